@@ -1,0 +1,193 @@
+"""Small containers without I/O: headers, query strings, URLs, and the state that views share."""
+
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+__all__ = ["URL", "Headers", "MultiDict", "State", "parse_query"]
+
+V = TypeVar("V")
+
+
+class MultiDict(Mapping[str, V], Generic[V]):
+    """
+    A read-only mapping in which a key may stand more than once.
+
+    ``m[key]`` and ``get`` give the **first** value; ``getlist`` gives all, in order; ``multi_items`` every pair.
+
+    Args:
+        items: ``(key, value)`` pairs in order.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Iterable[tuple[str, V]] = ()) -> None:
+        self._items: list[tuple[str, V]] = list(items)
+
+    @staticmethod
+    def _key(key: str) -> str:
+        return key
+
+    def __getitem__(self, key: str) -> V:
+        key = self._key(key)
+        for name, value in self._items:
+            if name == key:
+                return value
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and any(name == self._key(key) for name, _ in self._items)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self._items))
+
+    def __len__(self) -> int:
+        return len(dict(self._items))
+
+    def getlist(self, key: str) -> list[V]:
+        """Every value of ``key``, in order; an empty list when there is none."""
+        key = self._key(key)
+        return [value for name, value in self._items if name == key]
+
+    def multi_items(self) -> list[tuple[str, V]]:
+        """Every ``(key, value)`` pair, in order."""
+        return list(self._items)
+
+    def keys(self) -> KeysView[str]:
+        """The keys, each once."""
+        return dict(self._items).keys()
+
+    def values(self) -> ValuesView[V]:
+        """The first value of each key."""
+        return self._first().values()
+
+    def items(self) -> ItemsView[str, V]:
+        """Each key with its first value."""
+        return self._first().items()
+
+    def _first(self) -> dict[str, V]:
+        return {key: self[key] for key in self}
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, MultiDict):
+            return sorted(self._items, key=lambda item: item[0]) == sorted(other._items, key=lambda item: item[0])
+        return Mapping.__eq__(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._items!r})"
+
+
+class Headers(MultiDict[str]):
+    """
+    HTTP headers: a read-only multi-dict whose names have no case. Values are decoded as Latin-1.
+
+    Args:
+        raw: ``(name, value)`` pairs of bytes, as in an ASGI scope.
+
+    Source: RFC 9110 §5.1 (names), §5.5 (values).
+    """
+
+    __slots__ = ()
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__([(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw])
+
+    @staticmethod
+    def _key(key: str) -> str:
+        return key.lower()
+
+
+class URL:
+    """
+    The URL of a request.
+
+    Attributes:
+        scheme: ``http``, ``https``, ``ws`` or ``wss``.
+        netloc: Host, and port where it is not the scheme's own, as the client wrote them in ``Host``.
+        path: Percent-encoded, with the root path.
+        query: The query string without ``?``.
+    """
+
+    __slots__ = ("netloc", "path", "query", "scheme")
+
+    def __init__(self, *, scheme: str, netloc: str, path: str, query: str = "") -> None:
+        self.scheme = scheme
+        self.netloc = netloc
+        self.path = path
+        self.query = query
+
+    @property
+    def host(self) -> str:
+        """The host without port or brackets; empty where ``netloc`` is malformed."""
+        try:
+            return urlsplit(f"//{self.netloc}").hostname or ""
+        except ValueError:
+            return ""
+
+    @property
+    def port(self) -> int | None:
+        """The port, where one was written and is a number."""
+        try:
+            return urlsplit(f"//{self.netloc}").port
+        except ValueError:
+            return None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, URL | str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __repr__(self) -> str:
+        return f"URL({str(self)!r})"
+
+
+class State:
+    """
+    A place for anything that views share: ``state.name = value``. Only what was set can be read.
+
+    Args:
+        values: Kept as it is, not copied: two states over one dict see each other.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: dict[str, Any] | None = None) -> None:
+        object.__setattr__(self, "_values", {} if values is None else values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            known = ", ".join(sorted(self._values)) or "nothing"
+            raise AttributeError(f"state has no {name!r}; set so far: {known}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._values[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self._values[name]
+        except KeyError:
+            raise AttributeError(f"state has no {name!r}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __repr__(self) -> str:
+        return f"State({self._values!r})"
+
+
+def parse_query(query: str) -> MultiDict[str]:
+    """
+    A query string, or an urlencoded form, as a multi-dict. Blank values are kept; bytes that are no UTF-8 become
+    U+FFFD.
+
+    Source: https://url.spec.whatwg.org/#urlencoded-parsing
+    """
+    return MultiDict(parse_qsl(query, keep_blank_values=True, errors="replace"))

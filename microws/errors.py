@@ -1,0 +1,143 @@
+"""
+Every exception that microws raises, in one tree.
+
+::
+
+    MicrowsError
+    ├── HTTPException             a view's answer with a status, raised
+    ├── WebSocketDisconnect       the connection has ended
+    ├── WebSocketRejected         (test client) the handshake was refused
+    ├── ClientDisconnect          an HTTP client left before its body had arrived
+    ├── PayloadTypeError          TypeError: a text frame where bytes were due, or the reverse
+    ├── InvalidMessage            ValueError: a message that its codec cannot decode
+    ├── Overflow                  a subscription was read too slowly
+    ├── PublishTimeout            TimeoutError: unknown whether the message was published
+    ├── RoutingError              ValueError: a pattern, a name or two routes that cannot be
+    └── FeatureUnavailable        NotImplementedError: this version does not have it
+
+Misuse of the API (a wrong argument, a call in the wrong state) is a plain ``TypeError``, ``ValueError`` or
+``RuntimeError``: nothing that a program should catch.
+"""
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+
+__all__ = [
+    "ClientDisconnect",
+    "FeatureUnavailable",
+    "HTTPException",
+    "InvalidMessage",
+    "MicrowsError",
+    "Overflow",
+    "PayloadTypeError",
+    "PublishTimeout",
+    "RoutingError",
+    "WebSocketDisconnect",
+    "WebSocketRejected",
+]
+
+
+class MicrowsError(Exception):
+    """The root of every exception that microws defines."""
+
+
+class HTTPException(MicrowsError):
+    """
+    Ends a view with an HTTP status.
+
+    In an HTTP view it becomes that response; in a WebSocket view before ``accept`` a denial with that status, after
+    it a close with code 3000 + ``status`` and ``detail`` as reason.
+
+    Args:
+        status: HTTP status, 400–599.
+        detail: Text for the client; the status's own phrase by default.
+        headers: More response headers, a mapping or ``(name, value)`` pairs.
+
+    Raises:
+        ValueError: ``status`` is not an error status.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str | None = None,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+    ) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"HTTPException takes an error status, 400 to 599, not {status}; return (body, {status})")
+        self.status = status
+        self.detail = _phrase(status) if detail is None else detail
+        self.headers: list[tuple[str, str]] = list(headers.items() if isinstance(headers, Mapping) else headers or ())
+        super().__init__(f"{status} {self.detail}")
+
+
+class WebSocketDisconnect(MicrowsError):
+    """
+    The WebSocket connection has ended: the client left, or this side closed it.
+
+    Attributes:
+        code: Close code (RFC 6455 §7.4); 1005 when the peer sent none, 1006 when the connection broke.
+        reason: Close reason, often empty.
+    """
+
+    def __init__(self, code: int = 1005, reason: str = "") -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(f"{code} {reason}".rstrip())
+
+
+class WebSocketRejected(MicrowsError):
+    """
+    The server refused the handshake. Raised by the test client.
+
+    Attributes:
+        status: HTTP status of the refusal.
+        headers: Its headers as ``(name, value)`` pairs, names in lower case.
+        body: Its body.
+        code: 3000 + ``status`` for an answer of microws; for a close before accept, that close's code.
+    """
+
+    def __init__(
+        self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"", code: int = 1006
+    ) -> None:
+        self.status = status
+        self.headers = list(headers)
+        self.body = body
+        self.code = code
+        super().__init__(f"handshake refused with {status} {_phrase(status)}: {body[:200]!r}")
+
+
+class ClientDisconnect(MicrowsError):
+    """The HTTP client left before its request body had arrived."""
+
+
+class PayloadTypeError(MicrowsError, TypeError):
+    """A text frame came where the view receives bytes, or a binary frame where it receives text."""
+
+
+class InvalidMessage(MicrowsError, ValueError):
+    """A message, or a request's body, that its codec cannot decode. The text says what is wrong with it."""
+
+
+class Overflow(MicrowsError):
+    """A subscription's queue was full when a message came: at least one message was lost."""
+
+
+class PublishTimeout(MicrowsError, TimeoutError):
+    """The backplane gave no answer in time: the message may or may not have been published."""
+
+
+class RoutingError(MicrowsError, ValueError):
+    """A pattern that is malformed, a route that another one hides, or a name or parameter that ``url_for`` lacks."""
+
+
+class FeatureUnavailable(MicrowsError, NotImplementedError):
+    """A feature that is described but that this version, or this installation, does not have."""
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"

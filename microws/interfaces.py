@@ -1,0 +1,164 @@
+"""The words that the other modules share: ASGI's types, what travels, and the protocols between the floors."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final
+
+__all__ = [
+    "ASGIApplication",
+    "Application",
+    "Backplane",
+    "Codec",
+    "Event",
+    "Frame",
+    "Payload",
+    "Receipt",
+    "Receive",
+    "Scope",
+    "Send",
+    "Transport",
+]
+
+# https://asgi.readthedocs.io/en/latest/specs/main.html
+Scope: TypeAlias = MutableMapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Event]]
+Send: TypeAlias = Callable[[Event], Awaitable[None]]
+ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@final
+class Frame:
+    """
+    One encoded message: its payload, and whether it travels as text or as binary. Shared by outboxes; never changed.
+
+    Args:
+        payload: ``str`` for a text frame. ``bytes`` for a binary frame, or with ``is_text`` for a text frame that is
+            encoded already.
+        is_text: Whether ``bytes`` are valid UTF-8 to be sent as text. Default: only ``str`` is text.
+
+    Source: RFC 6455 §5.6.
+    """
+
+    __slots__ = ("_bytes", "_text", "is_text")
+
+    def __init__(self, payload: str | bytes, *, is_text: bool = False) -> None:
+        if isinstance(payload, str):
+            self._text: str | None = payload
+            self._bytes: bytes | None = None
+            self.is_text = True
+        else:
+            self._text = None
+            self._bytes = payload
+            self.is_text = is_text
+
+    @property
+    def data(self) -> bytes:
+        """The payload as bytes; encoded at most once."""
+        if self._bytes is None:
+            assert self._text is not None
+            self._bytes = self._text.encode()
+        return self._bytes
+
+    @property
+    def text(self) -> str:
+        """The payload of a text frame as ``str``; decoded at most once."""
+        if self._text is None:
+            assert self._bytes is not None
+            self._text = self._bytes.decode()
+        return self._text
+
+    @property
+    def size(self) -> int:
+        """Payload bytes."""
+        if self._bytes is None and self._text is not None and self._text.isascii():
+            return len(self._text)
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return f"Frame({self.text!r})" if self.is_text else f"Frame({self.data!r})"
+
+
+class Payload(NamedTuple):
+    """
+    A published value in its one canonical form, which every process turns into frames by itself.
+
+    Attributes:
+        kind: ``"text"``: a ``str`` value in UTF-8. ``"bytes"``: binary. ``"json"``: any other value, as JSON.
+        data: The encoded value.
+    """
+
+    kind: Literal["text", "bytes", "json"]
+    data: bytes
+
+
+class Receipt(NamedTuple):
+    """
+    What ``publish`` returns.
+
+    Attributes:
+        subscribers: Subscriptions that the message reached from this process.
+        id: The message's position, or ``None`` on a topic without history.
+    """
+
+    subscribers: int
+    id: str | None = None
+
+
+class Codec(Protocol):
+    """
+    How an app's values travel in messages: what ``app.add_codec(name, codec)`` takes.
+
+    Attributes:
+        frames: Which frames ``decode`` takes: ``"text"`` (it gets ``str``), ``"binary"`` (``bytes``) or ``"any"``.
+    """
+
+    frames: Literal["text", "binary", "any"]
+
+    def encode(self, value: Any, /) -> str | bytes:
+        """``value`` as a text frame (``str``) or a binary one (``bytes``). Raises ``TypeError`` or ``ValueError``."""
+        ...
+
+    def decode(self, data: Any, /) -> Any:
+        """The value in a frame's ``str`` or ``bytes``. Raises ``ValueError``, whose text becomes the close reason."""
+        ...
+
+
+class Transport(Protocol):
+    """What carries one connection's frames out: a server's own transport, or ASGI's ``send``."""
+
+    def write(self, frames: list[Frame]) -> bool:
+        """Hand over ``frames``. Never waits. ``False``: keep later ones until ``writable`` is called."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what was written, then a Close frame. Never waits."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
+
+
+class Backplane(Protocol):
+    """What carries a publish to every process: it brings each payload to ``Hub.deliver``, in one order."""
+
+    async def publish(self, topic: str, payload: Payload) -> Receipt:
+        """Carry ``payload`` to the subscribers of ``topic`` in every process."""
+        ...
+
+
+class Application(Protocol):
+    """What a ``WebSocket`` and a ``Request`` need of the app that they belong to."""
+
+    @property
+    def state(self) -> Any:
+        """What the app's views share."""
+        ...
+
+    def url_for(self, name: str, /, **params: Any) -> str:
+        """The path of the route of that name."""
+        ...
+
+    async def publish(self, topic: str, value: Any) -> Receipt:
+        """Send ``value`` to every subscriber of ``topic``."""
+        ...

@@ -1,0 +1,31 @@
+"""microws, as its tutorial writes it."""
+
+from microws import App
+
+app = App()
+
+
+@app.route("/json")
+async def json_view():
+    return {"message": "Hello, World!"}
+
+
+@app.websocket_route("/echo")
+async def echo(ws):
+    async with ws:
+        async for message in ws:
+            await ws.send(message)
+
+
+@app.websocket_route("/sub", subscribe="fan")
+async def sub(ws):
+    async with ws:
+        async for _ in ws:
+            pass
+
+
+@app.websocket_route("/pub")
+async def pub(ws):
+    async with ws:
+        async for message in ws:
+            await ws.publish("fan", message)

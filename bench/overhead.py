@@ -20,12 +20,12 @@ from collections import deque
 from pathlib import Path
 from time import process_time
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 APPS = {
-    "bare": "apps.bare",
-    "microws": "apps.microws_app",
-    "starlette": "apps.starlette_app",
-    "quart": "apps.quart_app",
+    "bare": "bench.apps.bare",
+    "microws": "bench.apps.microws_app",
+    "starlette": "bench.apps.starlette_app",
+    "quart": "bench.apps.quart_app",
 }
 TEXT = "abcdefghijklmnopqrstuvwxyz" * 2 + "abcdefghijkl"
 ANSWER = {"message": "Hello, World!"}
@@ -286,7 +286,7 @@ def main():
     if unknown := [name for name in names if name not in APPS]:
         parser.error(f"--only: no app {', '.join(unknown)}; there are {', '.join(APPS)}")
 
-    sys.path.insert(0, str(HERE))
+    sys.path.insert(0, str(ROOT))
     if arguments.profile:
         for name in names:
             print(f"# {name}, {arguments.profile}")

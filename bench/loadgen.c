@@ -1,0 +1,570 @@
+// loadgen: load for a WebSocket or HTTP server on 127.0.0.1.
+// One thread, epoll, busy polling: give it a core of its own.
+//
+//   loadgen echo    -p PORT -u PATH -c CONNECTIONS -t SECONDS     one text message in flight on each connection
+//   loadgen http    -p PORT -u PATH -c CONNECTIONS -t SECONDS     keep-alive GETs, one in flight on each connection
+//   loadgen connect -p PORT -u PATH -c IN_FLIGHT -t SECONDS       handshake, Close, and again
+//   loadgen idle    -p PORT -u PATH -c CONNECTIONS                opens them, prints, holds them until stdin ends
+//   loadgen fan     -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -d IN_FLIGHT -t SECONDS
+//                                                                 publishes again when every subscriber has a message
+//   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)
+//
+// Prints one JSON object. Whatever is not as it must be (a refused handshake, a wrong echo, a message lost, repeated or
+// out of order, a connection closed by the server) ends it with {"error": ...} and exit status 1.
+
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_MESSAGE = 60000, MAX_FRAME = MAX_MESSAGE + 8, READ_SIZE = 1 << 18 };
+enum { OPENING_AT_ONCE = 64, MAX_IN_FLIGHT = 1024 };
+static const double PATIENCE = 15;  // seconds without any progress
+
+static int port = 8000, connection_count = 1, message_size = 64, in_flight = 1;
+static double seconds = 3, warm_up = 0.5;
+static const char *path = "/", *publish_path = "/";
+
+// ---- time, failure, latencies
+
+static uint64_t now(void) {  // nanoseconds
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static double seconds_since(uint64_t start) { return (now() - start) / 1e9; }
+
+__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  for (char *p = text; *p; p++)
+    if (*p == '"' || *p == '\\' || (unsigned char)*p < ' ' || (unsigned char)*p > '~') *p = '\'';
+  printf("{\"error\": \"%s\"}\n", text);
+  exit(1);
+}
+
+static bool measuring;
+static long completed;
+static uint32_t *latencies;  // tens of nanoseconds
+static size_t latency_count, latency_capacity;
+
+static void complete(uint64_t nanoseconds) {
+  if (!measuring) return;
+  completed++;
+  if (latency_count == latency_capacity) {
+    latency_capacity = latency_capacity ? latency_capacity * 2 : 1 << 16;
+    latencies = realloc(latencies, latency_capacity * sizeof *latencies);
+    if (!latencies) fail("out of memory");
+  }
+  uint64_t value = nanoseconds / 10;
+  latencies[latency_count++] = value > UINT32_MAX ? UINT32_MAX : value;
+}
+
+static int compare(const void *a, const void *b) {
+  uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+  return x < y ? -1 : x > y;
+}
+
+static double percentile(double fraction) {  // microseconds; the latencies are sorted
+  if (!latency_count) return 0;
+  size_t i = fraction * latency_count;
+  return latencies[i < latency_count ? i : latency_count - 1] / 100.0;
+}
+
+static void print_rate(const char *mode, long count, double elapsed) {
+  qsort(latencies, latency_count, sizeof *latencies, compare);
+  printf("{\"mode\": \"%s\", \"connections\": %d, \"per_second\": %.1f, "
+         "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n",
+         mode, connection_count, count / elapsed, percentile(0.5), percentile(0.99), percentile(1));
+}
+
+// ---- connections
+
+typedef struct {
+  int fd;
+  enum { FREE, CONNECTING, HANDSHAKE, OPEN, CLOSING } phase;
+  const char *path;
+  uint64_t started;   // when what is in flight was sent
+  uint32_t sequence;  // fan: the last message received
+  uint8_t *held;      // the beginning of a message whose rest is still to come
+  size_t held_size, held_capacity;
+} Connection;
+
+// What a mode does when something happens. `parse` returns the bytes that it took; the rest is held for the next call.
+static struct {
+  void (*connected)(Connection *);
+  size_t (*parse)(Connection *, const uint8_t *, size_t);
+  void (*opened)(Connection *);
+  void (*message)(Connection *, const uint8_t *, size_t);
+  void (*closed)(Connection *);
+  void (*turn)(void);  // after whatever one look at the sockets brought
+} on;
+
+static int epoll;
+static uint64_t read_at;  // when the bytes that are being parsed were read
+
+static void start(Connection *c, const char *to) {
+  int yes = 1;
+  c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  if (c->fd < 0) fail("socket: %s", strerror(errno));
+  setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+  c->phase = CONNECTING;
+  c->path = to;
+  c->sequence = 0;
+  c->held_size = 0;
+  c->started = now();
+  struct sockaddr_in address = {
+      .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
+    fail("connect: %s", strerror(errno));
+  struct epoll_event event = {.events = EPOLLOUT, .data.ptr = c};
+  epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event);
+}
+
+// With a reset, so that no port is kept in TIME_WAIT.
+static void drop(Connection *c) {
+  struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+  setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+  close(c->fd);
+  c->phase = FREE;
+  c->held_size = 0;
+}
+
+static void send_all(Connection *c, const void *data, size_t size) {
+  for (size_t sent = 0; sent < size;) {
+    ssize_t n = send(c->fd, (const char *)data + sent, size - sent, MSG_NOSIGNAL);
+    if (n > 0) {
+      sent += n;
+    } else if (n < 0 && errno == EAGAIN) {
+      struct pollfd writable = {.fd = c->fd, .events = POLLOUT};
+      if (poll(&writable, 1, PATIENCE * 1000) == 0) fail("the server does not read");
+    } else {
+      fail("send: %s", strerror(errno));
+    }
+  }
+}
+
+static void closed_unexpectedly(Connection *c) { fail("the server closed a connection to %s", c->path); }
+
+static void tcp_connected(Connection *c) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+  if (error) fail("connect: %s", strerror(error));
+  struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
+  epoll_ctl(epoll, EPOLL_CTL_MOD, c->fd, &event);
+  on.connected(c);
+}
+
+static void hold(Connection *c, const uint8_t *data, size_t size) {
+  if (size > c->held_capacity) {
+    c->held_capacity = size * 2;
+    free(c->held);
+    c->held = malloc(c->held_capacity);
+    if (!c->held) fail("out of memory");
+  }
+  memcpy(c->held, data, size);
+  c->held_size = size;
+}
+
+static void readable(Connection *c) {
+  static uint8_t bytes[READ_SIZE];
+  size_t size = c->held_size;
+  if (size) memcpy(bytes, c->held, size);
+  ssize_t n = recv(c->fd, bytes + size, sizeof bytes - size, 0);
+  if (n < 0 && errno == EAGAIN) return;
+  if (n <= 0) {
+    if (n < 0 && c->phase != CLOSING) fail("recv: %s", strerror(errno));
+    on.closed(c);
+    return;
+  }
+  read_at = now();
+  size += n;
+  c->held_size = 0;
+  size_t taken = on.parse(c, bytes, size);
+  if (c->phase != FREE && c->phase != CONNECTING && taken < size) {
+    if (size - taken > READ_SIZE / 2) fail("more than %d bytes without an end of message", READ_SIZE / 2);
+    hold(c, bytes + taken, size - taken);
+  }
+}
+
+static void run_once(void) {
+  static struct epoll_event events[1024];
+  int n = epoll_wait(epoll, events, 1024, 0);
+  for (int i = 0; i < n; i++) {
+    Connection *c = events[i].data.ptr;
+    if (c->phase == CONNECTING)
+      tcp_connected(c);
+    else if (c->phase != FREE)
+      readable(c);
+  }
+  if (on.turn) on.turn();
+}
+
+static void run_for(double duration) {
+  uint64_t start = now(), progress = start;
+  long last = completed;
+  while (seconds_since(start) < duration) {
+    run_once();
+    if (completed != last) {
+      last = completed;
+      progress = now();
+    }
+    if (measuring && seconds_since(progress) > PATIENCE) fail("no answer for %.0f s", PATIENCE);
+  }
+}
+
+static double measure(void) {  // warm-up, then the seconds that count; returns how many it really were
+  run_for(warm_up);
+  measuring = true;
+  uint64_t start = now();
+  run_for(seconds);
+  double elapsed = seconds_since(start);
+  measuring = false;
+  if (!completed) fail("nothing completed in %.1f s", elapsed);
+  return elapsed;
+}
+
+static Connection *new_connections(int count) {
+  Connection *connections = calloc(count, sizeof *connections);
+  if (!connections) fail("out of memory");
+  return connections;
+}
+
+// ---- WebSocket (RFC 6455), as a client needs it
+
+enum { TEXT = 1, BINARY = 2, CLOSE = 8, PING = 9 };
+
+// The key and its answer are the example of RFC 6455 section 1.3.
+static void send_upgrade(Connection *c) {
+  char request[1024];
+  int size = snprintf(request, sizeof request,
+                      "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+                      c->path, port);
+  c->phase = HANDSHAKE;
+  send_all(c, request, size);
+}
+
+static uint8_t payload[MAX_MESSAGE], frame[MAX_FRAME];  // what a mode sends
+static size_t frame_size;
+
+static size_t make_frame(uint8_t *to, int opcode, const void *data, size_t size) {  // masked
+  static const uint8_t mask[4] = {0x37, 0xfa, 0x21, 0x3d};
+  size_t head = 0;
+  to[head++] = 0x80 | opcode;
+  if (size < 126) {
+    to[head++] = 0x80 | size;
+  } else {
+    to[head++] = 0x80 | 126;
+    to[head++] = size >> 8;
+    to[head++] = size;
+  }
+  memcpy(to + head, mask, 4);
+  head += 4;
+  for (size_t i = 0; i < size; i++) to[head + i] = ((const uint8_t *)data)[i] ^ mask[i & 3];
+  return head + size;
+}
+
+static size_t parse_handshake(Connection *c, const uint8_t *bytes, size_t size) {
+  static const char status[] = "HTTP/1.1 101", accept[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+  const uint8_t *end = memmem(bytes, size, "\r\n\r\n", 4);
+  if (!end) return 0;
+  size_t head = end + 4 - bytes;
+  if (memcmp(bytes, status, strlen(status)) || !memmem(bytes, head, accept, strlen(accept)))
+    fail("bad handshake at %s: %.*s", c->path, (int)(size > 200 ? 200 : size), (const char *)bytes);
+  c->phase = OPEN;
+  if (on.opened) on.opened(c);
+  return head;
+}
+
+static size_t parse_websocket(Connection *c, const uint8_t *bytes, size_t size) {
+  size_t taken = 0;
+  if (c->phase == HANDSHAKE) {
+    taken = parse_handshake(c, bytes, size);
+    if (!taken) return 0;
+  }
+  while (c->phase != FREE && c->phase != CONNECTING && size - taken >= 2) {
+    const uint8_t *next = bytes + taken;
+    size_t head = 2, length = next[1] & 127;
+    if (length == 126) {
+      head = 4;
+      if (size - taken < head) break;
+      length = next[2] << 8 | next[3];
+    } else if (length == 127) {
+      fail("a frame longer than any that was sent");
+    }
+    if (size - taken < head + length) break;
+    taken += head + length;
+    if (next[0] == (0x80 | TEXT) || next[0] == (0x80 | BINARY)) {
+      if (on.message) on.message(c, next + head, length);
+    } else if (next[0] == (0x80 | PING)) {
+      uint8_t pong[140];
+      send_all(c, pong, make_frame(pong, 10, next + head, length));
+    } else if (next[0] == (0x80 | CLOSE)) {
+      on.closed(c);
+    } else {
+      fail("unexpected frame 0x%02x", next[0]);
+    }
+  }
+  return taken;
+}
+
+static void be_websocket(void) {
+  on.connected = send_upgrade;
+  on.parse = parse_websocket;
+  on.closed = closed_unexpectedly;
+}
+
+static int opened_count;
+
+static void count_opened(Connection *c) {
+  (void)c;
+  opened_count++;
+}
+
+static double open_all(Connection *connections, int count, const char *to) {
+  uint64_t start_time = now(), progress = start_time;
+  int started = 0, before = 0;
+  opened_count = 0;
+  on.opened = count_opened;
+  while (opened_count < count) {
+    while (started < count && started - opened_count < OPENING_AT_ONCE) start(&connections[started++], to);
+    run_once();
+    if (opened_count != before) {
+      before = opened_count;
+      progress = now();
+    }
+    if (seconds_since(progress) > PATIENCE) fail("no handshake answered for %.0f s", PATIENCE);
+  }
+  on.opened = NULL;
+  return seconds_since(start_time);
+}
+
+// ---- echo
+
+static void send_echo(Connection *c) {
+  c->started = now();
+  send_all(c, frame, frame_size);
+}
+
+static void echo_message(Connection *c, const uint8_t *message, size_t size) {
+  if (size != (size_t)message_size || memcmp(message, payload, size)) fail("the echo is not what was sent");
+  complete(read_at - c->started);
+  send_echo(c);
+}
+
+static void run_echo(void) {
+  for (int i = 0; i < message_size; i++) payload[i] = 'a' + i % 26;
+  frame_size = make_frame(frame, TEXT, payload, message_size);
+  be_websocket();
+  Connection *connections = new_connections(connection_count);
+  open_all(connections, connection_count, path);
+  run_for(0.1);
+  on.message = echo_message;
+  for (int i = 0; i < connection_count; i++) send_echo(&connections[i]);
+  double elapsed = measure();
+  print_rate("echo", completed, elapsed);
+}
+
+// ---- http
+
+static char request[1024];
+static size_t request_size;
+
+static void send_get(Connection *c) {
+  c->phase = OPEN;
+  c->started = now();
+  send_all(c, request, request_size);
+}
+
+static void http_closed(Connection *c) { fail("the server closed without an answer at %s", c->path); }
+
+static size_t parse_http(Connection *c, const uint8_t *bytes, size_t size) {
+  static const char status[] = "HTTP/1.1 200";
+  static const char length_name[] = "\r\ncontent-length:", close_header[] = "\r\nconnection: close";
+  const uint8_t *end = memmem(bytes, size, "\r\n\r\n", 4);
+  if (!end) return 0;
+  char head[4096];
+  size_t head_size = end + 4 - bytes;
+  if (memcmp(bytes, status, strlen(status)) || head_size >= sizeof head)
+    fail("expected 200 at %s, got: %.*s", c->path, (int)(size > 200 ? 200 : size), (const char *)bytes);
+  memcpy(head, bytes, head_size);
+  head[head_size] = 0;
+  const char *length = strcasestr(head, length_name);
+  if (!length) fail("a response without Content-Length at %s", c->path);
+  size_t body_size = strtoul(length + strlen(length_name), NULL, 10);
+  if (size < head_size + body_size) return 0;
+  complete(read_at - c->started);
+  if (strcasestr(head, close_header)) {  // servers limit the requests on one connection
+    drop(c);
+    start(c, c->path);
+  } else {
+    send_get(c);
+  }
+  return head_size + body_size;
+}
+
+static void run_http(void) {
+  request_size = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", path, port);
+  on.connected = send_get;
+  on.parse = parse_http;
+  on.closed = http_closed;
+  Connection *connections = new_connections(connection_count);
+  for (int i = 0; i < connection_count; i++) start(&connections[i], path);
+  double elapsed = measure();
+  print_rate("http", completed, elapsed);
+}
+
+// ---- connect
+
+static void connect_opened(Connection *c) {
+  complete(now() - c->started);
+  send_all(c, frame, frame_size);
+  c->phase = CLOSING;
+}
+
+static void connect_closed(Connection *c) {
+  if (c->phase != CLOSING) closed_unexpectedly(c);
+  drop(c);
+  start(c, path);
+}
+
+static void run_connect(void) {
+  static const uint8_t normal_closure[] = {1000 >> 8, 1000 & 255};
+  frame_size = make_frame(frame, CLOSE, normal_closure, sizeof normal_closure);
+  be_websocket();
+  on.opened = connect_opened;
+  on.closed = connect_closed;
+  Connection *connections = new_connections(connection_count);
+  for (int i = 0; i < connection_count; i++) start(&connections[i], path);
+  double elapsed = measure();
+  print_rate("connect", completed, elapsed);
+}
+
+// ---- idle
+
+static void run_idle(void) {
+  be_websocket();
+  double opened_in = open_all(new_connections(connection_count), connection_count, path);
+  printf("{\"mode\": \"idle\", \"connections\": %d, \"opened_in_s\": %.2f}\n", connection_count, opened_in);
+  fflush(stdout);
+  struct pollfd input = {.fd = 0, .events = POLLIN};
+  while (poll(&input, 1, 20) == 0) run_once();
+}
+
+// ---- fan: every message carries its number, "#00000001"; each subscriber must get each number once, in order
+
+enum { NUMBER_SIZE = 9, SLOTS = 2 * MAX_IN_FLIGHT, BATCH_SIZE = 32768 };
+static struct {
+  uint64_t started;
+  int missing;
+} published[SLOTS];  // by number, modulo SLOTS
+static uint32_t last_published;
+static int to_publish;
+static long deliveries;
+static Connection publisher;
+
+static void fan_message(Connection *c, const uint8_t *message, size_t size) {
+  if (c == &publisher) return;
+  const uint8_t *mark = memchr(message, '#', size);  // the server may wrap the message
+  if (!mark || message + size - mark < NUMBER_SIZE) fail("a message without its number");
+  uint32_t number = 0;
+  for (int i = 1; i < NUMBER_SIZE; i++) number = number * 10 + (mark[i] - '0');
+  if (number != c->sequence + 1) fail("message %u came after %u", number, c->sequence);
+  c->sequence = number;
+  if (measuring) deliveries++;
+  if (--published[number % SLOTS].missing == 0) {
+    complete(read_at - published[number % SLOTS].started);
+    to_publish++;
+  }
+}
+
+static void publish(void) {  // all that is due, in as few writes as possible
+  static uint8_t batch[BATCH_SIZE + MAX_FRAME];
+  size_t size = 0;
+  for (; to_publish; to_publish--) {
+    char number[16];
+    snprintf(number, sizeof number, "#%08u", ++last_published);
+    memcpy(payload, number, NUMBER_SIZE);
+    published[last_published % SLOTS].missing = connection_count;
+    published[last_published % SLOTS].started = now();
+    size += make_frame(batch + size, TEXT, payload, message_size);
+    if (size > BATCH_SIZE || to_publish == 1) {
+      send_all(&publisher, batch, size);
+      size = 0;
+    }
+  }
+}
+
+static void run_fan(void) {
+  if (message_size < NUMBER_SIZE) fail("-s: at least %d bytes for the number", NUMBER_SIZE);
+  memset(payload, 'x', message_size);
+  be_websocket();
+  on.message = fan_message;
+  open_all(new_connections(connection_count), connection_count, path);
+  open_all(&publisher, 1, publish_path);
+  run_for(0.3);
+  to_publish = in_flight;
+  on.turn = publish;
+  double elapsed = measure();
+  print_rate("fan", deliveries, elapsed);
+}
+
+// ----
+
+static int usage(void) {
+  fprintf(stderr,
+          "usage: loadgen echo|http|connect|idle|fan -p PORT -u PATH -c CONNECTIONS [-t SECONDS] [-w WARM_UP_SECONDS]\n"
+          "               [-s MESSAGE_BYTES] [-U PUBLISH_PATH -d IN_FLIGHT]\n");
+  return 2;
+}
+
+int main(int count, char **arguments) {
+  static const struct {
+    const char *name;
+    void (*run)(void);
+  } modes[] = {{"echo", run_echo}, {"http", run_http}, {"connect", run_connect}, {"idle", run_idle}, {"fan", run_fan}};
+  void (*run)(void) = NULL;
+  for (size_t i = 0; count > 1 && i < sizeof modes / sizeof *modes; i++)
+    if (!strcmp(arguments[1], modes[i].name)) run = modes[i].run;
+  if (!run) return usage();
+  optind = 2;
+  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:")) != -1;) switch (option) {
+      case 'p': port = atoi(optarg); break;
+      case 'u': path = optarg; break;
+      case 'U': publish_path = optarg; break;
+      case 'c': connection_count = atoi(optarg); break;
+      case 'd': in_flight = atoi(optarg); break;
+      case 't': seconds = atof(optarg); break;
+      case 'w': warm_up = atof(optarg); break;
+      case 's': message_size = atoi(optarg); break;
+      default: return usage();
+    }
+  if (connection_count < 1 || in_flight < 1 || in_flight > MAX_IN_FLIGHT) return usage();
+  if (message_size < 1 || message_size > MAX_MESSAGE) return usage();
+  struct rlimit files;
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+  epoll = epoll_create1(0);
+  run();
+  return 0;
+}

@@ -1,0 +1,204 @@
+"""One server, one sample: processes pinned to their cores, and how much of these cores others took meanwhile."""
+
+import http.client
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Pin", "Server", "ServerError", "Watch", "build_loadgen", "run_loadgen", "wait_calm"]
+
+HERE = Path(__file__).resolve().parent
+LOADGEN = HERE / "bin" / "loadgen"
+AUTOGROUP = Path("/proc/self/autogroup")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class ServerError(Exception):
+    """A server did not start, or does not answer as it must."""
+
+
+def build_loadgen():
+    """Compiles the load generator when it is missing or older than its source."""
+    source = HERE / "loadgen.c"
+    if LOADGEN.exists() and LOADGEN.stat().st_mtime >= source.stat().st_mtime:
+        return
+    LOADGEN.parent.mkdir(exist_ok=True)
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", LOADGEN, source], check=True)
+
+
+class Pin(NamedTuple):
+    """
+    Where a process runs, and before whom: called in the child, or in this process.
+
+    Attributes:
+        core: The only core that it uses.
+        niceness: As for nice(1); below 0 needs the right to it.
+    """
+
+    core: int
+    niceness: int = 0
+
+    def __call__(self):
+        os.sched_setaffinity(0, {self.core})
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        if self.niceness:
+            os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
+            # Where Linux groups processes by session, niceness counts only within the group, and the group has its own.
+            if AUTOGROUP.exists():
+                AUTOGROUP.write_text(str(self.niceness))
+
+
+class Server:
+    """
+    Hypercorn with one of the apps, in one process.
+
+    Args:
+        app: The module below ``bench/apps`` whose ``app`` is served.
+        pin: Where it runs.
+        log_path: Where its output goes.
+    """
+
+    def __init__(self, app, *, pin, log_path):
+        self.port = free_port()
+        self._log_path = log_path
+        command = [sys.executable, "-m", "hypercorn", "--config", HERE / "hypercorn.toml"]
+        command += ["--bind", f"127.0.0.1:{self.port}", f"bench.apps.{app}:app"]
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=HERE.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=pin,
+            )
+
+    def wait_ready(self, *, timeout=20):
+        """Waits until it answers the small JSON; raises ``ServerError`` with the end of its log when it does not."""
+        end = time.monotonic() + timeout
+        problem = "no answer"
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+                connection.request("GET", "/json")
+                response = connection.getresponse()
+                body = response.read()
+                connection.close()
+            except OSError:
+                time.sleep(0.05)
+                continue
+            if response.status == 200 and json.loads(body) == {"message": "Hello, World!"}:
+                return
+            problem = f"status {response.status}, {body!r}"
+            break
+        raise ServerError(f"{problem} from GET /json\n{self.log_tail()}")
+
+    def cpu_seconds(self):
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def resident_kib(self):
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        resident = re.search(r"VmRSS:\s+(\d+)", status)
+        if not resident:
+            raise ServerError(f"the server has ended\n{self.log_tail()}")
+        return int(resident[1])
+
+    def log_tail(self):
+        return self._log_path.read_text(errors="replace")[-2000:].strip()
+
+    def stop(self):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._process.send_signal(number)
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Watch:
+    """How much of the two cores was used, and by whom, since it was made."""
+
+    def __init__(self, cores, *, server, servers):
+        self._cores = cores
+        self._server = server
+        self._servers = servers
+        self._start = self._read()
+
+    def _read(self):
+        ours = os.times()
+        driver = ours.user + ours.system + ours.children_user + ours.children_system
+        return {
+            "wall": time.monotonic(),
+            "busy": sum(busy_seconds(core) for core in self._cores),
+            "ours": driver + sum(server.cpu_seconds() for server in self._servers),
+            "server": self._server.cpu_seconds(),
+        }
+
+    def shares(self):
+        """``foreign``: what processes other than ours took. ``server``: what the server took. In parts of a core."""
+        now = self._read()
+        spent = {key: now[key] - self._start[key] for key in now}
+        return {
+            "foreign": round(max(0, spent["busy"] - spent["ours"]) / spent["wall"], 3),
+            "server": round(spent["server"] / spent["wall"], 3),
+        }
+
+
+def busy_seconds(core):
+    """Time that ``core`` spent on processes and interrupts, or that the hypervisor withheld."""
+    line = re.search(rf"^cpu{core} (.*)$", Path("/proc/stat").read_text(), re.MULTILINE)[1]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = [int(field) for field in line.split()[:8]]
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
+def wait_calm(cores, *, timeout=10):
+    """Waits until ``cores`` have next to nothing to do: a server cleans up connections, others finish their work."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        before = sum(busy_seconds(core) for core in cores)
+        time.sleep(0.5)
+        if sum(busy_seconds(core) for core in cores) - before <= 0.02:
+            return
+
+
+def run_loadgen(mode, server, *, pin, options, while_holding=None):
+    """
+    Runs the load generator against ``server``.
+
+    Args:
+        while_holding: Called while the connections of ``idle`` are open; its result is returned as ``"held"``.
+
+    Returns:
+        What it printed: a rate and latencies, or ``{"error": ...}``.
+    """
+    command = [LOADGEN, mode, "-p", str(server.port), *(str(option) for option in options)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=pin,
+    ) as client:
+        result = json.loads(client.stdout.readline() or '{"error": "the load generator printed nothing"}')
+        if while_holding and "error" not in result:
+            result["held"] = while_holding()
+    return result

@@ -1,0 +1,482 @@
+"""A value becomes a frame, and a frame a value: text, bytes, JSON, and the codecs that an app adds."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from enum import Enum
+from math import isfinite
+from typing import Any, TypeAlias
+
+import orjson
+
+from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
+from microws.interfaces import Codec, Frame, Payload
+
+__all__ = ["AUTO", "BYTES", "JSON", "MAX_DEPTH", "TEXT", "Codecs", "MessageCodec", "dumps_json", "loads_json"]
+
+# Lists and dicts within each other, both ways. It is what orjson decodes; it encodes 254 by itself.
+MAX_DEPTH = 1024
+
+
+def dumps_json(value: Any) -> bytes:
+    """
+    ``value`` as JSON in UTF-8, exactly or not at all.
+
+    Args:
+        value: What orjson takes by itself: ``dict`` with ``str`` keys, ``list``, ``tuple``, ``str``, ``int``,
+            ``float``, ``bool``, ``None``, dataclasses, enums, dates, times and UUIDs.
+
+    Raises:
+        TypeError: It holds a type that JSON has no form for, or a key that is no ``str``.
+        ValueError: It holds NaN, Infinity, a lone surrogate or an integer beyond the range of a double, or is nested
+            deeper than 1,024. Both say where: ``$.a[3] is nan``.
+
+    Source: RFC 8259 §6 (numbers), §8.2 (surrogates), §9 (limits).
+    """
+    try:
+        data = orjson.dumps(value)
+    except TypeError:
+        # Also for what JSON can carry: integers beyond 64 bits, a depth over 254. And it never says where.
+        return _dumps_slowly(value)
+    # orjson writes NaN and Infinity as null. (`find`, because `in` takes twice as long on bytes.)
+    if data.find(b"null") >= 0 and _holds_non_finite(value):
+        return _dumps_slowly(value)
+    return data
+
+
+def loads_json(data: str | bytes) -> Any:
+    """
+    The value in ``data``, with integers beyond 64 bits exact.
+
+    Args:
+        data: One JSON text, as ``str`` or as UTF-8 without a byte order mark. Of equal keys the last one counts.
+
+    Raises:
+        InvalidMessage: Not JSON, or NaN, Infinity, a lone surrogate, a number beyond the range of a double, or nesting
+            deeper than 1,024. It has the decoder's words.
+
+    Source: RFC 8259; RFC 7493 (I-JSON) §2.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidMessage(f"invalid JSON: {error}") from None
+    # orjson makes a float of an integer beyond 64 bits. In C, a fifth of the decoder's own time:
+    digits = (data.encode() if isinstance(data, str) else data).translate(_DIGITS)
+    if digits.find(_DIGITS_19) >= 0 and (_MINUS_DIGITS_19 in digits or _DIGITS_20 in digits):
+        return _loads_slowly(data)
+    return value
+
+
+# Each digit becomes "0", "-" stays, the rest becomes blank.
+_DIGITS = bytes(ord("0") if chr(i) in "0123456789" else ord("-") if chr(i) == "-" else ord(" ") for i in range(256))
+_DIGITS_19 = b"0" * 19
+_DIGITS_20 = b"0" * 20
+_MINUS_DIGITS_19 = b"-" + _DIGITS_19
+
+
+def _loads_slowly(data: str | bytes) -> Any:
+    """What orjson found valid (so no NaN, no surrogate, no number of over 309 digits), decoded with exact integers."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise InvalidMessage("invalid JSON: nested too deep for the long integers in it") from None
+
+
+# The keys and indexes that lead to a value, from the inside out; None is the outermost value.
+_Where: TypeAlias = "tuple[_Where, Any] | None"
+
+
+def _dumps_slowly(value: Any) -> bytes:
+    """The same rules as orjson's, node by node: carries what it cannot, and says where a value is not to be carried."""
+    done: list[bytes] = []
+    depth = 0
+    # What is still to be written, the next one last: what stands before the value, the value, where it is.
+    pending: list[tuple[bytes, Any, _Where]] = [(b"", value, None)]
+    while pending:
+        before, value, where = pending.pop()
+        done.append(before)
+        if value is _CLOSING:
+            depth -= 1
+            continue
+        while isinstance(value, Enum):
+            value = value.value
+        members = _members(value)
+        if members is None:
+            done.append(_dumps_scalar(value, where))
+            continue
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(
+                f"JSON is nested at most {MAX_DEPTH} levels deep; {_path(where)} is deeper, or holds itself"
+            )
+        is_array = _is_array(value)
+        done.append(b"[" if is_array else b"{")
+        pending.append((b"]" if is_array else b"}", _CLOSING, where))
+        for position, (key, member) in reversed(list(enumerate(members))):
+            comma = b"," if position else b""
+            pending.append((comma if is_array else comma + _dumps_key(key, where) + b":", member, (where, key)))
+    return b"".join(done)
+
+
+_CLOSING = object()
+
+
+def _members(value: Any) -> list[tuple[Any, Any]] | None:
+    """The keys and values that orjson would write for a container; ``None`` for anything else."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if _is_array(value):
+        return list(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        names = dict.fromkeys([*(field.name for field in fields(value)), *getattr(value, "__dict__", ())])
+        return [(name, getattr(value, name)) for name in names if name[0] != "_" and hasattr(value, name)]
+    return None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list) or type(value) is tuple
+
+
+def _dumps_scalar(value: Any, where: _Where) -> bytes:
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{_path(where)} is {float(value)}, which JSON has no form for; send None instead")
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            float(value)
+        except OverflowError:
+            raise ValueError(f"{_path(where)} is an integer of more than 308 digits; send it as str") from None
+        return b"%d" % value
+    if isinstance(value, str):
+        return _dumps_str(value, where)
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise TypeError(
+            f"{_path(where)} is of type {type(value).__name__}, which JSON has no form for; "
+            "send dict, list, str, int, float, bool or None"
+        ) from None
+
+
+def _dumps_key(key: Any, where: _Where) -> bytes:
+    if not isinstance(key, str):
+        raise TypeError(f"{_path(where)} has a key of type {type(key).__name__}; a key in JSON is str: use str(key)")
+    return _dumps_str(key, (where, key))
+
+
+def _dumps_str(value: str, where: _Where) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise ValueError(f"{_path(where)} holds a lone surrogate, which UTF-8 cannot carry") from None
+
+
+def _holds_non_finite(value: Any) -> bool:
+    """Whether NaN or Infinity is anywhere in ``value``, which orjson has encoded: it is no deeper than 254."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        kind = type(item)
+        if kind is float:
+            if not isfinite(item):
+                return True
+        elif kind is dict:
+            pending.extend(item.values())
+        elif kind is list or kind is tuple:
+            pending.extend(item)
+        elif kind not in _FINITE:
+            if isinstance(item, Enum):
+                pending.append(item.value)
+            else:
+                pending.extend(member for _, member in _members(item) or ())
+    return False
+
+
+_FINITE = frozenset({str, int, bool, type(None)})
+
+
+def _path(where: _Where) -> str:
+    """``$.a[3]``, at most 60 characters of it: the end, which tells most."""
+    steps = []
+    while where is not None:
+        where, key = where
+        if isinstance(key, int):
+            steps.append(f"[{key}]")
+        else:
+            steps.append(f".{key}" if key.isidentifier() else f"[{key[:60]!r}]")
+    path = "$" + "".join(reversed(steps))
+    return path if len(path) <= 60 else f"…{path[-59:]}"
+
+
+class MessageCodec(ABC):
+    """
+    What a connection encodes and decodes its messages with; one instance serves every connection of a value type.
+
+    Attributes:
+        name: The ``value_type``.
+    """
+
+    name: str
+
+    @abstractmethod
+    def encode(self, value: Any) -> Frame:
+        """
+        ``value`` as the frame that ``ws.send`` sends.
+
+        Raises:
+            TypeError: A value of a type that does not travel this way; says what does, and what to write instead.
+            ValueError: The right type, but a value that cannot be encoded.
+        """
+
+    @abstractmethod
+    def decode(self, payload: str | bytes) -> Any:
+        """
+        The value in a message.
+
+        Args:
+            payload: ``str`` of a text frame, ``bytes`` of a binary one.
+
+        Raises:
+            PayloadTypeError: The wrong one of the two.
+            InvalidMessage: It cannot be decoded. The text is fit to be a close reason.
+        """
+
+    @abstractmethod
+    def frame(self, payload: Payload) -> Frame:
+        """
+        A published value as the frame that ``encode`` would make of it, without decoding it first where possible.
+
+        ``bytes`` is a binary frame whatever the codec.
+
+        Raises:
+            TypeError, ValueError: Only a codec that an app added: it cannot encode the value.
+        """
+
+
+class _Text(MessageCodec):
+    name = "text"
+
+    def encode(self, value: Any) -> Frame:
+        if not isinstance(value, str):
+            raise _wrong_type(value, 'a text route sends str, not {}; use value_type="json" or ws.send_json')
+        return Frame(value) if value.isascii() else Frame(value, encoded=_utf8(value))
+
+    def decode(self, payload: str | bytes) -> Any:
+        return _expect_text(payload)
+
+    def frame(self, payload: Payload) -> Frame:
+        return Frame(payload.data, is_text=payload.kind != "bytes")
+
+
+class _Bytes(MessageCodec):
+    name = "bytes"
+
+    def encode(self, value: Any) -> Frame:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise _wrong_type(value, 'a bytes route sends bytes, not {}; use value_type="json" or ws.send_json')
+        # A copy of what can still be changed: a frame may wait in many outboxes.
+        return Frame(bytes(value))
+
+    def decode(self, payload: str | bytes) -> Any:
+        return _expect_binary(payload)
+
+    def frame(self, payload: Payload) -> Frame:
+        return Frame(payload.data)
+
+
+class _Auto(_Text):
+    name = "auto"
+
+    def encode(self, value: Any) -> Frame:
+        if isinstance(value, str):
+            return TEXT.encode(value)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return BYTES.encode(value)
+        raise _wrong_type(value, 'an auto route sends str or bytes, not {}; use value_type="json" or ws.send_json')
+
+    def decode(self, payload: str | bytes) -> Any:
+        return payload
+
+
+class _JSON(MessageCodec):
+    name = "json"
+
+    def encode(self, value: Any) -> Frame:
+        return Frame(dumps_json(value), is_text=True)
+
+    def decode(self, payload: str | bytes) -> Any:
+        return loads_json(_expect_text(payload))
+
+    def frame(self, payload: Payload) -> Frame:
+        if payload.kind == "text":
+            return self.encode(payload.data.decode())
+        return Frame(payload.data, is_text=payload.kind == "json")
+
+
+TEXT: MessageCodec = _Text()
+BYTES: MessageCodec = _Bytes()
+AUTO: MessageCodec = _Auto()
+JSON: MessageCodec = _JSON()
+
+
+class _Added(MessageCodec):
+    """A codec of the app's own, with what it takes and gives checked."""
+
+    def __init__(self, name: str, codec: Codec, *, load_json: Callable[[str], Any]) -> None:
+        self.name = name
+        self._codec = codec
+        self._load_json = load_json
+
+    def encode(self, value: Any) -> Frame:
+        data = self._codec.encode(value)
+        if isinstance(data, str):
+            return TEXT.encode(data)
+        if isinstance(data, bytes | bytearray | memoryview):
+            return BYTES.encode(data)
+        raise _wrong_type(data, f"encode of the codec {self.name!r} must return str or bytes, not {{}}")
+
+    def decode(self, payload: str | bytes) -> Any:
+        if self._codec.frames == "text":
+            _expect_text(payload)
+        elif self._codec.frames == "binary":
+            _expect_binary(payload)
+        try:
+            return self._codec.decode(payload)
+        except InvalidMessage:
+            raise
+        except ValueError as error:
+            raise InvalidMessage(str(error) or "invalid message") from error
+
+    def frame(self, payload: Payload) -> Frame:
+        if payload.kind == "bytes":
+            return Frame(payload.data)
+        text = payload.data.decode()
+        return self.encode(text if payload.kind == "text" else self._load_json(text))
+
+
+class _AddedJSON(_Added):
+    """The app's own JSON: published values were encoded by it, and travel in text frames as they are."""
+
+    def encode(self, value: Any) -> Frame:
+        frame = super().encode(value)
+        if not frame.is_text:
+            raise TypeError('encode of the codec "json" must return str, not bytes: JSON travels in text frames')
+        return frame
+
+    def frame(self, payload: Payload) -> Frame:
+        return Frame(payload.data, is_text=True) if payload.kind == "json" else super().frame(payload)
+
+
+class Codecs:
+    """The codecs that an app knows by name. ``"json"`` may be replaced, for published values too."""
+
+    def __init__(self) -> None:
+        self._by_name = {codec.name: codec for codec in (TEXT, BYTES, JSON, AUTO)}
+        self._added: set[str] = set()
+
+    def add(self, name: str, codec: Codec) -> None:
+        """
+        Make ``codec`` a ``value_type``.
+
+        Args:
+            name: A name of its own, or ``"json"`` to replace that codec everywhere.
+            codec: Has ``frames``, ``encode`` and ``decode``.
+
+        Raises:
+            TypeError: ``codec`` is no codec.
+            ValueError: ``name`` is empty, built in or was added before, or a ``"json"`` that does not travel as text.
+        """
+        if not name:
+            raise ValueError('a codec needs a name, such as "cbor"')
+        if name in self._added:
+            raise ValueError(f"the codec {_cut(name)} was added before; give the second one another name")
+        if name in _BUILT_IN:
+            raise ValueError(f'{name!r} is built in and only "json" may be replaced; use another name')
+        if not all(callable(getattr(codec, method, None)) for method in ("encode", "decode")):
+            raise TypeError(f"a codec has the methods encode and decode; {_cut(codec)} has not")
+        expected = ("text",) if name == "json" else ("text", "binary", "any")
+        if getattr(codec, "frames", None) not in expected:
+            choice = " or ".join(f'"{frames}"' for frames in expected)
+            raise ValueError(f"the codec {_cut(name)} needs an attribute frames = {choice}")
+        kind = _AddedJSON if name == "json" else _Added
+        self._by_name[name] = kind(name, codec, load_json=self._load_json)
+        self._added.add(name)
+
+    def get(self, value_type: Any) -> MessageCodec:
+        """
+        The codec of a ``value_type``.
+
+        Raises:
+            FeatureUnavailable: ``"msgpack"`` or a type: this version has neither.
+            ValueError: No codec has that name; says which there are, and the nearest.
+        """
+        if not isinstance(value_type, str):
+            raise FeatureUnavailable(
+                f'this version takes a name as value_type, not {_cut(value_type)}; use value_type="json" and check '
+                "the value in the view"
+            )
+        codec = self._by_name.get(value_type)
+        if codec is not None:
+            return codec
+        if value_type == "msgpack":
+            raise FeatureUnavailable(
+                'this version has no value_type="msgpack"; add a codec under another name with app.add_codec'
+            )
+        nearest = get_close_matches(value_type, self._by_name, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"no value_type {_cut(value_type)}; there are {', '.join(map(repr, self._by_name))}{hint}")
+
+    def payload(self, value: Any) -> Payload:
+        """
+        A published value in the canonical form that every process frames by itself.
+
+        Args:
+            value: ``bytes``, ``bytearray`` or ``memoryview`` is binary, ``str`` is text, anything else JSON.
+
+        Raises:
+            TypeError, ValueError: It cannot be encoded.
+        """
+        if isinstance(value, str):
+            return Payload("text", _utf8(value))
+        if isinstance(value, bytes | bytearray | memoryview):
+            return Payload("bytes", bytes(value))
+        return Payload("json", self._by_name["json"].encode(value).data)
+
+    def _load_json(self, text: str) -> Any:
+        return self._by_name["json"].decode(text)
+
+
+_BUILT_IN = frozenset({"text", "bytes", "auto", "msgpack"})
+
+
+def _expect_text(payload: str | bytes) -> str:
+    if not isinstance(payload, str):
+        raise PayloadTypeError("expected a text frame, got a binary one")
+    return payload
+
+
+def _expect_binary(payload: str | bytes) -> bytes:
+    if isinstance(payload, str):
+        raise PayloadTypeError("expected a binary frame, got a text one")
+    return payload
+
+
+def _utf8(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a text message is UTF-8, which cannot carry the lone surrogate {value[error.start]!a} "
+            f"at position {error.start}; send bytes instead"
+        ) from None
+
+
+def _wrong_type(value: Any, text: str) -> TypeError:
+    return TypeError(text.format(type(value).__name__))
+
+
+def _cut(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"

@@ -1,0 +1,608 @@
+"""A value becomes a frame, and a frame a value."""
+
+import dataclasses
+import datetime
+import enum
+import json
+import math
+import uuid
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from microws.closing import MAX_REASON_BYTES
+from microws.codec import AUTO, BYTES, JSON, MAX_DEPTH, TEXT, Codecs, dumps_json, loads_json
+from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
+from microws.interfaces import Payload
+
+NAN, INF = math.nan, math.inf
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    NOTHING = NAN
+    LIST = [2**70]  # noqa: RUF012
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+    HUGE = 2**70
+
+
+class Word(str):
+    __slots__ = ()
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@dataclasses.dataclass
+class Point:
+    x: Any
+    _hidden: Any = NAN
+
+
+@dataclasses.dataclass(slots=True)
+class SlottedPoint:
+    x: Any
+
+
+def nested(depth, value=()):
+    value = list(value)
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def same(a, b):
+    """Equal, and of equal types all the way down: 1 is not 1.0, and -0.0 is not 0.0."""
+    return json.dumps(a) == json.dumps(b)
+
+
+def attempt(function, argument):
+    """What it returns, or the ``ValueError`` that it raises."""
+    try:
+        return function(argument)
+    except ValueError as error:
+        return error
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+floats = st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | floats | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=20,
+)
+
+
+class TestDumps:
+    @given(values)
+    def test_what_is_encoded_decodes_to_the_same_value(self, value):
+        assert same(loads_json(dumps_json(value)), value)
+        assert same(json.loads(dumps_json(value)), value)
+
+    @given(st.integers(-(2**1030), 2**1030))
+    @example(2**63)
+    @example(2**64 - 1)
+    @example(2**64)
+    @example(-(2**63))
+    @example(-(2**63) - 1)
+    @example(2**1024 - 2**970 - 1)
+    @example(2**1024 - 2**970)
+    def test_an_integer_is_carried_exactly_or_refused(self, number):
+        data = attempt(dumps_json, [number])
+        if isinstance(data, ValueError):
+            assert str(data) == "$[0] is an integer of more than 308 digits; send it as str"
+            assert isinstance(attempt(loads_json, f"[{number}]"), InvalidMessage)
+        else:
+            assert data == b"[%d]" % number
+            assert same(loads_json(data), [number])
+
+    def test_an_integer_with_more_digits_than_python_would_print_is_refused(self):
+        with pytest.raises(ValueError, match=r"^\$ is an integer of more than 308 digits"):
+            dumps_json(10**5000)
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (NAN, "$ is nan"),
+            (-INF, "$ is -inf"),
+            ({"a": [0, 1, 2, NAN]}, "$.a[3] is nan"),
+            ([None, (1, INF)], "$[1][1] is inf"),
+            ({"a b": NAN}, "$['a b'] is nan"),
+            (Colour.NOTHING, "$ is nan"),
+            ([{Word("a"): NAN}], "$[0].a is nan"),
+            (OrderedDict(a=NAN), "$.a is nan"),
+            ([Point(NAN)], "$[0].x is nan"),
+            ([SlottedPoint(NAN)], "$[0].x is nan"),
+            ([2**70, NAN], "$[1] is nan"),
+        ],
+    )
+    def test_nan_and_infinity_are_refused_where_they_are(self, value, message):
+        with pytest.raises(ValueError, match=r"which JSON has no form for; send None instead$") as caught:
+            dumps_json(value)
+        assert str(caught.value).startswith(message)
+
+    def test_what_orjson_would_add_to_a_dataclass_is_looked_at_too(self):
+        point = Point(1)
+        point.extra = NAN
+        with pytest.raises(ValueError, match=r"^\$\.extra is nan"):
+            dumps_json(point)
+
+    def test_none_and_the_word_null_are_no_reason_to_refuse(self):
+        value = {"a": None, "null": "null", "b": [None, 1.5, True, 3, {"c": ()}]}
+        assert loads_json(dumps_json(value)) == {**value, "b": [None, 1.5, True, 3, {"c": []}]}
+
+    def test_a_hidden_field_of_a_dataclass_is_not_sent_and_not_looked_at(self):
+        assert dumps_json(Point(None)) == b'{"x":null}'
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            Colour.RED,
+            Size.SMALL,
+            Word("a"),
+            Point({"a": [1, None]}),
+            SlottedPoint((1, "é")),
+            OrderedDict(b=1, a=[]),
+            datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
+            datetime.date(2020, 1, 2),
+            uuid.UUID(int=1),
+            [True, False, None, -0.0, 1e300, 5e-324, "\x00\x7f\u2028", {}],
+        ],
+    )
+    def test_the_slow_way_writes_what_the_fast_one_does(self, value):
+        slow = dumps_json([value, 2**64])
+        assert slow == b"[" + dumps_json(value) + b",18446744073709551616]"
+
+    def test_an_enum_member_may_stand_for_a_list(self):
+        assert dumps_json({"list": Colour.LIST, "size": Size.HUGE}) == b'{"list":[%d],"size":%d}' % (2**70, 2**70)
+
+    def test_a_key_may_be_of_a_class_derived_from_str(self):
+        assert dumps_json({Word("a"): 1}) == b'{"a":1}'
+
+    @pytest.mark.parametrize("key", [1, None, True, 1.5, ("a",), b"a"])
+    @pytest.mark.parametrize("more", [{}, {"big": 2**70}])
+    def test_a_key_that_is_no_str_is_refused(self, key, more):
+        message = rf"^\$\.a has a key of type {type(key).__name__}; a key in JSON is str: use str\(key\)$"
+        with pytest.raises(TypeError, match=message):
+            dumps_json({"a": {key: 1, **more}})
+
+    @pytest.mark.parametrize("value", [{1}, b"a", bytearray(), 1j, Pair(1, 2), object(), Point, range(3)])
+    @pytest.mark.parametrize("more", [0, 2**70])
+    def test_a_type_that_json_has_no_form_for_is_named(self, value, more):
+        with pytest.raises(TypeError, match=rf"^\$\.a is of type {type(value).__name__}, which JSON has no form for;"):
+            dumps_json({"more": more, "a": value})
+
+    @pytest.mark.parametrize("value", [["\ud800"], [{"\udfff": 1}], ["a\ud83d"], [Word("\ud800")]])
+    def test_a_lone_surrogate_is_refused(self, value):
+        with pytest.raises(ValueError, match=r"^\$\[0\].* holds a lone surrogate"):
+            dumps_json(value)
+
+    def test_a_value_may_be_as_deep_as_what_is_decoded(self):
+        value = nested(MAX_DEPTH, [1])
+        assert dumps_json(value) == b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH
+        assert dumps_json(loads_json(dumps_json(value))) == dumps_json(value)
+
+    def test_a_value_that_is_too_deep_is_refused(self):
+        with pytest.raises(
+            ValueError, match=r"^JSON is nested at most 1024 levels deep; ….*\[0\] is deeper, or holds itself$"
+        ):
+            dumps_json(nested(MAX_DEPTH + 1))
+
+    def test_many_siblings_do_not_count_as_depth(self):
+        assert loads_json(dumps_json([{}] * 2000 + [2**64])) == [{}] * 2000 + [2**64]
+
+    def test_a_value_that_holds_itself_is_refused(self):
+        value: dict[str, Any] = {}
+        value["again"] = value
+        with pytest.raises(ValueError, match=r"or holds itself$"):
+            dumps_json(value)
+
+    def test_a_message_shows_a_huge_value_only_in_part(self):
+        for value in ({"k" * 10_000: NAN}, {"k " * 10_000: NAN}, {"a": {"k" * 10_000: {1: 2}}}):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                dumps_json(value)
+            assert len(str(caught.value)) < 200
+
+
+class TestLoads:
+    @given(st.text() | values.map(json.dumps) | st.text('[]{}",:0123456789.eE+- \\utrnalsf'))
+    @example("[1,]")
+    @example("1e400")
+    @example('{"a":1,"a":2}')
+    @example("-0")
+    def test_any_text_decodes_as_the_strict_standard_decoder_does_or_is_refused(self, text):
+        def refuse(constant):
+            raise ValueError(constant)
+
+        value = attempt(loads_json, text)
+        if isinstance(value, ValueError):
+            assert isinstance(value, InvalidMessage)
+            assert str(value).startswith("invalid JSON: ")
+            assert len(str(value).encode()) <= MAX_REASON_BYTES
+        else:
+            assert same(value, json.loads(text, parse_constant=refuse))
+            assert same(loads_json(text.encode()), value)
+
+    @given(st.binary() | values.map(dumps_json))
+    def test_any_bytes_decode_as_their_text_does_or_are_refused(self, data):
+        value = attempt(loads_json, data)
+        assert isinstance(value, InvalidMessage) or same(value, json.loads(data.decode()))
+
+    @given(values.map(json.dumps))
+    def test_every_strict_document_decodes(self, text):
+        assert same(loads_json(text), json.loads(text))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            " ",
+            "NaN",
+            "[NaN]",
+            "Infinity",
+            "-Infinity",
+            "1e400",
+            "-1e400",
+            "[1,]",
+            "01",
+            "1.",
+            "'a'",
+            "\ufeff1",
+            "1 2",
+        ],
+    )
+    def test_what_is_not_json_is_refused(self, text):
+        with pytest.raises(InvalidMessage, match=r"^invalid JSON: "):
+            loads_json(text)
+
+    @pytest.mark.parametrize("data", [b"\xff", b'"\xc3"', b"\xef\xbb\xbf1", "1".encode("utf-16"), b'"\xed\xa0\x80"'])
+    def test_bytes_that_are_no_plain_utf8_are_refused(self, data):
+        with pytest.raises(InvalidMessage, match=r"^invalid JSON: "):
+            loads_json(data)
+
+    @pytest.mark.parametrize("text", [r'"\ud800"', r'{"\udc00": 1}', r'"\ud800a"', '"\ud800"'])
+    @pytest.mark.parametrize("more", ["1", str(2**70)])
+    def test_a_lone_surrogate_is_refused(self, text, more):
+        with pytest.raises(InvalidMessage):
+            loads_json(f"[{text}, {more}]")
+
+    @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**18, 10**19, -(10**18), -(10**19), 10**300])
+    @pytest.mark.parametrize("text", ["[{}]", '{{"a": {}}}', "[1.5, {} ]"])
+    def test_an_integer_beyond_64_bits_arrives_as_that_integer(self, number, text):
+        value = loads_json(text.format(number))
+        assert same(value, json.loads(text.format(number)))
+        assert loads_json(text.format(number).encode()) == value
+
+    def test_digits_that_are_no_integer_change_nothing(self):
+        text = (
+            '["12345678901234567890123", 0.12345678901234567890123, 12345678901234567890123e2, "-1234567890123456789"]'
+        )
+        assert same(loads_json(text), json.loads(text))
+
+    @pytest.mark.parametrize("digits", [310, 5000, 100_000])
+    def test_an_integer_beyond_the_range_of_a_double_is_refused(self, digits):
+        with pytest.raises(InvalidMessage):
+            loads_json("1" * digits)
+
+    def test_lists_and_dicts_may_be_nested_1024_deep(self):
+        assert loads_json("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(InvalidMessage, match=r"depth limit"):
+                loads_json(opening * (MAX_DEPTH + 1) + "1" + closing * (MAX_DEPTH + 1))
+
+    def test_nesting_that_the_exact_decoder_cannot_follow_is_refused(self):
+        value = attempt(loads_json, "[" * MAX_DEPTH + str(2**70) + "]" * MAX_DEPTH)
+        if isinstance(value, ValueError):
+            assert str(value) == "invalid JSON: nested too deep for the long integers in it"
+        else:
+            while isinstance(value, list):  # CPython 3.12 and later follow it
+                (value,) = value
+            assert value == 2**70
+
+
+class TestText:
+    @given(texts)
+    def test_text_goes_out_as_it_is_and_comes_in_as_it_is(self, text):
+        frame = TEXT.encode(text)
+        assert (frame.is_text, frame.text, frame.data, frame.size) == (True, text, text.encode(), len(text.encode()))
+        assert TEXT.decode(text) == text
+
+    @pytest.mark.parametrize("codec", [TEXT, AUTO], ids=["text", "auto"])
+    def test_a_lone_surrogate_is_refused(self, codec):
+        with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at position 2; send bytes instead$"):
+            codec.encode("aé\ud800")
+
+    @pytest.mark.parametrize("value", [{}, b"a", None, 1])
+    def test_another_type_is_refused_with_the_line_to_write(self, value):
+        message = rf'^a text route sends str, not {type(value).__name__}; use value_type="json" or ws.send_json$'
+        with pytest.raises(TypeError, match=message):
+            TEXT.encode(value)
+
+    def test_a_binary_frame_is_refused(self):
+        with pytest.raises(PayloadTypeError, match=r"^expected a text frame, got a binary one$"):
+            TEXT.decode(b"")
+
+
+class TestBytes:
+    @pytest.mark.parametrize("value", [b"a\xff", bytearray(b"a\xff"), memoryview(b"xa\xffx")[1:3], b""])
+    def test_bytes_like_values_go_out_in_binary_frames(self, value):
+        frame = BYTES.encode(value)
+        assert (frame.is_text, frame.data) == (False, bytes(value))
+        assert type(frame.data) is bytes
+        assert BYTES.decode(bytes(value)) == value
+
+    def test_a_frame_does_not_change_with_the_value_that_it_was_made_of(self):
+        value = bytearray(b"before")
+        frame = BYTES.encode(value)
+        value[:] = b"after"
+        assert frame.data == b"before"
+
+    @pytest.mark.parametrize("value", [{}, "a", None, 1])
+    def test_another_type_is_refused_with_the_line_to_write(self, value):
+        with pytest.raises(TypeError, match=rf"^a bytes route sends bytes, not {type(value).__name__}; use "):
+            BYTES.encode(value)
+
+    def test_a_text_frame_is_refused(self):
+        with pytest.raises(PayloadTypeError, match=r"^expected a binary frame, got a text one$"):
+            BYTES.decode("")
+
+
+class TestAuto:
+    def test_the_type_decides_both_ways(self):
+        assert AUTO.encode("é").is_text
+        assert not AUTO.encode(b"a").is_text
+        assert AUTO.encode(bytearray(b"")).data == b""
+        assert AUTO.decode("a") == "a"
+        assert AUTO.decode(b"") == b""
+
+    def test_another_type_is_refused_with_the_line_to_write(self):
+        with pytest.raises(TypeError, match=r"^an auto route sends str or bytes, not dict; use value_type=\"json\""):
+            AUTO.encode({})
+
+
+class TestJSON:
+    @given(values)
+    def test_a_value_travels_in_a_text_frame(self, value):
+        frame = JSON.encode(value)
+        assert frame.is_text
+        assert same(JSON.decode(frame.text), value)
+
+    def test_a_binary_frame_is_refused(self):
+        with pytest.raises(PayloadTypeError, match=r"^expected a text frame"):
+            JSON.decode(b"{}")
+
+    def test_a_bad_message_is_refused_with_the_words_of_the_decoder(self):
+        with pytest.raises(InvalidMessage, match=r"^invalid JSON: .*line 1 column 2"):
+            JSON.decode("[}")
+
+
+class Reversed:
+    """A codec that writes JSON backwards, as binary."""
+
+    frames = "binary"
+
+    def encode(self, value):
+        return json.dumps(value).encode()[::-1]
+
+    def decode(self, data):
+        return json.loads(data[::-1])
+
+
+class Doubled:
+    """A codec that sends whatever it is given, twice."""
+
+    frames = "any"
+
+    def encode(self, value):
+        return value * 2
+
+    def decode(self, data):
+        return data + data
+
+
+class Tagged:
+    """A JSON of the app's own, which carries sets."""
+
+    frames = "text"
+
+    def encode(self, value):
+        return json.dumps(value, default=lambda item: {"set": sorted(item)})
+
+    def decode(self, data):
+        return json.loads(data, object_hook=lambda item: set(item["set"]) if "set" in item else item)
+
+
+class Failing:
+    frames = "text"
+
+    def __init__(self, error):
+        self.error = error
+
+    def encode(self, value):
+        raise self.error
+
+    def decode(self, data):
+        raise self.error
+
+
+@pytest.fixture
+def codecs():
+    return Codecs()
+
+
+class TestCodecs:
+    def test_the_built_in_ones_are_known_by_name(self, codecs):
+        for name, codec in {"text": TEXT, "bytes": BYTES, "json": JSON, "auto": AUTO}.items():
+            assert codecs.get(name) is codec
+            assert codec.name == name
+
+    def test_an_added_codec_is_known_by_its_name(self, codecs):
+        codecs.add("reversed", Reversed())
+        codec = codecs.get("reversed")
+        frame = codec.encode({"a": 1})
+        assert (frame.is_text, frame.data) == (False, b'}1 :"a"{')
+        assert codec.decode(frame.data) == {"a": 1}
+        assert codec.name == "reversed"
+        assert codecs.get("reversed") is codec
+
+    def test_an_unknown_name_is_answered_with_the_known_ones_and_the_nearest(self, codecs):
+        codecs.add("cbor", Doubled())
+        message = r"^no value_type 'jsn'; there are 'text', 'bytes', 'json', 'auto', 'cbor'; did you mean 'json'\?$"
+        with pytest.raises(ValueError, match=message):
+            codecs.get("jsn")
+        with pytest.raises(ValueError, match=r"'cbor'$"):
+            codecs.get("x" * 10_000)
+
+    def test_msgpack_is_said_not_to_be_there_yet(self, codecs):
+        with pytest.raises(FeatureUnavailable, match=r'^this version has no value_type="msgpack"'):
+            codecs.get("msgpack")
+
+    @pytest.mark.parametrize("value_type", [Point, dict, str, list[int], int | str, Any, None, 1])
+    def test_a_type_is_said_not_to_be_possible_yet(self, codecs, value_type):
+        with pytest.raises(FeatureUnavailable, match=r"^this version takes a name as value_type, not ") as caught:
+            codecs.get(value_type)
+        assert 'value_type="json"' in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["text", "bytes", "auto", "msgpack"])
+    def test_only_json_may_be_replaced(self, codecs, name):
+        with pytest.raises(ValueError, match=r'is built in and only "json" may be replaced; use another name$'):
+            codecs.add(name, Doubled())
+
+    @pytest.mark.parametrize("name", ["cbor", "json"])
+    def test_a_name_is_given_once(self, codecs, name):
+        codecs.add(name, Tagged())
+        with pytest.raises(ValueError, match=r"was added before"):
+            codecs.add(name, Tagged())
+
+    def test_a_name_is_not_empty(self, codecs):
+        with pytest.raises(ValueError, match=r"needs a name"):
+            codecs.add("", Tagged())
+
+    def test_what_is_no_codec_is_refused(self, codecs):
+        with pytest.raises(TypeError, match=r"^a codec has the methods encode and decode; 'cbor' has not$"):
+            codecs.add(Tagged(), "cbor")
+
+        class Frameless:
+            encode = decode = staticmethod(str)
+
+        with pytest.raises(ValueError, match=r'needs an attribute frames = "text" or "binary" or "any"$'):
+            codecs.add("cbor", Frameless())
+        with pytest.raises(ValueError, match=r'needs an attribute frames = "text"$'):
+            codecs.add("json", Doubled())
+
+    def test_an_added_codec_takes_only_the_frames_that_it_asks_for(self, codecs):
+        for name, codec in {"binary": Reversed(), "any": Doubled(), "text": Tagged()}.items():
+            codecs.add(f"my-{name}", codec)
+        with pytest.raises(PayloadTypeError, match=r"expected a binary frame"):
+            codecs.get("my-binary").decode("1")
+        with pytest.raises(PayloadTypeError, match=r"expected a text frame"):
+            codecs.get("my-text").decode(b"1")
+        assert codecs.get("my-any").decode("1") == "11"
+        assert codecs.get("my-any").decode(b"1") == b"11"
+
+    def test_an_added_codec_decides_between_text_and_binary_by_what_it_returns(self, codecs):
+        codecs.add("doubled", Doubled())
+        codec = codecs.get("doubled")
+        assert codec.encode("é").text == "éé"
+        assert codec.encode(bytearray(b"a")).data == b"aa"
+        with pytest.raises(TypeError, match=r"^encode of the codec 'doubled' must return str or bytes, not int$"):
+            codec.encode(1)
+        with pytest.raises(ValueError, match=r"lone surrogate"):
+            codec.encode("\ud800")
+
+    def test_a_value_error_of_an_added_codec_is_an_invalid_message(self, codecs):
+        for number, (error, text) in enumerate(
+            [(ValueError("bad"), "bad"), (ValueError(), "invalid message"), (InvalidMessage("own words"), "own words")]
+        ):
+            codecs.add(f"failing-{number}", Failing(error))
+            codec = codecs.get(f"failing-{number}")
+            with pytest.raises(InvalidMessage, match=f"^{text}$"):
+                codec.decode("a")
+            with pytest.raises(ValueError) as caught:  # noqa: PT011
+                codec.encode("a")
+            assert caught.value is error
+
+    def test_another_error_of_an_added_codec_passes(self, codecs):
+        codecs.add("failing", Failing(KeyError("a")))
+        with pytest.raises(KeyError):
+            codecs.get("failing").decode("a")
+
+
+class TestPublishedValues:
+    def test_text_is_kept_as_text(self, codecs):
+        assert codecs.payload("é") == Payload("text", "é".encode())
+
+    @pytest.mark.parametrize("value", [b"a", bytearray(b"a"), memoryview(b"a")])
+    def test_bytes_are_kept_as_a_copy(self, codecs, value):
+        assert codecs.payload(value) == Payload("bytes", b"a")
+        assert type(codecs.payload(value).data) is bytes
+
+    @pytest.mark.parametrize("value", [{"a": [1, None]}, [], 1, None, True, Point(1)])
+    def test_anything_else_is_kept_as_json(self, codecs, value):
+        assert codecs.payload(value) == Payload("json", dumps_json(value))
+
+    @pytest.mark.parametrize(
+        ("value", "error"), [("\ud800", ValueError), ({"a": NAN}, ValueError), ({"a": {1}}, TypeError), (1j, TypeError)]
+    )
+    def test_what_cannot_be_carried_raises_in_the_publisher(self, codecs, value, error):
+        with pytest.raises(error):
+            codecs.payload(value)
+
+    @given(texts, st.binary(), values)
+    def test_each_built_in_codec_frames_as_its_own_send_would(self, text, binary, value):
+        codecs = Codecs()
+        assert framed(TEXT, codecs.payload(text)) == framed(AUTO, codecs.payload(text)) == (True, text.encode())
+        assert framed(JSON, codecs.payload(text)) == (True, JSON.encode(text).data)
+        assert framed(BYTES, codecs.payload(text)) == (False, text.encode())
+        for codec in (TEXT, JSON, AUTO, BYTES):
+            assert framed(codec, codecs.payload(binary)) == (False, binary)
+        if not isinstance(value, str):
+            encoded = dumps_json(value)
+            for codec in (TEXT, JSON, AUTO):
+                assert framed(codec, codecs.payload(value)) == (True, encoded)
+            assert framed(BYTES, codecs.payload(value)) == (False, encoded)
+
+    def test_an_added_codec_encodes_the_value_anew_but_never_bytes(self, codecs):
+        codecs.add("reversed", Reversed())
+        codec = codecs.get("reversed")
+        assert framed(codec, codecs.payload({"a": 1})) == (False, b'}1 :"a"{')
+        assert framed(codec, codecs.payload("ab")) == (False, b'"ba"')
+        assert framed(codec, codecs.payload(b"ab")) == (False, b"ab")
+
+    def test_the_failure_of_an_added_codec_is_raised(self, codecs):
+        codecs.add("failing", Failing(ValueError("cannot")))
+        with pytest.raises(ValueError, match=r"^cannot$"):
+            codecs.get("failing").frame(codecs.payload(1))
+
+    def test_a_json_that_was_replaced_rules_published_values_too(self, codecs):
+        codecs.add("reversed", Reversed())
+        codecs.add("json", Tagged())
+        payload = codecs.payload({1, 2})
+        assert payload == Payload("json", b'{"set": [1, 2]}')
+        for name in ("json", "text", "auto"):
+            assert framed(codecs.get(name), payload) == (True, b'{"set": [1, 2]}')
+        assert framed(codecs.get("json"), codecs.payload("é")) == (True, b'"\\u00e9"')
+        assert framed(codecs.get("json"), codecs.payload(b"a")) == (False, b"a")
+        with pytest.raises(TypeError, match=r"set is not JSON serializable"):
+            codecs.get("reversed").frame(payload)
+        assert codecs.get("json").decode('{"set": [1, 2]}') == {1, 2}
+
+    def test_a_json_that_was_replaced_returns_str(self, codecs):
+        class Bytes(Tagged):
+            def encode(self, value):
+                return dumps_json(value)
+
+        codecs.add("json", Bytes())
+        with pytest.raises(TypeError, match=r'^encode of the codec "json" must return str, not bytes'):
+            codecs.get("json").encode({})
+
+
+def framed(codec, payload):
+    frame = codec.frame(payload)
+    return frame.is_text, frame.data

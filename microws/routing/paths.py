@@ -1,0 +1,78 @@
+"""Paths: what a scope asks for, decoded, and text encoded for a path again."""
+
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+from microws.interfaces import Scope
+
+__all__ = ["encode_path", "join_path", "path_of", "scope_below"]
+
+# RFC 3986 §3.3: what may stand unencoded in a segment beside the unreserved characters.
+_SEGMENT_SAFE = "!$&'()*+,;=:@"
+
+
+def encode_path(text: str, *, keep_slashes: bool = False) -> str:
+    """
+    ``text`` percent-encoded for a path: one segment or, with ``keep_slashes``, several. A lone surrogate becomes ``?``.
+
+    Source: RFC 3986 §3.3.
+    """
+    return quote(text, safe=_SEGMENT_SAFE + "/" if keep_slashes else _SEGMENT_SAFE, errors="replace")
+
+
+def join_path(segments: list[str]) -> str:
+    """The percent-encoded path of decoded segments; a slash inside one is encoded."""
+    return "/" + "/".join(encode_path(segment) for segment in segments)
+
+
+def path_of(scope: Scope) -> tuple[str, list[str]]:
+    """
+    The path of an HTTP or WebSocket scope, decoded once and without ``root_path``, and its segments.
+
+    ``raw_path`` says which slashes were encoded, where it decodes to ``path``; otherwise ``path`` was rewritten and
+    counts alone. ``root_path`` is taken off where the path has it: some servers put it there, some do not.
+
+    Returns:
+        The path, and a segment for each of its slashes: a joined path, except for the encoded slashes inside them. No
+        segments for what is no path, such as ``*``.
+
+    Source: ASGI HTTP specification, "HTTP Connection Scope"; RFC 9110 §4.2.3 (an empty path is ``/``).
+    """
+    path: str = scope["path"] or "/"
+    if not path.startswith("/"):
+        return path, []
+    segments = path.split("/")[1:]
+    raw = scope.get("raw_path") or b""
+    if b"%2f" in raw.lower():
+        try:
+            decoded = [unquote_to_bytes(part).decode() for part in raw.partition(b"?")[0].split(b"/")]
+        except UnicodeDecodeError:
+            decoded = []
+        if "/".join(decoded) == path:
+            segments = decoded[1:]
+    if root := _root_path(scope):
+        root_segments = root.split("/")[1:]
+        if segments[: len(root_segments)] == root_segments:
+            segments = segments[len(root_segments) :] or [""]
+            path = "/" + "/".join(segments)
+    return path, segments
+
+
+def scope_below(scope: Scope, prefix: str) -> Scope:
+    """
+    A copy of ``scope`` for the app that is mounted at ``prefix``: ``root_path`` grows by it, and ``path`` has it all.
+
+    Source: ASGI HTTP specification, ``path`` includes ``root_path``.
+    """
+    root = _root_path(scope)
+    below: dict[str, Any] = {**scope, "root_path": root + prefix}
+    if root and path_of(scope)[0] == scope["path"]:  # the server left it out
+        below["path"] = root + scope["path"]
+        if scope.get("raw_path"):
+            below["raw_path"] = encode_path(root, keep_slashes=True).encode() + scope["raw_path"]
+    return below
+
+
+def _root_path(scope: Scope) -> str:
+    root = (scope.get("root_path") or "").strip("/")
+    return f"/{root}" if root else ""

@@ -1,0 +1,351 @@
+"""Yes, or a reason: may this page open a connection, which subprotocol is it, and may these headers be sent."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Any, NamedTuple, TypeAlias
+
+from microws.datastructures import Headers, MultiDict
+
+__all__ = [
+    "HeadersLike",
+    "Refusal",
+    "check_accept",
+    "check_handshake_origin",
+    "check_headers",
+    "check_origin",
+    "check_origins_setting",
+    "check_request_origin",
+    "choose_subprotocol",
+]
+
+HeadersLike: TypeAlias = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
+
+
+class Refusal(NamedTuple):
+    """
+    Why a request is refused.
+
+    Attributes:
+        status: HTTP status of the answer.
+        detail: For the client; says nothing of the app.
+        log: For the log: what came, what was expected, and the line that would allow it.
+    """
+
+    status: int
+    detail: str
+    log: str
+
+
+# RFC 9110 §9.2.1: whoever sends one of these does not ask for a change.
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+def check_origin(
+    *, origin: str | None, host: str | None, allowed: Sequence[str] | None, any_localhost: bool = False
+) -> Refusal | None:
+    """
+    Whether a page of ``origin`` may talk to ``host``: its own page may, and those of ``allowed``.
+
+    Schemes are not compared, because a proxy may end TLS; a port that is not written is the scheme's own.
+
+    Args:
+        origin: The ``Origin`` header. ``None`` when there is none: the client is no browser, and passes.
+        host: The one ``Host`` header. ``None`` when there is none, or more than one.
+        allowed: More origins, as ``check_origins_setting`` returns them. ``"*"`` allows everything.
+        any_localhost: Also allow every localhost origin, whatever its port. Default: no.
+
+    Returns:
+        ``None``, or why not.
+
+    Source: RFC 6455 §4.2.2, §10.2; RFC 6454 §7.
+    """
+    if origin is None or _is_allowed(origin, allowed, any_localhost=any_localhost):
+        return None
+    parsed = _parse_origin(origin)
+    if parsed is not None and host is not None and _is_own(parsed, host):
+        return None
+    return _refusal(origin, host)
+
+
+def check_handshake_origin(
+    headers: Headers, *, allowed: Sequence[str] | None, any_localhost: bool = False
+) -> Refusal | None:
+    """``check_origin`` for a WebSocket handshake with these headers."""
+    return check_origin(origin=_origin(headers), host=_host(headers), allowed=allowed, any_localhost=any_localhost)
+
+
+def check_request_origin(
+    method: str, headers: Headers, *, allowed: Sequence[str] | None, any_localhost: bool = False
+) -> Refusal | None:
+    """
+    Whether an HTTP request may change anything: one that a foreign page made a browser send may not.
+
+    Args:
+        method: GET, HEAD, OPTIONS and TRACE always pass.
+        headers: Of the request. Clients that are no browsers send neither ``Sec-Fetch-Site`` nor ``Origin``, and pass.
+        allowed: More origins, as ``check_origins_setting`` returns them. ``"*"`` allows everything.
+        any_localhost: Also allow every localhost origin, whatever its port. Default: no.
+
+    Returns:
+        ``None``, or why not.
+
+    Source: https://www.w3.org/TR/fetch-metadata/; Go 1.25 ``net/http.CrossOriginProtection``.
+    """
+    if method in _SAFE_METHODS:
+        return None
+    sites = set(headers.getlist("sec-fetch-site"))
+    # The browser itself compared the origins, without a proxy in between; "none" is the user's own doing.
+    if sites and sites <= {"same-origin", "none"}:
+        return None
+    origin, host = _origin(headers), _host(headers)
+    foreign = sites & {"cross-site", "same-site"}
+    if foreign and (origin is None or "cross-site" in foreign):
+        if _is_allowed(origin, allowed, any_localhost=any_localhost):
+            return None
+        return _refusal(origin, host, site=min(foreign))
+    return check_origin(origin=origin, host=host, allowed=allowed, any_localhost=any_localhost)
+
+
+def check_origins_setting(origins: Sequence[str] | None) -> tuple[str, ...] | None:
+    """
+    ``App(origins=…)`` in the form that the checks compare with: lower case, no default port.
+
+    Args:
+        origins: Origins as a browser sends them, ``"https://app.example"``, or ``"*"``; ``None`` is the same origin.
+
+    Raises:
+        TypeError: An entry is no ``str``.
+        ValueError: One ``str`` in place of a list, or an entry that no browser would send as ``Origin``; says what to
+            write instead.
+    """
+    if origins is None:
+        return None
+    if isinstance(origins, str):
+        raise ValueError(f"origins takes a list: origins=[{origins!r}]")
+    return tuple(origin if origin == "*" else _check_origins_entry(origin) for origin in origins)
+
+
+def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
+    """
+    The first of ``supported`` that the client offers too.
+
+    Source: RFC 6455 §4.2.2, item 5: the server chooses, by its own preference.
+    """
+    return next((subprotocol for subprotocol in supported if subprotocol in offered), None)
+
+
+def check_accept(
+    *, subprotocol: str | None, offered: Sequence[str], headers: HeadersLike | None = None
+) -> list[tuple[bytes, bytes]]:
+    """
+    Refuse what may not stand in the answer to a handshake, before anything is sent.
+
+    Args:
+        subprotocol: The one that the view chose, or ``None``.
+        offered: Those of the client's ``Sec-WebSocket-Protocol``.
+        headers: More headers of the answer, a mapping or pairs.
+
+    Returns:
+        The headers as ASGI takes them, names in lower case.
+
+    Raises:
+        TypeError: Names or values that are neither ``str`` nor ``bytes``.
+        ValueError: A subprotocol that was not offered or is no token, a malformed header, or one that belongs to the
+            handshake itself.
+
+    Source: RFC 6455 §4.2.2; RFC 9110 §5.1, §5.5, §8.6.
+    """
+    if subprotocol is not None:
+        if subprotocol not in offered:
+            choice = ", ".join(map(_cut, offered)) or "none"
+            raise ValueError(f"subprotocol {_cut(subprotocol)} was not offered by the client, which offers: {choice}")
+        if not _TOKEN.fullmatch(subprotocol.encode(errors="replace")):
+            raise ValueError(f"subprotocol {_cut(subprotocol)} is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+    checked = check_headers(headers)
+    for name, _ in checked:
+        if name in _HANDSHAKE_HEADERS or name.startswith(b"sec-websocket-"):
+            raise ValueError(
+                f"the header {name.decode()} belongs to the handshake and cannot be set"
+                + ("; use accept(subprotocol=…)" if name == b"sec-websocket-protocol" else "")
+            )
+    return checked
+
+
+def check_headers(headers: HeadersLike | None) -> list[tuple[bytes, bytes]]:
+    """
+    Refuse headers that no server could send.
+
+    Args:
+        headers: A mapping or ``(name, value)`` pairs of ``str`` or ``bytes``. Blanks around a value are dropped.
+
+    Returns:
+        The headers as ASGI takes them: bytes in Latin-1, names in lower case.
+
+    Raises:
+        TypeError: Names or values that are neither ``str`` nor ``bytes``.
+        ValueError: A name that is no token, or a value with a control character or beyond Latin-1.
+
+    Source: RFC 9110 §5.1, §5.5, §5.6.2; https://asgi.readthedocs.io/en/latest/specs/www.html
+    """
+    if headers is None:
+        return []
+    pairs: Iterable[Any]
+    if isinstance(headers, MultiDict):
+        pairs = headers.multi_items()
+    else:
+        pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return [_check_header(pair) for pair in pairs]
+
+
+# RFC 9110 §5.6.2.
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# RFC 9110 §5.5: visible characters, blanks and obs-text.
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+# RFC 9110 §7.6.1 (about this connection only), §8.6 (a 1xx has no length).
+_HANDSHAKE_HEADERS = frozenset(
+    {b"connection", b"content-length", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+
+
+def _check_header(pair: Any) -> tuple[bytes, bytes]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"headers are a mapping or (name, value) pairs, not {_cut(pair)}")
+    name, value = _header_bytes(pair[0], "name"), _header_bytes(pair[1], "value").strip(b" \t")
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"header name {_cut(pair[0])} is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"the value {_cut(pair[1])} of the header {_cut(pair[0])} holds a control character")
+    return name.lower(), value
+
+
+def _header_bytes(part: Any, what: str) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    if not isinstance(part, str):
+        raise TypeError(f"a header {what} is str or bytes, not {type(part).__name__}: {_cut(part)}")
+    try:
+        return part.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(f"header {what} {_cut(part)} is beyond Latin-1; percent-encode it") from None
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int | None
+
+    def __str__(self) -> str:
+        port = "" if self.port in (None, _DEFAULT_PORTS.get(self.scheme)) else f":{self.port}"
+        return f"{self.scheme}://{self.host}{port}"
+
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NETLOC = r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._~-]*)(?::(?P<port>[0-9]{1,5}))?"
+_ORIGIN = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]*)://{_NETLOC}", re.IGNORECASE | re.ASCII)
+_HOST = re.compile(_NETLOC, re.IGNORECASE | re.ASCII)
+
+
+def _parse_origin(origin: str) -> _Origin | None:
+    """``None`` for ``null`` and for what is malformed. A page of a browser's own scheme may have no host."""
+    found = _ORIGIN.fullmatch(origin)
+    netloc = _parse_netloc(found)
+    if found is None or netloc is None:
+        return None
+    scheme = found["scheme"].lower()
+    if scheme in _DEFAULT_PORTS and not netloc[0]:
+        return None
+    return _Origin(scheme, netloc[0], _DEFAULT_PORTS.get(scheme) if netloc[1] is None else netloc[1])
+
+
+def _parse_netloc(found: re.Match[str] | None) -> tuple[str, int | None] | None:
+    """Host and port in the form in which equal ones are equal strings."""
+    if found is None:
+        return None
+    host = found["host"].lower().removesuffix(".")
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1])}]"
+        except AddressValueError:
+            return None
+    port = None if found["port"] is None else int(found["port"])
+    return None if port is not None and port > 65535 else (host, port)
+
+
+def _is_own(origin: _Origin, host: str) -> bool:
+    """Whether ``origin`` is that of the request itself. A Host without a port stands for its scheme's own."""
+    netloc = _parse_netloc(_HOST.fullmatch(host))
+    if netloc is None or origin.scheme not in _DEFAULT_PORTS:
+        return False
+    own_host, own_port = netloc
+    return origin.host == own_host and origin.port == (_DEFAULT_PORTS[origin.scheme] if own_port is None else own_port)
+
+
+def _is_allowed(origin: str | None, allowed: Sequence[str] | None, *, any_localhost: bool) -> bool:
+    if allowed and "*" in allowed:
+        return True
+    parsed = None if origin is None else _parse_origin(origin)
+    if parsed is None:
+        return False
+    return (allowed is not None and str(parsed) in allowed) or (any_localhost and _is_localhost(parsed))
+
+
+def _is_localhost(origin: _Origin) -> bool:
+    if origin.scheme not in _DEFAULT_PORTS:
+        return False
+    if origin.host in ("localhost", "[::1]") or origin.host.endswith(".localhost"):
+        return True
+    try:
+        return IPv4Address(origin.host).is_loopback
+    except AddressValueError:
+        return False
+
+
+def _check_origins_entry(entry: Any) -> str:
+    if not isinstance(entry, str):
+        raise TypeError(f'origins takes str such as "https://app.example", not {_cut(entry)}')
+    parsed = _parse_origin(entry)
+    if parsed is not None:
+        return str(parsed)
+    if entry == "null":
+        raise ValueError('origins cannot allow "null", which every sandboxed page sends; ["*"] turns the check off')
+    raise ValueError(
+        f"origins takes origins as a browser sends them, scheme://host[:port] in ASCII, not {_cut(entry)}; "
+        f'write "{_nearest_origin(entry)}"'
+    )
+
+
+def _nearest_origin(entry: str) -> str:
+    """What was meant: a URL cut down to its origin, a bare host with a scheme before it, or else an example."""
+    scheme, _, rest = (entry if "://" in entry else f"https://{entry}").partition("://")
+    parsed = _parse_origin(f"{scheme}://{re.split('[/?#]', rest)[0]}")
+    return "https://app.example" if parsed is None else str(parsed)
+
+
+def _origin(headers: Headers) -> str | None:
+    """Several are joined, as RFC 9110 §5.3 has it, which makes a malformed one."""
+    return ", ".join(headers.getlist("origin")) if "origin" in headers else None
+
+
+def _host(headers: Headers) -> str | None:
+    hosts = headers.getlist("host")
+    return hosts[0] if len(hosts) == 1 else None
+
+
+def _refusal(origin: str | None, host: str | None, *, site: str | None = None) -> Refusal:
+    parsed = None if origin is None else _parse_origin(origin)
+    came = "a request without Origin" if origin is None else f"Origin {_cut(origin)}"
+    browser = f" (Sec-Fetch-Site: {site})" if site else ""
+    line = f'App(origins=["{parsed}"])' if parsed else 'App(origins=["*"]), which turns the check off'
+    return Refusal(
+        403,
+        "origin not allowed",
+        f"{came}{browser} is not the request's own Host {_cut(host)}; if a proxy rewrites Host, let it pass the "
+        f"client's on; to allow this origin: {line}",
+    )
+
+
+def _cut(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"

@@ -63,7 +63,7 @@ def loads_json(data: str | bytes) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidMessage(f"invalid JSON: {error}") from None
-    # orjson makes a float of an integer beyond 64 bits. In C, a fifth of the decoder's own time:
+    # orjson makes a float of an integer beyond 64 bits. Looking for one costs 0.3 µs on a small message, 1 ms a MiB.
     digits = (data.encode() if isinstance(data, str) else data).translate(_DIGITS)
     if digits.find(_DIGITS_19) >= 0 and (_MINUS_DIGITS_19 in digits or _DIGITS_20 in digits):
         return _loads_slowly(data)

@@ -1,15 +1,16 @@
 """Small containers without I/O: headers, query strings, URLs, and the state that views share."""
 
+import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-__all__ = ["URL", "Headers", "MultiDict", "State", "parse_query"]
+__all__ = ["URL", "Headers", "MultiDict", "State", "parse_options", "parse_query"]
 
-V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
 
 
-class MultiDict(Mapping[str, V], Generic[V]):
+class MultiDict(Mapping[str, V_co], Generic[V_co]):
     """
     A read-only mapping in which a key may stand more than once.
 
@@ -21,14 +22,14 @@ class MultiDict(Mapping[str, V], Generic[V]):
 
     __slots__ = ("_items",)
 
-    def __init__(self, items: Iterable[tuple[str, V]] = ()) -> None:
-        self._items: list[tuple[str, V]] = list(items)
+    def __init__(self, items: Iterable[tuple[str, V_co]] = ()) -> None:
+        self._items: list[tuple[str, V_co]] = list(items)
 
     @staticmethod
     def _key(key: str) -> str:
         return key
 
-    def __getitem__(self, key: str) -> V:
+    def __getitem__(self, key: str) -> V_co:
         key = self._key(key)
         for name, value in self._items:
             if name == key:
@@ -44,12 +45,12 @@ class MultiDict(Mapping[str, V], Generic[V]):
     def __len__(self) -> int:
         return len(dict(self._items))
 
-    def getlist(self, key: str) -> list[V]:
+    def getlist(self, key: str) -> list[V_co]:
         """Every value of ``key``, in order; an empty list when there is none."""
         key = self._key(key)
         return [value for name, value in self._items if name == key]
 
-    def multi_items(self) -> list[tuple[str, V]]:
+    def multi_items(self) -> list[tuple[str, V_co]]:
         """Every ``(key, value)`` pair, in order."""
         return list(self._items)
 
@@ -57,16 +58,19 @@ class MultiDict(Mapping[str, V], Generic[V]):
         """The keys, each once."""
         return dict(self._items).keys()
 
-    def values(self) -> ValuesView[V]:
+    def values(self) -> ValuesView[V_co]:
         """The first value of each key."""
         return self._first().values()
 
-    def items(self) -> ItemsView[str, V]:
+    def items(self) -> ItemsView[str, V_co]:
         """Each key with its first value."""
         return self._first().items()
 
-    def _first(self) -> dict[str, V]:
-        return {key: self[key] for key in self}
+    def _first(self) -> dict[str, V_co]:
+        first: dict[str, V_co] = {}
+        for key, value in self._items:
+            first.setdefault(key, value)
+        return first
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, MultiDict):
@@ -183,11 +187,40 @@ class State:
         return f"State({self._values!r})"
 
 
-def parse_query(query: str) -> MultiDict[str]:
+def parse_query(query: str | bytes, *, max_fields: int | None = None) -> MultiDict[str]:
     """
     A query string, or an urlencoded form, as a multi-dict. Blank values are kept; bytes that are no UTF-8 become
     U+FFFD.
 
+    Args:
+        query: Without its ``?``; ``bytes`` are read as UTF-8.
+        max_fields: How many ``&``-separated fields it may have; any number by default.
+
+    Raises:
+        ValueError: There are more than ``max_fields``.
+
     Source: https://url.spec.whatwg.org/#urlencoded-parsing
     """
-    return MultiDict(parse_qsl(query, keep_blank_values=True, errors="replace"))
+    text = query.decode(errors="replace") if isinstance(query, bytes) else query
+    return MultiDict(parse_qsl(text, keep_blank_values=True, errors="replace", max_num_fields=max_fields))
+
+
+_OPTION = re.compile(r""";\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""", re.DOTALL)
+_ESCAPED = re.compile(r"""\\(["\\])""")
+
+
+def parse_options(value: str) -> tuple[str, dict[str, str]]:
+    """
+    A header such as ``text/html; charset="utf-8"`` as its first word and its parameters, names in lower case.
+
+    Never fails: what is no parameter is left out, and of two with one name the first counts. Only ``\\"`` and
+    ``\\\\`` are unescaped: browsers write a backslash in a file's name as it is.
+
+    Source: RFC 9110 §5.6.6, RFC 7578 §4.2.
+    """
+    word, separator, rest = value.partition(";")
+    options: dict[str, str] = {}
+    for name, text in _OPTION.findall(separator + rest):
+        quoted = len(text) >= 2 and text.startswith('"') and text.endswith('"')
+        options.setdefault(name.lower(), _ESCAPED.sub(r"\1", text[1:-1]) if quoted else text.strip())
+    return word.strip().lower(), options

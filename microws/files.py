@@ -1,0 +1,346 @@
+"""Files as responses, with conditional requests and ranges; and folders of them that cannot be left."""
+
+import errno
+import os
+import re
+import stat
+import time
+from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
+from functools import partial
+from io import FileIO
+from mimetypes import MimeTypes
+from pathlib import Path, PurePath
+from typing import NamedTuple
+from urllib.parse import quote
+
+from anyio.to_thread import run_sync
+
+from microws.datastructures import URL, Headers
+from microws.errors import HTTPException
+from microws.handshake import HeadersLike
+from microws.interfaces import Receive, Scope, Send
+from microws.responses import BODILESS_STATUSES, RedirectResponse, Response
+from microws.streams import send_until_disconnect
+
+__all__ = ["FileResponse", "StaticFiles"]
+
+# Read in one step in a worker thread; Starlette's and aiohttp's are 64 and 256 KiB.
+CHUNK_SIZE = 128 * 1024
+
+# Python's own table only, so that a file has one type on every machine; and what it lacks or has outdated.
+_CONTENT_TYPES = MimeTypes().types_map[True] | {
+    ".gz": "application/gzip",
+    ".js": "text/javascript",
+    ".m4a": "audio/mp4",
+    ".map": "application/json",
+    ".md": "text/markdown",
+    ".mjs": "text/javascript",
+    ".ogg": "audio/ogg",
+    ".otf": "font/otf",
+    ".ttf": "font/ttf",
+    ".webp": "image/webp",
+    ".woff": "font/woff",
+    ".woff2": "font/woff2",
+    ".yaml": "application/yaml",
+}
+
+# RFC 9110 §8.8.3. A mark W/ says that the tag is weak.
+_ETAG = re.compile(r'(W/)?("[!#-~\x80-\xff]*")')
+# RFC 9110 §14.1.1: one range, from a first to a last byte, or of the last bytes. int() refuses over 4,300 digits.
+_RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]{1,999})-([0-9]{0,999})|-([0-9]{1,999}))[ \t]*", re.IGNORECASE)
+
+# What says that a path leads to no file that could be sent. RFC 9110 §15.5.4: a 404 may hide what is forbidden.
+_ABSENT = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENXIO,  # a socket
+    }
+)
+
+
+class FileResponse(Response):
+    """
+    A file, read in worker threads while it is sent.
+
+    Answers ``If-None-Match``, ``If-Modified-Since``, ``If-Match``, ``If-Unmodified-Since``, ``Range`` (one range; asked
+    for several, it sends the whole, as RFC 9110 §14.2 allows) and ``If-Range`` of a GET or HEAD.
+
+    Args:
+        path: Of a regular file, looked at when the response is sent.
+        status: Any but 200 is sent without regard to conditions and ranges.
+        headers: A mapping or ``(name, value)`` pairs. An ``ETag`` of your own is used in place of the file's.
+        content_type: By default that of ``headers``, else by the file's suffix.
+        filename: Have the browser save the file under this name.
+        etag: Whether to make an ``ETag`` of the file's size and time.
+
+    Raises:
+        HTTPException: When called: 404: there is no such file; 412: a precondition failed; 416: a range outside the
+            file. Nothing was sent then.
+        RuntimeError: When called: the file became shorter while it was sent.
+        ValueError: A status or header that cannot be sent.
+
+    Source: RFC 9110 §13 (conditions), §14 (ranges); RFC 6266 and RFC 8187 (Content-Disposition).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        status: int = 200,
+        headers: HeadersLike | None = None,
+        content_type: str | None = None,
+        filename: str | None = None,
+        etag: bool = True,
+    ) -> None:
+        if status in BODILESS_STATUSES:
+            raise ValueError(f"a response with status {status} has no body; answer it without a file")
+        super().__init__(b"", status, headers, content_type=content_type)
+        self.path = os.fspath(path)
+        self._etag = etag
+        self.headers.setdefault("content-type", _content_type(self.path))
+        # https://fetch.spec.whatwg.org/#x-content-type-options-header: what it is, is said above.
+        self.headers.setdefault("x-content-type-options", "nosniff")
+        self.headers.setdefault("accept-ranges", "bytes")
+        if filename is not None:
+            self.headers["content-disposition"] = _attachment(filename)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, or the part of it that was asked for. Cancelled, it closes the file."""
+        file, info = await run_sync(_open, self.path)
+        with file:
+            # RFC 9110 §8.8.2.1: never later than the response.
+            modified = int(min(info.st_mtime, time.time()))
+            self.headers.setdefault("last-modified", formatdate(modified, usegmt=True))
+            if self._etag:
+                self.headers.setdefault("etag", f'"{info.st_mtime_ns:x}-{info.st_size:x}"')
+            part = None
+            if self.status == 200 and scope["method"] in ("GET", "HEAD"):
+                request = Headers(scope["headers"])
+                if self._is_unchanged(request, modified):
+                    await self._send_unchanged(send)
+                    return
+                # RFC 9110 §14.2: ranges are defined for GET alone.
+                if scope["method"] == "GET" and self._may_send_part(request):
+                    part = _requested_part(request.get("range", ""), size=info.st_size)
+            await self._send_file(file, part, info.st_size, scope, receive, send)
+
+    def _is_unchanged(self, request: Headers, modified: int) -> bool:
+        """Whether the client has the file already. Raises ``HTTPException`` 412 where it does not want this one."""
+        # RFC 9110 §13.2.2: the order in which preconditions are evaluated.
+        if "if-match" in request:
+            wanted = ", ".join(request.getlist("if-match"))
+            if wanted != "*" and not self._has_etag_of(wanted, weak=False):
+                raise HTTPException(412)
+        elif (date := _parse_date(request.get("if-unmodified-since"))) is not None and modified > date:
+            raise HTTPException(412)
+        if "if-none-match" in request:
+            known = ", ".join(request.getlist("if-none-match"))
+            return known == "*" or self._has_etag_of(known, weak=True)
+        date = _parse_date(request.get("if-modified-since"))
+        return date is not None and modified <= date
+
+    def _may_send_part(self, request: Headers) -> bool:
+        condition = request.get("if-range")
+        # RFC 9110 §13.1.5: exactly the date that we sent, or the same strong ETag.
+        return (
+            condition is None or condition == self.headers["last-modified"] or self._has_etag_of(condition, weak=False)
+        )
+
+    def _has_etag_of(self, listed: str, *, weak: bool) -> bool:
+        # RFC 9110 §8.8.3.2: the weak comparison looks at what is in quotes, the strong one takes no weak tags at all.
+        own = _ETAG.fullmatch(self.headers.get("etag", ""))
+        return own is not None and any(
+            opaque == own[2] and (weak or not (mark or own[1])) for mark, opaque in _ETAG.findall(listed)
+        )
+
+    async def _send_unchanged(self, send: Send) -> None:
+        # RFC 9110 §15.4.5: a 304 carries no metadata of the content but what keeps a cache right.
+        headers = [(name, value) for name, value in self.headers.raw() if not name.startswith(b"content-")]
+        await send({"type": "http.response.start", "status": 304, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_file(
+        self, file: FileIO, part: "_Part | None", size: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        first, length = part or (0, size)
+        start = self._start(content_length=length)
+        if part is not None:
+            start["status"] = 206
+            start["headers"].append((b"content-range", b"bytes %d-%d/%d" % (first, first + length - 1, size)))
+        await send(start)
+        if scope["method"] == "HEAD" or not length:
+            await send({"type": "http.response.body", "body": b""})
+            return
+        file.seek(first)
+        await send_until_disconnect(receive, send, partial(self._send_bytes, file, length))
+
+    async def _send_bytes(self, file: FileIO, remaining: int, send: Send) -> None:
+        while remaining:
+            chunk = await run_sync(file.read, min(CHUNK_SIZE, remaining))
+            if not chunk:
+                raise RuntimeError(
+                    f"{self.path} became shorter while it was sent: {remaining} bytes were still to come"
+                )
+            remaining -= len(chunk)
+            await send({"type": "http.response.body", "body": chunk, "more_body": remaining > 0})
+
+
+class StaticFiles:
+    """
+    The files of a directory and those below it. Nothing outside is ever reached, and nothing is listed.
+
+    Args:
+        directory: Symbolic links in it are followed where they stay inside.
+
+    Raises:
+        ValueError: There is no such directory.
+
+    Source: CWE-22 (path traversal), CWE-59 (links).
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        path = Path(directory).absolute()
+        if not path.is_dir():
+            raise ValueError(f"there is no directory {path}; create it or name another")
+        self.directory = path.resolve()
+
+    async def response(self, path: str, *, url: URL | None = None) -> Response:
+        """
+        The response for a file; for a directory, for the ``index.html`` in it.
+
+        Args:
+            path: Relative and decoded, as ``{path:path}`` matches it.
+            url: The request's own. With it a directory that was asked for without its last slash is redirected to the
+                path with one, so that relative links on its page work.
+
+        Raises:
+            HTTPException: 404: no such file, or one outside.
+        """
+        found = await run_sync(self._find, path)
+        if found is None:
+            raise HTTPException(404)
+        if url is not None and found.is_index and path and not path.endswith("/"):
+            # A Location that begins with two slashes would name a host.
+            location = "/" + url.path.lstrip("/") + "/"
+            return RedirectResponse(f"{location}?{url.query}" if url.query else location, 308)
+        return FileResponse(found.path)
+
+    def _find(self, path: str) -> "_Found | None":
+        # Refused by their form, before the file system sees them: ways up, roots, and other systems' separators.
+        segments = path.removesuffix("/").split("/") if path else []
+        if "\\" in path or any(segment in ("", ".", "..") for segment in segments):
+            return None
+        target = _resolve(self.directory.joinpath(*segments))
+        is_index = target is not None and target.is_dir()
+        if target is not None and is_index:
+            target = _resolve(target / "index.html")
+        # Where a name leads (a link, another drive) shows only when it is resolved.
+        if target is None or not target.is_relative_to(self.directory) or (path.endswith("/") and not is_index):
+            return None
+        return _Found(target, is_index)
+
+    def __repr__(self) -> str:
+        return f"StaticFiles({str(self.directory)!r})"
+
+
+class _Found(NamedTuple):
+    path: Path
+    is_index: bool
+
+
+class _Part(NamedTuple):
+    first: int
+    length: int
+
+
+def _requested_part(header: str, *, size: int) -> _Part | None:
+    """
+    What a ``Range`` header asks for; ``None`` where it is to be ignored: malformed, or more than one range.
+
+    Raises:
+        HTTPException: 416: all of it is outside the file.
+
+    Source: RFC 9110 §14.1.1, §14.1.2, §14.2, §15.5.17.
+    """
+    match = _RANGE.fullmatch(header)
+    # Nothing of an empty file can be named by a range; Go's net/http sends the whole too.
+    if match is None or not size:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        length = min(int(suffix), size)
+        part = _Part(size - length, length)
+    else:
+        part = _Part(int(first), min(int(last), size - 1) + 1 - int(first) if last else size - int(first))
+        if last and int(last) < int(first):
+            return None
+    if part.length <= 0:
+        raise HTTPException(416, headers={"content-range": f"bytes */{size}"})
+    return part
+
+
+def _parse_date(value: str | None) -> float | None:
+    """The time of an HTTP date; ``None`` without one or for one that is malformed, which RFC 9110 §13.1.3 ignores."""
+    if value is None:
+        return None
+    try:
+        date = parsedate_to_datetime(value)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _content_type(path: str) -> str:
+    content_type = _CONTENT_TYPES.get(PurePath(path).suffix.lower(), "application/octet-stream")
+    return f"{content_type}; charset=utf-8" if content_type.startswith("text/") else content_type
+
+
+def _attachment(filename: str) -> str:
+    # RFC 6266 appendix D: what recipients disagree on stays out of the plain name; RFC 8187 carries it.
+    plain = re.sub(r"[^ !#-$&-\[\]-~]", "_", filename)
+    header = f'attachment; filename="{plain}"'
+    if plain != filename:
+        header += f"; filename*=UTF-8''{quote(filename, safe='!#$&+^`|~', errors='replace')}"
+    return header
+
+
+def _open(path: str) -> tuple[FileIO, os.stat_result]:
+    """A regular file, opened, and what is known of it. Raises ``HTTPException`` 404 where there is none."""
+    try:
+        file = FileIO(path, opener=_open_at_once)
+    except (OSError, ValueError) as error:
+        if not _is_absent(error):
+            raise
+        raise HTTPException(404) from None
+    info = os.fstat(file.fileno())
+    if not stat.S_ISREG(info.st_mode):
+        file.close()
+        raise HTTPException(404)
+    return file, info
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe would wait for its other end; a regular file takes no notice. Windows has neither.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _resolve(path: Path) -> Path | None:
+    """``path`` without links, or ``None`` where it leads to nothing. (``Path.resolve`` has no errno for a loop.)"""
+    try:
+        return Path(os.path.realpath(path, strict=True))
+    except (OSError, ValueError) as error:
+        if not _is_absent(error):
+            raise
+        return None
+
+
+def _is_absent(error: OSError | ValueError) -> bool:
+    # A ValueError: a NUL, or a character that no name of this file system can have.
+    return not isinstance(error, OSError) or error.errno in _ABSENT

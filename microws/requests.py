@@ -1,0 +1,351 @@
+"""What a view is given: the ``Connection`` that HTTP and WebSocket share, and HTTP's ``Request``."""
+
+import re
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from microws.codec import loads_json
+from microws.cookies import parse_cookies
+from microws.datastructures import URL, Headers, MultiDict, State, parse_options, parse_query
+from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException, InvalidMessage
+from microws.forms import FORM_TYPES, UploadFile, parse_form
+from microws.interfaces import Application, Event, Receive, Scope
+from microws.routing import encode_path
+
+__all__ = ["Address", "Connection", "Request"]
+
+# RFC 3986 §3.3, §3.4: what the client wrote stays, but for what may not stand in a URL.
+_PATH_CHARACTERS = "/%!$&'()*+,;=:@"
+_QUERY_CHARACTERS = _PATH_CHARACTERS + "?[]"
+_DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+# Longer numbers are no body's length, and int() refuses those over 4,300 digits.
+_LENGTH = re.compile(r"[0-9]{1,19}")
+# Some of Python's other codecs take quadratic time, and it remembers every unknown name for ever.
+_CHARSET = re.compile(
+    r"utf-?(8|16|32)|utf-(16|32)[bl]e|(us-)?ascii|latin-?1|iso-8859-([1-9]|1[013-6])|windows-125[0-8]|koi8-[ru]|"
+    r"gbk|gb2312|gb18030|big5|euc-(jp|kr)|shift_jis|iso-2022-jp",
+    re.IGNORECASE,
+)
+
+
+class Address(NamedTuple):
+    """A host, as an IP address, and a port."""
+
+    host: str
+    port: int
+
+
+class Connection:
+    """
+    What an HTTP request and a WebSocket have in common: all that the client said before anything else.
+
+    Nothing is parsed or made before it is asked for; ``headers``, ``query``, ``cookies`` and ``state`` are then kept.
+
+    Args:
+        scope: The ASGI scope.
+        app: The app that the view belongs to.
+        path: Decoded, without the root path.
+        path_params: What the route's parameters matched, converted.
+    """
+
+    __slots__ = ("_cookies", "_headers", "_query", "_state", "app", "path", "path_params", "scope")
+
+    def __init__(self, scope: Scope, *, app: Application, path: str, path_params: dict[str, Any]) -> None:
+        self.scope = scope
+        self.app = app
+        self.path = path
+        self.path_params = path_params
+        self._headers: Headers | None = None
+        self._query: MultiDict[str] | None = None
+        self._cookies: dict[str, str] | None = None
+        self._state: State | None = None
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``; on a WebSocket ``ws`` or ``wss``."""
+        default = "ws" if self.scope["type"] == "websocket" else "http"
+        return str(self.scope.get("scheme") or default)
+
+    @property
+    def url(self) -> URL:
+        """The whole URL as the client asked for it, as far as the server and its proxies know."""
+        return URL(
+            scheme=self.scheme,
+            netloc=self.headers.get("host") or self._server(),
+            path=self._encoded_path(),
+            query=quote(self.scope.get("query_string", b""), safe=_QUERY_CHARACTERS),
+        )
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers."""
+        if self._headers is None:
+            self._headers = Headers(self.scope["headers"])
+        return self._headers
+
+    @property
+    def query(self) -> MultiDict[str]:
+        """The query string, decoded."""
+        if self._query is None:
+            self._query = parse_query(self.scope.get("query_string", b""))
+        return self._query
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies; never fails, whatever the client sent."""
+        if self._cookies is None:
+            self._cookies = parse_cookies("; ".join(self.headers.getlist("cookie")).encode("latin-1"))
+        return self._cookies
+
+    @property
+    def client(self) -> Address | None:
+        """Where the client's connection comes from; ``None`` where the server does not say, as on a Unix socket."""
+        client = self.scope.get("client")
+        return Address(client[0], client[1]) if client else None
+
+    @property
+    def state(self) -> State:
+        """
+        A place for what middleware, hooks and the view tell each other about this connection.
+
+        It begins with what the lifespan put into ASGI's ``state``. Setting a name here is not seen by other
+        connections.
+        """
+        if self._state is None:
+            # ASGI asks the server for a copy for each connection, but some give all of them the same dict. The copy
+            # goes back into the scope so that middleware around the app can read what was set.
+            self.scope["state"] = dict(self.scope.get("state") or {})
+            self._state = State(self.scope["state"])
+        return self._state
+
+    def url_for(self, name: str, /, **params: Any) -> str:
+        """
+        The path of the route of that name, below this connection's root path: what a link on a page needs.
+
+        Raises:
+            RoutingError: No route has that name, or a parameter is missing or does not fit.
+        """
+        return encode_path(_root_path(self.scope), keep_slashes=True) + self.app.url_for(name, **params)
+
+    def _server(self) -> str:
+        host, port = self.scope.get("server") or ("localhost", None)
+        if port is None:
+            return "localhost"
+        host = f"[{host}]" if ":" in host else host
+        return host if port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{port}"
+
+    def _encoded_path(self) -> str:
+        root, path = _root_path(self.scope), self.scope["path"]
+        raw = (self.scope.get("raw_path") or b"").partition(b"?")[0]
+        # A middleware that rewrites the path leaves raw_path as it was.
+        if raw.isascii() and unquote_to_bytes(raw).decode(errors="replace") == path:
+            encoded = quote(raw, safe=_PATH_CHARACTERS)
+        else:
+            encoded = encode_path(path, keep_slashes=True)
+        # Some servers put the root path before the path, some do not.
+        if path != root and not path.startswith(f"{root}/"):
+            encoded = encode_path(root, keep_slashes=True) + encoded
+        return encoded
+
+
+class Request(Connection):
+    """
+    One HTTP request. Its body is read when the view asks for it, by one task at a time.
+
+    Args:
+        receive: ASGI's ``receive``.
+        max_body_size: Bytes that the body may have; 0 allows none, ``None`` any number.
+    """
+
+    __slots__ = ("_body", "_chunks", "_complete", "_consumed", "_disconnected", "_max_body_size", "_receive", "_size")
+
+    def __init__(
+        self,
+        scope: Scope,
+        *,
+        app: Application,
+        path: str,
+        path_params: dict[str, Any],
+        receive: Receive,
+        max_body_size: int | None,
+    ) -> None:
+        super().__init__(scope, app=app, path=path, path_params=path_params)
+        self._receive = receive
+        self._max_body_size = max_body_size
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._body: bytes | None = None
+        self._complete = False
+        self._consumed = False
+        self._disconnected = False
+
+    @property
+    def method(self) -> str:
+        """The method, in capitals."""
+        return str(self.scope["method"])
+
+    async def body(self) -> bytes:
+        """
+        The whole body.
+
+        Waits until it has arrived; a wait that is cancelled loses nothing and may be repeated.
+
+        Raises:
+            HTTPException: 413: it is larger than ``max_body_size``. Raised before reading where the client says so.
+            ClientDisconnect: The client left before all of it had arrived.
+            RuntimeError: It was read by ``stream()`` before.
+        """
+        if self._body is None:
+            self._check_readable("body()")
+            while not self._complete:
+                self._chunks.append(await self._next_chunk())
+            self._body = b"".join(self._chunks)
+            self._chunks.clear()
+        return self._body
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """
+        The body in the chunks in which it arrives, once: none of it is kept. After ``body()`` it is one chunk.
+
+        Raises:
+            HTTPException: 413, as ``body()``.
+            ClientDisconnect: The client left before all of it had arrived.
+            RuntimeError: It was read by ``stream()`` before.
+        """
+        if self._body is not None:
+            yield self._body
+            return
+        self._check_readable("stream()")
+        self._consumed = True
+        while self._chunks:
+            yield self._chunks.pop(0)
+        while not self._complete:
+            if chunk := await self._next_chunk():
+                yield chunk
+
+    async def text(self) -> str:
+        """
+        The body as text, in the charset that Content-Type names, or in UTF-8.
+
+        Raises:
+            HTTPException: 400: a charset that is unknown or that the body is not in; 413, as ``body()``.
+            ClientDisconnect, RuntimeError: As ``body()``.
+        """
+        body = await self.body()
+        charset = parse_options(self.headers.get("content-type", ""))[1].get("charset") or "utf-8"
+        if not _CHARSET.fullmatch(charset):
+            raise HTTPException(400, f"unknown charset {charset[:40]!r}; send utf-8")
+        try:
+            return body.decode(charset)
+        except UnicodeError:
+            raise HTTPException(400, f"the request's body is not valid {charset}") from None
+
+    async def json(self, type: Any = None) -> Any:  # noqa: A002
+        """
+        The body as JSON in UTF-8, whatever Content-Type says.
+
+        Args:
+            type: Not in this version: what the value must be.
+
+        Raises:
+            HTTPException: 400: no JSON, with the decoder's words; 413, as ``body()``.
+            ClientDisconnect, RuntimeError: As ``body()``.
+            FeatureUnavailable: ``type`` was given.
+        """
+        if type is not None:
+            raise FeatureUnavailable("this version has no json(type=…); check the value in the view")
+        try:
+            return loads_json(await self.body())
+        except InvalidMessage as error:
+            raise HTTPException(400, str(error)) from None
+
+    async def form(self) -> MultiDict[str | UploadFile]:
+        """
+        The fields of a submitted form, in order; ``UploadFile`` for files.
+
+        Multipart forms (the ones with files) need the extra ``forms``. At most 1,000 fields.
+
+        Raises:
+            HTTPException: 415: the body is no form; 400: it is a bad one; 413, as ``body()``.
+            FeatureUnavailable: A multipart form, without the extra.
+            ClientDisconnect, RuntimeError: As ``body()``.
+
+        Source: https://url.spec.whatwg.org/#urlencoded-parsing, RFC 7578.
+        """
+        content_type = self.headers.get("content-type", "")
+        kind = parse_options(content_type)[0]
+        if kind not in FORM_TYPES:
+            raise HTTPException(415, f"expected a form ({' or '.join(FORM_TYPES)}), not {kind[:80] or 'no type'}")
+        body = await self.body()
+        try:
+            return parse_form(body, content_type=content_type)
+        except ValueError as error:
+            raise HTTPException(400, f"invalid form: {error}") from None
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether all of the body has arrived, read by the view or not."""
+        return self._complete
+
+    async def receive_event(self) -> Event:
+        """
+        The next raw ASGI event: a part of the body, which ``body()`` then no longer has, or the disconnect.
+
+        Once the client has left it says so for ever. Where something else is to call ``receive`` after the request
+        has, this is the callable to give it.
+        """
+        event = await self._next_event()
+        if event["type"] == "http.request":
+            self._consumed = True
+        return event
+
+    async def drain(self) -> None:
+        """Wait until all of the body has arrived or the client has left, and discard it. Has no limit of its own."""
+        while not (self._complete or self._disconnected):
+            await self.receive_event()
+
+    async def wait_disconnect(self) -> None:
+        """Wait until the client has left. What is left of the body is discarded."""
+        while not self._disconnected:
+            await self.receive_event()
+
+    async def _next_event(self) -> Event:
+        # Some servers tell of the disconnect only once; a second call would wait for ever.
+        if self._disconnected:
+            return {"type": "http.disconnect"}
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            self._disconnected = True
+        else:
+            self._complete = not event.get("more_body", False)
+        return event
+
+    async def _next_chunk(self) -> bytes:
+        event = await self._next_event()
+        if event["type"] == "http.disconnect":
+            raise ClientDisconnect("the client left before its request's body had arrived")
+        chunk: bytes = event.get("body", b"")
+        self._size += len(chunk)
+        self._check_size(self._size)
+        return chunk
+
+    def _check_readable(self, method: str) -> None:
+        if self._consumed:
+            raise RuntimeError(
+                f"{method} was called after the request's body had been read in pieces, by stream() for instance, "
+                "and none of it was kept; call body() first, then as often as you like"
+            )
+        length = self.headers.get("content-length", "")
+        if _LENGTH.fullmatch(length):
+            self._check_size(int(length))
+        self._check_size(self._size)
+
+    def _check_size(self, size: int) -> None:
+        if self._max_body_size is not None and size > self._max_body_size:
+            raise HTTPException(413, f"the request's body is over {self._max_body_size} bytes")
+
+
+def _root_path(scope: Scope) -> str:
+    root = scope.get("root_path", "").strip("/")
+    return f"/{root}" if root else ""

@@ -1,0 +1,248 @@
+"""What an HTTP view answers with when the body is known. Each response is an ASGI app."""
+
+import re
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from microws.codec import dumps_json
+from microws.cookies import SameSite, format_cookie
+from microws.datastructures import Headers
+from microws.handshake import HeadersLike, check_headers
+from microws.interfaces import Event, Receive, Scope, Send
+
+__all__ = ["BODILESS_STATUSES", "JSONResponse", "RedirectResponse", "Response", "ResponseHeaders"]
+
+# RFC 9110 §15.3.5, §15.4.5: these end with their headers, and a 204 has no Content-Length.
+BODILESS_STATUSES = frozenset({204, 304})
+# RFC 9112 §6: how a body is framed is for Response and the server to say.
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+# RFC 9110 §10.2.2. A path of exactly one slash at its start (two begin a host), or a host after the scheme.
+_LOCATION = re.compile(r"(/(?!/)|https?://[^/?#]).*", re.IGNORECASE | re.DOTALL)
+# Browsers read a backslash as a slash, and read over tabs and newlines.
+_UNSAFE_IN_LOCATION = re.compile(r"[\x00-\x1f\x7f\\]")
+_URL_CHARACTERS = "/%?#[]@!$&'()*+,;=:"
+
+
+class ResponseHeaders(Headers, MutableMapping[str, str]):
+    """
+    The headers of a response: ``Headers`` that can be changed until they are sent. Each change is checked.
+
+    ``headers[name] = value`` replaces every header of that name, ``add`` adds one.
+
+    Args:
+        headers: A mapping or ``(name, value)`` pairs.
+
+    Raises:
+        ValueError: A header that is malformed, or ``Content-Length`` or ``Transfer-Encoding``: they come by themselves.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, headers: HeadersLike | None = None) -> None:
+        super().__init__()
+        for name, value in check_headers(headers):
+            self.add(name.decode("latin-1"), value.decode("latin-1"))
+
+    def add(self, name: str, value: str) -> None:
+        """Add a header beside those of the same name, as ``Set-Cookie`` needs it."""
+        [(raw_name, raw_value)] = check_headers([(name, value)])
+        name = raw_name.decode("latin-1")
+        if name in _FRAMING:
+            raise ValueError(f"the header {name} comes by itself; leave it out")
+        self._items.append((name, raw_value.decode("latin-1")))
+
+    def __setitem__(self, name: str, value: str) -> None:
+        before = [item for item in self._items if item[0] != name.lower()]
+        self.add(name, value)
+        self._items = [*before, self._items[-1]]
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._items = [item for item in self._items if item[0] != name.lower()]
+
+    def raw(self) -> list[tuple[bytes, bytes]]:
+        """The headers as ASGI takes them."""
+        return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._items]
+
+
+class Response:
+    """
+    A response whose body is known: ``await response(scope, receive, send)`` sends it.
+
+    Args:
+        body: ``str`` is sent in UTF-8.
+        status: 200 to 599. With 204 and 304 no body is sent.
+        headers: A mapping or ``(name, value)`` pairs.
+        content_type: By default that of ``headers``, else ``text/html; charset=utf-8`` for ``str`` and
+            ``application/octet-stream`` for ``bytes``.
+
+    Raises:
+        TypeError: ``body`` is neither ``str`` nor bytes.
+        ValueError: A status or header that cannot be sent.
+
+    Source: https://asgi.readthedocs.io/en/latest/specs/www.html; RFC 9110 §8.6 (Content-Length, also for HEAD).
+    """
+
+    def __init__(
+        self,
+        body: str | bytes | bytearray | memoryview = b"",
+        status: int = 200,
+        headers: HeadersLike | None = None,
+        *,
+        content_type: str | None = None,
+    ) -> None:
+        # RFC 9110 §15.2: a 1xx comes before the response and does not end the request.
+        if not 200 <= status <= 599:
+            raise ValueError(f"a response's status is 200 to 599, not {status}")
+        self.status = int(status)
+        self.headers = ResponseHeaders(headers)
+        if isinstance(body, str):
+            self.body = body.encode()
+            self.headers.setdefault("content-type", "text/html; charset=utf-8")
+        elif isinstance(body, bytes | bytearray | memoryview):
+            self.body = bytes(body)
+            if self.body:
+                self.headers.setdefault("content-type", "application/octet-stream")
+        else:
+            raise TypeError(
+                f"a response's body is str or bytes, not {type(body).__name__}; use JSONResponse for a value"
+            )
+        if content_type is not None:
+            self.headers["content-type"] = content_type
+
+    def set_cookie(
+        self,
+        name: str,
+        value: str,
+        *,
+        max_age: int | None = None,
+        expires: datetime | None = None,
+        path: str | None = "/",
+        domain: str | None = None,
+        secure: bool = False,
+        httponly: bool = False,
+        samesite: SameSite | None = "lax",
+    ) -> None:
+        """
+        Have the browser keep a cookie; ``request.cookies`` then has it.
+
+        Args:
+            name: Letters, digits and some signs.
+            value: Any text.
+            max_age: Seconds; by default until the browser ends.
+            expires: An aware time; ``max_age`` wins over it.
+            path: Below which the cookie is sent back.
+            domain: The host and those below it; by default this host alone.
+            secure: Over TLS only.
+            httponly: Out of reach of the page's JavaScript.
+            samesite: ``"lax"``, ``"strict"``, ``"none"`` (needs ``secure``), or ``None`` for the browser's default.
+
+        Raises:
+            ValueError: An argument that no browser would take.
+
+        Source: RFC 6265 §4.1.
+        """
+        cookie = format_cookie(
+            name,
+            value,
+            max_age=max_age,
+            expires=expires,
+            path=path,
+            domain=domain,
+            secure=secure,
+            httponly=httponly,
+            samesite=samesite,
+        )
+        self.headers.add("set-cookie", cookie)
+
+    def delete_cookie(
+        self,
+        name: str,
+        *,
+        path: str | None = "/",
+        domain: str | None = None,
+        secure: bool = False,
+        httponly: bool = False,
+        samesite: SameSite | None = "lax",
+    ) -> None:
+        """Have the browser forget a cookie, which was set with the same ``path`` and ``domain``."""
+        self.set_cookie(
+            name,
+            "",
+            max_age=0,
+            expires=datetime.fromtimestamp(0, UTC),
+            path=path,
+            domain=domain,
+            secure=secure,
+            httponly=httponly,
+            samesite=samesite,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        if self.status in BODILESS_STATUSES:
+            await send(self._start())
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await send(self._start(content_length=len(self.body)))
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body})
+
+    def _start(self, *, content_length: int | None = None) -> Event:
+        headers = self.headers.raw()
+        if content_length is not None:
+            headers.append((b"content-length", b"%d" % content_length))
+        return {"type": "http.response.start", "status": self.status, "headers": headers}
+
+
+class JSONResponse(Response):
+    """
+    A value as JSON.
+
+    Args:
+        value: ``dict`` with ``str`` keys, ``list``, ``str``, numbers, ``bool``, ``None``; also dataclasses, enums,
+            dates and UUIDs.
+        status: HTTP status.
+        headers: A mapping or ``(name, value)`` pairs; ``application/json`` unless they say otherwise.
+
+    Raises:
+        TypeError, ValueError: What JSON has no form for, NaN and Infinity among it; says where it stands.
+    """
+
+    def __init__(self, value: Any, status: int = 200, headers: HeadersLike | None = None) -> None:
+        super().__init__(b"", status, headers)
+        self.body = dumps_json(value)
+        self.headers.setdefault("content-type", "application/json")
+
+
+class RedirectResponse(Response):
+    """
+    Sends the client elsewhere.
+
+    Args:
+        location: A path that begins with exactly one slash, or a URL with ``http`` or ``https``. Characters that may
+            not stand in a URL are percent-encoded.
+        status: 307 and 308 (permanent) repeat the request as it was; 303 asks for the new place by GET, as after a
+            form; 301 and 302 leave the method to the client.
+        headers: A mapping or ``(name, value)`` pairs.
+
+    Raises:
+        ValueError: Another status, or a location that a browser might read as another host than it seems to be.
+
+    Source: RFC 9110 §10.2.2, §15.4; https://url.spec.whatwg.org/#url-parsing (backslash, tab and newline); CWE-601.
+    """
+
+    def __init__(self, location: str, status: int = 307, headers: HeadersLike | None = None) -> None:
+        if status not in _REDIRECTS:
+            raise ValueError(f"a redirect's status is 301, 302, 303, 307 or 308, not {status}")
+        if _UNSAFE_IN_LOCATION.search(location) or not _LOCATION.fullmatch(location):
+            raise ValueError(
+                "a redirect goes to a path that begins with exactly one slash or to an http(s):// URL, without "
+                f"backslashes and control characters; not to {location!r}"
+            )
+        super().__init__(b"", status, headers)
+        self.headers["location"] = quote(location, safe=_URL_CHARACTERS, errors="replace")

@@ -1,0 +1,292 @@
+"""Responses whose body is made while it is sent: streams, and server-sent events."""
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.lowlevel import checkpoint
+from anyio.to_thread import run_sync
+
+from microws.codec import dumps_json
+from microws.handshake import HeadersLike
+from microws.interfaces import Event, Receive, Scope, Send
+from microws.responses import BODILESS_STATUSES, Response
+
+__all__ = ["CLOSE_TIMEOUT", "EventStream", "ServerSentEvent", "StreamingResponse", "send_until_disconnect"]
+
+# How long a source may clean up after the client has left, in seconds: as long as App(close_timeout=) gives a view.
+CLOSE_TIMEOUT = 5.0
+
+Writer: TypeAlias = Callable[[Send], Coroutine[Any, Any, None]]
+
+# https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+_END_OF_LINE = re.compile(r"\r\n|\r|\n")
+_UNSAFE_IN_FIELD = re.compile(r"[\x00\r\n]")
+
+
+class StreamingResponse(Response):
+    """
+    A response whose body is made while it is sent.
+
+    Takes the next chunk when the server took the one before. When the client leaves, the source is cancelled where it
+    waits, or closed where it does not, so that its ``finally`` runs; it may clean up for 5 s. An error in the source
+    leaves the response without its end, and the server then drops the connection: a client never takes a part for the
+    whole.
+
+    Args:
+        source: An async iterable of ``str`` or ``bytes``; or a plain iterable, which is run in worker threads.
+        status: 200 to 599. With 204 and 304, and for HEAD, the source is closed without having begun.
+        headers: A mapping or ``(name, value)`` pairs.
+        content_type: By default that of ``headers``, else none.
+
+    Raises:
+        TypeError: ``source`` cannot be iterated or is itself ``str`` or ``bytes``; a chunk is neither.
+        ValueError: A status or header that cannot be sent.
+    """
+
+    def __init__(
+        self,
+        source: AsyncIterable[Any] | Iterable[Any],
+        status: int = 200,
+        headers: HeadersLike | None = None,
+        *,
+        content_type: str | None = None,
+    ) -> None:
+        super().__init__(b"", status, headers, content_type=content_type)
+        name = type(self).__name__
+        if isinstance(source, AsyncIterable):
+            self._source: AsyncIterator[Any] = aiter(source)
+        elif not isinstance(source, str | bytes | bytearray | memoryview | dict) and isinstance(source, Iterable):
+            self._source = _InThreads(iter(source))
+        else:
+            raise TypeError(f"{name} takes an iterator, such as an async generator, not {type(source).__name__}")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response until the source ends or the client leaves. Cancelled, it closes the source."""
+        if self.status in BODILESS_STATUSES or scope["method"] == "HEAD":
+            await self._close_source()
+            await send(self._start())
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await send(self._start())
+        if await self._send_source(receive, send):
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _send_source(self, receive: Receive, send: Send) -> bool:
+        return await send_until_disconnect(receive, send, self._send_chunks)
+
+    async def _send_chunks(self, send: Send) -> None:
+        try:
+            # Some servers keep the headers until something follows them.
+            await send(_chunk(b""))
+            async for item in self._source:
+                await send(_chunk(self._encode(item)))
+        finally:
+            # In the task that iterated it, and within the task group around it: a source may hold scopes of its own.
+            await self._close_source()
+
+    def _encode(self, item: Any) -> bytes:
+        if isinstance(item, str):
+            return item.encode()
+        if isinstance(item, bytes | bytearray | memoryview):
+            return bytes(item)
+        raise TypeError(
+            f"StreamingResponse sends str or bytes, not {type(item).__name__}; EventStream sends JSON values as events"
+        )
+
+    async def _close_source(self) -> None:
+        close = getattr(self._source, "aclose", None)
+        if close is not None:
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                await close()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """
+    One event of an ``EventStream``, encoded once however many streams send it.
+
+    Args:
+        data: ``str`` as it is; ``bytes`` as text in UTF-8; any other value as JSON. A line end of any kind arrives as
+            ``\\n``.
+        event: Its type, what ``addEventListener`` names. Default: ``message``.
+        id: What a browser sends as ``Last-Event-ID`` when it comes back.
+        retry: Milliseconds that a browser waits before it comes back.
+
+    Raises:
+        TypeError: ``data`` has no form in JSON.
+        ValueError: ``data`` cannot be encoded, a line end or NUL in ``event`` or ``id``, or a negative ``retry``.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    data: Any
+    event: str | None = field(default=None, kw_only=True)
+    id: str | None = field(default=None, kw_only=True)
+    retry: int | None = field(default=None, kw_only=True)
+    encoded: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lines = []
+        for name, value in (("event", self.event), ("id", self.id)):
+            if value is not None:
+                if _UNSAFE_IN_FIELD.search(value):
+                    raise ValueError(f"an event's {name} has no line end and no NUL; {value!r} has")
+                lines.append(f"{name}: {value}")
+        if self.retry is not None:
+            if self.retry < 0:
+                raise ValueError(f"retry is a number of milliseconds, 0 or more, not {self.retry}")
+            lines.append(f"retry: {int(self.retry)}")
+        if isinstance(self.data, str):
+            text = self.data
+        else:
+            text = (self.data if isinstance(self.data, bytes) else dumps_json(self.data)).decode()
+        lines.extend(f"data: {line}" for line in _END_OF_LINE.split(text))
+        object.__setattr__(self, "encoded", "\n".join([*lines, "", ""]).encode())
+
+
+class EventStream(StreamingResponse):
+    """
+    Server-sent events, for a browser's ``EventSource``. Ends when the source does; the browser then comes back.
+
+    Holds one item at a time: a slow client slows the source down. A comment in every ``keepalive`` seconds of silence
+    keeps proxies from giving up; the source is not disturbed by it. Leaving is as in ``StreamingResponse``.
+
+    Args:
+        source: An async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or a plain iterable, which is
+            run in worker threads.
+        headers: A mapping or ``(name, value)`` pairs.
+        keepalive: Seconds. Default 15, as the specification recommends.
+
+    Raises:
+        TypeError, ValueError: As ``StreamingResponse`` and ``ServerSentEvent``.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
+    """
+
+    def __init__(
+        self,
+        source: AsyncIterable[Any] | Iterable[Any],
+        *,
+        headers: HeadersLike | None = None,
+        keepalive: float = 15.0,
+    ) -> None:
+        if not keepalive > 0:
+            raise ValueError(f"keepalive is a number of seconds above 0, not {keepalive}")
+        super().__init__(source, 200, headers, content_type="text/event-stream")
+        self.headers.setdefault("cache-control", "no-store")
+        # nginx would else collect the events in its buffer.
+        self.headers.setdefault("x-accel-buffering", "no")
+        self._keepalive = keepalive
+
+    async def _send_source(self, receive: Receive, send: Send) -> bool:
+        writer = _Writer(self._keepalive)
+        return await send_until_disconnect(
+            receive,
+            send,
+            lambda send: self._send_chunks(partial(writer.send, send)),
+            writer.keep_alive,
+        )
+
+    def _encode(self, item: Any) -> bytes:
+        return (item if isinstance(item, ServerSentEvent) else ServerSentEvent(item)).encoded
+
+
+class _Writer:
+    """Sends one event at a time, and a comment when there was none for ``keepalive`` seconds."""
+
+    def __init__(self, keepalive: float) -> None:
+        self._keepalive = keepalive
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._due = anyio.current_time() + keepalive
+
+    async def send(self, send: Send, event: Event) -> None:
+        async with self._lock:
+            await send(event)
+            self._due = anyio.current_time() + self._keepalive
+
+    async def keep_alive(self, send: Send) -> None:
+        while True:
+            await anyio.sleep_until(self._due)
+            async with self._lock:
+                if anyio.current_time() >= self._due:
+                    await send(_chunk(b": keepalive\n\n"))
+                    self._due = anyio.current_time() + self._keepalive
+
+
+async def send_until_disconnect(
+    receive: Receive,
+    send: Send,
+    function: Writer,
+    *beside: Writer,
+) -> bool:
+    """
+    Run ``function(send)``, and other functions beside it, until it ends or the client leaves.
+
+    Then the others are cancelled; when the client leaves, ``function`` too. What ``function`` raises is raised as it
+    is, in no group.
+
+    Returns:
+        ``False`` when the client has left.
+    """
+    left = False
+    error: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+
+        def leave() -> None:
+            nonlocal left
+            left = True
+            tasks.cancel_scope.cancel()
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            leave()
+
+        async def send_or_leave(event: Event) -> None:
+            try:
+                await send(event)
+            except OSError:
+                # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
+                leave()
+                await checkpoint()
+
+        tasks.start_soon(watch)
+        for other in beside:
+            tasks.start_soon(other, send_or_leave)
+        try:
+            await function(send_or_leave)
+        except Exception as caught:
+            error = caught
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    return not left
+
+
+_END = object()
+
+
+class _InThreads(AsyncIterator[Any]):
+    """A plain iterator as an async one: each step in a worker thread. A step that has begun is waited for."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    async def __anext__(self) -> Any:
+        item = await run_sync(next, self._iterator, _END)
+        if item is _END:
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            await run_sync(close)
+
+
+def _chunk(body: bytes) -> Event:
+    return {"type": "http.response.body", "body": body, "more_body": True}

@@ -1,30 +1,24 @@
 """Responses whose body is made while it is sent: streams, and server-sent events."""
 
-import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 
-from microws.codec import dumps_json
 from microws.handshake import HeadersLike
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.responses import BODILESS_STATUSES, Response
+from microws.sse import KEEPALIVE, ServerSentEvent
 
-__all__ = ["CLOSE_TIMEOUT", "EventStream", "ServerSentEvent", "StreamingResponse", "send_until_disconnect"]
+__all__ = ["CLOSE_TIMEOUT", "EventStream", "StreamingResponse", "send_until_disconnect"]
 
 # How long a source may clean up after the client has left, in seconds: as long as App(close_timeout=) gives a view.
 CLOSE_TIMEOUT = 5.0
 
 Writer: TypeAlias = Callable[[Send], Coroutine[Any, Any, None]]
-
-# https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
-_END_OF_LINE = re.compile(r"\r\n|\r|\n")
-_UNSAFE_IN_FIELD = re.compile(r"[\x00\r\n]")
 
 
 class StreamingResponse(Response):
@@ -58,16 +52,16 @@ class StreamingResponse(Response):
         super().__init__(b"", status, headers, content_type=content_type)
         name = type(self).__name__
         if isinstance(source, AsyncIterable):
-            self._source: AsyncIterator[Any] = aiter(source)
+            self._source: AsyncIterable[Any] = source
         elif not isinstance(source, str | bytes | bytearray | memoryview | dict) and isinstance(source, Iterable):
-            self._source = _InThreads(iter(source))
+            self._source = _InThreads(source)
         else:
             raise TypeError(f"{name} takes an iterator, such as an async generator, not {type(source).__name__}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until the source ends or the client leaves. Cancelled, it closes the source."""
         if self.status in BODILESS_STATUSES or scope["method"] == "HEAD":
-            await self._close_source()
+            await _close(self._source)
             await send(self._start())
             await send({"type": "http.response.body", "body": b""})
             return
@@ -79,14 +73,15 @@ class StreamingResponse(Response):
         return await send_until_disconnect(receive, send, self._send_chunks)
 
     async def _send_chunks(self, send: Send) -> None:
+        iterator = aiter(self._source)
         try:
             # Some servers keep the headers until something follows them.
             await send(_chunk(b""))
-            async for item in self._source:
+            async for item in iterator:
                 await send(_chunk(self._encode(item)))
         finally:
             # In the task that iterated it, and within the task group around it: a source may hold scopes of its own.
-            await self._close_source()
+            await _close(iterator)
 
     def _encode(self, item: Any) -> bytes:
         if isinstance(item, str):
@@ -96,56 +91,6 @@ class StreamingResponse(Response):
         raise TypeError(
             f"StreamingResponse sends str or bytes, not {type(item).__name__}; EventStream sends JSON values as events"
         )
-
-    async def _close_source(self) -> None:
-        close = getattr(self._source, "aclose", None)
-        if close is not None:
-            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await close()
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSentEvent:
-    """
-    One event of an ``EventStream``, encoded once however many streams send it.
-
-    Args:
-        data: ``str`` as it is; ``bytes`` as text in UTF-8; any other value as JSON. A line end of any kind arrives as
-            ``\\n``.
-        event: Its type, what ``addEventListener`` names. Default: ``message``.
-        id: What a browser sends as ``Last-Event-ID`` when it comes back.
-        retry: Milliseconds that a browser waits before it comes back.
-
-    Raises:
-        TypeError: ``data`` has no form in JSON.
-        ValueError: ``data`` cannot be encoded, a line end or NUL in ``event`` or ``id``, or a negative ``retry``.
-
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
-    """
-
-    data: Any
-    event: str | None = field(default=None, kw_only=True)
-    id: str | None = field(default=None, kw_only=True)
-    retry: int | None = field(default=None, kw_only=True)
-    encoded: bytes = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        lines = []
-        for name, value in (("event", self.event), ("id", self.id)):
-            if value is not None:
-                if _UNSAFE_IN_FIELD.search(value):
-                    raise ValueError(f"an event's {name} has no line end and no NUL; {value!r} has")
-                lines.append(f"{name}: {value}")
-        if self.retry is not None:
-            if self.retry < 0:
-                raise ValueError(f"retry is a number of milliseconds, 0 or more, not {self.retry}")
-            lines.append(f"retry: {int(self.retry)}")
-        if isinstance(self.data, str):
-            text = self.data
-        else:
-            text = (self.data if isinstance(self.data, bytes) else dumps_json(self.data)).decode()
-        lines.extend(f"data: {line}" for line in _END_OF_LINE.split(text))
-        object.__setattr__(self, "encoded", "\n".join([*lines, "", ""]).encode())
 
 
 class EventStream(StreamingResponse):
@@ -213,7 +158,7 @@ class _Writer:
             await anyio.sleep_until(self._due)
             async with self._lock:
                 if anyio.current_time() >= self._due:
-                    await send(_chunk(b": keepalive\n\n"))
+                    await send(_chunk(KEEPALIVE))
                     self._due = anyio.current_time() + self._keepalive
 
 
@@ -271,10 +216,14 @@ _END = object()
 
 
 class _InThreads(AsyncIterator[Any]):
-    """A plain iterator as an async one: each step in a worker thread. A step that has begun is waited for."""
+    """A plain iterable as an async one: each step in a worker thread. A step that has begun is waited for."""
 
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self._iterator = iterator
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._iterator: Any = iterable
+
+    def __aiter__(self) -> Self:
+        self._iterator = iter(self._iterator)
+        return self
 
     async def __anext__(self) -> Any:
         item = await run_sync(next, self._iterator, _END)
@@ -286,6 +235,13 @@ class _InThreads(AsyncIterator[Any]):
         close = getattr(self._iterator, "close", None)
         if close is not None:
             await run_sync(close)
+
+
+async def _close(source: AsyncIterable[Any]) -> None:
+    close = getattr(source, "aclose", None)
+    if close is not None:
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await close()
 
 
 def _chunk(body: bytes) -> Event:

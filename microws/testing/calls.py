@@ -1,0 +1,216 @@
+"""One call of the app: its task, its end, and waits that always end too."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from traceback import format_exception
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from microws.interfaces import ASGIApplication, Event, Scope
+
+__all__ = ["AppCall", "ClientGone", "end_block", "note", "time_limit"]
+
+
+class ClientGone(ConnectionError):
+    """
+    What ``send`` raises in the app once the client has left.
+
+    Source: https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
+    """
+
+
+class AppCall(ABC):
+    """
+    One call of the app with a scope: what a server knows of it.
+
+    An exception that leaves the app ends only the call. It is kept in ``error`` until ``raise_error`` raises it in the
+    test; so is a breach of ASGI's rules, which the app's ``send`` raises too.
+
+    Args:
+        name: What error messages call it: ``GET /path``.
+        raise_after_disconnect: Whether the app's ``send`` raises once the client has left, or does nothing.
+
+    Attributes:
+        ended: The app has returned, raised, or was cancelled.
+        gone: The client has left.
+        finished: The app has said its last word: response complete, WebSocket closed or refused.
+        error: What left the app, or its first breach of the rules.
+        reported: The test has been told of ``error``, or of the time-out that made it give up.
+    """
+
+    def __init__(self, name: str, *, raise_after_disconnect: bool = True) -> None:
+        self.name = name
+        self.ended = False
+        self.gone = False
+        self.finished = False
+        self.error: Exception | None = None
+        self.reported = False
+        self._raise_after_disconnect = raise_after_disconnect
+        self._changed = anyio.Event()
+        self._cancel_scope = anyio.CancelScope()
+
+    @abstractmethod
+    async def receive(self) -> Event:
+        """The app's ``receive``."""
+
+    @abstractmethod
+    def check(self, event: Event) -> Event:
+        """The app's event with its defaults filled in. Raises ``RuntimeError`` for a breach of ASGI's rules."""
+
+    @abstractmethod
+    def deliver(self, event: Event) -> None:
+        """Let a checked event take effect. Never waits."""
+
+    def has_room(self) -> bool:
+        """Whether the client takes one more event now."""
+        return True
+
+    def disconnect(self) -> None:
+        """The client leaves without a word: ``send`` no longer reaches it."""
+        self.gone = True
+        self.notify()
+
+    async def send(self, event: Event) -> None:
+        """The app's ``send``: waits while the client has no room. Cancelled, it has sent nothing."""
+        await checkpoint()
+        if self.finished or not self.gone:
+            try:
+                event = self.check(event)
+            except RuntimeError as error:
+                breach = RuntimeError(f"{self.name}: {error}")
+                self.fail(breach)
+                raise breach from None
+            await self.wait_until(lambda: self.gone or self.has_room())
+            if not self.gone:
+                self.deliver(event)
+                self.notify()
+                return
+        if self._raise_after_disconnect:
+            raise ClientGone(f"{self.name}: the client has left")
+
+    async def run(self, app: ASGIApplication, scope: Scope) -> None:
+        """Call the app and keep what becomes of it."""
+        try:
+            with self._cancel_scope:
+                await app(scope, self.receive, self.send)
+        except ClientGone:
+            pass
+        except Exception as error:
+            if not isinstance(error, ExceptionGroup) or error.split(ClientGone)[1] is not None:
+                self.fail(error)
+        finally:
+            self.ended = True
+            self.disconnect()
+
+    def cancel(self) -> None:
+        """Cancel the app, which was given time enough."""
+        self._cancel_scope.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """Keep the first error for the test."""
+        self.error = self.error or error
+        self.notify()
+
+    def take_error(self) -> Exception | None:
+        """The error that the test has not been told of; it counts as told now."""
+        error = None if self.reported else self.error
+        self.reported = self.reported or error is not None
+        return error
+
+    def raise_error(self) -> None:
+        """Raise the call's error in the test, once."""
+        if (error := self.take_error()) is not None:
+            raise error
+
+    def notify(self) -> None:
+        """Something has changed: whoever waits looks again."""
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for ``condition``, and let others run at least once. Cancelled, it has changed nothing."""
+        await checkpoint()
+        while not condition():
+            await self._changed.wait()
+
+    async def wait(self, condition: Callable[[], bool], *, timeout: float, waiting_for: str) -> None:
+        """
+        Wait in the test for ``condition``, or for the call to be over.
+
+        Raises:
+            TimeoutError: Neither came within ``timeout`` seconds.
+        """
+        if condition():
+            # Even a time-out of 0 takes what is there.
+            await checkpoint()
+            return
+        with time_limit(timeout, lambda: waiting_for):
+            await self.wait_until(lambda: condition() or self.is_over())
+
+    async def wait_ended(self, timeout: float) -> None:
+        """Wait for the app's end after the client has left, then ``settle``."""
+        with anyio.move_on_after(timeout):
+            await self.wait_until(self.is_over)
+        self.settle(timeout)
+
+    def is_over(self) -> bool:
+        """Whether nothing more is to be waited for: the app has ended or failed."""
+        return self.ended or self.error is not None
+
+    def settle(self, timeout: float) -> None:
+        """
+        Raise what the test has not been told yet. An app that is still running after ``timeout`` seconds is cancelled.
+
+        Raises:
+            TimeoutError: It was still running.
+            Exception: Whatever left the app.
+        """
+        if not self.ended:
+            self.cancel()
+        self.raise_error()
+        if not self.ended and not self.reported:
+            self.reported = True
+            raise TimeoutError(f"{self.name}: the app did not end within {timeout:g} s")
+
+    @contextmanager
+    def leaving_on_error(self) -> Iterator[None]:
+        """Let the client leave when the block fails. A time-out of the block counts as reported."""
+        try:
+            yield
+        except BaseException as error:
+            self.reported = self.reported or isinstance(error, TimeoutError)
+            self.disconnect()
+            raise
+
+
+@contextmanager
+def time_limit(timeout: float, waiting_for: Callable[[], str]) -> Iterator[None]:
+    """
+    Let the block take ``timeout`` seconds.
+
+    Raises:
+        TimeoutError: It took longer; its text is what ``waiting_for()`` says then.
+    """
+    with anyio.move_on_after(timeout) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise TimeoutError(f"{waiting_for()} within {timeout:g} s")
+
+
+async def end_block(error: BaseException | None, finish: Callable[[], Awaitable[None]]) -> None:
+    """End an ``async with`` block by ``finish``, whose failure gives way to the ``error`` that is leaving the block."""
+    if error is None:
+        await finish()
+    elif isinstance(error, Exception):
+        try:
+            await finish()
+        except Exception as second:
+            note(error, second)
+
+
+def note(error: BaseException, second: Exception) -> None:
+    """Write under ``error`` what else went wrong."""
+    if second is not error:
+        error.add_note("".join(["also, at the end of the block:\n", *format_exception(second)]))

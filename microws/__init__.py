@@ -1,3 +1,72 @@
-"""The decorator micro-framework for real-time Python."""
+"""
+The decorator micro-framework for real-time Python.
+
+::
+
+    from microws import App
+
+    app = App()
+
+    @app.websocket_route("/echo")
+    async def echo(ws):
+        async with ws:
+            async for message in ws:
+                await ws.send(message)
+"""
+
+from microws.app import App
+from microws.closing import CloseCode
+from microws.datastructures import URL, Headers, MultiDict, State
+from microws.errors import (
+    ClientDisconnect,
+    FeatureUnavailable,
+    HTTPException,
+    InvalidMessage,
+    MicrowsError,
+    Overflow,
+    PayloadTypeError,
+    PublishTimeout,
+    RoutingError,
+    WebSocketDisconnect,
+    WebSocketRejected,
+)
+from microws.files import FileResponse
+from microws.interfaces import Codec, Receipt
+from microws.requests import Request
+from microws.responses import JSONResponse, RedirectResponse, Response
+from microws.sse import ServerSentEvent
+from microws.streams import EventStream, StreamingResponse
+from microws.websocket import WebSocket
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "URL",
+    "App",
+    "ClientDisconnect",
+    "CloseCode",
+    "Codec",
+    "EventStream",
+    "FeatureUnavailable",
+    "FileResponse",
+    "HTTPException",
+    "Headers",
+    "InvalidMessage",
+    "JSONResponse",
+    "MicrowsError",
+    "MultiDict",
+    "Overflow",
+    "PayloadTypeError",
+    "PublishTimeout",
+    "Receipt",
+    "RedirectResponse",
+    "Request",
+    "Response",
+    "RoutingError",
+    "ServerSentEvent",
+    "State",
+    "StreamingResponse",
+    "WebSocket",
+    "WebSocketDisconnect",
+    "WebSocketRejected",
+]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from microws.datastructures import Headers, MultiDict
 
 __all__ = [
+    "SAFE_METHODS",
     "HeadersLike",
     "Refusal",
     "check_accept",
@@ -38,7 +39,7 @@ class Refusal(NamedTuple):
 
 
 # RFC 9110 §9.2.1: whoever sends one of these does not ask for a change.
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 def check_origin(
@@ -92,7 +93,7 @@ def check_request_origin(
 
     Source: https://www.w3.org/TR/fetch-metadata/; Go 1.25 ``net/http.CrossOriginProtection``.
     """
-    if method in _SAFE_METHODS:
+    if method in SAFE_METHODS:
         return None
     sites = set(headers.getlist("sec-fetch-site"))
     # The browser itself compared the origins, without a proxy in between; "none" is the user's own doing.

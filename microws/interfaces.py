@@ -125,26 +125,34 @@ class Codec(Protocol):
 
 
 class Transport(Protocol):
-    """What carries one connection's frames out: a server's own transport, or ASGI's ``send``."""
+    """One WebSocket connection below its face: a server's own transport, or ASGI's ``receive`` and ``send``."""
 
-    def write(self, frames: list[Frame]) -> bool:
-        """Hand over ``frames``. Never waits. ``False``: keep later ones until ``writable`` is called."""
+    async def accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
+        """Answer the handshake with 101."""
         ...
 
-    def close(self, code: int, reason: str) -> None:
-        """Send what was written, then a Close frame. Never waits."""
+    async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer the handshake with an HTTP response."""
         ...
 
-    def abort(self) -> None:
-        """Drop the connection at once."""
+    async def receive(self) -> str | bytes:
+        """The next message: ``str`` of a text frame, ``bytes`` of a binary one. Cancelled, it has lost nothing."""
+        ...
+
+    async def send(self, frame: Frame) -> None:
+        """Send after everything that waits already."""
+        ...
+
+    async def close(self, code: int, reason: str) -> None:
+        """Send what waits, then a Close frame."""
         ...
 
 
 class Backplane(Protocol):
-    """What carries a publish to every process: it brings each payload to ``Hub.deliver``, in one order."""
+    """What carries a publish to every process: brings each payload to the one door, ``Hub.deliver``, in one order."""
 
-    async def publish(self, topic: str, payload: Payload) -> Receipt:
-        """Carry ``payload`` to the subscribers of ``topic`` in every process."""
+    async def publish(self, topic: str, payload: Payload, *, skip: str | None = None) -> Receipt:
+        """Carry ``payload`` to the subscribers of ``topic`` in every process, but the one whose id is ``skip``."""
         ...
 
 

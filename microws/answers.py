@@ -1,0 +1,103 @@
+"""What an exception becomes: the registered handler, or the default answer over HTTP and over a WebSocket."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from secrets import token_hex
+from typing import Any, TypeAlias
+
+from microws.closing import DEFAULT_REASONS, CloseCode, truncate_reason
+from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError
+from microws.responses import Response
+
+__all__ = ["ErrorHandler", "ErrorHandlers", "close_for", "error_of", "response_for"]
+
+ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
+
+_log = logging.getLogger("microws.errors")
+# Kept on the exception, so that whoever answers it second says the same id and does not log it again.
+_ID = "__microws_error_id__"
+
+
+class ErrorHandlers:
+    """The handlers of one app, by status and by exception class."""
+
+    def __init__(self) -> None:
+        self._by_status: dict[int, ErrorHandler] = {}
+        self._by_class: dict[type[Exception], ErrorHandler] = {}
+
+    def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
+        """
+        Register ``handler`` for a status or an exception class.
+
+        Raises:
+            TypeError, ValueError: ``key`` is neither, or has a handler already.
+        """
+        if isinstance(key, int) and not isinstance(key, bool):
+            if not 400 <= key <= 599:
+                raise ValueError(f"error_handler takes a status of 400 to 599, not {key}")
+            if key in self._by_status:
+                raise ValueError(f"{key} has an error handler already")
+            self._by_status[key] = handler
+        elif isinstance(key, type) and issubclass(key, Exception):
+            if key in self._by_class:
+                raise ValueError(f"{key.__name__} has an error handler already")
+            self._by_class[key] = handler
+        else:
+            raise TypeError(f"error_handler takes an exception class or a status, not {key!r}")
+
+    def find(self, error: Exception) -> ErrorHandler | None:
+        """The handler of the error's status, else that of its nearest class, else 500's for the unexpected."""
+        if isinstance(error, HTTPException) and error.status in self._by_status:
+            return self._by_status[error.status]
+        for base in type(error).__mro__:
+            if base in self._by_class:
+                return self._by_class[base]
+        return None if isinstance(error, HTTPException) else self._by_status.get(500)
+
+
+def error_of(error: Exception) -> Exception:
+    """The one exception that a task group has wrapped, or ``error`` itself."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def response_for(error: Exception, *, path: str, debug: bool) -> Response:
+    """The default response to ``error``. An unexpected one is logged, and shows the client no more than an id."""
+    if isinstance(error, HTTPException):
+        return _plain(error.detail, error.status, error.headers)
+    if isinstance(error, ClientDisconnect):
+        # Nobody is there to read it.
+        return _plain("Bad Request", 400)
+    error_id = _report(error, path)
+    if debug:
+        return _plain("".join(traceback.format_exception(error)), 500)
+    return _plain(f"Internal Server Error (error id {error_id})", 500)
+
+
+def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool) -> tuple[int, str]:
+    """The default close code and reason for ``error``; an unexpected one is logged."""
+    if isinstance(error, HTTPException):
+        return 3000 + error.status, truncate_reason(error.detail)
+    if isinstance(error, PayloadTypeError):
+        return CloseCode.UNSUPPORTED_DATA, truncate_reason(str(error))
+    if isinstance(error, InvalidMessage):
+        return CloseCode.INVALID_PAYLOAD, truncate_reason(str(error))
+    error_id = _report(error, path)
+    if debug:
+        return error_close_code, truncate_reason(f"{type(error).__name__}: {error}")
+    return error_close_code, f"{DEFAULT_REASONS[CloseCode.INTERNAL_ERROR]}, error id {error_id}"
+
+
+def _report(error: Exception, path: str) -> str:
+    error_id: str = getattr(error, _ID, "")
+    if not error_id:
+        error_id = token_hex(4)
+        setattr(error, _ID, error_id)
+        _log.error("%s: unexpected error, id %s", path, error_id, exc_info=error)
+    return error_id
+
+
+def _plain(text: str, status: int, headers: Any = None) -> Response:
+    return Response(text, status, headers, content_type="text/plain; charset=utf-8")

@@ -1,0 +1,671 @@
+"""The app: where views, hooks and settings are registered. What it is asked it hands on."""
+
+import inspect
+import re
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from microws.closing import check_close
+from microws.codec import Codecs
+from microws.datastructures import State
+from microws.dispatch import Dispatcher, Hooks, HTTPEndpoint, OnInvalid, WebSocketEndpoint
+from microws.errors import FeatureUnavailable, RoutingError
+from microws.files import StaticFiles
+from microws.handshake import check_origins_setting
+from microws.hub import Hub
+from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
+from microws.lifespan import BackgroundTasks, serve_lifespan
+from microws.outbox import MAX_MESSAGES, Overflow
+from microws.responses import Response
+from microws.routing import Match, Pattern, Router
+from microws.subscription import Stream, Subscription
+from microws.templates import Templates
+from microws.testing import TestClient
+from microws.transport import Limits
+from microws.views import bind_view
+
+__all__ = ["App"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class App:
+    """
+    A microws application, and an ASGI one.
+
+    ::
+
+        app = App()
+
+        @app.websocket_route("/chat/{room}", value_type="json", subscribe="chat:{room}")
+        async def chat(ws, room):
+            async with ws:
+                async for message in ws:
+                    await ws.publish(f"chat:{room}", message)
+
+    Args:
+        max_message_size: Bytes of one incoming message; a larger one closes with 1009. Default 1 MiB, as in
+            ``websockets``.
+        max_fragments: Fragments of one incoming message, on servers that let an app see them. Default 1,024.
+        receive_queue: Incoming messages that wait for a view before reading pauses. Default 64.
+        max_body_size: Bytes of a request's body; a larger one is 413. Default 1 MiB, as in nginx.
+        send_timeout: Seconds that one ``ws.send`` waits for a slow client; then it is closed with 1013. Default 10.
+        accept_timeout: Seconds that a view has to accept; then it is cancelled and the answer is 503. Default 10, as
+            in ``websockets``.
+        close_timeout: Seconds that a close waits for what is queued, and that a view has to notice that the client
+            has left. Default 5.
+        compression: permessage-deflate, which this version leaves to the server.
+        origins: Web pages that may connect, and send unsafe HTTP methods, beside those of the same origin:
+            ``["https://app.example"]``; ``["*"]`` allows all. Default: the same origin only.
+        error_close_code: Close code after an unexpected error. Default 1011.
+        hub: The backplane. Default ``"memory"``, for one process.
+        redirect_slashes: Answer 308 where only the other slash form of a path exists. Default: yes.
+        debug: Show unexpected errors to clients. Default: no.
+        templates: Directory of the templates, relative to the file that creates the app.
+
+    Raises:
+        TypeError, ValueError: A setting that cannot be.
+        FeatureUnavailable: A setting that this version does not have.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_message_size: int = 1 << 20,
+        max_fragments: int = 1024,
+        receive_queue: int = 64,
+        max_body_size: int = 1 << 20,
+        send_timeout: float = 10,
+        accept_timeout: float = 10,
+        close_timeout: float = 5,
+        compression: bool = False,
+        origins: Sequence[str] | None = None,
+        error_close_code: int = 1011,
+        hub: str = "memory",
+        redirect_slashes: bool = True,
+        debug: bool = False,
+        templates: str | Path = "templates",
+    ) -> None:
+        for name, value in (
+            ("max_message_size", max_message_size),
+            ("max_fragments", max_fragments),
+            ("receive_queue", receive_queue),
+            ("send_timeout", send_timeout),
+            ("accept_timeout", accept_timeout),
+            ("close_timeout", close_timeout),
+        ):
+            _check_positive(name, value)
+        if max_body_size < 0:
+            raise ValueError(f"max_body_size is a number of bytes, 0 or more, not {max_body_size}")
+        if compression:
+            raise FeatureUnavailable("this version leaves compression to the server: App(compression=False)")
+        check_close(error_close_code, "")
+        self.max_fragments = max_fragments
+        self.debug = debug
+        self._codecs = Codecs()
+        self._router = Router(redirect_slashes=redirect_slashes)
+        self._hooks = Hooks()
+        self._hub = Hub(self._codecs, hub)
+        self._state = State()
+        self._tasks = BackgroundTasks()
+        self._on_startup: list[Callable[[], Any]] = []
+        self._on_shutdown: list[Callable[[], Any]] = []
+        self._contexts: list[Callable[[App], AbstractAsyncContextManager[Any]]] = []
+        self._middleware: list[tuple[Callable[..., ASGIApplication], dict[str, Any]]] = []
+        self._root: App = self
+        self._asgi: ASGIApplication | None = None
+        self._directory = _directory_of_caller()
+        self._template_directory = self._directory / templates
+        self._templates: Templates | None = None
+        self._subscriptions = count(1)
+        self._dispatcher = Dispatcher(
+            self,
+            router=self._router,
+            hooks=self._hooks,
+            hub=self._hub,
+            codecs=self._codecs,
+            limits=Limits(max_message_size, receive_queue, send_timeout, accept_timeout, close_timeout),
+            origins=check_origins_setting(origins),
+            max_body_size=max_body_size,
+            error_close_code=error_close_code,
+            debug=debug,
+        )
+
+    # Views
+
+    def route(self, pattern: str, *, methods: Iterable[str] = ("GET",), name: str | None = None) -> Callable[[F], F]:
+        """``add_route`` as a decorator."""
+
+        def register(view: F) -> F:
+            self.add_route(view, pattern, methods=methods, name=name)
+            return view
+
+        return register
+
+    def get(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+        """``route`` for GET, and with it HEAD."""
+        return self.route(pattern, methods=["GET"], name=name)
+
+    def post(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+        """``route`` for POST."""
+        return self.route(pattern, methods=["POST"], name=name)
+
+    def put(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+        """``route`` for PUT."""
+        return self.route(pattern, methods=["PUT"], name=name)
+
+    def patch(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+        """``route`` for PATCH."""
+        return self.route(pattern, methods=["PATCH"], name=name)
+
+    def delete(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+        """``route`` for DELETE."""
+        return self.route(pattern, methods=["DELETE"], name=name)
+
+    def add_route(
+        self,
+        view: Callable[..., Any],
+        pattern: str,
+        *,
+        methods: Iterable[str] = ("GET",),
+        name: str | None = None,
+    ) -> None:
+        """
+        Register an HTTP view.
+
+        Args:
+            view: ``async def``, or a plain function, which runs in a worker thread. Its first parameter that is no
+                route parameter gets the ``Request``; it may have none. Route parameters are passed by name.
+            pattern: Such as ``/users/{id:int}``; see docs/reference.md, "Patterns".
+            methods: ``GET`` brings ``HEAD``; ``OPTIONS`` is answered by itself.
+            name: For ``url_for``; by default the view's own.
+
+        Raises:
+            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it.
+        """
+        self._check_registering()
+        parameters = Pattern.parse(pattern, self._router.converters).parameters
+        endpoint = HTTPEndpoint(self._hooks, bind_view(view, pattern, parameters, kind="http"))
+        self._router.add(
+            pattern, endpoint, kind="http", methods=methods, name=name, default_name=getattr(view, "__name__", None)
+        )
+
+    def websocket_route(
+        self,
+        pattern: str,
+        *,
+        value_type: Any = "text",
+        receive_type: Any = None,
+        send_type: Any = None,
+        catch_disconnect: bool = True,
+        subprotocols: Sequence[str] = (),
+        origins: Sequence[str] | None = None,
+        subscribe: str | Sequence[str] | None = None,
+        gaps: bool = False,
+        on_invalid: OnInvalid = "close",
+        name: str | None = None,
+    ) -> Callable[[F], F]:
+        """``add_websocket_route`` as a decorator."""
+
+        def register(view: F) -> F:
+            self.add_websocket_route(
+                view,
+                pattern,
+                value_type=value_type,
+                receive_type=receive_type,
+                send_type=send_type,
+                catch_disconnect=catch_disconnect,
+                subprotocols=subprotocols,
+                origins=origins,
+                subscribe=subscribe,
+                gaps=gaps,
+                on_invalid=on_invalid,
+                name=name,
+            )
+            return view
+
+        return register
+
+    def add_websocket_route(
+        self,
+        view: Callable[..., Coroutine[Any, Any, Any]],
+        pattern: str,
+        *,
+        value_type: Any = "text",
+        receive_type: Any = None,
+        send_type: Any = None,
+        catch_disconnect: bool = True,
+        subprotocols: Sequence[str] = (),
+        origins: Sequence[str] | None = None,
+        subscribe: str | Sequence[str] | None = None,
+        gaps: bool = False,
+        on_invalid: OnInvalid = "close",
+        name: str | None = None,
+    ) -> None:
+        """
+        Register a WebSocket view.
+
+        Args:
+            view: ``async def``. Its first parameter that is no route parameter gets the ``WebSocket``; route
+                parameters are passed by name.
+            pattern: Such as ``/chat/{room}``; an HTTP view may stand at the same one.
+            value_type: ``"text"``, ``"bytes"``, ``"json"``, ``"auto"`` (``str`` for text frames, ``bytes`` for binary
+                ones), or a name of ``add_codec``: what ``receive`` returns and ``send`` takes.
+            receive_type, send_type: The same for one direction.
+            catch_disconnect: ``async for`` just ends and ``async with`` swallows the ``WebSocketDisconnect`` when the
+                client leaves. ``False``: both let it through.
+            subprotocols: Those that the view speaks; the first that the client offers too is accepted.
+            origins: In place of ``App(origins=…)``.
+            subscribe: One or several topics to subscribe before the handshake is answered, filled from the route's
+                parameters: ``"chat:{room}"``.
+            gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages.
+            on_invalid: What a message that cannot be decoded does: ``"close"`` raises in the view, and closes with 1003
+                or 1007 where that does not catch it; ``"skip"`` logs it and waits for the next one.
+            name: For ``url_for``; by default the view's own.
+
+        Raises:
+            TypeError: ``view`` is not ``async def``.
+            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it.
+            ValueError: Another argument that cannot be.
+            FeatureUnavailable: A value type that this version does not have.
+        """
+        self._check_registering()
+        if on_invalid not in get_args(OnInvalid):
+            raise ValueError(f'on_invalid is "close" or "skip", not {on_invalid!r}')
+        if isinstance(subprotocols, str):
+            raise ValueError(f"subprotocols takes a list: subprotocols=[{subprotocols!r}]")
+        parameters = Pattern.parse(pattern, self._router.converters).parameters
+        topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe or ())
+        for topic in topics:
+            _check_topic_template(topic, pattern, parameters)
+        endpoint = WebSocketEndpoint(
+            hooks=self._hooks,
+            view=bind_view(view, pattern, parameters, kind="websocket"),
+            codecs=self._codecs,
+            receive_type=value_type if receive_type is None else receive_type,
+            send_type=value_type if send_type is None else send_type,
+            subprotocols=tuple(subprotocols),
+            origins=check_origins_setting(origins),
+            topics=topics,
+            catch_disconnect=catch_disconnect,
+            gaps=gaps,
+            on_invalid=on_invalid,
+        )
+        for value in (endpoint.receive_type, endpoint.send_type):
+            self._codecs.get(value)
+        self._router.add(pattern, endpoint, kind="websocket", name=name, default_name=getattr(view, "__name__", None))
+
+    def add_converter(
+        self,
+        name: str,
+        pattern: str,
+        parse: Callable[[str], Any] = str,
+        format: Callable[[Any], str] = str,  # noqa: A002
+    ) -> None:
+        """
+        Let patterns say ``{parameter:name}``.
+
+        Args:
+            name: Of the converter.
+            pattern: Regular expression that the whole decoded segment has to match.
+            parse: Makes the value; with ``ValueError`` the route does not match.
+            format: Makes the segment of a value again, for ``url_for``.
+
+        Raises:
+            RoutingError: The name or the expression cannot be.
+        """
+        self._router.converters.add(name, pattern, parse, format)
+
+    def add_codec(self, name: str, codec: Codec) -> None:
+        """
+        Let routes say ``value_type=name``. ``"json"`` may be replaced, for published values too.
+
+        Raises:
+            TypeError, ValueError: The name is taken, or ``codec`` is none.
+        """
+        self._codecs.add(name, codec)
+
+    def mount(self, prefix: str, asgi_app: ASGIApplication) -> None:
+        """
+        Hand everything below ``prefix`` that no route answers to another ASGI app. Its lifespan is not run.
+
+        Raises:
+            RoutingError: The prefix cannot be, or is taken.
+        """
+        self._check_registering()
+        self._router.mount(prefix, asgi_app)
+
+    def include(self, other_app: "App", prefix: str = "") -> None:
+        """
+        Take over the routes, hooks, error handlers and start-up of another app, as a blueprint.
+
+        Its hooks and error handlers serve its own routes, inside those of this app; its views see this app as ``app``,
+        and its ``publish``, ``subscribe``, ``state`` and ``url_for`` are this app's. Its own settings do not count.
+
+        Args:
+            other_app: Complete: nothing can be registered with it afterwards.
+            prefix: A pattern before each of its patterns.
+
+        Raises:
+            RoutingError: Two routes that cannot be told apart.
+            RuntimeError: ``other_app`` is this app, is included elsewhere, or has middleware, which would not run.
+        """
+        self._check_registering()
+        if other_app is self or other_app._root not in (other_app, self):
+            raise RuntimeError("an app is included once, in another app")
+        if other_app._middleware:
+            raise RuntimeError(
+                "an included app has no middleware of its own: add it to the including app, or use mount"
+            )
+        self._router.include(other_app._router, prefix)
+        if other_app._root is not self:
+            other_app._hooks.parent = self._hooks
+            other_app._root = self
+            self._on_startup.extend(other_app._on_startup)
+            self._on_shutdown.extend(other_app._on_shutdown)
+            self._contexts.extend(other_app._contexts)
+
+    def static(self, prefix: str, directory: str | Path) -> None:
+        """
+        Serve the files of a directory below ``prefix``. No file outside of it is served, by whatever path or link.
+
+        Args:
+            prefix: Such as ``/static``.
+            directory: Relative to the file that creates the app.
+
+        Raises:
+            ValueError: There is no such directory.
+        """
+        files = StaticFiles(self._directory / directory)
+
+        async def static(path: str) -> Response:
+            return await files.response(path)
+
+        self.add_route(static, f"{prefix.rstrip('/')}/{{path:path}}")
+
+    def url_for(self, name: str, /, **params: Any) -> str:
+        """
+        The path of the route of that name.
+
+        Raises:
+            RoutingError: No route has that name, or a parameter is missing or does not fit.
+        """
+        return self._root._router.url_for(name, **params)
+
+    def render(self, template: str, /, **context: Any) -> str:
+        """
+        Fill a Jinja2 template of the app's template directory; a view may return the text as its page.
+
+        Raises:
+            FeatureUnavailable: Jinja2 is not installed.
+            jinja2.TemplateNotFound: No such template.
+        """
+        if self._templates is None:
+            self._templates = Templates(self._template_directory, url_for=self.url_for)
+        return self._templates.render(template, context)
+
+    # Around the views
+
+    def add_middleware(self, asgi_middleware: Callable[..., ASGIApplication], **options: Any) -> None:
+        """
+        Wrap the app in plain ASGI middleware; the one added first is outermost.
+
+        Args:
+            asgi_middleware: Called as ``asgi_middleware(app, **options)``.
+
+        Raises:
+            RuntimeError: The app serves already, or is included in another.
+        """
+        self._check_registering()
+        if self._asgi is not None:
+            raise RuntimeError("add middleware before the app serves its first request")
+        self._middleware.append((asgi_middleware, options))
+
+    def before_request(self, hook: F) -> F:
+        """Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer."""
+        self._hooks.before_request.append(hook)
+        return hook
+
+    def after_request(self, hook: F) -> F:
+        """Decorator: call ``hook(request, response)`` after each HTTP view. It may return another response."""
+        self._hooks.after_request.append(hook)
+        return hook
+
+    def before_websocket(self, hook: F) -> F:
+        """Decorator: call ``hook(ws)`` before each WebSocket view. It may reject, or return what to reject with."""
+        self._hooks.before_websocket.append(hook)
+        return hook
+
+    def after_websocket(self, hook: F) -> F:
+        """Decorator: call ``hook(ws)`` after each WebSocket view, however it ended."""
+        self._hooks.after_websocket.append(hook)
+        return hook
+
+    def error_handler(self, key: type[Exception] | int) -> Callable[[F], F]:
+        """
+        Decorator: answer an exception class, or a status, by ``handler(request, error)`` or ``handler(ws, error)``.
+
+        For HTTP it returns what a view may return. On a WebSocket it may reject, or send and close; what it leaves
+        open is closed as without it.
+
+        Raises:
+            TypeError, ValueError: ``key`` is neither, or has a handler already.
+        """
+
+        def register(handler: F) -> F:
+            self._hooks.handlers.add(key, handler)
+            return handler
+
+        return register
+
+    def on_startup(self, hook: F) -> F:
+        """Decorator: call ``hook()`` before the first request. If it raises, the server does not start."""
+        self._check_registering()
+        self._on_startup.append(hook)
+        return hook
+
+    def on_shutdown(self, hook: F) -> F:
+        """Decorator: call ``hook()`` after the last request."""
+        self._check_registering()
+        self._on_shutdown.append(hook)
+        return hook
+
+    def lifespan(self, context: F) -> F:
+        """Decorator: enter the async context manager ``context(app)`` at start-up, and leave it at shutdown."""
+        self._check_registering()
+        self._contexts.append(context)
+        return context
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """
+        Run ``function(*args)`` as a background task until it ends or the app shuts down. Its failure is logged.
+
+        Raises:
+            RuntimeError: The app is not running.
+        """
+        self._root._tasks.start_soon(function, *args)
+
+    @property
+    def state(self) -> State:
+        """What the views of the app share."""
+        return self._root._state
+
+    # Topics
+
+    @property
+    def hub(self) -> Hub:
+        """The topics and subscribers of this process; ``hub.statistics()`` counts them."""
+        return self._root._hub
+
+    def topic(
+        self,
+        pattern: str,
+        *,
+        queue: int = MAX_MESSAGES,
+        overflow: Overflow = "close",
+        key: str | Callable[[Any], Any] | None = None,
+        history: int | None = None,
+        ttl: float | None = None,
+    ) -> None:
+        """
+        Settle how the topics that fit ``pattern`` treat a subscriber that does not keep up; the first that fits counts.
+
+        Args:
+            pattern: A topic in which ``*`` stands for any characters.
+            queue: Most messages of the topic that wait for one subscriber. Default 256.
+            overflow: What happens to the next one. ``"close"`` closes that connection with 1013; ``"drop_oldest"``
+                and ``"drop_newest"`` drop one, and say so where the route has ``gaps=True``; ``"latest"`` keeps only
+                the newest message of each ``key``.
+            key: With ``"latest"``: a field of the message, or a function of it. Default: all have one key.
+            history, ttl: Which this version does not have.
+
+        Raises:
+            ValueError: A setting that cannot be.
+            FeatureUnavailable: ``history`` or ``ttl`` was given.
+        """
+        if history is not None or ttl is not None:
+            raise FeatureUnavailable("this version has no history: use app.topic without history= and ttl=")
+        self.hub.configure(pattern, queue=queue, overflow=overflow, key=key)
+
+    async def publish(self, topic: str, value: Any) -> Receipt:
+        """
+        Send ``value`` to every subscriber of ``topic``, each in the form of its own ``send_type``.
+
+        Never waits for a subscriber: what happens to one that does not keep up is settled by ``topic``.
+
+        Args:
+            topic: 1 to 255 UTF-8 bytes without control characters.
+            value: ``str``, ``bytes``, or anything that JSON carries. ``bytes`` always is a binary frame.
+
+        Returns:
+            ``Receipt(subscribers, id)``: how many subscribers of this process it reached, and its position, which is
+            ``None`` without history.
+
+        Raises:
+            TypeError, ValueError: The topic, or a value that JSON cannot carry; nobody got anything.
+        """
+        return await self.hub.publish(topic, value)
+
+    def publish_from_thread(self, topic: str, value: Any) -> Receipt:
+        """
+        ``publish`` from a worker thread, such as a plain ``def`` view; blocks the thread until it is done.
+
+        Raises:
+            RuntimeError: Called in the event loop's thread, or the app is not running.
+        """
+        return self.hub.publish_from_thread(topic, value)
+
+    def subscribe(self, *topics: str) -> Subscription:
+        """
+        Read topics in the app itself: ``async with app.subscribe("chat:1") as messages:``, then ``async for`` over it.
+
+        Raises:
+            TypeError, ValueError: A topic that cannot be; raised on entering.
+        """
+        if not topics:
+            raise TypeError("subscribe takes at least one topic")
+        return Subscription(self.hub, self._root._codecs.get("json"), topics, id=self._subscription_id())
+
+    def stream(self, topic: str, *, since: str | None = None) -> Stream:
+        """
+        A topic as server-sent events: ``return EventStream(app.stream("chat:1"))``.
+
+        Args:
+            topic: The topic, which is also the name of the events.
+            since: A position; this version has no history and takes ``None`` only.
+
+        Raises:
+            FeatureUnavailable: ``since`` was given.
+        """
+        if since is not None:
+            raise FeatureUnavailable("this version has no history: use app.stream without since=")
+        return Stream(self.hub, self._root._codecs.get("text"), topic, id=self._subscription_id())
+
+    def members(self, topic: str) -> Any:
+        """Presence, which this version does not have: raises ``FeatureUnavailable``."""
+        raise FeatureUnavailable("this version has no presence: app.members is not available")
+
+    # Running
+
+    def test_client(self, **options: Any) -> TestClient:
+        """
+        An in-memory client for tests: ``async with app.test_client() as client``.
+
+        Args:
+            options: Those of ``microws.testing.TestClient``.
+        """
+        return TestClient(self, codecs=self._codecs_of_path, **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if self._asgi is None:
+            self._asgi = self._build()
+        await self._asgi(scope, receive, send)
+
+    def _build(self) -> ASGIApplication:
+        asgi: ASGIApplication = self._serve
+        for middleware, options in reversed(self._middleware):
+            asgi = middleware(asgi, **options)
+        return asgi
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                self.hub.attach()
+                await self._dispatcher.http(scope, receive, send)
+            case "websocket":
+                self.hub.attach()
+                await self._dispatcher.websocket(scope, receive, send)
+            case "lifespan":
+                self.hub.attach()
+                await serve_lifespan(
+                    receive,
+                    send,
+                    app=self,
+                    tasks=self._tasks,
+                    contexts=self._contexts,
+                    on_startup=self._on_startup,
+                    on_shutdown=self._on_shutdown,
+                )
+            case other:
+                raise RuntimeError(f"microws serves http, websocket and lifespan, not {other!r}")
+
+    def _codecs_of_path(self, path: str) -> tuple[Any, Any] | None:
+        """The codecs of what a client sends and receives at ``path``."""
+        segments = path.partition("?")[0].split("/")[1:]
+        found = self._router.resolve("websocket", "GET", segments)
+        if not isinstance(found, Match):
+            return None
+        endpoint: WebSocketEndpoint = found.route.endpoint
+        return endpoint.codecs.get(endpoint.receive_type), endpoint.codecs.get(endpoint.send_type)
+
+    def _subscription_id(self) -> str:
+        return f"app-{next(self._subscriptions)}"
+
+    def _check_registering(self) -> None:
+        if self._root is not self:
+            raise RuntimeError("this app is included in another one: register first, include then")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (type(value) in (int, float) and value > 0):
+        raise ValueError(f"{name} is a number greater than 0, not {value!r}")
+
+
+def _check_topic_template(topic: str, pattern: str, parameters: tuple[str, ...]) -> None:
+    for name in re.findall(r"\{(.*?)\}", topic):
+        if name not in parameters:
+            raise RoutingError(f"subscribe={topic!r} needs {name!r}, which the pattern {pattern!r} does not have")
+
+
+def _directory_of_caller() -> Path:
+    """The directory of the file that creates the app."""
+    package = __name__.partition(".")[0]
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+    file = frame.f_globals.get("__file__") if frame is not None else None
+    return Path(file).resolve().parent if file else Path.cwd()

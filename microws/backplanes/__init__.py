@@ -1,0 +1,1 @@
+"""What carries a publish between processes: frames in, frames out, and nothing else."""

@@ -1,0 +1,370 @@
+"""The way of a request to its view, and of an error to its answer."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import anyio
+
+from microws.answers import ErrorHandler, ErrorHandlers, close_for, error_of, response_for
+from microws.codec import Codecs
+from microws.errors import HTTPException, WebSocketDisconnect
+from microws.handshake import SAFE_METHODS, Refusal, check_handshake_origin, check_request_origin
+from microws.hooks import call_hook
+from microws.hub import Hub
+from microws.interfaces import Application, Event, Receive, Scope, Send
+from microws.requests import Request
+from microws.responses import RedirectResponse, Response
+from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of, scope_below
+from microws.transport import Limits
+from microws.views import BoundView, to_response
+from microws.websocket import WebSocket, WebSocketOptions
+
+__all__ = ["Dispatcher", "HTTPEndpoint", "Hooks", "OnInvalid", "WebSocketEndpoint"]
+
+OnInvalid: TypeAlias = Literal["close", "skip"]
+
+# Seconds that the rest of a body which no view reads is discarded for, so that the client can read the answer.
+_DISCARD_TIMEOUT = 1.0
+
+_log = logging.getLogger("microws")
+
+
+class Hooks:
+    """
+    What one app registers around its views.
+
+    Attributes:
+        handlers: Its error handlers.
+        parent: The hooks of the app that includes it.
+    """
+
+    def __init__(self) -> None:
+        self.handlers = ErrorHandlers()
+        self.parent: Hooks | None = None
+        self.before_request: list[Callable[..., Any]] = []
+        self.after_request: list[Callable[..., Any]] = []
+        self.before_websocket: list[Callable[..., Any]] = []
+        self.after_websocket: list[Callable[..., Any]] = []
+
+    def inwards(self) -> "Iterator[Hooks]":
+        """These hooks behind those of the including apps, outermost first."""
+        if self.parent is not None:
+            yield from self.parent.inwards()
+        yield self
+
+    def outwards(self) -> "Iterator[Hooks]":
+        """These hooks, then those of the including apps."""
+        yield self
+        if self.parent is not None:
+            yield from self.parent.outwards()
+
+    def find_handler(self, error: Exception) -> ErrorHandler | None:
+        """The error handler of the innermost app that has one."""
+        for hooks in self.outwards():
+            if (handler := hooks.handlers.find(error)) is not None:
+                return handler
+        return None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HTTPEndpoint:
+    """What stands behind an HTTP route."""
+
+    hooks: Hooks
+    view: BoundView
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class WebSocketEndpoint:
+    """What stands behind a WebSocket route; see ``App.websocket_route``."""
+
+    hooks: Hooks
+    view: BoundView
+    codecs: Codecs
+    receive_type: Any
+    send_type: Any
+    subprotocols: tuple[str, ...]
+    origins: tuple[str, ...] | None
+    topics: tuple[str, ...]
+    catch_disconnect: bool
+    gaps: bool
+    on_invalid: OnInvalid
+
+
+class Dispatcher:
+    """
+    Takes each ASGI scope to its view.
+
+    Args:
+        app: What requests and WebSockets know as their ``app``.
+        router: Its endpoints are ``HTTPEndpoint``, ``WebSocketEndpoint`` and mounted ASGI apps.
+        hooks: Those of ``app``, which also serve where no route matches.
+        hub, codecs, limits: For the WebSockets.
+        origins: Allowed beside the same origin.
+        max_body_size: Bytes.
+        error_close_code: For an unexpected error after accept.
+        debug: Show errors to clients.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        router: Router,
+        hooks: Hooks,
+        hub: Hub,
+        codecs: Codecs,
+        limits: Limits,
+        origins: tuple[str, ...] | None,
+        max_body_size: int,
+        error_close_code: int,
+        debug: bool,
+    ) -> None:
+        self._app = app
+        self._router = router
+        self._hooks = hooks
+        self._hub = hub
+        self._codecs = codecs
+        self._limits = limits
+        self._origins = origins
+        self._max_body_size = max_body_size
+        self._error_close_code = error_close_code
+        self._debug = debug
+        self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
+
+    # HTTP
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        path, segments = path_of(scope)
+        request = Request(
+            scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._max_body_size
+        )
+        hooks = self._hooks
+        has_started = False
+
+        async def send_noting_start(event: Event) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(event)
+
+        try:
+            found = self._router.resolve("http", request.method, segments)
+            if isinstance(found, Mounted):
+                await found.endpoint(scope_below(scope, found.prefix), receive, send_noting_start)
+                return
+            if isinstance(found, Match):
+                hooks = found.route.endpoint.hooks
+                response = await self._respond(request, found)
+            else:
+                response = _answer_miss(request, found)
+            await response(scope, request.receive_event, send_noting_start)
+        except Exception as error:
+            if has_started:
+                raise
+            response = await self._answer_request(request, error, hooks)
+            await response(scope, request.receive_event, send)
+        if not request.body_complete and _has_body(scope):
+            with anyio.move_on_after(_DISCARD_TIMEOUT):
+                await request.drain()
+
+    async def _respond(self, request: Request, found: Match) -> Response:
+        endpoint: HTTPEndpoint = found.route.endpoint
+        request.path_params = found.params
+        try:
+            response = to_response(await self._call_view(request, endpoint))
+        except Exception as error:
+            response = await self._answer_request(request, error, endpoint.hooks)
+        for hooks in endpoint.hooks.outwards():
+            for hook in reversed(hooks.after_request):
+                replaced = await call_hook(hook, request, response)
+                response = response if replaced is None else to_response(replaced)
+        return response
+
+    async def _call_view(self, request: Request, endpoint: HTTPEndpoint) -> Any:
+        _refuse_nul(request.path)
+        if request.method not in SAFE_METHODS:
+            _raise_refusal(check_request_origin(request.method, request.headers, allowed=self._origins), request.path)
+        for hooks in endpoint.hooks.inwards():
+            for hook in hooks.before_request:
+                result = await call_hook(hook, request)
+                if result is not None:
+                    return result
+        return await endpoint.view(request, request.path_params)
+
+    async def _answer_request(self, request: Request, error: Exception, hooks: Hooks) -> Response:
+        error = error_of(error)
+        handler = hooks.find_handler(error)
+        if handler is not None:
+            try:
+                return to_response(await call_hook(handler, request, error))
+            except Exception as failure:
+                error = error_of(failure)
+        return response_for(error, path=request.path, debug=self._debug)
+
+    # WebSocket
+
+    async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket connection, from the handshake until the client has gone."""
+        path, segments = path_of(scope)
+        found = self._router.resolve("websocket", "GET", segments)
+        if isinstance(found, Mounted):
+            await found.endpoint(scope_below(scope, found.prefix), receive, send)
+            return
+        if (await receive())["type"] != "websocket.connect":
+            return
+        endpoint, params = (found.route.endpoint, found.params) if isinstance(found, Match) else (None, {})
+        async with anyio.create_task_group() as tasks:
+            ws = WebSocket(
+                scope,
+                receive,
+                send,
+                app=self._app,
+                path=path,
+                path_params=params,
+                options=self._options_of(endpoint),
+                tasks=tasks,
+            )
+            await ws.run(partial(self._converse, found))
+
+    async def _converse(self, found: Match | Miss, ws: WebSocket) -> None:
+        hooks = found.route.endpoint.hooks if isinstance(found, Match) else self._hooks
+        try:
+            if isinstance(found, Miss):
+                raise HTTPException(405, headers={"allow": _allow(found)}) if found.allow else HTTPException(404)
+            await self._call_websocket_view(ws, found)
+        except Exception as error:
+            await self._answer_websocket(ws, error, hooks)
+
+    async def _call_websocket_view(self, ws: WebSocket, found: Match) -> None:
+        endpoint: WebSocketEndpoint = found.route.endpoint
+        _refuse_nul(ws.path)
+        origins = self._origins if endpoint.origins is None else endpoint.origins
+        _raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
+        for hooks in endpoint.hooks.inwards():
+            for hook in hooks.before_websocket:
+                result = await call_hook(hook, ws)
+                if result is not None and not (ws.accepted or ws.closed):
+                    await _reject_with(ws, to_response(result))
+                if ws.closed:
+                    return
+        try:
+            await self._subscribe(ws, endpoint.topics)
+            await endpoint.view(ws, ws.path_params)
+        finally:
+            for hooks in endpoint.hooks.outwards():
+                for hook in reversed(hooks.after_websocket):
+                    await call_hook(hook, ws)
+
+    @staticmethod
+    async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
+        if templates:
+            topics = [template.format(**ws.path_params) for template in templates]
+            try:
+                await ws.subscribe(*topics)
+            except ValueError as error:
+                raise HTTPException(400, f"invalid topic: {error}") from None
+
+    async def _answer_websocket(self, ws: WebSocket, error: Exception, hooks: Hooks) -> None:
+        error = error_of(error)
+        if isinstance(error, WebSocketDisconnect):
+            _log.debug("%s: the view ended with %s", ws.path, error)
+            return
+        handler = hooks.find_handler(error)
+        if handler is not None:
+            try:
+                answer = await call_hook(handler, ws, error)
+                if answer is not None and not (ws.accepted or ws.closed):
+                    await _reject_with(ws, to_response(answer))
+            except Exception as failure:
+                await self._answer_websocket(ws, failure, _NO_HOOKS)
+            if ws.closed:
+                return
+        if ws.accepted:
+            await ws.close(*self._close_for(error, ws.path))
+        elif not ws.closed:
+            await _reject_with(ws, response_for(error, path=ws.path, debug=self._debug))
+
+    def _options_of(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:
+        """What the connections of a route share; ``None`` stands for the paths that have no view."""
+        options = self._options.get(endpoint)
+        if options is None:
+            hooks = self._hooks if endpoint is None else endpoint.hooks
+            options = WebSocketOptions(
+                hub=self._hub, codecs=self._codecs, limits=self._limits, closing_for=partial(self._closing_for, hooks)
+            )
+            if endpoint is not None:
+                options = options._replace(
+                    codecs=endpoint.codecs,
+                    receive_codec=endpoint.codecs.get(endpoint.receive_type),
+                    send_codec=endpoint.codecs.get(endpoint.send_type),
+                    subprotocols=endpoint.subprotocols,
+                    catch_disconnect=endpoint.catch_disconnect,
+                    gaps=endpoint.gaps,
+                    on_invalid=endpoint.on_invalid,
+                )
+            self._options[endpoint] = options
+        return options
+
+    def _closing_for(self, hooks: Hooks, path: str, error: Exception) -> tuple[int, str] | None:
+        error = error_of(error)
+        if isinstance(error, WebSocketDisconnect) or hooks.find_handler(error) is not None:
+            return None
+        return self._close_for(error, path)
+
+    def _close_for(self, error: Exception, path: str) -> tuple[int, str]:
+        return close_for(error, path=path, error_close_code=self._error_close_code, debug=self._debug)
+
+
+_NO_HOOKS = Hooks()
+
+
+def _answer_miss(request: Request, miss: Miss) -> Response:
+    """The answer where no HTTP view is. Source: RFC 9110 §9.3.7 (OPTIONS), §15.5.6 (405), §15.5.22 (426)."""
+    _refuse_nul(request.path)
+    if miss.allow:
+        if request.method == "OPTIONS":
+            return Response(b"", 204, {"allow": _allow(miss)})
+        raise HTTPException(405, headers={"allow": _allow(miss)})
+    if miss.websocket:
+        raise HTTPException(
+            426,
+            "this path is a WebSocket: connect with a WebSocket client",
+            headers={"upgrade": "websocket", "connection": "Upgrade"},
+        )
+    if miss.redirect is not None:
+        root = request.scope.get("root_path", "").strip("/")
+        prefix = "/" + encode_path(root, keep_slashes=True) if root else ""
+        query = request.scope.get("query_string", b"").decode("latin-1")
+        return RedirectResponse(prefix + miss.redirect + (f"?{query}" if query else ""), 308)
+    raise HTTPException(404)
+
+
+def _allow(miss: Miss) -> str:
+    return ", ".join(sorted({*miss.allow, "OPTIONS"}))
+
+
+def _refuse_nul(path: str) -> None:
+    # C libraries below a view (a file system, a database) would read another path than the one that was checked.
+    if "\0" in path:
+        raise HTTPException(400, "a path has no NUL")
+
+
+def _raise_refusal(refusal: Refusal | None, path: str) -> None:
+    if refusal is not None:
+        _log.warning("%s: %s", path, refusal.log)
+        raise HTTPException(refusal.status, refusal.detail)
+
+
+async def _reject_with(ws: WebSocket, response: Response) -> None:
+    await ws.reject(response.status, response.body, headers=response.headers.multi_items())
+
+
+def _has_body(scope: Scope) -> bool:
+    """Whether the client sends a body; over HTTP/2 it need not say so."""
+    if scope["method"] not in SAFE_METHODS:
+        return True
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])

@@ -1,0 +1,371 @@
+"""
+The hub: one message to many connections of this process.
+
+``publish`` makes the canonical payload, the backplane brings it to ``deliver``, and ``deliver`` puts one shared frame
+per codec into the outbox of each subscriber.
+"""
+
+import logging
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, get_args
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+from microws.backplanes.memory import MemoryBackplane
+from microws.codec import Codecs, dumps_json, loads_json
+from microws.errors import FeatureUnavailable
+from microws.interfaces import Backplane, Frame, Payload, Receipt
+from microws.outbox import MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings, gap_marker
+from microws.outbox import Overflow as OverflowPolicy
+
+__all__ = ["Hub", "Statistics", "Subscriber", "check_topic", "topic_marker"]
+
+MAX_TOPIC_BYTES = 255
+_BACKPLANES_TO_COME = ("local", "redis", "rediss", "nats")
+_log = logging.getLogger("microws.hub")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def check_topic(topic: object) -> None:
+    """
+    Refuse what cannot name a topic.
+
+    Raises:
+        TypeError: Not a ``str``.
+        ValueError: Empty, over 255 UTF-8 bytes, not encodable, or with control characters.
+    """
+    if not isinstance(topic, str):
+        raise TypeError(f"a topic is a str, not {type(topic).__name__}")
+    if not topic:
+        raise ValueError("a topic has at least one character")
+    if _CONTROL.search(topic):
+        raise ValueError(f"a topic has no control characters: {topic[:60]!r}")
+    try:
+        size = len(topic.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"a topic is valid Unicode: {topic[:60]!r}") from None
+    if size > MAX_TOPIC_BYTES:
+        raise ValueError(f"a topic is at most {MAX_TOPIC_BYTES} UTF-8 bytes; this one has {size}")
+
+
+def topic_marker(topic: str, settings: TopicSettings) -> Published:
+    """The gap marker that a client sees: ``{"topic": …, "gap": true}`` as a text frame."""
+    return gap_marker(topic, settings, Frame(dumps_json({"topic": topic, "gap": True}), is_text=True))
+
+
+class FrameCodec(Protocol):
+    """What the hub needs of a connection's codec."""
+
+    def frame(self, payload: Payload) -> Frame:
+        """The frame that this codec makes of a published payload."""
+        ...
+
+
+class Statistics(NamedTuple):
+    """
+    What ``hub.statistics()`` tells of this process.
+
+    Attributes:
+        topics: Topics with a subscriber.
+        subscribers: Connections and ``app.subscribe`` blocks with a subscription.
+        subscriptions: Pairs of subscriber and topic.
+        published: Calls of ``publish`` so far.
+        delivered: Messages put into an outbox so far.
+        dropped: Messages that were not, by reason: an overflow policy, or ``"unencodable"``.
+        queued: Messages waiting in outboxes now.
+        largest_queue: The longest outbox now, in messages.
+    """
+
+    topics: int
+    subscribers: int
+    subscriptions: int
+    published: int
+    delivered: int
+    dropped: dict[str, int]
+    queued: int
+    largest_queue: int
+
+
+class Subscriber:
+    """
+    One receiver of published messages, as the hub knows it.
+
+    Args:
+        id: Unique in this process; what ``publish(skip=…)`` names.
+        codec: Frames each payload; subscribers with one codec share the frame.
+        outbox: Where messages are put.
+        wake: Called after a message was put.
+        refuse: Called with a close code and reason when the subscriber cannot go on without a loss.
+    """
+
+    __slots__ = ("codec", "id", "outbox", "refuse", "topics", "wake")
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002
+        codec: FrameCodec,
+        outbox: Outbox,
+        wake: Callable[[], None],
+        refuse: Callable[[int, str], None],
+    ) -> None:
+        self.id = id
+        self.codec = codec
+        self.outbox = outbox
+        self.wake = wake
+        self.refuse = refuse
+        self.topics: set[str] = set()
+
+
+class _Topic:
+    __slots__ = ("settings", "subscribers")
+
+    def __init__(self, settings: TopicSettings) -> None:
+        self.settings = settings
+        # A dict keeps the order of subscribing, and adds and removes in one step.
+        self.subscribers: dict[Subscriber, None] = {}
+
+
+class Hub:
+    """
+    Topics and their subscribers in this process.
+
+    Not thread-safe: everything but ``publish_from_thread`` is called in the event loop's thread.
+
+    Args:
+        codecs: The app's codecs; the one called ``"json"`` makes the canonical payload.
+        url: The backplane; this version has ``"memory"``.
+
+    Raises:
+        FeatureUnavailable: ``url`` names a backplane that this version does not have.
+        ValueError: ``url`` names no backplane at all.
+    """
+
+    def __init__(self, codecs: Codecs, url: str = "memory") -> None:
+        _check_url(url)
+        self._codecs = codecs
+        self._backplane: Backplane = MemoryBackplane(self.deliver)
+        self._patterns: list[tuple[re.Pattern[str], TopicSettings]] = []
+        self._topics: dict[str, _Topic] = {}
+        self._subscribers: dict[str, Subscriber] = {}
+        self._published = 0
+        self._delivered = 0
+        self._crowded = False
+        self._thread: int | None = None
+        self._token: Any = None
+        self.losses: Counter[str] = Counter()
+
+    def configure(
+        self,
+        pattern: str,
+        *,
+        queue: int = MAX_MESSAGES,
+        overflow: OverflowPolicy = "close",
+        key: str | Callable[[Any], Any] | None = None,
+    ) -> None:
+        """
+        Settle how the topics that fit ``pattern`` treat a slow subscriber. The first pattern that fits counts.
+
+        Args:
+            pattern: A topic, in which ``*`` stands for any characters.
+            queue: Most messages of the topic that wait in one outbox, 1 or more.
+            overflow: ``"close"``, ``"drop_oldest"``, ``"drop_newest"`` or ``"latest"``.
+            key: With ``"latest"`` only: a field of the message, or a function of it.
+
+        Raises:
+            ValueError: A setting that cannot be.
+        """
+        check_topic(pattern)
+        if overflow not in get_args(OverflowPolicy):
+            raise ValueError(f"overflow is one of {', '.join(get_args(OverflowPolicy))}, not {overflow!r}")
+        if type(queue) is not int or queue < 1:
+            raise ValueError(f"queue is a number of messages, 1 or more, not {queue!r}")
+        if key is not None and overflow != "latest":
+            raise ValueError(f'key= belongs to overflow="latest", not to "{overflow}"')
+        if key is not None and not isinstance(key, str) and not callable(key):
+            raise ValueError(f"key is a field's name or a function, not {key!r}")
+        expression = ".*".join(re.escape(part) for part in pattern.split("*"))
+        self._patterns.append((re.compile(expression, re.DOTALL), TopicSettings(queue, overflow, key)))
+
+    def settings(self, topic: str) -> TopicSettings:
+        """The settings of the first pattern that fits ``topic``, or the defaults."""
+        for pattern, settings in self._patterns:
+            if pattern.fullmatch(topic):
+                return settings
+        return TopicSettings()
+
+    def attach(self) -> None:
+        """Remember this thread's event loop as the one that ``publish_from_thread`` publishes in."""
+        self._thread = threading.get_ident()
+        self._token = anyio.lowlevel.current_token()
+
+    def subscribe(self, subscriber: Subscriber, *topics: str) -> None:
+        """
+        Deliver what is published to ``topics`` from now on. Subscribing twice is subscribing once.
+
+        Raises:
+            TypeError, ValueError: A topic that cannot be; then none of them is subscribed.
+        """
+        for topic in topics:
+            check_topic(topic)
+        for topic in topics:
+            entry = self._topics.get(topic)
+            if entry is None:
+                entry = self._topics[topic] = _Topic(self.settings(topic))
+            entry.subscribers[subscriber] = None
+            subscriber.topics.add(topic)
+            self._subscribers[subscriber.id] = subscriber
+
+    def unsubscribe(self, subscriber: Subscriber, *topics: str) -> None:
+        """Deliver nothing more of ``topics``; one that was not subscribed is passed over."""
+        for topic in topics:
+            check_topic(topic)
+        for topic in topics:
+            self._remove(subscriber, topic)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """End every subscription of ``subscriber``."""
+        for topic in list(subscriber.topics):
+            self._remove(subscriber, topic)
+
+    def _remove(self, subscriber: Subscriber, topic: str) -> None:
+        if topic not in subscriber.topics:
+            return
+        subscriber.topics.discard(topic)
+        entry = self._topics[topic]
+        del entry.subscribers[subscriber]
+        if not entry.subscribers:
+            del self._topics[topic]
+        if not subscriber.topics:
+            del self._subscribers[subscriber.id]
+
+    async def publish(self, topic: str, value: Any, *, skip: str | None = None) -> Receipt:
+        """
+        Send ``value`` to every subscriber of ``topic``. Never waits for a subscriber.
+
+        It gives way to other tasks once when an outbox that it reached is half full, so that a burst from one task
+        does not overflow the outboxes of clients that do keep up.
+
+        Args:
+            topic: 1 to 255 UTF-8 bytes without control characters.
+            value: ``str``, ``bytes``, or anything that JSON carries.
+            skip: The id of a connection that is left out.
+
+        Raises:
+            TypeError, ValueError: The topic, or a value that JSON cannot carry. Nobody got anything.
+        """
+        check_topic(topic)
+        payload = self._codecs.payload(value)
+        self._published += 1
+        receipt = await self._backplane.publish(topic, payload, skip=skip)
+        if self._crowded:
+            self._crowded = False
+            await anyio.lowlevel.checkpoint()
+        return receipt
+
+    def publish_from_thread(self, topic: str, value: Any) -> Receipt:
+        """
+        ``publish`` from another thread; blocks that thread until the event loop has published.
+
+        Raises:
+            RuntimeError: Called in the event loop's own thread, or before the app has started.
+        """
+        if self._token is None:
+            raise RuntimeError("publish_from_thread needs a running app: call it after the app has started")
+        if threading.get_ident() == self._thread:
+            raise RuntimeError("publish_from_thread is for other threads; here write `await app.publish(topic, value)`")
+        return anyio.from_thread.run(self.publish, topic, value, token=self._token)
+
+    def deliver(self, topic: str, payload: Payload, skip: str | None = None) -> int:
+        """
+        The only door to the outboxes: put ``payload`` into that of each subscriber of ``topic``. Never waits.
+
+        Returns:
+            How many outboxes took it.
+        """
+        entry = self._topics.get(topic)
+        if entry is None:
+            return 0
+        settings = entry.settings
+        key = _key(settings, payload)
+        skipped = self._subscribers.get(skip) if skip is not None else None
+        messages: dict[FrameCodec, Published | None] = {}
+        refused: list[tuple[Subscriber, int, str]] = []
+        reached = 0
+        for subscriber in entry.subscribers:
+            if subscriber is skipped:
+                continue
+            codec = subscriber.codec
+            try:
+                message = messages[codec]
+            except KeyError:
+                message = messages[codec] = self._frame(codec, topic, payload, settings, key)
+            if message is None:
+                self.losses["unencodable"] += 1
+                refused.append((subscriber, 1011, "message cannot be encoded"))
+                continue
+            outbox = subscriber.outbox
+            outcome = outbox.put_nowait(message)
+            if outcome is Outcome.QUEUED:
+                reached += 1
+                subscriber.wake()
+                if len(outbox) * 2 >= settings.queue:
+                    self._crowded = True
+            elif outcome is Outcome.REFUSED:
+                self.losses["close"] += 1
+                refused.append((subscriber, 1013, "too slow"))
+        for subscriber, code, reason in refused:
+            subscriber.refuse(code, reason)
+        self._delivered += reached
+        return reached
+
+    def statistics(self) -> Statistics:
+        """What happened in this process so far, and what waits now. O(subscribers)."""
+        queues = [len(subscriber.outbox) for subscriber in self._subscribers.values()]
+        return Statistics(
+            topics=len(self._topics),
+            subscribers=len(self._subscribers),
+            subscriptions=sum(len(topic.subscribers) for topic in self._topics.values()),
+            published=self._published,
+            delivered=self._delivered,
+            dropped=dict(self.losses),
+            queued=sum(queues),
+            largest_queue=max(queues, default=0),
+        )
+
+    @staticmethod
+    def _frame(codec: FrameCodec, topic: str, payload: Payload, settings: TopicSettings, key: Any) -> Published | None:
+        try:
+            return Published(codec.frame(payload), topic, settings, key=key)
+        except (TypeError, ValueError):
+            # An app's own codec that cannot carry what JSON can: no fault of the publisher.
+            _log.exception("a message on %r cannot be encoded for some of its subscribers; they are closed", topic)
+            return None
+
+
+def _check_url(url: str) -> None:
+    if url == "memory":
+        return
+    scheme = url.partition(":")[0]
+    if scheme in _BACKPLANES_TO_COME:
+        raise FeatureUnavailable(f'this version has no {scheme!r} backplane; App(hub="memory") serves one process')
+    raise ValueError(f'hub={url!r} names no backplane; this version has "memory"')
+
+
+def _key(settings: TopicSettings, payload: Payload) -> Any:
+    """What the message is conflated by. A message without the field has the key ``None``."""
+    if settings.overflow != "latest" or settings.key is None:
+        return None
+    value: Any = payload.data
+    if payload.kind == "json":
+        value = loads_json(payload.data)
+    elif payload.kind == "text":
+        value = payload.data.decode()
+    if callable(settings.key):
+        return settings.key(value)
+    return value.get(settings.key) if isinstance(value, Mapping) else None

@@ -1,0 +1,99 @@
+"""The life of an app: start-up, background tasks, shutdown. https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
+
+import logging
+import traceback
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from microws.hooks import call_hook
+from microws.interfaces import Receive, Send
+
+__all__ = ["BackgroundTasks", "serve_lifespan"]
+
+_log = logging.getLogger("microws.lifespan")
+
+
+class BackgroundTasks:
+    """The tasks of ``app.start_soon``: they run from start-up to shutdown, and a failing one disturbs nobody."""
+
+    def __init__(self) -> None:
+        self._group: TaskGroup | None = None
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """
+        Run ``function(*args)`` until it ends or the app does.
+
+        Raises:
+            RuntimeError: The app has not started, or has ended.
+        """
+        if self._group is None:
+            raise RuntimeError(
+                "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan"
+            )
+        self._group.start_soon(_run_task, function, args)
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[anyio.CancelScope]) -> None:
+        """Keep the tasks until the scope that ``task_status`` reports is cancelled."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            task_status.started(group.cancel_scope)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self._group = None
+
+
+async def _run_task(function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+    try:
+        await function(*args)
+    except Exception:
+        _log.exception("the background task %s failed", getattr(function, "__qualname__", function))
+
+
+async def serve_lifespan(
+    receive: Receive,
+    send: Send,
+    *,
+    app: Any,
+    tasks: BackgroundTasks,
+    contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]],
+    on_startup: list[Callable[[], Any]],
+    on_shutdown: list[Callable[[], Any]],
+) -> None:
+    """
+    Answer ASGI's lifespan events.
+
+    Start-up enters the contexts in order, then calls the hooks in order. Shutdown cancels the background tasks, calls
+    the shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something fails on
+    the way; a failure is told to the server with its traceback.
+
+    Args:
+        app: What the contexts are made with.
+    """
+    await receive()
+    has_started = False
+    try:
+        async with anyio.create_task_group() as group, AsyncExitStack() as stack:
+            background: anyio.CancelScope = await group.start(tasks.run)
+            stack.callback(background.cancel)
+            for context in contexts:
+                await stack.enter_async_context(context(app))
+            for hook in on_startup:
+                await call_hook(hook)
+            has_started = True
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            background.cancel()
+            for hook in on_shutdown:
+                await call_hook(hook)
+    except Exception as error:
+        if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        event = "lifespan.shutdown.failed" if has_started else "lifespan.startup.failed"
+        await send({"type": event, "message": "".join(traceback.format_exception(error))})
+        return
+    await send({"type": "lifespan.shutdown.complete"})

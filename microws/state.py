@@ -1,0 +1,70 @@
+"""
+The life of a WebSocket, on the server's side, as one transition table.
+
+::
+
+    CONNECTING ──accept──▶ OPEN ──close──▶ CLOSING ──disconnect──▶ CLOSED
+        │                   └────────────disconnect──────────────────▲
+        ├──reject, close──▶ CLOSING ──────disconnect─────────────────┤
+        └──disconnect────────────────────────────────────────────────┘
+
+Source: RFC 6455 §4, §7; https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
+"""
+
+from enum import Enum
+
+__all__ = ["Action", "State", "step"]
+
+
+class State(Enum):
+    """Where a connection stands."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Action(Enum):
+    """What happens to a connection: by this side, or (``DISCONNECT``) by the client or the network."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    CLOSE = "close"
+    DISCONNECT = "disconnect"
+
+
+_TRANSITIONS = {
+    (State.CONNECTING, Action.ACCEPT): State.OPEN,
+    (State.CONNECTING, Action.REJECT): State.CLOSING,
+    (State.CONNECTING, Action.CLOSE): State.CLOSING,
+    (State.CONNECTING, Action.DISCONNECT): State.CLOSED,
+    (State.OPEN, Action.CLOSE): State.CLOSING,
+    (State.OPEN, Action.DISCONNECT): State.CLOSED,
+    (State.CLOSING, Action.CLOSE): State.CLOSING,
+    (State.CLOSING, Action.DISCONNECT): State.CLOSED,
+    (State.CLOSED, Action.CLOSE): State.CLOSED,
+    (State.CLOSED, Action.DISCONNECT): State.CLOSED,
+}
+
+_MISUSE = {
+    (State.OPEN, Action.ACCEPT): "this WebSocket is accepted already; `async with ws:` accepts only where nobody has",
+    (State.OPEN, Action.REJECT): "this WebSocket is accepted already: end it with ws.close(code, reason)",
+    (State.CLOSING, Action.ACCEPT): "this WebSocket is closed; accept it before you close or reject it",
+    (State.CLOSING, Action.REJECT): "this WebSocket is closed or rejected already",
+    (State.CLOSED, Action.ACCEPT): "this WebSocket has ended",
+    (State.CLOSED, Action.REJECT): "this WebSocket has ended",
+}
+
+
+def step(state: State, action: Action) -> State:
+    """
+    The state after ``action``.
+
+    Raises:
+        RuntimeError: ``action`` makes no sense in ``state``; the message says what to do instead.
+    """
+    try:
+        return _TRANSITIONS[state, action]
+    except KeyError:
+        raise RuntimeError(_MISUSE[state, action]) from None

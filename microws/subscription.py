@@ -1,0 +1,128 @@
+"""Topics read by the app itself: ``app.subscribe`` as a queue to iterate, ``app.stream`` as server-sent events."""
+
+from base64 import b64encode
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from microws.codec import MessageCodec
+from microws.errors import Overflow
+from microws.hub import Hub, Subscriber
+from microws.interfaces import Frame
+from microws.outbox import Outbox
+from microws.sse import ServerSentEvent
+
+__all__ = ["Stream", "Subscription"]
+
+
+class _Queue:
+    """The receiving end of some topics: waits for a frame, and says when one was lost."""
+
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], id: str) -> None:  # noqa: A002
+        self._hub = hub
+        self._topics = topics
+        self._overflowed = False
+        self._arrived: anyio.Event | None = None
+        self._outbox = Outbox(losses=hub.losses)
+        self._subscriber = Subscriber(id=id, codec=codec, outbox=self._outbox, wake=self._wake, refuse=self._refuse)
+
+    def open(self) -> None:
+        self._hub.subscribe(self._subscriber, *self._topics)
+
+    def close(self) -> None:
+        self._hub.leave(self._subscriber)
+        self._outbox.clear()
+
+    async def get(self) -> Frame:
+        # Cancelled while it waits, it has taken nothing out.
+        while not self._outbox:
+            if self._overflowed:
+                self._overflowed = False
+                self.open()
+                raise Overflow(f"messages of {', '.join(self._topics)} came faster than they were read; some were lost")
+            self._arrived = self._arrived or anyio.Event()
+            await self._arrived.wait()
+        return self._outbox.pop()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None
+
+    def _refuse(self, code: int, reason: str) -> None:
+        # What waits is still read; then the reader is told; then it goes on with what is live by then.
+        self._overflowed = True
+        self._hub.leave(self._subscriber)
+        self._wake()
+
+
+class Subscription:
+    """
+    Some topics as a bounded queue: what ``app.subscribe`` returns.
+
+    ::
+
+        async with app.subscribe("chat:1") as messages:
+            async for message in messages:
+                ...
+
+    Messages are what was published: ``str``, ``bytes``, or the value that its JSON holds. Reading raises ``Overflow``
+    once where messages were lost because they came faster than they were read, and then goes on.
+    """
+
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], *, id: str) -> None:  # noqa: A002
+        self._codec = codec
+        self._queue = _Queue(hub, codec, topics, id)
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        self._queue.open()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open = False
+        self._queue.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._open:
+            raise RuntimeError("enter the subscription first: `async with app.subscribe(topic) as messages:`")
+        frame = await self._queue.get()
+        return self._codec.decode(frame.text) if frame.is_text else frame.data
+
+
+class Stream:
+    """
+    One topic as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
+
+    It subscribes when iteration begins, and ends where a message was lost, so that the browser comes back. A text
+    message is sent as it is, ``bytes`` as base64, anything else as JSON.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    def __init__(self, hub: Hub, codec: MessageCodec, topic: str, *, id: str) -> None:  # noqa: A002
+        self._topic = topic
+        self._queue = _Queue(hub, codec, (topic,), id)
+
+    def __aiter__(self) -> Self:
+        self._queue.open()
+        return self
+
+    async def __anext__(self) -> ServerSentEvent:
+        try:
+            frame = await self._queue.get()
+        except Overflow:
+            raise StopAsyncIteration from None
+        data = frame.text if frame.is_text else b64encode(frame.data).decode()
+        return ServerSentEvent(data, event=self._topic)
+
+    async def aclose(self) -> None:
+        """End the subscription."""
+        self._queue.close()

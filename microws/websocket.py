@@ -1,0 +1,554 @@
+"""What a WebSocket view holds: ``ws``."""
+
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from itertools import count
+from math import inf
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from microws.closing import CloseCode, check_close
+from microws.codec import AUTO, TEXT, Codecs, MessageCodec, dumps_json
+from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
+from microws.handshake import check_accept, check_headers, choose_subprotocol
+from microws.hub import Hub, Subscriber, check_topic, topic_marker
+from microws.interfaces import Application, Event, Receipt, Receive, Scope, Send
+from microws.outbox import Outbox
+from microws.requests import Connection
+from microws.state import State
+from microws.transport import Limits, PortableTransport
+
+__all__ = ["WebSocket", "WebSocketOptions"]
+
+_log = logging.getLogger("microws.websocket")
+_PROCESS = token_hex(4)
+_numbers = count(1)
+
+
+class WebSocketOptions(NamedTuple):
+    """
+    What the connections of one route share.
+
+    Attributes:
+        hub, codecs, limits: The app's.
+        closing_for: The close code and reason for an exception on a path; ``None`` where an error handler has its say.
+        receive_codec, send_codec: The route's.
+        subprotocols: Those that the route speaks, the preferred one first.
+        catch_disconnect, gaps, on_invalid: As in ``App.websocket_route``.
+    """
+
+    hub: Hub
+    codecs: Codecs
+    limits: Limits
+    closing_for: Callable[[str, Exception], tuple[int, str] | None]
+    receive_codec: MessageCodec = TEXT
+    send_codec: MessageCodec = TEXT
+    subprotocols: tuple[str, ...] = ()
+    catch_disconnect: bool = True
+    gaps: bool = False
+    on_invalid: Literal["close", "skip"] = "close"
+
+
+class WebSocket(Connection):
+    """
+    One WebSocket connection, as its view sees it: an async context manager, and an async iterable of messages.
+
+    ::
+
+        async with ws:                      # accept; close when the block ends
+            async for message in ws:        # until the client leaves
+                await ws.send(message)
+
+    When the connection has ended, every call raises ``WebSocketDisconnect`` at once. Any number of tasks may use one
+    ``ws``; its messages leave in the order of the calls.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_has_learned",
+        "_helpers",
+        "_id",
+        "_is_half_ended",
+        "_options",
+        "_subscriber",
+        "_tasks",
+        "_transport",
+        "accepted",
+        "subprotocol",
+    )
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        app: Application,
+        path: str,
+        path_params: dict[str, Any],
+        options: WebSocketOptions,
+        tasks: TaskGroup,
+    ) -> None:
+        super().__init__(scope, app=app, path=path, path_params=path_params)
+        self.accepted = False
+        self.subprotocol: str | None = None
+        self._options = options
+        self._tasks = tasks
+        self._id = ""
+        self._subscriber: Subscriber | None = None
+        self._helpers: set[anyio.CancelScope] | None = None
+        self._has_learned = False
+        self._is_half_ended = False
+        self._deadline = anyio.CancelScope(deadline=anyio.current_time() + options.limits.accept_timeout)
+        self._transport = PortableTransport(
+            receive,
+            send,
+            tasks=tasks,
+            limits=options.limits,
+            has_denial="websocket.http.response" in (scope.get("extensions") or ()),
+            make_outbox=self._make_outbox,
+            on_end=self._on_end,
+        )
+
+    # What it is
+
+    @property
+    def id(self) -> str:
+        """A name for this connection, unique in this process and, by a random part, very likely everywhere."""
+        if not self._id:
+            self._id = f"{_PROCESS}-{next(_numbers)}"
+        return self._id
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """What the client offers, its preferred one first."""
+        return list(self.scope.get("subprotocols") or ())
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended or is being closed, by whichever side."""
+        return self._transport.state in (State.CLOSING, State.CLOSED)
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code: the client's, or this side's where it closed first. ``None`` while the connection lives."""
+        return self._transport.close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The close reason, often empty."""
+        return self._transport.close_reason
+
+    # The handshake and the end
+
+    async def accept(
+        self,
+        subprotocol: str | None = None,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+    ) -> None:
+        """
+        Accept the handshake.
+
+        Args:
+            subprotocol: One that the client offered. Default: the first of the route's that it did.
+            headers: More headers for the 101, a mapping or pairs.
+
+        Raises:
+            ValueError: A subprotocol that the client did not offer, or a bad header; nothing was sent.
+            WebSocketDisconnect: The client has gone.
+            RuntimeError: Accepted or rejected already.
+
+        Source: RFC 6455 §4.2.2.
+        """
+        if subprotocol is None:
+            subprotocol = choose_subprotocol(self.subprotocols, self._options.subprotocols)
+        raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
+        try:
+            await self._transport.accept(subprotocol, raw)
+        except WebSocketDisconnect as error:
+            raise self._learn(error) from None
+        self.accepted = True
+        self.subprotocol = subprotocol
+        if not self.closed:
+            self._deadline.deadline = inf
+
+    async def reject(
+        self,
+        status: int = 403,
+        body: str | bytes | dict[str, Any] | list[Any] = "",
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+    ) -> None:
+        """
+        Refuse the handshake with an HTTP response.
+
+        A server without the denial extension answers 403, whatever ``status``.
+
+        Args:
+            status: HTTP status, 200 to 599.
+            body: ``str`` is sent as plain text, ``dict`` and ``list`` as JSON.
+            headers: More headers, a mapping or pairs.
+
+        Raises:
+            ValueError: A bad status or header; nothing was sent.
+            RuntimeError: Accepted or rejected already.
+
+        Source: https://asgi.readthedocs.io/en/latest/extensions.html#websocket-denial-response
+        """
+        if not 200 <= status <= 599:
+            raise ValueError(f"a rejection has an HTTP status of 200 to 599, not {status}")
+        raw = check_headers(headers)
+        if any(name in (b"content-length", b"transfer-encoding") for name, _ in raw):
+            raise ValueError("Content-Length and Transfer-Encoding come by themselves: leave them out of headers=")
+        if isinstance(body, bytes):
+            data, content_type = body, b"application/octet-stream"
+        elif isinstance(body, str):
+            data, content_type = body.encode(), b"text/plain; charset=utf-8"
+        else:
+            data, content_type = dumps_json(body), b"application/json"
+        if not any(name == b"content-type" for name, _ in raw):
+            raw.append((b"content-type", content_type))
+        raw.append((b"content-length", b"%d" % len(data)))
+        await self._transport.reject(status, raw, data)
+        self._has_learned = True
+        self._deadline.deadline = inf
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """
+        Send what waits, then close. A second close does nothing; before ``accept`` it is ``reject(403)``.
+
+        Waits ``close_timeout`` seconds at most.
+
+        Args:
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own.
+            reason: At most 123 UTF-8 bytes.
+
+        Raises:
+            ValueError: A code or reason that may not be sent.
+
+        Source: RFC 6455 §5.5.1, §7.4.
+        """
+        check_close(code, reason)
+        self._has_learned = True
+        if self._transport.state is State.CONNECTING:
+            await self.reject(403)
+            return
+        if not self.closed:
+            self._leave()
+        self._deadline.deadline = inf
+        await self._transport.close(code, reason)
+
+    async def __aenter__(self) -> Self:
+        if not self.accepted:
+            await self.accept()
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if error is None:
+            await self.close()
+        elif _is_disconnect_of(self._id, error):
+            return self._options.catch_disconnect
+        elif isinstance(error, Exception):
+            closing = self._options.closing_for(self.path, error)
+            if closing is not None:
+                await self.close(*closing)
+        return False
+
+    # Messages in
+
+    async def receive(self, *, timeout: float | None = None, type: Any = None) -> Any:  # noqa: A002
+        """
+        The next message, decoded.
+
+        Cancelled or timed out, it has lost no message.
+
+        Args:
+            timeout: Seconds to wait; ``None`` waits as long as the connection lives.
+            type: A ``value_type`` for this message, in place of the route's ``receive_type``.
+
+        Raises:
+            WebSocketDisconnect: The connection has ended and every message was received.
+            TimeoutError: Nothing came in time.
+            PayloadTypeError: A binary frame where text was due, or the reverse. The view may go on receiving.
+            InvalidMessage: A message that cannot be decoded. The view may go on receiving.
+            RuntimeError: Not accepted yet.
+        """
+        codec = self._options.receive_codec if type is None else self._options.codecs.get(type)
+        if timeout is None:
+            return await self._receive(codec)
+        with anyio.fail_after(timeout):
+            return await self._receive(codec)
+
+    async def receive_text(self, *, timeout: float | None = None) -> str:
+        """``receive`` of a text frame, as ``str``."""
+        text: str = await self.receive(timeout=timeout, type="text")
+        return text
+
+    async def receive_bytes(self, *, timeout: float | None = None) -> bytes:
+        """``receive`` of a binary frame, as ``bytes``."""
+        data: bytes = await self.receive(timeout=timeout, type="bytes")
+        return data
+
+    async def receive_json(self, *, timeout: float | None = None) -> Any:
+        """``receive`` of a text frame, as the value of its JSON."""
+        return await self.receive(timeout=timeout, type="json")
+
+    async def receive_event(self) -> Event:
+        """
+        The next message as a raw ASGI event, or the disconnect event; once that was returned, ``WebSocketDisconnect``.
+        """
+        if self._has_learned or self._transport.state is State.CONNECTING:
+            await self._receive(AUTO)
+        try:
+            message = await self._receive(AUTO)
+        except WebSocketDisconnect as error:
+            return {"type": "websocket.disconnect", "code": error.code, "reason": error.reason}
+        return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._receive(self._options.receive_codec)
+        except WebSocketDisconnect:
+            if self._options.catch_disconnect:
+                raise StopAsyncIteration from None
+            raise
+
+    async def _receive(self, codec: MessageCodec) -> Any:
+        transport = self._transport
+        if transport.state is State.CONNECTING:
+            raise _not_accepted("receive")
+        while True:
+            try:
+                message = await transport.receive()
+            except WebSocketDisconnect as error:
+                raise self._learn(error) from None
+            try:
+                return codec.decode(message)
+            except (PayloadTypeError, InvalidMessage) as error:
+                if self._options.on_invalid == "close":
+                    raise
+                _log.warning("%s: skipped a message: %s", self.path, error)
+
+    # Messages out
+
+    async def send(self, value: Any, *, type: Any = None) -> None:  # noqa: A002
+        """
+        Send a message, after everything that this connection sends already.
+
+        Waits while the client does not keep up, ``send_timeout`` seconds at most; then the connection is closed with
+        1013. Cancelled, it may or may not have sent.
+
+        Args:
+            value: What the route's ``send_type`` takes.
+            type: A ``value_type`` for this message, in place of the route's.
+
+        Raises:
+            WebSocketDisconnect: The connection has ended.
+            TypeError, ValueError: A value that cannot be encoded; nothing was sent.
+            RuntimeError: Not accepted yet.
+        """
+        transport = self._transport
+        if transport.state is State.CONNECTING:
+            raise _not_accepted("send")
+        codec = self._options.send_codec if type is None else self._options.codecs.get(type)
+        try:
+            await transport.send(codec.encode(value))
+        except WebSocketDisconnect as error:
+            raise self._learn(error) from None
+
+    async def send_text(self, text: str) -> None:
+        """Send ``text`` in a text frame."""
+        await self.send(text, type="text")
+
+    async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data`` in a binary frame."""
+        await self.send(data, type="bytes")
+
+    async def send_json(self, value: Any) -> None:
+        """Send ``value`` as JSON in a text frame."""
+        await self.send(value, type="json")
+
+    async def send_event(self, event: Event) -> None:
+        """
+        Send a raw ASGI event: ``websocket.accept``, ``websocket.send`` or ``websocket.close``.
+
+        Raises:
+            ValueError: Another type; a rejection is ``ws.reject``.
+        """
+        match event["type"]:
+            case "websocket.accept":
+                pairs = event.get("headers") or ()
+                headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs]
+                await self.accept(event.get("subprotocol"), headers=headers)
+            case "websocket.send":
+                text = event.get("text")
+                await self.send(event["bytes"] if text is None else text, type="auto")
+            case "websocket.close":
+                await self.close(event.get("code", 1000), event.get("reason") or "")
+            case other:
+                raise ValueError(f"send_event takes websocket.accept, .send or .close, not {other!r}; see ws.reject")
+
+    # Topics
+
+    async def subscribe(self, *topics: str, since: str | None = None, presence: Any = None) -> None:
+        """
+        Get every message that is published to ``topics`` from now on. Allowed before ``accept``: they wait behind it.
+
+        Leaving unsubscribes by itself. Subscribing twice is subscribing once.
+
+        Args:
+            topics: Each 1 to 255 UTF-8 bytes, without control characters.
+            since, presence: History and presence, which this version does not have.
+
+        Raises:
+            FeatureUnavailable: ``since`` or ``presence`` was given.
+            TypeError, ValueError: A topic that cannot be; then none is subscribed.
+            WebSocketDisconnect: The connection has ended.
+        """
+        if since is not None:
+            raise FeatureUnavailable("this version has no history: subscribe without since=")
+        if presence is not None:
+            raise FeatureUnavailable("this version has no presence: subscribe without presence=")
+        for topic in topics:
+            check_topic(topic)
+        if not topics:
+            raise TypeError("subscribe takes at least one topic")
+        if self.closed:
+            raise self._learn(self._transport.disconnect())
+        if self._subscriber is None:
+            outbox = self._transport.ensure_outbox()
+            self._subscriber = Subscriber(
+                id=self.id,
+                codec=self._options.send_codec,
+                outbox=outbox,
+                wake=self._transport.wake,
+                refuse=self._transport.fail,
+            )
+        self._options.hub.subscribe(self._subscriber, *topics)
+
+    async def unsubscribe(self, *topics: str) -> None:
+        """
+        Get no more messages of ``topics``. One that was not subscribed is passed over.
+
+        Raises:
+            TypeError, ValueError: A topic that cannot be.
+        """
+        for topic in topics:
+            check_topic(topic)
+        if self._subscriber is not None:
+            self._options.hub.unsubscribe(self._subscriber, *topics)
+
+    async def publish(self, topic: str, value: Any) -> Receipt:
+        """``App.publish`` to every subscriber of ``topic`` but this connection."""
+        return await self._options.hub.publish(topic, value, skip=self.id)
+
+    # Tasks
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """
+        Run ``function(*args)`` as a task that is cancelled when the view or the connection has ended.
+
+        An exception that leaves it closes the connection with 1011; ``WebSocketDisconnect`` just ends it.
+        """
+        if self._helpers is None:
+            self._helpers = set()
+        self._tasks.start_soon(self._run_helper, function, args)
+
+    async def _run_helper(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+        assert self._helpers is not None
+        with anyio.CancelScope() as scope:
+            self._helpers.add(scope)
+            try:
+                await function(*args)
+            except Exception as error:
+                if not _is_disconnect_of(self._id, error):
+                    _log.exception("%s: a task of ws.start_soon failed; the connection is closed with 1011", self.path)
+                    self._transport.fail(CloseCode.INTERNAL_ERROR, "internal error")
+            finally:
+                self._helpers.discard(scope)
+
+    # For the app
+
+    async def run(self, view: Callable[["WebSocket"], Coroutine[Any, Any, None]]) -> None:
+        """
+        Live: read in this task, and run ``view`` beside it, until the client has gone and the view has ended.
+
+        Args:
+            view: Turns its own errors into answers. It is cancelled when it has not accepted within ``accept_timeout``,
+                or has not noticed the end within ``close_timeout``.
+        """
+        self._tasks.start_soon(self._run_view, view)
+        await self._transport.pump()
+        self._end_half()
+
+    async def _run_view(self, view: Callable[["WebSocket"], Coroutine[Any, Any, None]]) -> None:
+        try:
+            with self._deadline:
+                await view(self)
+            await self._finish()
+        finally:
+            self._leave()
+            self._transport.discard()
+            for scope in list(self._helpers or ()):
+                scope.cancel()
+            self._end_half()
+
+    def _end_half(self) -> None:
+        """The view or the pump has ended; with the second of them end what may still run beside them."""
+        if self._is_half_ended and self._transport.outbox is not None:
+            self._tasks.cancel_scope.cancel()
+        self._is_half_ended = True
+
+    async def _finish(self) -> None:
+        if self._transport.state is State.CONNECTING:
+            # 503 for a view that was cancelled because it took too long, 403 for one that just returned.
+            await self.reject(503 if self._deadline.cancelled_caught else 403)
+        elif self.closed:
+            await self._transport.flush()
+        else:
+            await self.close()
+
+    def _make_outbox(self) -> Outbox:
+        return Outbox(
+            marker=topic_marker if self._options.gaps else None,
+            losses=self._options.hub.losses,
+        )
+
+    def _on_end(self) -> None:
+        self._leave()
+        if not self._has_learned:
+            self._deadline.deadline = anyio.current_time() + self._options.limits.close_timeout
+
+    def _leave(self) -> None:
+        if self._subscriber is not None:
+            self._options.hub.leave(self._subscriber)
+
+    def _learn(self, error: WebSocketDisconnect) -> WebSocketDisconnect:
+        """Mark that the view knows of the end, so that it may take its time to clean up."""
+        self._has_learned = True
+        self._deadline.deadline = inf
+        error.connection_id = self.id
+        return error
+
+
+def _is_disconnect_of(connection_id: str, error: BaseException) -> bool:
+    """Whether ``error`` is the connection's own ``WebSocketDisconnect``, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_disconnect_of(connection_id, inner) for inner in error.exceptions)
+    return isinstance(error, WebSocketDisconnect) and error.connection_id == connection_id
+
+
+def _not_accepted(method: str) -> RuntimeError:
+    return RuntimeError(
+        f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept() first"
+    )

@@ -12,14 +12,14 @@ An in-memory client for any ASGI app: no port, no thread, and no wait without a 
 from microws.testing.client import RequestOptions, TestClient
 from microws.testing.cookies import CookieJar
 from microws.testing.http import TestResponse, TestStream
-from microws.testing.sse import ServerSentEvent
+from microws.testing.sse import ReceivedEvent
 from microws.testing.websocket import FrameCodec, TestWebSocket
 
 __all__ = [
     "CookieJar",
     "FrameCodec",
+    "ReceivedEvent",
     "RequestOptions",
-    "ServerSentEvent",
     "TestClient",
     "TestResponse",
     "TestStream",

@@ -212,5 +212,4 @@ async def end_block(error: BaseException | None, finish: Callable[[], Awaitable[
 
 def note(error: BaseException, second: Exception) -> None:
     """Write under ``error`` what else went wrong."""
-    if second is not error:
-        error.add_note("".join(["also, at the end of the block:\n", *format_exception(second)]))
+    error.add_note("".join(["also, at the end of the block:\n", *format_exception(second)]))

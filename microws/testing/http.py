@@ -16,7 +16,7 @@ from microws.interfaces import Event
 from microws.testing.calls import AppCall, end_block
 from microws.testing.cookies import cookie_pair
 from microws.testing.rules import ResponseRules
-from microws.testing.sse import EventStreamParser, ServerSentEvent
+from microws.testing.sse import EventStreamParser, ReceivedEvent
 
 __all__ = ["HTTPCall", "TestResponse", "TestStream"]
 
@@ -228,7 +228,7 @@ class TestStream:
         """The lines of a text in UTF-8, without their ends (CR LF, LF or CR)."""
         return _Iteration(self._next_line)
 
-    def events(self) -> AsyncIterator[ServerSentEvent]:
+    def events(self) -> AsyncIterator[ReceivedEvent]:
         """The events of a ``text/event-stream``."""
         return _Iteration(self._next_event)
 
@@ -245,7 +245,7 @@ class TestStream:
                 self._partial_line = ""
         return self._lines.popleft() if self._lines else None
 
-    async def _next_event(self) -> ServerSentEvent | None:
+    async def _next_event(self) -> ReceivedEvent | None:
         while (line := await self._next_line()) is not None:
             if (event := self._parser.feed(line)) is not None:
                 return event

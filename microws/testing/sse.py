@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 from microws.codec import loads_json
 
-__all__ = ["EventStreamParser", "ServerSentEvent"]
+__all__ = ["EventStreamParser", "ReceivedEvent"]
 
 
-class ServerSentEvent(NamedTuple):
+class ReceivedEvent(NamedTuple):
     """
     One event of a ``text/event-stream``.
 
@@ -41,12 +41,12 @@ class EventStreamParser:
         self._id = ""
         self._retry: int | None = None
 
-    def feed(self, line: str) -> ServerSentEvent | None:
+    def feed(self, line: str) -> ReceivedEvent | None:
         """The event that ``line`` (without its end) completes, if it completes one."""
         if not line:
             data, event = self._data, self._event
             self._data, self._event = [], ""
-            return ServerSentEvent("\n".join(data), event or "message", self._id, self._retry) if data else None
+            return ReceivedEvent("\n".join(data), event or "message", self._id, self._retry) if data else None
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         match name:

@@ -18,7 +18,7 @@ __all__ = ["CLOSE_TIMEOUT", "EventStream", "StreamingResponse", "send_until_disc
 # How long a source may clean up after the client has left, in seconds: as long as App(close_timeout=) gives a view.
 CLOSE_TIMEOUT = 5.0
 
-Writer: TypeAlias = Callable[[Send], Coroutine[Any, Any, None]]
+_Part: TypeAlias = Callable[[Send], Coroutine[Any, Any, None]]
 
 
 class StreamingResponse(Response):
@@ -128,19 +128,19 @@ class EventStream(StreamingResponse):
         self._keepalive = keepalive
 
     async def _send_source(self, receive: Receive, send: Send) -> bool:
-        writer = _Writer(self._keepalive)
+        stream = _KeptAlive(self._keepalive)
         return await send_until_disconnect(
             receive,
             send,
-            lambda send: self._send_chunks(partial(writer.send, send)),
-            writer.keep_alive,
+            lambda send: self._send_chunks(partial(stream.send, send)),
+            stream.keep_alive,
         )
 
     def _encode(self, item: Any) -> bytes:
         return (item if isinstance(item, ServerSentEvent) else ServerSentEvent(item)).encoded
 
 
-class _Writer:
+class _KeptAlive:
     """Sends one event at a time, and a comment when there was none for ``keepalive`` seconds."""
 
     def __init__(self, keepalive: float) -> None:
@@ -165,8 +165,8 @@ class _Writer:
 async def send_until_disconnect(
     receive: Receive,
     send: Send,
-    function: Writer,
-    *beside: Writer,
+    function: _Part,
+    *beside: _Part,
 ) -> bool:
     """
     Run ``function(send)``, and other functions beside it, until it ends or the client leaves.
@@ -197,7 +197,8 @@ async def send_until_disconnect(
             except OSError:
                 # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
                 leave()
-                await checkpoint()
+            # Some servers' send never waits: a source that does not either would hold up the whole process.
+            await checkpoint()
 
         tasks.start_soon(watch)
         for other in beside:

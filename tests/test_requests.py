@@ -1,0 +1,391 @@
+"""What a client said, as a view sees it; and a request's body, whole, in chunks, too large or never complete."""
+
+from types import SimpleNamespace
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws.datastructures import URL
+from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException
+from microws.forms import UploadFile
+from microws.requests import Address, Connection, Request
+
+pytestmark = pytest.mark.anyio
+
+LEFT = {"type": "http.disconnect"}
+
+
+class App:
+    """What a connection asks of its app."""
+
+    state = SimpleNamespace()
+
+    def url_for(self, name, /, **params):
+        return "/" + "/".join([name, *map(str, params.values())])
+
+    async def publish(self, topic, value):
+        raise NotImplementedError
+
+
+def http_scope(**changes):
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"example.org")],
+        "client": ("127.0.0.1", 1234),
+        "server": ("127.0.0.1", 8000),
+    }
+    scope.update(changes)
+    return scope
+
+
+def connect(**changes):
+    scope = http_scope(**changes)
+    return Connection(scope, app=App(), path=scope["path"], path_params={})
+
+
+def chunks(*bodies):
+    """The events of a body in these chunks."""
+    events = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
+    events[-1]["more_body"] = False
+    return events
+
+
+def post(*events, max_body_size=1000, **headers):
+    """A request whose ``receive`` gives ``events`` and then fails, so that nothing reads on for ever."""
+    remaining = list(events)
+
+    async def receive():
+        await anyio.lowlevel.checkpoint()
+        assert remaining, "read beyond the body"
+        return remaining.pop(0)
+
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    scope = http_scope(headers=raw)
+    return Request(scope, app=App(), path="/", path_params={}, receive=receive, max_body_size=max_body_size)
+
+
+class TestConnection:
+    def test_it_has_what_routing_found(self):
+        app = App()
+        scope = http_scope()
+        connection = Connection(scope, app=app, path="/chat/x", path_params={"room": "x"})
+        assert connection.path == "/chat/x"
+        assert connection.path_params == {"room": "x"}
+        assert connection.app is app
+        assert connection.scope is scope
+
+    def test_headers_query_and_cookies_are_parsed_once(self):
+        connection = connect(query_string=b"a=1&a=2", headers=[(b"cookie", b"a=1"), (b"cookie", b"b=2")])
+        assert connection.query.getlist("a") == ["1", "2"]
+        assert connection.cookies == {"a": "1", "b": "2"}
+        assert connection.headers.getlist("Cookie") == ["a=1", "b=2"]
+        assert connection.query is connection.query
+        assert connection.cookies is connection.cookies
+        assert connection.headers is connection.headers
+
+    @given(st.binary(), st.lists(st.binary()))
+    def test_no_query_string_and_no_cookie_header_makes_it_fail(self, query_string, cookies):
+        connection = connect(query_string=query_string, headers=[(b"cookie", cookie) for cookie in cookies])
+        assert all(isinstance(value, str) for value in connection.query.values())
+        assert all(isinstance(value, str) for value in connection.cookies.values())
+        assert connection.url.query.isascii()
+
+    def test_a_client_has_a_host_and_a_port_or_is_none(self):
+        client = connect(client=["::1", 5]).client
+        assert client == Address("::1", 5)
+        assert (client.host, client.port) == ("::1", 5)
+        assert connect(client=None).client is None
+
+    def test_the_scheme_is_the_servers_word_or_the_default_of_its_type(self):
+        assert connect(scheme="https").scheme == "https"
+        assert connect(scheme="").scheme == "http"
+        assert connect(type="websocket", scheme="").scheme == "ws"
+
+    def test_url_for_begins_with_the_root_path(self):
+        assert connect().url_for("chat", room=1) == "/chat/1"
+        assert connect(root_path="/ä pi/").url_for("chat") == "/%C3%A4%20pi/chat"
+        assert connect(root_path="//evil.example").url_for("chat") == "/evil.example/chat"
+
+
+class TestURLOfAConnection:
+    @pytest.mark.parametrize(
+        ("changes", "url"),
+        [
+            ({}, "http://example.org/"),
+            ({"path": "/a b", "raw_path": b"/a%20b", "query_string": b"c=%20"}, "http://example.org/a%20b?c=%20"),
+            # An encoded slash stays encoded, and what the client need not have encoded too.
+            ({"path": "/a/b", "raw_path": b"/a%2fb"}, "http://example.org/a%2fb"),
+            ({"path": "/a", "raw_path": b"/a?b=c"}, "http://example.org/a"),
+            # Rewritten by a middleware, or absent.
+            ({"path": "/new ü", "raw_path": b"/old"}, "http://example.org/new%20%C3%BC"),
+            ({"path": "/a", "raw_path": None}, "http://example.org/a"),
+            # With the root path, wherever the server puts it.
+            ({"path": "/api/x", "raw_path": b"/api/x", "root_path": "/api"}, "http://example.org/api/x"),
+            ({"path": "/x", "raw_path": b"/x", "root_path": "/api/"}, "http://example.org/api/x"),
+            ({"path": "/api", "raw_path": b"/api", "root_path": "/api"}, "http://example.org/api"),
+            ({"path": "/apix", "raw_path": b"/apix", "root_path": "/api"}, "http://example.org/api/apix"),
+            # Without Host: the server's own address.
+            ({"headers": []}, "http://127.0.0.1:8000/"),
+            ({"headers": [], "server": ("::1", 443), "scheme": "https"}, "https://[::1]/"),
+            ({"headers": [], "server": ("/run/socket", None)}, "http://localhost/"),
+            ({"headers": [], "server": None}, "http://localhost/"),
+            ({"type": "websocket", "scheme": "wss"}, "wss://example.org/"),
+            ({"query_string": b'a="<\xff> '}, "http://example.org/?a=%22%3C%FF%3E%20"),
+        ],
+    )
+    def test_it_is_what_the_client_asked_for(self, changes, url):
+        assert str(connect(**changes).url) == url
+        assert isinstance(connect(**changes).url, URL)
+
+    @given(st.text(), st.none() | st.binary(), st.text())
+    def test_nothing_makes_it_fail_or_puts_odd_characters_into_it(self, path, raw_path, root_path):
+        url = str(connect(path=path, raw_path=raw_path, root_path=root_path).url)
+        assert url.isascii()
+        assert url.isprintable()
+        assert " " not in url
+
+
+class TestState:
+    def test_it_begins_with_what_the_lifespan_left(self):
+        assert connect(state={"db": 1}).state.db == 1
+        assert "db" not in connect(state=None).state
+
+    def test_connections_whose_server_shares_one_dict_do_not_see_each_other(self):
+        shared = {"db": 1}
+        one, two = connect(state=shared), connect(state=shared)
+        one.state.user = "ann"
+        assert "user" not in two.state
+        assert shared == {"db": 1}
+
+    def test_middleware_around_the_app_sees_what_was_set(self):
+        connection = connect()
+        connection.state.user = "ann"
+        assert connection.state.user == "ann"
+        assert connection.scope["state"] == {"user": "ann"}
+
+
+class TestBody:
+    async def test_it_is_read_to_its_end_and_kept(self):
+        request = post(*chunks(b"a", b"", b"bc"))
+        assert request.method == "POST"
+        assert not request.body_complete
+        assert await request.body() == b"abc"
+        assert await request.body() == b"abc"
+        assert request.body_complete
+
+    async def test_events_may_leave_out_what_has_a_default(self):
+        assert await post({"type": "http.request"}).body() == b""
+
+    async def test_a_wait_that_was_cancelled_loses_nothing(self):
+        send, receive = anyio.create_memory_object_stream(2)
+        request = Request(http_scope(), app=App(), path="/", path_params={}, receive=receive.receive, max_body_size=9)
+        first, last = chunks(b"a", b"b")
+        with send, receive:
+            send.send_nowait(first)
+            with anyio.move_on_after(0.01) as scope:
+                await request.body()
+            assert scope.cancelled_caught
+            send.send_nowait(last)
+            assert await request.body() == b"ab"
+
+    async def test_a_client_that_leaves_first_is_a_disconnect_every_time(self):
+        request = post(chunks(b"a", b"b")[0], LEFT)
+        for _ in range(2):
+            with pytest.raises(ClientDisconnect):
+                await request.body()
+        assert not request.body_complete
+
+    @pytest.mark.parametrize("limit", [0, 2, 1000])
+    async def test_a_body_of_exactly_the_limit_passes(self, limit):
+        request = post(*chunks(b"x" * limit), max_body_size=limit, content_length=str(limit))
+        assert len(await request.body()) == limit
+
+    async def test_none_is_no_limit(self):
+        assert len(await post(*chunks(b"x" * 5000), max_body_size=None, content_length="5000").body()) == 5000
+
+    async def test_a_body_that_says_it_is_too_large_is_413_before_anything_is_read(self):
+        request = post(max_body_size=2, content_length="3")
+        for read in (request.body, request.text, request.json, request.stream().__anext__):
+            with pytest.raises(HTTPException, match="over 2 bytes") as caught:
+                await read()
+            assert caught.value.status == 413
+
+    async def test_a_body_that_turns_out_too_large_is_413_at_once(self):
+        request = post(*chunks(b"ab", b"c", b"d")[:2], max_body_size=2)
+        for _ in range(2):
+            with pytest.raises(HTTPException) as caught:
+                await request.body()
+            assert caught.value.status == 413
+
+    @pytest.mark.parametrize("length", ["", "x", "-1", "9" * 5000, "²"])
+    async def test_a_content_length_that_is_no_number_is_the_servers_affair(self, length):
+        assert await post(*chunks(b"a"), content_length=length).body() == b"a"
+
+
+class TestStream:
+    async def test_it_gives_each_chunk_as_it_comes(self):
+        request = post(*chunks(b"a", b"", b"b"))
+        assert [chunk async for chunk in request.stream()] == [b"a", b"b"]
+        assert request.body_complete
+
+    async def test_it_works_once_and_then_body_says_why_there_is_none(self):
+        request = post(*chunks(b"a"))
+        assert [chunk async for chunk in request.stream()] == [b"a"]
+        with pytest.raises(RuntimeError, match="call body\\(\\) first"):
+            await request.body()
+        with pytest.raises(RuntimeError, match="stream\\(\\) was called after"):
+            await anext(request.stream())
+
+    async def test_after_body_it_is_one_chunk_any_number_of_times(self):
+        request = post(*chunks(b"a", b"b"))
+        await request.body()
+        for _ in range(2):
+            assert [chunk async for chunk in request.stream()] == [b"ab"]
+
+    async def test_after_a_body_that_was_cancelled_it_has_all_of_it(self):
+        send, receive = anyio.create_memory_object_stream(2)
+        request = Request(http_scope(), app=App(), path="/", path_params={}, receive=receive.receive, max_body_size=9)
+        first, last = chunks(b"a", b"b")
+        with send, receive:
+            send.send_nowait(first)
+            with anyio.move_on_after(0.01):
+                await request.body()
+            send.send_nowait(last)
+            assert [chunk async for chunk in request.stream()] == [b"a", b"b"]
+
+    async def test_it_has_the_limit_of_a_body(self):
+        request = post(*chunks(b"ab", b"c"), max_body_size=2)
+        stream = request.stream()
+        assert await anext(stream) == b"ab"
+        with pytest.raises(HTTPException, match="413"):
+            await anext(stream)
+
+    async def test_a_client_that_leaves_ends_it_with_a_disconnect(self):
+        stream = post(chunks(b"a", b"b")[0], LEFT).stream()
+        assert await anext(stream) == b"a"
+        with pytest.raises(ClientDisconnect):
+            await anext(stream)
+
+
+class TestText:
+    @pytest.mark.parametrize(
+        ("content_type", "body", "text"),
+        [
+            ("", "ü", "ü"),
+            ("text/plain", "ü", "ü"),
+            ("text/plain; charset=", "ü", "ü"),
+            ('text/plain; charset="ISO-8859-1"', "ü", "ü"),
+            ("text/plain; charset=utf-16", "ü", "ü"),
+        ],
+    )
+    async def test_it_is_in_the_charset_of_its_content_type_or_in_utf_8(self, content_type, body, text):
+        encoding = {'text/plain; charset="ISO-8859-1"': "latin-1", "text/plain; charset=utf-16": "utf-16"}
+        request = post(*chunks(body.encode(encoding.get(content_type, "utf-8"))), content_type=content_type)
+        assert await request.text() == text
+
+    @pytest.mark.parametrize("charset", ["klingon", "hex", "punycode", "unicode_escape", "x" * 5000, "utf-8\x00"])
+    async def test_an_unknown_charset_is_400(self, charset):
+        with pytest.raises(HTTPException, match="unknown charset") as caught:
+            await post(*chunks(b"a"), content_type=f"text/plain; charset={charset}").text()
+        assert caught.value.status == 400
+        assert len(caught.value.detail) < 100
+
+    @pytest.mark.parametrize("charset", ["utf-8", "ascii", "utf-16"])
+    async def test_a_body_that_is_not_in_its_charset_is_400(self, charset):
+        with pytest.raises(HTTPException, match=f"not valid {charset}") as caught:
+            await post(*chunks(b"\xff\xff\xd8"), content_type=f"text/plain; charset={charset}").text()
+        assert caught.value.status == 400
+
+
+class TestJSON:
+    @pytest.mark.parametrize("content_type", ["application/json", "text/plain; charset=latin-1", ""])
+    async def test_it_does_not_look_at_the_content_type(self, content_type):
+        request = post(*chunks('{"a": "ü"}'.encode()), content_type=content_type)
+        assert await request.json() == {"a": "ü"}
+
+    @pytest.mark.parametrize("body", [b"", b"{", b"NaN", b'"\xff"', '"ü"'.encode("latin-1"), '"a"'.encode("utf-16")])
+    async def test_bad_json_and_another_charset_are_400_with_the_decoders_words(self, body):
+        with pytest.raises(HTTPException, match="invalid JSON: ") as caught:
+            await post(*chunks(body)).json()
+        assert caught.value.status == 400
+
+    async def test_a_type_is_for_a_later_version(self):
+        with pytest.raises(FeatureUnavailable, match="type="):
+            await post().json(type=dict)
+
+
+class TestForm:
+    async def test_an_urlencoded_form_is_its_fields(self):
+        form = await post(*chunks(b"a=1&a=", b"2"), content_type="application/x-www-form-urlencoded").form()
+        assert form.multi_items() == [("a", "1"), ("a", "2")]
+
+    async def test_a_multipart_form_may_hold_files(self):
+        body = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.txt"\r\n\r\nhi\r\n--x--\r\n'
+        form = await post(*chunks(body), content_type="multipart/form-data; boundary=x").form()
+        file = form["f"]
+        assert isinstance(file, UploadFile)
+        assert (file.filename, file.content) == ("a.txt", b"hi")
+
+    @pytest.mark.parametrize("content_type", ["", "application/json", "x" * 5000])
+    async def test_another_content_type_is_415_before_anything_is_read(self, content_type):
+        with pytest.raises(HTTPException, match="expected a form") as caught:
+            await post(content_type=content_type).form()
+        assert caught.value.status == 415
+
+    async def test_a_malformed_form_is_400(self):
+        with pytest.raises(HTTPException, match="invalid form: it ends before") as caught:
+            await post(*chunks(b""), content_type="multipart/form-data; boundary=x").form()
+        assert caught.value.status == 400
+
+    async def test_the_limit_of_the_body_applies(self):
+        with pytest.raises(HTTPException) as caught:
+            await post(*chunks(b"a=12"), content_type="application/x-www-form-urlencoded", max_body_size=3).form()
+        assert caught.value.status == 413
+
+
+class TestTheRest:
+    async def test_drain_discards_what_is_left_whatever_the_limit(self):
+        request = post(*chunks(b"a" * 600, b"b" * 600), max_body_size=10)
+        with pytest.raises(HTTPException):
+            await request.body()
+        await request.drain()
+        assert request.body_complete
+        await request.drain()
+
+    async def test_drain_ends_when_the_client_leaves(self):
+        request = post(chunks(b"a", b"b")[0], LEFT)
+        await request.drain()
+        assert not request.body_complete
+        await request.drain()
+
+    async def test_what_was_drained_is_no_longer_a_body(self):
+        request = post(*chunks(b"a"))
+        await request.drain()
+        with pytest.raises(RuntimeError, match="in pieces"):
+            await request.body()
+
+    async def test_draining_after_the_body_was_read_keeps_it(self):
+        request = post(*chunks(b"a"))
+        await request.body()
+        await request.drain()
+        assert await request.body() == b"a"
+
+    async def test_wait_disconnect_waits_for_the_client_to_leave(self):
+        request = post(*chunks(b"a", b"b"), LEFT)
+        await request.wait_disconnect()
+        assert request.body_complete
+        await request.wait_disconnect()
+
+    async def test_receive_event_says_for_ever_that_the_client_has_left(self):
+        request = post(*chunks(b"a"), LEFT)
+        assert (await request.receive_event())["body"] == b"a"
+        for _ in range(3):
+            assert await request.receive_event() == LEFT

@@ -74,14 +74,18 @@ class StreamingResponse(Response):
 
     async def _send_chunks(self, send: Send) -> None:
         iterator = aiter(self._source)
-        try:
-            # Some servers keep the headers until something follows them.
-            await send(_chunk(b""))
-            async for item in iterator:
-                await send(_chunk(self._encode(item)))
-        finally:
-            # In the task that iterated it, and within the task group around it: a source may hold scopes of its own.
-            await _close(iterator)
+        # Entered before any scope that the source holds while it yields, so that it is also left behind those.
+        with anyio.CancelScope() as cleaning:
+            try:
+                # Some servers keep the headers until something follows them.
+                await send(_chunk(b""))
+                async for item in iterator:
+                    await send(_chunk(self._encode(item)))
+            finally:
+                # Whoever was cancelled, from here on the source is not: it may wait while it cleans up.
+                cleaning.shield = True
+                cleaning.deadline = anyio.current_time() + CLOSE_TIMEOUT
+                await _close(iterator)
 
     def _encode(self, item: Any) -> bytes:
         if isinstance(item, str):
@@ -240,9 +244,15 @@ class _InThreads(AsyncIterator[Any]):
 
 async def _close(source: AsyncIterable[Any]) -> None:
     close = getattr(source, "aclose", None)
-    if close is not None:
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await close()
+    if close is None:
+        return
+    try:
+        await close()
+    except BaseExceptionGroup as group:
+        # A task group in an async generator wraps the GeneratorExit by which it is closed.
+        _, others = group.split(GeneratorExit)
+        if others is not None:
+            raise others from None
 
 
 def _chunk(body: bytes) -> Event:

@@ -1,0 +1,439 @@
+"""Streams: they end with their source, stop with their client, and never pass a part off as the whole."""
+
+from functools import partial
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from microws.datastructures import Headers
+from microws.sse import ServerSentEvent
+from microws.streams import EventStream, StreamingResponse
+from microws.testing import TestClient
+
+pytestmark = pytest.mark.anyio
+
+
+async def numbers(count):
+    for number in range(count):
+        yield str(number)
+
+
+class Source:
+    """An endless source that says what became of it."""
+
+    def __init__(self, *, pause=checkpoint):
+        self.given = 0
+        self.closed = anyio.Event()
+        self._pause = pause
+
+    async def __aiter__(self):
+        try:
+            while True:
+                self.given += 1
+                yield str(self.given)
+                await self._pause()
+        finally:
+            self.closed.set()
+
+
+class Server:
+    """
+    The other end of one response.
+
+    ``receive`` waits until the client leaves; ``send`` keeps the bytes, or waits while ``stalled``.
+    """
+
+    def __init__(self, *, method="GET", stalled=False):
+        self.scope = {"type": "http", "method": method, "headers": []}
+        self.events = []
+        self.leaves = anyio.Event()
+        self.changed = anyio.Event()
+        self.stalled = stalled
+
+    async def receive(self):
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, event):
+        await checkpoint()
+        self.events.append(event)
+        self.changed.set()
+        self.changed = anyio.Event()
+        if self.stalled and event.get("body"):
+            await anyio.sleep_forever()
+
+    @property
+    def body(self):
+        return b"".join(event.get("body", b"") for event in self.events)
+
+    @property
+    def complete(self):
+        return self.events[-1].get("more_body") is False or "more_body" not in self.events[-1]
+
+    async def wait_for(self, body):
+        with anyio.fail_after(5):
+            while body not in self.body:
+                await self.changed.wait()
+
+    async def run(self, response):
+        with anyio.fail_after(5):
+            await response(self.scope, self.receive, self.send)
+
+
+async def send(response, *, method="GET"):
+    async with TestClient(response, lifespan=False) as client:
+        return await client.request(method, "/")
+
+
+class TestStreaming:
+    async def test_each_chunk_is_sent_and_the_end_is_said(self):
+        response = StreamingResponse(numbers(3), 201, {"x-a": "1"}, content_type="text/plain")
+        sent = await send(response)
+        assert (sent.status, sent.body, sent.headers["x-a"]) == (201, b"012", "1")
+        assert sent.headers["content-type"] == "text/plain"
+        assert "content-length" not in sent.headers
+
+    @pytest.mark.parametrize("kind", [list, tuple, iter])
+    async def test_a_plain_iterable_will_do(self, kind):
+        source = kind(["ü", b"\xff", bytearray(b"a"), memoryview(b"b")])
+        assert (await send(StreamingResponse(source))).body == b"\xc3\xbc\xffab"
+
+    async def test_a_generator_runs_in_threads_and_may_block(self):
+        def generate():
+            yield anyio.from_thread.run(partial(anyio.sleep, 0)) or "a"
+
+        assert (await send(StreamingResponse(generate()))).body == b"a"
+
+    @pytest.mark.parametrize("source", ["text", b"bytes", {"a": 1}, None, 1])
+    def test_what_is_no_source_is_refused(self, source):
+        with pytest.raises(TypeError, match="takes an iterator"):
+            StreamingResponse(source)
+
+    def test_a_bad_status_or_header_is_refused(self):
+        with pytest.raises(ValueError, match="200 to 599"):
+            StreamingResponse([], 101)
+        with pytest.raises(ValueError, match="content-length"):
+            StreamingResponse([], headers={"content-length": "1"})
+
+    async def test_headers_leave_before_the_first_chunk(self):
+        source = Source(pause=anyio.sleep_forever)
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, StreamingResponse(source))
+            await server.wait_for(b"1")
+            # Some servers hold the headers back until something follows them.
+            assert server.events[1] == {"type": "http.response.body", "body": b"", "more_body": True}
+            server.leaves.set()
+
+    @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+    async def test_where_no_body_is_sent_the_source_is_closed_without_having_begun(self, method, status):
+        class File(list):
+            closed = False
+
+            def close(self):
+                self.closed = True
+
+            def __iter__(self):
+                raise AssertionError("nothing is to be read")
+
+        file = File()
+        for source in (file, numbers(3), Source()):
+            sent = await send(StreamingResponse(source, status), method=method)
+            assert (sent.status, sent.body) == (status, b"")
+        assert file.closed
+
+
+class TestErrors:
+    @pytest.mark.parametrize("kind", [StreamingResponse, EventStream])
+    async def test_an_error_in_the_source_comes_out_as_it_is_and_the_response_has_no_end(self, kind):
+        async def broken():
+            yield "a"
+            raise LookupError("lost")
+
+        server = Server()
+        with pytest.raises(LookupError, match="lost"):
+            await server.run(kind(broken()))
+        assert b"a" in server.body
+        assert not server.complete
+
+    async def test_a_group_of_the_sources_own_comes_out_as_it_is(self):
+        async def broken():
+            yield "a"
+            raise ExceptionGroup("own", [LookupError()])
+
+        with pytest.raises(ExceptionGroup, match="own"):
+            await Server().run(StreamingResponse(broken()))
+
+    async def test_an_error_keeps_its_cause(self):
+        async def broken():
+            yield "a"
+            raise LookupError from KeyError("why")
+
+        with pytest.raises(LookupError) as caught:
+            await Server().run(StreamingResponse(broken()))
+        assert isinstance(caught.value.__cause__, KeyError)
+
+    async def test_an_error_in_a_thread_comes_out_too(self):
+        def broken():
+            yield "a"
+            raise LookupError("lost")
+
+        server = Server()
+        with pytest.raises(LookupError, match="lost"):
+            await server.run(StreamingResponse(broken()))
+        assert not server.complete
+
+    async def test_a_chunk_that_is_neither_text_nor_bytes_says_what_is(self):
+        async def values():
+            yield {"a": 1}
+
+        with pytest.raises(TypeError, match="EventStream sends JSON"):
+            await Server().run(StreamingResponse(values()))
+
+    async def test_an_oserror_of_the_source_is_no_leaving_of_the_client(self):
+        async def broken():
+            yield "a"
+            raise ConnectionResetError("the database's")
+
+        with pytest.raises(ConnectionResetError, match="database"):
+            await Server().run(StreamingResponse(broken()))
+
+
+@pytest.mark.parametrize("kind", [StreamingResponse, EventStream])
+class TestLeaving:
+    @pytest.mark.parametrize("pause", [checkpoint, anyio.sleep_forever])
+    async def test_a_source_is_ended_where_it_is_when_the_client_leaves(self, kind, pause):
+        source = Source(pause=pause)
+        async with TestClient(kind(source), lifespan=False) as client:
+            async with client.stream("GET", "/") as response:
+                assert await anext(response.iter_bytes())
+            assert source.closed.is_set()
+
+    async def test_a_client_that_left_is_noticed_by_a_source_that_never_waits(self, kind):
+        async def never():
+            pass
+
+        source = Source(pause=never)
+        server = Server()
+
+        async def send_at_once(event):
+            server.events.append(event)
+            if len(server.events) == 10:
+                server.leaves.set()
+
+        with anyio.fail_after(5):
+            await kind(source)(server.scope, server.receive, send_at_once)
+        assert source.closed.is_set()
+        assert not server.complete
+
+    async def test_a_server_whose_send_raises_has_lost_its_client(self, kind):
+        source = Source()
+        server = Server()
+
+        async def broken_send(event):
+            await server.send(event)
+            if event.get("body"):
+                raise BrokenPipeError
+
+        with anyio.fail_after(5):
+            await kind(source)(server.scope, server.receive, broken_send)
+        assert source.closed.is_set()
+        assert not server.complete
+
+    async def test_the_source_may_clean_up_with_waits_of_its_own(self, kind):
+        cleaned = []
+
+        async def source():
+            try:
+                while True:
+                    yield "a"
+            finally:
+                await checkpoint()
+                cleaned.append(True)
+
+        server = Server(stalled=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, kind(source()))
+            await server.wait_for(b"a")
+            server.leaves.set()
+        assert cleaned
+
+    async def test_a_source_may_hold_a_task_group_of_its_own(self, kind):
+        async def source():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep_forever)
+                yield "a"
+                yield "b"
+                tasks.cancel_scope.cancel()
+
+        server = Server()
+        await server.run(kind(source()))
+        assert server.complete
+        stalled = Server(stalled=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stalled.run, kind(source()))
+            await stalled.wait_for(b"a")
+            stalled.leaves.set()
+        assert not stalled.complete
+
+    async def test_an_error_while_cleaning_up_comes_out_as_it_is(self, kind):
+        async def source():
+            async with anyio.create_task_group():
+                try:
+                    yield "a"
+                finally:
+                    raise LookupError("lost")
+
+        server = Server()
+
+        async def leaving_send(event):
+            await server.send(event)
+            if event.get("body"):
+                raise BrokenPipeError
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await kind(source())(server.scope, server.receive, leaving_send)
+        assert caught.group_contains(LookupError, match="lost")
+        assert not caught.group_contains(GeneratorExit)
+
+    async def test_cleaning_up_has_a_limit(self, kind, monkeypatch):
+        async def source():
+            try:
+                yield "a"
+            finally:
+                await anyio.sleep_forever()
+
+        monkeypatch.setattr("microws.streams.CLOSE_TIMEOUT", 0.01)
+        server = Server(stalled=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, kind(source()))
+            await server.wait_for(b"a")
+            server.leaves.set()
+        assert not server.complete
+
+    async def test_a_response_that_is_cancelled_closes_its_source(self, kind):
+        source = Source()
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, kind(source))
+            await server.wait_for(b"1")
+            tasks.cancel_scope.cancel()
+        assert source.closed.is_set()
+
+    async def test_a_generator_in_a_thread_is_closed_too(self, kind):
+        closed = []
+
+        def source():
+            try:
+                while True:
+                    yield "a"
+            finally:
+                closed.append(True)
+
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, kind(source()))
+            await server.wait_for(b"a")
+            server.leaves.set()
+        assert closed
+
+    async def test_the_rest_of_the_requests_body_is_read_over(self, kind):
+        source = Source()
+        async with TestClient(kind(source), lifespan=False) as client:
+            async with client.stream("POST", "/", content=b"unread") as response:
+                await anext(response.iter_bytes())
+            assert source.closed.is_set()
+
+    async def test_a_client_that_does_not_read_makes_the_source_wait(self, kind):
+        source = Source()
+        server = Server(stalled=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, kind(source))
+            await server.wait_for(b"1")
+            await anyio.wait_all_tasks_blocked()
+            assert source.given == 1
+            server.leaves.set()
+
+
+class TestEventStream:
+    async def test_its_headers_keep_caches_and_proxies_away(self):
+        async with TestClient(EventStream(numbers(0)), lifespan=False) as client:
+            headers = (await client.get("/")).headers
+        assert headers["content-type"] == "text/event-stream"
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-accel-buffering"] == "no"
+
+    async def test_headers_may_be_added_and_replaced(self):
+        headers = EventStream([], headers=Headers([(b"cache-control", b"no-cache"), (b"x-a", b"1")])).headers
+        assert headers.getlist("cache-control") == ["no-cache"]
+        assert headers["x-a"] == "1"
+
+    async def test_events_text_and_values_are_sent_and_the_stream_ends_with_its_source(self):
+        async def source():
+            yield ServerSentEvent("a\nb", event="e", id="1", retry=5)
+            yield "text"
+            yield {"json": ["ü", None]}
+            yield None
+            yield b"bytes"
+
+        async with (
+            TestClient(EventStream(source()), lifespan=False) as client,
+            client.stream("GET", "/") as response,
+        ):
+            events = [event async for event in response.events()]
+        assert [(event.event, event.data) for event in events] == [
+            ("e", "a\nb"),
+            ("message", "text"),
+            ("message", '{"json":["ü",null]}'),
+            ("message", "null"),
+            ("message", "bytes"),
+        ]
+        assert (events[0].id, events[0].retry) == ("1", 5)
+
+    async def test_silence_is_broken_by_comments_and_no_item_is_lost_by_them(self):
+        items, source = anyio.create_memory_object_stream(10)
+        server = Server()
+        async with anyio.create_task_group() as tasks, items:
+            tasks.start_soon(server.run, EventStream(source, keepalive=0.01))
+            await server.wait_for(b": keepalive\n\n" * 2)
+            items.send_nowait("one")
+            await server.wait_for(b"data: one\n\n: keepalive\n\n")
+            items.send_nowait("two")
+            items.close()
+        source.close()
+        assert server.complete
+        assert server.body.replace(b": keepalive\n\n", b"") == b"data: one\n\ndata: two\n\n"
+
+    async def test_a_comment_waits_its_turn_behind_an_event_that_is_being_sent(self):
+        server = Server()
+        sending = []
+
+        async def slow_send(event):
+            assert not sending, "two sends at once"
+            sending.append(event)
+            await anyio.sleep(0.01)
+            sending.clear()
+            await server.send(event)
+
+        async def source():
+            for number in range(5):
+                yield str(number)
+
+        with anyio.fail_after(5):
+            await EventStream(source(), keepalive=0.005)(server.scope, server.receive, slow_send)
+        events = server.body.replace(b": keepalive\n\n", b"")
+        assert events == b"".join(b"data: %d\n\n" % number for number in range(5))
+
+    async def test_a_stream_that_is_not_silent_has_no_comments(self):
+        async with TestClient(EventStream(numbers(100)), lifespan=False) as client:
+            assert b"keepalive" not in (await client.get("/")).body
+
+    @pytest.mark.parametrize("keepalive", [0, -1, float("nan")])
+    def test_a_keepalive_is_above_0(self, keepalive):
+        with pytest.raises(ValueError, match="seconds above 0"):
+            EventStream([], keepalive=keepalive)
+
+    async def test_an_item_that_cannot_be_sent_says_so(self):
+        with pytest.raises(TypeError, match="object"):
+            await Server().run(EventStream([object()]))

@@ -1,0 +1,469 @@
+"""Files: whole, in parts, unchanged or not wanted; and a folder that nobody gets out of."""
+
+import os
+import socket
+from contextlib import chdir
+from email.utils import formatdate
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws.datastructures import URL
+from microws.errors import HTTPException
+from microws.files import CHUNK_SIZE, FileResponse, StaticFiles
+from microws.responses import RedirectResponse
+from microws.testing import TestClient
+
+pytestmark = pytest.mark.anyio
+
+CONTENT = b"0123456789"
+# A whole second in the past, so that a date in a header says it exactly.
+MODIFIED = 1_700_000_000
+DATE = formatdate(MODIFIED, usegmt=True)
+
+
+def write(path, content=CONTENT):
+    path.write_bytes(content)
+    os.utime(path, (MODIFIED, MODIFIED))
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("files") / "file.txt")
+
+
+async def send(response, *, method="GET", **headers):
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with TestClient(response, lifespan=False) as client:
+        return await client.request(method, "/", headers=names)
+
+
+async def refused(response, status, **options):
+    with pytest.raises(HTTPException) as caught:
+        await send(response, **options)
+    assert caught.value.status == status
+    return dict(caught.value.headers)
+
+
+class TestWhole:
+    async def test_a_file_is_sent_with_what_is_known_of_it(self, file):
+        sent = await send(FileResponse(file, headers={"x-a": "1"}))
+        assert (sent.status, sent.body) == (200, CONTENT)
+        assert sent.headers["content-length"] == "10"
+        assert sent.headers["content-type"] == "text/plain; charset=utf-8"
+        assert sent.headers["last-modified"] == DATE
+        assert sent.headers["accept-ranges"] == "bytes"
+        assert sent.headers["x-content-type-options"] == "nosniff"
+        assert sent.headers["x-a"] == "1"
+        assert sent.headers["etag"].startswith('"')
+        assert "content-disposition" not in sent.headers
+
+    async def test_head_has_the_same_headers_and_no_body(self, file):
+        got, head = await send(FileResponse(file)), await send(FileResponse(file), method="HEAD")
+        assert head.headers == got.headers
+        assert head.body == b""
+
+    @pytest.mark.parametrize("size", [0, 1, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE])
+    async def test_a_file_of_any_size_is_sent_whole(self, tmp_path, size):
+        content = os.urandom(size)
+        sent = await send(FileResponse(write(tmp_path / "file", content)))
+        assert sent.body == content
+        assert sent.headers["content-length"] == str(size)
+
+    async def test_the_etag_changes_with_the_file(self, tmp_path):
+        path = write(tmp_path / "file")
+        tags = {(await send(FileResponse(path))).headers["etag"]}
+        write(path, CONTENT + b"!")
+        tags.add((await send(FileResponse(path))).headers["etag"])
+        os.utime(path, ns=(1, 1))
+        tags.add((await send(FileResponse(path))).headers["etag"])
+        assert len(tags) == 3
+
+    async def test_there_may_be_no_etag(self, file):
+        assert "etag" not in (await send(FileResponse(file, etag=False))).headers
+
+    async def test_a_file_from_the_future_was_modified_now_at_the_latest(self, tmp_path):
+        path = write(tmp_path / "file")
+        os.utime(path, (2**33, 2**33))
+        assert (await send(FileResponse(path))).headers["last-modified"] != formatdate(2**33, usegmt=True)
+
+    @pytest.mark.parametrize(
+        ("name", "content_type"),
+        [
+            ("a.html", "text/html; charset=utf-8"),
+            ("a.CSS", "text/css; charset=utf-8"),
+            ("a.js", "text/javascript; charset=utf-8"),
+            ("a.mjs", "text/javascript; charset=utf-8"),
+            ("a.json", "application/json"),
+            ("a.svg", "image/svg+xml"),
+            ("a.woff2", "font/woff2"),
+            ("a.wasm", "application/wasm"),
+            ("a.tar.gz", "application/gzip"),
+            ("a.unknown", "application/octet-stream"),
+            ("a", "application/octet-stream"),
+            (".html", "application/octet-stream"),
+        ],
+    )
+    def test_the_suffix_says_what_a_file_is(self, name, content_type):
+        assert FileResponse(f"/x.html/{name}").headers["content-type"] == content_type
+
+    def test_a_type_of_ones_own_counts(self):
+        assert FileResponse("a.html", content_type="text/x").headers["content-type"] == "text/x"
+        assert FileResponse("a.html", headers={"Content-Type": "text/x"}).headers["content-type"] == "text/x"
+
+    @pytest.mark.parametrize(
+        ("filename", "header"),
+        [
+            ("a b.txt", 'attachment; filename="a b.txt"'),
+            ("ü.txt", "attachment; filename=\"_.txt\"; filename*=UTF-8''%C3%BC.txt"),
+            ('"\\%\n', "attachment; filename=\"____\"; filename*=UTF-8''%22%5C%25%0A"),
+            ("\ud800", "attachment; filename=\"_\"; filename*=UTF-8''%3F"),
+        ],
+    )
+    def test_a_filename_is_what_the_browser_saves_it_as(self, filename, header):
+        assert FileResponse("a", filename=filename).headers["content-disposition"] == header
+
+    @given(st.text())
+    def test_every_filename_can_be_sent(self, filename):
+        header = FileResponse("a", filename=filename).headers["content-disposition"]
+        _, star, encoded = header.partition("filename*=UTF-8''")
+        plain = header.partition('filename="')[2].partition('"')[0]
+        assert (unquote(encoded) if star else plain) == filename.encode(errors="replace").decode()
+
+    @pytest.mark.parametrize("status", [204, 304, 99])
+    def test_a_status_without_a_body_is_refused(self, status):
+        with pytest.raises(ValueError, match=str(status)):
+            FileResponse("a", status=status)
+
+
+class TestAbsent:
+    @pytest.mark.parametrize("path", ["absent", ".", "file/x", "x" * 5000, "nul\0", "loop", "pipe", "socket", "\ud800"])
+    async def test_what_is_no_file_is_404_and_nothing_was_sent(self, tmp_path, path):
+        write(tmp_path / "file")
+        (tmp_path / "loop").symlink_to("loop")
+        os.mkfifo(tmp_path / "pipe")
+        with socket.socket(socket.AF_UNIX) as unix, chdir(tmp_path):
+            unix.bind("socket")
+            await refused(FileResponse(path), 404)
+
+    async def test_what_is_wrong_with_the_machine_is_no_404(self, file, monkeypatch):
+        def no_more_files(path, flags):
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr("microws.files._open_at_once", no_more_files)
+        with pytest.raises(OSError, match="Too many open files"):
+            await send(FileResponse(file))
+
+
+class TestConditions:
+    @pytest.fixture
+    async def etag(self, file):
+        return (await send(FileResponse(file))).headers["etag"]
+
+    @pytest.mark.parametrize("known", ["{}", "*", "W/{}", '"a", {}', 'W/"a",{} , "b"'])
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    async def test_a_client_that_has_the_file_gets_304(self, file, etag, known, method):
+        sent = await send(FileResponse(file, headers={"vary": "x"}), method=method, if_none_match=known.format(etag))
+        assert (sent.status, sent.body) == (304, b"")
+        assert sent.headers["etag"] == etag
+        assert sent.headers["vary"] == "x"
+        assert not any(name.startswith("content-") for name in sent.headers)
+
+    @pytest.mark.parametrize("known", ['"other"', 'W/"other"', "", "no tag", '"unclosed'])
+    async def test_a_client_that_has_another_gets_the_file(self, file, known):
+        assert (await send(FileResponse(file), if_none_match=known, if_modified_since=DATE)).status == 200
+
+    @pytest.mark.parametrize(
+        ("date", "status"),
+        [
+            (DATE, 304),
+            (formatdate(MODIFIED + 60, usegmt=True), 304),
+            (formatdate(MODIFIED - 1, usegmt=True), 200),
+            # RFC 9110 §5.6.7: the obsolete forms.
+            ("Tuesday, 14-Nov-23 22:13:20 GMT", 304),
+            ("Tue Nov 14 22:13:20 2023", 304),
+            ("yesterday", 200),
+            ("", 200),
+        ],
+    )
+    async def test_a_file_that_is_not_newer_is_304(self, file, date, status):
+        assert (await send(FileResponse(file), if_modified_since=date)).status == status
+
+    @pytest.mark.parametrize(
+        ("header", "value", "status"),
+        [
+            ("if_match", "{}", 200),
+            ("if_match", "*", 200),
+            ("if_match", '"a", {}', 200),
+            ("if_match", '"other"', 412),
+            ("if_match", "W/{}", 412),
+            ("if_match", "", 412),
+            ("if_unmodified_since", DATE, 200),
+            ("if_unmodified_since", formatdate(MODIFIED - 1, usegmt=True), 412),
+            ("if_unmodified_since", "yesterday", 200),
+        ],
+    )
+    async def test_a_file_that_is_not_wanted_is_412(self, file, etag, header, value, status):
+        headers = {header: value.format(etag)}
+        if status == 412:
+            await refused(FileResponse(file), 412, **headers)
+        else:
+            assert (await send(FileResponse(file), **headers)).status == status
+
+    async def test_the_etag_counts_before_the_date(self, file, etag):
+        old = formatdate(0, usegmt=True)
+        assert (await send(FileResponse(file), if_match=etag, if_unmodified_since=old)).status == 200
+        assert (await send(FileResponse(file), if_none_match=etag, if_modified_since=old)).status == 304
+
+    async def test_an_etag_of_ones_own_is_compared(self, file):
+        response = FileResponse(file, headers={"etag": 'W/"own"'})
+        assert (await send(response, if_none_match='"own"')).status == 304
+        await refused(response, 412, if_match='W/"own"')
+
+    async def test_without_an_etag_only_a_star_matches(self, file):
+        assert (await send(FileResponse(file, etag=False), if_none_match="*")).status == 304
+        assert (await send(FileResponse(file, etag=False), if_none_match='""')).status == 200
+
+    async def test_another_status_or_method_takes_no_conditions(self, file, etag):
+        assert (await send(FileResponse(file, status=404), if_none_match="*", range="bytes=0-0")).status == 404
+        assert (await send(FileResponse(file), method="POST", if_none_match="*", range="bytes=0-0")).status == 200
+
+    @given(
+        st.sampled_from(["if_none_match", "if_match", "if_modified_since", "if_unmodified_since", "if_range", "range"]),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126))
+        | st.text('"W/*, bytes=-0123456789')
+        | st.datetimes().map(str),
+    )
+    async def test_nothing_in_these_headers_makes_it_fail(self, file, header, value):
+        try:
+            assert (await send(FileResponse(file), **{header: value.strip()})).status in (200, 206, 304)
+        except HTTPException as error:
+            assert error.status in (412, 416)  # noqa: PT017
+
+
+class TestRanges:
+    @pytest.mark.parametrize(
+        ("asked", "body", "content_range"),
+        [
+            ("bytes=0-0", b"0", "bytes 0-0/10"),
+            ("bytes=0-", CONTENT, "bytes 0-9/10"),
+            ("bytes=3-5", b"345", "bytes 3-5/10"),
+            ("bytes=9-9", b"9", "bytes 9-9/10"),
+            ("bytes=5-100", b"56789", "bytes 5-9/10"),
+            ("bytes=-3", b"789", "bytes 7-9/10"),
+            ("bytes=-100", CONTENT, "bytes 0-9/10"),
+            ("Bytes= 1-2 ", b"12", "bytes 1-2/10"),
+            (f"bytes=1-{'9' * 900}", b"123456789", "bytes 1-9/10"),
+        ],
+    )
+    async def test_a_range_is_sent_as_206(self, file, asked, body, content_range):
+        sent = await send(FileResponse(file), range=asked)
+        assert (sent.status, sent.body) == (206, body)
+        assert sent.headers["content-range"] == content_range
+        assert sent.headers["content-length"] == str(len(body))
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            "bytes=5-4", "bytes=-", "bytes=", "bytes=a-b", "bytes=1", "bytes 1-2", "lines=1-2", "bytes=0-0,2-3",
+            "bytes=--1", "bytes=1-2-3", "bytes=²-", f"bytes={'9' * 5000}-",
+        ],
+    )  # fmt: skip
+    async def test_what_is_malformed_or_more_than_one_range_is_answered_whole(self, file, asked):
+        sent = await send(FileResponse(file), range=asked)
+        assert (sent.status, sent.body) == (200, CONTENT)
+        assert "content-range" not in sent.headers
+
+    @pytest.mark.parametrize("asked", ["bytes=10-", "bytes=10-20", "bytes=-0", f"bytes={'9' * 900}-"])
+    async def test_a_range_outside_the_file_is_416_with_its_size(self, file, asked):
+        assert await refused(FileResponse(file), 416, range=asked) == {"content-range": "bytes */10"}
+
+    @pytest.mark.parametrize("asked", ["bytes=0-", "bytes=-5"])
+    async def test_an_empty_file_is_sent_whole(self, tmp_path, asked):
+        assert (await send(FileResponse(write(tmp_path / "file", b"")), range=asked)).status == 200
+
+    async def test_head_takes_no_range(self, file):
+        sent = await send(FileResponse(file), method="HEAD", range="bytes=0-0")
+        assert (sent.status, sent.headers["content-length"]) == (200, "10")
+
+    async def test_if_range_asks_for_the_part_only_of_the_same_file(self, file):
+        etag = (await send(FileResponse(file))).headers["etag"]
+        for condition, status in [
+            (etag, 206),
+            (DATE, 206),
+            (f"W/{etag}", 200),
+            ('"other"', 200),
+            ("*", 200),
+            (formatdate(MODIFIED + 1, usegmt=True), 200),
+        ]:
+            assert (await send(FileResponse(file), range="bytes=0-0", if_range=condition)).status == status
+
+    @given(st.integers(0, 20) | st.none(), st.integers(0, 20) | st.none())
+    async def test_every_range_is_the_bytes_that_it_names(self, file, first, last):
+        asked = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+        whole = [*range(10)]
+        if first is not None:
+            positions = [i for i in whole if i >= first and (last is None or i <= last)]
+        else:
+            positions = whole[-last:] if last else []
+        if (first is None and last is None) or (first is not None and last is not None and last < first):
+            assert (await send(FileResponse(file), range=asked)).status == 200
+        elif not positions:
+            await refused(FileResponse(file), 416, range=asked)
+        else:
+            assert (await send(FileResponse(file), range=asked)).body == bytes(CONTENT[i] for i in positions)
+
+
+class TestWhileSending:
+    async def test_a_client_that_leaves_ends_the_reading(self, tmp_path):
+        path = write(tmp_path / "file", bytes(10 * CHUNK_SIZE))
+        async with (
+            TestClient(FileResponse(path), lifespan=False) as client,
+            client.stream("GET", "/", max_queue=1) as response,
+        ):
+            assert await anext(response.iter_bytes())
+
+    async def test_a_file_that_becomes_shorter_ends_the_response_without_its_end(self, tmp_path):
+        path = write(tmp_path / "file", bytes(4 * CHUNK_SIZE))
+        response = FileResponse(path)
+
+        async def shorten(scope, receive, send):
+            async def send_and_shorten(event):
+                await send(event)
+                os.truncate(path, 0)
+
+            await response(scope, receive, send_and_shorten)
+
+        with pytest.raises(RuntimeError, match="became shorter"):
+            await send(shorten)
+
+    async def test_a_file_that_becomes_longer_is_sent_as_long_as_it_was(self, tmp_path):
+        path = write(tmp_path / "file", bytes(4 * CHUNK_SIZE))
+        async with (
+            TestClient(FileResponse(path), lifespan=False) as client,
+            client.stream("GET", "/", max_queue=1) as response,
+        ):
+            os.truncate(path, 5 * CHUNK_SIZE)
+            assert len(await response.read()) == 4 * CHUNK_SIZE
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder to be served, between others that are not."""
+    outside = tmp_path_factory.mktemp("outside")
+    root = outside / "static"
+    root.mkdir()
+    for name in ("secret.txt", "static.txt"):
+        (outside / name).write_text("secret")
+    (outside / "static-too").mkdir()
+    (outside / "static-too" / "secret.txt").write_text("secret")
+    (outside / "index.html").write_text("secret")
+    write(root / "file.txt")
+    write(root / "ü %20.txt")
+    (root / "docs").mkdir()
+    (root / "docs" / "index.html").write_text("index")
+    (root / "empty").mkdir()
+    (root / "inside").symlink_to("docs")
+    (root / "link.txt").symlink_to("file.txt")
+    (root / "out").symlink_to(outside)
+    (root / "out.txt").symlink_to(outside / "secret.txt")
+    (root / "up").symlink_to("..")
+    (root / "loop").symlink_to("loop")
+    (root / "dangling").symlink_to("nowhere")
+    (root / "leads-out").mkdir()
+    (root / "leads-out" / "index.html").symlink_to(outside / "secret.txt")
+    os.mkfifo(root / "pipe")
+    return root
+
+
+async def get(root, path):
+    """What a request for this path below the folder gets: its status, and its body."""
+    try:
+        sent = await send(await StaticFiles(root).response(path))
+    except HTTPException as error:
+        return error.status, b""
+    return sent.status, sent.body
+
+
+class TestStaticFiles:
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("file.txt", CONTENT),
+            ("ü %20.txt", CONTENT),
+            ("link.txt", CONTENT),
+            ("docs/", b"index"),
+            ("docs", b"index"),
+            ("docs/index.html", b"index"),
+            ("inside/index.html", b"index"),
+        ],
+    )
+    async def test_what_is_inside_is_sent(self, root, path, body):
+        assert await get(root, path) == (200, body)
+
+    async def test_the_folder_itself_is_its_index(self, root, tmp_path):
+        assert await get(root / "docs", "") == (200, b"index")
+        assert await get(tmp_path, "") == (404, b"")
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "absent", "empty", "empty/", "", "file.txt/", "file.txt/x", "/file.txt", "docs//index.html", "//",
+            "../secret.txt", "docs/../../secret.txt", "docs/../file.txt", "./file.txt", "..", "../", ".",
+            "../static-too/secret.txt", "..\\secret.txt", "docs\\index.html", "..%2fsecret.txt", "%2e%2e/secret.txt",
+            "out.txt", "out/secret.txt", "out", "up/secret.txt", "up/static/file.txt/..", "leads-out/",
+            "leads-out/index.html", "loop", "loop/x", "dangling", "pipe", "/etc/passwd", "C:/file.txt", "file.txt\0", "\0", "\ud800", "x" * 300, "x/" * 5000,
+        ],
+    )  # fmt: skip
+    async def test_what_is_not_inside_or_is_no_file_is_404(self, root, path):
+        assert await get(root, path) == (404, b"")
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [*"./\\\0", "..", "../", "out", "out.txt", "up", "static", "secret.txt", "file.txt", "docs", "%2e",
+                 "%2f", "/etc/passwd", "~", "link.txt", "index.html"]
+            )
+            | st.text(max_size=3),
+            max_size=8,
+        ).flatmap(lambda parts: st.sampled_from(["", "/"]).map(lambda joint: joint.join(parts)))
+    )  # fmt: skip
+    async def test_nothing_gets_out(self, root, path):
+        status, body = await get(root, path)
+        assert (status, body) in [(200, CONTENT), (200, b"index"), (404, b"")]
+
+    async def test_a_directory_without_its_last_slash_is_redirected_where_the_url_is_known(self, root):
+        files = StaticFiles(root)
+        url = URL(scheme="http", netloc="a", path="//static/docs", query="a=b")
+        response = await files.response("docs", url=url)
+        assert isinstance(response, RedirectResponse)
+        assert (response.status, response.headers["location"]) == (308, "/static/docs/?a=b")
+        bare = URL(scheme="http", netloc="a", path="/static/docs")
+        assert (await files.response("docs", url=bare)).headers["location"] == "/static/docs/"
+        for path in ("docs/", "file.txt"):
+            assert isinstance(await files.response(path, url=url), FileResponse)
+
+    def test_a_directory_that_is_missing_is_an_error_that_names_it_in_full(self, tmp_path):
+        write(tmp_path / "file")
+        with chdir(tmp_path):
+            for name in ("absent", "file"):
+                with pytest.raises(ValueError, match=str(Path.cwd() / name)):
+                    StaticFiles(name)
+
+    def test_a_directory_may_be_a_link_itself(self, root, tmp_path):
+        (tmp_path / "link").symlink_to(root)
+        assert StaticFiles(tmp_path / "link").directory == root.resolve()
+        assert repr(StaticFiles(root)) == f"StaticFiles('{root.resolve()}')"
+
+    async def test_what_is_wrong_with_the_machine_is_no_404(self, root, monkeypatch):
+        def broken(path, *, strict):
+            raise OSError(5, "Input/output error")
+
+        files = StaticFiles(root)
+        monkeypatch.setattr("os.path.realpath", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            await files.response("file.txt")

@@ -416,7 +416,8 @@ class TestStaticFiles:
             "../secret.txt", "docs/../../secret.txt", "docs/../file.txt", "./file.txt", "..", "../", ".",
             "../static-too/secret.txt", "..\\secret.txt", "docs\\index.html", "..%2fsecret.txt", "%2e%2e/secret.txt",
             "out.txt", "out/secret.txt", "out", "up/secret.txt", "up/static/file.txt/..", "leads-out/",
-            "leads-out/index.html", "loop", "loop/x", "dangling", "pipe", "/etc/passwd", "C:/file.txt", "file.txt\0", "\0", "\ud800", "x" * 300, "x/" * 5000,
+            "leads-out/index.html", "loop", "loop/x", "dangling",
+            "pipe", "/etc/passwd", "C:/file.txt", "file.txt\0", "\0", "\ud800", "x" * 300, "x/" * 5000,
         ],
     )  # fmt: skip
     async def test_what_is_not_inside_or_is_no_file_is_404(self, root, path):

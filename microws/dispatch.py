@@ -18,6 +18,7 @@ from microws.interfaces import Application, Event, Receive, Scope, Send
 from microws.requests import Request
 from microws.responses import RedirectResponse, Response
 from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of, scope_below
+from microws.tasks import on_asyncio
 from microws.transport import Limits
 from microws.views import BoundView, to_response
 from microws.websocket import WebSocket, WebSocketOptions
@@ -217,18 +218,22 @@ class Dispatcher:
         if (await receive())["type"] != "websocket.connect":
             return
         endpoint, params = (found.route.endpoint, found.params) if isinstance(found, Match) else (None, {})
-        async with anyio.create_task_group() as tasks:
-            ws = WebSocket(
-                scope,
-                receive,
-                send,
-                app=self._app,
-                path=path,
-                path_params=params,
-                options=self._options_of(endpoint),
-                tasks=tasks,
-            )
-            await ws.run(partial(self._converse, found))
+        make = partial(
+            WebSocket,
+            scope,
+            receive,
+            send,
+            app=self._app,
+            path=path,
+            path_params=params,
+            options=self._options_of(endpoint),
+        )
+        view = partial(self._converse, found)
+        if on_asyncio():
+            await make(group=None).run(view)
+        else:
+            async with anyio.create_task_group() as group:
+                await make(group=group).run(view)
 
     async def _converse(self, found: Match | Miss, ws: WebSocket) -> None:
         hooks = found.route.endpoint.hooks if isinstance(found, Match) else self._hooks

@@ -68,14 +68,11 @@ class WebSocket(Connection):
     """
 
     __slots__ = (
-        "_deadline",
         "_has_learned",
         "_helpers",
         "_id",
-        "_is_half_ended",
         "_options",
         "_subscriber",
-        "_tasks",
         "_transport",
         "accepted",
         "subprotocol",
@@ -91,23 +88,20 @@ class WebSocket(Connection):
         path: str,
         path_params: dict[str, Any],
         options: WebSocketOptions,
-        tasks: TaskGroup,
+        group: TaskGroup | None,
     ) -> None:
         super().__init__(scope, app=app, path=path, path_params=path_params)
         self.accepted = False
         self.subprotocol: str | None = None
         self._options = options
-        self._tasks = tasks
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
         self._has_learned = False
-        self._is_half_ended = False
-        self._deadline = anyio.CancelScope(deadline=anyio.current_time() + options.limits.accept_timeout)
         self._transport = PortableTransport(
             receive,
             send,
-            tasks=tasks,
+            group=group,
             limits=options.limits,
             has_denial="websocket.http.response" in (scope.get("extensions") or ()),
             make_outbox=self._make_outbox,
@@ -175,7 +169,7 @@ class WebSocket(Connection):
         self.accepted = True
         self.subprotocol = subprotocol
         if not self.closed:
-            self._deadline.deadline = inf
+            self._transport.tasks.limit(inf)
 
     async def reject(
         self,
@@ -216,7 +210,7 @@ class WebSocket(Connection):
         raw.append((b"content-length", b"%d" % len(data)))
         await self._transport.reject(status, raw, data)
         self._has_learned = True
-        self._deadline.deadline = inf
+        self._transport.tasks.limit(inf)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
@@ -240,7 +234,7 @@ class WebSocket(Connection):
             return
         if not self.closed:
             self._leave()
-        self._deadline.deadline = inf
+        self._transport.tasks.limit(inf)
         await self._transport.close(code, reason)
 
     async def __aenter__(self) -> Self:
@@ -283,6 +277,8 @@ class WebSocket(Connection):
         codec = self._options.receive_codec if type is None else self._options.codecs.get(type)
         if timeout is None:
             return await self._receive(codec)
+        # A wait of the view's own inside the server's receive might lose what comes as it is cancelled.
+        self._transport.read_ahead()
         with anyio.fail_after(timeout):
             return await self._receive(codec)
 
@@ -462,7 +458,7 @@ class WebSocket(Connection):
         """
         if self._helpers is None:
             self._helpers = set()
-        self._tasks.start_soon(self._run_helper, function, args)
+        self._transport.tasks.start_soon(self._run_helper, function, args)
 
     async def _run_helper(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
         assert self._helpers is not None
@@ -481,38 +477,31 @@ class WebSocket(Connection):
 
     async def run(self, view: Callable[["WebSocket"], Coroutine[Any, Any, None]]) -> None:
         """
-        Live: read in this task, and run ``view`` beside it, until the client has gone and the view has ended.
+        Live: run ``view``, and then read until the client has gone.
 
         Args:
             view: Turns its own errors into answers. It is cancelled when it has not accepted within ``accept_timeout``,
                 or has not noticed the end within ``close_timeout``.
         """
-        self._tasks.start_soon(self._run_view, view)
-        await self._transport.pump()
-        self._end_half()
-
-    async def _run_view(self, view: Callable[["WebSocket"], Coroutine[Any, Any, None]]) -> None:
+        transport = self._transport
         try:
-            with self._deadline:
+            transport.tasks.limit(self._options.limits.accept_timeout)
+            with transport.tasks:
                 await view(self)
             await self._finish()
-        finally:
             self._leave()
-            self._transport.discard()
             for scope in list(self._helpers or ()):
                 scope.cancel()
-            self._end_half()
-
-    def _end_half(self) -> None:
-        """The view or the pump has ended; with the second of them end what may still run beside them."""
-        if self._is_half_ended and self._transport.outbox is not None:
-            self._tasks.cancel_scope.cancel()
-        self._is_half_ended = True
+            if self.accepted:
+                await transport.linger()
+        finally:
+            self._leave()
+            await transport.tasks.end()
 
     async def _finish(self) -> None:
         if self._transport.state is State.CONNECTING:
             # 503 for a view that was cancelled because it took too long, 403 for one that just returned.
-            await self.reject(503 if self._deadline.cancelled_caught else 403)
+            await self.reject(503 if self._transport.tasks.was_cancelled else 403)
         elif self.closed:
             await self._transport.flush()
         else:
@@ -527,7 +516,7 @@ class WebSocket(Connection):
     def _on_end(self) -> None:
         self._leave()
         if not self._has_learned:
-            self._deadline.deadline = anyio.current_time() + self._options.limits.close_timeout
+            self._transport.tasks.limit(self._options.limits.close_timeout)
 
     def _leave(self) -> None:
         if self._subscriber is not None:
@@ -536,7 +525,7 @@ class WebSocket(Connection):
     def _learn(self, error: WebSocketDisconnect) -> WebSocketDisconnect:
         """Mark that the view knows of the end, so that it may take its time to clean up."""
         self._has_learned = True
-        self._deadline.deadline = inf
+        self._transport.tasks.limit(inf)
         error.connection_id = self.id
         return error
 

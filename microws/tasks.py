@@ -1,0 +1,205 @@
+"""
+The tasks of one connection: its view, which may be cancelled at a deadline, and those that run beside it.
+
+On asyncio a connection that only waits costs nothing but its server's own task: no task group, no cancel scope, no
+timer. One clock per event loop looks after all of them.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from math import inf
+from types import TracebackType
+from typing import Any, Protocol, Self
+from weakref import WeakKeyDictionary
+
+import anyio
+from anyio.abc import TaskGroup
+
+__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "on_asyncio"]
+
+# Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
+TICK = 0.25
+
+
+class Tasks(Protocol):
+    """
+    What a connection needs of the event loop.
+
+    ``with tasks:`` stands around the view. Tasks started beside it are cancelled by ``end``.
+    """
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the view's deadline has come."""
+        ...
+
+    @property
+    def is_ticking(self) -> bool:
+        """Whether the connection is looked at now and then."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool: ...
+
+    def limit(self, seconds: float) -> None:
+        """Cancel the view when it has not ended in ``seconds`` from now; ``inf`` takes the limit back."""
+        ...
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run ``function(*args)`` beside the view. No exception may leave it."""
+        ...
+
+    async def end(self) -> None:
+        """Cancel what runs beside the view, and wait for it."""
+        ...
+
+
+class AsyncioTasks:
+    """
+    ``Tasks`` on asyncio.
+
+    Args:
+        on_tick: Called every ``TICK`` seconds.
+    """
+
+    __slots__ = ("_deadline", "_helpers", "_main", "_on_tick", "was_cancelled")
+
+    is_ticking = True
+
+    def __init__(self, on_tick: Callable[[], None]) -> None:
+        self.was_cancelled = False
+        self._deadline = inf
+        self._helpers: set[asyncio.Task[None]] | None = None
+        self._main: asyncio.Task[Any] | None = None
+        self._on_tick = on_tick
+
+    def __enter__(self) -> Self:
+        self._main = asyncio.current_task()
+        _clock().add(self)
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._deadline = inf
+        if not self.was_cancelled:
+            return False
+        assert self._main is not None
+        # Somebody else's cancellation goes on; ours ends here.
+        return self._main.uncancel() == 0 and error_type is asyncio.CancelledError
+
+    def limit(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + seconds
+        if seconds < 2 * TICK:
+            loop.call_later(seconds, self.tick)
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        if self._helpers is None:
+            self._helpers = set()
+        task = asyncio.get_running_loop().create_task(function(*args))
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
+
+    async def end(self) -> None:
+        _clock().discard(self)
+        while self._helpers:
+            for task in self._helpers:
+                task.cancel()
+            await asyncio.wait(self._helpers)
+
+    def tick(self) -> None:
+        """Look whether the deadline has come. A view that swallows its cancellation is not asked twice."""
+        if self._deadline <= asyncio.get_running_loop().time():
+            self._deadline = inf
+            self.was_cancelled = True
+            assert self._main is not None
+            self._main.cancel()
+        self._on_tick()
+
+
+class GroupTasks:
+    """
+    ``Tasks`` in an anyio task group, which ends with the connection: for trio.
+
+    Args:
+        group: The connection's own.
+    """
+
+    __slots__ = ("_group", "_scope")
+
+    is_ticking = False
+
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+        self._scope = anyio.CancelScope()
+
+    @property
+    def was_cancelled(self) -> bool:
+        return self._scope.cancelled_caught
+
+    def __enter__(self) -> Self:
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return bool(self._scope.__exit__(error_type, error, traceback))
+
+    def limit(self, seconds: float) -> None:
+        self._scope.deadline = anyio.current_time() + seconds
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        self._group.start_soon(function, *args)
+
+    async def end(self) -> None:
+        self._group.cancel_scope.cancel()
+
+
+class _Clock:
+    """Looks at every connection of one event loop, as long as there is one."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._call_later = loop.call_later
+        self._connections: set[AsyncioTasks] = set()
+        self._is_running = False
+
+    def add(self, tasks: AsyncioTasks) -> None:
+        self._connections.add(tasks)
+        if not self._is_running:
+            self._is_running = True
+            self._call_later(TICK, self._tick)
+
+    def discard(self, tasks: AsyncioTasks) -> None:
+        self._connections.discard(tasks)
+
+    def _tick(self) -> None:
+        for tasks in tuple(self._connections):
+            tasks.tick()
+        self._is_running = bool(self._connections)
+        if self._is_running:
+            self._call_later(TICK, self._tick)
+
+
+_clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Clock] = WeakKeyDictionary()
+
+
+def _clock() -> _Clock:
+    loop = asyncio.get_running_loop()
+    clock = _clocks.get(loop)
+    if clock is None:
+        clock = _clocks[loop] = _Clock(loop)
+    return clock
+
+
+def on_asyncio() -> bool:
+    """Whether the caller runs in an asyncio event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

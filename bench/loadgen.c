@@ -7,7 +7,7 @@
 //   loadgen idle    -p PORT -u PATH -c CONNECTIONS                opens them, prints, holds them until stdin ends
 //   loadgen fan     -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -d IN_FLIGHT -t SECONDS
 //                                                                 publishes again when every subscriber has a message
-//   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)
+//   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)      -P process id of the server, to count its CPU time
 //
 // Prints one JSON object. Whatever is not as it must be (a refused handshake, a wrong echo, a message lost, repeated or
 // out of order, a connection closed by the server) ends it with {"error": ...} and exit status 1.
@@ -36,6 +36,7 @@ static const double PATIENCE = 15;  // seconds without any progress
 
 static int port = 8000, connection_count = 1, message_size = 64, in_flight = 1;
 static double seconds = 3, warm_up = 0.5;
+static pid_t server_pid;
 static const char *path = "/", *publish_path = "/";
 
 // ---- time, failure, latencies
@@ -59,6 +60,18 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
   printf("{\"error\": \"%s\"}\n", text);
   exit(1);
 }
+
+static double server_cpu_seconds(void) {  // 0 without -P
+  clockid_t clock;
+  struct timespec t;
+  if (!server_pid) return 0;
+  if (clock_getcpuclockid(server_pid, &clock) || clock_gettime(clock, &t)) fail("-P: no process %d", (int)server_pid);
+  return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+typedef struct {
+  double wall, server_cpu;  // seconds
+} Elapsed;
 
 static bool measuring;
 static long completed;
@@ -88,11 +101,11 @@ static double percentile(double fraction) {  // microseconds; the latencies are 
   return latencies[i < latency_count ? i : latency_count - 1] / 100.0;
 }
 
-static void print_rate(const char *mode, long count, double elapsed) {
+static void print_rate(const char *mode, long count, Elapsed elapsed) {
   qsort(latencies, latency_count, sizeof *latencies, compare);
-  printf("{\"mode\": \"%s\", \"connections\": %d, \"per_second\": %.1f, "
+  printf("{\"mode\": \"%s\", \"connections\": %d, \"count\": %ld, \"wall_s\": %.4f, \"server_cpu_s\": %.4f, "
          "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n",
-         mode, connection_count, count / elapsed, percentile(0.5), percentile(0.99), percentile(1));
+         mode, connection_count, count, elapsed.wall, elapsed.server_cpu, percentile(0.5), percentile(0.99), percentile(1));
 }
 
 // ---- connections
@@ -231,14 +244,15 @@ static void run_for(double duration) {
   }
 }
 
-static double measure(void) {  // warm-up, then the seconds that count; returns how many it really were
+static Elapsed measure(void) {  // warm-up, then what counts
   run_for(warm_up);
   measuring = true;
   uint64_t start = now();
+  double cpu_before = server_cpu_seconds();
   run_for(seconds);
-  double elapsed = seconds_since(start);
+  Elapsed elapsed = {.wall = seconds_since(start), .server_cpu = server_cpu_seconds() - cpu_before};
   measuring = false;
-  if (!completed) fail("nothing completed in %.1f s", elapsed);
+  if (!completed) fail("nothing completed in %.1f s", elapsed.wall);
   return elapsed;
 }
 
@@ -380,7 +394,7 @@ static void run_echo(void) {
   run_for(0.1);
   on.message = echo_message;
   for (int i = 0; i < connection_count; i++) send_echo(&connections[i]);
-  double elapsed = measure();
+  Elapsed elapsed = measure();
   print_rate("echo", completed, elapsed);
 }
 
@@ -429,7 +443,7 @@ static void run_http(void) {
   on.closed = http_closed;
   Connection *connections = new_connections(connection_count);
   for (int i = 0; i < connection_count; i++) start(&connections[i], path);
-  double elapsed = measure();
+  Elapsed elapsed = measure();
   print_rate("http", completed, elapsed);
 }
 
@@ -455,7 +469,7 @@ static void run_connect(void) {
   on.closed = connect_closed;
   Connection *connections = new_connections(connection_count);
   for (int i = 0; i < connection_count; i++) start(&connections[i], path);
-  double elapsed = measure();
+  Elapsed elapsed = measure();
   print_rate("connect", completed, elapsed);
 }
 
@@ -524,7 +538,7 @@ static void run_fan(void) {
   run_for(0.3);
   to_publish = in_flight;
   on.turn = publish;
-  double elapsed = measure();
+  Elapsed elapsed = measure();
   print_rate("fan", deliveries, elapsed);
 }
 
@@ -533,7 +547,7 @@ static void run_fan(void) {
 static int usage(void) {
   fprintf(stderr,
           "usage: loadgen echo|http|connect|idle|fan -p PORT -u PATH -c CONNECTIONS [-t SECONDS] [-w WARM_UP_SECONDS]\n"
-          "               [-s MESSAGE_BYTES] [-U PUBLISH_PATH -d IN_FLIGHT]\n");
+          "               [-s MESSAGE_BYTES] [-P SERVER_PID] [-U PUBLISH_PATH -d IN_FLIGHT]\n");
   return 2;
 }
 
@@ -547,7 +561,7 @@ int main(int count, char **arguments) {
     if (!strcmp(arguments[1], modes[i].name)) run = modes[i].run;
   if (!run) return usage();
   optind = 2;
-  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:")) != -1;) switch (option) {
+  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:P:")) != -1;) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publish_path = optarg; break;
@@ -556,6 +570,7 @@ int main(int count, char **arguments) {
       case 't': seconds = atof(optarg); break;
       case 'w': warm_up = atof(optarg); break;
       case 's': message_size = atoi(optarg); break;
+      case 'P': server_pid = atoi(optarg); break;
       default: return usage();
     }
   if (connection_count < 1 || in_flight < 1 || in_flight > MAX_IN_FLIGHT) return usage();

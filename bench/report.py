@@ -1,12 +1,16 @@
 """From samples to a Markdown table and the bars: medians, and ratios to the bare app in the same round."""
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["MEASURES", "Measure", "render"]
+__all__ = ["FOREIGN_LIMIT", "MEASURES", "Measure", "render"]
+
+FOREIGN_LIMIT = 0.04  # of a core: a sample during which other processes took more is disturbed
+SATURATED = 0.9  # of its core: a server that used less was not the limit
 
 
 class Measure(NamedTuple):
@@ -46,21 +50,22 @@ MEASURES = {
 
 
 class Samples:
-    """The figures of a run, by app, measure and round."""
+    """The figures of a run."""
 
     def __init__(self, records):
         self._figures = {}
         for record in records:
             if "figure" in record:
-                self._figures.setdefault((record["app"], record["measure"]), {})[record["round"]] = record["figure"]
+                of_app = self._figures.setdefault((record["app"], record["measure"]), {})
+                of_app[record["round"], record["slice"]] = record["figure"]
 
     def figures(self, app, measure):
         return list(self._figures.get((app, measure), {}).values())
 
     def ratios(self, app, to_app, measure):
-        """``app`` divided by ``to_app``, for each round that has both."""
+        """``app`` divided by ``to_app``, for each slice that has both."""
         ours, theirs = (self._figures.get((name, measure), {}) for name in (app, to_app))
-        return [ours[round_] / theirs[round_] for round_ in ours if round_ in theirs]
+        return [ours[slice_] / theirs[slice_] for slice_ in ours if slice_ in theirs]
 
 
 def table(samples, apps, measures):
@@ -79,8 +84,17 @@ def cell(samples, app, key):
     text = f"{median:,.1f}" if MEASURES[key].less_is_better else f"{median:,.0f}"
     ratios = samples.ratios(app, "bare", key)
     if ratios and app != "bare":
-        text += f" · **{statistics.median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f})"
+        text += f" · **{statistics.median(ratios):.2f}**{margin(ratios)}"
     return text
+
+
+def margin(ratios):
+    """How far their median may be off: twice its standard error, from the quartiles, which strays do not move."""
+    if len(ratios) < 3:
+        return ""
+    lower, _, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    deviation = (upper - lower) / 1.349  # of a normal distribution with these quartiles
+    return f" ± {2 * 1.253 * deviation / math.sqrt(len(ratios)):.2f}"
 
 
 def bars(samples, apps, measures):
@@ -97,7 +111,8 @@ def bars(samples, apps, measures):
             ratio = statistics.median(ratios)
             ahead = ratio < 1 if measure.less_is_better else ratio > 1
             met = ratio >= bar if bar else ahead
-            lines.append(f"- {'met' if met else '**MISSED**'}: {measure.title}: {words} (ratio {ratio:.3f})")
+            verdict = "met" if met else "**MISSED**"
+            lines.append(f"- {verdict}: {measure.title}: {words} (ratio {ratio:.3f}{margin(ratios)})")
     return lines
 
 
@@ -105,16 +120,15 @@ def notes(records):
     """What a reader must know about the samples before he trusts them."""
     samples = [record for record in records if record["type"] == "sample"]
     lines = [f"- {r['app']}, {r['measure']}, round {r['round']}: {r['error']}" for r in samples if "error" in r]
-    noisy = [record for record in samples if record["noisy"]]
-    if noisy:
-        worst = max(record["foreign"] for record in noisy)
-        lines.append(f"- {len(noisy)} of {len(samples)} samples were disturbed; the worst by {worst:.0%} of a core.")
-    slack = [r for r in samples if "figure" in r and not MEASURES[r["measure"]].less_is_better and r["server"] < 0.9]
-    if slack:
-        least = min(record["server"] for record in slack)
-        lines.append(
-            f"- In {len(slack)} samples the server was not busy all the time (least: {least:.0%} of its core)."
-        )
+    foreign = [record["foreign"] for record in samples]
+    disturbed = sum(share > FOREIGN_LIMIT for share in foreign)
+    lines.append(
+        f"- {disturbed} of {len(samples)} samples were disturbed: others took more than {FOREIGN_LIMIT:.0%} of a core"
+        f" (median of all samples {statistics.median(foreign):.1%}, most {max(foreign):.0%})."
+    )
+    busy = [r["server_cpu_s"] / r["wall_s"] for r in samples if "server_cpu_s" in r and r["foreign"] <= FOREIGN_LIMIT]
+    if idling := [share for share in busy if share < SATURATED]:
+        lines.append(f"- In {len(idling)} undisturbed samples the server was idle at times (busy: {min(idling):.0%}).")
     return lines
 
 
@@ -125,8 +139,8 @@ def render(records):
     apps, measures = run["apps"], run["tests"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
-        f"Medians of {run['rounds']} rounds, samples of {run['seconds']:g} s, server on one core, client on another.",
-        "In bold: the ratio to the bare app of the same round, median (least–most).",
+        f"Medians of {run['rounds']} rounds of {run['slices']} slices. Rates are per second of the server's CPU time.",
+        "In bold the ratio to the bare app in the same slice, median ± twice its standard error.",
         "",
         versions,
         "",

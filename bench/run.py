@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from report import MEASURES, render
+from report import FOREIGN_LIMIT, MEASURES, render
 from sampling import Pin, Server, ServerError, Watch, build_loadgen, run_loadgen, wait_calm
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 APPS = {"bare": "bare", "microws": "microws_app", "starlette": "starlette_app", "quart": "quart_app"}
-FOREIGN_LIMIT = 0.04  # of a core, taken by others during a sample
 ATTEMPTS = 3
+WARM_UP = 0.1  # seconds before each sample
 
 
 class Bench:
@@ -28,22 +28,24 @@ class Bench:
 
     Args:
         apps, tests: Names out of ``APPS`` and ``MEASURES``.
-        rounds: How often each app is measured; every second round in reverse order.
-        seconds: Length of a sample.
+        rounds: How often each app gets a fresh server.
+        slices: In how many samples a rate is measured in one round. All apps have their turn before the next slice.
+        seconds: Length of all slices of a round together.
         server_pin, client_pin: Where they run.
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(self, *, apps, tests, rounds, seconds, server_pin, client_pin, out):
+    def __init__(self, *, apps, tests, rounds, slices, seconds, server_pin, client_pin, out):
         self._apps = apps
         self._tests = tests
         self._rounds = rounds
+        self._slices = slices
         self._seconds = seconds
         self._server_pin = server_pin
         self._client_pin = client_pin
         self._cores = (server_pin.core, client_pin.core)
         self._out = out
-        self._done = 0
+        self._turns = 0
         self.records = []
 
     def run(self):
@@ -52,6 +54,7 @@ class Bench:
             apps=self._apps,
             tests=self._tests,
             rounds=self._rounds,
+            slices=self._slices,
             seconds=self._seconds,
             time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             versions=versions(self._apps),
@@ -64,60 +67,75 @@ class Bench:
                 for server in servers.values():
                     server.wait_ready()
                 for test in self._tests:
-                    for app in self._apps if round_ % 2 else reversed(self._apps):
-                        self._sample(round_, test, app, servers)
+                    # The heap that a first sample leaves behind would hide the memory of a second one.
+                    slices = 1 if MEASURES[test].less_is_better else self._slices
+                    for slice_ in range(1, slices + 1):
+                        self._measure_all(round_, slice_, test, servers)
 
     def _start(self, app, stack):
         server = Server(APPS[app], pin=self._server_pin, log_path=RESULTS / f"{app}.log")
         stack.callback(server.stop)
         return server
 
-    def _sample(self, round_, test, app, servers):
-        """Measures until nobody disturbs, at most ``ATTEMPTS`` times; the least disturbed sample counts."""
-        self._done += 1
-        total = self._rounds * len(self._tests) * len(self._apps)
-        print(f"[{self._done:>3}/{total}] round {round_}  {test:<8} {app:<10}", end="", flush=True)
-        measure = self._memory if MEASURES[test].less_is_better else self._rate
-        best = None
-        # The heap that a first attempt leaves behind would hide the memory of a second one.
-        for _ in range(1 if MEASURES[test].less_is_better else ATTEMPTS):
-            wait_calm(self._cores)
-            watch = Watch(self._cores, server=servers[app], servers=servers.values())
-            sample = measure(MEASURES[test], servers[app])
-            sample |= watch.shares()
-            print(f"  {describe(sample)}", end="", flush=True)
-            if best is None or sample["foreign"] < best["foreign"]:
-                best = sample
-            if "error" in sample or sample["foreign"] <= FOREIGN_LIMIT:
-                break
+    def _measure_all(self, round_, slice_, test, servers):
+        """One sample of each app; every second time in reverse order."""
+        measure = MEASURES[test]
+        print(f"round {round_}/{self._rounds}  {test:<8}{slice_:<2}", end="", flush=True)
+        wait_calm(self._cores)
+        self._turns += 1
+        for app in self._apps if self._turns % 2 else self._apps[::-1]:
+            if measure.less_is_better:
+                sample = self._watched(self._memory, measure, app, servers)
+            else:
+                sample = self._undisturbed_rate(measure, app, servers)
+            figure = f"{sample['figure']:,.1f}" if "figure" in sample else sample["error"]
+            mark = "~" if sample["foreign"] > FOREIGN_LIMIT else " "
+            print(f"  {app} {mark}{figure}", end="", flush=True)
+            self._record(type="sample", round=round_, slice=slice_, measure=test, app=app, **sample)
         print()
-        noisy = best["foreign"] > FOREIGN_LIMIT
-        self._record(type="sample", round=round_, measure=test, app=app, noisy=noisy, **best)
+
+    def _undisturbed_rate(self, measure, app, servers):
+        """A rate that nobody disturbed; else the least disturbed one of ``ATTEMPTS``."""
+        samples = []
+        while len(samples) < ATTEMPTS:
+            sample = self._watched(self._rate, measure, app, servers)
+            if "error" in sample or sample["foreign"] <= FOREIGN_LIMIT:
+                return sample
+            samples.append(sample)
+        return min(samples, key=lambda sample: sample["foreign"])
+
+    def _watched(self, take_sample, measure, app, servers):
+        watch = Watch(self._cores, servers.values())
+        sample = take_sample(measure, servers[app])
+        return sample | {"foreign": watch.foreign()}
 
     def _rate(self, measure, server):
-        result = run_loadgen(
-            measure.mode, server, pin=self._client_pin, options=[*measure.options, "-t", self._seconds]
-        )
-        if "error" not in result:
-            result["figure"] = result["per_second"]
-        return result
+        """How much the server does in a second of its CPU time."""
+        options = [*measure.options, "-t", self._seconds / self._slices, "-w", WARM_UP, "-P", server.pid]
+        sample = run_loadgen(measure.mode, server, pin=self._client_pin, options=options)
+        if "error" not in sample:
+            sample["figure"] = round(sample["count"] / sample["server_cpu_s"], 1)
+        return sample
 
     def _memory(self, measure, server):
         """KiB by which the server's resident memory grows, per connection, once a few have warmed it up."""
-        run_loadgen("connect", server, pin=self._client_pin, options=["-u", "/echo", "-c", 8, "-t", 0.3, "-w", 0])
-        wait_calm(self._cores)
-        before = server.resident_kib()
-
-        def resident_kib():
-            wait_calm(self._cores)
-            return server.resident_kib()
-
-        result = run_loadgen(
-            measure.mode, server, pin=self._client_pin, options=measure.options, while_holding=resident_kib
+        warm_up = ["-u", "/echo", "-c", 8, "-t", 0.3, "-w", 0]
+        run_loadgen("connect", server, pin=self._client_pin, options=warm_up)
+        before = self._settled_memory(server)
+        sample = run_loadgen(
+            measure.mode,
+            server,
+            pin=self._client_pin,
+            options=measure.options,
+            while_holding=lambda: self._settled_memory(server),
         )
-        if "error" not in result:
-            result["figure"] = round((result.pop("held") - before) / result["connections"], 2)
-        return result
+        if "error" not in sample:
+            sample["figure"] = round((sample.pop("held") - before) / sample["connections"], 2)
+        return sample
+
+    def _settled_memory(self, server):
+        wait_calm(self._cores)
+        return server.resident_kib()
 
     def _record(self, **record):
         self.records.append(record)
@@ -125,16 +143,10 @@ class Bench:
         self._out.flush()
 
 
-def describe(sample):
-    if "error" in sample:
-        return f"ERROR {sample['error']}"
-    return f"{sample['figure']:>9,.1f} (others {sample['foreign']:.1%} of a core)"
-
-
 def versions(apps):
-    packages = ["hypercorn", "h11", "wsproto", *(app for app in apps if app not in ("bare", "microws"))]
     found = {platform.python_implementation(): platform.python_version()}
-    found |= {package: version(package) for package in packages}
+    for package in ["hypercorn", "h11", "wsproto", *(app for app in apps if app not in ("bare", "microws"))]:
+        found[package] = version(package)
     if "microws" in apps:
         import microws
 
@@ -143,57 +155,56 @@ def versions(apps):
 
 
 def commit():
+    command = ["git", "describe", "--always", "--dirty"]
     try:
-        command = ["git", "describe", "--always", "--dirty"]
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def choice(what, known, *, default):
-    """An argparse type: a comma-separated selection, in the order of ``known``."""
+def selection(known):
+    """An argparse type: comma-separated names, returned in the order of ``known``."""
 
     def parse(text):
         asked = text.split(",")
         if unknown := [name for name in asked if name not in known]:
-            raise argparse.ArgumentTypeError(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
         return [name for name in known if name in asked]
 
-    return {"type": parse, "default": default, "metavar": "NAME,…"}
+    return parse
+
+
+def core_pair(text):
+    """An argparse type: two different cores that this process may use."""
+    usable = sorted(os.sched_getaffinity(0))
+    cores = [int(core) for core in text.split(",") if core.isdecimal()]
+    if len(cores) != 2 or cores[0] == cores[1] or not set(cores) <= set(usable):
+        raise argparse.ArgumentTypeError(f"expected two different ones of {usable}, such as 0,1, got {text}")
+    return cores
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
-    tests = [key for key, measure in MEASURES.items() if measure.in_default]
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="samples of each; every second round reversed (%(default)s)"
-    )
-    parser.add_argument("--seconds", type=float, default=3, help="length of a sample (%(default)s)")
-    parser.add_argument("--only", **choice("app", APPS, default=list(APPS)), help=f"apps, of: {', '.join(APPS)} (all)")
-    parser.add_argument(
-        "--tests", **choice("test", MEASURES, default=tests), help=f"of: {', '.join(MEASURES)} ({', '.join(tests)})"
-    )
-    parser.add_argument(
-        "--nice", type=int, default=0, help="niceness of server and client; below 0 for root (%(default)s)"
-    )
-    parser.add_argument("--cores", default="0,1", help="the server's core and the client's (%(default)s)")
-    arguments = parser.parse_args()
-    try:
-        server_core, client_core = (int(core) for core in arguments.cores.split(","))
-    except ValueError:
-        parser.error(f"--cores: expected two numbers such as 0,1, got {arguments.cores}")
-    if not sys.platform.startswith("linux"):
-        parser.error("needs Linux: it pins processes to cores and reads /proc")
-    usable = os.sched_getaffinity(0)
-    if server_core == client_core or not {server_core, client_core} <= usable:
-        parser.error(f"--cores: two different ones of {sorted(usable)} are needed, got {arguments.cores}")
-    return arguments, Pin(server_core, arguments.nice), Pin(client_core, arguments.nice)
+    default_tests = ",".join(key for key, measure in MEASURES.items() if measure.in_default)
+    add = parser.add_argument
+    add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
+    add("--slices", type=int, default=6, help="samples of each rate in a round (%(default)s)")
+    add("--seconds", type=float, default=3, help="all slices of a round together (%(default)s)")
+    add("--only", type=selection(APPS), default=",".join(APPS), metavar="APP,…", help="(%(default)s)")
+    tests_help = f"of {', '.join(MEASURES)} (%(default)s)"
+    add("--tests", type=selection(MEASURES), default=default_tests, metavar="TEST,…", help=tests_help)
+    add("--cores", type=core_pair, default="0,1", help="the server's and the client's (%(default)s)")
+    add("--nice", type=int, default=0, help="of server and client; below 0 needs root (%(default)s)")
+    return parser.parse_args()
 
 
 def main():
-    arguments, server_pin, client_pin = parse_arguments()
+    if not sys.platform.startswith("linux"):
+        sys.exit("bench/run.py needs Linux: it pins processes to cores and reads /proc")
+    arguments = parse_arguments()
+    server_core, client_core = arguments.cores
     build_loadgen()
-    Pin(client_pin.core)()
+    Pin(client_core)()
     sys.path.insert(0, str(HERE.parent))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / time.strftime("%Y%m%d-%H%M%S.jsonl")
@@ -202,9 +213,10 @@ def main():
             apps=arguments.only,
             tests=arguments.tests,
             rounds=arguments.rounds,
+            slices=arguments.slices,
             seconds=arguments.seconds,
-            server_pin=server_pin,
-            client_pin=client_pin,
+            server_pin=Pin(server_core, arguments.nice),
+            client_pin=Pin(client_core, arguments.nice),
             out=out,
         )
         try:

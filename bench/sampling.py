@@ -103,12 +103,16 @@ class Server:
             break
         raise ServerError(f"{problem} from GET /json\n{self.log_tail()}")
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def cpu_seconds(self):
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def resident_kib(self):
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         resident = re.search(r"VmRSS:\s+(\d+)", status)
         if not resident:
             raise ServerError(f"the server has ended\n{self.log_tail()}")
@@ -134,32 +138,23 @@ def free_port():
 
 
 class Watch:
-    """How much of the two cores was used, and by whom, since it was made."""
+    """How much of ``cores`` others take from now on: neither this driver and its load generator, nor ``servers``."""
 
-    def __init__(self, cores, *, server, servers):
+    def __init__(self, cores, servers):
         self._cores = cores
-        self._server = server
         self._servers = servers
         self._start = self._read()
 
     def _read(self):
-        ours = os.times()
-        driver = ours.user + ours.system + ours.children_user + ours.children_system
-        return {
-            "wall": time.monotonic(),
-            "busy": sum(busy_seconds(core) for core in self._cores),
-            "ours": driver + sum(server.cpu_seconds() for server in self._servers),
-            "server": self._server.cpu_seconds(),
-        }
+        driver = os.times()
+        ours = driver.user + driver.system + driver.children_user + driver.children_system
+        ours += sum(server.cpu_seconds() for server in self._servers)
+        return time.monotonic(), sum(busy_seconds(core) for core in self._cores) - ours
 
-    def shares(self):
-        """``foreign``: what processes other than ours took. ``server``: what the server took. In parts of a core."""
-        now = self._read()
-        spent = {key: now[key] - self._start[key] for key in now}
-        return {
-            "foreign": round(max(0, spent["busy"] - spent["ours"]) / spent["wall"], 3),
-            "server": round(spent["server"] / spent["wall"], 3),
-        }
+    def foreign(self):
+        """In parts of one core."""
+        (start, before), (end, after) = self._start, self._read()
+        return round(max(0, after - before) / (end - start), 3)
 
 
 def busy_seconds(core):

@@ -1,0 +1,66 @@
+"""The command ``microws``."""
+
+import sys
+from collections.abc import Sequence
+
+from microws import __version__
+from microws.app import App
+from microws.cli.discovery import LoadError, find_app
+from microws.cli.hints import did_you_mean
+from microws.cli.options import UsageError, build_parser, option_flags, resolve
+from microws.errors import FeatureUnavailable
+from microws.server.worker import choose_loop, run
+
+__all__ = ["main"]
+
+_USAGE = 2
+_NO_APP = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Args:
+        arguments: Default: the process's own.
+
+    Returns:
+        The exit code: 0 after an orderly end, SIGTERM and Ctrl-C included; 1 when the app did not start or an address
+        could not be had; 2 for a mistake in the command; 3 when the app cannot be loaded.
+    """
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except (UsageError, FeatureUnavailable) as error:
+        _say(f"error: {error}")
+        return _USAGE
+    except LoadError as error:
+        _say(f"{error.traceback}error: {error}")
+        return _NO_APP
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = build_parser(__version__)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        hint = did_you_mean(word, option_flags()) or "; see microws run --help"
+        raise UsageError(f"unknown argument {word!r}{hint}")
+    if known.command is None:
+        _say(parser.format_help().rstrip())
+        return _USAGE
+    invocation = resolve({name: value for name, value in vars(known).items() if name != "command"})
+    choose_loop(invocation.settings)
+    for warning in invocation.warnings:
+        _say(f"warning: {warning}")
+    name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
+    return run(app, invocation.settings, name=name)
+
+
+def _is_app(value: object) -> bool:
+    return isinstance(value, App)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

@@ -1,0 +1,309 @@
+"""From ``chat:app``, ``chat``, ``chat:create()`` or ``chat.py`` to an ASGI app; and the hint where that fails."""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from traceback import StackSummary, TracebackException
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from microws.cli.hints import nearest
+
+__all__ = ["LoadError", "find_app"]
+
+_PLACES: Final = ("app.py", "main.py", "asgi.py")
+_USUAL_NAMES: Final = ("app", "application")
+_FACTORIES: Final = ("create_app", "make_app", "get_app")
+_DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_NOT_THEIRS: Final = (
+    f"{Path(__file__).parents[1]}{os.sep}",
+    f"{Path(importlib.__file__).parent}{os.sep}",
+    "<frozen importlib",
+)
+
+
+class LoadError(Exception):
+    """
+    The app cannot be loaded. The text is one line.
+
+    Attributes:
+        traceback: The user's own, where their code failed; else empty.
+    """
+
+    def __init__(self, message: str, *, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+def find_app(name: str | None, *, factory: bool, app_dir: Path, is_app: Callable[[object], bool]) -> tuple[str, Any]:
+    """
+    Import and return an app. ``app_dir`` goes first on ``sys.path``, and stays there.
+
+    Args:
+        name: ``module:attr``, ``module``, ``module:factory()``, ``path.py``, ``path.py:attr``. ``None``: the one app of
+            ``app.py``, ``main.py`` or ``asgi.py`` in ``app_dir``; the first file that has one counts.
+        factory: Call what ``name`` names.
+        app_dir: Where modules are looked for.
+        is_app: Whether an object is an ``App``, which is found without being named. What is named may be any ASGI app.
+
+    Returns:
+        The app's name as ``module:attr``, and the app.
+
+    Raises:
+        LoadError: Nothing there, nothing that is an ASGI app, or the user's code failed.
+    """
+    _put_first(app_dir)
+    if name is None:
+        return _search(app_dir, is_app)
+    target = _parse(name, app_dir)
+    if factory and target.attribute is None:
+        raise LoadError(f"--factory calls what is named: microws run --factory {target.place}:create_app")
+    module = _import(target, app_dir)
+    if target.attribute is None:
+        attribute, app = _choose(module, target, is_app, app_dir)
+        return f"{target.module}:{attribute}", app
+    found = _get(module, target, is_app, app_dir)
+    if factory or target.is_call:
+        found = _call(found, target, app_dir)
+    _check_asgi(found, target, app_dir)
+    return f"{target.module}:{target.attribute}{'()' if target.is_call else ''}", found
+
+
+class _Target(NamedTuple):
+    """
+    What an APP argument names.
+
+    Attributes:
+        place: The module as the user wrote it.
+        module: Its dotted name.
+        attribute: ``None``: the app is to be found.
+        is_call: ``module:factory()``.
+        file: Where the module must come from, if a path was given.
+    """
+
+    place: str
+    module: str
+    attribute: str | None = None
+    is_call: bool = False
+    file: Path | None = None
+
+
+def _parse(name: str, app_dir: Path) -> _Target:
+    place, colon, rest = name.partition(":")
+    is_call = rest.endswith("()")
+    attribute = rest.removesuffix("()") or None
+    if not place or (colon and not _DOTTED.fullmatch(attribute or "")):
+        raise LoadError(f"{name!r} names no app; expected module:attr, module, module:factory() or path.py")
+    if place.endswith(".py") or "/" in place:
+        file = (app_dir / place).absolute()
+        if not file.is_file():
+            names = [path.name for path in file.parent.glob("*.py")]
+            raise LoadError(f"no file {place}{_suggest(file.name, names, lambda near: _join(near, rest))}")
+        return _Target(place, _dotted_name(file), attribute, is_call, file)
+    if not _DOTTED.fullmatch(place):
+        raise LoadError(f"{place!r} is no name of a module; expected module:attr, or path.py")
+    return _Target(place, place, attribute, is_call)
+
+
+def _dotted_name(file: Path) -> str:
+    """The name that ``file`` is imported by, once the folder above its outermost package is on ``sys.path``."""
+    parts = [file.stem]
+    folder = file.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    _put_first(folder)
+    return ".".join(parts)
+
+
+def _import(target: _Target, app_dir: Path) -> ModuleType:
+    try:
+        module = importlib.import_module(target.module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{target.module}.".startswith(f"{error.name}."):
+            raise LoadError(_missing_module(target, error.name, app_dir)) from None
+        raise _failed(f"{target.place} failed while it was imported", error) from None
+    except (Exception, SystemExit) as error:
+        raise _failed(f"{target.place} failed while it was imported", error) from None
+    if target.file is not None and (module.__file__ is None or not target.file.samefile(module.__file__)):
+        raise LoadError(f"{target.place} is hidden by another module {target.module!r}, {module.__file__}: rename it")
+    return module
+
+
+def _missing_module(target: _Target, missing: str, app_dir: Path) -> str:
+    parent, _, last = missing.rpartition(".")
+    if parent in sys.modules and hasattr(sys.modules[parent], last):
+        return f"no module {missing!r}; did you mean an attribute?  microws run {parent}:{last}"
+    folder = app_dir.joinpath(*parent.split(".")) if parent else app_dir
+    names = [path.stem for path in folder.glob("*.py")] + [path.parent.name for path in folder.glob("*/__init__.py")]
+    rest = _attribute(target)
+
+    def full(near: str) -> str:
+        return _join(f"{parent}.{near}" if parent else near, rest)
+
+    return f"no module {missing!r} in {app_dir}{_suggest(last, names, full)}"
+
+
+def _search(app_dir: Path, is_app: Callable[[object], bool]) -> tuple[str, Any]:
+    looked_at = []
+    for place in _PLACES:
+        if (app_dir / place).is_file():
+            looked_at.append(place)
+            target = _parse(place, app_dir)
+            module = _import(target, app_dir)
+            if _apps(module, is_app):
+                attribute, app = _choose(module, target, is_app, app_dir)
+                return f"{target.module}:{attribute}", app
+    where = f"no App in {', '.join(looked_at)}" if looked_at else f"no {', '.join(_PLACES)} in {app_dir}"
+    raise LoadError(f"no APP was named, and there is {where}; name it: microws run chat:app")
+
+
+def _apps(module: ModuleType, is_app: Callable[[object], bool]) -> dict[str, Any]:
+    """The apps of a module, each by its first name."""
+    apps: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if is_app(value) and not any(value is app for app in apps.values()):
+            apps[name] = value
+    return apps
+
+
+def _choose(module: ModuleType, target: _Target, is_app: Callable[[object], bool], app_dir: Path) -> tuple[str, Any]:
+    """The app of a module that was named alone."""
+    for name in _USUAL_NAMES:
+        if _why_no_asgi(getattr(module, name, None)) is None:
+            return name, getattr(module, name)
+    apps = _apps(module, is_app)
+    if len(apps) == 1:
+        return next(iter(apps.items()))
+    shown = _shown(module, app_dir)
+    if apps:
+        name = next(iter(apps))
+        raise LoadError(f"{shown} has {len(apps)} apps, {', '.join(apps)}; name one: microws run {target.place}:{name}")
+    for name in _FACTORIES:
+        if callable(getattr(module, name, None)):
+            raise LoadError(f"{shown} has no app, but a factory: microws run '{target.place}:{name}()'")
+    raise LoadError(f"{shown} has no app; it needs a line such as: app = App()")
+
+
+def _get(module: ModuleType, target: _Target, is_app: Callable[[object], bool], app_dir: Path) -> Any:
+    assert target.attribute is not None
+    found: Any = module
+    path = ""
+    for name in target.attribute.split("."):
+        if not hasattr(found, name):
+            names = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            owner = _shown(module, app_dir) + (f": {path}" if path else "")
+
+            def full(near: str, path: str = path) -> str:
+                call = "()" if target.is_call else ""
+                return _join(target.place, f"{path}.{near}{call}" if path else f"{near}{call}")
+
+            hint = _suggest(name, names, full)
+            if not hint and not path and len(apps := list(_apps(module, is_app))) == 1:
+                hint = f"; its app is {apps[0]!r}:  microws run {target.place}:{apps[0]}"
+            raise LoadError(f"{owner} has no attribute {name!r}{hint}")
+        found = getattr(found, name)
+        path = f"{path}.{name}" if path else name
+    return found
+
+
+def _call(factory: Any, target: _Target, app_dir: Path) -> Any:
+    if not callable(factory):
+        raise LoadError(f"{target.place}: {target.attribute!r} is {_a(factory)}, and cannot be called")
+    try:
+        app = factory()
+    except (Exception, SystemExit) as error:
+        raise _failed(f"{target.place}: {target.attribute}() failed", error) from None
+    if inspect.iscoroutine(app):
+        app.close()
+        raise LoadError(
+            f"{target.place}: {target.attribute} is async; a factory is a plain function that returns the app"
+        )
+    return app
+
+
+def _check_asgi(app: Any, target: _Target, app_dir: Path) -> None:
+    reason = _why_no_asgi(app)
+    if reason is None:
+        return
+    if not target.is_call and callable(app) and _takes(app, 0):
+        reason += f"; to serve what it returns: microws run '{target.place}:{target.attribute}()'"
+    raise LoadError(f"{target.place}: {target.attribute!r} {reason}")
+
+
+def _why_no_asgi(app: Any) -> str | None:
+    """``None`` for what may be an ASGI app: something to be called with scope, receive and send."""
+    if not callable(app):
+        return f"is {_a(app)}, no ASGI app"
+    if inspect.isclass(app):
+        return "is a class, no ASGI app"
+    if _takes(app, 3):
+        return None
+    if _takes(app, 2):
+        return "looks like a WSGI app; microws serves ASGI apps"
+    return "is no ASGI app: it does not take scope, receive and send"
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # written in C: nobody knows
+        return True
+    return True
+
+
+def _failed(message: str, error: BaseException) -> LoadError:
+    report = TracebackException.from_exception(error)
+    _cut(report)
+    return LoadError(f"{message}: {type(error).__name__}", traceback="".join(report.format()))
+
+
+def _cut(report: TracebackException | None) -> None:
+    """Leave out the frames of importlib and of this package, which say nothing about the user's mistake."""
+    if report is None:
+        return
+    report.stack = StackSummary.from_list(
+        [frame for frame in report.stack if not frame.filename.startswith(_NOT_THEIRS)]
+    )
+    for inner in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
+        _cut(inner)
+
+
+def _put_first(folder: Path) -> None:
+    path = str(folder.absolute())
+    if path in sys.path:
+        sys.path.remove(path)
+    sys.path.insert(0, path)
+
+
+def _suggest(word: str, known: list[str], argument: Callable[[str], str]) -> str:
+    near = nearest(word, known)
+    return "" if near is None else f"; did you mean {near!r}?  microws run {argument(near)}"
+
+
+def _attribute(target: _Target) -> str:
+    return "" if target.attribute is None else f"{target.attribute}{'()' if target.is_call else ''}"
+
+
+def _join(place: str, attribute: str) -> str:
+    if not attribute:
+        return place
+    argument = f"{place}:{attribute}"
+    return f"'{argument}'" if attribute.endswith("()") else argument
+
+
+def _shown(module: ModuleType, app_dir: Path) -> str:
+    if module.__file__ is None:
+        return f"the package {module.__name__!r}"
+    file = Path(module.__file__)
+    return str(file.relative_to(app_dir)) if file.is_relative_to(app_dir) else str(file)
+
+
+def _a(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,305 @@
+"""What ``microws run`` is told: by flags, then the environment, then pyproject.toml, then by default."""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+
+from microws.cli.envfile import read_env_file
+from microws.cli.hints import did_you_mean
+from microws.server.settings import Settings, check_setting, parse_bool
+
+__all__ = ["Invocation", "UsageError", "build_parser", "option_flags", "resolve"]
+
+
+class UsageError(Exception):
+    """What was asked for cannot be. The text is one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Invocation:
+    """
+    One ``microws run``, with every source taken into account.
+
+    Attributes:
+        app: What names the app; ``None``: look for it.
+        factory: Call what ``app`` names.
+        app_dir: What goes first on ``sys.path``.
+        settings: For the worker.
+        warnings: What the user should know, a line each.
+    """
+
+    app: str | None
+    factory: bool
+    app_dir: Path
+    settings: Settings
+    warnings: tuple[str, ...]
+
+
+class _Option(NamedTuple):
+    """A setting of the worker, or of the loading of the app, and the flag that sets it."""
+
+    name: str
+    metavar: str | None = None
+    help: str = ""
+    is_switch: bool = False
+    is_repeatable: bool = False
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.key}"
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return f"MICROWS_{self.name.upper()}"
+
+
+_OPTIONS: Final = (
+    _Option("bind", "ADDRESS", "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; may be repeated", is_repeatable=True),
+    _Option("host", "HOST", "default 127.0.0.1; 0.0.0.0 for every network"),
+    _Option("port", "PORT", "default 8000; 0 takes a free one"),
+    _Option("loop", "LOOP", "auto (default: uvloop if installed), asyncio, uvloop, trio"),
+    _Option("certfile", "FILE", "PEM certificate: serve TLS"),
+    _Option("keyfile", "FILE", "its key, unless it is in the same file"),
+    _Option("root_path", "PATH", "the prefix below which a proxy has put the app"),
+    _Option("ping_interval", "SECONDS", "between pings of a WebSocket, default 20; 0: none"),
+    _Option("max_message_size", "SIZE", "of an incoming message, as 64KiB or 1MiB; default: the app's, 1MiB"),
+    _Option("drain_timeout", "SECONDS", "that requests have to finish at the end, default 10"),
+    _Option("log_level", "LEVEL", "debug, info (default), warning, error, critical"),
+    _Option("log_format", "FORMAT", "text (default), json"),
+    _Option("access_log", None, "a line for each request (default)", is_switch=True),
+    _Option("env_file", "FILE", "KEY=VALUE lines for the environment, which wins"),
+    _Option("factory", None, "call what APP names, and serve what it returns", is_switch=True),
+    _Option("app_dir", "DIR", "where APP is; default: the current directory"),
+)
+
+# No flags: for code and pyproject.toml.
+_QUIET_OPTIONS: Final = (_Option("startup_timeout"), _Option("shutdown_timeout"))
+
+# In the contract, and not in this version.
+_MISSING: Final = (
+    _Option("ping_timeout", "SECONDS"),
+    _Option("forwarded_allow_ips", "ADDRESSES"),
+    _Option("http2_websockets", is_switch=True),
+)
+_WORKERS: Final = _Option("workers", "N")
+
+_BY_NAME: Final = {
+    option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, *_MISSING, _WORKERS, _Option("app", "APP"))
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def build_parser(version: str) -> argparse.ArgumentParser:
+    """The command line of ``microws``. A mistake raises ``UsageError``."""
+    parser = _Parser(
+        prog="microws",
+        description="The decorator micro-framework for real-time Python.",
+        epilog="microws run chat:app    serve the app of chat.py; more in: microws run --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"microws {version}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    run = commands.add_parser(
+        "run",
+        help="serve an app",
+        usage="microws run [APP] [options]",
+        description="Serve an app: microws run chat:app",
+        epilog="Every option is also a variable, MICROWS_HOST for --host, and a key of [tool.microws] in "
+        "pyproject.toml. A flag beats the environment, which beats pyproject.toml. PORT is heard too.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
+    )
+    run.add_argument(
+        "app",
+        nargs="?",
+        metavar="APP",
+        help="module:attr, module, module:factory(), path.py; left out: the App in app.py, main.py or asgi.py",
+    )
+    for option in (*_OPTIONS, _WORKERS, *_MISSING):
+        text = option.help or argparse.SUPPRESS
+        if option.is_switch:
+            run.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            action = "append" if option.is_repeatable else "store"
+            run.add_argument(option.flag, action=action, metavar=option.metavar, help=text)
+    return parser
+
+
+def option_flags() -> list[str]:
+    """The flags that the help names."""
+    return [option.flag for option in _OPTIONS]
+
+
+def resolve(
+    flags: Mapping[str, Any], *, environ: MutableMapping[str, str] | None = None, directory: Path | None = None
+) -> Invocation:
+    """
+    Bring flags, environment and pyproject.toml together.
+
+    Args:
+        flags: What ``build_parser`` made of the command line: only what was given.
+        environ: Read, and filled up from ``--env-file``. Default: the process's own.
+        directory: Where pyproject.toml is. Default: the current one.
+
+    Raises:
+        UsageError: A value that cannot be, and where it stood; a key that is not known; a feature that is missing.
+    """
+    environ = os.environ if environ is None else environ
+    directory = Path.cwd() if directory is None else directory
+    levels = [_from_flags(flags), _from_environment(environ), _from_pyproject(directory / "pyproject.toml")]
+    if (env_file := _find(levels, "env_file")) is not None:
+        try:
+            variables = read_env_file(_text(env_file))
+        except ValueError as error:
+            raise UsageError(f"{env_file.where}: {error}") from None
+        for key, value in variables.items():
+            environ.setdefault(key, value)
+        levels[1] = _from_environment(environ)
+    _refuse_missing(levels)
+    app_dir = _find(levels, "app_dir")
+    factory = _find(levels, "factory")
+    # The contract puts pyproject.toml before MICROWS_APP.
+    app = _find([levels[0], levels[2], levels[1]], "app")
+    return Invocation(
+        app=None if app is None else _text(app),
+        factory=factory is not None and _check(factory, parse_bool),
+        app_dir=_app_dir(app_dir, directory),
+        settings=_settings(levels),
+        warnings=_check_workers(levels),
+    )
+
+
+class _Given(NamedTuple):
+    """A value, and where it stood."""
+
+    where: str
+    value: Any
+
+
+_Level: TypeAlias = dict[str, _Given]
+
+
+def _from_flags(flags: Mapping[str, Any]) -> _Level:
+    return {name: _Given(_flag(name), value) for name, value in flags.items() if value is not None}
+
+
+def _flag(name: str) -> str:
+    return "APP" if name == "app" else _BY_NAME[name].flag
+
+
+def _from_environment(environ: Mapping[str, str]) -> _Level:
+    level: _Level = {}
+    # What a platform sets for every program gives way to what was meant for this one.
+    for variable, name in (("PORT", "port"), ("WEB_CONCURRENCY", "workers")):
+        if environ.get(variable):
+            level[name] = _Given(variable, environ[variable])
+    for name, option in _BY_NAME.items():
+        if environ.get(option.variable):
+            level[name] = _Given(option.variable, environ[option.variable])
+    return level
+
+
+def _from_pyproject(path: Path) -> _Level:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file).get("tool", {}).get("microws", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path.name}: {error}") from None
+    level: _Level = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in _BY_NAME:
+            known = sorted(option.key for option in _BY_NAME.values())
+            raise UsageError(f"{path.name}: [tool.microws] has no key {key!r}{did_you_mean(key, known)}")
+        level[name] = _Given(f"{path.name}, [tool.microws] {key}", value)
+    return level
+
+
+def _find(levels: Iterable[_Level], name: str) -> _Given | None:
+    return next((level[name] for level in levels if name in level), None)
+
+
+def _check(given: _Given, check: Callable[[object], Any]) -> Any:
+    try:
+        return check(given.value)
+    except ValueError as error:
+        raise UsageError(f"{given.where}: {error}") from None
+
+
+def _text(given: _Given) -> str:
+    if not isinstance(given.value, str) or not given.value:
+        raise UsageError(f"{given.where}: expected a text that is not empty, came {given.value!r}")
+    return given.value
+
+
+def _app_dir(given: _Given | None, directory: Path) -> Path:
+    if given is None:
+        return directory
+    path = directory / _text(given)
+    if not path.is_dir():
+        raise UsageError(f"{given.where}: no directory {given.value!r}")
+    return path
+
+
+def _settings(levels: Sequence[_Level]) -> Settings:
+    values: dict[str, Any] = {}
+    for field in fields(Settings):
+        if field.name not in ("bind", "host", "port") and (given := _find(levels, field.name)) is not None:
+            values[field.name] = _check(given, partial(check_setting, field.name))
+    for name, given in _addresses(levels).items():
+        values[name] = _check(given, partial(check_setting, name))
+    try:
+        return Settings(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _addresses(levels: Sequence[_Level]) -> _Level:
+    """``bind`` or else ``host`` and ``port``: what the first level says that says anything."""
+    for index, level in enumerate(levels):
+        if (bind := level.get("bind")) is not None:
+            for name in ("host", "port"):
+                if name in level and level[name].where != "PORT":
+                    raise UsageError(f"{bind.where} takes the place of {level[name].where}; give the one or the other")
+            return {"bind": bind}
+        if "host" in level or "port" in level:
+            found = {name: _find(levels[index:], name) for name in ("host", "port")}
+            return {name: given for name, given in found.items() if given is not None}
+    return {}
+
+
+def _refuse_missing(levels: Sequence[_Level]) -> None:
+    for option in _MISSING:
+        given = _find(levels, option.name)
+        if given is not None and not (option.is_switch and not _check(given, parse_bool)):
+            raise UsageError(f"{given.where}: this version of microws does not have it")
+
+
+def _check_workers(levels: Sequence[_Level]) -> tuple[str, ...]:
+    given = _find(levels, "workers")
+    if given is None:
+        return ()
+    count = str(given.value)
+    if not (count.isascii() and count.isdigit() and int(count) > 0):
+        raise UsageError(f"{given.where}: expected a number of workers, 1 or more, came {given.value!r}")
+    if int(count) == 1:
+        return ()
+    if given.where == "WEB_CONCURRENCY":
+        return (f"WEB_CONCURRENCY is {count}, but this version of microws runs one worker",)
+    raise UsageError(f"{given.where}: this version of microws runs one worker, not {count}")

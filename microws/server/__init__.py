@@ -1,0 +1,1 @@
+"""Serving any ASGI app: ``worker.run`` is the way in."""

@@ -1,0 +1,82 @@
+"""What both event loops share of Hypercorn: its settings, pings that end in time, and which of its failures matter."""
+
+import logging
+from typing import Final
+
+import anyio
+import h2.exceptions
+import h11
+import wsproto.utilities
+from hypercorn.config import Config
+
+from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
+
+__all__ = ["HANDSHAKE_TIMEOUT", "EndingPings", "hypercorn_config", "log_failure"]
+
+_log = logging.getLogger("microws.server")
+
+# Seconds from the TCP connect to the whole request head, and those that an idle connection is kept.
+HANDSHAKE_TIMEOUT: Final = 10.0
+
+# nginx takes 8 KiB a line and 32 KiB in all, h11 16 KiB.
+_MAX_HEADER_BYTES: Final = 16 << 10
+
+
+def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
+    """
+    Hypercorn's settings for ours, silent: what is worth a line is logged by this package.
+
+    Args:
+        settings: What was asked for.
+        max_message_size: The app's own limit in bytes, where ``settings`` name none.
+    """
+    config = Config()
+    config.accesslog = None
+    config.errorlog = None
+    config.include_server_header = False
+    config.root_path = settings.root_path
+    config.h11_max_incomplete_size = _MAX_HEADER_BYTES
+    config.h2_max_header_list_size = _MAX_HEADER_BYTES
+    config.keep_alive_timeout = HANDSHAKE_TIMEOUT
+    config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT
+    config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+    config.websocket_ping_interval = settings.ping_interval or None
+    return config
+
+
+class EndingPings:
+    """
+    A part of Hypercorn's worker context: ``sleep`` ends with the connection.
+
+    Its only user, the task that sends pings, would otherwise hold a connection for up to an interval after its end.
+    """
+
+    def __init__(self) -> None:
+        self.connection_ended = anyio.Event()
+
+    async def sleep(self, wait: float) -> None:
+        with anyio.move_on_after(wait):
+            await self.connection_ended.wait()
+
+
+_CLIENTS_FAULTS: Final = (OSError, h11.ProtocolError, h2.exceptions.H2Error, wsproto.utilities.ProtocolError)
+
+
+def log_failure(error: BaseException, *, also_expected: tuple[type[BaseException], ...] = ()) -> None:
+    """
+    Log what ended a connection outside the app: a warning, or at debug level what any client can bring about.
+
+    Args:
+        error: Perhaps a group.
+        also_expected: What the event loop raises when a connection breaks.
+    """
+    if _is_expected(error, (*_CLIENTS_FAULTS, *also_expected)):
+        _log.debug("a connection was given up", exc_info=error)
+    else:
+        _log.warning("a connection failed: %r", error, exc_info=error if _log.isEnabledFor(logging.DEBUG) else None)
+
+
+def _is_expected(error: BaseException, expected: tuple[type[BaseException], ...]) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_expected(inner, expected) for inner in error.exceptions)
+    return isinstance(error, expected)

@@ -1,0 +1,130 @@
+"""The app's lifespan: startup before the first client, shutdown after the last."""
+
+import logging
+from typing import Any, Final
+
+import anyio
+
+from microws.interfaces import ASGIApplication, Event
+
+__all__ = ["Lifespan"]
+
+_log = logging.getLogger("microws.server")
+
+# Seconds that an app which said that it failed has to raise the exception as well, which says more.
+_LAST_WORDS: Final = 1.0
+
+
+class Lifespan:
+    """
+    One ASGI app's lifespan. ``run`` is its task, and never raises; what goes wrong is logged, once.
+
+    Attributes:
+        state: What the app stores at startup; every request gets a copy (ASGI's lifespan state).
+
+    Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html
+    """
+
+    def __init__(self, app: ASGIApplication) -> None:
+        self.state: dict[str, Any] = {}
+        self._app = app
+        self._asked = {"startup": anyio.Event(), "shutdown": anyio.Event()}
+        self._settled = {"startup": anyio.Event(), "shutdown": anyio.Event()}
+        self._taken: list[str] = []
+        self._answers: dict[str, Event] = {}
+        self._ended = anyio.Event()
+        self._error: Exception | None = None
+        self._is_foreign = False
+
+    async def run(self) -> None:
+        """Call the app with the lifespan scope. Ends when the app does."""
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        try:
+            await self._app(scope, self._receive, self._send)
+        except Exception as error:
+            self._error = error
+            if self._has_succeeded("startup") and not self._asked["shutdown"].is_set():
+                _log.error("the app's lifespan failed while the app was served", exc_info=error)
+        finally:
+            self._ended.set()
+            for settled in self._settled.values():
+                settled.set()
+
+    async def startup(self, *, timeout: float) -> bool:
+        """
+        Ask for the startup and wait for its end, ``timeout`` seconds at most.
+
+        An app that raises at the sight of the scope, or answers it as if it were a request, has no lifespan: it is
+        served all the same.
+
+        Returns:
+            Whether the app may be served. If not, the log says why.
+        """
+        self._asked["startup"].set()
+        with anyio.move_on_after(timeout) as limit:
+            await self._settled["startup"].wait()
+        if limit.cancelled_caught:
+            _log.error("the app's startup did not end within %g s", timeout)
+            return False
+        if self._has_succeeded("startup"):
+            return True
+        has_none = "startup" not in self._taken or self._is_foreign or self._error is None
+        if has_none and "startup" not in self._answers:
+            _log.debug("the app has no lifespan", exc_info=self._error)
+            self._error = None
+            return True
+        await self._log_failure("startup")
+        return False
+
+    async def shutdown(self, *, timeout: float) -> bool:
+        """
+        Ask for the shutdown and wait for the end of the app, ``timeout`` seconds at most.
+
+        Returns:
+            Whether the lifespan ended well. If not, the log says why.
+        """
+        if self._ended.is_set():
+            return self._error is None
+        self._asked["shutdown"].set()
+        with anyio.move_on_after(timeout) as limit:
+            await self._settled["shutdown"].wait()
+            if self._has_succeeded("shutdown"):
+                await self._ended.wait()
+        if limit.cancelled_caught:
+            _log.error("the app's shutdown did not end within %g s", timeout)
+            return False
+        if self._error is None and ("shutdown" not in self._answers or self._has_succeeded("shutdown")):
+            return True
+        await self._log_failure("shutdown")
+        return False
+
+    def _has_succeeded(self, phase: str) -> bool:
+        return phase in self._answers and self._answers[phase]["type"].endswith(".complete")
+
+    async def _log_failure(self, phase: str) -> None:
+        with anyio.move_on_after(_LAST_WORDS):
+            await self._ended.wait()
+        if self._error is not None:
+            _log.error("the app's %s failed", phase, exc_info=self._error)
+        else:
+            message = str(self._answers[phase].get("message") or "it did not say why").rstrip()
+            _log.error("the app's %s failed:%s%s", phase, "\n" if "\n" in message else " ", message)
+
+    async def _receive(self) -> Event:
+        for phase, asked in self._asked.items():
+            if phase not in self._taken:
+                await asked.wait()
+                self._taken.append(phase)
+                return {"type": f"lifespan.{phase}"}
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def _send(self, event: Event) -> None:
+        kind = str(event["type"])
+        prefix, _, rest = kind.partition(".")
+        phase, _, outcome = rest.partition(".")
+        if prefix != "lifespan" or phase not in self._asked or outcome not in ("complete", "failed"):
+            self._is_foreign = True
+            raise RuntimeError(f"expected lifespan.startup or lifespan.shutdown, .complete or .failed; came {kind!r}")
+        self._answers.setdefault(phase, event)
+        self._settled[phase].set()

@@ -1,0 +1,74 @@
+"""Where a worker's log goes, and how a line looks: text for people, JSON for machines."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from microws.server.settings import Settings
+
+__all__ = ["JSONFormatter", "TextFormatter", "logging_to_stderr"]
+
+# At "debug" these tell of every header and every selector.
+_TALKATIVE = ("asyncio", "hpack")
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-31 12:00:00,123 info message``, a traceback on the lines that follow."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(level)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.level = record.levelname.lower()
+        return super().formatMessage(record)
+
+
+class JSONFormatter(logging.Formatter):
+    """A JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the access log tells, ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "access", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+@contextmanager
+def logging_to_stderr(settings: Settings) -> Iterator[None]:
+    """
+    Log to stderr within the block, in the format and from the level of ``settings``.
+
+    The loggers below ``microws`` always do. So does every other one, the app's own among them, unless the app has
+    given the root logger a handler: then it has decided for itself.
+    """
+    level = settings.log_level.upper()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if settings.log_format == "json" else TextFormatter())
+    loggers = [logging.getLogger("microws")]
+    if not logging.getLogger().handlers:
+        loggers.append(logging.getLogger())
+    quiet = [logging.getLogger(name) for name in _TALKATIVE]
+    before = [(logger, logger.level, logger.propagate) for logger in (*loggers, *quiet)]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    loggers[0].propagate = False
+    for logger in quiet:
+        logger.setLevel(max(logging.INFO, logger.level))
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        for logger, old_level, propagate in before:
+            logger.setLevel(old_level)
+            logger.propagate = propagate

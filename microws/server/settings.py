@@ -1,0 +1,278 @@
+"""What a worker can be told: one dataclass, and the check of each value."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+__all__ = [
+    "DEFAULT_HOST",
+    "DEFAULT_MAX_MESSAGE_SIZE",
+    "DEFAULT_PORT",
+    "Address",
+    "FileDescriptor",
+    "InternetAddress",
+    "Settings",
+    "UnixPath",
+    "check_setting",
+    "parse_address",
+    "parse_bool",
+    "parse_size",
+]
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8000
+DEFAULT_MAX_MESSAGE_SIZE: Final = 1 << 20
+
+
+class InternetAddress(NamedTuple):
+    """A host, by name or number, and a port; port 0 lets the system choose one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class UnixPath(NamedTuple):
+    """The path of a Unix socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+class FileDescriptor(NamedTuple):
+    """A socket that the parent process has bound: systemd and other supervisors hand it over."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"fd://{self.number}"
+
+
+Address: TypeAlias = InternetAddress | UnixPath | FileDescriptor
+
+_BIND_FORMS = "expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N"
+
+
+def parse_address(text: str) -> Address:
+    """
+    What ``--bind`` names.
+
+    Raises:
+        ValueError: None of the four forms; or no host, which would open the port to every network unasked.
+    """
+    if text.startswith("unix:"):
+        if path := text.removeprefix("unix:"):
+            return UnixPath(path)
+    elif match := re.fullmatch(r"fd://([0-9]{1,9})", text):
+        return FileDescriptor(int(match[1]))
+    elif match := re.fullmatch(r":[0-9]+", text):
+        raise ValueError(f"{_BIND_FORMS}, came {text!r}; for every network write '0.0.0.0{text}'")
+    elif match := re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\[\]:/\s]+)):([0-9]{1,5})", text):
+        return InternetAddress(match[1] or match[2], _port(match[3]))
+    elif text.isascii() and text.isdigit():
+        raise ValueError(f"{_BIND_FORMS}, came {text!r}; for the port alone write --port {text}")
+    raise ValueError(f"{_BIND_FORMS}, came {text!r}")
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
+
+
+def parse_size(value: object) -> int:
+    """
+    Bytes, as a number or with a unit: ``65536``, ``"64KiB"``, ``"1 MiB"``, ``"1.5MB"``.
+
+    Raises:
+        ValueError: Not such a size, or less than one byte.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([a-z]*)", str(value).strip().lower(), re.ASCII)
+        if match is None or match[2] not in _UNITS:
+            raise ValueError(f"expected a size such as 65536, 64KiB or 1MiB, came {value!r}")
+        size = int(float(match[1]) * _UNITS[match[2]])
+    if size < 1:
+        raise ValueError(f"expected at least 1 byte, came {value!r}")
+    return size
+
+
+def _port(value: object) -> int:
+    if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,5}", str(value), re.ASCII) and int(str(value)) <= 65535:
+        return int(str(value))
+    raise ValueError(f"expected a port, 0 to 65535, came {value!r}")
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if 0 <= seconds < math.inf:
+            return seconds
+    raise ValueError(f"expected seconds, 0 or more, came {value!r}")
+
+
+_WORDS_FOR_BOOL = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+def parse_bool(value: object) -> bool:
+    """
+    A switch, as a word or as TOML has it.
+
+    Raises:
+        ValueError: Neither a yes nor a no.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _WORDS_FOR_BOOL:
+        return _WORDS_FOR_BOOL[value.strip().lower()]
+    raise ValueError(f"expected true or false, came {value!r}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and value and "\0" not in value:
+        return value
+    raise ValueError(f"expected a text that is not empty, came {value!r}")
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{_BIND_FORMS}, one or a list of them, came {value!r}")
+    addresses = tuple(str(text).strip() for text in texts)
+    for address in addresses:
+        parse_address(address)
+    return addresses
+
+
+def _root_path(value: object) -> str:
+    if isinstance(value, str) and (value == "" or re.fullmatch(r"/[!-~]*", value)) and not re.search(r"[?#%]", value):
+        return value.rstrip("/")
+    raise ValueError(f"expected a path that begins with '/', came {value!r}")
+
+
+def _choice(*choices: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if isinstance(value, str) and value.lower() in choices:
+            return value.lower()
+        raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}, came {value!r}")
+
+    return check
+
+
+def _optional(check: Callable[[object], Any]) -> Callable[[object], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+_CHECKS: dict[str, Callable[[object], Any]] = {
+    "bind": _addresses,
+    "host": _optional(_text),
+    "port": _optional(_port),
+    "loop": _choice("auto", "asyncio", "uvloop", "trio"),
+    "certfile": _optional(_text),
+    "keyfile": _optional(_text),
+    "root_path": _root_path,
+    "ping_interval": _seconds,
+    "max_message_size": _optional(parse_size),
+    "drain_timeout": _seconds,
+    "startup_timeout": _seconds,
+    "shutdown_timeout": _seconds,
+    "log_level": _choice("debug", "info", "warning", "error", "critical"),
+    "log_format": _choice("text", "json"),
+    "access_log": parse_bool,
+}
+
+
+def check_setting(name: str, value: object) -> Any:
+    """
+    The value of the setting ``name``, from a flag, a variable, TOML or Python, as ``Settings`` holds it.
+
+    Raises:
+        ValueError: Says what was expected and what came, but not ``name``: the caller knows where it stood.
+    """
+    return _CHECKS[name](value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """
+    How a worker serves. Each value is checked, and may also be the text that the command line takes.
+
+    Args:
+        bind: Addresses: ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH``, ``fd://N``. Default: ``host`` and ``port``.
+        host: Default 127.0.0.1: reachable from this machine only.
+        port: Default 8000; 0 takes a free one.
+        loop: ``"auto"`` is uvloop where it is installed, else asyncio.
+        certfile, keyfile: PEM files; both turn TLS on, and HTTP/2 with it. The key may stand in ``certfile``.
+        root_path: The prefix below which a proxy has put the app.
+        ping_interval: Seconds between the pings of a WebSocket, 20 by default as in ``websockets``; 0 sends none.
+        max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
+        drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits.
+        startup_timeout, shutdown_timeout: Seconds for each half of the app's lifespan; 60 by default, as in Hypercorn.
+        log_level: ``"debug"``, ``"info"``, ``"warning"``, ``"error"`` or ``"critical"``.
+        log_format: ``"text"``, or ``"json"`` for one object a line.
+        access_log: One line for each request, and one for each beginning and end of a WebSocket.
+
+    Raises:
+        ValueError: Names the setting, what was expected and what came.
+    """
+
+    bind: tuple[str, ...] = ()
+    host: str | None = None
+    port: int | None = None
+    loop: Literal["auto", "asyncio", "uvloop", "trio"] = "auto"
+    certfile: str | None = None
+    keyfile: str | None = None
+    root_path: str = ""
+    ping_interval: float = 20
+    max_message_size: int | None = None
+    drain_timeout: float = 10
+    startup_timeout: float = 60
+    shutdown_timeout: float = 60
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            try:
+                object.__setattr__(self, field.name, check_setting(field.name, getattr(self, field.name)))
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+        if self.bind and (self.host is not None or self.port is not None):
+            raise ValueError("bind takes the place of host and port; give the one or the other")
+        if self.keyfile is not None and self.certfile is None:
+            raise ValueError("keyfile without certfile: TLS needs the certificate too")
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where to listen."""
+        if self.bind:
+            return [parse_address(text) for text in self.bind]
+        port = DEFAULT_PORT if self.port is None else self.port
+        return [InternetAddress(DEFAULT_HOST if self.host is None else self.host, port)]

@@ -1,0 +1,285 @@
+"""Serves any ASGI app: its lifespan, its sockets, its signals, and an orderly end."""
+
+import asyncio
+import importlib.util
+import logging
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+import anyio
+from anyio.abc import TaskStatus
+
+from microws.errors import FeatureUnavailable
+from microws.interfaces import ASGIApplication
+from microws.server.connections import Connections
+from microws.server.handover import AsyncioServer
+from microws.server.hypercorn_setup import hypercorn_config
+from microws.server.lifespan import Lifespan
+from microws.server.listening import Listener, ListenError, bind, tls_context
+from microws.server.logs import logging_to_stderr
+from microws.server.settings import Settings
+from microws.server.waits import AsyncioWaits, TrioWaits
+
+__all__ = ["Shutdown", "choose_loop", "run", "serve"]
+
+_log = logging.getLogger("microws.server")
+
+# Seconds at the end of a drain for the apps to learn that their clients were dropped, then to be cancelled; and for
+# the app's shutdown where somebody is in a hurry.
+_GRACE: Final = 0.4
+
+
+def run(app: ASGIApplication, settings: Settings | None = None, *, name: str = "the app", **options: Any) -> int:
+    """
+    Serve ``app`` until SIGTERM or SIGINT, then drain. Blocks; not for a thread that runs an event loop already.
+
+    The first signal lets requests finish, the second ends everything at once, the third kills. Outside the main
+    thread signals cannot be heard.
+
+    Args:
+        app: Any ASGI app.
+        settings: How to serve; or the same as keywords: ``run(app, host="0.0.0.0", port=8000)``.
+        name: What the log calls the app.
+        options: The fields of ``Settings``, where ``settings`` is left out.
+
+    Returns:
+        The exit code: 0 after an orderly end, 1 when the app did not start or did not stop well, or an address could
+        not be had. The log says why.
+
+    Raises:
+        ValueError: An option that cannot be.
+        FeatureUnavailable: The loop asked for is not installed.
+    """
+    if settings is None:
+        settings = Settings(**options)
+    elif options:
+        raise TypeError(f"run takes settings or {', '.join(options)}, not both")
+    loop = choose_loop(settings)
+    with logging_to_stderr(settings):
+        try:
+            tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
+            listeners = bind(settings.addresses, secure=tls is not None)
+        except ListenError as error:
+            _log.error("%s", error)
+            return 1
+        try:
+            return anyio.run(
+                _serve_until_signal,
+                app,
+                settings,
+                listeners,
+                tls,
+                name,
+                backend="trio" if loop == "trio" else "asyncio",
+                backend_options={"use_uvloop": True} if loop == "uvloop" else {},
+            )
+        finally:
+            for listener in listeners:
+                listener.close()
+
+
+def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
+    """
+    The event loop that ``settings`` ask for.
+
+    Raises:
+        FeatureUnavailable: It is not installed; the text says how to install it.
+    """
+    if settings.loop == "auto":
+        return "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
+    if settings.loop == "trio" and not importlib.util.find_spec("trio"):
+        raise FeatureUnavailable("the loop trio is not installed: pip install 'microws[trio]'")
+    if settings.loop == "uvloop" and not importlib.util.find_spec("uvloop"):
+        raise FeatureUnavailable("the loop uvloop is not installed: pip install uvloop; or take --loop asyncio")
+    return settings.loop
+
+
+class Shutdown:
+    """
+    How a worker is told to stop.
+
+    Attributes:
+        requested: Drain, then stop.
+        forced: Stop at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = anyio.Event()
+        self.forced = anyio.Event()
+
+    def request(self) -> None:
+        """Ask to stop. Asked once more: at once."""
+        if self.requested.is_set():
+            self.forced.set()
+        self.requested.set()
+
+
+class _Server(Protocol):
+    """What ``AsyncioServer`` and ``TrioServer`` have in common."""
+
+    @property
+    def open(self) -> int: ...
+    async def serve(self, sockets: Sequence[Any], *, task_status: TaskStatus[None]) -> None: ...
+    async def stop_listening(self) -> None: ...
+    async def wait_closed(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def cancel(self) -> None: ...
+
+
+async def serve(
+    app: ASGIApplication,
+    settings: Settings,
+    *,
+    listeners: Sequence[Listener],
+    shutdown: Shutdown,
+    tls: ssl.SSLContext | None = None,
+    name: str = "the app",
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> int:
+    """
+    Serve ``app`` in the running event loop, asyncio or trio, until ``shutdown`` is requested; then drain.
+
+    In this order: startup of the app; listening; at the end no new connections; every WebSocket closed with 1012 and
+    every event stream ended; other requests for ``drain_timeout`` seconds; what is left dropped; the app's shutdown.
+
+    Args:
+        listeners: Bound, and not listening yet. They do not listen any more at the end; the caller closes them.
+        tls: As ``tls_context`` makes it.
+        task_status: Started as soon as clients can connect.
+
+    Returns:
+        The exit code, as from ``run``.
+    """
+    lifespan = Lifespan(app)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lifespan.run)
+        started = await _unless(shutdown.requested, lambda: lifespan.startup(timeout=settings.startup_timeout))
+        if not started:
+            tasks.cancel_scope.cancel()
+            return 0 if started is None else 1
+        try:
+            for listener in listeners:
+                listener.listen()
+        except ListenError as error:
+            _log.error("%s", error)
+            shutdown.requested.set()
+            code = 1
+        else:
+            code = 0
+            server, connections = _prepare(app, settings, lifespan.state, tls)
+            await tasks.start(server.serve, [listener.sock for listener in listeners])
+            urls = ", ".join(listener.url for listener in listeners)
+            _log.info("microws %s serving %s on %s (Ctrl-C stops)", _version(), name, urls)
+            task_status.started()
+            await shutdown.requested.wait()
+            await _drain(server, connections, shutdown, timeout=settings.drain_timeout)
+        if shutdown.forced.is_set():
+            stopped: bool | None = await lifespan.shutdown(timeout=_GRACE)
+        else:
+            stopped = await _unless(shutdown.forced, lambda: lifespan.shutdown(timeout=settings.shutdown_timeout))
+        tasks.cancel_scope.cancel()
+    return code if stopped else 1
+
+
+def _prepare(
+    app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None
+) -> tuple[_Server, Connections]:
+    # An app that limits its messages says so in an attribute; a limit that was asked for reaches it in the scope.
+    own_limit = getattr(app, "max_message_size", None)
+    asked = settings.max_message_size
+    on_trio = not _on_asyncio()
+    connections = Connections(
+        app,
+        waits=TrioWaits if on_trio else AsyncioWaits,
+        access_log=settings.access_log,
+        extensions={} if asked is None else {"microws": {"max_message_size": asked}},
+    )
+    config = hypercorn_config(settings, max_message_size=own_limit if isinstance(own_limit, int) else None)
+    if on_trio:
+        from microws.server.handover_trio import TrioServer
+
+        return TrioServer(connections, config, state=state, tls=tls), connections
+    return AsyncioServer(connections, config, state=state, tls=tls), connections
+
+
+async def _drain(server: _Server, connections: Connections, shutdown: Shutdown, *, timeout: float) -> None:
+    requests, websockets = connections.statistics()
+    left = f"{requests} requests and {websockets} WebSockets open"
+    _log.info("stopping within %g s, with %s (Ctrl-C again: at once)", timeout, left)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connections.drain)
+        await server.stop_listening()
+        with anyio.move_on_after(timeout):
+            await _unless(shutdown.forced, server.wait_closed)
+        if server.open:
+            _log.warning("%d connections did not end in time and are dropped", server.open)
+            server.disconnect()
+            with anyio.move_on_after(_GRACE):
+                await server.wait_closed()
+            server.cancel()
+            with anyio.move_on_after(_GRACE):
+                await server.wait_closed()
+        tasks.cancel_scope.cancel()
+
+
+def _on_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+T = TypeVar("T")
+
+
+async def _unless(event: anyio.Event, function: Callable[[], Awaitable[T]]) -> T | None:
+    """``await function()``, given up with ``None`` as soon as ``event`` is set."""
+    result: T | None = None
+
+    async def watch() -> None:
+        await event.wait()
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        result = await function()
+        tasks.cancel_scope.cancel()
+    return result
+
+
+async def _serve_until_signal(
+    app: ASGIApplication, settings: Settings, listeners: Sequence[Listener], tls: ssl.SSLContext | None, name: str
+) -> int:
+    shutdown = Shutdown()
+    async with anyio.create_task_group() as tasks:
+        if threading.current_thread() is threading.main_thread():
+            await tasks.start(_watch_signals, shutdown)
+        code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name)
+        tasks.cancel_scope.cancel()
+    return code
+
+
+async def _watch_signals(shutdown: Shutdown, *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            shutdown.request()
+            if shutdown.forced.is_set():
+                break
+    # Whatever the app does now, the next signal ends it.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        await anyio.sleep_forever()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _version() -> str:
+    # The parent package is there, but stands on a higher floor: no import.
+    return str(getattr(sys.modules["microws"], "__version__", ""))

@@ -1,0 +1,113 @@
+"""An app served as its user serves it, by a process of its own; and a browser to open its pages with."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[1]
+
+# Seconds for what ought to take a fraction of one.
+LIMIT = 10
+
+_CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class Server:
+    """``microws run`` in another process; ``output`` are the lines that it has printed and logged so far."""
+
+    def __init__(self, process):
+        self.output = []
+        self._process = process
+        self._printed = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self.wait_for_line(r"serving .* on (http://\S+)")[1]
+        self.ws_url = self.url.replace("http", "ws", 1)
+        self.port = int(self.url.rpartition(":")[2])
+
+    def _read(self):
+        for line in self._process.stdout:
+            with self._printed:
+                self.output.append(line.rstrip("\n"))
+                self._printed.notify_all()
+        with self._printed:
+            self._ended = True
+            self._printed.notify_all()
+
+    def wait_for_line(self, pattern, *, times=1):
+        """The match of the ``times``-th line in which the pattern is found, already printed or still to come."""
+        found = []
+
+        def is_there():
+            found[:] = [match for line in self.output if (match := re.search(pattern, line))]
+            return len(found) >= times or self._ended
+
+        with self._printed:
+            self._printed.wait_for(is_there, LIMIT)
+        if len(found) < times:
+            pytest.fail(f"no line with {pattern!r} in:\n" + "\n".join(self.output))
+        return found[times - 1]
+
+    def stop(self):
+        """SIGTERM; the exit code."""
+        self._process.terminate()
+        code = self._process.wait(LIMIT)
+        self._reader.join(LIMIT)
+        return code
+
+
+@contextmanager
+def serving(app, *, port=0, **environment):
+    """
+    ``microws run APP``, for as long as the block lasts; at its end the server stops, and has complained of nothing.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "microws", "run", app, "--port", str(port)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+    try:
+        with process.stdout:
+            server = Server(process)
+            yield server
+            code = server.stop()
+        complaints = [line for line in server.output if re.search(r"Traceback| (warning|error|critical) ", line)]
+        assert (code, complaints) == (0, [])
+    finally:
+        process.kill()
+        process.wait(LIMIT)
+
+
+@contextmanager
+def browsing():
+    """Chromium without a window. Where there is none the test fails under CI, and is skipped elsewhere."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop("pages are tested in Chromium, which is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=list(_CHROMIUM_FLAGS))
+        yield browser
+        browser.close()

@@ -1,0 +1,369 @@
+"""The end of a worker: 1012 for every WebSocket, time for requests, and no client that can prevent it."""
+
+import anyio
+import httpx
+import pytest
+from raw_websocket import RawWebSocket, connected
+from serving import echo, failures, lifespan, requesting, respond, serving
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_websocket_gets_1012_then_the_app_shuts_down():
+    order = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+
+            async def stopped():
+                order.append("shutdown")
+
+            await lifespan(receive, send, on_shutdown=stopped)
+        else:
+            await send({"type": "websocket.accept"})
+            while (event := await receive())["type"] != "websocket.disconnect":
+                pass
+            order.append((event["code"], event["reason"]))
+            assert await receive() == event
+            await send({"type": "websocket.close", "code": 1000})  # too late, and no error
+
+    async with serving(app) as served, connected(served.port) as a, connected(served.port) as b:
+        served.shutdown.request()
+        assert await a.closed() == (1012, "service restart")
+        assert await b.closed() == (1012, "service restart")
+        await served.ended.wait()
+    assert order == [(1012, "service restart"), (1012, "service restart"), "shutdown"]
+    assert served.exit_code == 0
+
+
+async def test_the_app_learns_of_1012_at_once_even_where_the_client_never_answers(caplog):
+    told = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await receive()
+            assert (await receive())["code"] == 1012
+            told.set()
+
+    async with serving(app, drain_timeout=0.5) as served, connected(served.port) as ws:
+        served.shutdown.request()
+        with anyio.fail_after(0.4):
+            await told.wait()
+        assert (await ws.closed(answer=False))[0] == 1012
+        with anyio.fail_after(1.5):
+            await served.ended.wait()
+    assert served.exit_code == 0
+    assert "1 connections did not end in time and are dropped" in caplog.text
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_client_that_does_not_read_stops_no_shutdown(listens):
+    sent = 0
+
+    async def app(scope, receive, send):
+        async def flood():
+            nonlocal sent
+            while True:
+                await send({"type": "websocket.send", "bytes": bytes(1 << 16)})
+                sent += 1
+
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(flood)
+                while listens and (await receive())["type"] != "websocket.disconnect":
+                    pass
+
+    async with serving(app, drain_timeout=0.5) as served, connected(served.port):
+        before = -1
+        while before != sent:  # until every buffer on the way is full
+            before = sent
+            await anyio.sleep(0.2)
+        served.shutdown.request()
+        with anyio.fail_after(2):
+            await served.ended.wait()
+    assert served.exit_code == 0
+
+
+async def test_an_app_that_only_sends_learns_of_the_drain_from_send(caplog):
+    begun = anyio.Event()
+    raised = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            begun.set()
+            while True:
+                try:
+                    await send({"type": "websocket.send", "text": "tick"})
+                except OSError as error:
+                    raised.append(error)
+                    raise RuntimeError("of a framework") from error
+                await anyio.sleep(0.01)
+
+    async with serving(app) as served, connected(served.port) as ws:
+        await begun.wait()
+        served.shutdown.request()
+        assert (await ws.closed())[0] == 1012
+        with anyio.fail_after(1):
+            await served.ended.wait()
+    assert len(raised) == 1
+    assert not failures(caplog)
+
+
+async def test_what_is_sent_while_a_receive_waits_is_left_to_the_receive():
+    order = []
+
+    async def app(scope, receive, send):
+        if scope["type"] != "websocket":
+            return
+
+        async def tick():
+            try:
+                while True:
+                    await send({"type": "websocket.send", "text": "tick"})
+                    await anyio.lowlevel.checkpoint()
+            except OSError:
+                order.append("send")
+
+        await send({"type": "websocket.accept"})
+        await receive()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tick)
+            order.append((await receive())["code"])
+
+    async with serving(app) as served, connected(served.port) as ws:
+        served.shutdown.request()
+        assert (await ws.closed())[0] == 1012
+    assert order == [1012, "send"]
+
+
+async def test_a_handshake_in_progress_is_refused_with_503():
+    begun = anyio.Event()
+    codes = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await receive()
+            begun.set()
+            codes.append((await receive())["code"])
+            await send({"type": "websocket.accept"})
+
+    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        ws = RawWebSocket(stream)
+        async with anyio.create_task_group() as tasks:
+
+            async def stop():
+                await begun.wait()
+                served.shutdown.request()
+
+            tasks.start_soon(stop)
+            reject = await ws.handshake()
+        assert reject.status_code == 503
+    assert codes == [1012]
+
+
+async def test_a_websocket_that_the_app_has_closed_is_left_alone():
+    closed = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": 4000})
+            closed.set()
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+
+    async with serving(app) as served, connected(served.port) as ws:
+        await closed.wait()
+        served.shutdown.request()
+        assert (await ws.closed())[0] == 4000
+
+
+async def test_requests_finish_and_new_connections_are_refused():
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            begun.set()
+            await go_on.wait()
+            await respond(send, b"done")
+
+    async with serving(app) as served, httpx.AsyncClient() as client, anyio.create_task_group() as tasks:
+
+        async def stop():
+            await begun.wait()
+            served.shutdown.request()
+            await wait_refused(served.port)
+            go_on.set()
+
+        tasks.start_soon(stop)
+        assert (await client.get(served.url)).text == "done"
+        await served.ended.wait()
+    assert served.exit_code == 0
+
+
+async def wait_refused(port):
+    with anyio.fail_after(5):
+        while True:
+            try:
+                stream = await anyio.connect_tcp("127.0.0.1", port)
+            except OSError:
+                return
+            await stream.aclose()
+            await anyio.sleep(0.01)
+
+
+async def test_an_idle_connection_delays_nothing():
+    async with serving(echo) as served, httpx.AsyncClient() as client:
+        await client.get(served.url)
+        served.shutdown.request()
+        with anyio.fail_after(1):
+            await served.ended.wait()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_an_event_stream_ends_at_once_and_in_order(caplog, listens):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await receive()
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", b"text/event-stream")]}
+            )
+            await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+            if listens:
+                assert await receive() == {"type": "http.disconnect"}
+                assert await receive() == {"type": "http.disconnect"}
+            else:
+                while True:
+                    await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+                    await anyio.sleep(0.01)
+
+    async with (
+        serving(app, drain_timeout=300) as served,
+        httpx.AsyncClient() as client,
+        client.stream("GET", served.url) as response,
+    ):
+        chunks = response.aiter_text()
+        assert (await anext(chunks)).startswith("data: 1")
+        served.shutdown.request()
+        async for _ in chunks:  # an end that was cut short would raise
+            pass
+    assert served.exit_code == 0
+    assert not failures(caplog)
+
+
+async def test_another_streaming_response_goes_on():
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+            begun.set()
+            await go_on.wait()
+            await send({"type": "http.response.body", "body": b"b", "more_body": True})
+            await send({"type": "http.response.body", "body": b"c"})
+
+    async with serving(app) as served, httpx.AsyncClient() as client, anyio.create_task_group() as tasks:
+
+        async def stop():
+            await begun.wait()
+            served.shutdown.request()
+            await wait_refused(served.port)
+            go_on.set()
+
+        tasks.start_soon(stop)
+        assert (await client.get(served.url)).text == "abc"
+
+
+async def test_an_event_stream_that_begins_in_a_drain_ends_there():
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await receive()
+            begun.set()
+            await go_on.wait()
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+            )
+            await receive()
+
+    async with serving(app) as served, httpx.AsyncClient() as client, anyio.create_task_group() as tasks:
+
+        async def stop():
+            await begun.wait()
+            served.shutdown.request()
+            await wait_refused(served.port)
+            go_on.set()
+
+        tasks.start_soon(stop)
+        assert (await client.get(served.url)).text == ""
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_request_that_does_not_end_is_dropped_after_the_drain_or_at_the_second_signal(caplog, again):
+    begun = anyio.Event()
+    order = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+
+            async def stopped():
+                order.append("shutdown")
+
+            await lifespan(receive, send, on_shutdown=stopped)
+        else:
+            begun.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                order.append("cancelled")
+
+    async with serving(app, drain_timeout=300 if again else 0.1) as served, requesting(served):
+        await begun.wait()
+        served.shutdown.request()
+        if again:
+            served.shutdown.request()
+        with anyio.fail_after(2):
+            await served.ended.wait()
+    assert order == ["cancelled", "shutdown"]
+    assert served.exit_code == 0
+
+
+async def test_an_app_that_will_not_be_cancelled_stops_no_shutdown(caplog):
+    begun, release = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            with anyio.CancelScope(shield=True):
+                begun.set()
+                await release.wait()
+
+    async with serving(app, drain_timeout=0.1) as served, requesting(served):
+        await begun.wait()
+        served.shutdown.request()
+        with anyio.move_on_after(2):
+            await served.ended.wait()
+        release.set()
+
+
+async def test_a_second_signal_ends_a_shutdown_that_hangs():
+    stopping = anyio.Event()
+
+    async def app(scope, receive, send):
+        async def hang():
+            stopping.set()
+            await anyio.sleep_forever()
+
+        await lifespan(receive, send, on_shutdown=hang)
+
+    async with serving(app, shutdown_timeout=300) as served:
+        served.shutdown.request()
+        await stopping.wait()
+        served.shutdown.request()
+        with anyio.fail_after(1):
+            await served.ended.wait()
+    assert served.exit_code == 1

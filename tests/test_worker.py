@@ -1,0 +1,427 @@
+"""A worker in this process, over real sockets, on every event loop."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import ssl
+import struct
+import sys
+import threading
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from anyio.abc import SocketAttribute
+from raw_websocket import RawWebSocket, connected
+from serving import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
+from wsproto.events import CloseConnection, Message, RejectConnection
+
+from microws.errors import FeatureUnavailable
+from microws.server.listening import tls_context
+from microws.server.settings import Settings
+from microws.server.worker import choose_loop, run
+
+pytestmark = pytest.mark.anyio
+
+TLS = Path(__file__).parent / "tls"
+
+
+@pytest.fixture(autouse=True)
+def _info(caplog):
+    caplog.set_level(logging.INFO, logger="microws")
+
+
+# Requests and WebSockets
+
+
+async def test_a_request_is_answered_and_logged(caplog):
+    async with serving(echo) as served, httpx.AsyncClient() as client:
+        response = await client.get(f"{served.url}/a%20b?c=d")
+    assert (response.status_code, response.text) == (200, "/a b")
+    assert "server" not in response.headers
+    [record] = [record for record in caplog.records if record.name == "microws.access"]
+    client_name, _, rest = record.getMessage().partition(" ")
+    assert client_name.startswith("127.0.0.1:")
+    assert rest.startswith('"GET /a%20b?c=d HTTP/1.1" 200 ')
+    assert rest.endswith("ms")
+    assert record.access["status"] == 200
+    assert served.exit_code == 0
+
+
+async def test_a_websocket_is_logged_when_it_opens_and_when_it_closes(caplog):
+    async with serving(echo) as served, connected(served.port, "/x?y=z") as ws:
+        await ws.send_text("hi")
+        assert (await ws.next_event(Message)).data == "hi"
+        await ws.send(CloseConnection(code=1000))
+        assert await ws.closed(answer=False) == (1000, "")
+    lines = [record.getMessage().split('"', 1)[1] for record in caplog.records if record.name == "microws.access"]
+    assert [line.rpartition(" ")[0] for line in lines] == [
+        'WebSocket /x?y=z HTTP/1.1" 101',
+        'WebSocket /x?y=z HTTP/1.1" closed 1006',  # Hypercorn keeps the client's own code for itself
+    ]
+
+
+async def test_the_access_log_can_be_turned_off(caplog):
+    async with serving(echo, access_log=False) as served, httpx.AsyncClient() as client:
+        await client.get(served.url)
+    assert not [record for record in caplog.records if record.name == "microws.access"]
+
+
+async def test_a_path_cannot_write_a_log_line_of_its_own(caplog):
+    async with serving(echo) as served, httpx.AsyncClient() as client:
+        await client.get(f"{served.url}/%0Aforged%1B[31m")
+    assert '"GET /%0Aforged%1B' in caplog.text
+
+
+async def test_a_view_may_refuse_a_handshake_with_a_real_response():
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            return
+        assert "websocket.http.response" in scope["extensions"]
+        await send({"type": "websocket.http.response.start", "status": 404, "headers": [(b"content-length", b"7")]})
+        await send({"type": "websocket.http.response.body", "body": b"not ", "more_body": True})
+        await send({"type": "websocket.http.response.body", "body": b"here"[:3]})
+
+    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        ws = RawWebSocket(stream)
+        reject = await ws.handshake()
+        assert isinstance(reject, RejectConnection)
+        assert await ws.rejection(reject) == (404, b"not her")
+
+
+async def test_a_close_before_accept_is_403(caplog):
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        assert (await RawWebSocket(stream).handshake()).status_code == 403
+    assert 'HTTP/1.1" 403 ' in caplog.text
+    assert not failures(caplog)
+
+
+async def test_an_app_that_raises_is_logged_once_and_answered_with_500(caplog):
+    async def app(scope, receive, send):
+        raise LookupError("secret")
+
+    async with serving(app) as served, httpx.AsyncClient() as client:
+        response = await client.get(f"{served.url}/x")
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    [record] = failures(caplog)
+    assert record.getMessage() == "the app raised in GET /x HTTP/1.1"
+    assert record.exc_info[0] is LookupError
+    assert '"GET /x HTTP/1.1" 500 ' in caplog.text
+
+
+async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
+    async def app(scope, receive, send):
+        pass
+
+    async with serving(app) as served, httpx.AsyncClient() as client:
+        assert (await client.get(f"{served.url}/x")).status_code == 500
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+            assert (await RawWebSocket(stream).handshake()).status_code == 500
+    assert [record.getMessage() for record in failures(caplog)] == [
+        "the app returned without an answer to GET /x HTTP/1.1",
+        "the app returned without an answer to WebSocket / HTTP/1.1",
+    ]
+
+
+@pytest.mark.parametrize(("fails", "code"), [(False, 1000), (True, 1011)])
+async def test_an_app_that_ends_without_closing_closes(caplog, fails, code):
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            if fails:
+                raise LookupError
+
+    async with serving(app) as served, connected(served.port) as ws:
+        assert (await ws.closed())[0] == code
+    assert f"closed {code} " in caplog.text
+    assert len(failures(caplog)) == fails
+
+
+async def test_the_close_code_of_the_app_is_logged(caplog):
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": 4000, "reason": "enough"})
+            await send({"type": "websocket.close", "code": 4001})
+
+    async with serving(app) as served, connected(served.port) as ws:
+        assert await ws.closed() == (4000, "enough")
+    assert "closed 4000 " in caplog.text
+
+
+async def test_the_close_frame_arrives_even_where_the_client_is_still_sending():
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await receive()
+            await receive()
+            await send({"type": "websocket.close", "code": 4000})
+
+    async with serving(app) as served, connected(served.port) as ws:
+        for _ in range(50):
+            await ws.send_text("x" * 1000)
+        assert (await ws.closed())[0] == 4000
+
+
+async def test_pings_are_sent_and_do_not_outlive_the_connection():
+    async with serving(echo, ping_interval=0.05) as served, connected(served.port) as ws:
+        await ws.next_ping()
+        await ws.next_ping()
+    async with serving(echo, ping_interval=300, drain_timeout=300) as served, connected(served.port) as ws:
+        await ws.next_ping()
+    assert served.exit_code == 0
+
+
+async def test_root_path_is_in_the_scope():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await respond(send, scope["root_path"].encode())
+
+    async with serving(app, root_path="/api/") as served, httpx.AsyncClient() as client:
+        assert (await client.get(served.url)).text == "/api"
+
+
+async def test_a_limit_that_was_asked_for_is_in_the_scope():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await respond(send, repr(scope["extensions"].get("microws")).encode())
+
+    async with serving(app, max_message_size="64KiB") as served, httpx.AsyncClient() as client:
+        assert (await client.get(served.url)).text == "{'max_message_size': 65536}"
+    async with serving(app) as served, httpx.AsyncClient() as client:
+        assert (await client.get(served.url)).text == "None"
+
+
+@pytest.mark.parametrize("own", [None, 10])
+async def test_a_message_over_the_limit_is_1009(own):
+    class App:
+        max_message_size = own
+
+        async def __call__(self, scope, receive, send):
+            await echo(scope, receive, send)
+
+    async with serving(App(), max_message_size=None if own else 10) as served, connected(served.port) as ws:
+        await ws.send_text("x" * 11)
+        assert (await ws.closed())[0] == 1009
+
+
+# Clients that misbehave
+
+
+async def test_nonsense_is_400_and_no_noise(caplog):
+    async with serving(echo) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"\x16\x03\x01\x02\x00 what is this\r\n\r\n")
+        assert (await stream.receive()).startswith(b"HTTP/1.1 400 ")
+    assert not failures(caplog)
+
+
+async def test_a_head_over_16_kib_is_431():
+    async with serving(echo) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 17000)
+        assert (await stream.receive()).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_an_invalid_frame_is_no_noise(caplog):
+    async with serving(echo) as served, connected(served.port) as ws:
+        await ws.stream.send(b"\xff\xff\xff\xff")
+        await read_to_the_end(ws.stream)
+    assert not failures(caplog)
+
+
+@pytest.mark.parametrize("handshake", [True, False])
+async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
+    left = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+        if scope["type"] == "lifespan":
+            return
+        while (await receive())["type"] not in ("websocket.disconnect", "http.disconnect"):
+            pass
+        left.set()
+
+    async with serving(app) as served:
+        stream = await anyio.connect_tcp("127.0.0.1", served.port)
+        # Reset, not closed.
+        linger = struct.pack("ii", 1, 0)
+        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        head = b"GET / HTTP/1.1\r\nhost: x\r\n"
+        upgrade = (
+            b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n"
+        )
+        await stream.send(head + (upgrade if handshake else b"") + b"\r\n")
+        if handshake:
+            await stream.receive()
+        await stream.aclose()
+        await left.wait()
+    assert not failures(caplog)
+
+
+# TLS, Unix sockets, and the way in
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_tls_speaks_http_1_and_http_2(http2, caplog):
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    async with serving(echo, tls=tls) as served, httpx.AsyncClient(verify=trusted, http2=http2) as client:
+        response = await client.get(f"https://localhost:{served.port}/x")
+        assert (response.text, response.http_version) == ("/x", "HTTP/2" if http2 else "HTTP/1.1")
+    assert served.exit_code == 0
+    assert f"serving the app on https://127.0.0.1:{served.port} " in caplog.text
+    assert f'"GET /x HTTP/{"2" if http2 else "1.1"}" 200 ' in caplog.text
+    assert not failures(caplog)
+
+
+async def test_a_websocket_over_tls_gets_1012():
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    async with serving(echo, tls=tls) as served:
+        address = ("localhost", served.port)
+        stream = await anyio.connect_tcp(*address, ssl_context=trusted, tls_standard_compatible=False)
+        ws = RawWebSocket(stream)
+        await ws.handshake()
+        served.shutdown.request()
+        assert (await ws.closed())[0] == 1012
+        with anyio.fail_after(3):
+            await served.ended.wait()
+        await stream.aclose()
+
+
+async def test_a_client_that_speaks_no_tls_is_no_noise(caplog):
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    async with serving(echo, tls=tls) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await read_to_the_end(stream)
+    assert not failures(caplog)
+
+
+async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path, caplog):
+    path = tmp_path / "app.sock"
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    async with serving(echo, port=None, bind=f"unix:{path}"), httpx.AsyncClient(transport=transport) as client:
+        assert (await client.get("http://app/x")).text == "/x"
+    assert not path.exists()
+    assert f"serving the app on unix:{path} " in caplog.text
+    assert 'unix "GET /x HTTP/1.1" 200 ' in caplog.text
+
+
+async def test_what_hypercorn_raises_of_itself_is_one_warning(caplog):
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept", "subprotocol": "not offered"})
+
+    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+            await RawWebSocket(stream).handshake()
+    assert "a connection failed: " in caplog.text
+
+
+LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "trio": "trio", "auto": "uvloop"}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_run_serves_until_a_signal_on_the_loop_that_was_asked_for(loop, capfd):
+    loops = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        try:
+            loops.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+        except RuntimeError:
+            loops.append("trio")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await receive()
+
+    assert run(app, name="here:app", port=0, loop=loop) == 0
+    assert loops == [LOOPS[loop]]
+    serving, stopping = capfd.readouterr().err.splitlines()
+    assert re.search(r" info microws \S+ serving here:app on http://127\.0\.0\.1:\d+ \(Ctrl-C stops\)$", serving)
+    assert stopping.endswith("stopping within 10 s, with 0 requests and 0 WebSockets open (Ctrl-C again: at once)")
+
+
+def test_a_second_signal_to_run_is_at_once_and_the_handlers_are_put_back(capfd):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        os.kill(os.getpid(), signal.SIGINT)
+        await receive()
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep_forever()
+
+    assert run(app, port=0, loop="asyncio") == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_run_works_outside_the_main_thread(capfd):
+    codes = []
+
+    def main():
+        codes.append(run(fails_with_a_short_message, port=0))
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    thread.join(10)
+    assert codes == [1]
+    assert "the app's startup failed: LookupError: no database" in capfd.readouterr().err
+
+
+def test_run_says_in_one_line_that_an_address_is_in_use(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(echo, port=port) == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert f"127.0.0.1:{port} is in use" in line
+    assert f"--port {port + 1}" in line
+
+
+def test_run_says_in_one_line_that_there_is_no_certificate(capfd, tmp_path):
+    assert run(echo, port=0, certfile=str(tmp_path / "none.pem")) == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert "--certfile" in line
+
+
+def test_run_logs_json_one_object_a_line(capfd):
+    async def app(scope, receive, send):
+        await receive()
+        raise LookupError("no\ndatabase")
+
+    assert run(app, port=0, log_format="json") == 1
+    [line] = map(json.loads, capfd.readouterr().err.splitlines())
+    assert line["level"] == "error"
+    assert line["message"] == "the app's startup failed"
+    assert "LookupError: no\ndatabase" in line["exception"]
+
+
+def test_run_takes_settings_or_options():
+    with pytest.raises(TypeError, match="not both"):
+        run(echo, Settings(), port=1)
+    with pytest.raises(ValueError, match="port: expected a port"):
+        run(echo, port=-1)
+
+
+@pytest.mark.parametrize("loop", ["trio", "uvloop"])
+def test_a_loop_that_is_not_installed_is_named_with_the_remedy(loop, monkeypatch):
+    monkeypatch.setitem(sys.modules, loop, None)
+    with pytest.raises(FeatureUnavailable, match=rf"the loop {loop} is not installed: pip install "):
+        choose_loop(Settings(loop=loop))
+
+
+def test_auto_is_asyncio_where_there_is_no_uvloop(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert choose_loop(Settings()) == "asyncio"

@@ -1,10 +1,10 @@
 """The way of a request to its view, and of an error to its answer."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 
@@ -28,7 +28,7 @@ __all__ = ["Dispatcher", "HTTPEndpoint", "Hooks", "OnInvalid", "WebSocketEndpoin
 OnInvalid: TypeAlias = Literal["close", "skip"]
 
 # Seconds that the rest of a body which no view reads is discarded for, so that the client can read the answer.
-_DISCARD_TIMEOUT = 1.0
+_DISCARD_TIMEOUT: Final = 1.0
 
 _log = logging.getLogger("microws")
 
@@ -45,22 +45,19 @@ class Hooks:
     def __init__(self) -> None:
         self.handlers = ErrorHandlers()
         self.parent: Hooks | None = None
+        self._alone = (self,)
         self.before_request: list[Callable[..., Any]] = []
         self.after_request: list[Callable[..., Any]] = []
         self.before_websocket: list[Callable[..., Any]] = []
         self.after_websocket: list[Callable[..., Any]] = []
 
-    def inwards(self) -> "Iterator[Hooks]":
+    def inwards(self) -> "tuple[Hooks, ...]":
         """These hooks behind those of the including apps, outermost first."""
-        if self.parent is not None:
-            yield from self.parent.inwards()
-        yield self
+        return self._alone if self.parent is None else (*self.parent.inwards(), self)
 
-    def outwards(self) -> "Iterator[Hooks]":
+    def outwards(self) -> "tuple[Hooks, ...]":
         """These hooks, then those of the including apps."""
-        yield self
-        if self.parent is not None:
-            yield from self.parent.outwards()
+        return self._alone if self.parent is None else (self, *self.parent.outwards())
 
     def find_handler(self, error: Exception) -> ErrorHandler | None:
         """The error handler of the innermost app that has one."""
@@ -84,7 +81,6 @@ class WebSocketEndpoint:
 
     hooks: Hooks
     view: BoundView
-    codecs: Codecs
     receive_type: Any
     send_type: Any
     subprotocols: tuple[str, ...]
@@ -134,7 +130,7 @@ class Dispatcher:
         self._max_body_size = max_body_size
         self._error_close_code = error_close_code
         self._debug = debug
-        self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
+        self._options: dict[tuple[WebSocketEndpoint | None, int | None], WebSocketOptions] = {}
 
     # HTTP
 
@@ -144,30 +140,22 @@ class Dispatcher:
         request = Request(
             scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._max_body_size
         )
+        answer = _Answer(send)
         hooks = self._hooks
-        has_started = False
-
-        async def send_noting_start(event: Event) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(event)
-
         try:
+            _refuse_nul(path)
             found = self._router.resolve("http", request.method, segments)
             if isinstance(found, Mounted):
-                await found.endpoint(scope_below(scope, found.prefix), receive, send_noting_start)
+                await found.endpoint(scope_below(scope, found.prefix), receive, answer.send)
                 return
             if isinstance(found, Match):
                 hooks = found.route.endpoint.hooks
                 response = await self._respond(request, found)
             else:
                 response = _answer_miss(request, found)
-            await response(scope, request.receive_event, send_noting_start)
+            await response(scope, request.receive_event, answer.send)
         except Exception as error:
-            if has_started:
-                raise
-            response = await self._answer_request(request, error, hooks)
-            await response(scope, request.receive_event, send)
+            await self._send_error(request, answer, error, hooks)
         if not request.body_complete and _has_body(scope):
             with anyio.move_on_after(_DISCARD_TIMEOUT):
                 await request.drain()
@@ -181,12 +169,14 @@ class Dispatcher:
             response = await self._answer_request(request, error, endpoint.hooks)
         for hooks in endpoint.hooks.outwards():
             for hook in reversed(hooks.after_request):
-                replaced = await call_hook(hook, request, response)
-                response = response if replaced is None else to_response(replaced)
+                try:
+                    replaced = await call_hook(hook, request, response)
+                    response = response if replaced is None else to_response(replaced)
+                except Exception as error:
+                    response = await self._answer_request(request, error, endpoint.hooks)
         return response
 
     async def _call_view(self, request: Request, endpoint: HTTPEndpoint) -> Any:
-        _refuse_nul(request.path)
         if request.method not in SAFE_METHODS:
             _raise_refusal(check_request_origin(request.method, request.headers, allowed=self._origins), request.path)
         for hooks in endpoint.hooks.inwards():
@@ -206,12 +196,23 @@ class Dispatcher:
                 error = error_of(failure)
         return response_for(error, path=request.path, debug=self._debug)
 
+    async def _send_error(self, request: Request, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
+        if answer.has_started:
+            # The server then drops the connection: a client must not take a part for the whole.
+            raise error
+        response = await self._answer_request(request, error, hooks)
+        try:
+            await response(request.scope, request.receive_event, answer.send)
+        except Exception as failure:
+            # Such as a handler's FileResponse of a file that is not there.
+            await self._send_error(request, answer, failure, _NO_HOOKS)
+
     # WebSocket
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket connection, from the handshake until the client has gone."""
         path, segments = path_of(scope)
-        found = self._router.resolve("websocket", "GET", segments)
+        found = self._find_websocket(path, segments)
         if isinstance(found, Mounted):
             await found.endpoint(scope_below(scope, found.prefix), receive, send)
             return
@@ -226,43 +227,66 @@ class Dispatcher:
             app=self._app,
             path=path,
             path_params=params,
-            options=self._options_of(endpoint),
+            options=self._options_of(endpoint, _asked_max_message_size(scope)),
         )
-        view = partial(self._converse, found)
+        if isinstance(found, Exception):
+            view = partial(self._answer_websocket, error=found, hooks=self._hooks)
+        else:
+            view = partial(self._converse, endpoint=found.route.endpoint)
         if on_asyncio():
             await make(group=None).run(view)
         else:
             async with anyio.create_task_group() as group:
                 await make(group=group).run(view)
 
-    async def _converse(self, found: Match | Miss, ws: WebSocket) -> None:
-        hooks = found.route.endpoint.hooks if isinstance(found, Match) else self._hooks
+    def _find_websocket(self, path: str, segments: list[str]) -> Match | Mounted | Exception:
+        """What answers, or why nothing does."""
         try:
-            if isinstance(found, Miss):
-                raise HTTPException(405, headers={"allow": _allow(found)}) if found.allow else HTTPException(404)
-            await self._call_websocket_view(ws, found)
+            _refuse_nul(path)
+            found = self._router.resolve("websocket", "GET", segments)
         except Exception as error:
-            await self._answer_websocket(ws, error, hooks)
+            return error
+        if isinstance(found, Miss):
+            return HTTPException(405, headers={"allow": _allow(found)}) if found.allow else HTTPException(404)
+        return found
 
-    async def _call_websocket_view(self, ws: WebSocket, found: Match) -> None:
-        endpoint: WebSocketEndpoint = found.route.endpoint
-        _refuse_nul(ws.path)
+    async def _converse(self, ws: WebSocket, *, endpoint: WebSocketEndpoint) -> None:
+        try:
+            await self._call_websocket_view(ws, endpoint)
+        except Exception as error:
+            await self._answer_websocket(ws, error=error, hooks=endpoint.hooks)
+        finally:
+            # Also where the view was cancelled.
+            with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
+                await self._call_after_websocket(ws, endpoint)
+            if limit.cancelled_caught:
+                _log.warning("%s: the after_websocket hooks did not end in time", _shown(ws.path))
+
+    async def _call_websocket_view(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
         origins = self._origins if endpoint.origins is None else endpoint.origins
         _raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
         for hooks in endpoint.hooks.inwards():
             for hook in hooks.before_websocket:
                 result = await call_hook(hook, ws)
-                if result is not None and not (ws.accepted or ws.closed):
+                if result is not None and not ws.closed:
+                    if ws.accepted:
+                        raise RuntimeError(
+                            "a before_websocket hook returned a response after it had accepted: "
+                            "end the connection with ws.close() there"
+                        )
                     await _reject_with(ws, to_response(result))
                 if ws.closed:
                     return
-        try:
-            await self._subscribe(ws, endpoint.topics)
-            await endpoint.view(ws, ws.path_params)
-        finally:
-            for hooks in endpoint.hooks.outwards():
-                for hook in reversed(hooks.after_websocket):
+        await self._subscribe(ws, endpoint.topics)
+        await endpoint.view(ws, ws.path_params)
+
+    async def _call_after_websocket(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
+        for hooks in endpoint.hooks.outwards():
+            for hook in reversed(hooks.after_websocket):
+                try:
                     await call_hook(hook, ws)
+                except Exception as error:
+                    await self._answer_websocket(ws, error=error, hooks=endpoint.hooks)
 
     @staticmethod
     async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
@@ -273,10 +297,10 @@ class Dispatcher:
             except ValueError as error:
                 raise HTTPException(400, f"invalid topic: {error}") from None
 
-    async def _answer_websocket(self, ws: WebSocket, error: Exception, hooks: Hooks) -> None:
+    async def _answer_websocket(self, ws: WebSocket, *, error: Exception, hooks: Hooks) -> None:
         error = error_of(error)
         if isinstance(error, WebSocketDisconnect):
-            _log.debug("%s: the view ended with %s", ws.path, error)
+            _log.debug("%s: the view ended with %s", _shown(ws.path), error)
             return
         handler = hooks.find_handler(error)
         if handler is not None:
@@ -285,33 +309,38 @@ class Dispatcher:
                 if answer is not None and not (ws.accepted or ws.closed):
                     await _reject_with(ws, to_response(answer))
             except Exception as failure:
-                await self._answer_websocket(ws, failure, _NO_HOOKS)
+                await self._answer_websocket(ws, error=failure, hooks=_NO_HOOKS)
             if ws.closed:
                 return
         if ws.accepted:
             await ws.close(*self._close_for(error, ws.path))
-        elif not ws.closed:
-            await _reject_with(ws, response_for(error, path=ws.path, debug=self._debug))
+            return
+        # Made also where nobody gets it any more: an unexpected error has to be in the log.
+        response = response_for(error, path=ws.path, debug=self._debug)
+        if not ws.closed:
+            await _reject_with(ws, response)
 
-    def _options_of(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:
+    def _options_of(self, endpoint: WebSocketEndpoint | None, max_message_size: int | None) -> WebSocketOptions:
         """What the connections of a route share; ``None`` stands for the paths that have no view."""
-        options = self._options.get(endpoint)
+        options = self._options.get((endpoint, max_message_size))
         if options is None:
             hooks = self._hooks if endpoint is None else endpoint.hooks
+            limits = self._limits
+            if max_message_size is not None:
+                limits = limits._replace(max_message_size=max_message_size)
             options = WebSocketOptions(
-                hub=self._hub, codecs=self._codecs, limits=self._limits, closing_for=partial(self._closing_for, hooks)
+                hub=self._hub, codecs=self._codecs, limits=limits, closing_for=partial(self._closing_for, hooks)
             )
             if endpoint is not None:
                 options = options._replace(
-                    codecs=endpoint.codecs,
-                    receive_codec=endpoint.codecs.get(endpoint.receive_type),
-                    send_codec=endpoint.codecs.get(endpoint.send_type),
+                    receive_codec=self._codecs.get(endpoint.receive_type),
+                    send_codec=self._codecs.get(endpoint.send_type),
                     subprotocols=endpoint.subprotocols,
                     catch_disconnect=endpoint.catch_disconnect,
                     gaps=endpoint.gaps,
                     on_invalid=endpoint.on_invalid,
                 )
-            self._options[endpoint] = options
+            self._options[endpoint, max_message_size] = options
         return options
 
     def _closing_for(self, hooks: Hooks, path: str, error: Exception) -> tuple[int, str] | None:
@@ -327,23 +356,35 @@ class Dispatcher:
 _NO_HOOKS = Hooks()
 
 
+class _Answer:
+    """ASGI's ``send``, and whether a response has begun with it."""
+
+    __slots__ = ("_send", "has_started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_started = False
+
+    async def send(self, event: Event) -> None:
+        self.has_started = True
+        await self._send(event)
+
+
 def _answer_miss(request: Request, miss: Miss) -> Response:
     """The answer where no HTTP view is. Source: RFC 9110 §9.3.7 (OPTIONS), §15.5.6 (405), §15.5.22 (426)."""
-    _refuse_nul(request.path)
     if miss.allow:
         if request.method == "OPTIONS":
             return Response(b"", 204, {"allow": _allow(miss)})
         raise HTTPException(405, headers={"allow": _allow(miss)})
     if miss.websocket:
-        raise HTTPException(
-            426,
-            "this path is a WebSocket: connect with a WebSocket client",
-            headers={"upgrade": "websocket", "connection": "Upgrade"},
-        )
+        headers = {"upgrade": "websocket", "connection": "Upgrade"}
+        if not request.scope["http_version"].startswith("1"):
+            headers = {}  # RFC 9113 §8.2.2: neither of them may stand in HTTP/2
+        raise HTTPException(426, "this path is a WebSocket: connect with a WebSocket client", headers=headers)
     if miss.redirect is not None:
         root = request.scope.get("root_path", "").strip("/")
         prefix = "/" + encode_path(root, keep_slashes=True) if root else ""
-        query = request.scope.get("query_string", b"").decode("latin-1")
+        query = request.url.query
         return RedirectResponse(prefix + miss.redirect + (f"?{query}" if query else ""), 308)
     raise HTTPException(404)
 
@@ -360,12 +401,25 @@ def _refuse_nul(path: str) -> None:
 
 def _raise_refusal(refusal: Refusal | None, path: str) -> None:
     if refusal is not None:
-        _log.warning("%s: %s", path, refusal.log)
+        _log.warning("%s: %s", _shown(path), refusal.log)
         raise HTTPException(refusal.status, refusal.detail)
 
 
 async def _reject_with(ws: WebSocket, response: Response) -> None:
+    if type(response).__call__ is not Response.__call__:
+        raise TypeError(f"a handshake is refused with a body that is known, not with a {type(response).__name__}")
     await ws.reject(response.status, response.body, headers=response.headers.multi_items())
+
+
+def _shown(path: str) -> str:
+    # A path may hold line breaks, and would else write lines of its own into the log.
+    return encode_path(path, keep_slashes=True)
+
+
+def _asked_max_message_size(scope: Scope) -> int | None:
+    """What the server was told on its command line, which wins over the app."""
+    extension = (scope.get("extensions") or {}).get("microws")
+    return None if extension is None else extension.get("max_message_size")
 
 
 def _has_body(scope: Scope) -> bool:

@@ -55,6 +55,11 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
             raise ValueError(f"the header {name} comes by itself; leave it out")
         self._items.append((name, raw_value.decode("latin-1")))
 
+    def add_default(self, name: str, value: str) -> None:
+        """Add a header that needs no check, in lower case and well formed, unless there is one of that name."""
+        if name not in self:
+            self._items.append((name, value))
+
     def __setitem__(self, name: str, value: str) -> None:
         before = [item for item in self._items if item[0] != name.lower()]
         self.add(name, value)
@@ -103,11 +108,11 @@ class Response:
         self.headers = ResponseHeaders(headers)
         if isinstance(body, str):
             self.body = body.encode()
-            self.headers.setdefault("content-type", "text/html; charset=utf-8")
+            self.headers.add_default("content-type", "text/html; charset=utf-8")
         elif isinstance(body, bytes | bytearray | memoryview):
             self.body = bytes(body)
             if self.body:
-                self.headers.setdefault("content-type", "application/octet-stream")
+                self.headers.add_default("content-type", "application/octet-stream")
         else:
             raise TypeError(
                 f"a response's body is str or bytes, not {type(body).__name__}; use JSONResponse for a value"
@@ -216,7 +221,7 @@ class JSONResponse(Response):
     def __init__(self, value: Any, status: int = 200, headers: HeadersLike | None = None) -> None:
         super().__init__(b"", status, headers)
         self.body = dumps_json(value)
-        self.headers.setdefault("content-type", "application/json")
+        self.headers.add_default("content-type", "application/json")
 
 
 class RedirectResponse(Response):

@@ -126,10 +126,8 @@ def to_response(value: Any) -> Response:
 def _to_response(body: Any, status: int, headers: Any) -> Response:
     if body is None:
         return Response(b"", status, headers)
-    if isinstance(body, str):
-        return Response(body, status, headers, content_type="text/html; charset=utf-8")
-    if isinstance(body, bytes | bytearray | memoryview):
-        return Response(bytes(body), status, headers, content_type="application/octet-stream")
+    if isinstance(body, str | bytes | bytearray | memoryview):
+        return Response(body, status, headers)
     if isinstance(body, dict | list) or (is_dataclass(body) and not isinstance(body, type)):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):

@@ -215,6 +215,9 @@ class Router:
             method: In upper case; not looked at for a WebSocket.
             segments: From ``path_of``.
         """
+        route = self._literal_route(kind, method, segments)
+        if route is not None:
+            return Match(route, {})
         found = self._walk(kind, method, segments)
         if isinstance(found, Match) or kind == "websocket" or not self.redirect_slashes:
             return found
@@ -291,6 +294,15 @@ class Router:
         if route.name is not None:
             self._names.setdefault(route.name, []).append(route)
         self.routes.append(route)
+
+    def _literal_route(self, kind: Kind, method: str, segments: list[str]) -> Route | None:
+        """The route without parameters, which ``_walk`` would try first, and most requests ask for."""
+        node = self._root
+        for segment in segments:
+            if segment not in node.literal:
+                return None
+            node = node.literal[segment]
+        return node.answer(kind, method) if segments else None
 
     def _walk(self, kind: Kind, method: str, segments: list[str]) -> Match | Mounted | Miss:
         allow: set[str] = set()

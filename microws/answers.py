@@ -2,13 +2,15 @@
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from secrets import token_hex
 from typing import Any, TypeAlias
 
 from microws.closing import DEFAULT_REASONS, CloseCode, truncate_reason
-from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError
+from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.responses import Response
+from microws.routing import encode_path
 
 __all__ = ["ErrorHandler", "ErrorHandlers", "close_for", "error_of", "response_for"]
 
@@ -25,6 +27,7 @@ class ErrorHandlers:
     def __init__(self) -> None:
         self._by_status: dict[int, ErrorHandler] = {}
         self._by_class: dict[type[Exception], ErrorHandler] = {}
+        self._of_unexpected: ErrorHandler | None = None
 
     def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
         """
@@ -39,6 +42,8 @@ class ErrorHandlers:
             if key in self._by_status:
                 raise ValueError(f"{key} has an error handler already")
             self._by_status[key] = handler
+            if key == 500:
+                self._of_unexpected = partial(_report_and_call, handler)
         elif isinstance(key, type) and issubclass(key, Exception):
             if key in self._by_class:
                 raise ValueError(f"{key.__name__} has an error handler already")
@@ -47,26 +52,53 @@ class ErrorHandlers:
             raise TypeError(f"error_handler takes an exception class or a status, not {key!r}")
 
     def find(self, error: Exception) -> ErrorHandler | None:
-        """The handler of the error's status, else that of its nearest class, else 500's for the unexpected."""
+        """
+        The handler of the error's status, else that of its nearest class, else 500's for the unexpected.
+
+        A handler of its class has expected it; 500's has not, so that one finds the error in the log.
+        """
         if isinstance(error, HTTPException) and error.status in self._by_status:
             return self._by_status[error.status]
         for base in type(error).__mro__:
             if base in self._by_class:
                 return self._by_class[base]
-        return None if isinstance(error, HTTPException) else self._by_status.get(500)
+        return None if isinstance(error, HTTPException) else self._of_unexpected
+
+
+def _report_and_call(handler: ErrorHandler, connection: Any, error: Exception) -> Any:
+    _report(error, connection.path)
+    return handler(connection, error)
 
 
 def error_of(error: Exception) -> Exception:
-    """The one exception that a task group has wrapped, or ``error`` itself."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    """
+    The one exception that task groups have wrapped, or ``error`` itself.
+
+    Beside another exception a ``WebSocketDisconnect`` says nothing: where one task fails, the others learn of the end.
+    """
+    leaves = list(_leaves(error))
+    others = [leaf for leaf in leaves if not isinstance(leaf, WebSocketDisconnect)]
+    if not others:
+        return leaves[0]
+    return others[0] if len(others) == 1 else error
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 def response_for(error: Exception, *, path: str, debug: bool) -> Response:
     """The default response to ``error``. An unexpected one is logged, and shows the client no more than an id."""
     if isinstance(error, HTTPException):
-        return _plain(error.detail, error.status, error.headers)
+        try:
+            return _plain(error.detail, error.status, error.headers)
+        except (TypeError, ValueError) as failure:
+            # Its headers cannot be sent.
+            error = failure
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
         return _plain("Bad Request", 400)
@@ -95,9 +127,10 @@ def _report(error: Exception, path: str) -> str:
     if not error_id:
         error_id = token_hex(4)
         setattr(error, _ID, error_id)
-        _log.error("%s: unexpected error, id %s", path, error_id, exc_info=error)
+        # Encoded: a path may hold line breaks, and would else write lines of its own into the log.
+        _log.error("%s: unexpected error, id %s", encode_path(path, keep_slashes=True), error_id, exc_info=error)
     return error_id
 
 
 def _plain(text: str, status: int, headers: Any = None) -> Response:
-    return Response(text, status, headers, content_type="text/plain; charset=utf-8")
+    return Response(text.encode(errors="replace"), status, headers, content_type="text/plain; charset=utf-8")

@@ -1,11 +1,13 @@
 """The app: where views, hooks and settings are registered. What it is asked it hands on."""
 
 import inspect
-import re
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from itertools import count
+from math import inf
 from pathlib import Path
+from string import Formatter
 from typing import Any, TypeVar, get_args
 
 from microws.closing import check_close
@@ -15,12 +17,13 @@ from microws.dispatch import Dispatcher, Hooks, HTTPEndpoint, OnInvalid, WebSock
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
 from microws.handshake import check_origins_setting
-from microws.hub import Hub
+from microws.hub import Hub, check_topic
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import BackgroundTasks, serve_lifespan
 from microws.outbox import MAX_MESSAGES, Overflow
+from microws.requests import Request
 from microws.responses import Response
-from microws.routing import Match, Pattern, Router
+from microws.routing import Match, Pattern, Router, path_of
 from microws.subscription import Stream, Subscription
 from microws.templates import Templates
 from microws.testing import TestClient
@@ -89,33 +92,42 @@ class App:
         debug: bool = False,
         templates: str | Path = "templates",
     ) -> None:
-        for name, value in (
+        for name, number in (
             ("max_message_size", max_message_size),
             ("max_fragments", max_fragments),
             ("receive_queue", receive_queue),
+        ):
+            _check_count(name, number, minimum=1)
+        _check_count("max_body_size", max_body_size, minimum=0)
+        for name, seconds in (
             ("send_timeout", send_timeout),
             ("accept_timeout", accept_timeout),
             ("close_timeout", close_timeout),
         ):
-            _check_positive(name, value)
-        if max_body_size < 0:
-            raise ValueError(f"max_body_size is a number of bytes, 0 or more, not {max_body_size}")
+            _check_seconds(name, seconds)
+        _check_count("error_close_code", error_close_code, minimum=1000)
+        check_close(error_close_code, "")
         if compression:
             raise FeatureUnavailable("this version leaves compression to the server: App(compression=False)")
-        check_close(error_close_code, "")
+        if not isinstance(hub, str):
+            raise TypeError(f'hub is the name of a backplane, such as "memory", not {hub!r}')
+        self.max_message_size = max_message_size
         self.max_fragments = max_fragments
         self.debug = debug
+        self._parent: App | None = None
         self._codecs = Codecs()
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
         self._hub = Hub(self._codecs, hub)
-        self._state = State()
+        self._state_values: dict[str, Any] = {}
+        self._state = State(self._state_values)
         self._tasks = BackgroundTasks()
         self._on_startup: list[Callable[[], Any]] = []
         self._on_shutdown: list[Callable[[], Any]] = []
         self._contexts: list[Callable[[App], AbstractAsyncContextManager[Any]]] = []
         self._middleware: list[tuple[Callable[..., ASGIApplication], dict[str, Any]]] = []
-        self._root: App = self
+        self._added_codecs: dict[str, Codec] = {}
+        self._topics: list[tuple[str, dict[str, Any]]] = []
         self._asgi: ASGIApplication | None = None
         self._directory = _directory_of_caller()
         self._template_directory = self._directory / templates
@@ -284,7 +296,6 @@ class App:
         endpoint = WebSocketEndpoint(
             hooks=self._hooks,
             view=bind_view(view, pattern, parameters, kind="websocket"),
-            codecs=self._codecs,
             receive_type=value_type if receive_type is None else receive_type,
             send_type=value_type if send_type is None else send_type,
             subprotocols=tuple(subprotocols),
@@ -317,6 +328,7 @@ class App:
         Raises:
             RoutingError: The name or the expression cannot be.
         """
+        self._check_registering()
         self._router.converters.add(name, pattern, parse, format)
 
     def add_codec(self, name: str, codec: Codec) -> None:
@@ -326,7 +338,9 @@ class App:
         Raises:
             TypeError, ValueError: The name is taken, or ``codec`` is none.
         """
+        self._check_registering()
         self._codecs.add(name, codec)
+        self._added_codecs[name] = codec
 
     def mount(self, prefix: str, asgi_app: ASGIApplication) -> None:
         """
@@ -340,33 +354,49 @@ class App:
 
     def include(self, other_app: "App", prefix: str = "") -> None:
         """
-        Take over the routes, hooks, error handlers and start-up of another app, as a blueprint.
+        Take over all that was registered with another app, as a blueprint.
 
-        Its hooks and error handlers serve its own routes, inside those of this app; its views see this app as ``app``,
+        Its hooks and error handlers serve its own routes, inside those of this app. Its views see this app as ``app``,
         and its ``publish``, ``subscribe``, ``state`` and ``url_for`` are this app's. Its own settings do not count.
 
         Args:
-            other_app: Complete: nothing can be registered with it afterwards.
-            prefix: A pattern before each of its patterns.
+            other_app: Complete: registering with it afterwards is an error. It may include others, and may be included
+                here again with another prefix.
+            prefix: Literal text such as ``/admin`` before each of its patterns.
 
         Raises:
-            RoutingError: Two routes that cannot be told apart.
+            RoutingError: Two routes that cannot be told apart, or a prefix that cannot be.
             RuntimeError: ``other_app`` is this app, is included elsewhere, or has middleware, which would not run.
+            ValueError: Both apps have codecs of one name.
         """
         self._check_registering()
-        if other_app is self or other_app._root not in (other_app, self):
-            raise RuntimeError("an app is included once, in another app")
+        if other_app is self or other_app._parent not in (None, self):
+            raise RuntimeError("an app is included in one other app only, and never in itself")
         if other_app._middleware:
             raise RuntimeError(
                 "an included app has no middleware of its own: add it to the including app, or use mount"
             )
+        if "{" in prefix:
+            raise RoutingError(
+                f"the prefix {prefix!r} has a parameter, which the views do not take; write it in each of the patterns"
+            )
         self._router.include(other_app._router, prefix)
-        if other_app._root is not self:
-            other_app._hooks.parent = self._hooks
-            other_app._root = self
-            self._on_startup.extend(other_app._on_startup)
-            self._on_shutdown.extend(other_app._on_shutdown)
-            self._contexts.extend(other_app._contexts)
+        if other_app._parent is None:
+            other_app._parent = self
+            self._take_over(other_app)
+
+    def _take_over(self, other_app: "App") -> None:
+        other_app._hooks.parent = self._hooks
+        self._on_startup.extend(other_app._on_startup)
+        self._on_shutdown.extend(other_app._on_shutdown)
+        self._contexts.extend(other_app._contexts)
+        for name, codec in other_app._added_codecs.items():
+            if self._added_codecs.get(name) is not codec:
+                self.add_codec(name, codec)
+        for pattern, settings in other_app._topics:
+            self.topic(pattern, **settings)
+        for name, value in other_app._state_values.items():
+            self._state_values.setdefault(name, value)
 
     def static(self, prefix: str, directory: str | Path) -> None:
         """
@@ -381,8 +411,8 @@ class App:
         """
         files = StaticFiles(self._directory / directory)
 
-        async def static(path: str) -> Response:
-            return await files.response(path)
+        async def static(request: Request, path: str) -> Response:
+            return await files.response(path, url=request.url)
 
         self.add_route(static, f"{prefix.rstrip('/')}/{{path:path}}")
 
@@ -398,6 +428,8 @@ class App:
     def render(self, template: str, /, **context: Any) -> str:
         """
         Fill a Jinja2 template of the app's template directory; a view may return the text as its page.
+
+        HTML is escaped. ``url_for`` is there; behind a proxy with a root path give ``url_for=request.url_for``.
 
         Raises:
             FeatureUnavailable: Jinja2 is not installed.
@@ -426,21 +458,33 @@ class App:
 
     def before_request(self, hook: F) -> F:
         """Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer."""
+        self._check_registering()
         self._hooks.before_request.append(hook)
         return hook
 
     def after_request(self, hook: F) -> F:
-        """Decorator: call ``hook(request, response)`` after each HTTP view. It may return another response."""
+        """
+        Decorator: call ``hook(request, response)`` after each HTTP view, also where it or a hook before it failed.
+
+        It may change the response, or return another.
+        """
+        self._check_registering()
         self._hooks.after_request.append(hook)
         return hook
 
     def before_websocket(self, hook: F) -> F:
         """Decorator: call ``hook(ws)`` before each WebSocket view. It may reject, or return what to reject with."""
+        self._check_registering()
         self._hooks.before_websocket.append(hook)
         return hook
 
     def after_websocket(self, hook: F) -> F:
-        """Decorator: call ``hook(ws)`` after each WebSocket view, however it ended."""
+        """
+        Decorator: call ``hook(ws)`` once after each WebSocket that a route answered, however it ended.
+
+        Also where a hook before it refused it, and where the view was cancelled; it has ``close_timeout`` seconds.
+        """
+        self._check_registering()
         self._hooks.after_websocket.append(hook)
         return hook
 
@@ -456,6 +500,7 @@ class App:
         """
 
         def register(handler: F) -> F:
+            self._check_registering()
             self._hooks.handlers.add(key, handler)
             return handler
 
@@ -474,9 +519,13 @@ class App:
         return hook
 
     def lifespan(self, context: F) -> F:
-        """Decorator: enter the async context manager ``context(app)`` at start-up, and leave it at shutdown."""
+        """
+        Decorator: enter the async context manager ``context(app)`` at start-up, and leave it at shutdown.
+
+        An async generator function with one ``yield`` is taken for one.
+        """
         self._check_registering()
-        self._contexts.append(context)
+        self._contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
         return context
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
@@ -528,7 +577,9 @@ class App:
         """
         if history is not None or ttl is not None:
             raise FeatureUnavailable("this version has no history: use app.topic without history= and ttl=")
-        self.hub.configure(pattern, queue=queue, overflow=overflow, key=key)
+        self._check_registering()
+        self._hub.configure(pattern, queue=queue, overflow=overflow, key=key)
+        self._topics.append((pattern, {"queue": queue, "overflow": overflow, "key": key}))
 
     async def publish(self, topic: str, value: Any) -> Receipt:
         """
@@ -597,10 +648,12 @@ class App:
         Args:
             options: Those of ``microws.testing.TestClient``.
         """
-        return TestClient(self, codecs=self._codecs_of_path, **options)
+        return TestClient(self, codecs=partial(self._codecs_of_path, options.get("root_path", "")), **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
+        if self._parent is not None:
+            raise RuntimeError("this app is included in another one: serve that one")
         if self._asgi is None:
             self._asgi = self._build()
         await self._asgi(scope, receive, send)
@@ -611,17 +664,17 @@ class App:
             asgi = middleware(asgi, **options)
         return asgi
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
+    def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        kind = scope["type"]
+        if kind == "lifespan" or not self.hub.is_attached:
+            self.hub.attach()
+        match kind:
             case "http":
-                self.hub.attach()
-                await self._dispatcher.http(scope, receive, send)
+                return self._dispatcher.http(scope, receive, send)
             case "websocket":
-                self.hub.attach()
-                await self._dispatcher.websocket(scope, receive, send)
+                return self._dispatcher.websocket(scope, receive, send)
             case "lifespan":
-                self.hub.attach()
-                await serve_lifespan(
+                return serve_lifespan(
                     receive,
                     send,
                     app=self,
@@ -633,32 +686,52 @@ class App:
             case other:
                 raise RuntimeError(f"microws serves http, websocket and lifespan, not {other!r}")
 
-    def _codecs_of_path(self, path: str) -> tuple[Any, Any] | None:
-        """The codecs of what a client sends and receives at ``path``."""
-        segments = path.partition("?")[0].split("/")[1:]
-        found = self._router.resolve("websocket", "GET", segments)
+    def _codecs_of_path(self, root_path: str, path: str) -> tuple[Any, Any] | None:
+        """The codecs of what a client sends and receives at ``path``, where a view of this app answers."""
+        try:
+            found = self._router.resolve("websocket", "GET", path_of({"path": path, "root_path": root_path})[1])
+        except Exception:
+            # A converter that fails: the handshake will show it.
+            return None
         if not isinstance(found, Match):
             return None
         endpoint: WebSocketEndpoint = found.route.endpoint
-        return endpoint.codecs.get(endpoint.receive_type), endpoint.codecs.get(endpoint.send_type)
+        return self._codecs.get(endpoint.receive_type), self._codecs.get(endpoint.send_type)
 
     def _subscription_id(self) -> str:
         return f"app-{next(self._subscriptions)}"
 
+    @property
+    def _root(self) -> "App":
+        """The app that serves: this one, or the outermost of those that include it."""
+        return self if self._parent is None else self._parent._root
+
     def _check_registering(self) -> None:
-        if self._root is not self:
+        if self._parent is not None:
             raise RuntimeError("this app is included in another one: register first, include then")
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not (type(value) in (int, float) and value > 0):
-        raise ValueError(f"{name} is a number greater than 0, not {value!r}")
+def _check_count(name: str, value: Any, *, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} is a whole number, {minimum} or more, not {value!r}")
 
 
-def _check_topic_template(topic: str, pattern: str, parameters: tuple[str, ...]) -> None:
-    for name in re.findall(r"\{(.*?)\}", topic):
-        if name not in parameters:
+def _check_seconds(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
+        raise ValueError(f"{name} is a number of seconds greater than 0, not {value!r}")
+
+
+def _check_topic_template(topic: Any, pattern: str, parameters: tuple[str, ...]) -> None:
+    if not isinstance(topic, str):
+        raise TypeError(f'subscribe takes topics such as "chat:{{room}}", not {topic!r}')
+    try:
+        fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"subscribe={topic!r}: {error}; a brace of the topic's own is written twice") from None
+    for name, spec, conversion in fields:
+        if name not in parameters or spec or conversion:
             raise RoutingError(f"subscribe={topic!r} needs {name!r}, which the pattern {pattern!r} does not have")
+    check_topic(topic.format(**dict.fromkeys(parameters, "x")))
 
 
 def _directory_of_caller() -> Path:

@@ -666,7 +666,8 @@ class App:
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
-        if kind == "lifespan" or not self.hub.is_attached:
+        # Not for every request: where the lifespan is served, the loop is known, and without one a WebSocket tells.
+        if kind != "http" or not self.hub.is_attached:
             self.hub.attach()
         match kind:
             case "http":

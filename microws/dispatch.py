@@ -10,7 +10,7 @@ import anyio
 
 from microws.answers import ErrorHandler, ErrorHandlers, close_for, error_of, response_for
 from microws.codec import Codecs
-from microws.errors import HTTPException, WebSocketDisconnect
+from microws.errors import ClientDisconnect, HTTPException, WebSocketDisconnect
 from microws.handshake import SAFE_METHODS, Refusal, check_handshake_origin, check_request_origin
 from microws.hooks import call_hook
 from microws.hub import Hub
@@ -198,6 +198,9 @@ class Dispatcher:
 
     async def _send_error(self, request: Request, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
         if answer.has_started:
+            if isinstance(error_of(error), ClientDisconnect):
+                _log.debug("%s: the client left within its response", _shown(request.path))
+                return
             # The server then drops the connection: a client must not take a part for the whole.
             raise error
         response = await self._answer_request(request, error, hooks)

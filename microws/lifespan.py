@@ -22,6 +22,7 @@ class BackgroundTasks:
 
     def __init__(self) -> None:
         self._group: TaskGroup | None = None
+        self._ended: anyio.Event | None = None
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """
@@ -36,15 +37,25 @@ class BackgroundTasks:
             )
         self._group.start_soon(_run_task, function, args)
 
-    async def run(self, *, task_status: anyio.abc.TaskStatus[anyio.CancelScope]) -> None:
-        """Keep the tasks until the scope that ``task_status`` reports is cancelled."""
-        async with anyio.create_task_group() as group:
-            self._group = group
-            task_status.started(group.cancel_scope)
-            try:
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Keep the tasks until ``stop``."""
+        ended = self._ended = anyio.Event()
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                task_status.started()
                 await anyio.sleep_forever()
-            finally:
-                self._group = None
+        finally:
+            self._group = None
+            ended.set()
+
+    async def stop(self) -> None:
+        """Cancel the tasks, and wait until the last of them has ended."""
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+            self._group = None
+        if self._ended is not None:
+            await self._ended.wait()
 
 
 async def _run_task(function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
@@ -67,33 +78,35 @@ async def serve_lifespan(
     """
     Answer ASGI's lifespan events.
 
-    Start-up enters the contexts in order, then calls the hooks in order. Shutdown cancels the background tasks, calls
-    the shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something fails on
-    the way; a failure is told to the server with its traceback.
+    Start-up enters the contexts in order, then calls the hooks in order. Shutdown ends the background tasks, calls the
+    shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something fails on the
+    way; a failure is told to the server with its traceback, and raised.
 
     Args:
         app: What the contexts are made with.
     """
     await receive()
-    has_started = False
-    try:
-        async with anyio.create_task_group() as group, AsyncExitStack() as stack:
-            background: anyio.CancelScope = await group.start(tasks.run)
-            stack.callback(background.cancel)
-            for context in contexts:
-                await stack.enter_async_context(context(app))
-            for hook in on_startup:
-                await call_hook(hook)
-            has_started = True
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            background.cancel()
-            for hook in on_shutdown:
-                await call_hook(hook)
-    except Exception as error:
-        if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        event = "lifespan.shutdown.failed" if has_started else "lifespan.startup.failed"
-        await send({"type": event, "message": "".join(traceback.format_exception(error))})
-        return
+    phase = "startup"
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        await group.start(tasks.run)
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    for context in contexts:
+                        await stack.enter_async_context(context(app))
+                    for hook in on_startup:
+                        await call_hook(hook)
+                    await send({"type": "lifespan.startup.complete"})
+                    phase = "shutdown"
+                    await receive()
+                finally:
+                    await tasks.stop()
+                for hook in reversed(on_shutdown):
+                    stack.push_async_callback(call_hook, hook)
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
+        raise failure
     await send({"type": "lifespan.shutdown.complete"})

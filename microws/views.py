@@ -37,13 +37,19 @@ def bind_view(
         kind: A WebSocket view has to be ``async def``.
 
     Raises:
-        TypeError: ``view`` cannot be called, or is a WebSocket view that is not ``async def``.
+        TypeError: ``view`` cannot be called, is a generator, or is a WebSocket view that is not ``async def``.
         RoutingError: The signature does not fit the pattern.
     """
     name = _name(view)
-    if not callable(view):
-        raise TypeError(f"a view is a function; {pattern!r} was given {view!r}")
-    is_async = _is_async(view)
+    if isinstance(view, type) or not callable(view):
+        raise TypeError(f"a view is a function, or an object with __call__; {pattern!r} was given {view!r}")
+    function = _function(view)
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(
+            f"the view {name} of {pattern!r} has a `yield`: a view returns what it answers; for a stream, return "
+            "StreamingResponse(…) or EventStream(…) around a generator"
+        )
+    is_async = inspect.iscoroutinefunction(function)
     if kind == "websocket" and not is_async:
         raise TypeError(f"the WebSocket view {name} of {pattern!r} must be `async def`: it waits for messages")
     connection = _connection_parameter(view, name, pattern, parameters, kind=kind)
@@ -138,10 +144,11 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
     )
 
 
-def _is_async(view: Any) -> bool:
-    return inspect.iscoroutinefunction(view) or (
-        not inspect.isroutine(view) and inspect.iscoroutinefunction(getattr(view, "__call__", None))  # noqa: B004
-    )
+def _function(view: Any) -> Any:
+    """What runs when ``view`` is called, behind ``functools.partial`` and ``__call__``."""
+    while isinstance(view, partial):
+        view = view.func
+    return view if inspect.isroutine(view) else getattr(view, "__call__", view)  # noqa: B004
 
 
 def _name(view: Any) -> str:

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from itertools import count
 from math import inf
 from pathlib import Path
 from string import Formatter
@@ -132,7 +131,6 @@ class App:
         self._directory = _directory_of_caller()
         self._template_directory = self._directory / templates
         self._templates: Templates | None = None
-        self._subscriptions = count(1)
         self._dispatcher = Dispatcher(
             self,
             router=self._router,
@@ -618,7 +616,7 @@ class App:
         """
         if not topics:
             raise TypeError("subscribe takes at least one topic")
-        return Subscription(self.hub, self._root._codecs.get("json"), topics, id=self._subscription_id())
+        return Subscription(self.hub, self._root._codecs.get("json"), topics)
 
     def stream(self, topic: str, *, since: str | None = None) -> Stream:
         """
@@ -633,7 +631,7 @@ class App:
         """
         if since is not None:
             raise FeatureUnavailable("this version has no history: use app.stream without since=")
-        return Stream(self.hub, self._root._codecs.get("text"), topic, id=self._subscription_id())
+        return Stream(self.hub, self._root._codecs.get("text"), topic)
 
     def members(self, topic: str) -> Any:
         """Presence, which this version does not have: raises ``FeatureUnavailable``."""
@@ -698,9 +696,6 @@ class App:
             return None
         endpoint: WebSocketEndpoint = found.route.endpoint
         return self._codecs.get(endpoint.receive_type), self._codecs.get(endpoint.send_type)
-
-    def _subscription_id(self) -> str:
-        return f"app-{next(self._subscriptions)}"
 
     @property
     def _root(self) -> "App":

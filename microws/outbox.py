@@ -76,12 +76,16 @@ class Outbox:
         marker: Makes the gap marker of a topic, for a client that asked for them; ``None``: it did not.
         losses: Counts what the policies took away, under ``"drop_oldest"``, ``"drop_newest"``, ``"latest"``; shared by
             the outboxes of a hub.
-        max_bytes: Payload bytes that it holds in all; an empty outbox takes one frame of any size.
+        max_bytes: Payload bytes that it holds in all; an empty outbox takes one frame of any size. A gap marker is
+            not refused.
+
+    Attributes:
+        taken: How many frames were taken out so far.
 
     Source: docs/explanation.md, "A slow client".
     """
 
-    __slots__ = ("_bytes", "_counts", "_gaps", "_items", "_losses", "_marker", "_max_bytes")
+    __slots__ = ("_bytes", "_counts", "_gaps", "_items", "_losses", "_marker", "_max_bytes", "taken")
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class Outbox:
         self._marker = marker
         self._losses: Counter[str] = Counter() if losses is None else losses
         self._max_bytes = max_bytes
+        self.taken = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -111,8 +116,18 @@ class Outbox:
         """Whether ``ws.send`` has to wait."""
         return len(self._items) >= MAX_MESSAGES or self._bytes >= self._max_bytes
 
+    def has_room(self, frame: Frame) -> bool:
+        """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""
+        if not self._items:
+            return True
+        return len(self._items) < MAX_MESSAGES and self._bytes + frame.size <= self._max_bytes
+
+    def is_half_full(self, settings: TopicSettings) -> bool:
+        """Whether a topic with these settings may soon find no room."""
+        return len(self._items) * 2 >= settings.queue or self._bytes * 2 >= self._max_bytes
+
     def send_nowait(self, frame: Frame) -> None:
-        """Queue a frame of ``ws.send``. Never waits; the caller has waited while ``is_full``."""
+        """Queue a frame of ``ws.send``. Never waits; the caller has waited until there was room for it."""
         self._items.append(frame)
         self._bytes += frame.size
 
@@ -127,16 +142,16 @@ class Outbox:
         settings = message.settings
         if settings.overflow == "latest" and self._counts.get(message.topic):
             self._conflate(message)
-        if not self._has_room(message):
+        if not self._takes(message):
             match settings.overflow:
                 case "close":
                     return Outcome.REFUSED
                 case "drop_newest":
                     return self._give_up(message)
                 case "drop_oldest" | "latest":
-                    while self._counts.get(message.topic) and not self._has_room(message):
+                    while self._counts.get(message.topic) and not self._takes(message):
                         self._drop_oldest(message.topic, settings.overflow)
-                    if not self._has_room(message):
+                    if not self._takes(message):
                         return self._give_up(message)
         if message.topic in self._gaps:
             self._gaps.discard(message.topic)
@@ -148,6 +163,7 @@ class Outbox:
     def pop(self) -> Frame:
         """Take the oldest frame out."""
         item = self._items.popleft()
+        self.taken += 1
         if isinstance(item, Frame):
             self._bytes -= item.size
             return item
@@ -161,7 +177,7 @@ class Outbox:
         self._gaps.clear()
         self._bytes = 0
 
-    def _has_room(self, message: Published) -> bool:
+    def _takes(self, message: Published) -> bool:
         if not self._items:
             return True
         return (

@@ -1,6 +1,7 @@
 """Topics read by the app itself: ``app.subscribe`` as a queue to iterate, ``app.stream`` as server-sent events."""
 
 from base64 import b64encode
+from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,22 +11,28 @@ from microws.codec import MessageCodec
 from microws.errors import Overflow
 from microws.hub import Hub, Subscriber
 from microws.interfaces import Frame
-from microws.outbox import Outbox
+from microws.outbox import Outbox, Published, TopicSettings, gap_marker
 from microws.sse import ServerSentEvent
 
 __all__ = ["Stream", "Subscription"]
+
+_numbers = count(1)
+# Stands in a queue where an overflow policy has dropped messages.
+_GAP = Frame("")
 
 
 class _Queue:
     """The receiving end of some topics: waits for a frame, and says when one was lost."""
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], id: str) -> None:  # noqa: A002
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         self._hub = hub
         self._topics = topics
         self._overflowed = False
         self._arrived: anyio.Event | None = None
-        self._outbox = Outbox(losses=hub.losses)
-        self._subscriber = Subscriber(id=id, codec=codec, outbox=self._outbox, wake=self._wake, refuse=self._refuse)
+        self._outbox = Outbox(marker=_gap, losses=hub.losses)
+        self._subscriber = Subscriber(
+            id=f"app-{next(_numbers)}", codec=codec, outbox=self._outbox, wake=self._wake, refuse=self._refuse
+        )
 
     def open(self) -> None:
         self._hub.subscribe(self._subscriber, *self._topics)
@@ -40,10 +47,16 @@ class _Queue:
             if self._overflowed:
                 self._overflowed = False
                 self.open()
-                raise Overflow(f"messages of {', '.join(self._topics)} came faster than they were read; some were lost")
+                raise self._overflow()
             self._arrived = self._arrived or anyio.Event()
             await self._arrived.wait()
-        return self._outbox.pop()
+        frame = self._outbox.pop()
+        if frame is _GAP:
+            raise self._overflow()
+        return frame
+
+    def _overflow(self) -> Overflow:
+        return Overflow(f"messages of {', '.join(self._topics)} came faster than they were read; some were lost")
 
     def _wake(self) -> None:
         if self._arrived is not None:
@@ -55,6 +68,10 @@ class _Queue:
         self._overflowed = True
         self._hub.leave(self._subscriber)
         self._wake()
+
+
+def _gap(topic: str, settings: TopicSettings) -> Published:
+    return gap_marker(topic, settings, _GAP)
 
 
 class Subscription:
@@ -71,9 +88,9 @@ class Subscription:
     once where messages were lost because they came faster than they were read, and then goes on.
     """
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], *, id: str) -> None:  # noqa: A002
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         self._codec = codec
-        self._queue = _Queue(hub, codec, topics, id)
+        self._queue = _Queue(hub, codec, topics)
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -107,9 +124,9 @@ class Stream:
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topic: str, *, id: str) -> None:  # noqa: A002
+    def __init__(self, hub: Hub, codec: MessageCodec, topic: str) -> None:
         self._topic = topic
-        self._queue = _Queue(hub, codec, (topic,), id)
+        self._queue = _Queue(hub, codec, (topic,))
 
     def __aiter__(self) -> Self:
         self._queue.open()
@@ -119,6 +136,7 @@ class Stream:
         try:
             frame = await self._queue.get()
         except Overflow:
+            await self.aclose()
             raise StopAsyncIteration from None
         data = frame.text if frame.is_text else b64encode(frame.data).decode()
         return ServerSentEvent(data, event=self._topic)

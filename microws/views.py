@@ -84,10 +84,7 @@ def _connection_parameter(
         raise refuse(f"nothing fills its parameter {unfilled[0]!r}; the pattern could: {{{unfilled[0]}}}")
     if others:
         first = others[0]
-        is_first = signature[0] is first and first.kind in _POSITIONAL
-        if first.kind is Parameter.POSITIONAL_ONLY and not is_first:
-            raise refuse(f"{first.name!r} is positional-only and not the first parameter")
-        return "" if is_first else first.name
+        return "" if signature[0] is first and first.kind in _POSITIONAL else first.name
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in signature):
         return ""
     if kind == "websocket":
@@ -96,7 +93,8 @@ def _connection_parameter(
 
 
 async def _call_in_thread(view: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    result = await anyio.to_thread.run_sync(partial(view, *args, **kwargs))
+    # In a tuple, because trio refuses a coroutine from a thread.
+    (result,) = await anyio.to_thread.run_sync(lambda: (view(*args, **kwargs),))
     # A decorator's plain wrapper around an `async def` view.
     return await result if inspect.isawaitable(result) else result
 

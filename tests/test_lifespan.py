@@ -1,0 +1,301 @@
+"""The life of an app: start-up, background tasks, shutdown."""
+
+import logging
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from microws import App
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def running(app):
+    async with app.test_client() as client:
+        yield client
+
+
+async def events_of(app):
+    """The app's lifespan under a server that asks for all of it: the events it sent, and what it raised."""
+    asked = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent = []
+
+    async def receive():
+        return asked.pop(0)
+
+    async def send(event):
+        sent.append(event)
+
+    try:
+        with anyio.fail_after(5):
+            await app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    except Exception as error:
+        return sent, error
+    return sent, None
+
+
+def context(log, name, *, fail=""):
+    @asynccontextmanager
+    async def manage(app):
+        log.append(f"enter {name}")
+        if fail == "enter":
+            raise LookupError(name)
+        try:
+            yield
+        finally:
+            log.append(f"leave {name}")
+        if fail == "leave":
+            raise LookupError(name)
+
+    return manage
+
+
+def note(log, text, *, fail=False):
+    async def hook():
+        log.append(text)
+        if fail:
+            raise LookupError(text)
+
+    return hook
+
+
+class TestOrder:
+    async def test_contexts_then_hooks_in_order_and_back_in_reverse(self):
+        app, log = App(), []
+        app.lifespan(context(log, "a"))
+        app.on_startup(note(log, "start 1"))
+        app.lifespan(context(log, "b"))
+        app.on_startup(note(log, "start 2"))
+        app.on_shutdown(note(log, "stop 1"))
+        app.on_shutdown(note(log, "stop 2"))
+        async with running(app):
+            log.append("running")
+        up = ["enter a", "enter b", "start 1", "start 2", "running"]
+        assert log == [*up, "stop 1", "stop 2", "leave b", "leave a"]
+
+    async def test_the_server_is_told_of_both_ends(self):
+        assert await events_of(App()) == ([{"type": f"lifespan.{phase}.complete"} for phase in PHASES], None)
+
+    async def test_hooks_may_be_plain_functions(self):
+        app, log = App(), []
+        app.on_startup(lambda: log.append("up"))
+        app.on_shutdown(lambda: log.append("down"))
+        async with running(app):
+            assert log == ["up"]
+        assert log == ["up", "down"]
+
+    async def test_a_context_gets_the_app_and_may_be_a_bare_async_generator(self):
+        app = App()
+
+        @app.lifespan
+        async def connect(given):
+            given.state.database = "open"
+            yield
+            given.state.database = "closed"
+
+        async with running(app):
+            assert app.state.database == "open"
+        assert app.state.database == "closed"
+
+    async def test_an_app_may_live_again(self):
+        app, log = App(), []
+        app.on_startup(note(log, "up"))
+        for _ in range(2):
+            async with running(app):
+                pass
+        assert log == ["up", "up"]
+
+    async def test_decorators_give_the_function_back(self):
+        app = App()
+        for decorator in (app.on_startup, app.on_shutdown, app.lifespan):
+            assert decorator(note) is note
+
+
+PHASES = ("startup", "shutdown")
+
+
+class TestFailures:
+    async def test_a_failed_startup_is_told_with_the_users_traceback_and_raised(self):
+        app, log = App(), []
+        app.lifespan(context(log, "a"))
+        app.on_startup(note(log, "start 1", fail=True))
+        app.on_startup(note(log, "start 2"))
+        app.on_shutdown(note(log, "stop"))
+        [event], error = await events_of(app)
+        assert event["type"] == "lifespan.startup.failed"
+        assert "Traceback" in event["message"]
+        assert "LookupError: start 1" in event["message"]
+        assert "test_lifespan.py" in event["message"]
+        assert (type(error), str(error)) == (LookupError, "start 1")
+        assert log == ["enter a", "start 1", "leave a"]
+
+    async def test_the_test_client_raises_it_as_it_was(self):
+        app = App()
+        app.on_startup(note([], "start", fail=True))
+        with pytest.raises(LookupError, match="start"):
+            async with running(app):
+                pytest.fail("it runs")
+
+    async def test_a_context_that_cannot_be_entered_fails_the_startup(self):
+        app, log = App(), []
+        app.lifespan(context(log, "a"))
+        app.lifespan(context(log, "b", fail="enter"))
+        sent, error = await events_of(app)
+        assert [event["type"] for event in sent] == ["lifespan.startup.failed"]
+        assert isinstance(error, LookupError)
+        assert log == ["enter a", "enter b", "leave a"]
+
+    @pytest.mark.parametrize("failing", ["stop 1", "stop 2", "a", "b"])
+    async def test_a_failure_at_shutdown_keeps_nothing_from_being_ended(self, failing):
+        app, log = App(), []
+        for name in ("a", "b"):
+            app.lifespan(context(log, name, fail="leave" if name == failing else ""))
+        for name in ("stop 1", "stop 2"):
+            app.on_shutdown(note(log, name, fail=name == failing))
+        sent, error = await events_of(app)
+        assert [event["type"] for event in sent] == ["lifespan.startup.complete", "lifespan.shutdown.failed"]
+        assert f"LookupError: {failing}" in sent[1]["message"]
+        assert str(error) == failing
+        assert log == ["enter a", "enter b", "stop 1", "stop 2", "leave b", "leave a"]
+
+    async def test_the_cause_of_a_failure_stays_with_it(self):
+        app = App()
+
+        @app.on_startup
+        async def connect():
+            raise RuntimeError("no database") from ConnectionError("refused")
+
+        [event], error = await events_of(app)
+        assert "ConnectionError: refused" in event["message"]
+        assert isinstance(error.__cause__, ConnectionError)
+
+    async def test_a_context_that_is_none_is_said(self):
+        app = App()
+        app.lifespan(lambda app: None)
+        [event], error = await events_of(app)
+        assert event["type"] == "lifespan.startup.failed"
+        assert isinstance(error, TypeError)
+
+
+class TestBackgroundTasks:
+    @pytest.mark.parametrize("where", ["lifespan", "on_startup", "view"])
+    async def test_a_task_may_be_started_in_each_of_these_and_publishes(self, where):
+        app = App()
+
+        async def announce(text):
+            await app.publish("news", text)
+
+        @app.lifespan
+        async def begin(app):
+            if where == "lifespan":
+                app.start_soon(announce_when_asked)
+            yield
+
+        @app.on_startup
+        async def start():
+            if where == "on_startup":
+                app.start_soon(announce_when_asked)
+
+        @app.post("/")
+        async def go():
+            if where == "view":
+                app.start_soon(announce_when_asked)
+            asked.set()
+
+        async def announce_when_asked():
+            await asked.wait()
+            await announce("hi")
+
+        asked = anyio.Event()
+        async with running(app) as client, app.subscribe("news") as messages:
+            await client.post("/")
+            with anyio.fail_after(5):
+                assert await anext(messages) == "hi"
+
+    async def test_at_shutdown_it_has_ended_before_hooks_and_contexts_end_what_it_uses(self):
+        app, log = App(), []
+        app.lifespan(context(log, "pool"))
+        app.on_shutdown(note(log, "stop"))
+
+        async def work():
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for _ in range(5):
+                        await anyio.lowlevel.checkpoint()
+                log.append("task ended")
+
+        app.on_startup(lambda: app.start_soon(work))
+        async with running(app):
+            await anyio.wait_all_tasks_blocked()
+        assert log == ["enter pool", "task ended", "stop", "leave pool"]
+
+    async def test_it_has_ended_also_where_the_startup_fails(self):
+        app, log = App(), []
+        app.lifespan(context(log, "pool"))
+
+        async def work():
+            try:
+                await anyio.sleep_forever()
+            finally:
+                log.append("task ended")
+
+        @app.on_startup
+        async def start():
+            app.start_soon(work)
+            await anyio.wait_all_tasks_blocked()
+            raise LookupError
+
+        await events_of(app)
+        assert log == ["enter pool", "task ended", "leave pool"]
+
+    async def test_a_failing_one_is_logged_and_disturbs_nobody(self, caplog):
+        app, log = App(), []
+
+        async def fail(text):
+            raise LookupError(text)
+
+        async def go_on():
+            with anyio.fail_after(5):
+                await logged.wait()
+            log.append("went on")
+
+        class Watch(logging.Handler):
+            def emit(self, record):
+                logged.set()
+
+        logged, watch = anyio.Event(), Watch()
+        logging.getLogger("microws.lifespan").addHandler(watch)
+        try:
+            async with running(app):
+                app.start_soon(go_on)
+                app.start_soon(fail, "boom")
+                await logged.wait()
+                await anyio.wait_all_tasks_blocked()
+        finally:
+            logging.getLogger("microws.lifespan").removeHandler(watch)
+        assert log == ["went on"]
+        assert "fail failed" in caplog.text
+        assert "LookupError: boom" in caplog.text
+
+    async def test_without_a_running_app_it_says_where_to_call_it(self):
+        app = App()
+        with pytest.raises(RuntimeError, match="call it in @app"):
+            app.start_soon(anyio.sleep, 1)
+
+    async def test_nothing_can_be_started_any_more_once_shutdown_has_begun(self):
+        app, errors = App(), []
+
+        @app.on_shutdown
+        def stop():
+            try:
+                app.start_soon(anyio.sleep, 1)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+        async with running(app):
+            pass
+        assert len(errors) == 1

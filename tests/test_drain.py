@@ -4,7 +4,10 @@ import anyio
 import httpx
 import pytest
 from raw_websocket import RawWebSocket, connected
-from serving import echo, failures, lifespan, requesting, respond, serving
+from worker_here import echo, failures, lifespan, requesting, respond, serving
+
+from microws.server.connections import Connections
+from microws.server.waits import TrioWaits
 
 pytestmark = pytest.mark.anyio
 
@@ -367,3 +370,38 @@ async def test_a_second_signal_ends_a_shutdown_that_hangs():
         with anyio.fail_after(1):
             await served.ended.wait()
     assert served.exit_code == 1
+
+
+async def test_a_websocket_that_comes_in_a_drain_is_refused_and_the_app_not_asked():
+    sent = []
+
+    async def send(event):
+        sent.append((event["type"], event.get("status")))
+
+    connections = Connections(echo, waits=TrioWaits)
+    await connections.drain()
+    scope = {"type": "websocket", "raw_path": b"/", "query_string": b""}
+    await connections(scope, anyio.sleep_forever, send)
+    assert sent == [("websocket.http.response.start", 503), ("websocket.http.response.body", None)]
+
+
+async def test_a_server_that_cannot_close_a_websocket_stops_no_drain():
+    connections = Connections(app_that_accepts, waits=TrioWaits)
+
+    async def send(event):
+        if event["type"] == "websocket.close":
+            raise LookupError
+
+    async with anyio.create_task_group() as tasks:
+        scope = {"type": "websocket", "raw_path": b"/", "query_string": b""}
+        tasks.start_soon(connections, scope, anyio.sleep_forever, send)
+        await anyio.wait_all_tasks_blocked()
+        assert connections.statistics() == (0, 1)
+        await connections.drain()
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+
+
+async def app_that_accepts(scope, receive, send):
+    await send({"type": "websocket.accept"})
+    assert (await receive())["code"] == 1012

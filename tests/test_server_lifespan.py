@@ -3,7 +3,7 @@
 import anyio
 import httpx
 import pytest
-from serving import fails_with_a_short_message, failures, lifespan, respond, serving, start_only
+from worker_here import fails_with_a_short_message, failures, lifespan, respond, serving, start_only
 
 from microws.server.listening import bind
 from microws.server.settings import Settings, parse_address
@@ -228,6 +228,16 @@ async def test_a_lifespan_that_returns_at_shutdown_without_a_word_has_ended():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    async with serving(app) as served:
+        pass
+    assert served.exit_code == 0
+
+
+async def test_an_app_that_waits_on_after_its_shutdown_has_ended():
+    async def app(scope, receive, send):
+        await lifespan(receive, send)
         await receive()
 
     async with serving(app) as served:

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from anyio.abc import SocketAttribute
 from raw_websocket import RawWebSocket, connected
-from serving import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
+from worker_here import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
 from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws.errors import FeatureUnavailable

@@ -116,8 +116,10 @@ class Lifespan:
                 await asked.wait()
                 self._taken.append(phase)
                 return {"type": f"lifespan.{phase}"}
-        await anyio.sleep_forever()
-        raise AssertionError("unreachable")
+        # An app that asks for more has nothing left to do.
+        self._ended.set()
+        while True:
+            await anyio.sleep_forever()
 
     async def _send(self, event: Event) -> None:
         kind = str(event["type"])

@@ -33,7 +33,7 @@ class Listener:
         self.sock = sock
         name = sock.getsockname()
         scheme = "https" if secure else "http"
-        self._file: tuple[Path, int] | None = None
+        self._file: tuple[Path, tuple[int, int]] | None = None
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.url = f"{scheme}://{InternetAddress(name[0], name[1])}"
         else:
@@ -41,7 +41,7 @@ class Listener:
 
     def owns(self, path: Path) -> None:
         """Remove ``path``, the socket's file, at ``close``."""
-        self._file = (path, path.stat().st_ino)
+        self._file = (path, _identity(path))
 
     def listen(self) -> None:
         """
@@ -59,11 +59,17 @@ class Listener:
         """Give the address back."""
         self.sock.close()
         if self._file is not None:
-            path, inode = self._file
+            path, identity = self._file
             self._file = None
             # Another process may have taken the path over in the meantime.
-            if path.exists() and path.stat().st_ino == inode:
+            if path.exists() and _identity(path) == identity:
                 path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    # The number alone may have been used again.
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def bind(addresses: Sequence[Address], *, secure: bool = False) -> list[Listener]:

@@ -1,0 +1,540 @@
+"""The parts of ``microws run`` in this process: sources of options, files of variables, finding the app, exit codes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws import App, __version__
+from microws.cli import main
+from microws.cli.discovery import LoadError, find_app
+from microws.cli.envfile import parse_env_file, read_env_file
+from microws.cli.hints import did_you_mean
+from microws.cli.options import UsageError, build_parser, resolve
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """An empty current directory; whatever is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name in list(os.environ):
+        if name.startswith(("MICROWS_", "PORT", "WEB_CONCURRENCY")):
+            monkeypatch.delenv(name)
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def write(directory, **files):
+    for name, text in files.items():
+        (directory / f"{name}.py").write_text(text)
+
+
+# Where options come from
+
+
+def given_by(directory, *arguments, environ=None):
+    flags = vars(build_parser(__version__).parse_args(["run", *arguments]))
+    del flags["command"]
+    return resolve(flags, environ=environ if environ is not None else {}, directory=directory)
+
+
+def pyproject(directory, text):
+    (directory / "pyproject.toml").write_text(f"[tool.microws]\n{text}\n")
+
+
+def test_without_a_word_the_defaults_hold(directory):
+    invocation = given_by(directory)
+    assert (invocation.app, invocation.factory, invocation.app_dir) == (None, False, directory)
+    assert [str(address) for address in invocation.settings.addresses] == ["127.0.0.1:8000"]
+    assert (invocation.settings.drain_timeout, invocation.settings.ping_interval) == (10, 20)
+    assert (invocation.settings.log_level, invocation.settings.log_format) == ("info", "text")
+    assert invocation.settings.access_log
+    assert invocation.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "toml", "name", "values"),
+    [
+        ("--loop=trio", "uvloop", '"asyncio"', "loop", ["trio", "uvloop", "asyncio"]),
+        ("--certfile=a", "b", '"c"', "certfile", ["a", "b", "c"]),
+        ("--root-path=/a", "/b", '"/c"', "root_path", ["/a", "/b", "/c"]),
+        ("--ping-interval=1", "2", "3", "ping_interval", [1, 2, 3]),
+        ("--max-message-size=1KiB", "2kib", "3", "max_message_size", [1024, 2048, 3]),
+        ("--drain-timeout=1", "2", "3.5", "drain_timeout", [1, 2, 3.5]),
+        ("--log-level=error", "DEBUG", '"warning"', "log_level", ["error", "debug", "warning"]),
+        ("--log-format=json", "text", '"json"', "log_format", ["json", "text", "json"]),
+        ("--no-access-log", "1", "false", "access_log", [False, True, False]),
+        ("--access-log", "off", "true", "access_log", [True, False, True]),
+    ],
+)
+def test_a_flag_beats_a_variable_beats_pyproject(directory, flag, variable, toml, name, values):
+    pyproject(directory, f"{name.replace('_', '-')} = {toml}")
+    environ = {f"MICROWS_{name.upper()}": variable}
+    found = [
+        getattr(given_by(directory, flag, environ=environ).settings, name),
+        getattr(given_by(directory, environ=environ).settings, name),
+        getattr(given_by(directory).settings, name),
+    ]
+    assert found == values
+
+
+def addresses(directory, *arguments, **environ):
+    return [str(address) for address in given_by(directory, *arguments, environ=environ).settings.addresses]
+
+
+def test_bind_host_and_port_of_a_higher_level_win_over_those_of_a_lower_one(directory):
+    pyproject(directory, 'bind = ["a:1", "unix:x"]')
+    assert addresses(directory) == ["a:1", "unix:x"]
+    assert addresses(directory, PORT="2") == ["127.0.0.1:2"]
+    assert addresses(directory, PORT="2", MICROWS_PORT="3") == ["127.0.0.1:3"]
+    assert addresses(directory, PORT="2", MICROWS_BIND="b:4,c:5") == ["b:4", "c:5"]
+    assert addresses(directory, "--host", "d", PORT="2") == ["d:2"]
+    assert addresses(directory, "--port", "6", MICROWS_BIND="b:4") == ["127.0.0.1:6"]
+    assert addresses(directory, "--bind", "e:7", "--bind", "f:8", PORT="2") == ["e:7", "f:8"]
+    pyproject(directory, 'host = "g"')
+    assert addresses(directory, "--port", "6") == ["g:6"]
+    assert addresses(directory, PORT="") == ["g:8000"]
+
+
+def test_an_empty_variable_is_none(directory):
+    assert given_by(directory, environ={"MICROWS_LOOP": "", "WEB_CONCURRENCY": ""}).settings.loop == "auto"
+
+
+def test_the_app_is_named_by_argument_then_pyproject_then_variable(directory):
+    environ = {"MICROWS_APP": "c"}
+    assert given_by(directory, environ=environ).app == "c"
+    pyproject(directory, 'app = "b"\nfactory = true\napp_dir = "."')
+    assert given_by(directory, environ=environ).app == "b"
+    assert given_by(directory, "a", environ=environ).app == "a"
+    assert given_by(directory).factory
+    assert not given_by(directory, "--no-factory").factory
+
+
+def test_an_env_file_fills_the_environment_up(directory):
+    (directory / "my.env").write_text("MICROWS_PORT=1\nMICROWS_HOST=h\nSECRET=s\n")
+    environ = {"MICROWS_PORT": "2", "MICROWS_ENV_FILE": str(directory / "my.env")}
+    assert given_by(directory, environ=environ).settings.addresses[0] == ("h", 2)
+    assert environ["SECRET"] == "s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "toml", "message"),
+    [
+        (["--port", "x"], {}, "", "--port: expected a port, 0 to 65535, came 'x'"),
+        (["--drain-timeout=-1"], {}, "", "--drain-timeout: expected seconds, 0 or more, came '-1'"),
+        ([], {"MICROWS_PING_INTERVAL": "x"}, "", "MICROWS_PING_INTERVAL: expected seconds, 0 or more, came 'x'"),
+        ([], {"PORT": "x"}, "", "PORT: expected a port, 0 to 65535, came 'x'"),
+        ([], {}, "port = []", "pyproject.toml, [tool.microws] port: expected a port, 0 to 65535, came []"),
+        ([], {}, "app = 1", "pyproject.toml, [tool.microws] app: expected a text that is not empty, came 1"),
+        ([], {}, "factory = 1", "pyproject.toml, [tool.microws] factory: expected true or false, came 1"),
+        ([], {}, "prot = 1", "pyproject.toml: [tool.microws] has no key 'prot'; did you mean 'port'?"),
+        ([], {}, "startup-timeout = -1", "pyproject.toml, [tool.microws] startup-timeout: expected seconds, 0 or more"),
+        (["--bind", "a:1", "--port", "1"], {}, "", "--bind takes the place of --port; give the one or the other"),
+        (
+            [],
+            {},
+            'bind = "a:1"\nhost = "b"',
+            "[tool.microws] bind takes the place of pyproject.toml, [tool.microws] host",
+        ),
+        (["--keyfile", "k"], {}, "", "keyfile without certfile"),
+        (["--app-dir", "none"], {}, "", "--app-dir: no directory 'none'"),
+        (["--env-file", "none"], {}, "", "--env-file: none: No such file or directory"),
+        (["--workers", "2"], {}, "", "--workers: this version of microws runs one worker, not 2"),
+        (["--workers", "0"], {}, "", "--workers: expected a number of workers, 1 or more, came '0'"),
+        ([], {"MICROWS_WORKERS": "2"}, "", "MICROWS_WORKERS: this version of microws runs one worker, not 2"),
+        (
+            [],
+            {},
+            "workers = 2",
+            "[tool.microws] workers: this version of microws runs one worker, not 2",
+        ),
+        ([], {"WEB_CONCURRENCY": "x"}, "", "WEB_CONCURRENCY: expected a number of workers"),
+        (["--ping-timeout", "1"], {}, "", "--ping-timeout: this version of microws does not have it"),
+        (["--forwarded-allow-ips", "*"], {}, "", "--forwarded-allow-ips: this version of microws does not have it"),
+        (["--http2-websockets"], {}, "", "--http2-websockets: this version of microws does not have it"),
+        (
+            [],
+            {"MICROWS_HTTP2_WEBSOCKETS": "1"},
+            "",
+            "MICROWS_HTTP2_WEBSOCKETS: this version of microws",
+        ),
+        ([], {}, "ping_timeout = 1", "[tool.microws] ping_timeout: this version of microws does not have it"),
+        (["--loop"], {}, "", "argument --loop: expected one argument; see microws run --help"),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_names_the_place(directory, arguments, environ, toml, message):
+    if toml:
+        pyproject(directory, toml)
+    with pytest.raises(UsageError) as error:
+        given_by(directory, *arguments, environ=environ)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_worker_may_be_asked_for_and_more_by_a_platform_are_warned_of(directory):
+    assert given_by(directory, "--workers", "1", environ={"WEB_CONCURRENCY": "4"}).warnings == ()
+    assert given_by(directory, "--no-http2-websockets").warnings == ()
+    [warning] = given_by(directory, environ={"WEB_CONCURRENCY": "4"}).warnings
+    assert warning == "WEB_CONCURRENCY is 4, but this version of microws runs one worker"
+
+
+def test_a_pyproject_that_is_no_toml_is_named(directory):
+    (directory / "pyproject.toml").write_text("[tool.microws\n")
+    with pytest.raises(UsageError, match=r"^pyproject\.toml: "):
+        given_by(directory)
+    (directory / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert given_by(directory).app is None
+
+
+# Files of variables
+
+
+@pytest.mark.parametrize(
+    ("line", "variables"),
+    [
+        ("", {}),
+        ("  # comment", {}),
+        ("A=1", {"A": "1"}),
+        ("export A=1", {"A": "1"}),
+        (" A = 1 ", {"A": "1"}),
+        ("A=", {"A": ""}),
+        ("A=a b # comment", {"A": "a b"}),
+        ("A=a#b", {"A": "a#b"}),
+        ("A=#b", {"A": ""}),
+        ("A=$B ${C}", {"A": "$B ${C}"}),
+        ("A='a # b\\n'", {"A": "a # b\\n"}),
+        (r'A="a # \"b\"\n\t\r\\\$"  # comment', {"A": 'a # "b"\n\t\r\\$'}),
+        ("A=b=c", {"A": "b=c"}),
+        ("A=1\nA=2\r\nB=3", {"A": "2", "B": "3"}),
+        ("\ufeffA=ä", {"A": "ä"}),
+        ("export=1", {"export": "1"}),
+    ],
+)
+def test_a_line_of_a_file_of_variables(line, variables):
+    assert parse_env_file(line) == variables
+
+
+@pytest.mark.parametrize(
+    "line", ["A", "=1", "1A=1", "A B=1", "A-B=1", "Ä=1", "A='b", 'A="b', "A='b' c", 'A="\\"', "A='b'c'", "A=\0"]
+)
+def test_a_line_that_is_not_understood_is_named_without_its_value(line):
+    with pytest.raises(ValueError, match=r"^line 2: ") as error:
+        parse_env_file(f"OK=1\n{line.replace('b', 'secret')}")
+    assert "secret" not in str(error.value)
+
+
+@given(st.text())
+def test_any_text_is_variables_or_a_value_error(text):
+    try:
+        variables = parse_env_file(text)
+    except ValueError:
+        return
+    assert all(key.isascii() and key.isidentifier() for key in variables)
+
+
+@given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True), st.text("ab '\"\\#\t\n$=é")))
+def test_what_is_written_in_double_quotes_is_read_back(variables):
+    escaped = {
+        key: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for key, value in variables.items()
+    }
+    assert parse_env_file("\n".join(f'{key}="{value}"' for key, value in escaped.items())) == variables
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "my.env"
+    with pytest.raises(ValueError, match="No such file"):
+        read_env_file(str(path))
+    path.write_bytes(b"A=\xff")
+    with pytest.raises(ValueError, match="expected UTF-8"):
+        read_env_file(str(path))
+    path.write_text("A")
+    with pytest.raises(ValueError, match=r"my\.env, line 1: expected KEY=VALUE"):
+        read_env_file(str(path))
+
+
+def test_a_hint_is_given_only_where_a_word_is_near():
+    assert did_you_mean("ap", ["app", "b"]) == "; did you mean 'app'?"
+    assert did_you_mean("zzz", ["app", "b"]) == ""
+
+
+# Finding the app
+
+APP = "from microws import App\napp = App()\n"
+NO_ASGI = "is no ASGI app: it does not take scope, receive and send"
+ASGI = "async def application(scope, receive, send): ...\nclass Nothing: ...\n"
+
+
+def find(directory, name=None, *, factory=False):
+    return find_app(name, factory=factory, app_dir=directory, is_app=lambda value: isinstance(value, App))
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("chat:app", "chat:app"),
+        ("chat", "chat:app"),
+        ("chat.py", "chat:app"),
+        ("./chat.py:app", "chat:app"),
+        ("chat:create()", "chat:create()"),
+        ("chat:holder.app", "chat:holder.app"),
+        ("bare:application", "bare:application"),
+        ("bare", "bare:application"),
+        ("odd", "odd:server"),
+        ("shop.web:app", "shop.web:app"),
+        ("shop/web.py", "shop.web:app"),
+    ],
+)
+def test_an_app_is_found_by_each_form_of_its_name(directory, argument, name):
+    write(
+        directory,
+        chat=f"{APP}def create(): return app\nclass holder: app = app\n",
+        bare=ASGI,
+        odd="from microws import App\nserver = same = App()\napp = 1\n",
+    )
+    (directory / "shop").mkdir()
+    write(directory / "shop", __init__="", models="x = 1", web=f"from .models import x\n{APP}")
+    found, app = find(directory, argument)
+    assert found == name
+    assert callable(app)
+    assert sys.path[0] == str(directory)
+
+
+def test_a_factory_is_called(directory):
+    write(directory, chat=f"{APP}def create(): return app\n")
+    name, app = find(directory, "chat:create", factory=True)
+    assert (name, type(app)) == ("chat:create", App)
+    with pytest.raises(LoadError, match="microws run --factory chat:create_app"):
+        find(directory, "chat", factory=True)
+
+
+@pytest.mark.parametrize("place", ["app", "main", "asgi"])
+def test_without_a_name_the_one_app_is_found(directory, place):
+    write(directory, **{"app": "x = 1\n", "main": "x = 1\n"} | {place: "from microws import App\nserver = App()\n"})
+    assert find(directory)[0] == f"{place}:server"
+
+
+def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
+    with pytest.raises(LoadError, match=r"no app\.py, main\.py, asgi\.py in .*name it: microws run chat:app"):
+        find(directory)
+    write(directory, main=ASGI)
+    with pytest.raises(LoadError, match=r"no App in main\.py; name it: microws run chat:app"):
+        find(directory)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("chta:app", "no module 'chta' in DIR; did you mean 'chat'?  microws run chat:app"),
+        ("chta:app()", "no module 'chta' in DIR; did you mean 'chat'?  microws run 'chat:app()'"),
+        ("chta", "no module 'chta' in DIR; did you mean 'chat'?  microws run chat"),
+        ("zzz:app", "no module 'zzz' in DIR"),
+        ("shop.wbe:app", "no module 'shop.wbe' in DIR; did you mean 'web'?  microws run shop.web:app"),
+        ("shpo.web:app", "no module 'shpo' in DIR; did you mean 'shop'?  microws run shop:app"),
+        ("chat.app", "no module 'chat.app'; did you mean an attribute?  microws run chat:app"),
+        ("cht.py", "no file cht.py; did you mean 'chat.py'?  microws run chat.py"),
+        ("cht.py:app", "no file cht.py; did you mean 'chat.py'?  microws run chat.py:app"),
+        ("none/cht.py", "no file none/cht.py"),
+        ("chat:ap", "chat.py has no attribute 'ap'; did you mean 'app'?  microws run chat:app"),
+        ("chat.py:ap", "chat.py has no attribute 'ap'; did you mean 'app'?  microws run chat.py:app"),
+        ("chat:zzz", "chat.py has no attribute 'zzz'; its app is 'app':  microws run chat:app"),
+        ("chat:creat()", "chat.py has no attribute 'creat'; did you mean 'create'?  microws run 'chat:create()'"),
+        ("chat:holder.ap", "chat.py: holder has no attribute 'ap'; did you mean 'app'?  microws run chat:holder.app"),
+        ("chat:number.ap", "chat.py: number has no attribute 'ap'"),
+        ("shop.web:ap", "shop/web.py has no attribute 'ap'; its app is 'server':  microws run shop.web:server"),
+        ("shop", "shop/__init__.py has no app; it needs a line such as: app = App()"),
+        ("space", "the package 'space' has no app; it needs a line such as: app = App()"),
+        ("two", "two.py has 2 apps, one, two; name one: microws run two:one"),
+        ("made", "made.py has no app, but a factory: microws run 'made:create_app()'"),
+        ("chat:number", "chat: 'number' is an int, no ASGI app"),
+        ("chat:nothing", "chat: 'nothing' is None, no ASGI app"),
+        (
+            "chat:holder",
+            "chat: 'holder' is a class, no ASGI app; to serve what it returns: microws run 'chat:holder()'",
+        ),
+        (
+            "chat:create",
+            f"chat: 'create' {NO_ASGI}; to serve what it returns: microws run 'chat:create()'",
+        ),
+        ("chat:wsgi", "chat: 'wsgi' looks like a WSGI app; microws serves ASGI apps"),
+        ("chat:number()", "chat: 'number' is an int, and cannot be called"),
+        ("chat:nothing_made()", "chat: 'nothing_made' is None, no ASGI app"),
+        ("chat:late()", "chat: late is async; a factory is a plain function that returns the app"),
+        ("chat:", "'chat:' names no app; expected module:attr, module, module:factory() or path.py"),
+        (":app", "':app' names no app; expected module:attr, module, module:factory() or path.py"),
+        ("chat:a b", "'chat:a b' names no app; expected module:attr, module, module:factory() or path.py"),
+        ("chat-room:app", "'chat-room' is no name of a module; expected module:attr, or path.py"),
+        ("json.py", "json.py is hidden by another module 'json', JSON: rename it"),
+    ],
+)
+def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory, argument, message):
+    write(
+        directory,
+        chat=f"{APP}number, nothing = 1, None\nclass holder: app = app\ndef create(): return app\n"
+        "def nothing_made(): pass\nasync def late(): return app\ndef wsgi(environ, start_response): ...\n",
+        two="from microws import App\none, two = App(), App()\n",
+        made="def create_app(): ...\n",
+        json="app = 1\n",
+    )
+    for package in ("shop", "space"):
+        (directory / package).mkdir()
+    write(directory / "shop", __init__="", web="from microws import App\nserver = App()\n")
+    with pytest.raises(LoadError) as error:
+        find(directory, argument)
+    json_file = sys.modules["json"].__file__
+    assert str(error.value) == message.replace("DIR", str(directory)).replace("JSON", str(json_file))
+    assert error.value.traceback == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "argument", "message", "traceback"),
+    [
+        (
+            "import missing_thing\n",
+            "chat:app",
+            "chat failed while it was imported: ModuleNotFoundError",
+            ['  File "DIR/chat.py", line 1, in <module>', "    import missing_thing"],
+        ),
+        (
+            "def f(:\n",
+            "chat.py",
+            "chat.py failed while it was imported: SyntaxError",
+            ['  File "DIR/chat.py", line 1', "    def f(:"],
+        ),
+        (
+            "raise SystemExit(4)\n",
+            "chat",
+            "chat failed while it was imported: SystemExit",
+            ['  File "DIR/chat.py", line 1, in <module>', "    raise SystemExit(4)"],
+        ),
+        (
+            "from microws import App\napp = App()\n@app.route('/{')\nasync def view(): ...\n",
+            "chat",
+            "chat failed while it was imported: RoutingError",
+            ['  File "DIR/chat.py", line 3, in <module>', "    @app.route('/{')"],
+        ),
+        (
+            "try:\n    1 / 0\nexcept ZeroDivisionError:\n    raise ExceptionGroup('g', [KeyError(1)])\n",
+            "chat",
+            "chat failed while it was imported: ExceptionGroup",
+            ["  | ExceptionGroup: g (1 sub-exception)"],
+        ),
+        (
+            "def create(): return 1 / 0\n",
+            "chat:create()",
+            "chat: create() failed: ZeroDivisionError",
+            ['  File "DIR/chat.py", line 1, in create', "    def create(): return 1 / 0"],
+        ),
+    ],
+)
+def test_a_failure_in_the_users_code_shows_that_and_nothing_of_ours(directory, source, argument, message, traceback):
+    write(directory, chat=source)
+    with pytest.raises(LoadError) as error:
+        find(directory, argument)
+    assert str(error.value) == message
+    lines = error.value.traceback.splitlines()
+    for line in traceback:
+        assert line.replace("DIR", str(directory)) in lines
+    assert "importlib" not in error.value.traceback
+    assert "discovery.py" not in error.value.traceback
+    assert "routing" not in error.value.traceback.replace("RoutingError", "").replace("microws.errors", "")
+
+
+def test_what_is_written_in_c_is_given_the_benefit_of_the_doubt(directory):
+    write(directory, chat="application = getattr\n")
+    assert find(directory, "chat:application")[0] == "chat:application"
+
+
+# The command
+
+
+def test_help_is_short_and_names_every_flag(capsys):
+    for arguments in (["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    text = capsys.readouterr().out
+    loading = "--env-file --factory --app-dir"
+    serving = "--bind --host --port --loop --certfile --keyfile --root-path --ping-interval --max-message-size"
+    ending = "--drain-timeout --log-level --log-format --no-access-log"
+    for flag in f"{loading} {serving} {ending}".split():
+        assert flag in text
+    assert "--workers" not in text
+    assert len(text.splitlines()) < 60
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"microws {__version__}\n"
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 2
+    assert "microws run chat:app" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["rum"], 2, "'rum'"),
+        (["run", "--prot=1"], 2, "error: unknown argument '--prot'; did you mean '--port'?"),
+        (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),
+        (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, came 'x'"),
+        (["run"], 3, "name it: microws run chat:app"),
+        (["run", "chta:app"], 3, "no module 'chta'"),
+    ],
+)
+@pytest.mark.usefixtures("directory")
+def test_a_mistake_is_one_line_and_its_exit_code(capsys, arguments, code, line):
+    assert main(arguments) == code
+    [shown] = capsys.readouterr().err.splitlines()
+    assert line in shown
+    assert shown.startswith("error: ")
+
+
+def test_a_loop_that_is_not_installed_is_a_usage_error(directory, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trio", None)
+    write(directory, chat=APP)
+    assert main(["run", "chat", "--loop", "trio"]) == 2
+    assert capsys.readouterr().err == "error: the loop trio is not installed: pip install 'microws[trio]'\n"
+
+
+def test_an_app_is_served_until_a_signal(directory, capsys, monkeypatch):
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")
+    write(
+        directory,
+        chat=f"import os, signal\n{APP}@app.on_startup\nasync def stop(): os.kill(os.getpid(), {signal.SIGINT:d})\n",
+    )
+    assert main(["run", "chat", "--port", "0"]) == 0
+    assert "warning: WEB_CONCURRENCY is 2" in capsys.readouterr().err
+
+
+def test_an_address_in_use_is_exit_code_1(directory, capsys):
+    write(directory, chat=APP)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["run", "chat", "--port", str(taken.getsockname()[1])]) == 1
+    assert "is in use" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_it_serves_is_orderly(directory):
+    write(directory, chat="raise KeyboardInterrupt\n")
+    assert main(["run", "chat"]) == 0
+
+
+def test_python_m_microws_is_the_command():
+    command = [sys.executable, "-m", "microws", "--version"]
+    directory = Path(__file__).parents[1]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=directory, check=False)
+    assert (result.returncode, result.stdout) == (0, f"microws {__version__}\n")

@@ -1,0 +1,474 @@
+"""What a worker can be told, the sockets it takes, and how its log looks."""
+
+import io
+import json
+import logging
+import os
+import socket
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws.server import listening
+from microws.server.hypercorn_setup import hypercorn_config
+from microws.server.listening import ListenError, bind, tls_context
+from microws.server.logs import logging_to_stderr
+from microws.server.settings import (
+    FileDescriptor,
+    InternetAddress,
+    Settings,
+    UnixPath,
+    check_setting,
+    parse_address,
+    parse_size,
+)
+from microws.server.waits import AsyncioWaits, TrioWaits
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8000", InternetAddress("127.0.0.1", 8000)),
+        ("localhost:0", InternetAddress("localhost", 0)),
+        ("my_host-1.example:65535", InternetAddress("my_host-1.example", 65535)),
+        ("[::1]:80", InternetAddress("::1", 80)),
+        ("[fe80::1%eth0]:80", InternetAddress("fe80::1%eth0", 80)),
+        ("unix:/run/app.sock", UnixPath("/run/app.sock")),
+        ("unix:app.sock", UnixPath("app.sock")),
+        ("fd://3", FileDescriptor(3)),
+    ],
+)
+def test_an_address_is_read_and_written(text, address):
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "localhost",
+        "127.0.0.1:",
+        "::1:80",
+        "[::1]",
+        "h:65536",
+        "h:-1",
+        "a b:1",
+        "unix:",
+        "fd://",
+        "fd://x",
+        "http://h:1",
+    ],
+)
+def test_what_is_no_address_is_refused_with_the_forms_that_are(text):
+    with pytest.raises(ValueError, match="expected"):
+        parse_address(text)
+
+
+def test_a_port_alone_and_every_network_get_a_hint():
+    with pytest.raises(ValueError, match="write --port 8000"):
+        parse_address("8000")
+    with pytest.raises(ValueError, match=r"write '0\.0\.0\.0:8000'"):
+        parse_address(":8000")
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_value_error(text):
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (1, 1),
+        ("65536", 65536),
+        ("64KiB", 65536),
+        ("1 MiB", 1 << 20),
+        ("1mb", 10**6),
+        ("1.5kB", 1500),
+        ("2GiB", 2 << 30),
+    ],
+)
+def test_a_size_has_a_unit_or_not(value, size):
+    assert parse_size(value) == size
+
+
+@pytest.mark.parametrize("value", [0, "0", "0.5B", -1, "-1", "1 TiB", "MiB", "", "1e3", True, 1.5j, None, "1" * 400])
+def test_what_is_no_size_is_refused(value):
+    with pytest.raises(ValueError, match="expected"):
+        parse_size(value)
+
+
+@given(st.text())
+def test_any_text_is_a_size_or_a_value_error(text):
+    try:
+        assert parse_size(text) >= 1
+    except ValueError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "held"),
+    [
+        ("bind", "a:1, [::1]:2", ("a:1", "[::1]:2")),
+        ("bind", ["a:1"], ("a:1",)),
+        ("port", "0", 0),
+        ("port", None, None),
+        ("loop", "TRIO", "trio"),
+        ("root_path", "/api/", "/api"),
+        ("root_path", "", ""),
+        ("ping_interval", "0", 0),
+        ("drain_timeout", 2.5, 2.5),
+        ("access_log", "off", False),
+        ("access_log", "Yes", True),
+        ("access_log", True, True),
+        ("max_message_size", "1MiB", 1 << 20),
+    ],
+)
+def test_a_setting_is_brought_into_its_form(name, value, held):
+    assert check_setting(name, value) == held
+    assert getattr(Settings(**{name: value}), name) == held
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("bind", 8000, "HOST:PORT"),
+        ("bind", [8000], "HOST:PORT"),
+        ("host", "", "text"),
+        ("host", "a\0b", "text"),
+        ("port", 65536, "0 to 65535"),
+        ("port", True, "0 to 65535"),
+        ("port", "٣", "0 to 65535"),
+        ("loop", "curio", "auto, asyncio, uvloop or trio"),
+        ("root_path", "api", "begins with '/'"),
+        ("root_path", "/a b", "begins with '/'"),
+        ("root_path", "/a?b", "begins with '/'"),
+        ("ping_interval", "never", "seconds"),
+        ("drain_timeout", -1, "seconds"),
+        ("drain_timeout", "inf", "seconds"),
+        ("drain_timeout", "nan", "seconds"),
+        ("drain_timeout", True, "seconds"),
+        ("log_level", "loud", "debug, info, warning, error or critical"),
+        ("log_format", "xml", "text or json"),
+        ("access_log", "perhaps", "true or false"),
+        ("access_log", 1, "true or false"),
+    ],
+)
+def test_a_setting_that_cannot_be_names_itself_and_what_was_expected(name, value, expected):
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*{expected.replace('/', '.')}.*, came "):
+        Settings(**{name: value})
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="bind takes the place of host and port"):
+        Settings(bind="a:1", port=2)
+    with pytest.raises(ValueError, match="keyfile without certfile"):
+        Settings(keyfile="x")
+
+
+def test_the_default_is_port_8000_of_this_machine():
+    assert Settings().addresses == [InternetAddress("127.0.0.1", 8000)]
+    assert Settings(host="0.0.0.0", port=1).addresses == [InternetAddress("0.0.0.0", 1)]
+    assert Settings(bind="fd://3").addresses == [FileDescriptor(3)]
+
+
+def test_hypercorn_is_told_the_limits_and_to_be_silent():
+    config = hypercorn_config(Settings(ping_interval=0, root_path="/api"))
+    assert config.websocket_max_message_size == 1 << 20
+    assert config.websocket_ping_interval is None
+    assert config.h11_max_incomplete_size == 16 << 10
+    assert config.root_path == "/api"
+    assert config.accesslog is config.errorlog is None
+    assert config.response_headers("h11")[0][0] == b"date"
+    assert len(config.response_headers("h11")) == 1
+    assert hypercorn_config(Settings(), max_message_size=5).websocket_max_message_size == 5
+    assert hypercorn_config(Settings(max_message_size=6), max_message_size=5).websocket_max_message_size == 6
+
+
+# Sockets
+
+
+def listen_on(*texts):
+    return bind([parse_address(text) for text in texts])
+
+
+def close(listeners):
+    for listener in listeners:
+        listener.close()
+
+
+def test_port_0_is_a_free_port_and_the_url_names_it():
+    listeners = listen_on("127.0.0.1:0", "127.0.0.1:0")
+    ports = [listener.sock.getsockname()[1] for listener in listeners]
+    assert [listener.url for listener in listeners] == [f"http://127.0.0.1:{port}" for port in ports]
+    assert len(set(ports)) == 2
+    close(listeners)
+
+
+def test_ipv6_is_in_brackets():
+    listeners = bind([parse_address("[::1]:0")], secure=True)
+    assert listeners[0].url == f"https://[::1]:{listeners[0].sock.getsockname()[1]}"
+    close(listeners)
+
+
+def test_a_name_with_several_numbers_takes_each_of_them_with_one_port(monkeypatch):
+    def two_numbers(host, port, **options):
+        # 192.0.2.1 is in no network (RFC 5737).
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr(listening.socket, "getaddrinfo", two_numbers)
+    listeners = listen_on("both:0")
+    assert [listener.sock.getsockname()[0] for listener in listeners] == ["::1", "127.0.0.1"]
+    assert len({listener.sock.getsockname()[1] for listener in listeners}) == 1
+    close(listeners)
+
+
+def test_an_address_in_use_gets_a_hint_and_the_others_are_given_back():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        [free] = listen_on("127.0.0.1:0")
+        other = free.sock.getsockname()[1]
+        free.close()
+        with pytest.raises(ListenError, match=rf"^127.0.0.1:{port} is in use: .*--port {port + 1}$"):
+            listen_on(f"127.0.0.1:{other}", f"127.0.0.1:{port}")
+        close(listen_on(f"127.0.0.1:{other}"))
+
+
+def test_of_a_name_in_use_on_one_number_none_is_kept(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        numbers = [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+        monkeypatch.setattr(listening.socket, "getaddrinfo", lambda *_, **__: numbers)
+        with pytest.raises(ListenError, match="in use"):
+            listen_on(f"both:{port}")
+    monkeypatch.undo()
+    close(listen_on(f"[::1]:{port}"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied"), "ports below 1024"),
+        (OSError(99, "Cannot assign requested address"), "is no address of this machine"),
+        (OSError(98, "Address already in use"), "--port 8000"),
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_words(error, message):
+    assert message in listening._explain(InternetAddress("192.0.2.1", 65535), error)
+
+
+def test_an_address_of_another_machine_and_an_unknown_host_are_named():
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1 is no address of this machine"):
+        listen_on("192.0.2.1:0")
+    with pytest.raises(ListenError, match=r"the host .a\.\.b. is not known"):
+        listen_on("a..b:1")
+
+
+def test_nobody_can_connect_before_listen(tmp_path):
+    for text in ("127.0.0.1:0", f"unix:{tmp_path / 'app.sock'}"):
+        [listener] = listen_on(text)
+        with socket.socket(listener.sock.family) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(listener.sock.getsockname())
+        listener.listen()
+        with socket.socket(listener.sock.family) as client:
+            client.connect(listener.sock.getsockname())
+        listener.close()
+
+
+def test_a_unix_socket_in_use_is_left_alone_and_one_left_behind_is_replaced(tmp_path):
+    path = tmp_path / "app.sock"
+    [first] = listen_on(f"unix:{path}")
+    first.listen()
+    with pytest.raises(ListenError, match=r"app\.sock is in use"):
+        listen_on(f"unix:{path}")
+    first.sock.close()  # as if it were killed: the file stays
+    [second] = listen_on(f"unix:{path}")
+    second.listen()
+    first.close()
+    assert path.exists()
+    second.close()
+    assert not path.exists()
+    second.close()
+
+
+def test_a_unix_path_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for path, message in (("file", "is no socket"), ("none/app.sock", "No such file"), ("x" * 200, "too long")):
+        with pytest.raises(ListenError, match=message):
+            listen_on(f"unix:{tmp_path / path}")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_socket_that_nobody_may_connect_to_is_in_use(tmp_path):
+    path = tmp_path / "app.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(ListenError, match="in use"):
+            listen_on(f"unix:{path}")
+
+
+def test_a_file_descriptor_is_taken_over():
+    parent = socket.create_server(("127.0.0.1", 0))
+    number = parent.detach()
+    [listener] = listen_on(f"fd://{number}")
+    listener.listen()
+    assert listener.sock.fileno() == number
+    assert listener.url.startswith("http://127.0.0.1:")
+    listener.close()
+
+
+def test_a_file_descriptor_that_is_no_stream_socket_is_refused():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        with pytest.raises(ListenError, match="expected a stream socket"):
+            listen_on(f"fd://{datagrams.fileno()}")
+        assert datagrams.fileno() >= 0
+    read, write = os.pipe()
+    with pytest.raises(ListenError, match="is no socket that this process has"):
+        listen_on(f"fd://{read}")
+    os.close(read)
+    os.close(write)
+
+
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(ListenError, match="no file"):
+        tls_context(str(tmp_path / "none"), None)
+    (tmp_path / "empty.pem").write_text("")
+    with pytest.raises(ListenError, match=r"cannot use the certificate '.*empty\.pem'"):
+        tls_context(str(tmp_path / "empty.pem"), None)
+
+
+# The log
+
+
+def without_handlers_of_pytest(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+
+def test_the_apps_own_log_is_shown_too(capsys, monkeypatch):
+    without_handlers_of_pytest(monkeypatch)
+    with logging_to_stderr(Settings(log_level="info")):
+        logging.getLogger("chat").info("hello")
+        logging.getLogger("chat").debug("not this")
+        logging.getLogger("microws.server").info("served")
+    assert logging.getLogger("microws").handlers == []
+    assert logging.getLogger("microws").propagate
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["info hello", "info served"]
+
+
+def test_the_libraries_are_quiet_at_debug(capsys, monkeypatch):
+    without_handlers_of_pytest(monkeypatch)
+    with logging_to_stderr(Settings(log_level="debug")):
+        logging.getLogger("hpack").debug("a header")
+        logging.getLogger("chat").debug("hello")
+    shown = capsys.readouterr().err
+    assert "a header" not in shown
+    assert "debug hello" in shown
+
+
+def test_an_app_with_a_handler_of_its_own_is_left_alone(capsys):
+    own = logging.StreamHandler(io.StringIO())
+    logging.getLogger().addHandler(own)
+    try:
+        with logging_to_stderr(Settings()):
+            logging.getLogger("chat").warning("hello")
+            logging.getLogger("microws.server").warning("served")
+    finally:
+        logging.getLogger().removeHandler(own)
+    assert own.stream.getvalue() == "hello\n"
+    assert capsys.readouterr().err.endswith(" warning served\n")
+
+
+def test_json_is_one_object_a_line(capsys, monkeypatch):
+    without_handlers_of_pytest(monkeypatch)
+    with logging_to_stderr(Settings(log_format="json")):
+        logging.getLogger("microws.access").info("%s", "a\nb", extra={"access": {"status": 200}})
+        try:
+            raise LookupError("gone")
+        except LookupError:
+            logging.getLogger("chat").exception("failed")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {"level": "info", "logger": "microws.access", "message": "a\nb", "status": 200}
+    assert "LookupError: gone" in second["exception"]
+
+
+# Waits
+
+
+def waits_for(anyio_backend):
+    return TrioWaits() if anyio_backend[0] == "trio" else AsyncioWaits()
+
+
+@pytest.mark.anyio
+async def test_an_interrupt_ends_the_waits_of_now_and_no_later_one(anyio_backend):
+    waits = waits_for(anyio_backend)
+    results = []
+
+    async def wait():
+        results.append(await waits.run(anyio.sleep_forever))
+        await anyio.lowlevel.checkpoint()  # not cancelled
+        results.append("went on")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        assert waits.pending
+        waits.interrupt()
+        waits.interrupt()
+    assert results.count(None) == results.count("went on") == 2
+    assert not waits.pending
+
+    async def event():
+        return {"type": "x"}
+
+    assert await waits.run(event) == {"type": "x"}
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_beside_an_interrupt_is_not_lost(anyio_backend):
+    waits = waits_for(anyio_backend)
+    results = []
+
+    async def wait():
+        try:
+            results.append(await waits.run(anyio.sleep_forever))
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            results.append("cancelled")
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        waits.interrupt()
+        tasks.cancel_scope.cancel()
+    assert results[-1] == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_alone_goes_through(anyio_backend):
+    waits = waits_for(anyio_backend)
+    with anyio.move_on_after(0.01) as scope:
+        await waits.run(anyio.sleep_forever)
+    assert scope.cancelled_caught
+    assert not waits.pending

@@ -1,0 +1,260 @@
+"""
+Writes the generated parts of docs/reference.md from the docstrings of the public names.
+
+::
+
+    python docs/generate_reference.py
+
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``; what is around them is written by hand.
+"""
+
+import enum
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import microws
+import microws.cli.options
+import microws.errors
+import microws.hub
+import microws.subscription
+import microws.testing
+import microws.testing.scopes
+from microws.requests import Connection
+
+__all__ = ["CLASSES", "OPTIONS", "generate", "main"]
+
+REFERENCE = Path(__file__).with_name("reference.md")
+
+# Heading -> what stands below it, in this order.
+CLASSES: dict[str, list[type[Any]]] = {
+    "App": [microws.App],
+    "WebSocket": [microws.WebSocket],
+    "Request": [microws.Request],
+    "Responses": [
+        microws.Response,
+        microws.JSONResponse,
+        microws.RedirectResponse,
+        microws.FileResponse,
+        microws.StreamingResponse,
+        microws.EventStream,
+        microws.ServerSentEvent,
+    ],
+    "Topics": [microws.Receipt, microws.subscription.Subscription, microws.hub.Statistics],
+    "Codecs": [microws.Codec],
+    "Small containers": [microws.Headers, microws.MultiDict, microws.URL, microws.State],
+    "Errors": [getattr(microws, name) for name in microws.errors.__all__],
+    "Close codes": [microws.CloseCode],
+    "Testing": [
+        microws.testing.TestClient,
+        microws.testing.TestWebSocket,
+        microws.testing.TestResponse,
+        microws.testing.TestStream,
+        microws.testing.ReceivedEvent,
+        microws.testing.RequestOptions,
+        microws.testing.scopes.BodyOptions,
+    ],
+}
+
+# Made by microws, never by its user: their own arguments are nobody's business.
+_NOT_CONSTRUCTED = {
+    microws.WebSocket,
+    microws.Request,
+    microws.Receipt,
+    microws.subscription.Subscription,
+    microws.hub.Statistics,
+    microws.Codec,
+    microws.testing.TestWebSocket,
+    microws.testing.TestResponse,
+    microws.testing.TestStream,
+    microws.testing.RequestOptions,
+    microws.testing.scopes.BodyOptions,
+}
+
+# Public for the other modules of microws, but of no use in an app.
+_INTERNAL = {microws.WebSocket: {"run"}, microws.Request: {"body_complete", "drain", "receive_event"}}
+
+_SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source")
+_ENTRY = re.compile(r"    (\S[^:]*?): (.*)")
+
+
+def main() -> int:
+    """Rewrite docs/reference.md. Returns 1 where ``--check`` was given and it is not up to date."""
+    current = REFERENCE.read_text(encoding="utf-8")
+    wanted = generate(current)
+    if "--check" in sys.argv[1:]:
+        return 0 if current == wanted else 1
+    REFERENCE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def generate(page: str) -> str:
+    """``page`` with its generated parts made anew."""
+    for name, part in (("python", _classes), ("options", _options)):
+        begin, end = f"<!-- generated: {name} -->\n", f"<!-- end of {name} -->\n"
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        page = f"{before}{begin}\n{part()}\n{end}{after}"
+    return page
+
+
+def _classes() -> str:
+    parts = []
+    for heading, classes in CLASSES.items():
+        parts.append(f"## {heading}")
+        for cls in classes:
+            if cls.__name__ != heading:
+                parts.append(f"### {cls.__name__}")
+            parts.extend(_class(cls))
+    return "\n\n".join(parts) + "\n"
+
+
+def _class(cls: type[Any]) -> Iterator[str]:
+    if cls not in _NOT_CONSTRUCTED and (signature := _constructor(cls)) is not None:
+        yield f"```text\n{_wrapped(cls.__name__, signature)}\n```"
+    yield _markdown(cls.__doc__ or "", without=("Args",) if cls in _NOT_CONSTRUCTED else ())
+    if issubclass(cls, Connection):
+        # They are attributes under the names of the arguments.
+        attributes = inspect.cleandoc(Connection.__doc__ or "").partition("Args:")[2]
+        yield _markdown(f"\nAttributes:{attributes}")
+    if issubclass(cls, enum.IntEnum):
+        yield "\n".join(["| name | code |", "|---|---|", *(f"| `{item.name}` | {item.value} |" for item in cls)])
+        return
+    for name, member in _members(cls):
+        if isinstance(member, property):
+            text = _markdown(member.__doc__ or "")
+            yield f"#### `{name}`\n\n{text}"
+        else:
+            is_async = inspect.iscoroutinefunction(member)
+            prefix = "await " if is_async else ""
+            yield f"#### `{prefix}{name}{_signature(member)}`\n\n{_markdown(member.__doc__ or '')}"
+
+
+def _members(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    """The documented methods and properties, and those inherited from a class that is not described here."""
+    described = {described for classes in CLASSES.values() for described in classes} - {cls}
+    members: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("microws") and base not in described:
+            members |= vars(base)
+    for name, member in members.items():
+        if name.startswith("_") or name in _INTERNAL.get(cls, ()) or not member.__doc__:
+            continue
+        if isinstance(member, property) or inspect.isfunction(member):
+            yield name, member
+
+
+def _constructor(cls: type[Any]) -> str | None:
+    is_own = any("__init__" in vars(base) for base in cls.__mro__ if base.__module__.startswith("microws"))
+    return _signature(cls) if is_own and not issubclass(cls, enum.Enum) else None
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """The signature without ``self`` and without types, which the text tells in plain words."""
+    signature = inspect.signature(function)
+    parameters = [
+        parameter.replace(annotation=parameter.empty, default=_Written.of(parameter.default))
+        for name, parameter in signature.parameters.items()
+        if name != "self"
+    ]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+class _Written:
+    """A default as one would write it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        match value:
+            case str():
+                return cls(f'"{value}"')
+            case bytes():
+                return cls(f'b"{value.decode()}"')
+            case tuple() if value:
+                return cls(f"[{', '.join(repr(cls.of(item)) for item in value)}]")
+            case type():
+                return value if value is inspect.Parameter.empty else cls(value.__name__)
+            case int() if not isinstance(value, bool) and value >= 1 << 20 and value % (1 << 20) == 0:
+                return cls(f"{value >> 20} * 1024**2")
+            case enum.IntEnum():
+                return cls(str(int(value)))
+        return value
+
+
+def _wrapped(name: str, signature: str) -> str:
+    """A call with each argument in a line of its own where one line is too long."""
+    if len(name + signature) <= 100:
+        return name + signature
+    arguments = "".join(f"    {argument},\n" for argument in signature[1:-1].split(", "))
+    return f"{name}(\n{arguments})"
+
+
+def _markdown(docstring: str, *, without: tuple[str, ...] = ()) -> str:
+    """A docstring as Markdown: its sections as lists, its examples as fenced blocks."""
+    blocks: list[str] = []
+    for block in re.split(r"\n{2,}(?=\S)", inspect.cleandoc(docstring)):
+        title = block.partition(":")[0]
+        if title in _SECTIONS:
+            if title not in without:
+                blocks.append(_section(title, block.partition(":")[2]))
+        elif block.startswith("::\n"):
+            blocks.append(_code(textwrap.dedent(block.removeprefix("::\n")).strip("\n")))
+        else:
+            blocks.append(block)
+    return "\n\n".join(_inline(block) for block in blocks if block)
+
+
+def _section(title: str, body: str) -> str:
+    if not body.startswith("\n"):
+        return f"**{title}:** {' '.join(body.split())}"
+    entries: list[str] = []
+    for line in body.strip("\n").split("\n"):
+        entry = _ENTRY.fullmatch(line)
+        if entry and title != "Returns":
+            names = ", ".join(f"`{name.strip()}`" for name in entry[1].split(","))
+            entries.append(f"{names}: {entry[2]}")
+        elif entries:
+            entries[-1] += f" {line.strip()}"
+        else:
+            entries.append(line.strip())
+    if title == "Returns":
+        return f"**{title}:** {' '.join(entries)}"
+    return "\n".join([f"**{title}:**", "", *(f"- {entry}" for entry in entries)])
+
+
+def _inline(text: str) -> str:
+    return text if text.startswith("```") else re.sub(r"``(.+?)``", r"`\1`", text)
+
+
+def _code(text: str) -> str:
+    return f'```python title="sketch"\n{text}\n```'
+
+
+def _options() -> str:
+    return "\n".join(["| option | |", "|---|---|", *OPTIONS]) + "\n"
+
+
+def _read_options() -> Iterator[str]:
+    parser = microws.cli.options.build_parser(microws.__version__)
+    (commands,) = [action for action in parser._actions if isinstance(action.choices, dict)]  # noqa: SLF001
+    for action in commands.choices["run"]._actions:  # noqa: SLF001
+        if action.help not in (None, "==SUPPRESS==", "show this help message and exit"):
+            names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar}`"
+            value = f" `{action.metavar}`" if action.option_strings and action.metavar else ""
+            yield f"| {names}{value} | {action.help} |"
+
+
+OPTIONS = list(_read_options())
+
+if __name__ == "__main__":
+    sys.exit(main())

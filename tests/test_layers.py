@@ -1,0 +1,238 @@
+"""The law of the floors, read from the source: a module imports own modules from strictly lower floors only."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "microws"
+
+# The same table, with the job of each module, stands in CONTRIBUTING.md. A name with a slash is a package, which may
+# import within itself.
+FLOORS = {
+    0: "interfaces errors closing datastructures",
+    1: "codec cookies forms handshake outbox routing/ state",
+    2: "backplanes/ hooks requests responses server/ sse tasks templates testing/",
+    3: "answers hub lifespan streams transport",
+    4: "files subscription websocket",
+    5: "views",
+    6: "dispatch",
+    7: "app",
+    8: "__init__",
+    9: "cli/",
+    10: "__main__",
+}
+
+# Imports of own modules inside a function.
+DEFERRED = {
+    "server.worker -> server.handover_trio",  # which imports trio, an extra
+}
+
+# "no file much over 250": lines with code on them, without docstrings, comments and blank lines.
+MAX_CODE_LINES = 300
+# To be taken apart; until then they grow no further.
+LARGER_MODULES = {"app": 410, "dispatch": 330, "transport": 410, "websocket": 330}
+
+# Floors that a package may import from besides itself, where the law allows it more.
+SERVER_FLOORS = (0, 1)
+
+
+class Import(NamedTuple):
+    """One import of an own module, by dotted names below ``microws``; the root is ``__init__``."""
+
+    importer: str
+    imported: str
+    line: int
+    is_deferred: bool
+    is_for_types: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}: imports {self.imported}"
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of ``routing.paths``, by its package, or of ``codec``."""
+    return next((floor for floor, rooms in FLOORS.items() if room_of(module) in rooms.split()), None)
+
+
+def room_of(module: str) -> str:
+    first = module.partition(".")[0]
+    return f"{first}/" if (PACKAGE / first).is_dir() else first
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(module: str) -> Iterator[Import]:
+    yield from _walk(module, ast.parse(MODULES[module].read_text()), is_deferred=False, is_for_types=False)
+
+
+def _walk(module: str, node: ast.AST, *, is_deferred: bool, is_for_types: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            for name in _imported(child):
+                yield Import(module, name, child.lineno, is_deferred, is_for_types)
+        else:
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            is_guard = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from _walk(
+                module, child, is_deferred=is_deferred or is_function, is_for_types=is_for_types or is_guard
+            )
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """The own modules that a statement imports. ``from package import name`` may mean a module or what is in it."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        assert node.level == 0, f"line {node.lineno}: imports are absolute here"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+        root, _, rest = name.partition(".")
+        if root == "microws":
+            yield rest if rest in MODULES else rest.rpartition(".")[0] or "__init__"
+
+
+IMPORTS = [found for module in MODULES for found in imports_of(module)]
+
+
+def test_every_module_stands_in_the_table_and_the_table_names_no_other() -> None:
+    rooms = {room for rooms in FLOORS.values() for room in rooms.split()}
+    assert {room_of(module) for module in MODULES} == rooms
+
+
+def test_no_room_stands_on_two_floors() -> None:
+    rooms = [room for rooms in FLOORS.values() for room in rooms.split()]
+    assert sorted(set(rooms)) == sorted(rooms)
+
+
+def test_the_table_in_contributing_is_this_one() -> None:
+    rows = re.findall(r"^\| (\d+)[^|]*\|([^|]*)\|", (PROJECT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    written: dict[int, set[str]] = {}
+    for floor, rooms in rows:
+        written.setdefault(int(floor), set()).update(name.removesuffix(".py") for name in re.findall(r"`(.+?)`", rooms))
+    assert written == {floor: set(rooms.split()) for floor, rooms in FLOORS.items()}
+
+
+def test_a_module_imports_from_strictly_lower_floors_only() -> None:
+    wrong = []
+    for found in IMPORTS:
+        if room_of(found.importer) == room_of(found.imported) and room_of(found.importer).endswith("/"):
+            continue
+        importer, imported = floor_of(found.importer), floor_of(found.imported)
+        if importer is not None and imported is not None and imported >= importer:
+            wrong.append(f"{found}: from floor {importer} to floor {imported}")
+    assert wrong == []
+
+
+def test_modules_of_a_package_import_each_other_without_a_cycle() -> None:
+    beside = {
+        module: {found.imported for found in IMPORTS if found.importer == module and "." in found.imported}
+        for module in MODULES
+    }
+    cycles = []
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        if module in path:
+            cycles.append(" -> ".join((*path[path.index(module) :], module)))
+            return
+        for imported in sorted(beside[module]):
+            if room_of(imported) == room_of(module):
+                visit(imported, (*path, module))
+
+    for module in MODULES:
+        visit(module, ())
+    assert cycles == []
+
+
+def test_modules_of_a_package_do_not_import_their_own_package() -> None:
+    assert [str(found) for found in IMPORTS if found.importer.startswith(f"{found.imported}.")] == []
+
+
+def test_the_server_knows_words_and_rules_only() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if room_of(found.importer) == "server/"
+        and room_of(found.imported) != "server/"
+        and floor_of(found.imported) not in SERVER_FLOORS
+    ]
+    assert wrong == []
+
+
+def test_the_hub_does_not_know_the_server() -> None:
+    assert [str(found) for found in IMPORTS if found.importer == "hub" and room_of(found.imported) == "server/"] == []
+
+
+def test_no_own_module_is_imported_for_types_alone() -> None:
+    assert [str(found) for found in IMPORTS if found.is_for_types] == []
+
+
+def test_own_modules_are_imported_at_the_top_but_for_those_listed() -> None:
+    assert {f"{found.importer} -> {found.imported}" for found in IMPORTS if found.is_deferred} == DEFERRED
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_offers(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    offers = any(
+        isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets)
+        for node in tree.body
+    )
+    only_docstring = all(isinstance(node, ast.Expr) for node in tree.body)
+    assert offers or only_docstring or module == "__main__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_much_over_250_lines_of_code(module: str) -> None:
+    assert code_lines(MODULES[module].read_text()) <= LARGER_MODULES.get(module, MAX_CODE_LINES)
+
+
+def test_a_module_that_was_taken_apart_keeps_to_the_limit() -> None:
+    small = [module for module in LARGER_MODULES if code_lines(MODULES[module].read_text()) <= MAX_CODE_LINES]
+    assert small == [], "take them out of LARGER_MODULES"
+
+
+def code_lines(source: str) -> int:
+    """Lines with code on them: docstrings, comments and blank lines are not counted."""
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in layout:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_docstrings_comments_and_blank_lines_are_no_code() -> None:
+    source = [
+        '"""Words,',
+        'more words."""',
+        "",
+        "# a reason",
+        'x = """two',
+        'lines"""  # and a remark',
+        "",
+        "def f():",
+        '    """Words."""',
+        "    return (",
+        "        x",
+        "    )",
+    ]
+    assert code_lines("\n".join(source)) == 6

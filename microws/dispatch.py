@@ -410,7 +410,7 @@ def _raise_refusal(refusal: Refusal | None, path: str) -> None:
 
 async def _reject_with(ws: WebSocket, response: Response) -> None:
     if type(response).__call__ is not Response.__call__:
-        raise TypeError(f"a handshake is refused with a body that is known, not with a {type(response).__name__}")
+        raise TypeError(f"a handshake is refused with a body that is known, not with {type(response).__name__}")
     await ws.reject(response.status, response.body, headers=response.headers.multi_items())
 
 

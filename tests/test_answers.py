@@ -1,0 +1,180 @@
+"""What an exception becomes: the registered handler, or the default answer over HTTP and over a WebSocket."""
+
+import logging
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws import CloseCode, HTTPException, InvalidMessage, MicrowsError, PayloadTypeError, WebSocketDisconnect
+from microws.answers import ErrorHandlers, close_for, error_of, response_for
+from microws.closing import check_close
+from microws.errors import ClientDisconnect
+
+ID = re.compile(r"error id ([0-9a-f]{8})")
+
+
+def close(error, *, debug=False, code=1011):
+    return close_for(error, path="/x", error_close_code=code, debug=debug)
+
+
+def respond(error, *, debug=False):
+    return response_for(error, path="/x", debug=debug)
+
+
+class TestHandlers:
+    def test_the_status_of_an_http_exception_beats_its_class(self):
+        handlers = ErrorHandlers()
+        handlers.add(HTTPException, "class")
+        assert handlers.find(HTTPException(404)) == "class"
+        handlers.add(404, "status")
+        assert handlers.find(HTTPException(404)) == "status"
+        assert handlers.find(HTTPException(403)) == "class"
+
+    def test_the_nearest_class_wins(self):
+        handlers = ErrorHandlers()
+        handlers.add(Exception, "all")
+        handlers.add(LookupError, "lookup")
+        assert handlers.find(KeyError("x")) == "lookup"
+        assert handlers.find(ValueError("x")) == "all"
+        assert handlers.find(HTTPException(404)) == "all"
+
+    def test_without_one_there_is_none(self):
+        handlers = ErrorHandlers()
+        handlers.add(404, "status")
+        handlers.add(KeyError, "class")
+        assert handlers.find(ValueError("x")) is None
+        assert handlers.find(HTTPException(400)) is None
+
+    def test_that_of_500_answers_the_unexpected_which_then_is_in_the_log(self, caplog):
+        handlers = ErrorHandlers()
+        handlers.add(500, lambda connection, error: (connection.path, error))
+        error = ValueError("x")
+
+        class Connection:
+            path = "/a\nb"
+
+        assert handlers.find(error)(Connection, error) == ("/a\nb", error)
+        assert [record.message.partition(",")[0] for record in caplog.records] == ["/a%0Ab: unexpected error"]
+        assert caplog.records[0].exc_info[1] is error
+
+    def test_an_http_exception_of_500_was_meant_and_is_not_logged(self, caplog):
+        handlers = ErrorHandlers()
+        handlers.add(500, lambda connection, error: "page")
+        assert handlers.find(HTTPException(500))(None, None) == "page"
+        assert not caplog.records
+
+    @pytest.mark.parametrize("key", [404, KeyError])
+    def test_one_is_registered_once(self, key):
+        handlers = ErrorHandlers()
+        handlers.add(key, print)
+        with pytest.raises(ValueError, match="has an error handler already"):
+            handlers.add(key, print)
+
+    @pytest.mark.parametrize("key", [200, 399, 600, 0, -1])
+    def test_a_status_that_is_no_error_is_refused(self, key):
+        with pytest.raises(ValueError, match="a status of 400 to 599"):
+            ErrorHandlers().add(key, print)
+
+    @pytest.mark.parametrize("key", ["404", None, True, KeyboardInterrupt, BaseException, int, KeyError("x")])
+    def test_what_is_neither_status_nor_exception_class_is_refused(self, key):
+        with pytest.raises(TypeError, match="an exception class or a status"):
+            ErrorHandlers().add(key, print)
+
+
+class TestErrorOf:
+    def test_one_exception_is_taken_out_of_its_groups(self):
+        error = ValueError("x")
+        assert error_of(error) is error
+        assert error_of(ExceptionGroup("", [ExceptionGroup("", [error])])) is error
+
+    def test_a_disconnect_beside_another_says_nothing(self):
+        error = HTTPException(409)
+        group = ExceptionGroup("", [WebSocketDisconnect(1006), ExceptionGroup("", [error, WebSocketDisconnect(1006)])])
+        assert error_of(group) is error
+
+    def test_disconnects_alone_are_one_disconnect(self):
+        first = WebSocketDisconnect(1001)
+        assert error_of(ExceptionGroup("", [first, WebSocketDisconnect(1006)])) is first
+
+    def test_several_others_stay_the_group_that_they_are(self):
+        group = ExceptionGroup("", [ValueError("x"), KeyError("y")])
+        assert error_of(group) is group
+
+
+class TestResponses:
+    def test_an_http_exception_is_its_status_text_and_headers(self):
+        response = respond(HTTPException(429, "too fast", headers=[("retry-after", "1"), ("x-a", "b"), ("x-a", "c")]))
+        assert (response.status, response.body) == (429, b"too fast")
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        assert response.headers["retry-after"] == "1"
+        assert response.headers.getlist("x-a") == ["b", "c"]
+
+    def test_without_a_text_it_says_the_statuss_own(self):
+        assert respond(HTTPException(404)).body == b"Not Found"
+
+    @pytest.mark.parametrize("debug", [False, True])
+    @pytest.mark.parametrize("headers", [{"a\n": "b"}, {"a": "b\nc"}, {"content-length": "5"}, ["not a pair"]])
+    def test_one_whose_headers_cannot_be_sent_is_a_logged_500(self, headers, debug, caplog):
+        assert respond(HTTPException(401, headers=headers), debug=debug).status == 500
+        assert "header" in caplog.text
+
+    @given(st.text(st.characters(exclude_categories=[])))
+    def test_any_text_can_be_sent(self, detail):
+        assert respond(HTTPException(400, detail)).body == detail.encode(errors="replace")
+
+    def test_of_an_unexpected_one_no_more_than_an_id_leaves_and_the_log_has_it_too(self, caplog):
+        response = respond(ValueError("secret"))
+        error_id = ID.search(response.body.decode())[1]
+        assert response.body.decode() == f"Internal Server Error (error id {error_id})"
+        assert response.status == 500
+        assert error_id in caplog.text
+        assert "ValueError: secret" in caplog.text
+        assert caplog.records[0].levelno == logging.ERROR
+
+    def test_each_has_an_id_of_its_own_and_keeps_it_and_is_logged_once(self, caplog):
+        error = ValueError("x")
+        _, reason = close(error)
+        assert ID.search(respond(error).body.decode())[1] == ID.search(reason)[1]
+        assert ID.search(respond(ValueError("x")).body.decode())[1] != ID.search(reason)[1]
+        assert len(caplog.records) == 2
+
+    def test_in_debug_it_says_all(self):
+        body = respond(ValueError("secret"), debug=True).body.decode()
+        assert "ValueError: secret" in body
+
+    def test_a_client_that_left_is_no_error(self, caplog):
+        assert respond(ClientDisconnect("gone")).status == 400
+        assert not caplog.records
+
+
+class TestCloses:
+    @pytest.mark.parametrize("status", [400, 401, 404, 500, 599])
+    def test_an_http_exception_closes_with_3000_more_than_its_status(self, status):
+        assert close(HTTPException(status, "why")) == (3000 + status, "why")
+
+    def test_messages_of_the_wrong_kind_or_value_have_codes_of_their_own(self):
+        assert close(PayloadTypeError("expected text")) == (CloseCode.UNSUPPORTED_DATA, "expected text")
+        assert close(InvalidMessage("no JSON")) == (CloseCode.INVALID_PAYLOAD, "no JSON")
+
+    def test_any_other_closes_with_the_apps_code_and_an_id(self, caplog):
+        for code in (1011, 4000):
+            closed_with, reason = close(MicrowsError("secret"), code=code)
+            assert closed_with == code
+            assert reason == f"internal error, error id {ID.search(reason)[1]}"
+            assert ID.search(reason)[1] in caplog.text
+
+    def test_in_debug_the_reason_says_more(self):
+        assert close(ValueError("secret"), debug=True) == (1011, "ValueError: secret")
+
+    @given(st.text(st.characters(exclude_categories=[])), st.booleans())
+    def test_a_reason_is_cut_at_a_character_and_can_be_sent(self, text, debug):
+        for error in (HTTPException(400, text), PayloadTypeError(text), InvalidMessage(text), ValueError(text)):
+            if debug or not isinstance(error, ValueError):
+                check_close(*close(error, debug=debug))
+
+    def test_the_cut_leaves_whole_characters(self):
+        assert close(HTTPException(400, "ü" * 100)) == (3400, "ü" * 61)
+        assert close(HTTPException(400, "x" * 123)) == (3400, "x" * 123)
+        assert close(HTTPException(400, "x" * 124)) == (3400, "x" * 123)

@@ -1,0 +1,378 @@
+"""Hooks: what an app registers around its views, in which order they are called, and what they may do."""
+
+import functools
+
+import anyio
+import pytest
+from asking import ask, ask_websocket, ending_of, refusal_of
+
+from microws import App, EventStream, HTTPException, Response
+from microws.hooks import call_hook
+
+pytestmark = pytest.mark.anyio
+
+
+def app_with_views(log=None):
+    app = App()
+
+    @app.route("/{name}", methods=["GET", "POST"])
+    async def page(request, name):
+        if log is not None:
+            log.append("view")
+        if name == "fails":
+            raise ValueError("secret")
+        return name
+
+    @app.websocket_route("/{name}")
+    async def echo(ws, name):
+        if log is not None:
+            log.append("view")
+        async with ws:
+            await ws.send(name)
+            if name == "fails":
+                raise ValueError("secret")
+            async for message in ws:
+                await ws.send(message)
+
+    return app
+
+
+class TestCallHook:
+    async def test_it_takes_async_and_plain_functions_and_what_behaves_like_one(self):
+        async def a(x):
+            return x + 1
+
+        def plain(x):
+            return x + 1
+
+        class Hook:
+            async def __call__(self, x):
+                return x + 1
+
+        for hook in (a, plain, Hook(), functools.partial(a), lambda x: a(x)):
+            assert await call_hook(hook, 1) == 2
+
+
+class TestHTTP:
+    async def test_they_are_called_in_order_and_back_in_reverse(self):
+        log = []
+        app = app_with_views(log)
+        for name in ("1", "2"):
+            app.before_request(lambda request, name=name: log.append(f"before {name}"))
+            app.after_request(lambda request, response, name=name: log.append(f"after {name}"))
+        assert (await ask(app, "/x")).text == "x"
+        assert log == ["before 1", "before 2", "view", "after 2", "after 1"]
+
+    async def test_they_stand_behind_routing_and_see_the_path_parameters(self):
+        app, seen = app_with_views(), []
+        app.before_request(lambda request: seen.append(dict(request.path_params)))
+        app.after_request(lambda request, response: seen.append(response.status))
+        await ask(app, "/x")
+        assert seen == [{"name": "x"}, 200]
+        await ask(app, "/not/there")
+        await ask(app, "/x", method="DELETE")
+        assert len(seen) == 2
+
+    @pytest.mark.parametrize(
+        ("answer", "status", "text"),
+        [("no", 200, "no"), (("no", 401), 401, "no"), ({"a": 1}, 200, '{"a":1}'), (Response("no", 403), 403, "no")],
+    )
+    async def test_one_before_the_view_that_returns_an_answer_ends_it_there(self, answer, status, text):
+        log = []
+        app = app_with_views(log)
+
+        @app.before_request
+        async def first(request):
+            return answer
+
+        app.before_request(lambda request: log.append("second"))
+        app.after_request(lambda request, response: log.append("after"))
+        response = await ask(app, "/x")
+        assert (response.status, response.text) == (status, text)
+        assert log == ["after"]
+
+    async def test_one_before_the_view_that_raises_ends_it_there(self):
+        log = []
+        app = app_with_views(log)
+
+        @app.before_request
+        async def first(request):
+            raise HTTPException(401, "who are you?", headers={"www-authenticate": "Basic"})
+
+        response = await ask(app, "/x")
+        assert (response.status, response.text, log) == (401, "who are you?", [])
+        assert response.headers["www-authenticate"] == "Basic"
+
+    async def test_one_after_the_view_may_change_the_response_or_replace_it(self):
+        app = app_with_views()
+
+        @app.after_request
+        async def replace(request, response):
+            return response.body.decode() + "!", 201, response.headers
+
+        @app.after_request
+        def change(request, response):
+            response.headers["x-seen"] = "yes"
+
+        response = await ask(app, "/x")
+        assert (response.status, response.text, response.headers["x-seen"]) == (201, "x!", "yes")
+
+    async def test_one_after_the_view_sees_the_answer_to_an_error_too(self):
+        app, seen = app_with_views(), []
+        app.after_request(lambda request, response: seen.append(response.status))
+        await ask(app, "/fails")
+        await ask(app, "/x", method="POST", headers={"sec-fetch-site": "cross-site"})
+        assert seen == [500, 403]
+
+    @pytest.mark.parametrize("path", ["/x", "/fails"])
+    async def test_an_error_after_the_view_is_logged_and_answered_and_the_others_still_run(self, path, caplog):
+        app = app_with_views()
+
+        @app.after_request
+        async def outer(request, response):
+            response.headers["x-outer"] = str(response.status)
+
+        @app.after_request
+        async def inner(request, response):
+            raise LookupError("in the hook")
+
+        response = await ask(app, path)
+        assert (response.status, response.headers["x-outer"]) == (500, "500")
+        assert "LookupError: in the hook" in caplog.text
+        assert ("ValueError: secret" in caplog.text) == (path == "/fails")
+        assert "hook" not in response.text
+
+    async def test_what_a_hook_returns_has_to_be_an_answer(self, caplog):
+        app = app_with_views()
+        app.before_request(lambda request: object())
+        assert (await ask(app, "/x")).status == 500
+        assert "a view returns str" in caplog.text
+
+    async def test_decorators_give_the_function_back(self):
+        app = App()
+        for decorator in (app.before_request, app.after_request, app.before_websocket, app.after_websocket):
+            assert decorator(print) is print
+
+
+class TestWebSocket:
+    async def test_they_are_called_in_order_and_back_in_reverse(self):
+        log = []
+        app = app_with_views(log)
+        for name in ("1", "2"):
+            app.before_websocket(lambda ws, name=name: log.append(f"before {name}"))
+            app.after_websocket(lambda ws, name=name: log.append(f"after {name}"))
+        assert await ask_websocket(app, "/x") == "x"
+        assert log == ["before 1", "before 2", "view", "after 2", "after 1"]
+
+    async def test_they_stand_behind_routing_and_see_the_path_parameters(self):
+        app, seen = app_with_views(), []
+        app.before_websocket(lambda ws: seen.append(dict(ws.path_params)))
+        await ask_websocket(app, "/x")
+        await refusal_of(app, "/not/there")
+        assert seen == [{"name": "x"}]
+
+    @pytest.mark.parametrize(
+        ("answer", "status", "body", "content_type"),
+        [
+            ("no", 200, b"no", "text/html; charset=utf-8"),
+            (("no", 401), 401, b"no", "text/html; charset=utf-8"),
+            (({"a": 1}, 403, {"x-a": "b"}), 403, b'{"a":1}', "application/json"),
+            (Response("no", 402, content_type="text/plain"), 402, b"no", "text/plain"),
+        ],
+    )
+    async def test_one_before_the_view_that_returns_an_answer_refuses_with_it(self, answer, status, body, content_type):
+        log = []
+        app = app_with_views(log)
+
+        @app.before_websocket
+        async def first(ws):
+            return answer
+
+        app.before_websocket(lambda ws: log.append("second"))
+        rejection = await refusal_of(app, "/x")
+        assert (rejection.status, rejection.body, log) == (status, body, [])
+        assert rejection.code == 3000 + status
+        assert dict(rejection.headers)["content-type"] == content_type
+        if status == 403:
+            assert dict(rejection.headers)["x-a"] == "b"
+
+    async def test_one_before_the_view_that_rejects_or_raises_ends_it_there(self):
+        async def reject(ws):
+            await ws.reject(402, "pay")
+
+        async def close(ws):
+            await ws.close()
+
+        async def refuse(ws):
+            raise HTTPException(401, "who?", headers={"www-authenticate": "Basic"})
+
+        for hook, status, body in ((reject, 402, b"pay"), (close, 403, b""), (refuse, 401, b"who?")):
+            log = []
+            app = app_with_views(log)
+            app.before_websocket(hook)
+            app.before_websocket(lambda ws, log=log: log.append("second"))
+            rejection = await refusal_of(app, "/x")
+            assert (rejection.status, rejection.body, log) == (status, body, [])
+
+    async def test_one_before_the_view_may_accept_and_close(self):
+        log = []
+        app = app_with_views(log)
+
+        @app.before_websocket
+        async def authenticate(ws):
+            await ws.accept()
+            if await ws.receive(timeout=5) != "secret":
+                await ws.close(1008, "wrong token")
+
+        assert await ending_of(app, "/x", send="guess") == (1008, "wrong token")
+        assert log == []
+        async with app.test_client() as client, client.websocket("/x") as ws:
+            await ws.send("secret")
+            assert await ws.receive() == "x"
+
+    async def test_one_that_returns_a_response_after_it_has_accepted_is_an_error_and_the_view_does_not_run(
+        self, caplog
+    ):
+        log = []
+        app = app_with_views(log)
+
+        @app.before_websocket
+        async def late(ws):
+            await ws.accept()
+            return "no", 401
+
+        assert (await ending_of(app, "/x"))[0] == 1011
+        assert log == []
+        assert "end the connection with ws.close() there" in caplog.text
+
+    async def test_an_answer_whose_body_is_not_known_is_an_error(self, caplog):
+        app = app_with_views()
+        app.before_websocket(lambda ws: EventStream([]))
+        assert (await refusal_of(app, "/x")).status == 500
+        assert "not with EventStream" in caplog.text
+
+    async def test_an_error_before_the_view_is_logged_and_answered(self, caplog):
+        log = []
+        app = app_with_views(log)
+
+        @app.before_websocket
+        def fail(ws):
+            raise LookupError("in the hook")
+
+        rejection = await refusal_of(app, "/x")
+        assert (rejection.status, log) == (500, [])
+        assert b"hook" not in rejection.body
+        assert "LookupError: in the hook" in caplog.text
+
+    @pytest.mark.parametrize("answered", [True, False])
+    async def test_an_error_after_the_view_is_logged_and_the_others_still_run(self, answered, caplog):
+        app, log = App(), []
+
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.accept()
+            if answered:
+                await ws.close(4000, "bye")
+
+        app.after_websocket(lambda ws: log.append("outer"))
+
+        @app.after_websocket
+        async def fail(ws):
+            raise LookupError("in the hook")
+
+        code, reason = await ending_of(app)
+        assert code == (4000 if answered else 1011)
+        assert "hook" not in reason
+        assert log == ["outer"]
+        assert "LookupError: in the hook" in caplog.text
+
+
+class TestAfterWebSocket:
+    """It runs once, however the view ended."""
+
+    def app(self, view, log, **settings):
+        app = App(**settings)
+        app.add_websocket_route(view, "/")
+
+        @app.after_websocket
+        async def after(ws):
+            # An await: a hook in a cancelled scope would not come past it.
+            await anyio.lowlevel.checkpoint()
+            log.append((ws.accepted, ws.close_code))
+
+        return app
+
+    async def test_it_returned(self):
+        async def view(ws):
+            async with ws:
+                await ws.send("x")
+
+        log = []
+        await ask_websocket(self.app(view, log))
+        assert log == [(True, 1000)]
+
+    async def test_it_raised(self):
+        async def view(ws):
+            await ws.accept()
+            raise HTTPException(400, "why")
+
+        log = []
+        assert await ending_of(self.app(view, log)) == (3400, "why")
+        assert log == [(True, 3400)]
+
+    async def test_it_rejected(self):
+        async def view(ws):
+            await ws.reject(402)
+
+        log = []
+        await refusal_of(self.app(view, log))
+        assert log == [(False, 3402)]
+
+    async def test_a_hook_before_it_refused(self):
+        async def view(ws):
+            pytest.fail("it runs")
+
+        log = []
+        app = self.app(view, log)
+        app.before_websocket(lambda ws: ("no", 401))
+        await refusal_of(app)
+        assert log == [(False, 3401)]
+
+    async def test_the_client_left_and_it_saw_it(self):
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        log = []
+        async with self.app(view, log).test_client() as client, client.websocket("/") as ws:
+            await ws.close(4001)
+        assert log == [(True, 4001)]
+
+    async def test_the_client_left_and_it_did_not_see_it_and_was_cancelled(self):
+        async def view(ws):
+            await ws.accept()
+            await anyio.sleep_forever()
+
+        log = []
+        async with self.app(view, log, close_timeout=0.05).test_client() as client, client.websocket("/") as ws:
+            await ws.close(4001)
+        assert log == [(True, 4001)]
+
+    async def test_it_did_not_accept_in_time_and_was_cancelled(self):
+        async def view(ws):
+            await anyio.sleep_forever()
+
+        log = []
+        assert (await refusal_of(self.app(view, log, accept_timeout=0.05))).status == 503
+        assert [accepted for accepted, _ in log] == [False]
+
+    async def test_a_hook_that_never_ends_is_given_up_and_logged(self, caplog):
+        async def view(ws):
+            async with ws:
+                await ws.send("x")
+
+        app = self.app(view, [], close_timeout=0.05)
+        app.after_websocket(lambda ws: anyio.sleep_forever())
+        await ask_websocket(app)
+        assert "the after_websocket hooks did not end in time" in caplog.text

@@ -295,7 +295,7 @@ class Hub:
         ``publish`` from another thread; blocks that thread until the event loop has published.
 
         Raises:
-            RuntimeError: Called in the event loop's own thread, or before the app has started.
+            RuntimeError: Called in the event loop's own thread, before the app has started, or when its loop has ended.
         """
         if self._token is None:
             raise RuntimeError("publish_from_thread needs a running app: call it after the app has started")

@@ -1,0 +1,528 @@
+"""The hub through its interface: one frame for many, who gets what, and nothing left behind."""
+
+import asyncio
+import threading
+
+import anyio
+import anyio.to_thread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws.codec import BYTES, JSON, TEXT, Codecs
+from microws.errors import FeatureUnavailable
+from microws.hub import Hub, Subscriber, check_topic
+from microws.interfaces import Receipt
+from microws.outbox import Outbox, TopicSettings
+
+pytestmark = pytest.mark.anyio
+
+
+class CountingCodec:
+    """A codec that counts how often it was asked for a frame."""
+
+    def __init__(self, codec=JSON):
+        self.codec, self.calls = codec, 0
+
+    def frame(self, payload):
+        self.calls += 1
+        return self.codec.frame(payload)
+
+
+class Reader:
+    """A subscriber whose messages stay in its outbox until the test takes them."""
+
+    numbers = iter(range(10**9))
+
+    def __init__(self, hub, *topics, codec=JSON):
+        self.hub = hub
+        self.outbox = Outbox(losses=hub.losses)
+        self.wakes = 0
+        self.refusals = []
+        self.subscriber = Subscriber(
+            id=f"reader-{next(self.numbers)}",
+            codec=codec,
+            outbox=self.outbox,
+            wake=self.wake,
+            refuse=self.refuse,
+        )
+        if topics:
+            hub.subscribe(self.subscriber, *topics)
+
+    def wake(self):
+        self.wakes += 1
+
+    def refuse(self, code, reason):
+        self.refusals.append((code, reason))
+        self.hub.leave(self.subscriber)
+
+    def take(self):
+        return [self.outbox.pop().text for _ in range(len(self.outbox))]
+
+
+@pytest.fixture
+def hub():
+    return Hub(Codecs())
+
+
+def assert_empty(hub):
+    statistics = hub.statistics()
+    assert (statistics.topics, statistics.subscribers, statistics.subscriptions, statistics.queued) == (0, 0, 0, 0)
+    assert not hub._topics
+    assert not hub._subscribers
+
+
+class TestPublishing:
+    async def test_each_subscriber_of_the_topic_gets_it_and_nobody_else(self, hub):
+        a, b, other = Reader(hub, "t"), Reader(hub, "t", "u"), Reader(hub, "u")
+        assert await hub.publish("t", {"n": 1}) == Receipt(2, None)
+        assert (a.take(), b.take(), other.take()) == (['{"n":1}'], ['{"n":1}'], [])
+        assert (a.wakes, other.wakes) == (1, 0)
+
+    async def test_a_message_is_framed_once_per_codec_and_the_frame_is_shared(self, hub):
+        codec, other = CountingCodec(), CountingCodec(TEXT)
+        readers = [Reader(hub, "t", codec=codec) for _ in range(50)]
+        texts = [Reader(hub, "t", codec=other) for _ in range(50)]
+        assert (await hub.publish("t", "hi")).subscribers == 100
+        assert (codec.calls, other.calls) == (1, 1)
+        for group, expected in ((readers, '"hi"'), (texts, "hi")):
+            frames = {id(frame): frame for frame in (reader.outbox.pop() for reader in group)}
+            assert [frame.text for frame in frames.values()] == [expected]
+
+    async def test_the_publisher_can_be_left_out(self, hub):
+        publisher, other = Reader(hub, "t"), Reader(hub, "t")
+        receipt = await hub.publish("t", 1, skip=publisher.subscriber.id)
+        assert receipt.subscribers == 1
+        assert (publisher.take(), other.take()) == ([], ["1"])
+
+    async def test_leaving_out_somebody_who_is_not_subscribed_leaves_nobody_out(self, hub):
+        reader = Reader(hub, "t")
+        assert (await hub.publish("t", 1, skip="nobody")).subscribers == 1
+        assert reader.take() == ["1"]
+
+    async def test_publishing_to_nobody_frames_nothing_and_leaves_nothing(self, hub):
+        codec = CountingCodec()
+        Reader(hub, "u", codec=codec)
+        assert await hub.publish("t", "x") == Receipt(0, None)
+        assert codec.calls == 0
+        assert hub.statistics().topics == 1
+
+    @pytest.mark.parametrize(
+        ("value", "error"), [({1, 2}, TypeError), (float("nan"), ValueError), ("\ud800", ValueError)]
+    )
+    async def test_what_cannot_be_encoded_raises_in_the_publisher_and_nobody_gets_anything(self, hub, value, error):
+        readers = [Reader(hub, "t"), Reader(hub, "t", codec=TEXT)]
+        with pytest.raises(error):
+            await hub.publish("t", value)
+        assert [reader.take() for reader in readers] == [[], []]
+
+    async def test_publishes_keep_their_order_for_everyone(self, hub):
+        readers = [Reader(hub, "t", "u") for _ in range(3)]
+        for n in range(100):
+            await hub.publish("tu"[n % 2], n)
+        assert [reader.take() for reader in readers] == [[str(n) for n in range(100)]] * 3
+
+    async def test_publish_gives_way_so_that_a_burst_does_not_overflow_who_keeps_up(self, hub):
+        hub.configure("t", queue=8)
+        reader, taken = Reader(hub, "t"), []
+
+        async def read_slowly():
+            while len(taken) < 500:
+                # Two turns of the event loop for each message, as a server's send may take.
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                if reader.outbox:
+                    taken.append(reader.outbox.pop().text)
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read_slowly)
+                for n in range(500):
+                    await hub.publish("t", n)
+        assert reader.refusals == []
+        assert taken == [str(n) for n in range(500)]
+
+    async def test_publish_gives_way_to_what_fills_up_by_bytes_too(self, hub):
+        reader, taken = Reader(hub, "t", codec=BYTES), []
+
+        async def read():
+            while len(taken) < 40:
+                await anyio.lowlevel.checkpoint()
+                if reader.outbox:
+                    taken.append(len(reader.outbox.pop().data))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+                for _ in range(40):
+                    await hub.publish("t", bytes(200_000))
+        assert reader.refusals == []
+        assert taken == [200_000] * 40
+
+    async def test_publish_does_not_wait_for_one_who_reads_nothing(self, hub):
+        hub.configure("t", queue=4, overflow="drop_oldest")
+        reader = Reader(hub, "t")
+        with anyio.fail_after(10):
+            for n in range(1000):
+                await hub.publish("t", n)
+        assert reader.take() == ["996", "997", "998", "999"]
+
+
+class TestTopics:
+    @pytest.mark.parametrize("topic", ["a", "x" * 255, "é" * 127, "chat:1/ü *?[]{}"])
+    def test_any_text_of_up_to_255_bytes_names_a_topic(self, topic):
+        check_topic(topic)
+
+    @pytest.mark.parametrize(
+        ("topic", "message"),
+        [
+            ("", "at least one character"),
+            ("x" * 256, "at most 255 UTF-8 bytes; this one has 256"),
+            ("é" * 128, "this one has 256"),
+            ("a\nb", "control characters"),
+            ("\0", "control characters"),
+            ("\x7f", "control characters"),
+            ("\x85", "control characters"),
+            ("\ud800", "valid Unicode"),
+        ],
+    )
+    async def test_what_cannot_name_a_topic_is_refused_everywhere(self, hub, topic, message):
+        reader = Reader(hub)
+        with pytest.raises(ValueError, match=message):
+            check_topic(topic)
+        with pytest.raises(ValueError, match=message):
+            hub.subscribe(reader.subscriber, "fine", topic)
+        with pytest.raises(ValueError, match=message):
+            hub.unsubscribe(reader.subscriber, topic)
+        with pytest.raises(ValueError, match=message):
+            await hub.publish(topic, 1)
+        with pytest.raises(ValueError, match=message):
+            hub.configure(topic)
+        assert_empty(hub)
+
+    @pytest.mark.parametrize("topic", [None, b"t", 1])
+    async def test_a_topic_is_a_str(self, hub, topic):
+        with pytest.raises(TypeError, match="a topic is a str"):
+            await hub.publish(topic, 1)
+
+    @given(st.text(max_size=300))
+    def test_any_text_is_a_topic_or_a_value_error(self, topic):
+        try:
+            check_topic(topic)
+        except ValueError:
+            return
+        assert 1 <= len(topic.encode()) <= 255
+
+
+class TestLeaving:
+    def test_nothing_remains_after_the_last_unsubscribe(self, hub):
+        a, b = Reader(hub, "t", "u"), Reader(hub, "t")
+        hub.unsubscribe(a.subscriber, "t")
+        hub.unsubscribe(a.subscriber, "u")
+        hub.leave(b.subscriber)
+        assert_empty(hub)
+        assert a.subscriber.topics == set()
+
+    def test_subscribing_twice_is_subscribing_once(self, hub):
+        reader = Reader(hub, "t", "t")
+        hub.subscribe(reader.subscriber, "t")
+        assert hub.deliver("t", Codecs().payload(1)) == 1
+        hub.unsubscribe(reader.subscriber, "t")
+        assert_empty(hub)
+
+    def test_leaving_what_was_never_subscribed_does_nothing(self, hub):
+        reader = Reader(hub)
+        hub.unsubscribe(reader.subscriber, "t")
+        hub.leave(reader.subscriber)
+        Reader(hub, "t")
+        hub.unsubscribe(reader.subscriber, "t")
+        assert hub.statistics().subscriptions == 1
+
+    async def test_who_has_left_gets_nothing_more_and_may_come_back(self, hub):
+        reader = Reader(hub, "t")
+        hub.leave(reader.subscriber)
+        assert (await hub.publish("t", 1)).subscribers == 0
+        hub.subscribe(reader.subscriber, "t")
+        await hub.publish("t", 2)
+        assert reader.take() == ["2"]
+
+    @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.sampled_from("tuv")), max_size=30))
+    def test_after_any_subscriptions_each_publish_reaches_exactly_the_subscribed(self, steps):
+        hub = Hub(Codecs())
+        readers = [Reader(hub) for _ in range(4)]
+        expected = {topic: set() for topic in "tuv"}
+        for joins, number, topic in steps:
+            if joins:
+                hub.subscribe(readers[number].subscriber, topic)
+                expected[topic].add(number)
+            else:
+                hub.unsubscribe(readers[number].subscriber, topic)
+                expected[topic].discard(number)
+        for topic, numbers in expected.items():
+            assert hub.deliver(topic, Codecs().payload(1)) == len(numbers)
+        counts = [sum(number in numbers for numbers in expected.values()) for number in range(4)]
+        assert [len(reader.take()) for reader in readers] == counts
+        assert hub.statistics().subscribers == sum(count > 0 for count in counts)
+        for reader in readers:
+            hub.leave(reader.subscriber)
+        assert_empty(hub)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("pattern", "topic", "fits"),
+        [
+            ("chat:1", "chat:1", True),
+            ("chat:1", "chat:12", False),
+            ("chat:*", "chat:", True),
+            ("chat:*", "chat:a/b", True),
+            ("chat:*", "chats:a", False),
+            ("*", "anything", True),
+            ("*:log", "a:log", True),
+            ("*:log", "a:logs", False),
+            ("a*b*c", "abc", True),
+            ("a*b*c", "a-b-b-c-c", True),
+            ("a*b*c", "a-c-b", False),
+            ("a**c", "abc", True),
+            ("a*a", "a", False),
+            ("a.c", "abc", False),
+            ("[ab]", "a", False),
+            ("a?", "ab", False),
+            ("{x}(", "{x}(", True),
+        ],
+    )
+    def test_a_star_stands_for_any_characters_and_everything_else_for_itself(self, hub, pattern, topic, fits):
+        hub.configure(pattern, queue=7)
+        assert (hub.settings(topic).queue == 7) is fits
+
+    def test_a_pattern_of_many_stars_takes_no_time_to_refuse_a_topic(self, hub):
+        hub.configure("*a" * 100 + "*b", queue=7)
+        assert hub.settings("a" * 255).queue == 256
+
+    @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", min_size=1, max_size=10))
+    def test_patterns_fit_as_in_a_shell(self, pattern, topic):
+        def fits(pattern, topic):
+            if not pattern:
+                return not topic
+            if pattern[0] == "*":
+                return any(fits(pattern[1:], topic[skipped:]) for skipped in range(len(topic) + 1))
+            return topic[:1] == pattern[0] and fits(pattern[1:], topic[1:])
+
+        hub = Hub(Codecs())
+        hub.configure(pattern, queue=7)
+        assert (hub.settings(topic).queue == 7) is fits(pattern, topic)
+
+    def test_the_first_pattern_that_fits_counts(self, hub):
+        hub.configure("chat:vip", queue=1)
+        hub.configure("chat:*", queue=2)
+        hub.configure("*", queue=3)
+        assert [hub.settings(topic).queue for topic in ("chat:vip", "chat:x", "x")] == [1, 2, 3]
+
+    def test_without_a_pattern_a_slow_connection_is_closed_after_256_messages(self, hub):
+        assert hub.settings("t") == TopicSettings(256, "close", None)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"queue": 0}, "1 or more"),
+            ({"queue": True}, "1 or more"),
+            ({"queue": 2.5}, "1 or more"),
+            ({"overflow": "drop"}, "overflow is one of close, drop_oldest, drop_newest, latest"),
+            ({"key": "symbol"}, 'key= belongs to overflow="latest"'),
+            ({"overflow": "latest", "key": 7}, "a field's name or a function"),
+        ],
+    )
+    def test_a_setting_that_cannot_be_is_refused(self, hub, options, message):
+        with pytest.raises(ValueError, match=message):
+            hub.configure("t", **options)
+
+    @pytest.mark.parametrize("url", ["local", "redis://localhost", "rediss://x", "nats://x"])
+    def test_a_backplane_that_is_yet_to_come_says_so(self, url):
+        with pytest.raises(FeatureUnavailable, match="this version has no"):
+            Hub(Codecs(), url)
+
+    def test_a_backplane_that_nobody_knows_is_an_error(self):
+        with pytest.raises(ValueError, match="names no backplane"):
+            Hub(Codecs(), "kafka://x")
+
+
+class TestOverflow:
+    async def test_close_refuses_only_the_slow_one_and_the_others_get_everything(self, hub):
+        hub.configure("t", queue=2)
+        slow, quick = Reader(hub, "t"), Reader(hub, "t")
+        got = []
+        for n in range(5):
+            await hub.publish("t", n)
+            got += quick.take()
+        assert got == ["0", "1", "2", "3", "4"]
+        assert slow.refusals == [(1013, "too slow")]
+        assert slow.take() == ["0", "1"]
+        assert hub.statistics().dropped == {"close": 1}
+        assert hub.statistics().subscriptions == 1
+
+    async def test_latest_by_a_field_conflates_and_what_lacks_the_field_is_one_key(self, hub):
+        hub.configure("t", overflow="latest", key="symbol")
+        reader = Reader(hub, "t")
+        for value in [{"symbol": "a", "n": 1}, {"symbol": "b"}, {"n": 2}, "text", b"", {"symbol": "a", "n": 3}]:
+            await hub.publish("t", value)
+        assert [frame.data for frame in (reader.outbox.pop() for _ in range(3))] == [
+            b'{"symbol":"b"}',
+            b"",
+            b'{"symbol":"a","n":3}',
+        ]
+
+    async def test_latest_by_a_function_gets_the_message_as_it_was_published(self, hub):
+        seen = []
+        hub.configure("t", overflow="latest", key=lambda value: seen.append(value) or len(seen) % 2)
+        reader = Reader(hub, "t")
+        for value in ("text", b"bytes", [1, "x"], {"a": None}):
+            await hub.publish("t", value)
+        assert seen == ["text", b"bytes", [1, "x"], {"a": None}]
+        assert reader.take() == ['[1,"x"]', '{"a":null}']
+
+    async def test_a_key_function_that_raises_does_so_in_the_publisher_and_nobody_gets_anything(self, hub):
+        hub.configure("t", overflow="latest", key=lambda value: value["symbol"])
+        readers = [Reader(hub, "t") for _ in range(2)]
+        with pytest.raises(KeyError):
+            await hub.publish("t", {})
+        assert [reader.take() for reader in readers] == [[], []]
+
+    async def test_the_apps_own_json_is_what_a_key_is_looked_up_in(self):
+        class Doubling:
+            frames = "text"
+
+            def encode(self, value):
+                return f"<{value['k']}>"
+
+            def decode(self, data):
+                return {"k": data[1:-1]}
+
+        codecs = Codecs()
+        codecs.add("json", Doubling())
+        hub = Hub(codecs)
+        hub.configure("t", overflow="latest", key="k")
+        reader = Reader(hub, "t", codec=codecs.get("json"))
+        for k in "aba":
+            await hub.publish("t", {"k": k})
+        assert reader.take() == ["<b>", "<a>"]
+
+    @pytest.mark.parametrize("error", [ValueError, TypeError, KeyError, RecursionError])
+    async def test_a_codec_that_cannot_encode_ends_its_own_subscribers_and_harms_nobody_else(self, hub, caplog, error):
+        class Failing:
+            def frame(self, payload):
+                raise error("not this one")
+
+        before, broken, after = Reader(hub, "t"), Reader(hub, "t", codec=Failing()), Reader(hub, "t")
+        assert (await hub.publish("t", 1)).subscribers == 2
+        assert (before.take(), after.take()) == (["1"], ["1"])
+        assert broken.refusals == [(1011, "message cannot be encoded")]
+        assert hub.statistics().dropped == {"unencodable": 1}
+        assert "cannot be encoded for some of its subscribers" in caplog.text
+
+
+class TestStatistics:
+    async def test_they_count_what_happened_and_what_waits(self, hub):
+        hub.configure("d", queue=1, overflow="drop_newest")
+        a, b = Reader(hub, "t", "d"), Reader(hub, "t")
+        await hub.publish("t", 1)
+        await hub.publish("d", 1)
+        await hub.publish("d", 2)
+        await hub.publish("nobody", 1)
+        assert hub.statistics()._asdict() == {
+            "topics": 2,
+            "subscribers": 2,
+            "subscriptions": 3,
+            "published": 4,
+            "delivered": 3,
+            "dropped": {"drop_newest": 1},
+            "queued": 3,
+            "largest_queue": 2,
+        }
+        a.take()
+        b.take()
+        assert (hub.statistics().queued, hub.statistics().largest_queue) == (0, 0)
+
+    def test_they_are_a_snapshot(self, hub):
+        statistics = hub.statistics()
+        hub.losses["close"] += 1
+        assert statistics.dropped == {}
+        assert (statistics.queued, statistics.largest_queue) == (0, 0)
+
+
+class TestPublishingFromAThread:
+    async def test_it_publishes_in_the_event_loop_and_returns_the_receipt(self, hub):
+        hub.attach()
+        reader = Reader(hub, "t")
+        threads = []
+        reader.subscriber.wake = lambda: threads.append(threading.current_thread())
+        receipt = await anyio.to_thread.run_sync(hub.publish_from_thread, "t", 1)
+        assert receipt == Receipt(1, None)
+        assert reader.take() == ["1"]
+        assert threads == [threading.current_thread()]
+
+    async def test_a_thread_of_any_make_may_publish(self, hub):
+        hub.attach()
+        reader, receipts, done = Reader(hub, "t"), [], anyio.Event()
+        token = anyio.lowlevel.current_token()
+
+        def work():
+            receipts.append(hub.publish_from_thread("t", 1))
+            anyio.from_thread.run_sync(done.set, token=token)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        with anyio.fail_after(5):
+            await done.wait()
+        thread.join(5)
+        assert receipts == [Receipt(1, None)]
+        assert reader.take() == ["1"]
+
+    async def test_what_publish_raises_is_raised_in_the_thread(self, hub):
+        hub.attach()
+        with pytest.raises(ValueError, match="at least one character"):
+            await anyio.to_thread.run_sync(hub.publish_from_thread, "", 1)
+
+    async def test_in_the_loops_own_thread_it_says_what_to_write_instead(self, hub):
+        hub.attach()
+        with pytest.raises(RuntimeError, match=r"write `await app\.publish\(topic, value\)`"):
+            hub.publish_from_thread("t", 1)
+
+    def test_before_the_app_has_started_it_says_so(self, hub):
+        assert not hub.is_attached
+        with pytest.raises(RuntimeError, match="after the app has started"):
+            hub.publish_from_thread("t", 1)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_publishing_from_a_thread_when_the_loop_has_ended_is_an_error_and_no_hang(hub, backend):
+    async def main():
+        hub.attach()
+
+    anyio.run(main, backend=backend)
+    errors = []
+
+    def work():
+        try:
+            hub.publish_from_thread("t", 1)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert len(errors) == 1
+    assert "finished" in errors[0]
+
+
+def test_one_hub_serves_one_event_loop_after_another(hub):
+    async def main():
+        hub.attach()
+        reader = Reader(hub, "t")
+        await anyio.to_thread.run_sync(hub.publish_from_thread, "t", 1)
+        assert reader.take() == ["1"]
+        hub.leave(reader.subscriber)
+
+    for backend in ("asyncio", "trio", "asyncio"):
+        anyio.run(main, backend=backend)
+    asyncio.run(main())
+    assert_empty(hub)

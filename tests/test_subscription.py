@@ -1,0 +1,188 @@
+"""Topics read by the app itself: as a queue, and as server-sent events."""
+
+import json
+from base64 import b64encode
+
+import anyio
+import pytest
+
+from microws import App, EventStream, FeatureUnavailable, Overflow
+from microws.sse import ServerSentEvent
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def app():
+    return App()
+
+
+async def take(source, count):
+    with anyio.fail_after(5):
+        return [await anext(source) for _ in range(count)]
+
+
+class TestQueues:
+    async def test_messages_come_as_they_were_published_in_order_from_all_its_topics(self, app):
+        values = ["text", b"\0bytes", {"a": [1, None]}, 7, None, ""]
+        async with app.subscribe("t", "u") as messages:
+            for n, value in enumerate(values):
+                assert (await app.publish("tu"[n % 2], value)).subscribers == 1
+            assert await take(messages, len(values)) == values
+
+    async def test_it_waits_for_the_next_message(self, app):
+        got = []
+
+        async def read(messages):
+            async for message in messages:
+                got.append(message)
+                if message == "end":
+                    return
+
+        with anyio.fail_after(5):
+            async with app.subscribe("t") as messages, anyio.create_task_group() as tasks:
+                tasks.start_soon(read, messages)
+                await anyio.wait_all_tasks_blocked()
+                await app.publish("t", 1)
+                await anyio.wait_all_tasks_blocked()
+                assert got == [1]
+                await app.publish("t", "end")
+
+    async def test_leaving_the_block_leaves_the_hub_and_forgets_what_waited(self, app):
+        subscription = app.subscribe("t")
+        async with subscription:
+            await app.publish("t", 1)
+        assert app.hub.statistics().topics == 0
+        assert (await app.publish("t", 2)).subscribers == 0
+        async with subscription as messages:
+            await app.publish("t", 3)
+            assert await take(messages, 1) == [3]
+
+    async def test_an_exception_in_the_block_leaves_the_hub_too(self, app):
+        with pytest.raises(KeyError):
+            async with app.subscribe("t"):
+                raise KeyError
+        assert app.hub.statistics().topics == 0
+
+    async def test_a_read_that_was_given_up_has_lost_nothing(self, app):
+        async with app.subscribe("t") as messages:
+            with anyio.move_on_after(0):
+                await anext(messages)
+            await app.publish("t", 1)
+            assert await take(messages, 1) == [1]
+
+    async def test_overflow_is_raised_once_after_what_was_queued_and_then_it_goes_on(self, app):
+        app.topic("t", queue=3)
+        async with app.subscribe("t") as messages:
+            for n in range(5):
+                await app.publish("t", n)
+            assert await take(messages, 3) == [0, 1, 2]
+            with pytest.raises(Overflow, match="messages of t came faster than they were read"):
+                await take(messages, 1)
+            assert (await app.publish("t", 5)).subscribers == 1
+            assert await take(messages, 1) == [5]
+        assert app.hub.statistics().topics == 0
+
+    async def test_overflow_is_raised_in_a_reader_that_comes_back_late(self, app):
+        app.topic("t", queue=1)
+        async with app.subscribe("t") as messages:
+            for n in range(3):
+                await app.publish("t", n)
+            assert await take(messages, 1) == [0]
+            assert app.hub.statistics().subscribers == 0
+            with pytest.raises(Overflow):
+                await take(messages, 1)
+            assert app.hub.statistics().subscribers == 1
+
+    @pytest.mark.parametrize(
+        ("overflow", "expected"),
+        [("drop_oldest", [Overflow, 3, 4]), ("drop_newest", [0, 1, Overflow, 5]), ("latest", [4])],
+    )
+    async def test_a_policy_that_drops_is_told_where_the_loss_is(self, app, overflow, expected):
+        app.topic("t", queue=2, overflow=overflow)
+        got = []
+        async with app.subscribe("t") as messages:
+            for n in range(5):
+                await app.publish("t", n)
+            if overflow == "drop_newest":
+                got += await take(messages, 2)
+                await app.publish("t", 5)
+            while len(got) < len(expected):
+                try:
+                    got += await take(messages, 1)
+                except Overflow:
+                    got.append(Overflow)
+        assert got == expected
+
+    async def test_reading_before_entering_says_what_to_write(self, app):
+        with pytest.raises(RuntimeError, match="`async with app"):
+            await anext(app.subscribe("t"))
+
+    async def test_a_subscription_needs_a_topic_that_can_be(self, app):
+        with pytest.raises(TypeError, match="at least one topic"):
+            app.subscribe()
+        with pytest.raises(ValueError, match="control characters"):
+            async with app.subscribe("fine", "a\n"):
+                pass
+        assert app.hub.statistics().topics == 0
+
+    async def test_the_subscriptions_of_included_apps_and_of_their_including_app_are_apart(self, app):
+        part = App()
+        app.include(part)
+        async with app.subscribe("t") as one:
+            async with part.subscribe("t") as two:
+                assert app.hub.statistics().subscribers == 2
+                await app.publish("t", 1)
+                assert await take(two, 1) == [1]
+            assert app.hub.statistics().subscribers == 1
+            await part.publish("t", 2)
+            assert await take(one, 2) == [1, 2]
+        assert app.hub.statistics().subscribers == 0
+
+
+class TestStreams:
+    async def test_events_carry_the_topic_and_the_message(self, app):
+        stream = aiter(app.stream("t"))
+        for value in ("text", {"a": 1}, b"\xff\0", 7):
+            await app.publish("t", value)
+        events = await take(stream, 4)
+        assert all(isinstance(event, ServerSentEvent) and event.event == "t" for event in events)
+        assert [event.data for event in events] == ["text", '{"a":1}', b64encode(b"\xff\0").decode(), "7"]
+        await stream.aclose()
+        assert app.hub.statistics().topics == 0
+
+    async def test_it_ends_after_what_was_queued_where_a_message_was_lost(self, app):
+        app.topic("t", queue=2)
+        stream = aiter(app.stream("t"))
+        for n in range(4):
+            await app.publish("t", n)
+        with anyio.fail_after(5):
+            assert [event.data async for event in stream] == ["0", "1"]
+        assert app.hub.statistics().topics == 0
+
+    async def test_it_ends_where_a_policy_has_dropped_one(self, app):
+        app.topic("t", queue=1, overflow="drop_oldest")
+        stream = aiter(app.stream("t"))
+        await app.publish("t", 1)
+        await app.publish("t", 2)
+        with anyio.fail_after(5):
+            assert [event.data async for event in stream] == []
+        assert app.hub.statistics().topics == 0
+
+    async def test_history_is_not_there_yet_and_says_so(self, app):
+        with pytest.raises(FeatureUnavailable, match="no history"):
+            app.stream("t", since="x-1")
+
+    async def test_over_http_a_client_gets_each_event_and_its_leaving_leaves_the_hub(self, app):
+        @app.get("/events")
+        async def events(request):
+            return EventStream(app.stream("t"))
+
+        async with app.test_client() as client, client.stream("GET", "/events") as response:
+            with anyio.fail_after(5):
+                while not app.hub.statistics().topics:
+                    await anyio.lowlevel.checkpoint()
+            await app.publish("t", {"n": 1})
+            event = await anext(aiter(response.events()))
+            assert (event.event, json.loads(event.data)) == ("t", {"n": 1})
+        assert app.hub.statistics().topics == 0

@@ -79,6 +79,7 @@ _NOT_CONSTRUCTED = {
 _INTERNAL = {microws.WebSocket: {"run"}, microws.Request: {"body_complete", "drain", "receive_event"}}
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source")
+_ARGUMENT_END = re.compile(r", (?![^\[\]]*\])")
 _ENTRY = re.compile(r"    (\S[^:]*?): (.*)")
 
 
@@ -116,11 +117,7 @@ def _classes() -> str:
 def _class(cls: type[Any]) -> Iterator[str]:
     if cls not in _NOT_CONSTRUCTED and (signature := _constructor(cls)) is not None:
         yield f"```text\n{_wrapped(cls.__name__, signature)}\n```"
-    yield _markdown(cls.__doc__ or "", without=("Args",) if cls in _NOT_CONSTRUCTED else ())
-    if issubclass(cls, Connection):
-        # They are attributes under the names of the arguments.
-        attributes = inspect.cleandoc(Connection.__doc__ or "").partition("Args:")[2]
-        yield _markdown(f"\nAttributes:{attributes}")
+    yield _markdown(_docstring(cls), without=("Args",) if cls in _NOT_CONSTRUCTED else ())
     if issubclass(cls, enum.IntEnum):
         yield "\n".join(["| name | code |", "|---|---|", *(f"| `{item.name}` | {item.value} |" for item in cls)])
         return
@@ -132,6 +129,15 @@ def _class(cls: type[Any]) -> Iterator[str]:
             is_async = inspect.iscoroutinefunction(member)
             prefix = "await " if is_async else ""
             yield f"#### `{prefix}{name}{_signature(member)}`\n\n{_markdown(member.__doc__ or '')}"
+
+
+def _docstring(cls: type[Any]) -> str:
+    text = inspect.cleandoc(cls.__doc__ or "")
+    if issubclass(cls, Connection):
+        # What its base is made with stands in attributes of the same names.
+        inherited = inspect.cleandoc(Connection.__doc__ or "").partition("Args:\n")[2]
+        text += f"\n{inherited}" if "\nAttributes:\n" in text else f"\n\nAttributes:\n{inherited}"
+    return text
 
 
 def _members(cls: type[Any]) -> Iterator[tuple[str, Any]]:
@@ -184,10 +190,10 @@ class _Written:
                 return cls(f"[{', '.join(repr(cls.of(item)) for item in value)}]")
             case type():
                 return value if value is inspect.Parameter.empty else cls(value.__name__)
-            case int() if not isinstance(value, bool) and value >= 1 << 20 and value % (1 << 20) == 0:
-                return cls(f"{value >> 20} * 1024**2")
             case enum.IntEnum():
                 return cls(str(int(value)))
+            case int() if value >= 100_000:
+                return cls(f"{value:_}")
         return value
 
 
@@ -195,7 +201,7 @@ def _wrapped(name: str, signature: str) -> str:
     """A call with each argument in a line of its own where one line is too long."""
     if len(name + signature) <= 100:
         return name + signature
-    arguments = "".join(f"    {argument},\n" for argument in signature[1:-1].split(", "))
+    arguments = "".join(f"    {argument},\n" for argument in _ARGUMENT_END.split(signature[1:-1]))
     return f"{name}(\n{arguments})"
 
 

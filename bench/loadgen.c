@@ -55,8 +55,10 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
   va_start(arguments, format);
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  for (char *p = text; *p; p++)
-    if (*p == '"' || *p == '\\' || (unsigned char)*p < ' ' || (unsigned char)*p > '~') *p = '\'';
+  for (char *p = text; *p; p++) {
+    if (*p == '"' || *p == '\\') *p = '\'';
+    if (*p < ' ' || *p > '~') *p = ' ';
+  }
   printf("{\"error\": \"%s\"}\n", text);
   exit(1);
 }

@@ -119,7 +119,10 @@ def bars(samples, apps, measures):
 def notes(records):
     """What a reader must know about the samples before he trusts them."""
     samples = [record for record in records if record["type"] == "sample"]
-    lines = [f"- {r['app']}, {r['measure']}, round {r['round']}: {r['error']}" for r in samples if "error" in r]
+    lines = [
+        f"- {app}, {measure}: failed {count} times; see results/{app}.log. The last error: {error}"
+        for (app, measure), (error, count) in failures_by_test(samples).items()
+    ]
     foreign = [record["foreign"] for record in samples]
     disturbed = sum(share > FOREIGN_LIMIT for share in foreign)
     lines.append(
@@ -130,6 +133,17 @@ def notes(records):
     if idling := [share for share in busy if share < SATURATED]:
         lines.append(f"- In {len(idling)} undisturbed samples the server was idle at times (busy: {min(idling):.0%}).")
     return lines
+
+
+def failures_by_test(samples):
+    """``{(app, measure): (last error, how many)}``."""
+    failures = {}
+    for record in samples:
+        if "error" in record:
+            key = record["app"], record["measure"]
+            _, count = failures.get(key, (None, 0))
+            failures[key] = record["error"], count + 1
+    return failures
 
 
 def render(records):

@@ -64,7 +64,7 @@ class Server:
     Args:
         app: The module below ``bench/apps`` whose ``app`` is served.
         pin: Where it runs.
-        log_path: Where its output goes.
+        log_path: Where its output is appended.
     """
 
     def __init__(self, app, *, pin, log_path):
@@ -72,7 +72,7 @@ class Server:
         self._log_path = log_path
         command = [sys.executable, "-m", "hypercorn", "--config", HERE / "hypercorn.toml"]
         command += ["--bind", f"127.0.0.1:{self.port}", f"bench.apps.{app}:app"]
-        with log_path.open("wb") as log:
+        with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 cwd=HERE.parent,

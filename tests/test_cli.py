@@ -177,7 +177,7 @@ def test_a_second_ctrl_c_ends_it_at_once(start, loop):
         with pytest.raises(TimeoutError):
             client.recv(1)
         program.process.send_signal(signal.SIGINT)
-        program.line_with("stopping within 300 s, with 1 requests and 0 WebSockets open")
+        program.line_with("stopping within 300 s; open requests: 1, WebSockets: 0")
         began = time.monotonic()
         assert program.stop(signal.SIGINT) == 0
         assert time.monotonic() - began < 5

@@ -350,7 +350,7 @@ def test_run_serves_until_a_signal_on_the_loop_that_was_asked_for(loop, capfd):
     assert loops == [LOOPS[loop]]
     serving, stopping = capfd.readouterr().err.splitlines()
     assert re.search(r" info microws \S+ serving here:app on http://127\.0\.0\.1:\d+ \(Ctrl-C stops\)$", serving)
-    assert stopping.endswith("stopping within 10 s, with 0 requests and 0 WebSockets open (Ctrl-C again: at once)")
+    assert stopping.endswith("stopping within 10 s; open requests: 0, WebSockets: 0 (Ctrl-C again: at once)")
 
 
 def test_a_second_signal_to_run_is_at_once_and_the_handlers_are_put_back(capfd):

@@ -208,8 +208,8 @@ def _prepare(
 
 async def _drain(server: _Server, connections: Connections, shutdown: Shutdown, *, timeout: float) -> None:
     requests, websockets = connections.statistics()
-    left = f"{requests} requests and {websockets} WebSockets open"
-    _log.info("stopping within %g s, with %s (Ctrl-C again: at once)", timeout, left)
+    left = f"requests: {requests}, WebSockets: {websockets}"
+    _log.info("stopping within %g s; open %s (Ctrl-C again: at once)", timeout, left)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(connections.drain)
         await server.stop_listening()

@@ -79,10 +79,10 @@ class WebSocketDisconnect(MicrowsError):
     Attributes:
         code: Close code (RFC 6455 §7.4); 1005 when the peer sent none, 1006 when the connection broke.
         reason: Close reason, often empty.
-        connection_id: ``ws.id`` of the connection; empty where the test client raised it.
     """
 
-    connection_id = ""
+    # The connection that has ended: ``async with ws`` swallows the end of its own only.
+    source: object = None
 
     def __init__(self, code: int = 1005, reason: str = "") -> None:
         self.code = code

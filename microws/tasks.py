@@ -92,6 +92,9 @@ class AsyncioTasks:
         return self._main.uncancel() == 0 and error_type is asyncio.CancelledError
 
     def limit(self, seconds: float) -> None:
+        if seconds == inf:
+            self._deadline = inf
+            return
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + seconds
         if seconds < 2 * TICK:

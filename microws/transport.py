@@ -1,15 +1,16 @@
 """
 The portable transport: one WebSocket connection over ASGI's ``receive`` and ``send``, on any server.
 
-Somebody always reads, so that a disconnect is seen and nothing stays behind in the server: the view while it waits for a
-message, and else the pump, a task that is there only for as long. One task at a time is inside ASGI's ``receive``, and
-one inside its ``send``: the view, or, where something had to wait its turn, the drainer, which empties the outbox.
+Somebody always reads, so that a disconnect is seen and nothing stays behind in the server: the view while it waits for
+a message, and else the pump, a task that is there only for as long. One task at a time is inside ASGI's ``receive``,
+and one inside its ``send``: the view, or, where something had to wait its turn, the drainer, which empties the outbox.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any, NamedTuple
 
 import anyio
@@ -27,8 +28,12 @@ __all__ = ["Limits", "PortableTransport"]
 _log = logging.getLogger("microws.websocket")
 
 _MAX_INBOX_BYTES = 1 << 20
+# Who reads or sends, where it is no task of the view's.
+_PUMP, _DRAINER, _HANDSHAKE = "pump", "drainer", "handshake"
 # Sends in a row, without a receive, after which somebody else has to watch for the disconnect.
 _MAX_UNWATCHED_SENDS = 8
+# Between a send that fails because the client has gone and the event that says so.
+_MAX_SECONDS_TO_DISCONNECT = 1.0
 
 
 class Limits(NamedTuple):
@@ -75,10 +80,10 @@ class PortableTransport:
         "_idle",
         "_inbox",
         "_inbox_bytes",
+        "_interrupted",
         "_is_discarding",
-        "_is_reading",
-        "_is_sending",
         "_limits",
+        "_loop",
         "_make_outbox",
         "_on_end",
         "_reader",
@@ -91,6 +96,7 @@ class PortableTransport:
         "_work",
         "close_code",
         "close_reason",
+        "has_learned",
         "outbox",
         "state",
         "tasks",
@@ -110,6 +116,7 @@ class PortableTransport:
         self.state = State.CONNECTING
         self.close_code: int | None = None
         self.close_reason = ""
+        self.has_learned = False
         self.outbox: Outbox | None = None
         self.tasks: Tasks = AsyncioTasks(self._tick) if group is None else GroupTasks(group)
         self._asgi_receive = receive
@@ -121,16 +128,16 @@ class PortableTransport:
         self._inbox: deque[str | bytes] | None = None
         self._inbox_bytes = 0
         self._is_discarding = False
-        self._is_reading = False
-        self._is_sending = False
         self._unwatched_sends = 0
         self._sent_while_paused = False
         self._close_due = False
         self._has_drainer = False
-        # On asyncio: the tasks inside ASGI's receive and send that may be interrupted when the connection ends.
-        self._reader: asyncio.Task[Any] | None = None
-        self._sender: asyncio.Task[Any] | None = None
-        self._send_ticks = 0
+        self._loop = asyncio.get_running_loop() if group is None else None
+        # Who is inside ASGI's receive, and who inside its send. A task of the view may be interrupted there.
+        self._reader: object = None
+        self._sender: object = None
+        self._interrupted: tuple[asyncio.Task[Any], ...] = ()
+        self._send_ticks = 0.0
         # Each event exists only while somebody waits for it.
         self._arrived: anyio.Event | None = None  # a message, the end, or a turn to read
         self._unpaused: anyio.Event | None = None  # room in the inbox
@@ -148,37 +155,34 @@ class PortableTransport:
 
         Raises:
             WebSocketDisconnect: The connection has ended and every message was received, or this side has closed it.
+            RuntimeError: Not accepted yet.
         """
-        while True:
+        while self._reader is not None or self._inbox or self.state is not State.OPEN:
             if self._inbox:
                 return self._take()
             if self.state is not State.OPEN:
-                raise self.disconnect()
-            if self._is_reading:
-                self._arrived = self._arrived or anyio.Event()
-                await self._arrived.wait()
-                continue
-            self._is_reading = True
-            self._unwatched_sends = 0
-            self._reader = asyncio.current_task()
-            try:
-                message = self._message_of(await self._asgi_receive())
-            except asyncio.CancelledError:
-                if not _was_interrupted(self._reader):
-                    raise
-                raise self.disconnect() from None
-            finally:
-                self._is_reading = False
-                self._reader = None
-                if self._arrived is not None:
-                    self._wake("_arrived")
-            if message is not None:
-                return message
+                raise self.unusable("receive")
+            self._arrived = self._arrived or anyio.Event()
+            await self._arrived.wait()
+        self._unwatched_sends = 0
+        self._reader = asyncio.current_task(self._loop)
+        try:
+            event = await self._asgi_receive()
+        except asyncio.CancelledError:
+            if not self._was_interrupted():
+                raise
+            raise self.unusable("receive") from None
+        finally:
+            self._reader = None
+            if self._arrived is not None:
+                self._wake("_arrived")
+        message = self._message_of(event)
+        return await self.receive() if message is None else message
 
     def read_ahead(self) -> None:
         """Have messages read into the inbox until the view receives again. Never waits."""
-        if not self._is_reading and self.state is not State.CLOSED:
-            self._is_reading = True
+        if self._reader is None and self.state is not State.CLOSED:
+            self._reader = _PUMP
             self.tasks.start_soon(self._pump)
 
     def discard(self) -> None:
@@ -191,15 +195,15 @@ class PortableTransport:
         """Read and discard until the client has gone, so that nothing stays behind in the server."""
         self.discard()
         while self.state is not State.CLOSED:
-            if self._is_reading:
+            if self._reader is not None:
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()
             else:
-                self._is_reading = True
+                self._reader = _PUMP
                 try:
                     self._message_of(await self._asgi_receive())
                 finally:
-                    self._is_reading = False
+                    self._reader = None
 
     async def _pump(self) -> None:
         try:
@@ -221,7 +225,7 @@ class PortableTransport:
             _log.exception("the server's receive failed")
             self._end(CloseCode.ABNORMAL_CLOSURE, "")
         finally:
-            self._is_reading = False
+            self._reader = None
 
     async def _pause(self) -> None:
         """Read no further until the view has taken a message."""
@@ -273,13 +277,15 @@ class PortableTransport:
             RuntimeError: Accepted, or rejected, already.
         """
         if self.state is State.CLOSED:
-            raise self.disconnect()
+            raise self.unusable("accept")
         self.state = step(self.state, Action.ACCEPT)
-        self._is_sending = True
+        self._sender = _HANDSHAKE
         try:
             await self._transmit({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
         finally:
             self._release()
+        if self.state is State.OPEN:
+            self.tasks.limit(inf)
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """
@@ -293,6 +299,7 @@ class PortableTransport:
         if self.state is State.CLOSED:
             return
         self.state = step(self.state, Action.REJECT)
+        self.learn()
         self.close_code = 3000 + status
         self.discard()
         self._wake_all()
@@ -315,26 +322,21 @@ class PortableTransport:
         Raises:
             WebSocketDisconnect: The connection has ended, or the client took nothing for ``send_timeout`` seconds
                 (1013).
+            RuntimeError: Not accepted yet.
         """
-        if self.state is not State.OPEN:
-            raise self.disconnect()
-        if not self._is_reading:
+        if self._sender is not None or self.outbox or self.state is not State.OPEN:
+            await self._wait_turn(frame)
+            return
+        if self._reader is None:
             self._unwatched_sends += 1
             if self._unwatched_sends > _MAX_UNWATCHED_SENDS:
                 self.read_ahead()
         elif self._unpaused is not None:
             self._sent_while_paused = True
-        if self._is_sending or self.outbox:
-            await self._wait_turn(frame)
-            return
-        self._is_sending = True
-        try:
-            if not await self._transmit_within(self._limits.send_timeout, _event(frame)):
-                self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
-        finally:
-            self._release()
+        if not await self._transmit_within(self._limits.send_timeout, _event(frame)):
+            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         if self.close_code is not None:
-            raise self.disconnect()
+            raise self.unusable("send")
 
     async def close(self, code: int, reason: str) -> None:
         """
@@ -342,6 +344,7 @@ class PortableTransport:
 
         Cancelled, it leaves the rest to the drainer.
         """
+        self.learn()
         if self.state in (State.CLOSED, State.CLOSING):
             return
         self._begin_close(code, reason)
@@ -355,15 +358,11 @@ class PortableTransport:
         """Wait until what is queued, and the Close frame where one is due, has left; ``close_timeout`` at most."""
         if not self._close_due:
             return
-        if not self._is_sending and not self.outbox:
-            self._is_sending = True
-            try:
-                await self._transmit_close()
-            finally:
-                self._release()
+        if self._sender is None and not self.outbox:
+            await self._transmit_close()
             return
         with anyio.move_on_after(self._limits.close_timeout):
-            while self._is_sending:
+            while self._sender is not None:
                 self._idle = self._idle or anyio.Event()
                 await self._idle.wait()
             if self._close_due:
@@ -376,13 +375,28 @@ class PortableTransport:
         self._begin_close(code, reason)
         if self.outbox is not None:
             self.outbox.clear()
-        self._interrupt("_sender")
-        self._on_end()
+        self._interrupt(self._sender)
+        self._finish()
         self.wake()
 
-    def disconnect(self) -> WebSocketDisconnect:
-        """What a call on an ended connection raises."""
-        return WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
+    def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
+        """What a call raises when the connection is not open. Whoever gets it knows of the end."""
+        if self.state is State.CONNECTING:
+            return RuntimeError(
+                f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept()"
+            )
+        self.learn()
+        return self._disconnect()
+
+    def learn(self) -> None:
+        """The view knows of the end, or has made it: it may take its time to clean up."""
+        self.has_learned = True
+        self.tasks.limit(inf)
+
+    def _disconnect(self) -> WebSocketDisconnect:
+        error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
+        error.source = self
+        return error
 
     def ensure_outbox(self) -> Outbox:
         """The connection's queue; made when it is first needed."""
@@ -399,6 +413,8 @@ class PortableTransport:
             self._wake("_work")
 
     async def _wait_turn(self, frame: Frame) -> None:
+        if self.state is not State.OPEN:
+            raise self.unusable("send")
         outbox = self.ensure_outbox()
         if outbox.is_full:
             with anyio.move_on_after(self._limits.send_timeout) as waiting:
@@ -408,13 +424,13 @@ class PortableTransport:
             if waiting.cancelled_caught:
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
             if self.close_code is not None:
-                raise self.disconnect()
+                raise self.unusable("send")
         outbox.send_nowait(frame)
         self.wake()
 
     async def _drain(self) -> None:
         while self.state is not State.CLOSED:
-            if self.state is State.CONNECTING or self._is_sending or not (self.outbox or self._close_due):
+            if self.state is State.CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
                 if self.state is State.CLOSING and not self._close_due:
                     return
                 self._work = anyio.Event()
@@ -424,18 +440,18 @@ class PortableTransport:
 
     async def _empty(self) -> None:
         """Send what waits, and the Close frame where one is due."""
-        self._is_sending = True
+        self._sender = _DRAINER
         try:
             while self.outbox:
                 await self._transmit(_event(self.outbox.pop()))
                 if self._room is not None:
                     self._wake("_room")
-            if self._close_due:
-                await self._transmit_close()
         except WebSocketDisconnect:
             pass
         finally:
             self._release()
+        if self._close_due:
+            await self._transmit_close()
 
     async def _transmit_close(self) -> None:
         self._close_due = False
@@ -451,33 +467,54 @@ class PortableTransport:
 
         On asyncio the clock of all connections interrupts it: a timer for each send would take longer than the send.
         """
-        if not self.tasks.is_ticking:
-            with anyio.move_on_after(seconds) as waiting:
-                await self._transmit(event)
-            return not waiting.cancelled_caught
-        self._send_ticks = int(seconds / TICK) + 1
-        self._sender = asyncio.current_task()
+        if self._loop is None:
+            return await self._transmit_in_scope(seconds, event)
+        self._sender = asyncio.current_task(self._loop)
+        self._send_ticks = seconds // TICK
         try:
-            await self._transmit(event)
+            await self._asgi_send(event)
         except asyncio.CancelledError:
-            if not _was_interrupted(self._sender):
+            if not self._was_interrupted():
                 raise
             return False
+        except OSError:
+            await self._lose()
         finally:
-            self._sender = None
+            self._release()
         return True
+
+    async def _transmit_in_scope(self, seconds: float, event: Event) -> bool:
+        self._sender = _HANDSHAKE
+        try:
+            with anyio.move_on_after(seconds) as waiting:
+                await self._transmit(event)
+        finally:
+            self._release()
+        return not waiting.cancelled_caught
 
     async def _transmit(self, event: Event) -> None:
         try:
             await self._asgi_send(event)
         except OSError:
-            # ASGI: "If send is called on a closed connection the server should raise a server-specific subclass of
-            # OSError."
-            self._end(CloseCode.ABNORMAL_CLOSURE, "")
-            raise self.disconnect() from None
+            await self._lose()
+
+    async def _lose(self) -> None:
+        """
+        ``send`` has found that the client has gone: look for the disconnect event, which has the code.
+
+        Source: ASGI WebSocket specification: on a closed connection ``send`` raises a subclass of ``OSError``.
+        """
+        self._sender = _HANDSHAKE
+        with anyio.move_on_after(_MAX_SECONDS_TO_DISCONNECT):
+            while self.state is not State.CLOSED:
+                self.read_ahead()
+                self._arrived = self._arrived or anyio.Event()
+                await self._arrived.wait()
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+        raise self._disconnect() from None
 
     def _release(self) -> None:
-        self._is_sending = False
+        self._sender = None
         if self._idle is not None:
             self._wake("_idle")
         if self._work is not None:
@@ -491,7 +528,7 @@ class PortableTransport:
         self._close_due = True
         self.discard()
         self._wake_all()
-        self._interrupt("_reader")
+        self._interrupt(self._reader)
 
     def _end(self, code: int, reason: str) -> None:
         """The client has gone. A close of our own keeps its code."""
@@ -504,23 +541,36 @@ class PortableTransport:
         if self.outbox is not None:
             self.outbox.clear()
         self._wake_all()
-        self._interrupt("_reader")
-        self._interrupt("_sender")
+        self._interrupt(self._reader)
+        self._interrupt(self._sender)
+        self._finish()
+
+    def _finish(self) -> None:
         self._on_end()
+        if not self.has_learned:
+            self.tasks.limit(self._limits.close_timeout)
 
     def _tick(self) -> None:
         """Called now and then: somebody has to read, and no send takes for ever."""
         self.read_ahead()
         if self._sender is not None:
             self._send_ticks -= 1
-            if self._send_ticks <= 0:
-                self._interrupt("_sender")
+            if self._send_ticks < 0:
+                self._interrupt(self._sender)
 
-    def _interrupt(self, role: str) -> None:
-        task: asyncio.Task[Any] | None = getattr(self, role)
-        if task is not None and task is not asyncio.current_task():
-            setattr(self, role, None)
+    def _interrupt(self, task: object) -> None:
+        """End the wait of a task inside ASGI's receive or send, if it may be ended and is another one than this."""
+        if isinstance(task, asyncio.Task) and task is not asyncio.current_task():
+            self._interrupted = (*self._interrupted, task)
             task.cancel()
+
+    def _was_interrupted(self) -> bool:
+        """Whether this task's cancellation came from ``_interrupt`` alone; it then ends here."""
+        task = asyncio.current_task()
+        if task not in self._interrupted:
+            return False
+        self._interrupted = tuple(other for other in self._interrupted if other is not task)
+        return task.uncancel() == 0
 
     def _wake(self, name: str) -> None:
         event: anyio.Event | None = getattr(self, name)
@@ -531,13 +581,6 @@ class PortableTransport:
     def _wake_all(self) -> None:
         for name in ("_arrived", "_unpaused", "_room", "_work"):
             self._wake(name)
-
-
-def _was_interrupted(remembered: "asyncio.Task[Any] | None") -> bool:
-    """Whether this task's cancellation came from ``_interrupt`` alone, which has forgotten the task; it then ends here."""
-    current = asyncio.current_task()
-    assert current is not None
-    return remembered is None and current.uncancel() == 0
 
 
 def _event(frame: Frame) -> Event:

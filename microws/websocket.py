@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from itertools import count
-from math import inf
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -12,7 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from microws.closing import CloseCode, check_close
-from microws.codec import AUTO, TEXT, Codecs, MessageCodec, dumps_json
+from microws.codec import TEXT, Codecs, MessageCodec, dumps_json
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, check_headers, choose_subprotocol
 from microws.hub import Hub, Subscriber, check_topic, topic_marker
@@ -65,10 +64,13 @@ class WebSocket(Connection):
 
     When the connection has ended, every call raises ``WebSocketDisconnect`` at once. Any number of tasks may use one
     ``ws``; its messages leave in the order of the calls.
+
+    Attributes:
+        accepted: Whether the handshake was accepted, by the view or by a hook before it.
+        subprotocol: The one that was accepted, or ``None``.
     """
 
     __slots__ = (
-        "_has_learned",
         "_helpers",
         "_id",
         "_options",
@@ -97,7 +99,6 @@ class WebSocket(Connection):
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
-        self._has_learned = False
         self._transport = PortableTransport(
             receive,
             send,
@@ -105,7 +106,7 @@ class WebSocket(Connection):
             limits=options.limits,
             has_denial="websocket.http.response" in (scope.get("extensions") or ()),
             make_outbox=self._make_outbox,
-            on_end=self._on_end,
+            on_end=self._leave,
         )
 
     # What it is
@@ -162,14 +163,9 @@ class WebSocket(Connection):
         if subprotocol is None:
             subprotocol = choose_subprotocol(self.subprotocols, self._options.subprotocols)
         raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
-        try:
-            await self._transport.accept(subprotocol, raw)
-        except WebSocketDisconnect as error:
-            raise self._learn(error) from None
+        await self._transport.accept(subprotocol, raw)
         self.accepted = True
         self.subprotocol = subprotocol
-        if not self.closed:
-            self._transport.tasks.limit(inf)
 
     async def reject(
         self,
@@ -209,8 +205,6 @@ class WebSocket(Connection):
             raw.append((b"content-type", content_type))
         raw.append((b"content-length", b"%d" % len(data)))
         await self._transport.reject(status, raw, data)
-        self._has_learned = True
-        self._transport.tasks.limit(inf)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
@@ -228,13 +222,10 @@ class WebSocket(Connection):
         Source: RFC 6455 §5.5.1, §7.4.
         """
         check_close(code, reason)
-        self._has_learned = True
         if self._transport.state is State.CONNECTING:
             await self.reject(403)
             return
-        if not self.closed:
-            self._leave()
-        self._transport.tasks.limit(inf)
+        self._leave()
         await self._transport.close(code, reason)
 
     async def __aenter__(self) -> Self:
@@ -247,7 +238,7 @@ class WebSocket(Connection):
     ) -> bool:
         if error is None:
             await self.close()
-        elif _is_disconnect_of(self._id, error):
+        elif _is_disconnect_of(self._transport, error):
             return self._options.catch_disconnect
         elif isinstance(error, Exception):
             closing = self._options.closing_for(self.path, error)
@@ -300,10 +291,11 @@ class WebSocket(Connection):
         """
         The next message as a raw ASGI event, or the disconnect event; once that was returned, ``WebSocketDisconnect``.
         """
-        if self._has_learned or self._transport.state is State.CONNECTING:
-            await self._receive(AUTO)
+        transport = self._transport
+        if transport.has_learned:
+            raise transport.unusable("receive_event")
         try:
-            message = await self._receive(AUTO)
+            message = await transport.receive()
         except WebSocketDisconnect as error:
             return {"type": "websocket.disconnect", "code": error.code, "reason": error.reason}
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
@@ -312,28 +304,32 @@ class WebSocket(Connection):
         return self
 
     async def __anext__(self) -> Any:
+        options = self._options
         try:
-            return await self._receive(self._options.receive_codec)
+            return options.receive_codec.decode(await self._transport.receive())
         except WebSocketDisconnect:
-            if self._options.catch_disconnect:
+            if options.catch_disconnect:
                 raise StopAsyncIteration from None
             raise
+        except (PayloadTypeError, InvalidMessage) as error:
+            return await self._after_invalid(options.receive_codec, error)
 
     async def _receive(self, codec: MessageCodec) -> Any:
-        transport = self._transport
-        if transport.state is State.CONNECTING:
-            raise _not_accepted("receive")
-        while True:
-            try:
-                message = await transport.receive()
-            except WebSocketDisconnect as error:
-                raise self._learn(error) from None
+        try:
+            return codec.decode(await self._transport.receive())
+        except (PayloadTypeError, InvalidMessage) as error:
+            return await self._after_invalid(codec, error)
+
+    async def _after_invalid(self, codec: MessageCodec, error: PayloadTypeError | InvalidMessage) -> Any:
+        """The next message that can be decoded, on a route that skips the others."""
+        while self._options.on_invalid == "skip":
+            _log.warning("%s: skipped a message: %s", self.path, error)
+            message = await self._transport.receive()
             try:
                 return codec.decode(message)
-            except (PayloadTypeError, InvalidMessage) as error:
-                if self._options.on_invalid == "close":
-                    raise
-                _log.warning("%s: skipped a message: %s", self.path, error)
+            except (PayloadTypeError, InvalidMessage) as next_error:
+                error = next_error
+        raise error
 
     # Messages out
 
@@ -353,14 +349,8 @@ class WebSocket(Connection):
             TypeError, ValueError: A value that cannot be encoded; nothing was sent.
             RuntimeError: Not accepted yet.
         """
-        transport = self._transport
-        if transport.state is State.CONNECTING:
-            raise _not_accepted("send")
         codec = self._options.send_codec if type is None else self._options.codecs.get(type)
-        try:
-            await transport.send(codec.encode(value))
-        except WebSocketDisconnect as error:
-            raise self._learn(error) from None
+        await self._transport.send(codec.encode(value))
 
     async def send_text(self, text: str) -> None:
         """Send ``text`` in a text frame."""
@@ -420,7 +410,7 @@ class WebSocket(Connection):
         if not topics:
             raise TypeError("subscribe takes at least one topic")
         if self.closed:
-            raise self._learn(self._transport.disconnect())
+            raise self._transport.unusable("subscribe")
         if self._subscriber is None:
             outbox = self._transport.ensure_outbox()
             self._subscriber = Subscriber(
@@ -467,7 +457,7 @@ class WebSocket(Connection):
             try:
                 await function(*args)
             except Exception as error:
-                if not _is_disconnect_of(self._id, error):
+                if not _is_disconnect_of(self._transport, error):
                     _log.exception("%s: a task of ws.start_soon failed; the connection is closed with 1011", self.path)
                     self._transport.fail(CloseCode.INTERNAL_ERROR, "internal error")
             finally:
@@ -513,31 +503,13 @@ class WebSocket(Connection):
             losses=self._options.hub.losses,
         )
 
-    def _on_end(self) -> None:
-        self._leave()
-        if not self._has_learned:
-            self._transport.tasks.limit(self._options.limits.close_timeout)
-
     def _leave(self) -> None:
         if self._subscriber is not None:
             self._options.hub.leave(self._subscriber)
 
-    def _learn(self, error: WebSocketDisconnect) -> WebSocketDisconnect:
-        """Mark that the view knows of the end, so that it may take its time to clean up."""
-        self._has_learned = True
-        self._transport.tasks.limit(inf)
-        error.connection_id = self.id
-        return error
 
-
-def _is_disconnect_of(connection_id: str, error: BaseException) -> bool:
+def _is_disconnect_of(transport: PortableTransport, error: BaseException) -> bool:
     """Whether ``error`` is the connection's own ``WebSocketDisconnect``, or a group of nothing else."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect_of(connection_id, inner) for inner in error.exceptions)
-    return isinstance(error, WebSocketDisconnect) and error.connection_id == connection_id
-
-
-def _not_accepted(method: str) -> RuntimeError:
-    return RuntimeError(
-        f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept() first"
-    )
+        return all(_is_disconnect_of(transport, inner) for inner in error.exceptions)
+    return isinstance(error, WebSocketDisconnect) and error.source is transport

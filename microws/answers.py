@@ -1,4 +1,4 @@
-"""What an exception becomes: the registered handler, or the default answer over HTTP and over a WebSocket."""
+"""What an exception, or a path without a view, becomes: a handler's answer, a response, or a close code."""
 
 import logging
 import traceback
@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 
 from microws.closing import DEFAULT_REASONS, CloseCode, truncate_reason
 from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError, WebSocketDisconnect
-from microws.responses import Response
-from microws.routing import encode_path
+from microws.requests import Request
+from microws.responses import RedirectResponse, Response
+from microws.routing import Miss, encode_path
 
-__all__ = ["ErrorHandler", "ErrorHandlers", "close_for", "error_of", "response_for"]
+__all__ = ["ErrorHandler", "ErrorHandlers", "allowed", "answer_miss", "close_for", "error_of", "response_for"]
 
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
 
@@ -106,6 +107,37 @@ def response_for(error: Exception, *, path: str, debug: bool) -> Response:
     if debug:
         return _plain("".join(traceback.format_exception(error)), 500)
     return _plain(f"Internal Server Error (error id {error_id})", 500)
+
+
+def answer_miss(request: Request, miss: Miss) -> Response:
+    """
+    The answer where no HTTP view is.
+
+    Raises:
+        HTTPException: 404, 405 or 426.
+
+    Source: RFC 9110 §9.3.7 (OPTIONS), §15.5.6 (405), §15.5.22 (426).
+    """
+    if miss.allow:
+        if request.method == "OPTIONS":
+            return Response(b"", 204, {"allow": allowed(miss)})
+        raise HTTPException(405, headers={"allow": allowed(miss)})
+    if miss.websocket:
+        headers = {"upgrade": "websocket", "connection": "Upgrade"}
+        if not request.scope["http_version"].startswith("1"):
+            headers = {}  # RFC 9113 §8.2.2: neither of them may stand in HTTP/2
+        raise HTTPException(426, "this path is a WebSocket: connect with a WebSocket client", headers=headers)
+    if miss.redirect is not None:
+        root = request.scope.get("root_path", "").strip("/")
+        prefix = "/" + encode_path(root, keep_slashes=True) if root else ""
+        query = request.url.query
+        return RedirectResponse(prefix + miss.redirect + (f"?{query}" if query else ""), 308)
+    raise HTTPException(404)
+
+
+def allowed(miss: Miss) -> str:
+    """The value of ``Allow``."""
+    return ", ".join(sorted({*miss.allow, "OPTIONS"}))
 
 
 def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool) -> tuple[int, str]:

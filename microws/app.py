@@ -2,32 +2,30 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
-from math import inf
 from pathlib import Path
-from string import Formatter
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, Unpack
 
-from microws.closing import check_close
 from microws.codec import Codecs
 from microws.datastructures import State
-from microws.dispatch import Dispatcher, Hooks, HTTPEndpoint, OnInvalid, WebSocketEndpoint
+from microws.dispatch import Dispatcher
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
-from microws.handshake import check_origins_setting
-from microws.hub import Hub, check_topic
+from microws.hooks import Hooks
+from microws.hub import Hub
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
-from microws.lifespan import BackgroundTasks, serve_lifespan
+from microws.lifespan import Lifespan
 from microws.outbox import MAX_MESSAGES, Overflow
 from microws.requests import Request
 from microws.responses import Response
-from microws.routing import Match, Pattern, Router, path_of
+from microws.routing import Pattern, Router
+from microws.server.worker import run
+from microws.settings import AppSettings
 from microws.subscription import Stream, Subscription
-from microws.templates import Templates
+from microws.templates import Templates, directory_of_caller
 from microws.testing import TestClient
-from microws.transport import Limits
-from microws.views import bind_view
+from microws.views import HTTPEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions, bind_topics, bind_view
 
 __all__ = ["App"]
 
@@ -91,57 +89,38 @@ class App:
         debug: bool = False,
         templates: str | Path = "templates",
     ) -> None:
-        for name, number in (
-            ("max_message_size", max_message_size),
-            ("max_fragments", max_fragments),
-            ("receive_queue", receive_queue),
-        ):
-            _check_count(name, number, minimum=1)
-        _check_count("max_body_size", max_body_size, minimum=0)
-        for name, seconds in (
-            ("send_timeout", send_timeout),
-            ("accept_timeout", accept_timeout),
-            ("close_timeout", close_timeout),
-        ):
-            _check_seconds(name, seconds)
-        _check_count("error_close_code", error_close_code, minimum=1000)
-        check_close(error_close_code, "")
-        if compression:
-            raise FeatureUnavailable("this version leaves compression to the server: App(compression=False)")
-        if not isinstance(hub, str):
-            raise TypeError(f'hub is the name of a backplane, such as "memory", not {hub!r}')
+        settings = AppSettings(
+            max_message_size=max_message_size,
+            max_fragments=max_fragments,
+            receive_queue=receive_queue,
+            max_body_size=max_body_size,
+            send_timeout=send_timeout,
+            accept_timeout=accept_timeout,
+            close_timeout=close_timeout,
+            compression=compression,
+            origins=origins,
+            error_close_code=error_close_code,
+            hub=hub,
+            debug=debug,
+        )
         self.max_message_size = max_message_size
         self.max_fragments = max_fragments
-        self.debug = debug
+        self._directory = directory_of_caller()
         self._parent: App | None = None
-        self._codecs = Codecs()
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
+        self._lifespan = Lifespan()
+        self._middleware: list[tuple[Callable[..., ASGIApplication], dict[str, Any]]] = []
+        self._codecs = Codecs()
+        self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub)
+        self._topics: list[tuple[str, dict[str, Any]]] = []
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
-        self._tasks = BackgroundTasks()
-        self._on_startup: list[Callable[[], Any]] = []
-        self._on_shutdown: list[Callable[[], Any]] = []
-        self._contexts: list[Callable[[App], AbstractAsyncContextManager[Any]]] = []
-        self._middleware: list[tuple[Callable[..., ASGIApplication], dict[str, Any]]] = []
-        self._added_codecs: dict[str, Codec] = {}
-        self._topics: list[tuple[str, dict[str, Any]]] = []
+        self._templates = Templates(self._directory / templates, url_for=self.url_for)
         self._asgi: ASGIApplication | None = None
-        self._directory = _directory_of_caller()
-        self._template_directory = self._directory / templates
-        self._templates: Templates | None = None
         self._dispatcher = Dispatcher(
-            self,
-            router=self._router,
-            hooks=self._hooks,
-            hub=self._hub,
-            codecs=self._codecs,
-            limits=Limits(max_message_size, receive_queue, send_timeout, accept_timeout, close_timeout),
-            origins=check_origins_setting(origins),
-            max_body_size=max_body_size,
-            error_close_code=error_close_code,
-            debug=debug,
+            self, router=self._router, hooks=self._hooks, hub=self._hub, codecs=self._codecs, settings=settings
         )
 
     # Views
@@ -218,49 +197,13 @@ class App:
         on_invalid: OnInvalid = "close",
         name: str | None = None,
     ) -> Callable[[F], F]:
-        """``add_websocket_route`` as a decorator."""
-
-        def register(view: F) -> F:
-            self.add_websocket_route(
-                view,
-                pattern,
-                value_type=value_type,
-                receive_type=receive_type,
-                send_type=send_type,
-                catch_disconnect=catch_disconnect,
-                subprotocols=subprotocols,
-                origins=origins,
-                subscribe=subscribe,
-                gaps=gaps,
-                on_invalid=on_invalid,
-                name=name,
-            )
-            return view
-
-        return register
-
-    def add_websocket_route(
-        self,
-        view: Callable[..., Coroutine[Any, Any, Any]],
-        pattern: str,
-        *,
-        value_type: Any = "text",
-        receive_type: Any = None,
-        send_type: Any = None,
-        catch_disconnect: bool = True,
-        subprotocols: Sequence[str] = (),
-        origins: Sequence[str] | None = None,
-        subscribe: str | Sequence[str] | None = None,
-        gaps: bool = False,
-        on_invalid: OnInvalid = "close",
-        name: str | None = None,
-    ) -> None:
         """
-        Register a WebSocket view.
+        Decorator: register a WebSocket view.
+
+        It is ``async def``. Its first parameter that is no route parameter gets the ``WebSocket``; route parameters
+        are passed by name.
 
         Args:
-            view: ``async def``. Its first parameter that is no route parameter gets the ``WebSocket``; route
-                parameters are passed by name.
             pattern: Such as ``/chat/{room}``; an HTTP view may stand at the same one.
             value_type: ``"text"``, ``"bytes"``, ``"json"``, ``"auto"`` (``str`` for text frames, ``bytes`` for binary
                 ones), or a name of ``add_codec``: what ``receive`` returns and ``send`` takes.
@@ -277,35 +220,40 @@ class App:
             name: For ``url_for``; by default the view's own.
 
         Raises:
-            TypeError: ``view`` is not ``async def``.
+            TypeError: The view is not ``async def``.
             RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it.
             ValueError: Another argument that cannot be.
             FeatureUnavailable: A value type that this version does not have.
         """
-        self._check_registering()
-        if on_invalid not in get_args(OnInvalid):
-            raise ValueError(f'on_invalid is "close" or "skip", not {on_invalid!r}')
-        if isinstance(subprotocols, str):
-            raise ValueError(f"subprotocols takes a list: subprotocols=[{subprotocols!r}]")
-        parameters = Pattern.parse(pattern, self._router.converters).parameters
-        topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe or ())
-        for topic in topics:
-            _check_topic_template(topic, pattern, parameters)
-        endpoint = WebSocketEndpoint(
-            hooks=self._hooks,
-            view=bind_view(view, pattern, parameters, kind="websocket"),
-            receive_type=value_type if receive_type is None else receive_type,
-            send_type=value_type if send_type is None else send_type,
-            subprotocols=tuple(subprotocols),
-            origins=check_origins_setting(origins),
-            topics=topics,
-            catch_disconnect=catch_disconnect,
-            gaps=gaps,
-            on_invalid=on_invalid,
-        )
-        for value in (endpoint.receive_type, endpoint.send_type):
-            self._codecs.get(value)
-        self._router.add(pattern, endpoint, kind="websocket", name=name, default_name=getattr(view, "__name__", None))
+
+        def register(view: F) -> F:
+            self._check_registering()
+            parameters = Pattern.parse(pattern, self._router.converters).parameters
+            endpoint = WebSocketEndpoint(
+                hooks=self._hooks,
+                view=bind_view(view, pattern, parameters, kind="websocket"),
+                receive_type=value_type if receive_type is None else receive_type,
+                send_type=value_type if send_type is None else send_type,
+                subprotocols=subprotocols,
+                origins=origins,
+                topics=bind_topics(subscribe, pattern, parameters),
+                catch_disconnect=catch_disconnect,
+                gaps=gaps,
+                on_invalid=on_invalid,
+            )
+            endpoint.codecs(self._codecs)
+            self._router.add(
+                pattern, endpoint, kind="websocket", name=name, default_name=getattr(view, "__name__", None)
+            )
+            return view
+
+        return register
+
+    def add_websocket_route(
+        self, view: Callable[..., Coroutine[Any, Any, Any]], pattern: str, **options: Unpack[WebSocketRouteOptions]
+    ) -> None:
+        """``websocket_route``, with the same options, without a decorator."""
+        self.websocket_route(pattern, **options)(view)
 
     def add_converter(
         self,
@@ -371,12 +319,10 @@ class App:
         if other_app is self or other_app._parent not in (None, self):
             raise RuntimeError("an app is included in one other app only, and never in itself")
         if other_app._middleware:
-            raise RuntimeError(
-                "an included app has no middleware of its own: add it to the including app, or use mount"
-            )
+            raise RuntimeError("an included app has no middleware: add it to the including app, or mount this one")
         if "{" in prefix:
             raise RoutingError(
-                f"the prefix {prefix!r} has a parameter, which the views do not take; write it in each of the patterns"
+                f"the prefix {prefix!r} has a parameter: write it in each of the patterns, for the views"
             )
         self._router.include(other_app._router, prefix)
         if other_app._parent is None:
@@ -385,9 +331,7 @@ class App:
 
     def _take_over(self, other_app: "App") -> None:
         other_app._hooks.parent = self._hooks
-        self._on_startup.extend(other_app._on_startup)
-        self._on_shutdown.extend(other_app._on_shutdown)
-        self._contexts.extend(other_app._contexts)
+        self._lifespan.include(other_app._lifespan)
         for name, codec in other_app._added_codecs.items():
             if self._added_codecs.get(name) is not codec:
                 self.add_codec(name, codec)
@@ -433,8 +377,6 @@ class App:
             FeatureUnavailable: Jinja2 is not installed.
             jinja2.TemplateNotFound: No such template.
         """
-        if self._templates is None:
-            self._templates = Templates(self._template_directory, url_for=self.url_for)
         return self._templates.render(template, context)
 
     # Around the views
@@ -456,9 +398,7 @@ class App:
 
     def before_request(self, hook: F) -> F:
         """Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer."""
-        self._check_registering()
-        self._hooks.before_request.append(hook)
-        return hook
+        return self._add_hook(self._hooks.before_request, hook)
 
     def after_request(self, hook: F) -> F:
         """
@@ -466,15 +406,11 @@ class App:
 
         It may change the response, or return another.
         """
-        self._check_registering()
-        self._hooks.after_request.append(hook)
-        return hook
+        return self._add_hook(self._hooks.after_request, hook)
 
     def before_websocket(self, hook: F) -> F:
         """Decorator: call ``hook(ws)`` before each WebSocket view. It may reject, or return what to reject with."""
-        self._check_registering()
-        self._hooks.before_websocket.append(hook)
-        return hook
+        return self._add_hook(self._hooks.before_websocket, hook)
 
     def after_websocket(self, hook: F) -> F:
         """
@@ -482,9 +418,7 @@ class App:
 
         Also where a hook before it refused it, and where the view was cancelled; it has ``close_timeout`` seconds.
         """
-        self._check_registering()
-        self._hooks.after_websocket.append(hook)
-        return hook
+        return self._add_hook(self._hooks.after_websocket, hook)
 
     def error_handler(self, key: type[Exception] | int) -> Callable[[F], F]:
         """
@@ -506,15 +440,11 @@ class App:
 
     def on_startup(self, hook: F) -> F:
         """Decorator: call ``hook()`` before the first request. If it raises, the server does not start."""
-        self._check_registering()
-        self._on_startup.append(hook)
-        return hook
+        return self._add_hook(self._lifespan.on_startup, hook)
 
     def on_shutdown(self, hook: F) -> F:
         """Decorator: call ``hook()`` after the last request."""
-        self._check_registering()
-        self._on_shutdown.append(hook)
-        return hook
+        return self._add_hook(self._lifespan.on_shutdown, hook)
 
     def lifespan(self, context: F) -> F:
         """
@@ -523,7 +453,7 @@ class App:
         An async generator function with one ``yield`` is taken for one.
         """
         self._check_registering()
-        self._contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
+        self._lifespan.contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
         return context
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
@@ -533,7 +463,7 @@ class App:
         Raises:
             RuntimeError: The app is not running.
         """
-        self._root._tasks.start_soon(function, *args)
+        self._root._lifespan.tasks.start_soon(function, *args)
 
     @property
     def state(self) -> State:
@@ -639,6 +569,22 @@ class App:
 
     # Running
 
+    def run(self, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
+        """
+        Serve the app until SIGTERM or Ctrl-C, as ``microws run`` does. Blocks; call it in the main thread.
+
+        Args:
+            host: Address to listen on. ``"0.0.0.0"`` is every network of this machine.
+            port: Port to listen on; 0 takes a free one.
+            options: The other flags of ``microws run`` for one process, as keywords: ``access_log=False``.
+
+        Raises:
+            SystemExit: With code 1, where the start-up failed or the address could not be had; the log says why.
+            ValueError: An option that cannot be.
+        """
+        if code := run(self, host=host, port=port, **options):
+            raise SystemExit(code)
+
     def test_client(self, **options: Any) -> TestClient:
         """
         An in-memory client for tests: ``async with app.test_client() as client``.
@@ -646,21 +592,19 @@ class App:
         Args:
             options: Those of ``microws.testing.TestClient``.
         """
-        return TestClient(self, codecs=partial(self._codecs_of_path, options.get("root_path", "")), **options)
+        codecs = partial(self._dispatcher.codecs_of, root_path=options.get("root_path", ""))
+        return TestClient(self, codecs=codecs, **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: serve that one")
         if self._asgi is None:
-            self._asgi = self._build()
+            asgi: ASGIApplication = self._serve
+            for middleware, options in reversed(self._middleware):
+                asgi = middleware(asgi, **options)
+            self._asgi = asgi
         await self._asgi(scope, receive, send)
-
-    def _build(self) -> ASGIApplication:
-        asgi: ASGIApplication = self._serve
-        for middleware, options in reversed(self._middleware):
-            asgi = middleware(asgi, **options)
-        return asgi
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
@@ -673,68 +617,20 @@ class App:
             case "websocket":
                 return self._dispatcher.websocket(scope, receive, send)
             case "lifespan":
-                return serve_lifespan(
-                    receive,
-                    send,
-                    app=self,
-                    tasks=self._tasks,
-                    contexts=self._contexts,
-                    on_startup=self._on_startup,
-                    on_shutdown=self._on_shutdown,
-                )
+                return self._lifespan.serve(receive, send, app=self)
             case other:
                 raise RuntimeError(f"microws serves http, websocket and lifespan, not {other!r}")
-
-    def _codecs_of_path(self, root_path: str, path: str) -> tuple[Any, Any] | None:
-        """The codecs of what a client sends and receives at ``path``, where a view of this app answers."""
-        try:
-            found = self._router.resolve("websocket", "GET", path_of({"path": path, "root_path": root_path})[1])
-        except Exception:
-            # A converter that fails: the handshake will show it.
-            return None
-        if not isinstance(found, Match):
-            return None
-        endpoint: WebSocketEndpoint = found.route.endpoint
-        return self._codecs.get(endpoint.receive_type), self._codecs.get(endpoint.send_type)
 
     @property
     def _root(self) -> "App":
         """The app that serves: this one, or the outermost of those that include it."""
         return self if self._parent is None else self._parent._root
 
+    def _add_hook(self, hooks: list[Callable[..., Any]], hook: F) -> F:
+        self._check_registering()
+        hooks.append(hook)
+        return hook
+
     def _check_registering(self) -> None:
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: register first, include then")
-
-
-def _check_count(name: str, value: Any, *, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} is a whole number, {minimum} or more, not {value!r}")
-
-
-def _check_seconds(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
-        raise ValueError(f"{name} is a number of seconds greater than 0, not {value!r}")
-
-
-def _check_topic_template(topic: Any, pattern: str, parameters: tuple[str, ...]) -> None:
-    if not isinstance(topic, str):
-        raise TypeError(f'subscribe takes topics such as "chat:{{room}}", not {topic!r}')
-    try:
-        fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"subscribe={topic!r}: {error}; a brace of the topic's own is written twice") from None
-    for name, spec, conversion in fields:
-        if name not in parameters or spec or conversion:
-            raise RoutingError(f"subscribe={topic!r} needs {name!r}, which the pattern {pattern!r} does not have")
-    check_topic(topic.format(**dict.fromkeys(parameters, "x")))
-
-
-def _directory_of_caller() -> Path:
-    """The directory of the file that creates the app."""
-    package = __name__.partition(".")[0]
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame = frame.f_back
-    file = frame.f_globals.get("__file__") if frame is not None else None
-    return Path(file).resolve().parent if file else Path.cwd()

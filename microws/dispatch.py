@@ -1,94 +1,32 @@
 """The way of a request to its view, and of an error to its answer."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import anyio
 
-from microws.answers import ErrorHandler, ErrorHandlers, close_for, error_of, response_for
-from microws.codec import Codecs
+from microws.answers import allowed, answer_miss, close_for, error_of, response_for
+from microws.codec import Codecs, MessageCodec
 from microws.errors import ClientDisconnect, HTTPException, WebSocketDisconnect
 from microws.handshake import SAFE_METHODS, Refusal, check_handshake_origin, check_request_origin
-from microws.hooks import call_hook
+from microws.hooks import Hooks, call_hook
 from microws.hub import Hub
 from microws.interfaces import Application, Event, Receive, Scope, Send
 from microws.requests import Request
-from microws.responses import RedirectResponse, Response
+from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of, scope_below
+from microws.settings import AppSettings
 from microws.tasks import on_asyncio
-from microws.transport import Limits
-from microws.views import BoundView, to_response
+from microws.views import HTTPEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
 
-__all__ = ["Dispatcher", "HTTPEndpoint", "Hooks", "OnInvalid", "WebSocketEndpoint"]
-
-OnInvalid: TypeAlias = Literal["close", "skip"]
+__all__ = ["Dispatcher"]
 
 # Seconds that the rest of a body which no view reads is discarded for, so that the client can read the answer.
 _DISCARD_TIMEOUT: Final = 1.0
 
 _log = logging.getLogger("microws")
-
-
-class Hooks:
-    """
-    What one app registers around its views.
-
-    Attributes:
-        handlers: Its error handlers.
-        parent: The hooks of the app that includes it.
-    """
-
-    def __init__(self) -> None:
-        self.handlers = ErrorHandlers()
-        self.parent: Hooks | None = None
-        self._alone = (self,)
-        self.before_request: list[Callable[..., Any]] = []
-        self.after_request: list[Callable[..., Any]] = []
-        self.before_websocket: list[Callable[..., Any]] = []
-        self.after_websocket: list[Callable[..., Any]] = []
-
-    def inwards(self) -> "tuple[Hooks, ...]":
-        """These hooks behind those of the including apps, outermost first."""
-        return self._alone if self.parent is None else (*self.parent.inwards(), self)
-
-    def outwards(self) -> "tuple[Hooks, ...]":
-        """These hooks, then those of the including apps."""
-        return self._alone if self.parent is None else (self, *self.parent.outwards())
-
-    def find_handler(self, error: Exception) -> ErrorHandler | None:
-        """The error handler of the innermost app that has one."""
-        for hooks in self.outwards():
-            if (handler := hooks.handlers.find(error)) is not None:
-                return handler
-        return None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class HTTPEndpoint:
-    """What stands behind an HTTP route."""
-
-    hooks: Hooks
-    view: BoundView
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class WebSocketEndpoint:
-    """What stands behind a WebSocket route; see ``App.websocket_route``."""
-
-    hooks: Hooks
-    view: BoundView
-    receive_type: Any
-    send_type: Any
-    subprotocols: tuple[str, ...]
-    origins: tuple[str, ...] | None
-    topics: tuple[str, ...]
-    catch_disconnect: bool
-    gaps: bool
-    on_invalid: OnInvalid
 
 
 class Dispatcher:
@@ -99,11 +37,8 @@ class Dispatcher:
         app: What requests and WebSockets know as their ``app``.
         router: Its endpoints are ``HTTPEndpoint``, ``WebSocketEndpoint`` and mounted ASGI apps.
         hooks: Those of ``app``, which also serve where no route matches.
-        hub, codecs, limits: For the WebSockets.
-        origins: Allowed beside the same origin.
-        max_body_size: Bytes.
-        error_close_code: For an unexpected error after accept.
-        debug: Show errors to clients.
+        hub, codecs: For the WebSockets.
+        settings: The app's.
     """
 
     def __init__(
@@ -114,22 +49,15 @@ class Dispatcher:
         hooks: Hooks,
         hub: Hub,
         codecs: Codecs,
-        limits: Limits,
-        origins: tuple[str, ...] | None,
-        max_body_size: int,
-        error_close_code: int,
-        debug: bool,
+        settings: AppSettings,
     ) -> None:
         self._app = app
         self._router = router
         self._hooks = hooks
         self._hub = hub
         self._codecs = codecs
-        self._limits = limits
-        self._origins = origins
-        self._max_body_size = max_body_size
-        self._error_close_code = error_close_code
-        self._debug = debug
+        self._settings = settings
+        self._limits = settings.limits
         self._options: dict[tuple[WebSocketEndpoint | None, int | None], WebSocketOptions] = {}
 
     # HTTP
@@ -138,7 +66,7 @@ class Dispatcher:
         """Serve one HTTP request."""
         path, segments = path_of(scope)
         request = Request(
-            scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._max_body_size
+            scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._settings.max_body_size
         )
         answer = _Answer(send)
         hooks = self._hooks
@@ -152,7 +80,7 @@ class Dispatcher:
                 hooks = found.route.endpoint.hooks
                 response = await self._respond(request, found)
             else:
-                response = _answer_miss(request, found)
+                response = answer_miss(request, found)
             await response(scope, request.receive_event, answer.send)
         except Exception as error:
             await self._send_error(request, answer, error, hooks)
@@ -178,7 +106,9 @@ class Dispatcher:
 
     async def _call_view(self, request: Request, endpoint: HTTPEndpoint) -> Any:
         if request.method not in SAFE_METHODS:
-            _raise_refusal(check_request_origin(request.method, request.headers, allowed=self._origins), request.path)
+            _raise_refusal(
+                check_request_origin(request.method, request.headers, allowed=self._settings.origins), request.path
+            )
         for hooks in endpoint.hooks.inwards():
             for hook in hooks.before_request:
                 result = await call_hook(hook, request)
@@ -194,7 +124,7 @@ class Dispatcher:
                 return to_response(await call_hook(handler, request, error))
             except Exception as failure:
                 error = error_of(failure)
-        return response_for(error, path=request.path, debug=self._debug)
+        return response_for(error, path=request.path, debug=self._settings.debug)
 
     async def _send_error(self, request: Request, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
         if answer.has_started:
@@ -250,7 +180,7 @@ class Dispatcher:
         except Exception as error:
             return error
         if isinstance(found, Miss):
-            return HTTPException(405, headers={"allow": _allow(found)}) if found.allow else HTTPException(404)
+            return HTTPException(405, headers={"allow": allowed(found)}) if found.allow else HTTPException(404)
         return found
 
     async def _converse(self, ws: WebSocket, *, endpoint: WebSocketEndpoint) -> None:
@@ -266,7 +196,7 @@ class Dispatcher:
                 _log.warning("%s: the after_websocket hooks did not end in time", _shown(ws.path))
 
     async def _call_websocket_view(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
-        origins = self._origins if endpoint.origins is None else endpoint.origins
+        origins = self._settings.origins if endpoint.origins is None else endpoint.origins
         _raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
         for hooks in endpoint.hooks.inwards():
             for hook in hooks.before_websocket:
@@ -319,9 +249,21 @@ class Dispatcher:
             await ws.close(*self._close_for(error, ws.path))
             return
         # Made also where nobody gets it any more: an unexpected error has to be in the log.
-        response = response_for(error, path=ws.path, debug=self._debug)
+        response = response_for(error, path=ws.path, debug=self._settings.debug)
         if not ws.closed:
             await _reject_with(ws, response)
+
+    def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
+        """The codecs of what a client sends and receives at a path, where a WebSocket view answers."""
+        try:
+            found = self._router.resolve("websocket", "GET", path_of({"path": path, "root_path": root_path})[1])
+        except Exception:
+            # A converter that fails: the handshake will show it.
+            return None
+        if not isinstance(found, Match):
+            return None
+        endpoint: WebSocketEndpoint = found.route.endpoint
+        return endpoint.codecs(self._codecs)
 
     def _options_of(self, endpoint: WebSocketEndpoint | None, max_message_size: int | None) -> WebSocketOptions:
         """What the connections of a route share; ``None`` stands for the paths that have no view."""
@@ -335,10 +277,11 @@ class Dispatcher:
                 hub=self._hub, codecs=self._codecs, limits=limits, closing_for=partial(self._closing_for, hooks)
             )
             if endpoint is not None:
+                receive_codec, send_codec = endpoint.codecs(self._codecs)
                 options = options._replace(
-                    receive_codec=self._codecs.get(endpoint.receive_type),
-                    send_codec=self._codecs.get(endpoint.send_type),
-                    subprotocols=endpoint.subprotocols,
+                    receive_codec=receive_codec,
+                    send_codec=send_codec,
+                    subprotocols=tuple(endpoint.subprotocols),
                     catch_disconnect=endpoint.catch_disconnect,
                     gaps=endpoint.gaps,
                     on_invalid=endpoint.on_invalid,
@@ -353,7 +296,7 @@ class Dispatcher:
         return self._close_for(error, path)
 
     def _close_for(self, error: Exception, path: str) -> tuple[int, str]:
-        return close_for(error, path=path, error_close_code=self._error_close_code, debug=self._debug)
+        return close_for(error, path=path, error_close_code=self._settings.error_close_code, debug=self._settings.debug)
 
 
 _NO_HOOKS = Hooks()
@@ -371,29 +314,6 @@ class _Answer:
     async def send(self, event: Event) -> None:
         self.has_started = True
         await self._send(event)
-
-
-def _answer_miss(request: Request, miss: Miss) -> Response:
-    """The answer where no HTTP view is. Source: RFC 9110 §9.3.7 (OPTIONS), §15.5.6 (405), §15.5.22 (426)."""
-    if miss.allow:
-        if request.method == "OPTIONS":
-            return Response(b"", 204, {"allow": _allow(miss)})
-        raise HTTPException(405, headers={"allow": _allow(miss)})
-    if miss.websocket:
-        headers = {"upgrade": "websocket", "connection": "Upgrade"}
-        if not request.scope["http_version"].startswith("1"):
-            headers = {}  # RFC 9113 §8.2.2: neither of them may stand in HTTP/2
-        raise HTTPException(426, "this path is a WebSocket: connect with a WebSocket client", headers=headers)
-    if miss.redirect is not None:
-        root = request.scope.get("root_path", "").strip("/")
-        prefix = "/" + encode_path(root, keep_slashes=True) if root else ""
-        query = request.url.query
-        return RedirectResponse(prefix + miss.redirect + (f"?{query}" if query else ""), 308)
-    raise HTTPException(404)
-
-
-def _allow(miss: Miss) -> str:
-    return ", ".join(sorted({*miss.allow, "OPTIONS"}))
 
 
 def _refuse_nul(path: str) -> None:

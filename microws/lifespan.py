@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from microws.hooks import call_hook
 from microws.interfaces import Receive, Send
 
-__all__ = ["BackgroundTasks", "serve_lifespan"]
+__all__ = ["BackgroundTasks", "Lifespan"]
 
 _log = logging.getLogger("microws.lifespan")
 
@@ -65,48 +65,54 @@ async def _run_task(function: Callable[..., Coroutine[Any, Any, Any]], args: tup
         _log.exception("the background task %s failed", getattr(function, "__qualname__", function))
 
 
-async def serve_lifespan(
-    receive: Receive,
-    send: Send,
-    *,
-    app: Any,
-    tasks: BackgroundTasks,
-    contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]],
-    on_startup: list[Callable[[], Any]],
-    on_shutdown: list[Callable[[], Any]],
-) -> None:
-    """
-    Answer ASGI's lifespan events.
+class Lifespan:
+    """What an app does when it starts and when it ends, and its tasks in between."""
 
-    Start-up enters the contexts in order, then calls the hooks in order. Shutdown ends the background tasks, calls the
-    shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something fails on the
-    way; a failure is told to the server with its traceback, and raised.
+    def __init__(self) -> None:
+        self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
+        self.on_startup: list[Callable[[], Any]] = []
+        self.on_shutdown: list[Callable[[], Any]] = []
+        self.tasks = BackgroundTasks()
 
-    Args:
-        app: What the contexts are made with.
-    """
-    await receive()
-    phase = "startup"
-    failure: Exception | None = None
-    async with anyio.create_task_group() as group:
-        await group.start(tasks.run)
-        try:
-            async with AsyncExitStack() as stack:
-                try:
-                    for context in contexts:
-                        await stack.enter_async_context(context(app))
-                    for hook in on_startup:
-                        await call_hook(hook)
-                    await send({"type": "lifespan.startup.complete"})
-                    phase = "shutdown"
-                    await receive()
-                finally:
-                    await tasks.stop()
-                for hook in reversed(on_shutdown):
-                    stack.push_async_callback(call_hook, hook)
-        except Exception as error:
-            failure = error
-    if failure is not None:
-        await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
-        raise failure
-    await send({"type": "lifespan.shutdown.complete"})
+    def include(self, other: "Lifespan") -> None:
+        """Do what ``other`` would do too, behind what there is."""
+        self.contexts.extend(other.contexts)
+        self.on_startup.extend(other.on_startup)
+        self.on_shutdown.extend(other.on_shutdown)
+
+    async def serve(self, receive: Receive, send: Send, *, app: Any) -> None:
+        """
+        Answer ASGI's lifespan events.
+
+        Start-up enters the contexts in order, then calls the hooks in order. Shutdown ends the background tasks, calls
+        the shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something
+        fails on the way; a failure is told to the server with its traceback, and raised.
+
+        Args:
+            app: What the contexts are made with.
+        """
+        await receive()
+        phase = "startup"
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:
+            await group.start(self.tasks.run)
+            try:
+                async with AsyncExitStack() as stack:
+                    try:
+                        for context in self.contexts:
+                            await stack.enter_async_context(context(app))
+                        for hook in self.on_startup:
+                            await call_hook(hook)
+                        await send({"type": "lifespan.startup.complete"})
+                        phase = "shutdown"
+                        await receive()
+                    finally:
+                        await self.tasks.stop()
+                    for hook in reversed(self.on_shutdown):
+                        stack.push_async_callback(call_hook, hook)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
+            raise failure
+        await send({"type": "lifespan.shutdown.complete"})

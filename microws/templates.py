@@ -1,12 +1,14 @@
 """Pages from Jinja2 templates; needs the extra ``templates``."""
 
+import inspect
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from microws.errors import FeatureUnavailable
 
-__all__ = ["Templates"]
+__all__ = ["Templates", "directory_of_caller"]
 
 
 class Templates:
@@ -16,26 +18,41 @@ class Templates:
     Args:
         directory: Where they are.
         url_for: The app's.
-
-    Raises:
-        FeatureUnavailable: Jinja2 is not installed.
     """
 
     def __init__(self, directory: Path, *, url_for: Callable[..., str]) -> None:
+        self._directory = directory
+        self._url_for = url_for
+
+    @cached_property
+    def _environment(self) -> Any:
         try:
             import jinja2
         except ImportError:
             raise FeatureUnavailable('templates need Jinja2: pip install "microws[templates]"') from None
-        self._environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(directory), autoescape=jinja2.select_autoescape(default=True)
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(self._directory), autoescape=jinja2.select_autoescape(default=True)
         )
-        self._environment.globals["url_for"] = url_for
+        environment.globals["url_for"] = self._url_for
+        return environment
 
     def render(self, name: str, context: dict[str, Any]) -> str:
         """
         Fill the template ``name``.
 
         Raises:
+            FeatureUnavailable: Jinja2 is not installed.
             jinja2.TemplateNotFound: No such file in the directory.
         """
-        return self._environment.get_template(name).render(context)
+        text: str = self._environment.get_template(name).render(context)
+        return text
+
+
+def directory_of_caller() -> Path:
+    """The directory of the file that has called into this package; without a file, the working directory."""
+    package = __name__.partition(".")[0]
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+    file = frame.f_globals.get("__file__") if frame is not None else None
+    return Path(file).resolve().parent if file else Path.cwd()

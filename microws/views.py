@@ -1,23 +1,98 @@
-"""A view's signature bound to its pattern, and what it returns as a response."""
+"""What stands behind a route: a view's signature and topics bound to its pattern; and what it returns as a response."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from inspect import Parameter
-from typing import Any, Literal, TypeAlias
+from string import Formatter
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import anyio.to_thread
 
+from microws.codec import Codecs, MessageCodec
 from microws.errors import RoutingError
+from microws.handshake import check_origins_setting
+from microws.hooks import Hooks
+from microws.hub import check_topic
 from microws.responses import JSONResponse, Response
 
-__all__ = ["BoundView", "bind_view", "to_response"]
+__all__ = [
+    "BoundView",
+    "HTTPEndpoint",
+    "OnInvalid",
+    "WebSocketEndpoint",
+    "WebSocketRouteOptions",
+    "bind_topics",
+    "bind_view",
+    "to_response",
+]
 
 BoundView: TypeAlias = Callable[[Any, dict[str, Any]], Awaitable[Any]]
+OnInvalid: TypeAlias = Literal["close", "skip"]
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
+
+
+class WebSocketRouteOptions(TypedDict, total=False):
+    """The options of ``App.websocket_route``, which documents them."""
+
+    value_type: Any
+    receive_type: Any
+    send_type: Any
+    catch_disconnect: bool
+    subprotocols: Sequence[str]
+    origins: Sequence[str] | None
+    subscribe: str | Sequence[str] | None
+    gaps: bool
+    on_invalid: OnInvalid
+    name: str | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HTTPEndpoint:
+    """What stands behind an HTTP route."""
+
+    hooks: Hooks
+    view: BoundView
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class WebSocketEndpoint:
+    """
+    What stands behind a WebSocket route; ``App.websocket_route`` documents it.
+
+    Raises:
+        ValueError: An option that cannot be.
+    """
+
+    hooks: Hooks
+    view: BoundView
+    receive_type: Any
+    send_type: Any
+    subprotocols: Sequence[str]
+    origins: Sequence[str] | None
+    topics: tuple[str, ...]
+    catch_disconnect: bool
+    gaps: bool
+    on_invalid: OnInvalid
+
+    def __post_init__(self) -> None:
+        if self.on_invalid not in get_args(OnInvalid):
+            raise ValueError(f'on_invalid is "close" or "skip", not {self.on_invalid!r}')
+        if isinstance(self.subprotocols, str):
+            raise ValueError(f"subprotocols takes a list: subprotocols=[{self.subprotocols!r}]")
+        object.__setattr__(self, "origins", check_origins_setting(self.origins))
+
+    def codecs(self, known: Codecs) -> tuple[MessageCodec, MessageCodec]:
+        """
+        For what is received and for what is sent.
+
+        Raises:
+            ValueError, FeatureUnavailable: There is no such codec.
+        """
+        return known.get(self.receive_type), known.get(self.send_type)
 
 
 def bind_view(
@@ -90,6 +165,29 @@ def _connection_parameter(
     if kind == "websocket":
         raise refuse("it has no parameter for the WebSocket; write `ws` first")
     return None
+
+
+def bind_topics(subscribe: str | Sequence[str] | None, pattern: str, parameters: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    The topics of a route, which ``str.format`` fills from its parameters.
+
+    Raises:
+        TypeError, ValueError: A topic that cannot be, whatever the parameters.
+        RoutingError: A topic needs a parameter that the pattern does not have.
+    """
+    topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe or ())
+    for topic in topics:
+        if not isinstance(topic, str):
+            raise TypeError(f'subscribe takes topics such as "chat:{{room}}", not {topic!r}')
+        try:
+            fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"subscribe={topic!r}: {error}; a brace of the topic's own is written twice") from None
+        for name, spec, conversion in fields:
+            if name not in parameters or spec or conversion:
+                raise RoutingError(f"subscribe={topic!r} needs {name!r}, which the pattern {pattern!r} does not have")
+        check_topic(topic.format(**dict.fromkeys(parameters, "x")))
+    return topics
 
 
 async def _call_in_thread(view: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

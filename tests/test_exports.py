@@ -68,6 +68,7 @@ APP = {
     "put",
     "render",
     "route",
+    "run",
     "start_soon",
     "state",
     "static",
@@ -125,7 +126,7 @@ def test_every_name_of_an_app_has_a_docstring(name):
 
 @pytest.mark.parametrize(
     ("method", "positional"),
-    [("add_route", 2), ("add_websocket_route", 2), ("route", 1), ("websocket_route", 1), ("get", 1), ("topic", 1)],
+    [("add_route", 2), ("route", 1), ("websocket_route", 1), ("get", 1), ("topic", 1), ("publish", 2), ("stream", 1)],
 )
 def test_everything_after_the_first_parameters_is_keyword_only(method, positional):
     kinds = [parameter.kind for parameter in inspect.signature(getattr(App, method)).parameters.values()][1:]

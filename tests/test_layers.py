@@ -18,10 +18,10 @@ PACKAGE = PROJECT / "microws"
 FLOORS = {
     0: "interfaces errors closing datastructures",
     1: "codec cookies forms handshake outbox routing/ state",
-    2: "backplanes/ hooks requests responses server/ sse tasks templates testing/",
-    3: "answers hub lifespan streams transport",
-    4: "files subscription websocket",
-    5: "views",
+    2: "backplanes/ requests responses server/ sse tasks templates testing/",
+    3: "answers hub streams transport",
+    4: "files hooks settings subscription websocket",
+    5: "lifespan views",
     6: "dispatch",
     7: "app",
     8: "__init__",
@@ -37,7 +37,7 @@ DEFERRED = {
 # "no file much over 250": lines with code on them, without docstrings, comments and blank lines.
 MAX_CODE_LINES = 300
 # To be taken apart; until then they grow no further.
-LARGER_MODULES = {"app": 420, "dispatch": 340, "transport": 440, "websocket": 330}
+LARGER_MODULES = {"transport": 440, "websocket": 330}
 
 # Floors that a package may import from besides itself, where the law allows it more.
 SERVER_FLOORS = (0, 1)

@@ -1,0 +1,72 @@
+"""The settings of an app, each of them checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from microws.closing import check_close
+from microws.errors import FeatureUnavailable
+from microws.handshake import check_origins_setting
+from microws.transport import Limits
+
+__all__ = ["AppSettings"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppSettings:
+    """
+    What ``App`` takes, and documents.
+
+    Raises:
+        TypeError, ValueError: Names the setting, what was expected and what came.
+        FeatureUnavailable: A setting that this version does not have.
+    """
+
+    max_message_size: int
+    max_fragments: int
+    receive_queue: int
+    max_body_size: int
+    send_timeout: float
+    accept_timeout: float
+    close_timeout: float
+    compression: bool
+    origins: Sequence[str] | None
+    error_close_code: int
+    hub: str
+    debug: bool
+
+    def __post_init__(self) -> None:
+        for name in ("max_message_size", "max_fragments", "receive_queue"):
+            _check_count(name, getattr(self, name), minimum=1)
+        _check_count("max_body_size", self.max_body_size, minimum=0)
+        for name in ("send_timeout", "accept_timeout", "close_timeout"):
+            _check_seconds(name, getattr(self, name))
+        _check_count("error_close_code", self.error_close_code, minimum=1000)
+        check_close(self.error_close_code, "")
+        if self.compression:
+            raise FeatureUnavailable("this version leaves compression to the server: App(compression=False)")
+        if not isinstance(self.hub, str):
+            raise TypeError(f'hub is the name of a backplane, such as "memory", not {self.hub!r}')
+        object.__setattr__(self, "origins", check_origins_setting(self.origins))
+
+    @property
+    def limits(self) -> Limits:
+        """Those of each WebSocket."""
+        return Limits(
+            max_message_size=self.max_message_size,
+            receive_queue=self.receive_queue,
+            send_timeout=self.send_timeout,
+            accept_timeout=self.accept_timeout,
+            close_timeout=self.close_timeout,
+        )
+
+
+def _check_count(name: str, value: Any, *, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} is a whole number, {minimum} or more, not {value!r}")
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
+        raise ValueError(f"{name} is a number of seconds greater than 0, not {value!r}")

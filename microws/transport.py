@@ -85,6 +85,7 @@ class PortableTransport:
         "_limits",
         "_loop",
         "_make_outbox",
+        "_max_chars",
         "_on_end",
         "_reader",
         "_room",
@@ -122,6 +123,8 @@ class PortableTransport:
         self._asgi_receive = receive
         self._asgi_send = send
         self._limits = limits
+        # Four bytes a character is the most that UTF-8 takes; only longer text needs to be measured.
+        self._max_chars = limits.max_message_size // 4
         self._has_denial = has_denial
         self._make_outbox = make_outbox
         self._on_end = on_end
@@ -176,6 +179,9 @@ class PortableTransport:
             self._reader = None
             if self._arrived is not None:
                 self._wake("_arrived")
+        text: str | None = event.get("text")
+        if text is not None and len(text) <= self._max_chars:
+            return text
         message = self._message_of(event)
         return await self.receive() if message is None else message
 
@@ -256,9 +262,8 @@ class PortableTransport:
             if message is None:
                 message = event["bytes"]
                 assert message is not None
-            # Four bytes a character is the most that UTF-8 takes; only longer text needs to be measured.
             limit = self._limits.max_message_size
-            if len(message) * 4 > limit and _size(message) > limit:
+            if len(message) > self._max_chars and _size(message) > limit:
                 self.fail(CloseCode.MESSAGE_TOO_BIG, f"message over {limit} bytes")
             return None if self._is_discarding else message
         if event["type"] == "websocket.disconnect":
@@ -333,8 +338,25 @@ class PortableTransport:
                 self.read_ahead()
         elif self._unpaused is not None:
             self._sent_while_paused = True
-        if not await self._transmit_within(self._limits.send_timeout, _event(frame)):
-            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+        if self._loop is None:
+            if not await self._transmit_in_scope(self._limits.send_timeout, _event(frame)):
+                self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+        else:
+            self._sender = asyncio.current_task(self._loop)
+            self._send_ticks = self._limits.send_timeout / TICK
+            event = {"type": "websocket.send", "text": frame.text} if frame.is_text else _event(frame)
+            try:
+                await self._asgi_send(event)
+            except asyncio.CancelledError:
+                if not self._was_interrupted():
+                    raise
+                self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+            except OSError:
+                await self._lose()
+            finally:
+                self._sender = None
+                if self._idle is not None or self._work is not None:
+                    self._release()
         if self.close_code is not None:
             raise self.unusable("send")
 

@@ -189,15 +189,17 @@ class Dispatcher:
         except Exception as error:
             await self._answer_websocket(ws, error=error, hooks=endpoint.hooks)
         finally:
-            # Also where the view was cancelled.
-            with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
-                await self._call_after_websocket(ws, endpoint)
-            if limit.cancelled_caught:
-                _log.warning("%s: the after_websocket hooks did not end in time", _shown(ws.path))
+            if any(hooks.after_websocket for hooks in endpoint.hooks.outwards()):
+                # Also where the view was cancelled.
+                with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
+                    await self._call_after_websocket(ws, endpoint)
+                if limit.cancelled_caught:
+                    _log.warning("%s: the after_websocket hooks did not end in time", _shown(ws.path))
 
     async def _call_websocket_view(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
-        origins = self._settings.origins if endpoint.origins is None else endpoint.origins
-        _raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
+        if any(name == b"origin" for name, _ in ws.scope["headers"]):
+            origins = self._settings.origins if endpoint.origins is None else endpoint.origins
+            _raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
         for hooks in endpoint.hooks.inwards():
             for hook in hooks.before_websocket:
                 result = await call_hook(hook, ws)
@@ -210,7 +212,8 @@ class Dispatcher:
                     await _reject_with(ws, to_response(result))
                 if ws.closed:
                     return
-        await self._subscribe(ws, endpoint.topics)
+        if endpoint.topics:
+            await self._subscribe(ws, endpoint.topics)
         await endpoint.view(ws, ws.path_params)
 
     async def _call_after_websocket(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
@@ -223,12 +226,11 @@ class Dispatcher:
 
     @staticmethod
     async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
-        if templates:
-            topics = [template.format(**ws.path_params) for template in templates]
-            try:
-                await ws.subscribe(*topics)
-            except ValueError as error:
-                raise HTTPException(400, f"invalid topic: {error}") from None
+        topics = [template.format(**ws.path_params) for template in templates]
+        try:
+            await ws.subscribe(*topics)
+        except ValueError as error:
+            raise HTTPException(400, f"invalid topic: {error}") from None
 
     async def _answer_websocket(self, ws: WebSocket, *, error: Exception, hooks: Hooks) -> None:
         error = error_of(error)

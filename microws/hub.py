@@ -5,6 +5,7 @@ The hub: one message to many connections of this process.
 per codec into the outbox of each subscriber.
 """
 
+import asyncio
 import logging
 import re
 import threading
@@ -22,6 +23,7 @@ from microws.errors import FeatureUnavailable
 from microws.interfaces import Backplane, Frame, Payload, Receipt
 from microws.outbox import MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings, gap_marker
 from microws.outbox import Overflow as OverflowPolicy
+from microws.tasks import on_asyncio
 
 __all__ = ["Hub", "Statistics", "Subscriber", "check_topic", "topic_marker"]
 
@@ -160,6 +162,7 @@ class Hub:
         self._published = 0
         self._delivered = 0
         self._crowded: list[tuple[Outbox, TopicSettings]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._token: Any = None
         self.losses: Counter[str] = Counter()
@@ -209,6 +212,10 @@ class Hub:
 
     def attach(self) -> None:
         """Remember this thread's event loop as the one that ``publish_from_thread`` publishes in."""
+        loop = asyncio.get_running_loop() if on_asyncio() else None
+        if loop is not None and loop is self._loop:
+            return
+        self._loop = loop
         self._thread = threading.get_ident()
         self._token = anyio.lowlevel.current_token()
 

@@ -71,6 +71,7 @@ class WebSocket(Connection):
     """
 
     __slots__ = (
+        "_has_told_end",
         "_helpers",
         "_id",
         "_options",
@@ -99,6 +100,7 @@ class WebSocket(Connection):
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
+        self._has_told_end = False
         self._transport = PortableTransport(
             receive,
             send,
@@ -160,9 +162,11 @@ class WebSocket(Connection):
 
         Source: RFC 6455 §4.2.2.
         """
-        if subprotocol is None:
+        if subprotocol is None and self._options.subprotocols:
             subprotocol = choose_subprotocol(self.subprotocols, self._options.subprotocols)
-        raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
+        raw = []
+        if subprotocol is not None or headers is not None:
+            raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
         await self._transport.accept(subprotocol, raw)
         self.accepted = True
         self.subprotocol = subprotocol
@@ -205,6 +209,7 @@ class WebSocket(Connection):
             raw.append((b"content-type", content_type))
         raw.append((b"content-length", b"%d" % len(data)))
         await self._transport.reject(status, raw, data)
+        self._leave()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
@@ -244,6 +249,9 @@ class WebSocket(Connection):
             closing = self._options.closing_for(self.path, error)
             if closing is not None:
                 await self.close(*closing)
+        elif isinstance(error, anyio.get_cancelled_exc_class()):
+            self._leave()
+            self._transport.close_soon(CloseCode.NORMAL_CLOSURE, "")
         return False
 
     # Messages in
@@ -291,12 +299,12 @@ class WebSocket(Connection):
         """
         The next message as a raw ASGI event, or the disconnect event; once that was returned, ``WebSocketDisconnect``.
         """
-        transport = self._transport
-        if transport.has_learned:
-            raise transport.unusable("receive_event")
         try:
-            message = await transport.receive()
+            message = await self._transport.receive()
         except WebSocketDisconnect as error:
+            if self._has_told_end:
+                raise
+            self._has_told_end = True
             return {"type": "websocket.disconnect", "code": error.code, "reason": error.reason}
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
@@ -442,18 +450,24 @@ class WebSocket(Connection):
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """
-        Run ``function(*args)`` as a task that is cancelled when the view or the connection has ended.
+        Run ``function(*args)`` as a task beside the view, which is cancelled when the view has ended.
 
         An exception that leaves it closes the connection with 1011; ``WebSocketDisconnect`` just ends it.
+
+        Raises:
+            RuntimeError: The connection has ended.
         """
         if self._helpers is None:
             self._helpers = set()
-        self._transport.tasks.start_soon(self._run_helper, function, args)
+        scope = anyio.CancelScope()
+        self._transport.tasks.start_soon(self._run_helper, scope, function, args)
+        self._helpers.add(scope)
 
-    async def _run_helper(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+    async def _run_helper(
+        self, scope: anyio.CancelScope, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]
+    ) -> None:
         assert self._helpers is not None
-        with anyio.CancelScope() as scope:
-            self._helpers.add(scope)
+        with scope:
             try:
                 await function(*args)
             except Exception as error:
@@ -486,6 +500,7 @@ class WebSocket(Connection):
                 await transport.linger()
         finally:
             self._leave()
+            transport.abandon()
             await transport.tasks.end()
 
     async def _finish(self) -> None:

@@ -1,0 +1,69 @@
+# Every target makes its own environment ready first. Only Python 3.11+, git, make and the package index are needed;
+# `make bench` also needs a C compiler.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TEST   := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run fmt lint types test cover docs examples fuzz bench overhead check clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## Make a virtual environment with everything for development
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("microws needs Python 3.11 or later, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+run: setup  ## Serve examples/broadcast.py on http://127.0.0.1:8000/
+	$(BIN)/microws run examples/broadcast.py
+
+fmt: setup  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --quiet . || true
+
+lint: setup types  ## Check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup  ## Check types, strictly, and that the public API is typed throughout
+	$(BIN)/mypy
+	$(BIN)/basedpyright --verifytypes microws --ignoreexternal
+
+test: setup lint  ## Check style and types, run every test, and measure their coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine --quiet --append 2>/dev/null || true
+	$(BIN)/coverage report
+
+cover: test  ## Run the tests and write htmlcov/
+	$(BIN)/coverage html
+
+docs: setup  ## Write docs/reference.md anew from the docstrings, and check every page
+	$(BIN)/python docs/generate_reference.py
+	$(TEST) -q tests/test_docs.py
+
+examples: setup  ## Drive every example over a socket and in a browser
+	$(TEST) -q tests/test_examples.py
+
+fuzz: setup  ## Search longer for inputs that break something
+	HYPOTHESIS_PROFILE=long $(TEST) -q tests -k "fuzz or any or random or hypothesis" --timeout 1800
+
+bench: setup  ## Compare with the bare server, Starlette and Quart
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python bench/run.py
+
+overhead: setup  ## Measure what the framework adds, in memory
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python bench/overhead.py
+
+check: test  ## Exactly what CI runs
+
+clean:  ## Remove everything that was made
+	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results dist build

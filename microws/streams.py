@@ -65,15 +65,21 @@ class StreamingResponse(Response):
             await send(self._start())
             await send({"type": "http.response.body", "body": b""})
             return
-        await send(self._start())
-        if await self._send_source(receive, send):
+        # A source that subscribes to something has done so before the client can know of the response.
+        iterator = aiter(self._source)
+        try:
+            await send(self._start())
+        except BaseException:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSE_TIMEOUT):
+                await _close(iterator)
+            raise
+        if await self._send_source(iterator, receive, send):
             await send({"type": "http.response.body", "body": b""})
 
-    async def _send_source(self, receive: Receive, send: Send) -> bool:
-        return await send_until_disconnect(receive, send, self._send_chunks)
+    async def _send_source(self, iterator: AsyncIterator[Any], receive: Receive, send: Send) -> bool:
+        return await send_until_disconnect(receive, send, partial(self._send_chunks, iterator))
 
-    async def _send_chunks(self, send: Send) -> None:
-        iterator = aiter(self._source)
+    async def _send_chunks(self, iterator: AsyncIterator[Any], send: Send) -> None:
         # Entered before any scope that the source holds while it yields, so that it is also left behind those.
         with anyio.CancelScope() as cleaning:
             try:
@@ -131,12 +137,12 @@ class EventStream(StreamingResponse):
         self.headers.setdefault("x-accel-buffering", "no")
         self._keepalive = keepalive
 
-    async def _send_source(self, receive: Receive, send: Send) -> bool:
+    async def _send_source(self, iterator: AsyncIterator[Any], receive: Receive, send: Send) -> bool:
         stream = _KeptAlive(self._keepalive)
         return await send_until_disconnect(
             receive,
             send,
-            lambda send: self._send_chunks(partial(stream.send, send)),
+            lambda send: self._send_chunks(iterator, partial(stream.send, send)),
             stream.keep_alive,
         )
 

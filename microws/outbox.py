@@ -111,11 +111,6 @@ class Outbox:
         """Payload bytes that wait."""
         return self._bytes
 
-    @property
-    def is_full(self) -> bool:
-        """Whether ``ws.send`` has to wait."""
-        return len(self._items) >= MAX_MESSAGES or self._bytes >= self._max_bytes
-
     def has_room(self, frame: Frame) -> bool:
         """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""
         if not self._items:

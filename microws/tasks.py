@@ -19,6 +19,7 @@ __all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "on_asyncio"]
 
 # Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
 TICK = 0.25
+_ENDED = "this connection has ended: nothing more can be started for it"
 
 
 class Tasks(Protocol):
@@ -49,7 +50,12 @@ class Tasks(Protocol):
         ...
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Run ``function(*args)`` beside the view. No exception may leave it."""
+        """
+        Run ``function(*args)`` beside the view. No exception may leave it.
+
+        Raises:
+            RuntimeError: After ``end``.
+        """
         ...
 
     async def end(self) -> None:
@@ -65,13 +71,14 @@ class AsyncioTasks:
         on_tick: Called every ``TICK`` seconds.
     """
 
-    __slots__ = ("_deadline", "_helpers", "_main", "_on_tick", "was_cancelled")
+    __slots__ = ("_deadline", "_has_ended", "_helpers", "_main", "_on_tick", "was_cancelled")
 
     is_ticking = True
 
     def __init__(self, on_tick: Callable[[], None]) -> None:
         self.was_cancelled = False
         self._deadline = inf
+        self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._on_tick = on_tick
@@ -84,12 +91,12 @@ class AsyncioTasks:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        self._deadline = inf
+        main, self._main = self._main, None
         if not self.was_cancelled:
             return False
-        assert self._main is not None
+        assert main is not None
         # Somebody else's cancellation goes on; ours ends here.
-        return self._main.uncancel() == 0 and error_type is asyncio.CancelledError
+        return main.uncancel() == 0 and error_type is asyncio.CancelledError
 
     def limit(self, seconds: float) -> None:
         if seconds == inf:
@@ -98,9 +105,11 @@ class AsyncioTasks:
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + seconds
         if seconds < 2 * TICK:
-            loop.call_later(seconds, self.tick)
+            loop.call_later(seconds, self._check)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        if self._has_ended:
+            raise RuntimeError(_ENDED)
         if self._helpers is None:
             self._helpers = set()
         task = asyncio.get_running_loop().create_task(function(*args))
@@ -108,6 +117,7 @@ class AsyncioTasks:
         task.add_done_callback(self._helpers.discard)
 
     async def end(self) -> None:
+        self._has_ended = True
         _clock().discard(self)
         while self._helpers:
             for task in self._helpers:
@@ -116,12 +126,15 @@ class AsyncioTasks:
 
     def tick(self) -> None:
         """Look whether the deadline has come. A view that swallows its cancellation is not asked twice."""
-        if self._deadline <= asyncio.get_running_loop().time():
+        self._check()
+        self._on_tick()
+
+    def _check(self) -> None:
+        # When the view has ended, its task is the server's again.
+        if self._main is not None and self._deadline <= asyncio.get_running_loop().time():
             self._deadline = inf
             self.was_cancelled = True
-            assert self._main is not None
             self._main.cancel()
-        self._on_tick()
 
 
 class GroupTasks:
@@ -132,12 +145,13 @@ class GroupTasks:
         group: The connection's own.
     """
 
-    __slots__ = ("_group", "_scope")
+    __slots__ = ("_group", "_has_ended", "_scope")
 
     is_ticking = False
 
     def __init__(self, group: TaskGroup) -> None:
         self._group = group
+        self._has_ended = False
         self._scope = anyio.CancelScope()
 
     @property
@@ -157,9 +171,12 @@ class GroupTasks:
         self._scope.deadline = anyio.current_time() + seconds
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        if self._has_ended:
+            raise RuntimeError(_ENDED)
         self._group.start_soon(function, *args)
 
     async def end(self) -> None:
+        self._has_ended = True
         self._group.cancel_scope.cancel()
 
 

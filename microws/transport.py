@@ -14,6 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from microws.closing import CloseCode
@@ -88,12 +89,12 @@ class PortableTransport:
         "_max_chars",
         "_on_end",
         "_reader",
-        "_room",
         "_send_ticks",
         "_sender",
         "_sent_while_paused",
         "_unpaused",
         "_unwatched_sends",
+        "_waiting",
         "_work",
         "close_code",
         "close_reason",
@@ -141,10 +142,11 @@ class PortableTransport:
         self._sender: object = None
         self._interrupted: tuple[asyncio.Task[Any], ...] = ()
         self._send_ticks = 0.0
+        # The frames that find no room in the outbox, in the order of the calls.
+        self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
         # Each event exists only while somebody waits for it.
         self._arrived: anyio.Event | None = None  # a message, the end, or a turn to read
         self._unpaused: anyio.Event | None = None  # room in the inbox
-        self._room: anyio.Event | None = None  # room in the outbox
         self._idle: anyio.Event | None = None  # nobody is inside ASGI's send
         self._work: anyio.Event | None = None  # something for the drainer
         if not self.tasks.is_ticking:
@@ -179,6 +181,8 @@ class PortableTransport:
             self._reader = None
             if self._arrived is not None:
                 self._wake("_arrived")
+            if self._interrupted:
+                self._was_interrupted()
         text: str | None = event.get("text")
         if text is not None and len(text) <= self._max_chars:
             return text
@@ -198,18 +202,29 @@ class PortableTransport:
         self._wake("_unpaused")
 
     async def linger(self) -> None:
-        """Read and discard until the client has gone, so that nothing stays behind in the server."""
+        """
+        Read and discard until the client has gone, so that nothing stays behind in the server.
+
+        A client that neither goes nor says anything for ``close_timeout`` seconds is left to the server.
+        """
         self.discard()
         while self.state is not State.CLOSED:
-            if self._reader is not None:
-                self._arrived = self._arrived or anyio.Event()
-                await self._arrived.wait()
-            else:
-                self._reader = _PUMP
-                try:
-                    self._message_of(await self._asgi_receive())
-                finally:
-                    self._reader = None
+            with anyio.move_on_after(self._limits.close_timeout) as waiting:
+                if self._reader is not None:
+                    self._arrived = self._arrived or anyio.Event()
+                    await self._arrived.wait()
+                else:
+                    self._reader = _PUMP
+                    try:
+                        self._message_of(await self._asgi_receive())
+                    finally:
+                        self._reader = None
+            if waiting.cancelled_caught:
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Take the client for gone. Never waits."""
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
 
     async def _pump(self) -> None:
         try:
@@ -229,7 +244,7 @@ class PortableTransport:
                     await self._pause()
         except Exception:
             _log.exception("the server's receive failed")
-            self._end(CloseCode.ABNORMAL_CLOSURE, "")
+            self.abandon()
         finally:
             self._reader = None
 
@@ -265,7 +280,10 @@ class PortableTransport:
             limit = self._limits.max_message_size
             if len(message) > self._max_chars and _size(message) > limit:
                 self.fail(CloseCode.MESSAGE_TOO_BIG, f"message over {limit} bytes")
-            return None if self._is_discarding else message
+            if not self._is_discarding:
+                return message
+            self._wake("_arrived")
+            return None
         if event["type"] == "websocket.disconnect":
             code = event.get("code")
             self._end(CloseCode.NO_STATUS_RECEIVED if code is None else code, event.get("reason") or "")
@@ -275,7 +293,7 @@ class PortableTransport:
 
     async def accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
         """
-        Answer the handshake with 101.
+        Answer the handshake with 101. Cancelled, it may be tried again, or rejected.
 
         Raises:
             WebSocketDisconnect: The client has gone.
@@ -283,14 +301,15 @@ class PortableTransport:
         """
         if self.state is State.CLOSED:
             raise self.unusable("accept")
-        self.state = step(self.state, Action.ACCEPT)
-        self._sender = _HANDSHAKE
-        try:
-            await self._transmit({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
-        finally:
-            self._release()
-        if self.state is State.OPEN:
-            self.tasks.limit(inf)
+        state = self._answer(Action.ACCEPT)
+        # Until it has left the state stays: nothing may overtake it.
+        await self._transmit_within(inf, {"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
+        if self.close_code is not None:
+            raise self.unusable("accept")
+        self.state = state
+        self.tasks.limit(inf)
+        if self._work is not None:
+            self._wake("_work")
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """
@@ -303,20 +322,30 @@ class PortableTransport:
         """
         if self.state is State.CLOSED:
             return
-        self.state = step(self.state, Action.REJECT)
+        self.state = self._answer(Action.REJECT)
         self.learn()
         self.close_code = 3000 + status
+        self._forget_frames()
         self.discard()
         self._wake_all()
+        if self._has_denial:
+            start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
+            events: list[Event] = [start, {"type": "websocket.http.response.body", "body": body}]
+        else:
+            events = [{"type": "websocket.close", "code": self.close_code, "reason": ""}]
         try:
-            if self._has_denial:
-                start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
-                await self._transmit(start)
-                await self._transmit({"type": "websocket.http.response.body", "body": body})
-            else:
-                await self._transmit({"type": "websocket.close", "code": self.close_code, "reason": ""})
+            for event in events:
+                if not await self._transmit_within(self._limits.close_timeout, event):
+                    self.abandon()
+                    return
         except WebSocketDisconnect:
             pass
+
+    def _answer(self, action: Action) -> State:
+        state = step(self.state, action)
+        if self._sender is not None:
+            raise RuntimeError("this handshake is being answered already: accept or reject it once")
+        return state
 
     # Sending
 
@@ -332,18 +361,14 @@ class PortableTransport:
         if self._sender is not None or self.outbox or self.state is not State.OPEN:
             await self._wait_turn(frame)
             return
-        if self._reader is None:
-            self._unwatched_sends += 1
-            if self._unwatched_sends > _MAX_UNWATCHED_SENDS:
-                self.read_ahead()
-        elif self._unpaused is not None:
+        if self._unpaused is not None:
             self._sent_while_paused = True
         if self._loop is None:
             if not await self._transmit_in_scope(self._limits.send_timeout, _event(frame)):
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         else:
             self._sender = asyncio.current_task(self._loop)
-            self._send_ticks = self._limits.send_timeout / TICK
+            self._send_ticks = self._limits.send_timeout / TICK + 1
             event = {"type": "websocket.send", "text": frame.text} if frame.is_text else _event(frame)
             try:
                 await self._asgi_send(event)
@@ -357,14 +382,23 @@ class PortableTransport:
                 self._sender = None
                 if self._idle is not None or self._work is not None:
                     self._release()
+                if self._interrupted:
+                    self._was_interrupted()
+        self._unwatched_sends += 1
+        if self._unwatched_sends > _MAX_UNWATCHED_SENDS:
+            # The pump needs a turn, also where the server's send never waits.
+            self._unwatched_sends = 0
+            self.read_ahead()
+            await anyio.lowlevel.checkpoint()
         if self.close_code is not None:
             raise self.unusable("send")
 
     async def close(self, code: int, reason: str) -> None:
         """
-        Send what waits, then a Close frame; give up after ``close_timeout`` seconds. A second close does nothing.
+        Send what waits, then a Close frame. A second close does nothing.
 
-        Cancelled, it leaves the rest to the drainer.
+        Cancelled, it leaves the rest to the drainer. A client that does not take it all in ``close_timeout`` seconds is
+        left to the server.
         """
         self.learn()
         if self.state in (State.CLOSED, State.CLOSING):
@@ -376,27 +410,35 @@ class PortableTransport:
             if self._close_due:
                 self.wake()
 
+    def close_soon(self, code: int, reason: str) -> None:
+        """``close`` without waiting."""
+        self.learn()
+        if self.state is State.OPEN:
+            self._begin_close(code, reason)
+            self.wake()
+
     async def flush(self) -> None:
-        """Wait until what is queued, and the Close frame where one is due, has left; ``close_timeout`` at most."""
-        if not self._close_due:
-            return
-        if self._sender is None and not self.outbox:
+        """Wait until the Close frame has left; a client that does not take it is left to the server."""
+        if self._close_due and self._sender is None and not self.outbox:
             await self._transmit_close()
             return
-        with anyio.move_on_after(self._limits.close_timeout):
-            while self._sender is not None:
+        if self._close_due:
+            self.wake()
+        elif self._sender is None:
+            return
+        with anyio.move_on_after(self._limits.close_timeout) as waiting:
+            while self.state is State.CLOSING and (self._close_due or self._sender is not None):
                 self._idle = self._idle or anyio.Event()
                 await self._idle.wait()
-            if self._close_due:
-                await self._empty()
+        if waiting.cancelled_caught:
+            self.abandon()
 
     def fail(self, code: int, reason: str) -> None:
         """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
         if self.state in (State.CLOSED, State.CLOSING):
             return
         self._begin_close(code, reason)
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         self._interrupt(self._sender)
         self._finish()
         self.wake()
@@ -438,40 +480,60 @@ class PortableTransport:
         if self.state is not State.OPEN:
             raise self.unusable("send")
         outbox = self.ensure_outbox()
-        if outbox.is_full:
+        if not self._waiting and outbox.has_room(frame):
+            outbox.send_nowait(frame)
+            self.wake()
+            return
+        self._waiting = self._waiting or deque()
+        turn = (frame, anyio.Event())
+        self._waiting.append(turn)
+        try:
             with anyio.move_on_after(self._limits.send_timeout) as waiting:
-                while self.close_code is None and outbox.is_full:
-                    self._room = self._room or anyio.Event()
-                    await self._room.wait()
-            if waiting.cancelled_caught:
-                self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
-            if self.close_code is not None:
-                raise self.unusable("send")
-        outbox.send_nowait(frame)
-        self.wake()
+                await turn[1].wait()
+        finally:
+            if not turn[1].is_set():
+                self._waiting.remove(turn)
+        if waiting.cancelled_caught:
+            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+        if self.close_code is not None:
+            raise self.unusable("send")
+
+    def _admit(self) -> None:
+        """Queue the frames that wait for room, as far as there is some now."""
+        while self._waiting and self.outbox is not None and self.outbox.has_room(self._waiting[0][0]):
+            frame, admitted = self._waiting.popleft()
+            self.outbox.send_nowait(frame)
+            admitted.set()
 
     async def _drain(self) -> None:
-        while self.state is not State.CLOSED:
-            if self.state is State.CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
-                if self.state is State.CLOSING and not self._close_due:
-                    return
-                self._work = anyio.Event()
-                await self._work.wait()
-            else:
-                await self._empty()
+        try:
+            while self.state is not State.CLOSED:
+                if self.state is State.CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
+                    if self.state is State.CLOSING and not self._close_due and self._sender is None:
+                        return
+                    self._work = anyio.Event()
+                    await self._work.wait()
+                else:
+                    await self._empty()
+        except Exception:
+            _log.exception("the server's send failed")
+            self.abandon()
+        finally:
+            self._has_drainer = False
 
     async def _empty(self) -> None:
-        """Send what waits, and the Close frame where one is due."""
-        self._sender = _DRAINER
+        """
+        Send what waits, and the Close frame where one is due.
+
+        Only the drainer does: a frame that was taken out is lost where the task is cancelled.
+        """
         try:
             while self.outbox:
-                await self._transmit(_event(self.outbox.pop()))
-                if self._room is not None:
-                    self._wake("_room")
+                await self._transmit_within(inf, _event(self.outbox.pop()))
+                if self._waiting:
+                    self._admit()
         except WebSocketDisconnect:
             pass
-        finally:
-            self._release()
         if self._close_due:
             await self._transmit_close()
 
@@ -479,9 +541,14 @@ class PortableTransport:
         self._close_due = False
         close = {"type": "websocket.close", "code": self.close_code, "reason": self.close_reason}
         try:
-            await self._transmit_within(self._limits.close_timeout, close)
+            if not await self._transmit_within(self._limits.close_timeout, close):
+                self.abandon()
         except WebSocketDisconnect:
             pass
+        except anyio.get_cancelled_exc_class():
+            # It may not have left: let the drainer send it again.
+            self._close_due = self.state is State.CLOSING
+            raise
 
     async def _transmit_within(self, seconds: float, event: Event) -> bool:
         """
@@ -492,7 +559,8 @@ class PortableTransport:
         if self._loop is None:
             return await self._transmit_in_scope(seconds, event)
         self._sender = asyncio.current_task(self._loop)
-        self._send_ticks = seconds // TICK
+        # The first tick may come at once.
+        self._send_ticks = seconds / TICK + 1
         try:
             await self._asgi_send(event)
         except asyncio.CancelledError:
@@ -503,22 +571,21 @@ class PortableTransport:
             await self._lose()
         finally:
             self._release()
+            if self._interrupted:
+                self._was_interrupted()
         return True
 
     async def _transmit_in_scope(self, seconds: float, event: Event) -> bool:
-        self._sender = _HANDSHAKE
         try:
             with anyio.move_on_after(seconds) as waiting:
-                await self._transmit(event)
+                self._sender = waiting
+                try:
+                    await self._asgi_send(event)
+                except OSError:
+                    await self._lose()
         finally:
             self._release()
         return not waiting.cancelled_caught
-
-    async def _transmit(self, event: Event) -> None:
-        try:
-            await self._asgi_send(event)
-        except OSError:
-            await self._lose()
 
     async def _lose(self) -> None:
         """
@@ -532,7 +599,7 @@ class PortableTransport:
                 self.read_ahead()
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()
-        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+        self.abandon()
         raise self._disconnect() from None
 
     def _release(self) -> None:
@@ -556,16 +623,21 @@ class PortableTransport:
         """The client has gone. A close of our own keeps its code."""
         if self.state is State.CLOSED:
             return
-        if self.close_code is None:
+        is_news = self.close_code is None
+        if is_news:
             self.close_code, self.close_reason = code, reason
         self.state = step(self.state, Action.DISCONNECT)
         self._close_due = False
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         self._wake_all()
         self._interrupt(self._reader)
         self._interrupt(self._sender)
-        self._finish()
+        if is_news:
+            self._finish()
+
+    def _forget_frames(self) -> None:
+        if self.outbox is not None:
+            self.outbox.clear()
 
     def _finish(self) -> None:
         self._on_end()
@@ -577,12 +649,14 @@ class PortableTransport:
         self.read_ahead()
         if self._sender is not None:
             self._send_ticks -= 1
-            if self._send_ticks < 0:
+            if self._send_ticks <= 0:
                 self._interrupt(self._sender)
 
     def _interrupt(self, task: object) -> None:
         """End the wait of a task inside ASGI's receive or send, if it may be ended and is another one than this."""
-        if isinstance(task, asyncio.Task) and task is not asyncio.current_task():
+        if isinstance(task, anyio.CancelScope):
+            task.cancel()
+        elif isinstance(task, asyncio.Task) and task is not asyncio.current_task() and task not in self._interrupted:
             self._interrupted = (*self._interrupted, task)
             task.cancel()
 
@@ -601,8 +675,12 @@ class PortableTransport:
             event.set()
 
     def _wake_all(self) -> None:
-        for name in ("_arrived", "_unpaused", "_room", "_work"):
+        for name in ("_arrived", "_unpaused", "_idle", "_work"):
             self._wake(name)
+        if self._waiting:
+            for _, admitted in self._waiting:
+                admitted.set()
+            self._waiting.clear()
 
 
 def _event(frame: Frame) -> Event:

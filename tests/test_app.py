@@ -1,0 +1,1217 @@
+"""The app: what is registered with it, its settings, and apps within apps."""
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TypedDict
+
+import anyio
+import httpx
+import pytest
+from asking import ask, ask_websocket, ending_of, refusal_of
+
+from microws import (
+    App,
+    EventStream,
+    FeatureUnavailable,
+    HTTPException,
+    MicrowsError,
+    Overflow,
+    Receipt,
+    RoutingError,
+    WebSocketDisconnect,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def nothing(request):
+    """A view."""
+
+
+async def wait(ws):
+    """A WebSocket view that waits for its client's end."""
+    async with ws:
+        async for _ in ws:
+            pass
+
+
+def echo_app(**options):
+    app = App()
+
+    @app.websocket_route("/", **options)
+    async def echo(ws):
+        async with ws:
+            async for message in ws:
+                await ws.send(message)
+
+    return app
+
+
+class TestSettings:
+    def test_the_defaults_are_those_of_the_contract(self):
+        app = App()
+        assert (app.max_message_size, app.max_fragments) == (1 << 20, 1024)
+
+    @pytest.mark.parametrize("name", ["max_message_size", "max_fragments", "receive_queue"])
+    @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("nan")])
+    def test_a_number_of_things_is_1_or_more(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} is a whole number, 1 or more, not {value!r}"):
+            App(**{name: value})
+
+    @pytest.mark.parametrize("value", [-1, 0.5, "1", None, True])
+    def test_a_body_has_0_bytes_or_more(self, value):
+        with pytest.raises(ValueError, match="max_body_size is a whole number, 0 or more"):
+            App(max_body_size=value)
+
+    @pytest.mark.parametrize("name", ["send_timeout", "accept_timeout", "close_timeout"])
+    @pytest.mark.parametrize("value", [0, -1, "1", None, True, float("nan"), float("inf")])
+    def test_a_time_out_is_greater_than_0_and_finite(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} is a number of seconds greater than 0, not {value!r}"):
+            App(**{name: value})
+
+    @pytest.mark.parametrize("value", [999, 1004, 1005, 1006, 1015, 2999, 5000, "1011", None, 1011.0])
+    def test_the_close_code_of_errors_is_one_that_may_be_sent(self, value):
+        with pytest.raises(ValueError, match=r"error_close_code|may not be sent as a close code"):
+            App(error_close_code=value)
+
+    @pytest.mark.parametrize("origins", ["https://a.example", ["a.example"], ["https://a.example/path"], ["null"]])
+    def test_origins_are_a_list_of_what_browsers_send(self, origins):
+        with pytest.raises(ValueError, match="origins"):
+            App(origins=origins)
+        with pytest.raises(ValueError, match="origins"):
+            App().add_websocket_route(wait, "/", origins=origins)
+
+    @pytest.mark.parametrize("hub", ["", "mem", "http://x", "memory://"])
+    def test_a_hub_that_is_none_is_refused(self, hub):
+        with pytest.raises(ValueError, match="names no backplane"):
+            App(hub=hub)
+
+    @pytest.mark.parametrize("hub", [None, 5, b"memory"])
+    def test_a_hub_is_named_by_a_text(self, hub):
+        with pytest.raises(TypeError, match='such as "memory"'):
+            App(hub=hub)
+
+    def test_an_unknown_setting_is_refused(self):
+        with pytest.raises(TypeError, match="max_size"):
+            App(max_size=1)
+
+    def test_settings_are_keywords(self):
+        with pytest.raises(TypeError):
+            App(1024)
+
+    async def test_receive_queue_bounds_what_waits_for_a_view(self):
+        app = App(receive_queue=2)
+        app.add_websocket_route(wait_for_start, "/")
+        received = 0
+
+        async def counting(scope, receive, send):
+            async def receive_and_count():
+                nonlocal received
+                event = await receive()
+                received += event["type"] == "websocket.receive"
+                return event
+
+            await app(scope, receive_and_count, send)
+
+        async with app.test_client() as client:
+            client.app = counting
+            async with client.websocket("/") as ws:
+                for number in range(20):
+                    await ws.send(str(number))
+                await anyio.wait_all_tasks_blocked()
+                assert received <= 4
+                app.state.start.set()
+                assert await ws.receive() == "20"
+
+    async def test_max_message_size_closes_with_1009(self):
+        app = App(max_message_size=4)
+        app.add_websocket_route(wait, "/")
+        assert (await ending_of(app, send="12345"))[0] == 1009
+        assert (await ending_of(app, send="üüü"))[0] == 1009
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send("üü")
+
+    async def test_accept_timeout_answers_503(self):
+        app = App(accept_timeout=0.05)
+        app.add_websocket_route(sleep_view, "/")
+        assert (await refusal_of(app)).status == 503
+
+    async def test_send_timeout_closes_with_1013(self):
+        app = App(send_timeout=0.05)
+        ended, codes = anyio.Event(), []
+
+        @app.websocket_route("/")
+        async def flood(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("x")
+                except WebSocketDisconnect as error:
+                    codes.append(error.code)
+                    ended.set()
+
+        async with app.test_client() as client, client.websocket("/", max_queue=1):
+            with anyio.fail_after(5):
+                await ended.wait()
+        assert codes == [1013]
+
+
+async def sleep_view(ws):
+    await anyio.sleep_forever()
+
+
+async def wait_for_start(ws):
+    ws.app.state.start = anyio.Event()
+    async with ws:
+        await ws.app.state.start.wait()
+        count = 0
+        async for _ in ws:
+            count += 1
+            if count == 20:
+                await ws.send(str(count))
+
+
+class Movie(TypedDict):
+    title: str
+
+
+@dataclass
+class Point:
+    x: int
+
+
+class TestFeaturesOfLaterVersions:
+    """Where one is asked for, a clear error says so."""
+
+    @pytest.mark.parametrize("hub", ["local", "redis://localhost:6379", "rediss://h", "nats://localhost"])
+    def test_backplanes(self, hub):
+        with pytest.raises(FeatureUnavailable, match=r'has no \'(local|rediss?|nats)\' backplane; App\(hub="memory"\)'):
+            App(hub=hub)
+
+    def test_compression(self):
+        with pytest.raises(FeatureUnavailable, match=r"App\(compression=False\)"):
+            App(compression=True)
+
+    @pytest.mark.parametrize("name", ["value_type", "receive_type", "send_type"])
+    @pytest.mark.parametrize("value", ["msgpack", Movie, Point, dict, int | str])
+    def test_value_types(self, name, value):
+        app = App()
+        with pytest.raises(FeatureUnavailable, match="this version"):
+            app.websocket_route("/", **{name: value})(wait)
+        app.websocket_route("/")(wait)
+
+    @pytest.mark.parametrize("settings", [{"history": 100}, {"ttl": 300}, {"history": 0}])
+    def test_history_of_a_topic(self, settings):
+        with pytest.raises(FeatureUnavailable, match="no history"):
+            App().topic("chat:*", **settings)
+
+    def test_a_stream_since_a_position(self):
+        with pytest.raises(FeatureUnavailable, match="without since="):
+            App().stream("chat", since="0-1")
+
+    async def test_members(self):
+        with pytest.raises(FeatureUnavailable, match="no presence"):
+            await App().members("chat")
+
+    async def test_since_presence_and_typed_json_in_a_view(self):
+        app = App()
+
+        @app.websocket_route("/{name}")
+        async def view(ws, name):
+            await ws.accept()
+            await ws.subscribe("chat", **{name: "x"})
+
+        @app.post("/")
+        async def page(request):
+            await request.json(type=Point)
+
+        app.error_handler(FeatureUnavailable)(answer_with_text)
+        async with app.test_client() as client:
+            assert "no json(type=" in (await client.post("/", json={})).text
+            for name in ("since", "presence"):
+                async with client.websocket(f"/{name}") as ws:
+                    assert f"without {name}=" in await ws.receive()
+
+    def test_each_is_a_not_implemented_error_of_ours(self):
+        assert issubclass(FeatureUnavailable, NotImplementedError)
+        assert issubclass(FeatureUnavailable, MicrowsError)
+
+
+async def answer_with_text(connection, error):
+    if hasattr(connection, "send"):
+        await connection.send(str(error))
+        await connection.close()
+    return str(error)
+
+
+class TestRoutes:
+    @pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete"])
+    async def test_shorthands_are_routes_for_one_method(self, method):
+        app = App()
+        view = getattr(app, method)("/", name="it")(answer_method)
+        assert view is answer_method
+        assert app.url_for("it") == "/"
+        response = await ask(app, method=method.upper())
+        assert response.text == method.upper()
+        others = {"GET", "POST", "PUT", "PATCH", "DELETE"} - {method.upper()}
+        for other in others:
+            assert (await ask(app, method=other)).status == 405
+
+    async def test_a_route_is_for_get_unless_it_says_otherwise(self):
+        app = App()
+        app.route("/")(answer_method)
+        app.route("/many", methods=["post", "PURGE"])(answer_method)
+        assert (await ask(app)).text == "GET"
+        assert (await ask(app, method="POST")).headers["allow"] == "GET, HEAD, OPTIONS"
+        assert (await ask(app, "/many", method="POST")).text == "POST"
+        assert (await ask(app, "/many", method="PURGE")).text == "PURGE"
+        assert (await ask(app, "/many")).headers["allow"] == "OPTIONS, POST, PURGE"
+
+    def test_methods_are_a_list(self):
+        with pytest.raises(RoutingError, match=r"methods is a list, such as \['POST'\]"):
+            App().route("/", methods="POST")(nothing)
+        with pytest.raises(RoutingError, match="at least one method"):
+            App().route("/", methods=[])(nothing)
+
+    def test_adding_without_a_decorator_is_the_same(self):
+        app = App()
+        assert app.add_route(nothing, "/a", methods=["POST"], name="a") is None
+        assert app.add_websocket_route(wait, "/b", name="b", value_type="json") is None
+        assert (app.url_for("a"), app.url_for("b")) == ("/a", "/b")
+
+    async def test_one_pattern_carries_both_kinds(self):
+        app = App()
+
+        @app.get("/{room}")
+        async def page(room):
+            return f"page {room}"
+
+        @app.websocket_route("/{room}")
+        async def chat(ws, room):
+            async with ws:
+                await ws.send(f"chat {room}")
+
+        assert (await ask(app, "/x")).text == "page x"
+        assert await ask_websocket(app, "/x") == "chat x"
+
+    def test_two_routes_that_could_never_be_told_apart_are_an_error(self):
+        app = App()
+        app.route("/{a}")(nothing_of_a)
+        with pytest.raises(RoutingError, match=r"can never be reached"):
+            app.route("/{b}")(nothing_of_b)
+
+    async def test_a_static_segment_beats_a_parameter_and_that_beats_the_rest(self):
+        app = App()
+        app.add_route(lambda rest: f"rest {rest}", "/{rest:path}")
+        app.add_route(lambda name: f"name {name}", "/{name}")
+        app.add_route(lambda: "static", "/static")
+        async with app.test_client() as client:
+            for path, text in (("/static", "static"), ("/x", "name x"), ("/x/y", "rest x/y"), ("/a%2Fb", "name a/b")):
+                assert (await client.get(path)).text == text
+
+    @pytest.mark.parametrize(
+        ("pattern", "path", "value"),
+        [
+            ("/{v}", "/a%20b", "a b"),
+            ("/{v:int}", "/007", 7),
+            ("/{v:float}", "/1.5", 1.5),
+            ("/{v:path}", "/a/b%2Fc/", "a/b/c/"),
+            ("/p/{v:path}", "/p//x", "/x"),
+            ("/{v}", "/%25", "%"),
+        ],
+    )
+    async def test_parameters_are_converted_and_decoded_once(self, pattern, path, value):
+        app = App()
+        app.add_route(lambda request, v: {"value": v, "params": request.path_params}, pattern)
+        assert (await ask(app, path)).json() == {"value": value, "params": {"v": value}}
+
+    async def test_an_added_converter_parses_and_formats(self):
+        app = App()
+        app.add_converter("hex", "[0-9a-f]+", parse=lambda text: int(text, 16), format=lambda value: f"{value:x}")
+        app.add_route(lambda color: str(color), "/{color:hex}", name="color")
+        assert (await ask(app, "/ff")).text == "255"
+        assert app.url_for("color", color=255) == "/ff"
+        assert (await ask(app, "/xyz")).status == 404
+
+    def test_url_for_takes_the_views_name_or_a_given_one(self):
+        app = App()
+        app.add_route(nothing_of_a, "/a/{a}")
+        app.add_route(nothing, "/b", name="other")
+        assert app.url_for("nothing_of_a", a="ü/x") == "/a/%C3%BC%2Fx"
+        assert app.url_for("other") == "/b"
+        with pytest.raises(RoutingError, match="no route is called 'nothing'"):
+            app.url_for("nothing")
+        with pytest.raises(RoutingError, match="'a' is missing"):
+            app.url_for("nothing_of_a")
+
+    async def test_path_is_decoded_and_without_root_path(self):
+        app = App()
+        app.add_route(lambda request, name: [request.path, str(request.url)], "/x/{name}", name="x")
+        response = await ask(app, "/api/x/a%20b", client={"root_path": "/api"})
+        assert response.json() == ["/x/a b", "http://testserver/api/x/a%20b"]
+
+
+async def answer_method(request):
+    return request.method
+
+
+async def nothing_of_a(a):
+    """A view."""
+
+
+async def nothing_of_b(b):
+    """A view."""
+
+
+class TestWebSocketRoutes:
+    @pytest.mark.parametrize(
+        ("options", "sent", "received"),
+        [
+            ({}, "text", "text"),
+            ({"value_type": "text"}, "text", "text"),
+            ({"value_type": "bytes"}, b"\x00", b"\x00"),
+            ({"value_type": "json"}, {"a": [1]}, {"a": [1]}),
+            ({"value_type": "auto"}, "text", "text"),
+            ({"value_type": "auto"}, b"\x00", b"\x00"),
+            ({"receive_type": "json", "send_type": "json"}, [1], [1]),
+            ({"value_type": "json", "receive_type": "text"}, "text", "text"),
+            ({"value_type": "bytes", "send_type": "json", "receive_type": "json"}, None, None),
+        ],
+    )
+    async def test_value_type_sets_both_directions_and_either_can_be_given_alone(self, options, sent, received):
+        async with echo_app(**options).test_client() as client, client.websocket("/") as ws:
+            await ws.send(sent)
+            assert await ws.receive() == received
+
+    async def test_receive_type_alone_leaves_text_to_be_sent(self):
+        app = App()
+
+        @app.websocket_route("/", receive_type="json")
+        async def view(ws):
+            async with ws:
+                await ws.send(type(await ws.receive()).__name__)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send_text("[1]")
+            assert await ws.receive_text() == "list"
+
+    def test_an_unknown_value_type_names_the_nearest(self):
+        with pytest.raises(ValueError, match="did you mean 'json'"):
+            App().add_websocket_route(wait, "/", value_type="jsn")
+        with pytest.raises(ValueError, match="no value_type"):
+            App().add_websocket_route(wait, "/", send_type="")
+
+    @pytest.mark.parametrize("view", [lambda ws: None, nothing_of_a])
+    def test_a_view_has_to_be_async_and_to_take_the_websocket(self, view):
+        with pytest.raises((TypeError, RoutingError), match=r"async def|parameter"):
+            App().add_websocket_route(view, "/{a}" if view is nothing_of_a else "/")
+
+    def test_options_that_cannot_be_are_refused(self):
+        app = App()
+        with pytest.raises(ValueError, match=r"subprotocols=\['chat'\]"):
+            app.add_websocket_route(wait, "/", subprotocols="chat")
+        with pytest.raises(ValueError, match='on_invalid is "close" or "skip"'):
+            app.add_websocket_route(wait, "/", on_invalid="ignore")
+        with pytest.raises(TypeError, match="value_typ"):
+            app.add_websocket_route(wait, "/", value_typ="json")
+        app.add_websocket_route(wait, "/")
+
+    @pytest.mark.parametrize(
+        ("subscribe", "error", "complaint"),
+        [
+            ("chat:{rom}", RoutingError, r"'chat:\{rom\}' needs 'rom', which the pattern '/\{room\}' does not have"),
+            (["ok", "chat:{}"], RoutingError, "needs ''"),
+            ("chat:{0}", RoutingError, "needs '0'"),
+            ("chat:{room.name}", RoutingError, "needs 'room.name'"),
+            ("chat:{room!r}", RoutingError, "does not have"),
+            ("chat:{room:>10}", RoutingError, "does not have"),
+            ("chat:{room", ValueError, "a brace of the topic's own is written twice"),
+            ("chat:room}", ValueError, "a brace of the topic's own is written twice"),
+            ("chat\n", ValueError, "no control characters"),
+            ("", ValueError, "at least one character"),
+            ("x" * 255 + "{room}", ValueError, "at most 255"),
+            ([5], TypeError, "subscribe takes topics"),
+            ([None], TypeError, "subscribe takes topics"),
+        ],
+    )
+    def test_a_topic_that_the_pattern_cannot_fill_is_an_error_naming_both(self, subscribe, error, complaint):
+        async def view(ws, room):
+            """Takes the room."""
+
+        with pytest.raises(error, match=complaint):
+            App().websocket_route("/{room}", subscribe=subscribe)(view)
+
+    async def test_braces_of_the_topics_own_are_written_twice(self):
+        app = App()
+        app.add_websocket_route(wait, "/", subscribe="{{x}}")
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await app.publish("{x}", "hi")
+            assert await ws.receive() == "hi"
+
+    @pytest.mark.parametrize(
+        ("offered", "chosen"), [([], None), (["a"], "a"), (["b", "a"], "a"), (["b"], "b"), (["c"], None)]
+    )
+    async def test_the_first_subprotocol_that_the_client_offers_too_is_chosen(self, offered, chosen):
+        app = App()
+        app.add_websocket_route(wait, "/", subprotocols=["a", "b"])
+        async with app.test_client() as client, client.websocket("/", subprotocols=offered) as ws:
+            assert ws.subprotocol == chosen
+
+    async def test_catch_disconnect_false_lets_the_disconnect_through(self):
+        app, seen = App(), []
+
+        @app.websocket_route("/", catch_disconnect=False)
+        async def view(ws):
+            try:
+                async with ws:
+                    async for _ in ws:
+                        pass
+            except WebSocketDisconnect as error:
+                seen.append(error.code)
+                raise
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.close(4000)
+        assert seen == [4000]
+
+    @pytest.mark.parametrize(("on_invalid", "closes"), [("close", True), ("skip", False)])
+    async def test_on_invalid_says_what_a_bad_message_does(self, on_invalid, closes, caplog):
+        app = echo_app(value_type="json", on_invalid=on_invalid)
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send_text("{")
+            await ws.send_text("[1]")
+            if closes:
+                with pytest.raises(WebSocketDisconnect) as caught:
+                    await ws.receive()
+                assert caught.value.code == 1007
+                assert "invalid JSON" in caught.value.reason
+            else:
+                assert await ws.receive() == [1]
+                assert "skipped a message: invalid JSON" in caplog.text
+
+    @pytest.mark.parametrize("gaps", [False, True])
+    async def test_gaps_are_told_where_the_route_asks_for_it(self, gaps):
+        app = App()
+        app.topic("ticks", queue=1, overflow="drop_oldest")
+        app.add_websocket_route(wait, "/", subscribe="ticks", gaps=gaps, value_type="json")
+        async with app.test_client() as client, client.websocket("/", max_queue=1) as ws:
+            await client.app.publish("ticks", "first")
+            await anyio.wait_all_tasks_blocked()
+            for number in range(9):
+                await app.publish("ticks", number)
+                await anyio.wait_all_tasks_blocked()
+            received = [await ws.receive()]
+            while received[-1] != 8:
+                received.append(await ws.receive())
+        assert ({"topic": "ticks", "gap": True} in received) == gaps
+
+
+class Hex:
+    frames = "text"
+
+    def encode(self, value):
+        return f"{value:x}"
+
+    def decode(self, data):
+        return int(data, 16)
+
+
+class SortedJSON:
+    """Its words are told by their order."""
+
+    frames = "text"
+
+    def encode(self, value):
+        return json.dumps(value, sort_keys=True, separators=(" ,", " :"))
+
+    def decode(self, data):
+        return json.loads(data)
+
+
+class TestCodecs:
+    async def test_an_added_one_is_a_value_type(self):
+        app = App()
+        app.add_codec("hex", Hex())
+
+        @app.websocket_route("/", value_type="hex")
+        async def view(ws):
+            async with ws:
+                await ws.send(await ws.receive() + 1)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send_text("ff")
+            assert await ws.receive_text() == "100"
+
+    async def test_json_may_be_replaced_also_behind_the_routes_that_use_it(self):
+        app = App()
+
+        @app.websocket_route("/", value_type="json", subscribe="news")
+        async def view(ws):
+            async with ws:
+                async for message in ws:
+                    await ws.send(message)
+
+        app.add_codec("json", SortedJSON())
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send_text('{"b":1,"a":2}')
+            assert await ws.receive_text() == '{"a" :2 ,"b" :1}'
+            await app.publish("news", {"b": 1, "a": 2})
+            assert await ws.receive_text() == '{"a" :2 ,"b" :1}'
+
+    def test_a_name_is_taken_once(self):
+        app = App()
+        app.add_codec("hex", Hex())
+        with pytest.raises(ValueError, match="was added before"):
+            app.add_codec("hex", Hex())
+        with pytest.raises(ValueError, match="built in"):
+            app.add_codec("text", Hex())
+        with pytest.raises(TypeError, match="encode and decode"):
+            app.add_codec("none", object())
+
+
+class Recorder:
+    """ASGI middleware that says when it was passed."""
+
+    def __init__(self, app, *, name, log):
+        self.app, self.name, self.log = app, name, log
+
+    async def __call__(self, scope, receive, send):
+        self.log.append(f"{self.name} {scope['type']}")
+        await self.app(scope, receive, send)
+
+
+class Rewriter:
+    """ASGI middleware that rewrites the path."""
+
+    def __init__(self, app, *, prefix):
+        self.app, self.prefix = app, prefix
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "lifespan":
+            scope = {**scope, "path": scope["path"].removeprefix(self.prefix)}
+        await self.app(scope, receive, send)
+
+
+class TestMiddleware:
+    async def test_the_one_added_first_is_outermost_and_sees_every_kind(self):
+        app, log = App(), []
+        app.route("/")(nothing)
+        app.add_websocket_route(wait, "/")
+        for name in ("outer", "inner"):
+            app.add_middleware(Recorder, name=name, log=log)
+        async with app.test_client() as client:
+            await client.get("/")
+            async with client.websocket("/"):
+                pass
+        assert log == [f"{name} {kind}" for kind in ("lifespan", "http", "websocket") for name in ("outer", "inner")]
+
+    async def test_it_stands_before_routing_and_may_rewrite_the_path(self):
+        app = App()
+        app.add_middleware(Rewriter, prefix="/v1")
+        app.add_route(lambda request, name: [request.path, name], "/items/{name}")
+
+        @app.websocket_route("/items/{name}")
+        async def view(ws, name):
+            async with ws:
+                await ws.send(f"{ws.path} {name}")
+
+        assert (await ask(app, "/v1/items/a%20b")).json() == ["/items/a b", "a b"]
+        assert await ask_websocket(app, "/v1/items/a%20b") == "/items/a b a b"
+
+    async def test_it_may_answer_by_itself(self):
+        def closed(app):
+            async def answer(scope, receive, send):
+                if scope["type"] == "lifespan":
+                    return await app(scope, receive, send)
+                await send({"type": "http.response.start", "status": 503, "headers": []})
+                return await send({"type": "http.response.body"})
+
+            return answer
+
+        app = App()
+        app.add_middleware(closed)
+        assert (await ask(app)).status == 503
+
+    async def test_it_is_too_late_once_the_app_serves(self):
+        app = App()
+        await ask(app)
+        with pytest.raises(RuntimeError, match="before the app serves"):
+            app.add_middleware(Recorder, name="late", log=[])
+
+
+async def mirror(scope, receive, send):
+    """An ASGI app that answers with its own scope."""
+    text = json.dumps([scope["root_path"], scope["path"]])
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": text})
+        await send({"type": "websocket.close"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+class TestMount:
+    @pytest.mark.parametrize(
+        ("root", "path", "scope"),
+        [
+            ("", "/mounted/x/y", ["/mounted", "/mounted/x/y"]),
+            ("", "/mounted/", ["/mounted", "/mounted/"]),
+            ("/api", "/api/mounted/x", ["/api/mounted", "/api/mounted/x"]),
+        ],
+    )
+    async def test_all_below_the_prefix_is_its_and_root_path_is_kept_right_for_both_kinds(self, root, path, scope):
+        app = App()
+        app.mount("/mounted", mirror)
+        client = {"root_path": root}
+        assert (await ask(app, path, client=client)).json() == scope
+        assert json.loads(await ask_websocket(app, path, client=client)) == scope
+
+    async def test_http_at_the_prefix_itself_is_sent_below_it(self):
+        app = App()
+        app.mount("/mounted", mirror)
+        response = await ask(app, "/mounted?a=b")
+        assert (response.status, response.headers["location"]) == (308, "/mounted/?a=b")
+
+    async def test_routes_of_the_app_come_first_and_hooks_do_not_reach_into_it(self):
+        app, log = App(), []
+        app.mount("/m", mirror)
+        app.add_route(lambda: "route", "/m/here")
+        app.before_request(lambda request: log.append(request.path))
+        assert (await ask(app, "/m/here")).text == "route"
+        assert (await ask(app, "/m/there")).json() == ["/m", "/m/there"]
+        assert log == ["/m/here"]
+
+    async def test_another_app_of_ours_may_be_mounted_and_keeps_to_itself(self):
+        inner, outer = App(), App()
+        inner.add_route(lambda request: [request.path, request.url_for("it")], "/x", name="it")
+        inner.add_websocket_route(wait, "/x", subscribe="news")
+        outer.mount("/inner", inner)
+        async with outer.test_client() as client:
+            assert (await client.get("/inner/x")).json() == ["/x", "/inner/x"]
+            assert (await client.get("/inner/nothing")).status == 404
+            async with client.websocket("/inner/x") as ws:
+                assert (await outer.publish("news", "hi")).subscribers == 0
+                assert (await inner.publish("news", "hi")).subscribers == 1
+                assert await ws.receive() == "hi"
+
+    def test_a_prefix_that_is_taken_or_cannot_be_is_refused(self):
+        app = App()
+        app.mount("/m", mirror)
+        with pytest.raises(RoutingError, match="is mounted at '/m' already"):
+            app.mount("/m", mirror)
+        with pytest.raises(RoutingError, match="has no parameters"):
+            app.mount("/{m}", mirror)
+
+
+def blueprint(log=None, *, name="inner"):
+    """An app with one of everything, to be included."""
+    log = [] if log is None else log
+    app = App()
+    app.state.inner = name
+    app.topic("inner:*", queue=1, overflow="drop_oldest")
+    app.add_codec("hex", HEX)
+    app.add_converter("even", "[0-9]*[02468]", parse=int)
+
+    @app.get("/items/{number:even}", name=f"{name}_item")
+    async def item(request, number):
+        return {"number": number, "app": request.app is app, "state": sorted(request.app.state._values)}
+
+    @app.get("/fails/{error}")
+    async def fails(error):
+        raise {"lookup": LookupError, "value": ValueError, "http": HTTPException(418)}[error]
+
+    @app.websocket_route("/hex", value_type="hex", subscribe="inner:news")
+    async def hexadecimal(ws):
+        async with ws:
+            async for number in ws:
+                await ws.send(number + 1)
+
+    app.before_request(lambda request: log.append(f"{name} before"))
+    app.after_request(lambda request, response: log.append(f"{name} after"))
+    app.before_websocket(lambda ws: log.append(f"{name} before ws"))
+    app.after_websocket(lambda ws: log.append(f"{name} after ws"))
+    app.on_startup(lambda: log.append(f"{name} up"))
+    app.on_shutdown(lambda: log.append(f"{name} down"))
+    app.error_handler(LookupError)(lambda connection, error: (f"{name} lookup", 400))
+
+    @app.lifespan
+    async def live(app):
+        log.append(f"{name} enter")
+        yield
+        log.append(f"{name} leave")
+
+    return app
+
+
+HEX = Hex()
+
+
+class TestInclude:
+    async def test_routes_converters_codecs_and_state_come_along_below_the_prefix(self):
+        app, inner = App(), blueprint()
+        app.include(inner, "/inner")
+        async with app.test_client() as client:
+            response = await client.get("/inner/items/42")
+            assert response.json() == {"number": 42, "app": False, "state": ["inner"]}
+            assert (await client.get("/inner/items/43")).status == 404
+            assert (await client.get("/items/42")).status == 404
+            async with client.websocket("/inner/hex") as ws:
+                await ws.send(15)
+                assert await ws.receive() == 16
+        assert app.url_for("inner_item", number=2) == "/inner/items/2"
+        assert inner.url_for("inner_item", number=2) == "/inner/items/2"
+
+    async def test_its_hooks_are_inside_those_of_the_including_app_and_for_its_own_routes_only(self):
+        log = []
+        app = App()
+        app.get("/own")(nothing)
+        app.before_request(lambda request: log.append("outer before"))
+        app.after_request(lambda request, response: log.append("outer after"))
+        app.before_websocket(lambda ws: log.append("outer before ws"))
+        app.after_websocket(lambda ws: log.append("outer after ws"))
+        app.include(blueprint(log), "/inner")
+        async with app.test_client() as client:
+            log.clear()
+            await client.get("/inner/items/2")
+            assert log == ["outer before", "inner before", "inner after", "outer after"]
+            log.clear()
+            await client.get("/own")
+            assert log == ["outer before", "outer after"]
+            log.clear()
+            async with client.websocket("/inner/hex"):
+                pass
+            assert log == ["outer before ws", "inner before ws", "inner after ws", "outer after ws"]
+
+    async def test_an_outer_hook_that_answers_keeps_the_inner_ones_out(self):
+        log = []
+        app = App()
+        app.before_request(lambda request: ("no", 401))
+        app.include(blueprint(log))
+        assert (await ask(app, "/items/2")).status == 401
+        assert "inner before" not in log
+
+    async def test_its_error_handlers_come_first_then_those_of_the_including_app(self):
+        app = App()
+        app.get("/own")(fail_with_lookup)
+        app.include(blueprint(), "/inner")
+        app.error_handler(LookupError)(lambda connection, error: ("outer lookup", 400))
+        app.error_handler(ValueError)(lambda connection, error: ("outer value", 400))
+        app.error_handler(418)(lambda connection, error: ("outer 418", 418))
+        async with app.test_client() as client:
+            for path, text in (
+                ("/inner/fails/lookup", "inner lookup"),
+                ("/inner/fails/value", "outer value"),
+                ("/inner/fails/http", "outer 418"),
+                ("/own", "outer lookup"),
+            ):
+                assert (await client.get(path)).text == text
+
+    async def test_its_start_up_and_shutdown_run_once_in_the_place_where_it_was_included(self):
+        log = []
+        app = App()
+        app.on_startup(lambda: log.append("first"))
+        inner = blueprint(log)
+        app.include(inner, "/a")
+        app.on_startup(lambda: log.append("last"))
+        async with app.test_client():
+            pass
+        assert log == ["inner enter", "first", "inner up", "last", "inner down", "inner leave"]
+
+    async def test_it_publishes_and_subscribes_where_its_views_do(self):
+        app, inner = App(), blueprint()
+        app.include(inner)
+        async with app.test_client() as client, client.websocket("/hex") as ws:
+            assert await inner.publish("inner:news", 255) == Receipt(1, None)
+            assert await ws.receive() == 255
+            assert inner.hub is app.hub
+            assert inner.state is app.state
+
+    async def test_its_topics_settings_come_along(self):
+        app, inner = App(), blueprint()
+        app.include(inner)
+        assert app.hub.settings("inner:x").overflow == "drop_oldest"
+        assert app.hub.settings("other").overflow == "close"
+
+    async def test_what_the_including_app_has_in_its_state_stays(self):
+        app, inner = App(), blueprint()
+        app.state.inner = "mine"
+        app.include(inner)
+        assert inner.state.inner == app.state.inner == "mine"
+
+    async def test_apps_within_apps_within_apps_share_all_of_it(self):
+        log = []
+        innermost, middle, app = blueprint(log, name="innermost"), App(), App()
+        middle.before_request(lambda request: log.append("middle before"))
+        middle.add_codec("hex", HEX)
+        middle.include(innermost, "/innermost")
+        app.before_request(lambda request: log.append("app before"))
+        app.include(middle, "/middle")
+        async with app.test_client() as client:
+            assert log == ["innermost enter", "innermost up"]
+            log.clear()
+            assert (await client.get("/middle/innermost/items/2")).json()["number"] == 2
+            assert log == ["app before", "middle before", "innermost before", "innermost after"]
+            async with client.websocket("/middle/innermost/hex") as ws:
+                for publisher in (innermost, middle, app):
+                    assert (await publisher.publish("inner:news", 1)).subscribers == 1
+                    assert await ws.receive() == 1
+            innermost.state.x = 1
+            assert app.state.x == middle.state.x == 1
+            assert app.hub.settings("inner:x").queue == 1
+            innermost.start_soon(anyio.sleep, 0)
+        assert innermost.url_for("innermost_item", number=2) == "/middle/innermost/items/2"
+
+    async def test_one_app_may_stand_at_two_prefixes(self):
+        log = []
+        inner = App()
+        inner.get("/{name}")(answer_name)
+        inner.add_websocket_route(wait, "/")
+        inner.on_startup(lambda: log.append("up"))
+        inner.before_request(lambda request: log.append("before"))
+        app = App()
+        app.include(inner, "/a")
+        app.include(inner, "/b")
+        async with app.test_client() as client:
+            assert (await client.get("/a/x")).text == "x"
+            assert (await client.get("/b/y")).text == "y"
+            assert log == ["up", "before", "before"]
+
+    def test_a_conflict_is_an_error(self):
+        app = App()
+        app.get("/items/{n}")(answer_n)
+        other = App()
+        other.get("/items/{m}")(answer_m)
+        with pytest.raises(RoutingError, match="can never be reached"):
+            app.include(other)
+        codecs = App()
+        codecs.add_codec("hex", Hex())
+        app.add_codec("hex", Hex())
+        with pytest.raises(ValueError, match="was added before"):
+            app.include(codecs)
+
+    @pytest.mark.parametrize("prefix", ["x", "/a//b", "/a//", "/{tenant}", "/{tenant}/x"])
+    def test_a_prefix_is_literal_text(self, prefix):
+        with pytest.raises(RoutingError, match=r"prefix|must begin|two slashes"):
+            App().include(blueprint(), prefix)
+
+    async def test_a_prefix_may_end_with_a_slash(self):
+        app = App()
+        app.include(blueprint(), "/inner/")
+        assert (await ask(app, "/inner/items/2")).status == 200
+
+    def test_it_is_included_in_one_app_only_and_never_in_itself(self):
+        app, inner = App(), App()
+        app.include(inner)
+        for includer, included in ((App(), inner), (app, app), (inner, App())):
+            with pytest.raises(RuntimeError, match="include"):
+                includer.include(included)
+
+    def test_it_has_no_middleware(self):
+        inner = App()
+        inner.add_middleware(Recorder, name="x", log=[])
+        with pytest.raises(RuntimeError, match="add it to the including app, or mount"):
+            App().include(inner)
+
+    @pytest.mark.parametrize(
+        "register",
+        [
+            lambda app: app.add_route(nothing, "/late"),
+            lambda app: app.add_websocket_route(wait, "/late"),
+            lambda app: app.mount("/late", mirror),
+            lambda app: app.include(App()),
+            lambda app: app.static("/late", "."),
+            lambda app: app.add_middleware(Recorder),
+            lambda app: app.add_converter("late", "x"),
+            lambda app: app.add_codec("late", Hex()),
+            lambda app: app.before_request(nothing),
+            lambda app: app.after_request(nothing),
+            lambda app: app.before_websocket(nothing),
+            lambda app: app.after_websocket(nothing),
+            lambda app: app.error_handler(404)(nothing),
+            lambda app: app.on_startup(nothing),
+            lambda app: app.on_shutdown(nothing),
+            lambda app: app.lifespan(nothing),
+            lambda app: app.topic("late"),
+        ],
+    )
+    def test_nothing_can_be_registered_with_it_afterwards(self, register):
+        inner = App()
+        App().include(inner)
+        with pytest.raises(RuntimeError, match="register first, include then"):
+            register(inner)
+
+    async def test_it_cannot_be_served_by_itself_any_more(self):
+        inner = blueprint()
+        App().include(inner)
+        with pytest.raises(RuntimeError, match="serve that one"):
+            await ask(inner, "/items/2")
+
+
+async def answer_name(name):
+    return name
+
+
+async def answer_n(n):
+    return n
+
+
+async def answer_m(m):
+    return m
+
+
+async def fail_with_lookup():
+    raise LookupError
+
+
+class TestStatic:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "files" / "sub").mkdir(parents=True)
+        (tmp_path / "files" / "page.html").write_text("page")
+        (tmp_path / "files" / "sub" / "index.html").write_text("index")
+        (tmp_path / "secret.txt").write_text("secret")
+        (tmp_path / "files" / "link.txt").symlink_to(tmp_path / "secret.txt")
+        return tmp_path / "files"
+
+    async def test_files_are_served_with_conditions_and_ranges(self, folder):
+        app = App()
+        app.static("/static", folder)
+        async with app.test_client() as client:
+            response = await client.get("/static/page.html")
+            assert (response.text, response.headers["content-type"]) == ("page", "text/html; charset=utf-8")
+            headers = {"if-none-match": response.headers["etag"]}
+            assert (await client.get("/static/page.html", headers=headers)).status == 304
+            assert (await client.get("/static/page.html", headers={"range": "bytes=1-2"})).text == "ag"
+            assert (await client.head("/static/page.html")).headers["content-length"] == "4"
+            assert (await client.post("/static/page.html")).status == 405
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/static/absent", "/static/../secret.txt", "/static/%2e%2e/secret.txt", "/static/..%2fsecret.txt",
+         "/static/link.txt", "/static//etc/passwd", "/static/%2fetc/passwd", "/static/sub/..%5c..%5csecret.txt"],
+    )  # fmt: skip
+    async def test_nothing_outside_is_ever_served(self, folder, path):
+        app = App()
+        app.static("/static", folder)
+        assert (await ask(app, path)).status == 404
+
+    async def test_a_directory_is_its_index_below_a_slash_and_below_the_root_path(self, folder):
+        app = App()
+        app.static("/static/", folder)
+        client = {"root_path": "/api"}
+        assert (await ask(app, "/api/static/sub/", client=client)).text == "index"
+        response = await ask(app, "/api/static/sub?x=1", client=client)
+        assert (response.status, response.headers["location"]) == (308, "/api/static/sub/?x=1")
+        assert app.url_for("static", path="sub/index.html") == "/static/sub/index.html"
+
+    async def test_it_may_stand_at_the_root_behind_every_route(self, folder):
+        app = App()
+        app.static("/", folder)
+        app.add_route(lambda: "route", "/sub/index.html")
+        assert (await ask(app, "/sub/index.html")).text == "route"
+        assert (await ask(app, "/page.html")).text == "page"
+
+    def test_a_relative_directory_is_relative_to_the_file_that_creates_the_app(self, folder, monkeypatch):
+        monkeypatch.chdir("/")
+        source = "from microws import App\napp = App()\napp.static('/static', 'files')"
+        exec(source, {"__name__": "site", "__file__": str(folder.parent / "site.py")})
+
+    def test_a_directory_that_is_not_there_is_an_error(self, folder):
+        with pytest.raises(ValueError, match="there is no directory"):
+            App().static("/static", folder / "absent")
+
+
+class TestTopics:
+    async def test_publish_says_how_many_it_reached(self):
+        app = App()
+        app.add_websocket_route(wait, "/", subscribe="news")
+        async with app.test_client() as client, client.websocket("/"), client.websocket("/"):
+            assert await app.publish("news", "hi") == Receipt(subscribers=2, id=None)
+            assert await app.publish("other", "hi") == Receipt(subscribers=0, id=None)
+
+    @pytest.mark.parametrize("topic", ["", "x" * 256, "a\nb", "a\x7f", "\ud800"])
+    async def test_a_topic_that_cannot_be_is_refused(self, topic):
+        with pytest.raises(ValueError, match="a topic"):
+            await App().publish(topic, "x")
+
+    async def test_a_value_that_json_cannot_carry_raises_in_the_publisher(self):
+        app = App()
+        for value, error in ((float("nan"), ValueError), (object(), TypeError), ({1: 2}, TypeError)):
+            with pytest.raises(error, match="JSON"):
+                await app.publish("news", value)
+
+    async def test_subscribe_reads_topics_in_the_app(self):
+        app = App()
+        async with app.test_client(), app.subscribe("a", "b") as messages:
+            await app.publish("a", {"n": 1})
+            await app.publish("b", b"\x00")
+            await app.publish("a", "text")
+            assert [await anext(messages) for _ in range(3)] == [{"n": 1}, b"\x00", "text"]
+        with pytest.raises(TypeError, match="at least one topic"):
+            app.subscribe()
+
+    async def test_settings_of_a_topic_hold_for_it(self):
+        app = App()
+        app.topic("small:*", queue=1)
+        async with app.test_client(), app.subscribe("small:x") as messages:
+            for number in range(3):
+                await app.publish("small:x", number)
+            assert await anext(messages) == 0
+            with pytest.raises(Overflow):
+                await anext(messages)
+        with pytest.raises(ValueError, match="overflow is one of"):
+            app.topic("x", overflow="drop")
+
+    async def test_a_stream_is_the_topic_as_server_sent_events(self):
+        app = App()
+        app.add_route(lambda: EventStream(app.stream("news")), "/")
+        async with app.test_client() as client, client.stream("GET", "/") as response:
+            await anyio.wait_all_tasks_blocked()
+            await app.publish("news", {"n": 1})
+            event = await anext(response.events())
+            assert (event.event, event.data) == ("news", '{"n":1}')
+
+    async def test_publishing_from_a_thread_needs_a_running_app(self):
+        with pytest.raises(RuntimeError, match="after the app has started"):
+            App().publish_from_thread("news", "hi")
+
+    async def test_publishing_from_a_thread_works_in_each_loop_that_serves_the_app(self):
+        for lifespan in (True, False):
+            async with SHARED.test_client(lifespan=lifespan) as client, client.websocket("/") as ws:
+                receipt = await anyio.to_thread.run_sync(SHARED.publish_from_thread, "news", "hi")
+                assert receipt.subscribers == 1
+                assert await ws.receive() == "hi"
+
+
+SHARED = App()
+SHARED.add_websocket_route(wait, "/", subscribe="news")
+
+
+class TestServing:
+    async def test_an_unknown_kind_of_scope_is_refused(self):
+        with pytest.raises(RuntimeError, match="not 'ftp'"):
+            await App()({"type": "ftp"}, None, None)
+
+    async def test_state_is_what_the_views_share(self):
+        app = App()
+
+        @app.on_startup
+        async def connect():
+            app.state.database = "database"
+
+        @app.get("/")
+        async def page(request):
+            return request.app.state.database
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                await ws.send(ws.app.state.database)
+
+        assert (await ask(app)).text == "database"
+        assert await ask_websocket(app) == "database"
+        assert app.state is app.state
+        with pytest.raises(AttributeError, match="state has no 'absent'; set so far: database"):
+            _ = app.state.absent
+
+    async def test_the_test_client_speaks_the_routes_codec_also_below_a_root_path(self):
+        app = echo_app(value_type="json")
+        async with app.test_client(root_path="/api") as client, client.websocket("/api/") as ws:
+            await ws.send("text")
+            assert await ws.receive() == "text"
+
+    async def test_the_app_of_the_contract(self):
+        app = App()
+
+        @app.route("/")
+        async def page(request):
+            return "<h1>chat</h1>"
+
+        @app.websocket_route("/chat/{room}", value_type="json", subscribe="chat:{room}")
+        async def chat(ws, room):
+            async with ws:
+                async for message in ws:
+                    await ws.publish(f"chat:{room}", message)
+
+        @app.route("/announce/{room}", methods=["POST"])
+        async def announce(request, room):
+            receipt = await app.publish(f"chat:{room}", await request.json())
+            return {"subscribers": receipt.subscribers}, 202
+
+        async with app.test_client() as client:
+            assert (await client.get("/")).text == "<h1>chat</h1>"
+            response = await client.post("/announce/x", json={"text": "hi"})
+            assert (response.status, response.json()) == (202, {"subscribers": 0})
+            async with client.websocket("/chat/x") as a, client.websocket("/chat/x") as b, client.websocket("/chat/y"):
+                await a.send({"text": "hi"})
+                assert await b.receive(timeout=1) == {"text": "hi"}
+                response = await client.post("/announce/x", json=[1])
+                assert response.json() == {"subscribers": 2}
+                assert await a.receive() == [1]
+                assert await b.receive() == [1]
+
+
+SCRIPT = """
+from microws import App
+app = App()
+@app.get("/")
+async def page():
+    return "served"
+if {fails}:
+    @app.on_startup
+    async def fail():
+        raise LookupError("no database")
+app.run("127.0.0.1", {port}, access_log=False)
+"""
+
+
+def run_script(tmp_path, *, port, fails=False):
+    path = tmp_path / "site.py"
+    path.write_text(SCRIPT.format(port=port, fails=fails))
+    return subprocess.Popen([sys.executable, path], stderr=subprocess.PIPE, text=True)
+
+
+class TestRun:
+    def test_it_serves_like_the_command(self, tmp_path):
+        process = run_script(tmp_path, port=0)
+        try:
+            line = process.stderr.readline()
+            url = next(word for word in line.split() if word.startswith("http://"))
+            assert httpx.get(url, trust_env=False).text == "served"
+        finally:
+            process.terminate()
+            process.communicate(timeout=10)
+        assert process.returncode == 0
+
+    def test_a_failed_startup_ends_it_with_1_and_the_users_traceback(self, tmp_path):
+        with run_script(tmp_path, port=0, fails=True) as process:
+            _, errors = process.communicate(timeout=10)
+        assert process.returncode == 1
+        assert "LookupError: no database" in errors
+
+    def test_an_address_that_cannot_be_had_ends_it_with_1(self, tmp_path):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with run_script(tmp_path, port=taken.getsockname()[1]) as process:
+                _, errors = process.communicate(timeout=10)
+        assert process.returncode == 1
+        assert "Traceback" not in errors
+
+    def test_an_option_that_cannot_be_is_an_error(self):
+        with pytest.raises(TypeError, match="prot"):
+            App().run(prot=8000)
+        with pytest.raises(ValueError, match="port"):
+            App().run(port=-1)
+
+
+def test_nothing_is_logged_by_importing_and_registering(caplog):
+    caplog.set_level(logging.DEBUG)
+    App().include(blueprint())
+    assert not caplog.records

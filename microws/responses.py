@@ -43,9 +43,10 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
     __slots__ = ()
 
     def __init__(self, headers: HeadersLike | None = None) -> None:
-        super().__init__()
-        for name, value in check_headers(headers):
-            self.add(name.decode("latin-1"), value.decode("latin-1"))
+        self._items = []
+        if headers is not None:
+            for name, value in check_headers(headers):
+                self.add(name.decode("latin-1"), value.decode("latin-1"))
 
     def add(self, name: str, value: str) -> None:
         """Add a header beside those of the same name, as ``Set-Cookie`` needs it."""
@@ -57,7 +58,7 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
 
     def add_default(self, name: str, value: str) -> None:
         """Add a header that needs no check, in lower case and well formed, unless there is one of that name."""
-        if name not in self:
+        if not self._items or name not in self:
             self._items.append((name, value))
 
     def __setitem__(self, name: str, value: str) -> None:

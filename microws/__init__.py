@@ -36,9 +36,8 @@ from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response
 from microws.sse import ServerSentEvent
 from microws.streams import EventStream, StreamingResponse
+from microws.version import __version__ as __version__
 from microws.websocket import WebSocket
-
-__version__ = "0.1.0"
 
 __all__ = [
     "URL",

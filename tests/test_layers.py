@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "microws"
 # The same table, with the job of each module, stands in CONTRIBUTING.md. A name with a slash is a package, which may
 # import within itself.
 FLOORS = {
-    0: "interfaces errors closing datastructures",
+    0: "interfaces errors closing datastructures version",
     1: "codec cookies forms handshake outbox routing/ state",
     2: "backplanes/ requests responses server/ sse tasks templates testing/",
     3: "answers hub streams transport",

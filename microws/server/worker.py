@@ -5,7 +5,6 @@ import importlib.util
 import logging
 import signal
 import ssl
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -23,6 +22,7 @@ from microws.server.listening import Listener, ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import Settings
 from microws.server.waits import AsyncioWaits, TrioWaits
+from microws.version import __version__
 
 __all__ = ["Shutdown", "choose_loop", "run", "serve"]
 
@@ -173,7 +173,7 @@ async def serve(
             server, connections = _prepare(app, settings, lifespan.state, tls)
             await tasks.start(server.serve, [listener.sock for listener in listeners])
             urls = ", ".join(listener.url for listener in listeners)
-            _log.info("microws %s serving %s on %s (Ctrl-C stops)", _version(), name, urls)
+            _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
             task_status.started()
             await shutdown.requested.wait()
             await _drain(server, connections, shutdown, timeout=settings.drain_timeout)
@@ -278,8 +278,3 @@ async def _watch_signals(shutdown: Shutdown, *, task_status: TaskStatus[None]) -
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _version() -> str:
-    # The parent package is there, but stands on a higher floor: no import.
-    return str(getattr(sys.modules["microws"], "__version__", ""))

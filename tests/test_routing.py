@@ -115,7 +115,7 @@ class TestConverters:
             ("/{x:str}", "\n", "\n"),
             ("/{x:int}", "0", 0),
             ("/{x:int}", "007", 7),
-            ("/{x:int}", "9" * 640, int("9" * 640)),
+            ("/{x:int}", "9" * 308, int("9" * 308)),
             ("/{x:float}", "1.50", 1.5),
             ("/{x:float}", "3", 3.0),
             ("/{x:float}", "9" * 308, float("9" * 308)),
@@ -129,7 +129,7 @@ class TestConverters:
     @pytest.mark.parametrize(
         ("converter", "text"),
         [
-            *(("int", text) for text in ["", "-5", "+5", "1_0", " 1", "1 ", "1\n", "٣", "²", "1.0", "0x1", "9" * 641]),
+            *(("int", text) for text in ["", "-5", "+5", "1_0", " 1", "1 ", "1\n", "٣", "²", "1.0", "0x1", "9" * 309]),
             *(("float", text) for text in ["", "nan", "inf", "-1.0", "1e5", ".5", "5.", "1_0.0", "٣.٣", "9" * 400]),
             *(
                 ("uuid", text)
@@ -523,7 +523,7 @@ class TestURLFor:
         scope = {"path": unquote(path), "raw_path": path.encode()}
         assert routes.resolve("http", "GET", path_of(scope)[1]).params == {"x": value}
 
-    @given(st.floats(min_value=0, max_value=1e307) | st.integers(min_value=0, max_value=10**600))
+    @given(st.floats(min_value=0, max_value=1e307) | st.integers(min_value=0, max_value=10**308 - 1))
     def test_every_number_of_ordinary_size_has_a_path(self, value):
         routes = Router()
         name = type(value).__name__
@@ -541,7 +541,7 @@ class TestURLFor:
         ("name", "value"),
         [
             *(("str", value) for value in ["", ".", "..", None, "a\0", "\udc80"]),
-            *(("int", value) for value in [-1, True, 1.0, "x", None, 10**641]),
+            *(("int", value) for value in [-1, True, 1.0, "x", None, 10**308]),
             *(("float", value) for value in [-1.0, float("nan"), float("inf"), "x", None, 10**400, [], 1e308]),
             *(("uuid", value) for value in ["x", 5, uuid.UUID(A_UUID).hex, None]),
             *(("path", value) for value in ["a/../b", ".", None, "\0"]),

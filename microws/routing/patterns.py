@@ -60,9 +60,9 @@ def _format_float(value: Any) -> str:
     return format(Decimal(repr(float(value))), "f")
 
 
-# Unsigned and in decimal notation, as in Starlette and Werkzeug. The bounds keep the conversions from failing: CPython
-# never limits int() to fewer than 640 digits, and a number below 1e308 is a finite float.
-_INT = Converter("int", re.compile(r"[0-9]{1,640}"), int, str)
+# Unsigned and in decimal notation, as in Starlette and Werkzeug. The bound keeps conversions from failing: a number
+# below 1e308 is a finite float, and a view may answer with it in JSON, which carries no longer integer either.
+_INT = Converter("int", re.compile(r"[0-9]{1,308}"), int, str)
 _UUID = Converter("uuid", re.compile(r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII), uuid.UUID, str)
 _FLOAT = Converter("float", re.compile(r"[0-9]{1,308}(?:\.[0-9]{1,330})?"), float, _format_float)
 _STR = Converter("str", re.compile(r"(?s:.+)"), str, str)

@@ -23,6 +23,7 @@ from worker_here import echo, fails_with_a_short_message, failures, read_to_the_
 from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws.errors import FeatureUnavailable
+from microws.server.connections import _duration
 from microws.server.listening import tls_context
 from microws.server.settings import Settings
 from microws.server.worker import choose_loop, run
@@ -60,10 +61,22 @@ async def test_a_websocket_is_logged_when_it_opens_and_when_it_closes(caplog):
         assert (await ws.next_event(Message)).data == "hi"
         await ws.send(CloseConnection(code=1000))
         assert await ws.closed(answer=False) == (1000, "")
-    lines = [record.getMessage().split('"', 1)[1] for record in caplog.records if record.name == "microws.access"]
+    records = [record for record in caplog.records if record.name == "microws.access"]
+    lines = [record.getMessage().split('"', 1)[1] for record in records]
     assert [line.rpartition(" ")[0] for line in lines] == [
         'WebSocket /x?y=z HTTP/1.1" 101',
-        'WebSocket /x?y=z HTTP/1.1" closed 1006',  # Hypercorn keeps the client's own code for itself
+        # Hypercorn keeps the client's own code for itself.
+        'WebSocket /x?y=z HTTP/1.1" closed by the client',
+    ]
+    assert records[-1].access["close_code"] is None
+
+
+def test_a_duration_of_a_second_and_more_is_logged_in_seconds():
+    assert [_duration(milliseconds) for milliseconds in (0.04, 999.9, 1000.0, 3600040.0)] == [
+        "0.0ms",
+        "999.9ms",
+        "1.0s",
+        "3600.0s",
     ]
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
@@ -184,8 +184,7 @@ class _WebSocket(_Connection):
                 await self._part(CloseCode.NORMAL_CLOSURE if returned else CloseCode.INTERNAL_ERROR)
         finally:
             if self._status == _SWITCHING:
-                code = CloseCode.ABNORMAL_CLOSURE if self._code is None else self._code
-                self._log_access(self._scope, _SWITCHING, self._began, code=int(code))
+                self._log_access(self._scope, _SWITCHING, self._began, ending=self._ending())
             else:
                 self._log_answer()
 
@@ -247,8 +246,15 @@ class _WebSocket(_Connection):
     def _note(self, event: Event) -> None:
         if event["type"] == "websocket.disconnect":
             self._has_left = True
-            if self._code is None:
-                self._code = event.get("code", CloseCode.NO_STATUS_RECEIVED)
+            code = event.get("code", CloseCode.NO_STATUS_RECEIVED)
+            # Hypercorn says 1006 of every client, whatever its Close frame said, and also where there was none.
+            if self._code is None and code != CloseCode.ABNORMAL_CLOSURE:
+                self._code = code
+
+    def _ending(self) -> "_Ending":
+        if self._code is None:
+            return _Ending("closed by the client")
+        return _Ending(f"closed {int(self._code)}", int(self._code))
 
     async def _refuse(self) -> None:
         self._status = 503
@@ -278,13 +284,20 @@ class _WebSocket(_Connection):
                 self._note(await self._receive())
 
 
+class _Ending(NamedTuple):
+    """How a WebSocket ended: in words, and its close code where it is known."""
+
+    text: str
+    code: int | None = None
+
+
 class _LogAccess(Protocol):
-    def __call__(self, scope: Scope, status: int | None, began: float, *, code: int | None = None) -> None: ...
+    def __call__(self, scope: Scope, status: int | None, began: float, *, ending: _Ending | None = None) -> None: ...
 
 
-def _log_access(scope: Scope, status: int | None, began: float, *, code: int | None = None) -> None:
+def _log_access(scope: Scope, status: int | None, began: float, *, ending: _Ending | None = None) -> None:
     """
-    Log the answer to a request or a handshake, or with ``code`` the end of a WebSocket.
+    Log the answer to a request or a handshake, or with ``ending`` the end of a WebSocket.
 
     The path is the one on the wire: percent-encoded, so that no client can write a line of its own.
     """
@@ -292,7 +305,7 @@ def _log_access(scope: Scope, status: int | None, began: float, *, code: int | N
         return
     duration_ms = round((time.perf_counter() - began) * 1000, 1)
     client = _client(scope)
-    outcome = f"closed {code}" if code is not None else status or "-"
+    outcome = ending.text if ending is not None else status or "-"
     line = _request_line(scope)
     fields: dict[str, object] = {
         "client": client,
@@ -302,13 +315,17 @@ def _log_access(scope: Scope, status: int | None, began: float, *, code: int | N
         "status": status,
         "duration_ms": duration_ms,
     }
-    if code is not None:
-        fields["close_code"] = code
-    _access.info('%s "%s" %s %.1fms', client, line, outcome, duration_ms, extra={"access": fields})
+    if ending is not None:
+        fields["close_code"] = ending.code
+    _access.info('%s "%s" %s %s', client, line, outcome, _duration(duration_ms), extra={"access": fields})
 
 
-def _log_nothing(scope: Scope, status: int | None, began: float, *, code: int | None = None) -> None:
+def _log_nothing(scope: Scope, status: int | None, began: float, *, ending: _Ending | None = None) -> None:
     """The access log is off."""
+
+
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f}s"
 
 
 def _request_line(scope: Scope) -> str:

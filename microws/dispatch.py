@@ -23,7 +23,7 @@ from microws.websocket import WebSocket, WebSocketOptions
 
 __all__ = ["Dispatcher"]
 
-# Seconds that the rest of a body which no view reads is discarded for, so that the client can read the answer.
+# Seconds that the rest of a body which no view reads is discarded for.
 _DISCARD_TIMEOUT: Final = 1.0
 
 _log = logging.getLogger("microws")
@@ -68,13 +68,13 @@ class Dispatcher:
         request = Request(
             scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._settings.max_body_size
         )
-        answer = _Answer(send)
+        answer = _Answer(send, request)
         hooks = self._hooks
         try:
             _refuse_nul(path)
             found = self._router.resolve("http", request.method, segments)
             if isinstance(found, Mounted):
-                await found.endpoint(scope_below(scope, found.prefix), receive, answer.send)
+                await found.endpoint(scope_below(scope, found.prefix), receive, answer.send_as_it_is)
                 return
             if isinstance(found, Match):
                 hooks = found.route.endpoint.hooks
@@ -84,9 +84,6 @@ class Dispatcher:
             await response(scope, request.receive_event, answer.send)
         except Exception as error:
             await self._send_error(request, answer, error, hooks)
-        if not request.body_complete and _has_body(scope):
-            with anyio.move_on_after(_DISCARD_TIMEOUT):
-                await request.drain()
 
     async def _respond(self, request: Request, found: Match) -> Response:
         endpoint: HTTPEndpoint = found.route.endpoint
@@ -197,7 +194,7 @@ class Dispatcher:
                     _log.warning("%s: the after_websocket hooks did not end in time", _shown(ws.path))
 
     async def _call_websocket_view(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
-        if any(name == b"origin" for name, _ in ws.scope["headers"]):
+        if _has_header(ws.scope, b"origin"):
             origins = self._settings.origins if endpoint.origins is None else endpoint.origins
             _raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
         for hooks in endpoint.hooks.inwards():
@@ -305,16 +302,35 @@ _NO_HOOKS = Hooks()
 
 
 class _Answer:
-    """ASGI's ``send``, and whether a response has begun with it."""
+    """ASGI's ``send`` for the response to ``request``, and whether it has begun."""
 
-    __slots__ = ("_send", "has_started")
+    __slots__ = ("_request", "_send", "has_started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request: Request) -> None:
         self._send = send
+        self._request = request
         self.has_started = False
 
-    async def send(self, event: Event) -> None:
+    async def send_as_it_is(self, event: Event) -> None:
         self.has_started = True
+        await self._send(event)
+
+    async def send(self, event: Event) -> None:
+        """
+        Send an event; before the last one, discard what is left of the request's body, for 1 s at most.
+
+        The response leaves at once. But where it ends, servers may drop the connection, and a client that is still
+        sending would not get to read it.
+
+        Source: RFC 9112 §9.6.
+        """
+        self.has_started = True
+        is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
+        if is_last and not self._request.body_complete and _has_body(self._request.scope):
+            await self._send({**event, "more_body": True})
+            with anyio.move_on_after(_DISCARD_TIMEOUT):
+                await self._request.drain()
+            event = {"type": "http.response.body", "body": b""}
         await self._send(event)
 
 
@@ -351,4 +367,12 @@ def _has_body(scope: Scope) -> bool:
     """Whether the client sends a body; over HTTP/2 it need not say so."""
     if scope["method"] not in SAFE_METHODS:
         return True
-    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+    return _has_header(scope, b"content-length", b"transfer-encoding")
+
+
+def _has_header(scope: Scope, *names: bytes) -> bool:
+    """Whether a request has one of some headers, in less time than ``Headers`` takes to be made."""
+    for name, _ in scope["headers"]:  # noqa: SIM110 - any() would make a generator
+        if name in names:
+            return True
+    return False

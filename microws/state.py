@@ -19,6 +19,9 @@ __all__ = ["Action", "State", "step"]
 class State(Enum):
     """Where a connection stands."""
 
+    # Each is there once; Enum's own hash is a call in Python.
+    __hash__ = object.__hash__
+
     CONNECTING = "connecting"
     OPEN = "open"
     CLOSING = "closing"
@@ -27,6 +30,8 @@ class State(Enum):
 
 class Action(Enum):
     """What happens to a connection: by this side, or (``DISCONNECT``) by the client or the network."""
+
+    __hash__ = object.__hash__
 
     ACCEPT = "accept"
     REJECT = "reject"

@@ -71,7 +71,7 @@ class AsyncioTasks:
         on_tick: Called every ``TICK`` seconds.
     """
 
-    __slots__ = ("_deadline", "_has_ended", "_helpers", "_main", "_on_tick", "was_cancelled")
+    __slots__ = ("_clock", "_deadline", "_has_ended", "_helpers", "_loop", "_main", "_on_tick", "was_cancelled")
 
     is_ticking = True
 
@@ -82,10 +82,12 @@ class AsyncioTasks:
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._on_tick = on_tick
+        self._loop = asyncio.get_running_loop()
+        self._clock = _clock_of(self._loop)
 
     def __enter__(self) -> Self:
-        self._main = asyncio.current_task()
-        _clock().add(self)
+        self._main = asyncio.current_task(self._loop)
+        self._clock.add(self)
         return self
 
     def __exit__(
@@ -102,23 +104,22 @@ class AsyncioTasks:
         if seconds == inf:
             self._deadline = inf
             return
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + seconds
+        self._deadline = self._loop.time() + seconds
         if seconds < 2 * TICK:
-            loop.call_later(seconds, self._check)
+            self._loop.call_later(seconds, self._check)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         if self._has_ended:
             raise RuntimeError(_ENDED)
         if self._helpers is None:
             self._helpers = set()
-        task = asyncio.get_running_loop().create_task(function(*args))
+        task = self._loop.create_task(function(*args))
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
 
     async def end(self) -> None:
         self._has_ended = True
-        _clock().discard(self)
+        self._clock.discard(self)
         while self._helpers:
             for task in self._helpers:
                 task.cancel()
@@ -131,7 +132,7 @@ class AsyncioTasks:
 
     def _check(self) -> None:
         # When the view has ended, its task is the server's again.
-        if self._main is not None and self._deadline <= asyncio.get_running_loop().time():
+        if self._main is not None and self._deadline <= self._loop.time():
             self._deadline = inf
             self.was_cancelled = True
             self._main.cancel()
@@ -183,8 +184,7 @@ class GroupTasks:
 class _Clock:
     """Looks at every connection of one event loop, as long as there is one."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._call_later = loop.call_later
+    def __init__(self) -> None:
         self._connections: set[AsyncioTasks] = set()
         self._is_running = False
 
@@ -192,7 +192,7 @@ class _Clock:
         self._connections.add(tasks)
         if not self._is_running:
             self._is_running = True
-            self._call_later(TICK, self._tick)
+            asyncio.get_running_loop().call_later(TICK, self._tick)
 
     def discard(self, tasks: AsyncioTasks) -> None:
         self._connections.discard(tasks)
@@ -202,17 +202,16 @@ class _Clock:
             tasks.tick()
         self._is_running = bool(self._connections)
         if self._is_running:
-            self._call_later(TICK, self._tick)
+            asyncio.get_running_loop().call_later(TICK, self._tick)
 
 
 _clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Clock] = WeakKeyDictionary()
 
 
-def _clock() -> _Clock:
-    loop = asyncio.get_running_loop()
+def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
     clock = _clocks.get(loop)
     if clock is None:
-        clock = _clocks[loop] = _Clock(loop)
+        clock = _clocks[loop] = _Clock()
     return clock
 
 

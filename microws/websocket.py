@@ -19,7 +19,7 @@ from microws.interfaces import Application, Event, Receipt, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.state import State
-from microws.transport import Limits, PortableTransport
+from microws.transport import Limits, PortableTransport, helping
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 
@@ -209,7 +209,6 @@ class WebSocket(Connection):
             raw.append((b"content-type", content_type))
         raw.append((b"content-length", b"%d" % len(data)))
         await self._transport.reject(status, raw, data)
-        self._leave()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
@@ -230,7 +229,6 @@ class WebSocket(Connection):
         if self._transport.state is State.CONNECTING:
             await self.reject(403)
             return
-        self._leave()
         await self._transport.close(code, reason)
 
     async def __aenter__(self) -> Self:
@@ -250,7 +248,6 @@ class WebSocket(Connection):
             if closing is not None:
                 await self.close(*closing)
         elif isinstance(error, anyio.get_cancelled_exc_class()):
-            self._leave()
             self._transport.close_soon(CloseCode.NORMAL_CLOSURE, "")
         return False
 
@@ -467,6 +464,7 @@ class WebSocket(Connection):
         self, scope: anyio.CancelScope, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]
     ) -> None:
         assert self._helpers is not None
+        helping.set(self._transport)
         with scope:
             try:
                 await function(*args)
@@ -494,8 +492,9 @@ class WebSocket(Connection):
                 await view(self)
             await self._finish()
             self._leave()
-            for scope in list(self._helpers or ()):
-                scope.cancel()
+            if self._helpers:
+                for scope in list(self._helpers):
+                    scope.cancel()
             if self.accepted:
                 await transport.linger()
         finally:

@@ -1,5 +1,6 @@
 """The app: what is registered with it, its settings, and apps within apps."""
 
+import inspect
 import json
 import logging
 import socket
@@ -51,10 +52,33 @@ def echo_app(**options):
     return app
 
 
+def defaults_of(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
 class TestSettings:
     def test_the_defaults_are_those_of_the_contract(self):
-        app = App()
-        assert (app.max_message_size, app.max_fragments) == (1 << 20, 1024)
+        assert defaults_of(App) == {
+            "max_message_size": 1 << 20,
+            "max_fragments": 1024,
+            "receive_queue": 64,
+            "max_body_size": 1 << 20,
+            "send_timeout": 10,
+            "accept_timeout": 10,
+            "close_timeout": 5,
+            "compression": False,
+            "origins": None,
+            "error_close_code": 1011,
+            "hub": "memory",
+            "redirect_slashes": True,
+            "debug": False,
+            "templates": "templates",
+        }
+
+    def test_a_server_can_read_what_it_has_to_know(self):
+        app = App(max_message_size=5, max_fragments=6)
+        assert (app.max_message_size, app.max_fragments) == (5, 6)
 
     @pytest.mark.parametrize("name", ["max_message_size", "max_fragments", "receive_queue"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("nan")])
@@ -368,6 +392,33 @@ async def nothing_of_b(b):
 
 
 class TestWebSocketRoutes:
+    def test_the_defaults_are_those_of_the_contract(self):
+        assert defaults_of(App.websocket_route) == {
+            "value_type": "text",
+            "receive_type": None,
+            "send_type": None,
+            "catch_disconnect": True,
+            "subprotocols": (),
+            "origins": None,
+            "subscribe": None,
+            "gaps": False,
+            "on_invalid": "close",
+            "name": None,
+        }
+
+    async def test_what_is_published_before_accept_waits_behind_it(self):
+        app = App()
+
+        @app.websocket_route("/", subscribe="news")
+        async def view(ws):
+            assert (await app.publish("news", "published")).subscribers == 1
+            await ws.accept()
+            await ws.send("sent")
+            await ws.receive()
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert [await ws.receive(), await ws.receive()] == ["published", "sent"]
+
     @pytest.mark.parametrize(
         ("options", "sent", "received"),
         [
@@ -1094,6 +1145,47 @@ SHARED.add_websocket_route(wait, "/", subscribe="news")
 
 
 class TestServing:
+    async def test_a_request_knows_all_that_its_client_said(self):
+        app = App()
+
+        @app.put("/items/{number:int}", name="item")
+        async def item(request, number):
+            request.state.seen = number
+            assert request.app is app
+            return {
+                "method": request.method,
+                "path": request.path,
+                "url": str(request.url),
+                "scheme": request.scheme,
+                "header": request.headers["X-Header"],
+                "query": request.query.getlist("a"),
+                "cookies": request.cookies,
+                "client": [request.client.host, request.client.port],
+                "path_params": request.path_params,
+                "state": request.state.seen,
+                "body": (await request.body()).decode(),
+                "text": await request.text(),
+                "json": await request.json(),
+            }
+
+        options = {"headers": {"x-header": "h"}, "cookies": {"c": "d"}, "json": [1]}
+        response = await ask(app, "/items/7?a=1&a=2", method="PUT", **options)
+        assert response.json() == {
+            "method": "PUT",
+            "path": "/items/7",
+            "url": "http://testserver/items/7?a=1&a=2",
+            "scheme": "http",
+            "header": "h",
+            "query": ["1", "2"],
+            "cookies": {"c": "d"},
+            "client": ["testclient", 50000],
+            "path_params": {"number": 7},
+            "state": 7,
+            "body": "[1]",
+            "text": "[1]",
+            "json": [1],
+        }
+
     async def test_an_unknown_kind_of_scope_is_refused(self):
         with pytest.raises(RuntimeError, match="not 'ftp'"):
             await App()({"type": "ftp"}, None, None)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from math import inf
 from typing import Any, NamedTuple
 
@@ -24,9 +25,12 @@ from microws.outbox import Outbox
 from microws.state import Action, State, step
 from microws.tasks import TICK, AsyncioTasks, GroupTasks, Tasks
 
-__all__ = ["Limits", "PortableTransport"]
+__all__ = ["Limits", "PortableTransport", "helping"]
 
 _log = logging.getLogger("microws.websocket")
+
+# In a task of ws.start_soon: the transport of its connection. What such a task learns, its view does not know yet.
+helping: ContextVar[object] = ContextVar("helping", default=None)
 
 _MAX_INBOX_BYTES = 1 << 20
 # Who reads or sends, where it is no task of the view's.
@@ -66,7 +70,7 @@ class PortableTransport:
         limits: Shared by the connections of an app.
         has_denial: Whether the server takes an HTTP response in place of the handshake.
         make_outbox: Called once, when the connection first needs a queue.
-        on_end: Called once, when the client has gone or the connection is closed from outside the view.
+        on_end: Called when the client has gone, and when the connection is being closed.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
@@ -328,6 +332,7 @@ class PortableTransport:
         self._forget_frames()
         self.discard()
         self._wake_all()
+        self._finish()
         if self._has_denial:
             start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
             events: list[Event] = [start, {"type": "websocket.http.response.body", "body": body}]
@@ -440,7 +445,6 @@ class PortableTransport:
         self._begin_close(code, reason)
         self._forget_frames()
         self._interrupt(self._sender)
-        self._finish()
         self.wake()
 
     def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
@@ -454,8 +458,9 @@ class PortableTransport:
 
     def learn(self) -> None:
         """The view knows of the end, or has made it: it may take its time to clean up."""
-        self.has_learned = True
-        self.tasks.limit(inf)
+        if helping.get() is not self:
+            self.has_learned = True
+            self.tasks.limit(inf)
 
     def _disconnect(self) -> WebSocketDisconnect:
         error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
@@ -618,6 +623,7 @@ class PortableTransport:
         self.discard()
         self._wake_all()
         self._interrupt(self._reader)
+        self._finish()
 
     def _end(self, code: int, reason: str) -> None:
         """The client has gone. A close of our own keeps its code."""

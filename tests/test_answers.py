@@ -4,7 +4,7 @@ import logging
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microws import CloseCode, HTTPException, InvalidMessage, MicrowsError, PayloadTypeError, WebSocketDisconnect
@@ -120,6 +120,7 @@ class TestResponses:
         assert respond(HTTPException(401, headers=headers), debug=debug).status == 500
         assert "header" in caplog.text
 
+    @example("a lone surrogate \udc80")
     @given(st.text(st.characters(exclude_categories=[])))
     def test_any_text_can_be_sent(self, detail):
         assert respond(HTTPException(400, detail)).body == detail.encode(errors="replace")
@@ -168,6 +169,7 @@ class TestCloses:
     def test_in_debug_the_reason_says_more(self):
         assert close(ValueError("secret"), debug=True) == (1011, "ValueError: secret")
 
+    @example("a lone surrogate \udc80" * 10, False)
     @given(st.text(st.characters(exclude_categories=[])), st.booleans())
     def test_a_reason_is_cut_at_a_character_and_can_be_sent(self, text, debug):
         for error in (HTTPException(400, text), PayloadTypeError(text), InvalidMessage(text), ValueError(text)):

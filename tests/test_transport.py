@@ -1,0 +1,1192 @@
+"""The portable transport under every server that it may meet: order, limits, cancellation, and an end in any case."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire import DISCONNECT, Gone, Wire, wired
+
+from microws import App, WebSocketDisconnect
+
+pytestmark = pytest.mark.anyio
+
+
+def app_of(view, **options):
+    """An app with one view, and small time-outs."""
+    route = {name: options.pop(name) for name in ("subscribe", "gaps", "value_type") if name in options}
+    app = App(**{"close_timeout": 0.05, "send_timeout": 5, **options})
+    app.websocket_route("/", **route)(view)
+    return app
+
+
+def assert_nothing_is_left(app):
+    statistics = app.hub.statistics()
+    assert (statistics.topics, statistics.subscribers) == (0, 0)
+
+
+@asynccontextmanager
+async def no_task_is_left():
+    """On asyncio, where a task could outlive the call."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        yield
+        return
+    before = asyncio.all_tasks()
+    yield
+    await anyio.wait_all_tasks_blocked()
+    assert asyncio.all_tasks() <= before
+
+
+async def sleep_forever_in(ws):
+    async with ws:
+        await anyio.sleep_forever()
+
+
+class TestReading:
+    async def test_reading_pauses_when_the_view_does_not_receive_and_resumes_when_it_does(self):
+        go, got = anyio.Event(), []
+
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await ws.receive(timeout=0)
+                await go.wait()
+                got.extend([message async for message in ws])
+
+        async with wired(app_of(view, receive_queue=4), Wire()) as wire:
+            await anyio.wait_all_tasks_blocked()
+            wire.put(*map(str, range(100)))
+            await wire.wait_for(lambda: wire.taken >= 1 + 4)
+            await anyio.wait_all_tasks_blocked()
+            assert wire.taken <= 1 + 4 + 1
+            wire.put(DISCONNECT)
+            go.set()
+        assert got == [str(n) for n in range(100)]
+
+    async def test_reading_pauses_at_1_mib_of_waiting_messages(self):
+        go, got = anyio.Event(), []
+
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await ws.receive(timeout=0)
+                await go.wait()
+                got.extend([message async for message in ws])
+
+        async with wired(app_of(view, receive_queue=1000), Wire()) as wire:
+            await anyio.wait_all_tasks_blocked()
+            wire.put(*["x" * (1 << 19)] * 10)
+            await wire.wait_for(lambda: wire.taken >= 1 + 2)
+            await anyio.wait_all_tasks_blocked()
+            assert wire.taken <= 1 + 2 + 1
+            wire.put(DISCONNECT)
+            go.set()
+        assert len(got) == 10
+
+    async def test_after_the_view_has_returned_what_a_flooding_client_sends_is_discarded_until_it_leaves(self):
+        async def view(ws):
+            async with ws:
+                pass
+
+        app = app_of(view, receive_queue=4, subscribe="t")
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(2)
+            wire.put(*["x"] * 1000, DISCONNECT)
+        assert (wire.texts, wire.taken) == (["accept", "close 1000"], 1002)
+        assert_nothing_is_left(app)
+
+    async def test_a_client_that_floods_is_discarded_for_longer_than_the_close_timeout(self):
+        async def view(ws):
+            await ws.accept()
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(2)
+            for _ in range(10):
+                wire.put("x")
+                await anyio.sleep(0.02)
+            assert not wire.has_ended
+            wire.put(DISCONNECT)
+        assert wire.taken == 12
+
+    async def test_a_client_that_never_answers_the_close_is_left_to_the_server_after_close_timeout(self):
+        async def view(ws):
+            await ws.accept()
+
+        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(2)
+        assert wire.texts == ["accept", "close 1000"]
+
+    async def test_several_tasks_may_receive_and_each_message_goes_to_one_of_them(self):
+        got = []
+
+        async def read(ws):
+            async for message in ws:
+                got.append(message)  # noqa: PERF401
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(read, ws)
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            for n in range(50):
+                wire.put(str(n))
+                if n % 7 == 0:
+                    await anyio.wait_all_tasks_blocked()
+            wire.put(DISCONNECT)
+        assert sorted(got, key=int) == [str(n) for n in range(50)]
+
+    async def test_a_receiver_that_gives_up_hands_its_turn_to_the_next(self):
+        got, first = [], anyio.CancelScope()
+
+        async def give_up(ws):
+            with first:
+                await ws.receive()
+
+        async def read(ws):
+            got.extend([await ws.receive(), await ws.receive()])
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                tasks.start_soon(give_up, ws)
+                await ws.send("ready")
+                tasks.start_soon(read, ws)
+
+        async with wired(app_of(view), Wire()) as wire:
+            await anyio.wait_all_tasks_blocked()
+            first.cancel()
+            await anyio.wait_all_tasks_blocked()
+            wire.put("1", "2")
+            await wire.wait_sent(3)
+            wire.put(DISCONNECT)
+        assert got == ["1", "2"]
+
+    async def test_receives_that_are_given_up_at_any_moment_lose_nothing(self):
+        got = []
+
+        async def view(ws):
+            async with ws:
+                while len(got) < 200:
+                    with anyio.move_on_after(0.001 if len(got) % 3 else 0):
+                        got.append(await ws.receive())
+                    try:
+                        got.append(await ws.receive(timeout=0.001 if len(got) % 2 else 0))
+                    except TimeoutError:
+                        pass
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            for n in range(200):
+                wire.put(str(n))
+                for _ in range(n % 4):
+                    await anyio.lowlevel.checkpoint()
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert got == [str(n) for n in range(200)]
+
+    @pytest.mark.parametrize("message", ["€€€€", "x" * 11, b"x" * 11, "\U0001f600" * 3])
+    async def test_a_message_over_the_limit_in_bytes_is_closed_with_1009_and_not_seen(self, message):
+        async def view(ws):
+            async with ws:
+                for expected in ("x" * 10, "€€€", b"x" * 10):
+                    assert await ws.receive() == expected
+                    await ws.send("ok")
+                with pytest.raises(WebSocketDisconnect) as caught:
+                    await ws.receive()
+                assert (caught.value.code, caught.value.reason) == (1009, "message over 10 bytes")
+
+        async with wired(app_of(view, max_message_size=10, value_type="auto"), Wire()) as wire:
+            wire.put("x" * 10, "€€€", b"x" * 10)
+            await wire.wait_sent(4)
+            wire.put(message, "never seen")
+            await wire.wait_sent(5)
+            wire.put(DISCONNECT)
+        assert wire.error is None
+        assert wire.texts == ["accept", "ok", "ok", "ok", "close 1009 message over 10 bytes"]
+
+    async def test_a_view_that_sends_but_leaves_what_its_client_sends_unread_is_closed_with_1008(self):
+        codes = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("tick")
+                        await anyio.sleep(0.01)
+                except WebSocketDisconnect as end:
+                    codes.append(end.code)
+                    wire.notify()
+
+        async with wired(app_of(view, receive_queue=2, send_timeout=0.1), Wire()) as wire:
+            wire.put("1", "2", "3")
+            await wire.wait_for(lambda: codes and wire.texts[-1] != "tick")
+            wire.put(DISCONNECT)
+        assert codes == [1008]
+        assert wire.texts[-1] == "close 1008 messages are not read here"
+
+    async def test_a_server_whose_receive_fails_ends_the_connection(self):
+        ended = anyio.Event()
+
+        async def view(ws):
+            async with ws:
+                try:
+                    await ws.receive()
+                finally:
+                    ended.set()
+
+        app = app_of(view, subscribe="t")
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(1)
+            await anyio.wait_all_tasks_blocked()
+            wire.receive_raises = RuntimeError("the server is broken")
+            wire.notify()
+            with anyio.fail_after(5):
+                await ended.wait()
+        assert_nothing_is_left(app)
+
+
+class TestTheHandshake:
+    async def test_frames_published_before_accept_wait_behind_it(self):
+        async def view(ws):
+            await ws.subscribe("t")
+            for n in range(3):
+                await ws.app.publish("t", str(n))
+            await anyio.wait_all_tasks_blocked()
+            await ws.accept()
+            await ws.send("sent")
+            await ws.receive()
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(5)
+            assert wire.texts == ["accept", "0", "1", "2", "sent"]
+            wire.put(DISCONNECT)
+
+    @pytest.mark.parametrize("denial", [True, False])
+    async def test_a_rejection_is_all_that_leaves_whatever_was_published_before_it(self, denial):
+        async def view(ws):
+            await ws.app.publish("t", "x")
+            await anyio.wait_all_tasks_blocked()
+            await ws.reject(418)
+            await ws.app.publish("t", "y")
+            await anyio.wait_all_tasks_blocked()
+
+        app = app_of(view, subscribe="t")
+        async with no_task_is_left(), wired(app, Wire(denial=denial)) as wire:
+            pass
+        assert wire.error is None
+        assert wire.texts == ([418, "http.response.body"] if denial else ["close 3418"])
+        assert_nothing_is_left(app)
+
+    async def test_a_view_that_is_stuck_in_accept_is_given_up_and_nothing_published_leaves_before_it(self):
+        async def view(ws):
+            await ws.app.publish("t", "x")
+            await ws.accept()
+
+        wire = Wire()
+        wire.stall()
+        app = app_of(view, subscribe="t", accept_timeout=0.05)
+        async with wired(app, wire):
+            await wire.wait_for(lambda: wire.was_cancelled)
+            wire.resume()
+        assert wire.texts in ([503, "http.response.body"], [])
+        assert_nothing_is_left(app)
+
+    async def test_an_accept_that_was_given_up_may_be_tried_again(self):
+        async def view(ws):
+            with anyio.move_on_after(0):
+                await ws.accept()
+            assert not ws.accepted
+            async with ws:
+                assert ws.accepted
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", "close 1000"]
+
+    async def test_a_handshake_is_answered_by_one_task(self):
+        async def view(ws):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ws.accept)
+                await anyio.wait_all_tasks_blocked()
+                for answer in (ws.accept, ws.reject):
+                    with pytest.raises(RuntimeError, match="is being answered already"):
+                        await answer()
+                with pytest.raises(RuntimeError, match=r"ws\.send\(\) before the handshake is accepted"):
+                    await ws.send("x")
+                wire.resume()
+
+        wire = Wire()
+        wire.stall()
+        async with wired(app_of(view), wire):
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert wire.error is None
+        assert wire.texts == ["accept", "close 1000"]
+
+    async def test_a_client_that_leaves_before_accept_is_seen_and_accept_raises_its_code(self):
+        codes = []
+
+        async def view(ws):
+            await left.wait()
+            with pytest.raises(WebSocketDisconnect) as caught:
+                await ws.accept()
+            codes.append((caught.value.code, caught.value.reason, ws.closed))
+            await ws.close()
+
+        left = anyio.Event()
+        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+            wire.put(DISCONNECT)
+            await wire.wait_for(lambda: wire.taken == 2)
+            left.set()
+        assert codes == [(1001, "bye", True)]
+        assert wire.texts == []
+
+
+class TestTheEndSeen:
+    async def test_a_view_that_only_sends_learns_at_once_on_a_server_that_raises(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("x")
+                        await anyio.sleep(0.001)
+                except WebSocketDisconnect as end:
+                    ends.append((end.code, end.reason))
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(5)
+            wire.raises = Gone()
+            wire.put(DISCONNECT)
+        assert ends == [(1001, "bye")]
+
+    async def test_it_does_on_a_server_whose_send_never_waits_and_never_tells(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("x")
+                except WebSocketDisconnect as end:
+                    ends.append((end.code, end.reason))
+
+        wire = Wire(suspends=False)
+        wire.put(DISCONNECT)
+        async with wired(app_of(view), wire):
+            pass
+        assert ends == [(1001, "bye")]
+
+    async def test_it_does_while_it_is_blocked_inside_a_send_that_the_server_leaves_hanging(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    for _ in range(20):
+                        await ws.send("x")
+                except WebSocketDisconnect as end:
+                    ends.append((end.code, end.reason))
+
+        async with no_task_is_left(), wired(app_of(view, close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(10)
+            wire.stall()
+            wire.put(DISCONNECT)
+        assert ends == [(1001, "bye")]
+
+    async def test_where_the_server_only_raises_the_code_is_1006(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                try:
+                    await ws.send("x")
+                except WebSocketDisconnect as end:
+                    ends.append((end.code, end.reason))
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.raises = Gone()
+            wire.put("go")
+        assert ends == [(1006, "")]
+
+    async def test_messages_that_came_before_the_end_are_still_received(self):
+        got = []
+
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await ws.receive(timeout=0)
+                await seen.wait()
+                with pytest.raises(WebSocketDisconnect):
+                    await ws.send("x")
+                got.extend([message async for message in ws])
+
+        seen = anyio.Event()
+        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+            await anyio.wait_all_tasks_blocked()
+            wire.put("1", "2", DISCONNECT)
+            await wire.wait_for(lambda: wire.taken == 1 + 3)
+            seen.set()
+        assert got == ["1", "2"]
+
+    async def test_a_send_that_fails_in_one_task_ends_the_wait_of_another(self):
+        ends = []
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+
+                async def read():
+                    try:
+                        await ws.receive()
+                    except WebSocketDisconnect as end:
+                        ends.append(end.code)
+
+                tasks.start_soon(read)
+                await go.wait()
+                try:
+                    await ws.send("x")
+                except WebSocketDisconnect as end:
+                    ends.append(end.code)
+
+        go = anyio.Event()
+        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            await anyio.wait_all_tasks_blocked()
+            wire.raises = Gone()
+            go.set()
+        assert ends == [1006, 1006]
+
+
+class TestSending:
+    async def test_a_client_that_takes_nothing_is_closed_with_1013_after_send_timeout(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                try:
+                    await ws.send("1")
+                except WebSocketDisconnect as end:
+                    ends.append((end.code, end.reason))
+                    wire.notify()
+
+        async with wired(app_of(view, send_timeout=0.05, close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            wire.put("go")
+            await wire.wait_for(lambda: ends)
+            wire.resume()
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert ends == [(1013, "too slow")]
+        assert wire.texts == ["accept", "close 1013 too slow"]
+
+    async def test_a_send_never_ends_before_its_time(self):
+        async def view(ws):
+            async with ws:
+                for _ in range(30):
+                    await ws.send("x")
+
+        async with wired(app_of(view, send_timeout=0.24), Wire()) as wire:
+            for n in range(5):
+                await wire.wait_sent(2 + n)
+                wire.stall()
+                await anyio.sleep(0.06)
+                wire.resume()
+            await wire.wait_sent(32)
+            wire.put(DISCONNECT)
+        assert wire.texts[-1] == "close 1000"
+
+    async def test_a_client_that_never_takes_anything_again_ends_the_call_all_the_same(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                with pytest.raises(WebSocketDisconnect) as caught:
+                    await ws.receive()
+                ends.append(caught.value.code)
+
+        app = app_of(view, subscribe="t")
+        app.topic("t", queue=2)
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            for n in range(10):
+                await app.publish("t", n)
+            assert app.hub.statistics().subscribers == 0
+        assert ends == [1013]
+        assert wire.texts == ["accept"]
+
+    async def test_a_stalled_subscriber_is_closed_with_1013_while_the_others_get_everything(self):
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        app = app_of(view, subscribe="t", close_timeout=5)
+        app.topic("t", queue=5)
+        async with wired(app, Wire(), Wire()) as (slow, quick):
+            await slow.wait_sent(1)
+            await quick.wait_sent(1)
+            slow.stall()
+            for n in range(50):
+                await app.publish("t", n)
+            await quick.wait_sent(51)
+            slow.resume()
+            await slow.wait_sent(2)
+            slow.put(DISCONNECT)
+            quick.put(DISCONNECT)
+        assert quick.texts == ["accept", *map(str, range(50))]
+        assert slow.texts[-1] == "close 1013 too slow"
+        assert slow.texts[1:-1] == [str(n) for n in range(len(slow.texts) - 2)]
+
+    async def test_senders_that_wait_for_room_are_served_in_the_order_of_their_calls(self):
+        texts = [f"{n:07}" * 10000 for n in range(60)]
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                for text in texts:
+                    tasks.start_soon(ws.send, text)
+                    await anyio.wait_all_tasks_blocked()
+                wire.resume()
+                await wire.wait_sent(1 + len(texts))
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            await wire.wait_sent(2 + len(texts))
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", *texts, "close 1000"]
+
+    async def test_a_sender_that_gives_up_while_it_waits_for_room_has_sent_nothing(self):
+        texts = [str(n) * 400_000 for n in range(6)]
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                scopes = [anyio.CancelScope() for _ in texts]
+
+                async def send(text, scope):
+                    with scope:
+                        await ws.send(text)
+
+                for text, scope in zip(texts, scopes, strict=True):
+                    tasks.start_soon(send, text, scope)
+                    await anyio.wait_all_tasks_blocked()
+                scopes[4].cancel()
+                await anyio.wait_all_tasks_blocked()
+                wire.resume()
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            await wire.wait_sent(7)
+            wire.put(DISCONNECT)
+        assert [text[0] for text in wire.texts] == ["a", "0", "1", "2", "3", "5", "c"]
+
+    async def test_an_outbox_full_of_sends_waits_send_timeout_and_then_closes_with_1013(self):
+        ends = []
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+
+                async def send():
+                    try:
+                        await ws.send("x" * 600_000)
+                    except WebSocketDisconnect as end:
+                        ends.append(end.code)
+
+                for _ in range(5):
+                    tasks.start_soon(send)
+
+        app = app_of(view, send_timeout=0.05, close_timeout=0.1)
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+        # One of them was put into the queue and has returned.
+        assert ends == [1013] * 4
+
+    async def test_what_ws_send_and_publish_send_leaves_in_the_order_of_the_calls(self):
+        async def view(ws):
+            async with ws:
+                for n in range(0, 100, 2):
+                    await ws.send(str(n))
+                    await ws.app.publish("t", str(n + 1))
+
+        async with wired(app_of(view, subscribe="t"), Wire()) as wire:
+            await wire.wait_sent(102)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", *map(str, range(100)), "close 1000"]
+
+    async def test_a_burst_in_one_task_reaches_a_client_that_reads(self):
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        app = app_of(view, subscribe="t")
+        wires = [Wire(), Wire(suspends=False)]
+        async with wired(app, *wires):
+            for wire in wires:
+                await wire.wait_sent(1)
+            for n in range(10_000):
+                await app.publish("t", str(n))
+            for wire in wires:
+                await wire.wait_sent(10_001)
+                wire.put(DISCONNECT)
+        for wire in wires:
+            assert wire.texts == ["accept", *map(str, range(10_000))]
+
+    @pytest.mark.parametrize("error", [RuntimeError, ValueError])
+    async def test_a_send_that_fails_in_the_view_is_the_view_s_error(self, error):
+        raised = []
+
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                try:
+                    await ws.send("x")
+                except error as failure:
+                    raised.append(failure)
+                    raise
+
+        app = app_of(view, subscribe="t")
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.raises = error("the server is broken")
+            wire.put("go")
+        assert raised == [wire.raises]
+        assert_nothing_is_left(app)
+
+    async def test_a_send_that_fails_behind_the_view_ends_the_connection(self, caplog):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    await ws.receive()
+                except WebSocketDisconnect as end:
+                    ends.append(end.code)
+
+        app = app_of(view, subscribe="t")
+        app.topic("t", overflow="drop_oldest")
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(1)
+            await anyio.wait_all_tasks_blocked()
+            wire.raises = RuntimeError("the server is broken")
+            await app.publish("t", "x")
+        assert ends == [1006]
+        assert "the server's send failed" in caplog.text
+        assert_nothing_is_left(app)
+
+
+class TestClosing:
+    async def test_what_waits_is_sent_before_the_close(self):
+        async def view(ws):
+            async with ws:
+                wire.stall()
+                for n in range(20):
+                    await ws.app.publish("t", str(n))
+                await anyio.wait_all_tasks_blocked()
+                wire.resume()
+                await ws.close(4000, "done")
+
+        async with wired(app_of(view, subscribe="t", close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(22)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", *map(str, range(20)), "close 4000 done"]
+
+    async def test_a_client_that_does_not_take_it_all_in_close_timeout_gets_nothing_after_a_loss(self):
+        async def view(ws):
+            async with ws:
+                for n in range(5):
+                    await ws.app.publish("t", str(n))
+                await wire.wait_sent(3)
+                wire.stall()
+
+        app = app_of(view, subscribe="t")
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(3)
+            await wire.wait_ended()
+            wire.resume()
+            await anyio.wait_all_tasks_blocked()
+        assert wire.texts == ["accept", "0", "1"] or wire.texts == ["accept", "0", "1", "2"]
+
+    @pytest.mark.parametrize("waiting", [0, 3])
+    async def test_a_close_that_is_cancelled_midway_still_sends_the_close(self, waiting):
+        async def view(ws):
+            await ws.accept()
+            wire.stall()
+            for n in range(waiting):
+                await ws.app.publish("t", str(n))
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(ws.close, 4000, "done")
+                    await anyio.wait_all_tasks_blocked()
+                    scope.cancel()
+            assert ws.closed
+            wire.resume()
+            await wire.wait_sent(waiting + 2)
+
+        async with wired(app_of(view, subscribe="t", close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(waiting + 2)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", *map(str, range(waiting)), "close 4000 done"]
+
+    async def test_a_close_in_a_scope_that_is_cancelled_already_is_sent_too(self):
+        async def view(ws):
+            with anyio.CancelScope() as scope:
+                async with ws:
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+            assert ws.closed
+
+        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", "close 1000"]
+
+    async def test_a_close_in_a_helper_is_sent_though_the_view_returns_upon_it(self):
+        async def view(ws):
+            async def end():
+                await ws.close(4000, "done")
+
+            async with ws:
+                ws.start_soon(end)
+                async for _ in ws:
+                    pass
+
+        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", "close 4000 done"]
+
+    async def test_a_second_close_does_nothing_in_whatever_task(self):
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                for code in (4000, 4001, 4002):
+                    tasks.start_soon(ws.close, code)
+                    await anyio.lowlevel.checkpoint()
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert len(wire.texts) == 2
+        assert wire.texts[1].startswith("close 400")
+
+    async def test_a_failing_helper_before_accept_refuses_the_handshake(self):
+        async def view(ws):
+            async def fail():
+                raise KeyError
+
+            ws.start_soon(fail)
+            await anyio.wait_all_tasks_blocked()
+            assert ws.closed
+
+        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
+            pass
+        assert wire.texts == ["close 1011 internal error"]
+
+    async def test_a_helper_that_was_just_started_ends_with_the_view(self):
+        ended = []
+
+        async def view(ws):
+            async def helper():
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    ended.append(True)
+
+            await ws.accept()
+            ws.start_soon(helper)
+
+        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(2)
+            await anyio.wait_all_tasks_blocked()
+            assert not wire.has_ended or not ended
+            wire.put(DISCONNECT)
+
+    async def test_nothing_can_be_started_or_sent_once_the_call_has_ended(self):
+        kept = []
+
+        async def view(ws):
+            kept.append(ws)
+            await ws.reject(400)
+
+        async with no_task_is_left(), wired(app_of(view), Wire()):
+            pass
+        (ws,) = kept
+        with pytest.raises(RuntimeError, match="has ended"):
+            ws.start_soon(anyio.sleep_forever)
+        for call in (ws.receive(timeout=1), ws.receive(), ws.send("x"), ws.subscribe("t")):
+            with pytest.raises(WebSocketDisconnect):
+                await call
+        await ws.close()
+
+
+class TestDeadlines:
+    async def test_a_view_that_has_not_learned_of_the_end_is_cancelled_after_close_timeout(self):
+        cleaned = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    cleaned.append(True)
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.put(DISCONNECT)
+        assert cleaned == [True]
+
+    async def test_one_that_has_learned_may_clean_up_for_longer(self):
+        cleaned = []
+
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+            await anyio.sleep(0.3)
+            cleaned.append(True)
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.put(DISCONNECT)
+        assert cleaned == [True]
+
+    async def test_what_a_helper_learns_its_view_does_not_know_yet(self):
+        ends = []
+
+        async def view(ws):
+            async def read():
+                async for _ in ws:
+                    pass
+                ends.append("helper")
+
+            async with ws:
+                ws.start_soon(read)
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    ends.append("view")
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.put(DISCONNECT)
+        assert ends == ["helper", "view"]
+
+    async def test_a_close_in_a_helper_ends_a_view_that_waits_for_something_else(self):
+        ended = []
+
+        async def view(ws):
+            async with ws:
+                ws.start_soon(ws.close, 4000)
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    ended.append(ws.close_code)
+                    wire.notify()
+
+        async with wired(app_of(view, subscribe="t"), Wire()) as wire:
+            await wire.wait_for(lambda: ended)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", "close 4000"]
+
+    async def test_the_task_of_the_server_is_not_cancelled_when_the_view_has_ended(self):
+        went_on = []
+
+        async def view(ws):
+            await ws.accept()
+            await ended.wait()
+
+        ended = anyio.Event()
+        app = app_of(view)
+
+        async def server(scope, receive, send):
+            await app(scope, receive, send)
+            await anyio.sleep(0.3)
+            went_on.append(True)
+
+        async with wired(server, Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.put(DISCONNECT)
+            ended.set()
+        assert went_on == [True]
+
+    async def test_a_close_from_outside_is_learned_of_in_close_timeout_too(self):
+        cleaned = []
+
+        async def view(ws):
+            async with ws:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    cleaned.append(ws.close_code)
+                    wire.notify()
+
+        app = app_of(view, subscribe="t", value_type="json")
+        app.topic("t", queue=1)
+        async with wired(app, Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            for _ in range(5):
+                await app.publish("t", "x")
+            await wire.wait_for(lambda: cleaned)
+            wire.resume()
+            wire.put(DISCONNECT)
+        assert cleaned == [1013]
+
+
+class TestCancellation:
+    """The server cancels the app's task: everything ends at once, and the hub is left."""
+
+    async def check(self, view, *, stalled=False, puts=(), sent=1):
+        app = app_of(view, subscribe="t", close_timeout=30, send_timeout=30, accept_timeout=30)
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            await wire.wait_sent(sent)
+            if stalled:
+                wire.stall()
+            await app.publish("t", "x")
+            wire.put(*puts)
+            await anyio.wait_all_tasks_blocked()
+            wire.cancel()
+            with anyio.fail_after(1):
+                await wire.until(lambda: wire.has_ended)
+        assert wire.error is None
+        assert_nothing_is_left(app)
+
+    async def test_before_accept(self):
+        async def view(ws):
+            await anyio.sleep_forever()
+
+        await self.check(view, sent=0)
+
+    @pytest.mark.parametrize("stalled", [False, True])
+    async def test_while_it_receives(self, stalled):
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+
+        await self.check(view, stalled=stalled)
+
+    @pytest.mark.parametrize("stalled", [False, True])
+    async def test_while_it_does_something_else(self, stalled):
+        await self.check(sleep_forever_in, stalled=stalled)
+
+    async def test_while_it_sends(self):
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                await ws.send("x")
+
+        await self.check(view, stalled=True, puts=["go"])
+
+    async def test_while_it_closes(self):
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+
+        await self.check(view, stalled=True, puts=["go"])
+
+    async def test_when_the_view_has_returned(self):
+        async def view(ws):
+            await ws.accept()
+
+        await self.check(view, sent=2)
+
+    async def test_with_helpers_at_work(self):
+        ended = []
+
+        async def view(ws):
+            async def helper():
+                try:
+                    async for _ in ws:
+                        pass
+                finally:
+                    ended.append(True)
+
+            async with ws:
+                ws.start_soon(helper)
+                ws.start_soon(helper)
+                await anyio.sleep_forever()
+
+        await self.check(view)
+        assert ended == [True, True]
+
+
+# What may happen to a connection, in any order. "settle" lets everybody run until nobody can.
+STEPS = st.one_of(
+    st.tuples(st.just("publish"), st.sampled_from("tu"), st.integers(1, 4)),
+    st.tuples(st.just("send"), st.sampled_from("ab"), st.integers(1, 3)),
+    st.tuples(st.just("give up"), st.sampled_from("ab"), st.just(0)),
+    st.tuples(st.just("stall"), st.just(""), st.just(0)),
+    st.tuples(st.just("resume"), st.just(""), st.just(0)),
+    st.tuples(st.just("turns"), st.just(""), st.integers(1, 4)),
+    st.tuples(st.just("settle"), st.just(""), st.just(0)),
+    st.tuples(st.just("say"), st.just(""), st.integers(1, 3)),
+)
+ENDS = st.sampled_from(["disconnect", "vanish", "close", "return", "fail", "cancel"])
+
+
+class Scenario:
+    """One connection under random steps, and what must be true of all that its client gets."""
+
+    def __init__(self, end, *, suspends):
+        self.app = App(close_timeout=0.1, send_timeout=5, receive_queue=4)
+        self.app.topic("t", queue=6)
+        self.app.topic("u", queue=2, overflow="drop_newest")
+        self.app.websocket_route("/", subscribe=["t", "u"], gaps=True)(self.view)
+        self.wire = Wire(suspends=suspends)
+        self.end = end
+        self.go = anyio.Event()
+        self.queues = {name: anyio.create_memory_object_stream(1000) for name in "ab"}
+        self.scopes = {name: anyio.CancelScope() for name in "ab"}
+        self.numbers = dict.fromkeys("tuab", 0)
+        self.given_up = set()
+        self.said, self.heard = 0, []
+
+    async def view(self, ws):
+        self.ws = ws
+        try:
+            async with ws:
+                for name in "ab":
+                    ws.start_soon(self.send, ws, name)
+                ws.start_soon(self.hear, ws)
+                await self.go.wait()
+                if self.end == "fail":
+                    raise KeyError
+                if self.end == "close":
+                    await ws.close(4000)
+        except KeyError:
+            raise
+        except WebSocketDisconnect:
+            pass
+
+    async def send(self, ws, name):
+        async for text in self.queues[name][1]:
+            with anyio.CancelScope() as self.scopes[name]:
+                await ws.send(text)
+            if self.scopes[name].cancelled_caught:
+                self.given_up.add(text)
+
+    async def hear(self, ws):
+        async for message in ws:
+            self.heard.append(message)
+
+    async def step(self, action, name, count):
+        match action:
+            case "publish":
+                for _ in range(count):
+                    await self.app.publish(name, f"{name}{self.numbers[name]}")
+                    self.numbers[name] += 1
+            case "send":
+                for _ in range(count):
+                    self.queues[name][0].send_nowait(f"{name}{self.numbers[name]}")
+                    self.numbers[name] += 1
+            case "give up":
+                self.scopes[name].cancel()
+            case "stall":
+                self.wire.stall()
+            case "resume":
+                self.wire.resume()
+            case "turns":
+                for _ in range(count):
+                    await anyio.lowlevel.checkpoint()
+            case "settle":
+                await anyio.wait_all_tasks_blocked()
+            case "say":
+                for _ in range(count):
+                    self.wire.put(str(self.said))
+                    self.said += 1
+
+    async def run(self, steps, *, ends_stalled):
+        async with no_task_is_left(), wired(self.app, self.wire):
+            await self.wire.wait_sent(1)
+            for step in steps:
+                await self.step(*step)
+            if not ends_stalled:
+                self.wire.resume()
+                await anyio.wait_all_tasks_blocked()
+                closed = self.ws.closed
+                self.judge(is_whole=not closed)
+            await self.finish()
+        for send, receive in self.queues.values():
+            send.close()
+            receive.close()
+        assert_nothing_is_left(self.app)
+        self.judge(is_whole=False)
+
+    async def finish(self):
+        match self.end:
+            case "disconnect":
+                self.wire.put(DISCONNECT)
+            case "vanish":
+                self.wire.raises = Gone()
+                self.wire.put(DISCONNECT)
+            case "cancel":
+                self.wire.cancel()
+            case _:
+                self.go.set()
+                with anyio.move_on_after(1):
+                    await self.wire.until(lambda: "close" in str(self.wire.texts[-1]) or self.wire.has_ended)
+                self.wire.put(DISCONNECT)
+
+    def judge(self, *, is_whole):
+        texts = self.wire.texts
+        assert texts[0] == "accept"
+        if any(text.startswith("close ") for text in texts):
+            assert texts.index(next(text for text in texts if text.startswith("close "))) == len(texts) - 1
+            texts = texts[:-1]
+        assert len(set(texts)) == len(texts) - max(0, texts.count(GAP) - 1)
+        for name in "tuab":
+            self.judge_source(name, texts[1:], is_whole=is_whole)
+        if is_whole:
+            assert self.heard == [str(n) for n in range(self.said)]
+        else:
+            assert self.heard == [str(n) for n in range(len(self.heard))]
+
+    def judge_source(self, name, texts, *, is_whole):
+        got = [text for text in texts if text[0] == name or (name == "u" and text == GAP)]
+        sent = [f"{name}{n}" for n in range(self.numbers[name])]
+        expected, is_told = iter(sent), False
+        for text in got:
+            if text == GAP:
+                is_told = True
+                continue
+            lost = []
+            for other in expected:
+                if other == text:
+                    break
+                lost.append(other)
+            else:
+                pytest.fail(f"{text} came twice or too late: {got}")
+            if name == "u":
+                assert bool(lost) == is_told, (lost, got)
+                is_told = False
+            else:
+                assert set(lost) <= self.given_up, (lost, got)
+        if is_whole and name != "u":
+            assert set(expected) <= self.given_up
+
+
+GAP = '{"topic":"u","gap":true}'
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(STEPS, max_size=25), end=ENDS, ends_stalled=st.booleans(), suspends=st.booleans())
+def test_whatever_happens_nothing_is_doubled_reordered_or_lost_in_silence(backend, steps, end, ends_stalled, suspends):
+    async def main():
+        with anyio.fail_after(10):
+            await Scenario(end, suspends=suspends).run(steps, ends_stalled=ends_stalled)
+
+    anyio.run(main, backend=backend)

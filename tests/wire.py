@@ -1,0 +1,163 @@
+"""A server's end of one WebSocket, in the test's hand: what the app may take, and what becomes of what it sends."""
+
+from collections import deque
+from contextlib import asynccontextmanager
+
+import anyio
+
+DISCONNECT = {"type": "websocket.disconnect", "code": 1001, "reason": "bye"}
+
+
+class Gone(OSError):
+    """What ``send`` raises once the client has gone."""
+
+
+class Wire:
+    """
+    ASGI's ``receive`` and ``send`` for one connection.
+
+    Args:
+        path: What the client asks for.
+        denial: Whether the server has the extension for refusals.
+        suspends: Whether ``send`` lets other tasks run; servers mostly do not, while their buffers have room.
+
+    Attributes:
+        sent: The events that the server has taken, in order.
+        taken: How many events the app has taken.
+        is_stalled: Whether ``send`` waits.
+        raises: What ``send`` raises.
+        was_cancelled: Whether a send was given up before the server took it.
+    """
+
+    def __init__(self, path="/", *, denial=True, suspends=True):
+        self.scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"testserver")],
+            "client": ("127.0.0.1", 50000),
+            "server": ("127.0.0.1", 80),
+            "subprotocols": [],
+            "state": {},
+            "extensions": {"websocket.http.response": {}} if denial else {},
+        }
+        self.sent = []
+        self.taken = 0
+        self.is_stalled = False
+        self.raises = None
+        self.receive_raises = None
+        self.was_cancelled = False
+        self.has_ended = False
+        self.error = None
+        self.inside = 0
+        self._suspends = suspends
+        self._events = deque([{"type": "websocket.connect"}])
+        self._changed = anyio.Event()
+        self._scope = anyio.CancelScope()
+
+    async def receive(self):
+        await self.until(lambda: self._events or self.receive_raises)
+        if self.receive_raises:
+            raise self.receive_raises
+        self.taken += 1
+        self.notify()
+        return self._events.popleft()
+
+    async def send(self, event):
+        if self.raises:
+            raise self.raises
+        assert self.inside == 0, "two tasks are inside send at once"
+        self.inside += 1
+        try:
+            if self._suspends:
+                await anyio.lowlevel.checkpoint()
+            if self.is_stalled:
+                await self.until(lambda: not self.is_stalled)
+        except BaseException:
+            self.was_cancelled = True
+            self.notify()
+            raise
+        finally:
+            self.inside -= 1
+        self.sent.append(event)
+        self.notify()
+
+    def put(self, *events):
+        """The client sends: texts, bytes, or whole events."""
+        for event in events:
+            if isinstance(event, str):
+                event = {"type": "websocket.receive", "text": event}
+            elif isinstance(event, bytes):
+                event = {"type": "websocket.receive", "bytes": event}
+            self._events.append(event)
+        self.notify()
+
+    def stall(self):
+        self.is_stalled = True
+
+    def resume(self):
+        self.is_stalled = False
+        self.notify()
+
+    def notify(self):
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    async def until(self, condition):
+        while not condition():
+            await self._changed.wait()
+
+    async def wait_for(self, condition):
+        with anyio.fail_after(5):
+            await self.until(condition)
+
+    async def wait_sent(self, count):
+        await self.wait_for(lambda: len(self.sent) >= count)
+
+    async def wait_ended(self):
+        await self.wait_for(lambda: self.has_ended)
+
+    def cancel(self):
+        """The server cancels the app's task."""
+        self._scope.cancel()
+
+    async def run(self, app):
+        try:
+            with self._scope:
+                await app(self.scope, self.receive, self.send)
+        except Exception as error:
+            self.error = error
+        finally:
+            self.has_ended = True
+            self.notify()
+
+    @property
+    def texts(self):
+        """What the client has got: the texts, and each other event's type (with a close's code)."""
+        return [self.name_of(event) for event in self.sent]
+
+    @staticmethod
+    def name_of(event):
+        if event["type"] == "websocket.send":
+            return event["text"] if "text" in event else event["bytes"]
+        if event["type"] == "websocket.close":
+            return f"close {event['code']} {event['reason']}".rstrip()
+        if event["type"] == "websocket.http.response.start":
+            return event["status"]
+        return event["type"].removeprefix("websocket.")
+
+
+@asynccontextmanager
+async def wired(app, *wires):
+    """The app serving these connections; they must have ended with the block, within 5 s."""
+    async with anyio.create_task_group() as tasks:
+        for wire in wires:
+            tasks.start_soon(wire.run, app)
+        yield wires[0] if len(wires) == 1 else wires
+        for wire in wires:
+            await wire.wait_ended()

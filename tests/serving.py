@@ -30,7 +30,7 @@ _CHROMIUM_FLAGS = (
 
 
 class Server:
-    """``microws run`` in another process; ``output`` are the lines that it has printed and logged so far."""
+    """A server in another process; ``output`` are the lines that it has printed and logged so far."""
 
     def __init__(self, process):
         self.output = []
@@ -39,7 +39,7 @@ class Server:
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"serving .* on (http://\S+)")[1]
+        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (http://\S+)")[1]
         self.ws_url = self.url.replace("http", "ws", 1)
         self.port = int(self.url.rpartition(":")[2])
 
@@ -68,6 +68,10 @@ class Server:
     def stop(self):
         """SIGTERM; the exit code."""
         self._process.terminate()
+        return self.wait()
+
+    def wait(self):
+        """The exit code."""
         code = self._process.wait(2 * LIMIT)
         self._reader.join(LIMIT)
         return code
@@ -78,9 +82,20 @@ def serving(app, *, port=0, **environment):
     """
     ``microws run APP``, for as long as the block lasts; at its end the server stops, and has logged no error.
     """
+    command = [sys.executable, "-m", "microws", "run", app, "--port", str(port)]
+    with running(command, **environment) as server:
+        yield server
+        code = server.stop()
+        if code != 0 or any(re.search(r"^Traceback| (error|critical) ", line) for line in server.output):
+            pytest.fail(f"{app} ended with {code}, and said:\n" + "\n".join(server.output))
+
+
+@contextmanager
+def running(command, *, cwd=ROOT, **environment):
+    """The server that ``command`` starts, for as long as the block lasts."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "microws", "run", app, "--port", str(port)],
-        cwd=ROOT,
+        command,
+        cwd=cwd,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,11 +103,7 @@ def serving(app, *, port=0, **environment):
         encoding="utf-8",
     )
     try:
-        server = Server(process)
-        yield server
-        code = server.stop()
-        if code != 0 or any(re.search(r"^Traceback| (error|critical) ", line) for line in server.output):
-            pytest.fail(f"{app} ended with {code}, and said:\n" + "\n".join(server.output))
+        yield Server(process)
     finally:
         # In this order: closing a pipe waits for whoever reads it.
         process.kill()

@@ -126,6 +126,13 @@ class _Connection(TCPServer):
             await super()._read_data()
         finally:
             self.context.connection_ended.set()
+            # Hypercorn would hold the socket until the keep-alive time is over.
+            await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        # An app may end its response when the client has left already.
+        if not self.context.connection_ended.is_set():
+            await super()._idle_timeout()
 
     async def _close(self) -> None:
         # Hypercorn waits for a client that does not read until what was sent has left: for ever.

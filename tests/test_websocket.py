@@ -1,0 +1,1364 @@
+"""What a view holds: each row of "The WebSocket", and the rules below it, over the in-memory client."""
+
+from contextlib import suppress
+
+import anyio
+import pytest
+
+from microws import (
+    App,
+    FeatureUnavailable,
+    HTTPException,
+    InvalidMessage,
+    PayloadTypeError,
+    WebSocketDisconnect,
+    WebSocketRejected,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["raise", "ignore"])
+def after_disconnect(request):
+    """What the server's ``send`` does once the client has gone."""
+    return request.param
+
+
+@pytest.fixture
+def app():
+    return App(close_timeout=0.05)
+
+
+class Notes(list):
+    """What a view tells its test, which can wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self._changed = anyio.Event()
+
+    def append(self, note):
+        super().append(note)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait(self, count=1):
+        with anyio.fail_after(5):
+            while len(self) < count:
+                await self._changed.wait()
+        return list(self)
+
+
+def end_of(error):
+    return (error.code, error.reason)
+
+
+async def closed(ws):
+    await ws.wait_closed()
+    return (ws.close_code, ws.close_reason)
+
+
+class TestFromTheStart:
+    async def test_everything_about_the_request_is_there_before_accept(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/rooms/{room}")
+        async def view(ws, room):
+            notes.append(
+                {
+                    "path": ws.path,
+                    "url": str(ws.url),
+                    "header": ws.headers["X-Trace"],
+                    "query": ws.query["a"],
+                    "cookies": ws.cookies["who"],
+                    "client": tuple(ws.client),
+                    "path_params": ws.path_params,
+                    "subprotocols": ws.subprotocols,
+                    "app": ws.app is app,
+                    "before": (ws.accepted, ws.closed, ws.close_code, ws.close_reason, ws.subprotocol),
+                }
+            )
+            ws.state.own = 1
+            app.state.shared = 2
+            async with ws:
+                notes.append((ws.accepted, ws.closed, ws.state.own, ws.app.state.shared, room))
+            notes.append((ws.accepted, ws.closed, ws.close_code, ws.close_reason))
+
+        async with (
+            app.test_client() as client,
+            client.websocket(
+                "/rooms/x%20y?a=1", headers={"x-trace": "t"}, cookies={"who": "me"}, subprotocols=["v1"]
+            ) as ws,
+        ):
+            assert await closed(ws) == (1000, "")
+        assert await notes.wait(3) == [
+            {
+                "path": "/rooms/x y",
+                "url": "ws://testserver/rooms/x%20y?a=1",
+                "header": "t",
+                "query": "1",
+                "cookies": "me",
+                "client": ("testclient", 50000),
+                "path_params": {"room": "x y"},
+                "subprotocols": ["v1"],
+                "app": True,
+                "before": (False, False, None, "", None),
+            },
+            (True, False, 1, 2, "x y"),
+            (True, True, 1000, ""),
+        ]
+
+    async def test_each_connection_has_an_id_of_its_own_that_stays(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                notes.append((ws.id, ws.id))
+
+        async with app.test_client() as client:
+            for _ in range(3):
+                async with client.websocket("/"):
+                    pass
+        ids = await notes.wait(3)
+        assert all(first == second and first for first, second in ids)
+        assert len(set(ids)) == 3
+
+
+class TestAccept:
+    async def test_a_subprotocol_and_headers_go_with_it(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.accept("v2", headers={"X-Room": "1"})
+            assert ws.subprotocol == "v2"
+
+        async with app.test_client() as client, client.websocket("/", subprotocols=["v1", "v2"]) as ws:
+            assert ws.subprotocol == "v2"
+            assert ws.accept_headers["x-room"] == "1"
+
+    @pytest.mark.parametrize(
+        ("offered", "chosen"), [(["a", "v1"], "v1"), (["v1", "v2"], "v2"), (["a"], None), ([], None)]
+    )
+    async def test_the_first_subprotocol_of_the_route_that_the_client_offers_is_chosen_by_itself(
+        self, app, offered, chosen
+    ):
+        @app.websocket_route("/", subprotocols=["v2", "v1"])
+        async def view(ws):
+            async with ws:
+                assert ws.subprotocol == chosen
+
+        async with app.test_client() as client, client.websocket("/", subprotocols=offered) as ws:
+            assert ws.subprotocol == chosen
+
+    @pytest.mark.parametrize(
+        ("subprotocol", "headers"),
+        [("v9", None), (None, {"x\n": "1"}), (None, {"x": "1\r\ny: 2"}), (None, {"sec-websocket-protocol": "v1"})],
+    )
+    async def test_what_may_not_be_sent_is_a_value_error_and_nothing_was_sent(self, app, subprotocol, headers):
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(ValueError):  # noqa: PT011
+                await ws.accept(subprotocol, headers=headers)
+            assert not ws.accepted
+            await ws.reject(418)
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/", subprotocols=["v1"]):
+                    pass
+        assert caught.value.status == 418
+
+    async def test_twice_is_misuse_and_async_with_accepts_only_where_nobody_has(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.accept()
+            for call in (ws.accept, ws.reject):
+                with pytest.raises(RuntimeError, match="is accepted already"):
+                    await call()
+            async with ws:
+                await ws.send("in")
+            notes.append("done")
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive() == "in"
+        await notes.wait()
+
+    async def test_towards_a_client_that_has_gone_it_raises_and_close_does_nothing(self, after_disconnect):
+        app, notes, left = App(close_timeout=5), Notes(), anyio.Event()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            notes.append("asked")
+            await left.wait()
+            await ws.close()
+            try:
+                await ws.accept()
+            except WebSocketDisconnect as end:
+                notes.append(end.code)
+            await ws.close()
+
+        async with app.test_client(send_after_disconnect=after_disconnect) as client:
+            with pytest.raises(TimeoutError):
+                async with client.websocket("/", timeout=0.01):
+                    pass
+            await anyio.sleep(0.3)
+            left.set()
+            assert await notes.wait(2) == ["asked", 1006]
+
+    @pytest.mark.parametrize(
+        ("name", "call"),
+        [
+            ("receive", lambda ws: ws.receive()),
+            ("receive", lambda ws: ws.receive(timeout=1)),
+            ("receive", lambda ws: ws.receive_event()),
+            ("receive", lambda ws: anext(ws)),
+            ("send", lambda ws: ws.send("x")),
+            ("send", lambda ws: ws.send_event({"type": "websocket.send", "text": "x"})),
+        ],
+    )
+    async def test_using_ws_before_it_says_so(self, app, name, call):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(RuntimeError, match=rf"ws\.{name}\(\) before the handshake is accepted: write"):
+                await call(ws)
+            notes.append(ws.closed)
+            await ws.accept()
+
+        async with app.test_client() as client, client.websocket("/"):
+            assert await notes.wait() == [False]
+
+    async def test_a_view_that_takes_too_long_is_cancelled_and_the_answer_is_503(self):
+        app, notes = App(accept_timeout=0.05), Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            try:
+                await anyio.sleep_forever()
+            finally:
+                notes.append("finally")
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/"):
+                    pass
+        assert caught.value.status == 503
+        assert notes == ["finally"]
+
+    async def test_one_that_has_accepted_has_all_the_time_in_the_world(self):
+        app = App(accept_timeout=0.05)
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                await anyio.sleep(0.35)
+                await ws.send("still here")
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive() == "still here"
+
+
+class TestReject:
+    @pytest.mark.parametrize(
+        ("body", "content_type", "expected"),
+        [
+            ("é", "text/plain; charset=utf-8", "é".encode()),
+            (b"\xff", "application/octet-stream", b"\xff"),
+            ({"a": 1}, "application/json", b'{"a":1}'),
+            ([1], "application/json", b"[1]"),
+            ("", "text/plain; charset=utf-8", b""),
+        ],
+    )
+    async def test_it_is_a_real_response_in_place_of_the_handshake(self, app, body, content_type, expected):
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.reject(401, body, headers={"WWW-Authenticate": "Bearer"})
+            assert (ws.closed, ws.accepted, ws.close_code) == (True, False, 3401)
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/"):
+                    pass
+        rejection = caught.value
+        assert (rejection.status, rejection.code, rejection.body) == (401, 3401, expected)
+        assert dict(rejection.headers) == {
+            "www-authenticate": "Bearer",
+            "content-type": content_type,
+            "content-length": str(len(expected)),
+        }
+
+    async def test_a_content_type_of_ones_own_is_kept(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.reject(400, "<p>", headers=[("Content-Type", "text/html")])
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/"):
+                    pass
+        assert dict(caught.value.headers)["content-type"] == "text/html"
+
+    @pytest.mark.parametrize("denial", [True, False])
+    async def test_the_default_and_close_before_accept_and_a_view_that_returns_are_403(self, app, denial):
+        @app.websocket_route("/reject")
+        async def reject(ws):
+            await ws.reject()
+
+        @app.websocket_route("/close")
+        async def close(ws):
+            await ws.close(4000, "no")
+            await ws.close()
+
+        @app.websocket_route("/return")
+        async def just_return(ws):
+            pass
+
+        async with app.test_client(denial=denial) as client:
+            for path in ("/reject", "/close", "/return"):
+                with pytest.raises(WebSocketRejected) as caught:
+                    async with client.websocket(path):
+                        pass
+                assert (caught.value.status, caught.value.code) == (403, 3403)
+
+    @pytest.mark.parametrize(
+        ("status", "headers"),
+        [(101, None), (199, None), (600, None), (400, {"x": "\n"}), (400, {"content-length": "1"})],
+    )
+    async def test_what_may_not_be_sent_is_a_value_error_and_nothing_was_sent(self, app, status, headers):
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(ValueError):  # noqa: PT011
+                await ws.reject(status, headers=headers)
+            await ws.accept()
+
+        async with app.test_client() as client, client.websocket("/"):
+            pass
+
+    async def test_afterwards_every_call_raises_its_code_and_another_rejection_is_misuse(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.reject(409)
+            for call in (ws.receive(), ws.send("x"), ws.subscribe("t"), anext(ws, "the end")):
+                try:
+                    notes.append(await call)
+                except WebSocketDisconnect as end:
+                    notes.append(end.code)
+            with pytest.raises(RuntimeError, match="rejected already"):
+                await ws.reject()
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected):
+                async with client.websocket("/"):
+                    pass
+        assert notes == [3409, 3409, 3409, "the end"]
+
+
+class TestReceive:
+    @pytest.mark.parametrize(
+        ("options", "message", "expected"),
+        [
+            ({}, "text", "text"),
+            ({"value_type": "bytes"}, b"\xff", b"\xff"),
+            ({"value_type": "bytes"}, b"", b""),
+            ({"value_type": "json"}, {"a": [1]}, {"a": [1]}),
+            ({"value_type": "auto"}, "text", "text"),
+            ({"value_type": "auto"}, b"bytes", b"bytes"),
+            ({"receive_type": "json"}, {"a": 1}, {"a": 1}),
+        ],
+    )
+    async def test_messages_are_decoded_by_the_route_s_type(self, app, options, message, expected):
+        notes = Notes()
+
+        @app.websocket_route("/", **options)
+        async def view(ws):
+            async with ws:
+                notes.append(await ws.receive())
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send(message)
+            assert await notes.wait() == [expected]
+
+    async def test_a_type_for_this_once_and_the_explicit_methods(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/", value_type="bytes")
+        async def view(ws):
+            async with ws:
+                notes.append(await ws.receive(type="json"))
+                notes.append(await ws.receive_text())
+                notes.append(await ws.receive_bytes())
+                notes.append(await ws.receive_json())
+                notes.append(await ws.receive())
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send_text("[1]")
+            await ws.send_text("t")
+            await ws.send_bytes(b"b")
+            await ws.send_text('{"a":1}')
+            await ws.send_bytes(b"r")
+            assert await notes.wait(5) == [[1], "t", b"b", {"a": 1}, b"r"]
+
+    @pytest.mark.parametrize(
+        ("method", "expected"), [("receive", [1, 2]), ("receive_text", ["1", "2"]), ("receive_json", [1, 2])]
+    )
+    async def test_a_time_out_loses_no_message(self, app, method, expected):
+        notes = Notes()
+
+        @app.websocket_route("/", value_type="json")
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await getattr(ws, method)(timeout=0.01)
+                notes.append("timed out")
+                notes.append(await getattr(ws, method)(timeout=5))
+                notes.append(await getattr(ws, method)(timeout=5))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await notes.wait()
+            await ws.send(1)
+            await ws.send(2)
+            assert await notes.wait(3) == ["timed out", *expected]
+
+    async def test_a_receive_that_is_cancelled_loses_no_message(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                for _ in range(3):
+                    with anyio.move_on_after(0.01):
+                        notes.append(await ws.receive())
+                notes.append("cancelled")
+                notes.append(await ws.receive())
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await notes.wait()
+            await ws.send("1")
+            assert await notes.wait(2) == ["cancelled", "1"]
+
+    @pytest.mark.parametrize(
+        ("value_type", "message", "error", "code", "reason"),
+        [
+            ("text", b"x", PayloadTypeError, 1003, "expected a text frame, got a binary one"),
+            ("json", b"{}", PayloadTypeError, 1003, "expected a text frame, got a binary one"),
+            ("bytes", "x", PayloadTypeError, 1003, "expected a binary frame, got a text one"),
+            ("json", "{", InvalidMessage, 1007, "invalid JSON"),
+            ("json", "NaN", InvalidMessage, 1007, "invalid JSON"),
+        ],
+    )
+    async def test_a_wrong_frame_is_1003_and_an_invalid_message_1007_unless_the_view_catches_it(
+        self, app, value_type, message, error, code, reason
+    ):
+        notes = Notes()
+
+        @app.websocket_route("/raises", value_type=value_type)
+        async def raises(ws):
+            async with ws:
+                await ws.receive()
+
+        @app.websocket_route("/iterates", value_type=value_type)
+        async def iterates(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        @app.websocket_route("/catches", value_type=value_type)
+        async def catches(ws):
+            async with ws:
+                with pytest.raises(error, match=reason):
+                    await ws.receive()
+                assert issubclass(error, TypeError if error is PayloadTypeError else ValueError)
+                notes.append(await ws.receive(type="auto"))
+
+        async with app.test_client() as client:
+            for path in ("/raises", "/iterates"):
+                async with client.websocket(path) as ws:
+                    await (ws.send_text(message) if isinstance(message, str) else ws.send_bytes(message))
+                    got_code, got_reason = await closed(ws)
+                    assert got_code == code
+                    assert got_reason.startswith(reason)
+            async with client.websocket("/catches") as ws:
+                await (ws.send_text(message) if isinstance(message, str) else ws.send_bytes(message))
+                await ws.send_text("next")
+                assert await notes.wait() == ["next"]
+
+    async def test_on_a_route_that_skips_invalid_messages_the_next_one_comes(self, app, caplog):
+        notes = Notes()
+
+        @app.websocket_route("/", value_type="json", on_invalid="skip")
+        async def view(ws):
+            async with ws:
+                notes.append(await ws.receive())
+                async for message in ws:
+                    notes.append(message)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            for text in ("{", "1", "}", "]", "2"):
+                await ws.send_text(text)
+            await ws.send_bytes(b"3")
+            await ws.send_text("4")
+            assert await notes.wait(3) == [1, 2, 4]
+        assert caplog.text.count("skipped a message") == 4
+
+    async def test_a_message_over_the_limit_is_closed_with_1009(self):
+        app = App(max_message_size=100)
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                async for message in ws:
+                    await ws.send(str(len(message)))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send("é" * 50)
+            assert await ws.receive() == "50"
+            await ws.send("é" * 51)
+            assert await closed(ws) == (1009, "message over 100 bytes")
+
+    async def test_when_the_client_leaves_async_for_ends_and_receive_raises_its_code_and_reason(
+        self, app, after_disconnect
+    ):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                async for message in ws:
+                    notes.append(message)
+                notes.append((ws.closed, ws.close_code, ws.close_reason))
+                for _ in range(2):
+                    with pytest.raises(WebSocketDisconnect) as caught:
+                        await ws.receive()
+                    notes.append(end_of(caught.value))
+
+        async with app.test_client(send_after_disconnect=after_disconnect) as client, client.websocket("/") as ws:
+            await ws.send("last words")
+            await ws.close(4321, "bye")
+            assert await notes.wait(4) == ["last words", (True, 4321, "bye"), (4321, "bye"), (4321, "bye")]
+
+    async def test_a_client_that_vanishes_is_1006(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                with pytest.raises(WebSocketDisconnect) as caught:
+                    await ws.receive()
+                notes.append(end_of(caught.value))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            ws.abort()
+            assert await notes.wait() == [(1006, "")]
+
+
+class TestSend:
+    @pytest.mark.parametrize(
+        ("options", "value", "event"),
+        [
+            ({}, "text", {"text": "text"}),
+            ({"value_type": "bytes"}, b"\xff", {"bytes": b"\xff"}),
+            ({"value_type": "json"}, {"a": None}, {"text": '{"a":null}'}),
+            ({"value_type": "json"}, "s", {"text": '"s"'}),
+            ({"value_type": "auto"}, b"", {"bytes": b""}),
+            ({"value_type": "auto"}, "", {"text": ""}),
+            ({"send_type": "json"}, [1], {"text": "[1]"}),
+        ],
+    )
+    async def test_values_are_encoded_by_the_route_s_type(self, app, options, value, event):
+        @app.websocket_route("/", **options)
+        async def view(ws):
+            async with ws:
+                await ws.send(value)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive_event() == {"type": "websocket.send", **event}
+
+    async def test_a_type_for_this_once_and_the_explicit_methods(self, app):
+        @app.websocket_route("/", value_type="bytes")
+        async def view(ws):
+            async with ws:
+                await ws.send({"a": 1}, type="json")
+                await ws.send_text("t")
+                await ws.send_bytes(bytearray(b"b"))
+                await ws.send_json([1])
+                await ws.send(memoryview(b"r"))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            events = [await ws.receive_event() for _ in range(5)]
+        assert [event.get("text", event.get("bytes")) for event in events] == ['{"a":1}', "t", b"b", "[1]", b"r"]
+
+    @pytest.mark.parametrize(
+        ("value_type", "value", "error"),
+        [
+            ("text", b"x", TypeError),
+            ("text", "\ud800", ValueError),
+            ("bytes", "x", TypeError),
+            ("json", {1, 2}, TypeError),
+            ("json", float("inf"), ValueError),
+        ],
+    )
+    async def test_what_cannot_be_encoded_raises_and_nothing_was_sent(self, app, value_type, value, error):
+        @app.websocket_route("/", value_type=value_type)
+        async def view(ws):
+            async with ws:
+                with pytest.raises(error):
+                    await ws.send(value)
+                await ws.send("next", type="text")
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive_text() == "next"
+
+    async def test_a_view_that_only_sends_learns_of_the_end_at_once(self, app, after_disconnect):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("tick")
+                        await anyio.sleep(0.001)
+                except WebSocketDisconnect as end:
+                    notes.append(end_of(end))
+
+        async with app.test_client(send_after_disconnect=after_disconnect) as client, client.websocket("/") as ws:
+            assert await ws.receive() == "tick"
+            await ws.close(4000, "enough")
+            assert await notes.wait() == [(4000, "enough")]
+
+    async def test_it_does_while_it_is_blocked_in_send(self, app, after_disconnect):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("x")
+                except WebSocketDisconnect as end:
+                    notes.append(end_of(end))
+
+        async with (
+            app.test_client(send_after_disconnect=after_disconnect) as client,
+            client.websocket("/", max_queue=10) as ws,
+        ):
+            await ws.receive()
+            await anyio.wait_all_tasks_blocked()
+            await ws.close(4000, "enough")
+            assert await notes.wait() == [(4000, "enough")]
+
+    async def test_it_does_when_its_publishes_reach_its_own_socket(self, app, after_disconnect):
+        notes = Notes()
+
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            try:
+                async with ws:
+                    while True:
+                        await app.publish("t", "tick")
+                        await anyio.sleep(0.001)
+            finally:
+                notes.append(ws.close_code)
+
+        async with app.test_client(send_after_disconnect=after_disconnect) as client, client.websocket("/") as ws:
+            assert await ws.receive() == "tick"
+            await ws.close(4000)
+            assert await notes.wait() == [4000]
+        assert app.hub.statistics().topics == 0
+
+    async def test_a_client_that_does_not_read_is_closed_with_1013_after_send_timeout(self):
+        app, notes = App(send_timeout=0.05), Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                try:
+                    while True:
+                        await ws.send("x")
+                except WebSocketDisconnect as end:
+                    notes.append(end_of(end))
+
+        async with app.test_client() as client, client.websocket("/", max_queue=2) as ws:
+            assert await notes.wait() == [(1013, "too slow")]
+            assert [await ws.receive() for _ in range(2)] == ["x", "x"]
+            with pytest.raises(WebSocketDisconnect) as caught:
+                await ws.receive()
+            assert end_of(caught.value) == (1013, "too slow")
+
+    async def test_many_tasks_send_at_once_and_everything_arrives_in_the_order_of_each(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            async def send(name):
+                for n in range(50):
+                    await ws.send(f"{name} {n}")
+
+            async with ws, anyio.create_task_group() as tasks:
+                for name in range(20):
+                    tasks.start_soon(send, name)
+
+        async with app.test_client() as client, client.websocket("/", max_queue=3) as ws:
+            texts = [text async for text in ws]
+            assert (ws.close_code, len(texts), len(set(texts))) == (1000, 1000, 1000)
+        for name in range(20):
+            assert [text for text in texts if text.startswith(f"{name} ")] == [f"{name} {n}" for n in range(50)]
+
+
+class TestEvents:
+    async def test_raw_events_both_ways_and_the_disconnect_once(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/", value_type="json")
+        async def view(ws):
+            await ws.send_event(
+                {"type": "websocket.accept", "subprotocol": "v1", "headers": [(b"x-one", b"1"), (b"x-two", b"2")]}
+            )
+            assert ws.accepted
+            while (event := await ws.receive_event())["type"] != "websocket.disconnect":
+                notes.append(event)
+                await ws.send_event({"type": "websocket.send", "text": event.get("text"), "bytes": event.get("bytes")})
+            notes.append(event)
+            with pytest.raises(WebSocketDisconnect) as caught:
+                await ws.receive_event()
+            notes.append(caught.value.code)
+
+        async with app.test_client() as client, client.websocket("/", subprotocols=["v1"]) as ws:
+            assert (ws.subprotocol, ws.accept_headers["x-one"], ws.accept_headers["x-two"]) == ("v1", "1", "2")
+            await ws.send_text("t")
+            await ws.send_bytes(b"")
+            assert (await ws.receive_text(), await ws.receive_bytes()) == ("t", b"")
+            await ws.close(4000, "bye")
+            assert await notes.wait(4) == [
+                {"type": "websocket.receive", "text": "t"},
+                {"type": "websocket.receive", "bytes": b""},
+                {"type": "websocket.disconnect", "code": 4000, "reason": "bye"},
+                4000,
+            ]
+
+    async def test_the_disconnect_event_comes_also_where_another_call_has_learned_of_the_end(self, app):
+        notes, left = Notes(), anyio.Event()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await ws.receive(timeout=0)
+                notes.append("ready")
+                await left.wait()
+                with suppress(WebSocketDisconnect):
+                    while True:
+                        await ws.send("x")
+                for _ in range(2):
+                    event = await ws.receive_event()
+                    notes.append((event["type"], event.get("text")))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await notes.wait()
+            await ws.send("unread")
+            await ws.close(4000)
+            left.set()
+            assert await notes.wait(3) == [
+                "ready",
+                ("websocket.receive", "unread"),
+                ("websocket.disconnect", None),
+            ]
+
+    async def test_close_as_an_event_and_what_cannot_be_sent_as_one(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                with pytest.raises(ValueError, match=r"see ws\.reject"):
+                    await ws.send_event({"type": "websocket.http.response.start", "status": 400})
+                await ws.send_event({"type": "websocket.close", "code": 4000, "reason": None})
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await closed(ws) == (4000, "")
+
+
+class TestClose:
+    @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, -1])
+    async def test_a_code_that_may_not_be_sent_is_a_value_error(self, app, code):
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                with pytest.raises(ValueError, match="may not be sent as a close code"):
+                    await ws.close(code)
+                assert not ws.closed
+                await ws.close(4000)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await closed(ws) == (4000, "")
+
+    @pytest.mark.parametrize(("reason", "fits"), [("x" * 123, True), ("x" * 124, False), ("é" * 62, False)])
+    async def test_a_reason_is_at_most_123_bytes(self, app, reason, fits):
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                if fits:
+                    await ws.close(1001, reason)
+                else:
+                    with pytest.raises(ValueError, match="at most 123 UTF-8 bytes"):
+                        await ws.close(1001, reason)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await closed(ws) == ((1001, reason) if fits else (1000, ""))
+
+    async def test_a_second_close_does_nothing_and_every_call_raises_the_first_code(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                await ws.close(4000, "first")
+                await ws.close(4001, "second")
+                notes.append((ws.closed, ws.close_code, ws.close_reason))
+                for call in (ws.receive(), ws.receive(timeout=1), ws.send("x"), ws.subscribe("t")):
+                    with pytest.raises(WebSocketDisconnect) as caught:
+                        await call
+                    notes.append(end_of(caught.value))
+                notes.append([message async for message in ws])
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await closed(ws) == (4000, "first")
+        assert notes == [(True, 4000, "first"), *[(4000, "first")] * 4, []]
+
+    async def test_what_was_sent_before_arrives_before(self, app):
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            async with ws:
+                for n in range(10):
+                    await app.publish("t", str(n))
+                await ws.send("10")
+                await ws.close()
+
+        async with app.test_client() as client, client.websocket("/", max_queue=2) as ws:
+            assert [text async for text in ws] == [str(n) for n in range(11)]
+            assert ws.close_code == 1000
+
+    async def test_messages_of_the_client_that_come_after_it_are_discarded(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                await ws.close()
+                notes.append([message async for message in ws])
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            with suppress(WebSocketDisconnect):
+                for n in range(5):
+                    await ws.send(str(n))
+            assert await notes.wait() == [[]]
+
+
+class TestAsyncWith:
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (None, (1000, "")),
+            (HTTPException(404, "no such room"), (3404, "no such room")),
+            (PayloadTypeError("wrong frame"), (1003, "wrong frame")),
+            (InvalidMessage("wrong message"), (1007, "wrong message")),
+            (KeyError("secret"), (1011, "internal error")),
+        ],
+    )
+    async def test_it_closes_on_exit_with_the_code_of_the_exception_before_the_view_goes_on(self, app, error, expected):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            try:
+                async with ws:
+                    if error is not None:
+                        raise error
+            finally:
+                notes.append((ws.closed, ws.close_code))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            code, reason = await closed(ws)
+            assert (code, reason.partition(", error id")[0]) == expected
+        assert notes == [(True, expected[0])]
+
+    async def test_where_an_error_handler_is_registered_it_has_its_say_before_the_close(self, app):
+        @app.error_handler(KeyError)
+        async def handle(ws, error):
+            await ws.send("sorry")
+            await ws.close(4000, "handled")
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                raise KeyError
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive() == "sorry"
+            assert await closed(ws) == (4000, "handled")
+
+    async def test_a_view_without_it_that_returns_closes_with_1000(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.accept()
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await closed(ws) == (1000, "")
+
+
+class TestCatchDisconnect:
+    async def endings(self, app, after_disconnect, *, catch):
+        """How a view ends that the client leaves: in ``async for``, in ``receive``, in ``send``, and in a group."""
+        notes = Notes()
+
+        async def iterate(ws):
+            async for _ in ws:
+                pass
+            return "ended"
+
+        async def receive(ws):
+            while True:
+                await ws.receive()
+
+        async def send(ws):
+            while True:
+                await ws.send("x")
+                await anyio.sleep(0.001)
+
+        async def in_a_group(ws):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive, ws)
+                tasks.start_soon(receive, ws)
+                tasks.start_soon(send, ws)
+
+        def register(name, body):
+            @app.websocket_route(f"/{name}", catch_disconnect=catch, name=name)
+            async def view(ws):
+                note = "swallowed"
+                try:
+                    async with ws:
+                        note = await body(ws) or note
+                except WebSocketDisconnect as end:
+                    note = end.code
+                except ExceptionGroup as group:
+                    note = sorted({error.code for error in group.exceptions})
+                notes.append(note)
+
+        bodies = {"iterate": iterate, "receive": receive, "send": send, "group": in_a_group}
+        for name, body in bodies.items():
+            register(name, body)
+        async with app.test_client(send_after_disconnect=after_disconnect) as client:
+            for number, name in enumerate(bodies, 1):
+                async with client.websocket(f"/{name}") as ws:
+                    await ws.close(4000)
+                await notes.wait(number)
+        return list(notes)
+
+    async def test_by_default_async_for_ends_and_async_with_swallows_the_end_whatever_its_code(
+        self, app, after_disconnect
+    ):
+        endings = await self.endings(app, after_disconnect, catch=True)
+        assert endings == ["ended", "swallowed", "swallowed", "swallowed"]
+
+    async def test_without_it_both_let_it_through(self, app, after_disconnect):
+        assert await self.endings(app, after_disconnect, catch=False) == [4000, 4000, 4000, [4000]]
+
+    async def test_what_leaves_the_view_is_no_error(self, app, caplog):
+        @app.websocket_route("/", catch_disconnect=False)
+        async def view(ws):
+            async with ws:
+                while True:
+                    await ws.receive()
+
+        @app.websocket_route("/group", catch_disconnect=False)
+        async def group(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                tasks.start_soon(ws.receive)
+                tasks.start_soon(ws.receive)
+
+        with caplog.at_level("INFO", "microws"):
+            async with app.test_client() as client:
+                for path in ("/", "/group"):
+                    async with client.websocket(path) as ws:
+                        await ws.close(4000)
+        assert caplog.text == ""
+
+    async def test_the_end_of_another_connection_is_not_swallowed(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            try:
+                async with ws:
+                    raise WebSocketDisconnect(1001, "of somebody else")
+            except WebSocketDisconnect as end:
+                notes.append(end_of(end))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await notes.wait() == [(1001, "of somebody else")]
+            assert await closed(ws) == (1000, "")
+
+    async def test_another_error_beside_it_in_a_group_is_an_error(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                try:
+                    await ws.receive()
+                except WebSocketDisconnect as end:
+                    raise ExceptionGroup("both", [end, KeyError()]) from None
+
+        notes = Notes()
+
+        @app.error_handler(500)
+        async def handle(ws, error):
+            notes.append(type(error))
+
+        async with app.test_client() as client:
+            async with client.websocket("/") as ws:
+                await ws.close()
+            assert await notes.wait() == [KeyError]
+
+
+class TestTopics:
+    async def test_publish_reaches_everyone_on_the_topic_but_this_connection(self, app):
+        @app.websocket_route("/", value_type="json", subscribe="t")
+        async def view(ws):
+            async with ws:
+                async for message in ws:
+                    receipt = await ws.publish("t", message)
+                    await ws.send({"reached": receipt.subscribers})
+
+        async with (
+            app.test_client() as client,
+            client.websocket("/") as a,
+            client.websocket("/") as b,
+            client.websocket("/") as c,
+        ):
+            await a.send({"n": 1})
+            assert await a.receive() == {"reached": 2}
+            assert [await b.receive(), await c.receive()] == [{"n": 1}, {"n": 1}]
+
+    async def test_subscribing_takes_effect_before_the_handshake_is_answered(self, app):
+        @app.websocket_route("/route/{room}", subscribe=["room:{room}", "all"])
+        async def by_route(ws, room):
+            await ws.app.publish(f"room:{room}", "1")
+            await ws.app.publish("all", "2")
+            async with ws:
+                await ws.send("3")
+                await ws.receive()
+
+        @app.websocket_route("/view")
+        async def by_view(ws):
+            await ws.subscribe("all")
+            await ws.app.publish("all", "1")
+            async with ws:
+                await ws.send("2")
+                await ws.receive()
+
+        async with app.test_client() as client:
+            async with client.websocket("/route/x") as ws:
+                assert [await ws.receive() for _ in range(3)] == ["1", "2", "3"]
+            async with client.websocket("/view") as ws:
+                await app.publish("all", "3")
+                assert [await ws.receive() for _ in range(3)] == ["1", "2", "3"]
+        assert app.hub.statistics().topics == 0
+
+    async def test_nothing_published_after_the_handshake_returned_is_missed(self, app):
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+
+        async with app.test_client() as client:
+            for n in range(50):
+                async with client.websocket("/") as ws:
+                    assert (await app.publish("t", str(n))).subscribers == 1
+                    assert await ws.receive() == str(n)
+
+    async def test_an_invalid_topic_from_the_path_is_400(self, app):
+        @app.websocket_route("/{room}", subscribe="room:{room}")
+        async def view(ws, room):
+            pytest.fail("the view has run")
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/" + "x" * 300):
+                    pass
+        assert caught.value.status == 400
+        assert app.hub.statistics().topics == 0
+
+    async def test_unsubscribe_ends_a_topic_and_leaving_ends_all(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                await ws.unsubscribe("never subscribed")
+                await ws.subscribe("t", "u", "t")
+                notes.append(app.hub.statistics().subscriptions)
+                await ws.unsubscribe("t")
+                notes.append(app.hub.statistics().subscriptions)
+                assert (await app.publish("t", "x")).subscribers == 0
+                assert (await app.publish("u", "y")).subscribers == 1
+            notes.append(app.hub.statistics().subscriptions)
+            assert (await app.publish("u", "z")).subscribers == 0
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive() == "y"
+            assert await closed(ws) == (1000, "")
+        assert notes == [2, 1, 0]
+
+    async def test_bad_topics_raise_and_none_of_them_is_subscribed(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(ValueError, match="control characters"):
+                await ws.subscribe("fine", "a\n")
+            with pytest.raises(TypeError, match="a topic is a str"):
+                await ws.subscribe(7)
+            with pytest.raises(TypeError, match="at least one topic"):
+                await ws.subscribe()
+            with pytest.raises(ValueError, match="at least one character"):
+                await ws.unsubscribe("")
+            with pytest.raises(ValueError, match="control characters"):
+                await ws.publish("\0", 1)
+            notes.append(app.hub.statistics().topics)
+            await ws.accept()
+
+        async with app.test_client() as client, client.websocket("/"):
+            assert await notes.wait() == [0]
+
+    @pytest.mark.parametrize("option", ["since", "presence"])
+    async def test_what_is_yet_to_come_says_so(self, app, option):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(FeatureUnavailable, match=f"without {option}="):
+                await ws.subscribe("t", **{option: "x"})
+            notes.append(app.hub.statistics().topics)
+            await ws.accept()
+
+        async with app.test_client() as client, client.websocket("/"):
+            assert await notes.wait() == [0]
+
+    async def test_each_subscriber_gets_the_form_of_its_own_send_type(self, app):
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+
+        for name in ("text", "json", "bytes", "auto"):
+            app.add_websocket_route(view, f"/{name}", value_type=name, subscribe="t", name=name)
+        async with (
+            app.test_client() as client,
+            client.websocket("/text") as text,
+            client.websocket("/json") as json,
+            client.websocket("/bytes") as raw,
+            client.websocket("/auto") as auto,
+        ):
+            for value in ("s", {"a": 1}, b"\xff"):
+                assert (await app.publish("t", value)).subscribers == 4
+            got = []
+            for ws in (text, json, raw, auto):
+                events = [await ws.receive_event() for _ in range(3)]
+                got.append([event.get("text", event.get("bytes")) for event in events])
+        assert got == [
+            ["s", '{"a":1}', b"\xff"],
+            ['"s"', '{"a":1}', b"\xff"],
+            [b"s", b'{"a":1}', b"\xff"],
+            ["s", '{"a":1}', b"\xff"],
+        ]
+
+    async def test_a_stalled_subscriber_is_closed_with_1013_while_the_others_get_everything(self, app):
+        app.topic("t", queue=4)
+
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        async with (
+            app.test_client() as client,
+            client.websocket("/", max_queue=1) as slow,
+            client.websocket("/") as quick,
+        ):
+            for n in range(100):
+                await app.publish("t", str(n))
+            assert [await quick.receive() for _ in range(100)] == [str(n) for n in range(100)]
+            # What the server had is still there; whatever follows a loss is not.
+            assert [text async for text in slow] == ["0"]
+            assert app.hub.statistics().dropped == {"close": 1}
+            assert app.hub.statistics().subscribers == 1
+
+    @pytest.mark.parametrize(("gaps", "expected"), [(True, ['{"topic":"t","gap":true}']), (False, [])])
+    async def test_a_client_that_asked_for_gap_markers_is_told_of_dropped_messages(self, app, gaps, expected):
+        app.topic("t", queue=2, overflow="drop_oldest")
+
+        @app.websocket_route("/", subscribe="t", gaps=gaps)
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        async with app.test_client() as client, client.websocket("/", max_queue=1) as ws:
+            for n in range(20):
+                await app.publish("t", str(n))
+            texts = [await ws.receive_text() for _ in range(4 + gaps)]
+        assert texts == ["0", "1", *expected, "18", "19"]
+        assert app.hub.statistics().dropped == {"drop_oldest": 16}
+
+    async def test_a_burst_in_one_task_reaches_a_client_that_reads(self, app):
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+
+        async with app.test_client() as client, client.websocket("/") as ws, anyio.create_task_group() as tasks:
+            got = []
+
+            async def read():
+                got.extend([await ws.receive() for _ in range(10_000)])
+
+            tasks.start_soon(read)
+            for n in range(10_000):
+                await app.publish("t", str(n))
+        assert got == [str(n) for n in range(10_000)]
+
+
+class TestHelpers:
+    async def test_a_task_lives_beside_the_view_and_is_cancelled_when_the_view_has_ended(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async def tick(word):
+                try:
+                    while True:
+                        await ws.send(word)
+                        await anyio.sleep(0.001)
+                finally:
+                    notes.append("ended")
+
+            async with ws:
+                ws.start_soon(tick, "tick")
+                await ws.receive()
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive() == "tick"
+            await ws.send("stop")
+            assert [text async for text in ws if text != "tick"] == []
+            assert ws.close_code == 1000
+            assert await notes.wait() == ["ended"]
+
+    async def test_its_failure_closes_with_1011_and_is_logged(self, app, caplog):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async def fail():
+                await ws.send("soon")
+                raise KeyError("secret")
+
+            async with ws:
+                ws.start_soon(fail)
+                try:
+                    await ws.receive()
+                except WebSocketDisconnect as end:
+                    notes.append(end_of(end))
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await ws.receive() == "soon"
+            assert await closed(ws) == (1011, "internal error")
+            assert await notes.wait() == [(1011, "internal error")]
+        assert "KeyError: 'secret'" in caplog.text
+
+    async def test_the_end_of_the_connection_just_ends_it(self, app, caplog, after_disconnect):
+        notes = Notes()
+
+        @app.websocket_route("/", catch_disconnect=False)
+        async def view(ws):
+            async def receive():
+                try:
+                    await ws.receive()
+                finally:
+                    notes.append("helper")
+
+            async with ws:
+                ws.start_soon(receive)
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    notes.append("view")
+
+        async with app.test_client(send_after_disconnect=after_disconnect) as client:
+            async with client.websocket("/") as ws:
+                await anyio.wait_all_tasks_blocked()
+                await ws.close(4000)
+            assert await notes.wait(2) == ["helper", "view"]
+        assert caplog.text == ""
+
+
+class TestTheEndOfAView:
+    async def test_one_that_has_not_learned_of_the_end_is_cancelled_so_that_its_finally_runs(
+        self, app, after_disconnect
+    ):
+        notes = Notes()
+
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            async with ws:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    notes.append("finally")
+
+        async with app.test_client(send_after_disconnect=after_disconnect) as client, client.websocket("/") as ws:
+            await ws.close()
+            assert await notes.wait() == ["finally"]
+        assert app.hub.statistics().topics == 0
+
+    async def test_one_that_has_learned_may_take_its_time_and_publish(self, app, after_disconnect):
+        @app.websocket_route("/", subscribe="t")
+        async def view(ws):
+            try:
+                async with ws:
+                    async for _ in ws:
+                        pass
+            finally:
+                await anyio.sleep(0.35)
+                await ws.publish("t", "somebody left")
+
+        async with (
+            app.test_client(send_after_disconnect=after_disconnect) as client,
+            client.websocket("/") as stays,
+            client.websocket("/") as leaves,
+        ):
+            await leaves.close()
+            assert await stays.receive() == "somebody left"
+
+    async def test_a_view_that_is_cancelled_from_within_closes_and_the_app_goes_on(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            with anyio.move_on_after(0.01):
+                async with ws:
+                    await anyio.sleep_forever()
+
+        async with app.test_client() as client:
+            for _ in range(3):
+                async with client.websocket("/") as ws:
+                    assert await closed(ws) == (1000, "")
+
+    async def test_a_flooding_client_does_not_keep_an_ended_view_s_connection(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            await ws.accept()
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            with suppress(WebSocketDisconnect):
+                while True:
+                    await ws.send("x")
+            assert ws.close_code == 1000

@@ -1,6 +1,7 @@
 """A worker in this process, over real sockets, on every event loop."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from worker_here import echo, fails_with_a_short_message, failures, read_to_the_
 from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws.errors import FeatureUnavailable
-from microws.server.connections import _duration
+from microws.server.access_log import format_duration
 from microws.server.listening import tls_context
 from microws.server.settings import Settings
 from microws.server.worker import choose_loop, run
@@ -72,7 +73,7 @@ async def test_a_websocket_is_logged_when_it_opens_and_when_it_closes(caplog):
 
 
 def test_a_duration_of_a_second_and_more_is_logged_in_seconds():
-    assert [_duration(milliseconds) for milliseconds in (0.04, 999.9, 1000.0, 3600040.0)] == [
+    assert [format_duration(milliseconds) for milliseconds in (0.04, 999.9, 1000.0, 3600040.0)] == [
         "0.0ms",
         "999.9ms",
         "1.0s",
@@ -243,6 +244,65 @@ async def test_a_head_over_16_kib_is_431():
     async with serving(echo) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
         await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 17000)
         assert (await stream.receive()).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("handshake", [True, False])
+async def test_a_head_over_16_kib_is_431_also_where_it_comes_in_one_piece(handshake, caplog):
+    upgrade = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n"
+    async with serving(echo) as served:
+        for size, answer in ((16_000, b"101 " if handshake else b"200 "), (17_000, b"431 ")):
+            async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+                head = b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * size + b"\r\n"
+                await stream.send(head + (upgrade if handshake else b"") + b"\r\n")
+                assert (await stream.receive()).startswith(b"HTTP/1.1 " + answer)
+                if size > 16 << 10:
+                    await read_to_the_end(stream)
+    assert 'HTTP/1.1" 431 ' in caplog.text
+    assert not failures(caplog)
+
+
+async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_answered():
+    """Hypercorn has a place for ten parts of a body, and its last send waits for one more."""
+    has_answered = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await respond(send, b"enough")
+            has_answered.set()
+            assert await receive() == {"type": "http.disconnect"}
+
+    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        with contextlib.suppress(anyio.BrokenResourceError):
+            while not has_answered.is_set():
+                await stream.send(b"1\r\nx\r\n" * 100)
+                await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(5):
+            await has_answered.wait()
+
+
+async def test_an_app_that_waits_for_the_disconnect_while_it_answers_gets_it():
+    has_left = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            return
+
+        async def wait_disconnect():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            has_left.set()
+
+        async with anyio.create_task_group() as tasks:
+            await receive()
+            tasks.start_soon(wait_disconnect)
+            await respond(send, b"enough")
+
+    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
+        assert b"200" in await stream.receive()
+        with anyio.fail_after(5):
+            await has_left.wait()
 
 
 async def test_an_invalid_frame_is_no_noise(caplog):

@@ -3,23 +3,27 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from itertools import chain
+from typing import Any, Final
 
 import anyio
 
 from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
+from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
+from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.waits import Waits
 
 __all__ = ["CLOSE_TIMEOUT", "Connections"]
 
 _log = logging.getLogger("microws.server")
-_access = logging.getLogger("microws.access")
 
 # Seconds that a client has to answer a Close frame, as api.md's close_timeout; `websockets` waits 10.
 CLOSE_TIMEOUT: Final = 5.0
 
 _SWITCHING: Final = 101
+_TOO_LARGE: Final = 431
+_UNAVAILABLE: Final = 503
 
 _RESTART: Final = DEFAULT_REASONS[CloseCode.SERVICE_RESTART]
 
@@ -27,6 +31,8 @@ _RESTART: Final = DEFAULT_REASONS[CloseCode.SERVICE_RESTART]
 class Connections:
     """
     An ASGI app around the app that is served. Hypercorn calls it; nothing that the app raises gets further.
+
+    A request head over 16 KiB is refused with 431: Hypercorn limits those only that come in pieces.
 
     Args:
         app: Gets each request and WebSocket, with ``receive`` and ``send`` watched.
@@ -45,7 +51,7 @@ class Connections:
     ) -> None:
         self._app = app
         self._waits = waits
-        self._log_access = _log_access if access_log else _log_nothing
+        self._log_access = log_access if access_log else log_nothing
         self._extensions = dict(extensions or {})
         self._open: set[_Request | _WebSocket] = set()
         self._is_draining = False
@@ -92,7 +98,7 @@ class _Gone(OSError):
 class _Connection:
     """What a request and a WebSocket have in common."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, waits: Waits, log_access: "_LogAccess") -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, waits: Waits, log_access: AccessLog) -> None:
         self.is_draining = False
         self._scope = scope
         self._receive = receive
@@ -111,11 +117,11 @@ class _Connection:
             await app(self._scope, receive, send)
         except Exception as error:
             if not (self._is_cut and _is_gone(error)):
-                _log.error("the app raised in %s", _request_line(self._scope), exc_info=error)
+                _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
                 self._status = self._status or 500
             return False
         if self._status is None and not self._has_left:
-            _log.error("the app returned without an answer to %s", _request_line(self._scope))
+            _log.error("the app returned without an answer to %s", request_line(self._scope))
             self._status = 500
         return True
 
@@ -130,8 +136,13 @@ class _Request(_Connection):
 
     _is_event_stream = False
 
+    _is_body_complete = False
+
     async def run(self, app: ASGIApplication) -> None:
         try:
+            if _head_size(self._scope) > MAX_HEAD_BYTES:
+                await self._refuse(_TOO_LARGE)
+                return
             await self._call(app, self.receive, self.send)
             if self._is_cut and not self._is_answered:
                 # So that the client sees a stream that has ended, not one that broke.
@@ -140,11 +151,10 @@ class _Request(_Connection):
             self._log_answer()
 
     async def receive(self) -> Event:
-        event = None if self._is_cut else await self._waits.run(self._receive)
+        event = None if self._is_cut or self._has_left else await self._waits.run(self._receive)
         if event is None:
             return {"type": "http.disconnect"}
-        if event["type"] == "http.disconnect":
-            self._has_left = True
+        self._note(event)
         return event
 
     async def send(self, event: Event) -> None:
@@ -154,10 +164,15 @@ class _Request(_Connection):
         if kind == "http.response.start":
             self._status = event["status"]
             self._is_event_stream = _is_event_stream(event)
-        await self._send(event)
         if kind == "http.response.body" and not event.get("more_body", False):
+            if self._is_body_complete or not _has_body(self._scope):
+                await self._send(event)
+            else:
+                await self._send_and_discard(event)
             self._log_answer()
-        elif self.is_draining:
+            return
+        await self._send(event)
+        if self.is_draining:
             await self.drain()
 
     async def drain(self) -> None:
@@ -165,6 +180,38 @@ class _Request(_Connection):
         if self._is_event_stream and not self._is_answered:
             self._is_cut = True
             self._waits.interrupt()
+
+    def _note(self, event: Event) -> None:
+        if event["type"] == "http.disconnect":
+            self._has_left = True
+        elif not event.get("more_body", False):
+            self._is_body_complete = True
+
+    async def _refuse(self, status: int) -> None:
+        await self.send({"type": "http.response.start", "status": status, "headers": _empty_and_last(self._scope)})
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def _send_and_discard(self, event: Event) -> None:
+        """
+        Send the last event, and meanwhile discard what the client still sends.
+
+        Hypercorn keeps ten parts of a body, and lets no response end until the app has taken one where there are more.
+
+        Source: Hypercorn 0.18, asyncio/task_group.py:34 and protocol/http_stream.py:117-127.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._discard)
+                await self._send(event)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _discard(self) -> None:
+        while not self._has_left:
+            self._note(await self._receive())
+        # The app may wait for that event, which comes only once.
+        self._waits.interrupt()
 
 
 class _WebSocket(_Connection):
@@ -177,7 +224,10 @@ class _WebSocket(_Connection):
         self._is_settled = anyio.Event()
         try:
             if self.is_draining:
-                await self._refuse()
+                await self._refuse(_UNAVAILABLE)
+                return
+            if _head_size(self._scope) > MAX_HEAD_BYTES:
+                await self._refuse(_TOO_LARGE)
                 return
             returned = await self._call(app, self.receive, self.send)
             if self._status == _SWITCHING and not self._has_left:
@@ -233,7 +283,7 @@ class _WebSocket(_Connection):
             if self._status is None:
                 self._is_cut = True
                 self._waits.interrupt()
-                await self._refuse()
+                await self._refuse(_UNAVAILABLE)
             elif self._status == _SWITCHING and self._code is None:
                 self._is_cut = True
                 self._waits.interrupt()
@@ -251,15 +301,15 @@ class _WebSocket(_Connection):
             if self._code is None and code != CloseCode.ABNORMAL_CLOSURE:
                 self._code = code
 
-    def _ending(self) -> "_Ending":
+    def _ending(self) -> Ending:
         if self._code is None:
-            return _Ending("closed by the client")
-        return _Ending(f"closed {int(self._code)}", int(self._code))
+            return Ending("closed by the client")
+        return Ending(f"closed {int(self._code)}", int(self._code))
 
-    async def _refuse(self) -> None:
-        self._status = 503
-        headers = [(b"content-length", b"0"), (b"connection", b"close")]
-        await self._send({"type": "websocket.http.response.start", "status": self._status, "headers": headers})
+    async def _refuse(self, status: int) -> None:
+        self._status = status
+        headers = _empty_and_last(self._scope)
+        await self._send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await self._send({"type": "websocket.http.response.body", "body": b""})
         self._log_answer()
 
@@ -284,71 +334,28 @@ class _WebSocket(_Connection):
                 self._note(await self._receive())
 
 
-class _Ending(NamedTuple):
-    """How a WebSocket ended: in words, and its close code where it is known."""
-
-    text: str
-    code: int | None = None
-
-
-class _LogAccess(Protocol):
-    def __call__(self, scope: Scope, status: int | None, began: float, *, ending: _Ending | None = None) -> None: ...
+def _head_size(scope: Scope) -> int:
+    """Bytes of a request's target and of its fields."""
+    headers = scope["headers"]
+    separators = len(": \r\n") * len(headers)
+    return (
+        sum(map(len, chain.from_iterable(headers))) + separators + len(scope["raw_path"]) + len(scope["query_string"])
+    )
 
 
-def _log_access(scope: Scope, status: int | None, began: float, *, ending: _Ending | None = None) -> None:
-    """
-    Log the answer to a request or a handshake, or with ``ending`` the end of a WebSocket.
-
-    The path is the one on the wire: percent-encoded, so that no client can write a line of its own.
-    """
-    if not _access.isEnabledFor(logging.INFO):
-        return
-    duration_ms = round((time.perf_counter() - began) * 1000, 1)
-    client = _client(scope)
-    outcome = ending.text if ending is not None else status or "-"
-    line = _request_line(scope)
-    fields: dict[str, object] = {
-        "client": client,
-        "method": _method(scope),
-        "path": _target(scope),
-        "http_version": scope.get("http_version", "1.1"),
-        "status": status,
-        "duration_ms": duration_ms,
-    }
-    if ending is not None:
-        fields["close_code"] = ending.code
-    _access.info('%s "%s" %s %s', client, line, outcome, _duration(duration_ms), extra={"access": fields})
+def _has_body(scope: Scope) -> bool:
+    """Whether the client may be sending a body; over HTTP/2 it need not say so."""
+    if scope["method"] not in ("GET", "HEAD"):
+        return True
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
 
-def _log_nothing(scope: Scope, status: int | None, began: float, *, ending: _Ending | None = None) -> None:
-    """The access log is off."""
-
-
-def _duration(milliseconds: float) -> str:
-    return f"{milliseconds:.1f}ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f}s"
-
-
-def _request_line(scope: Scope) -> str:
-    return f"{_method(scope)} {_target(scope)} HTTP/{scope.get('http_version', '1.1')}"
-
-
-def _method(scope: Scope) -> str:
-    return "WebSocket" if scope["type"] == "websocket" else str(scope["method"])
-
-
-def _target(scope: Scope) -> str:
-    query: bytes = scope["query_string"]
-    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
-    text = target.decode("latin-1")
-    return text if text.isascii() and text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def _client(scope: Scope) -> str:
-    client = scope.get("client")
-    if client is None:
-        return "unix"
-    host, port = client[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _empty_and_last(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer without a body, the connection's last one in HTTP/1."""
+    headers = [(b"content-length", b"0")]
+    if scope["http_version"].startswith("1"):
+        headers.append((b"connection", b"close"))
+    return headers
 
 
 def _is_event_stream(start: Event) -> bool:

@@ -9,7 +9,7 @@ import h11
 import wsproto.utilities
 from hypercorn.config import Config
 
-from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
+from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, MAX_HEAD_BYTES, Settings
 
 __all__ = ["HANDSHAKE_TIMEOUT", "EndingPings", "hypercorn_config", "log_failure"]
 
@@ -17,9 +17,6 @@ _log = logging.getLogger("microws.server")
 
 # Seconds from the TCP connect to the whole request head, and those that an idle connection is kept.
 HANDSHAKE_TIMEOUT: Final = 10.0
-
-# nginx takes 8 KiB a line and 32 KiB in all, h11 16 KiB.
-_MAX_HEADER_BYTES: Final = 16 << 10
 
 
 def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
@@ -35,8 +32,8 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.errorlog = None
     config.include_server_header = False
     config.root_path = settings.root_path
-    config.h11_max_incomplete_size = _MAX_HEADER_BYTES
-    config.h2_max_header_list_size = _MAX_HEADER_BYTES
+    config.h11_max_incomplete_size = MAX_HEAD_BYTES
+    config.h2_max_header_list_size = MAX_HEAD_BYTES
     config.keep_alive_timeout = HANDSHAKE_TIMEOUT
     config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT
     config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE

@@ -10,6 +10,7 @@ __all__ = [
     "DEFAULT_HOST",
     "DEFAULT_MAX_MESSAGE_SIZE",
     "DEFAULT_PORT",
+    "MAX_HEAD_BYTES",
     "Address",
     "FileDescriptor",
     "InternetAddress",
@@ -24,6 +25,9 @@ __all__ = [
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 DEFAULT_MAX_MESSAGE_SIZE: Final = 1 << 20
+
+# Of a request's target and its fields: nginx takes 8 KiB a line and 32 KiB in all, h11 16 KiB.
+MAX_HEAD_BYTES: Final = 16 << 10
 
 
 class InternetAddress(NamedTuple):

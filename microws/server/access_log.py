@@ -1,0 +1,88 @@
+"""One line for each answer, and for each end of a WebSocket."""
+
+import logging
+import time
+from typing import NamedTuple, Protocol
+
+from microws.interfaces import Scope
+
+__all__ = ["AccessLog", "Ending", "format_duration", "log_access", "log_nothing", "request_line"]
+
+_access = logging.getLogger("microws.access")
+
+
+class Ending(NamedTuple):
+    """How a WebSocket ended: in words, and its close code where it is known."""
+
+    text: str
+    code: int | None = None
+
+
+class AccessLog(Protocol):
+    """``log_access`` or ``log_nothing``."""
+
+    def __call__(self, scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None: ...
+
+
+def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
+    """
+    Log the answer to a request or a handshake, or with ``ending`` the end of a WebSocket.
+
+    The path is the one on the wire: percent-encoded, so that no client can write a line of its own.
+
+    Args:
+        scope: Its ASGI scope.
+        status: Of the answer; ``None`` where there was none.
+        began: ``time.perf_counter()`` when the request came.
+        ending: How the WebSocket ended.
+    """
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    duration_ms = round((time.perf_counter() - began) * 1000, 1)
+    client = _client(scope)
+    outcome = ending.text if ending is not None else status or "-"
+    line = request_line(scope)
+    fields: dict[str, object] = {
+        "client": client,
+        "method": _method(scope),
+        "path": _target(scope),
+        "http_version": scope.get("http_version", "1.1"),
+        "status": status,
+        "duration_ms": duration_ms,
+    }
+    if ending is not None:
+        fields["close_code"] = ending.code
+    _access.info('%s "%s" %s %s', client, line, outcome, format_duration(duration_ms), extra={"access": fields})
+
+
+def log_nothing(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
+    """The access log is off."""
+
+
+def format_duration(milliseconds: float) -> str:
+    """As people read it: ``12.3ms``, and from a second on ``4.5s``."""
+    return f"{milliseconds:.1f}ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f}s"
+
+
+def request_line(scope: Scope) -> str:
+    """``GET /path?query HTTP/1.1``, the path as on the wire; ``WebSocket`` stands for the method of a handshake."""
+    return f"{_method(scope)} {_target(scope)} HTTP/{scope.get('http_version', '1.1')}"
+
+
+def _method(scope: Scope) -> str:
+    return "WebSocket" if scope["type"] == "websocket" else str(scope["method"])
+
+
+def _target(scope: Scope) -> str:
+    query: bytes = scope["query_string"]
+    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
+    text = target.decode("latin-1")
+    return text if text.isascii() and text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _client(scope: Scope) -> str:
+    client = scope.get("client")
+    if client is None:
+        return "unix"
+    host, port = client[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

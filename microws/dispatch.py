@@ -328,10 +328,20 @@ class _Answer:
         is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
         if is_last and not self._request.body_complete and _has_body(self._request.scope):
             await self._send({**event, "more_body": True})
-            with anyio.move_on_after(_DISCARD_TIMEOUT):
+            with anyio.move_on_after(_DISCARD_TIMEOUT) as discarding:
                 await self._request.drain()
             event = {"type": "http.response.body", "body": b""}
+            if discarding.cancelled_caught:
+                await self._send_and_discard(event)
+                return
         await self._send(event)
+
+    async def _send_and_discard(self, event: Event) -> None:
+        # Hypercorn keeps ten parts of a body, and its last send waits until the app takes one of them.
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._request.wait_disconnect)
+            await self._send(event)
+            tasks.cancel_scope.cancel()
 
 
 def _refuse_nul(path: str) -> None:

@@ -312,8 +312,6 @@ class PortableTransport:
             raise self.unusable("accept")
         self.state = state
         self.tasks.limit(inf)
-        if self._work is not None:
-            self._wake("_work")
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """

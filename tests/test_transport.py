@@ -229,6 +229,24 @@ class TestReading:
         assert codes == [1008]
         assert wire.texts[-1] == "close 1008 messages are not read here"
 
+    async def test_one_that_neither_sends_nor_receives_for_long_may_still_receive_everything(self):
+        got, go = [], anyio.Event()
+
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await ws.receive(timeout=0)
+                await go.wait()
+                got.extend([message async for message in ws])
+
+        async with wired(app_of(view, receive_queue=2, send_timeout=0.02), Wire()) as wire:
+            await anyio.wait_all_tasks_blocked()
+            wire.put("1", "2", "3", {"type": "websocket.unheard of"}, DISCONNECT)
+            await wire.wait_for(lambda: wire.taken >= 3)
+            await anyio.sleep(0.1)
+            go.set()
+        assert got == ["1", "2", "3"]
+
     async def test_a_server_whose_receive_fails_ends_the_connection(self):
         ended = anyio.Event()
 
@@ -328,6 +346,51 @@ class TestTheHandshake:
             wire.put(DISCONNECT)
         assert wire.error is None
         assert wire.texts == ["accept", "close 1000"]
+
+    async def test_a_client_that_leaves_while_its_handshake_is_answered_is_seen_at_once(self):
+        codes = []
+
+        async def view(ws):
+            try:
+                await ws.accept()
+            except WebSocketDisconnect as end:
+                codes.append((end.code, ws.accepted))
+
+        wire = Wire()
+        wire.stall()
+        async with no_task_is_left(), wired(app_of(view, close_timeout=5), wire):
+            wire.put(DISCONNECT)
+        assert codes == [(1001, False)]
+
+    @pytest.mark.parametrize("denial", [True, False])
+    async def test_a_rejection_that_nobody_takes_ends_the_call_all_the_same(self, denial):
+        async def view(ws):
+            await ws.reject(400)
+            assert ws.close_code == 3400
+
+        stalled, gone, left = Wire(denial=denial), Wire(denial=denial), Wire(denial=denial)
+        stalled.stall()
+        gone.raises = Gone()
+        gone.put(DISCONNECT)
+        async with no_task_is_left(), wired(app_of(view), stalled, gone, left):
+            pass
+        assert (stalled.texts, gone.texts) == ([], [])
+        assert stalled.error is None
+        assert gone.error is None
+
+    async def test_a_rejection_of_a_client_that_has_gone_does_nothing(self):
+        async def view(ws):
+            await left.wait()
+            await ws.reject(400)
+            assert ws.close_code == 1001
+
+        left = anyio.Event()
+        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+            wire.put(DISCONNECT)
+            await wire.wait_for(lambda: wire.taken == 2)
+            left.set()
+        assert wire.error is None
+        assert wire.texts == []
 
     async def test_a_client_that_leaves_before_accept_is_seen_and_accept_raises_its_code(self):
         codes = []
@@ -506,6 +569,23 @@ class TestSending:
             wire.put(DISCONNECT)
         assert wire.texts[-1] == "close 1000"
 
+    async def test_a_send_that_is_given_up_does_no_harm_to_the_next(self):
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                with anyio.move_on_after(0.01):
+                    await ws.send("given up")
+                wire.resume()
+                await ws.send("next")
+
+        async with wired(app_of(view), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            wire.put("go")
+            await wire.wait_sent(3)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", "next", "close 1000"]
+
     async def test_a_client_that_never_takes_anything_again_ends_the_call_all_the_same(self):
         ends = []
 
@@ -621,7 +701,7 @@ class TestSending:
                     await ws.send(str(n))
                     await ws.app.publish("t", str(n + 1))
 
-        async with wired(app_of(view, subscribe="t"), Wire()) as wire:
+        async with wired(app_of(view, subscribe="t", close_timeout=5), Wire()) as wire:
             await wire.wait_sent(102)
             wire.put(DISCONNECT)
         assert wire.texts == ["accept", *map(str, range(100)), "close 1000"]

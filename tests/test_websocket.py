@@ -689,7 +689,9 @@ class TestSend:
                 await ws.receive()
             assert end_of(caught.value) == (1013, "too slow")
 
-    async def test_many_tasks_send_at_once_and_everything_arrives_in_the_order_of_each(self, app):
+    async def test_many_tasks_send_at_once_and_everything_arrives_in_the_order_of_each(self):
+        app = App()
+
         @app.websocket_route("/")
         async def view(ws):
             async def send(name):
@@ -825,7 +827,9 @@ class TestClose:
             assert await closed(ws) == (4000, "first")
         assert notes == [(True, 4000, "first"), *[(4000, "first")] * 4, []]
 
-    async def test_what_was_sent_before_arrives_before(self, app):
+    async def test_what_was_sent_before_arrives_before(self):
+        app = App()
+
         @app.websocket_route("/", subscribe="t")
         async def view(ws):
             async with ws:
@@ -1096,6 +1100,7 @@ class TestTopics:
             async with ws:
                 await ws.unsubscribe("never subscribed")
                 await ws.subscribe("t", "u", "t")
+                await ws.subscribe("t")
                 notes.append(app.hub.statistics().subscriptions)
                 await ws.unsubscribe("t")
                 notes.append(app.hub.statistics().subscriptions)

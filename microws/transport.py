@@ -521,8 +521,6 @@ class PortableTransport:
         except Exception:
             _log.exception("the server's send failed")
             self.abandon()
-        finally:
-            self._has_drainer = False
 
     async def _empty(self) -> None:
         """
@@ -627,8 +625,7 @@ class PortableTransport:
         """The client has gone. A close of our own keeps its code."""
         if self.state is State.CLOSED:
             return
-        is_news = self.close_code is None
-        if is_news:
+        if self.close_code is None:
             self.close_code, self.close_reason = code, reason
         self.state = step(self.state, Action.DISCONNECT)
         self._close_due = False
@@ -636,8 +633,7 @@ class PortableTransport:
         self._wake_all()
         self._interrupt(self._reader)
         self._interrupt(self._sender)
-        if is_news:
-            self._finish()
+        self._finish()
 
     def _forget_frames(self) -> None:
         if self.outbox is not None:

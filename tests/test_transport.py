@@ -464,6 +464,26 @@ class TestTheEndSeen:
             wire.put(DISCONNECT)
         assert ends == [(1001, "bye")]
 
+    async def test_it_does_when_its_connection_ends_twice_at_once(self):
+        ends = []
+
+        async def view(ws):
+            async with ws:
+                await ws.receive()
+                try:
+                    await ws.send("x")
+                except WebSocketDisconnect as end:
+                    ends.append(end.code)
+
+        async with no_task_is_left(), wired(app_of(view, close_timeout=5, max_message_size=10), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            wire.put("go")
+            await anyio.wait_all_tasks_blocked()
+            wire.put("x" * 11, DISCONNECT)
+        assert ends == [1009]
+        assert wire.error is None
+
     async def test_where_the_server_only_raises_the_code_is_1006(self):
         ends = []
 
@@ -647,6 +667,25 @@ class TestSending:
             wire.put(DISCONNECT)
         assert wire.texts == ["accept", *texts, "close 1000"]
 
+    async def test_a_small_frame_that_would_fit_does_not_overtake_a_large_one_that_waits(self):
+        texts = ["a" * 900_000, "b" * 900_000, "c" * 900_000, "d"]
+
+        async def view(ws):
+            async with ws, anyio.create_task_group() as tasks:
+                await ws.receive()
+                for text in texts:
+                    tasks.start_soon(ws.send, text)
+                    await anyio.wait_all_tasks_blocked()
+                wire.resume()
+
+        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            wire.put("go")
+            await wire.wait_sent(6)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", *texts, "close 1000"]
+
     async def test_a_sender_that_gives_up_while_it_waits_for_room_has_sent_nothing(self):
         texts = [str(n) * 400_000 for n in range(6)]
 
@@ -799,6 +838,20 @@ class TestClosing:
             wire.resume()
             await anyio.wait_all_tasks_blocked()
         assert wire.texts == ["accept", "0", "1"] or wire.texts == ["accept", "0", "1", "2"]
+
+    async def test_one_that_takes_nothing_but_talks_on_does_not_keep_its_connection(self):
+        async def view(ws):
+            async with ws:
+                await ws.app.publish("t", "never taken")
+
+        wire = Wire()
+        async with no_task_is_left(), wired(app_of(view, subscribe="t"), wire):
+            await wire.wait_sent(1)
+            wire.stall()
+            with anyio.fail_after(5):
+                while not wire.has_ended:
+                    wire.put("x")
+                    await anyio.sleep(0.01)
 
     @pytest.mark.parametrize("waiting", [0, 3])
     async def test_a_close_that_is_cancelled_midway_still_sends_the_close(self, waiting):
@@ -1000,6 +1053,31 @@ class TestDeadlines:
             await wire.wait_sent(1)
             wire.put(DISCONNECT)
             ended.set()
+        assert went_on == [True]
+
+    async def test_nor_is_it_where_the_view_returns_of_itself_after_a_close_from_outside(self):
+        went_on = []
+
+        async def view(ws):
+            async def fail():
+                raise KeyError
+
+            async with ws:
+                ws.start_soon(fail)
+                await wire.until(lambda: ws.closed)
+
+        app = app_of(view, close_timeout=0.2)
+
+        async def server(scope, receive, send):
+            await app(scope, receive, send)
+            went_on.append(True)
+
+        async with wired(server, Wire()) as wire:
+            await wire.wait_sent(2)
+            for _ in range(10):
+                wire.put("x")
+                await anyio.sleep(0.05)
+            wire.put(DISCONNECT)
         assert went_on == [True]
 
     async def test_a_close_from_outside_is_learned_of_in_close_timeout_too(self):

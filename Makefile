@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TEST   := $(BIN)/python -m pytest
+# Many tests wait, for a socket or a clock, and few of them work: more processes than cores.
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run fmt lint types test cover docs examples fuzz bench overhead check clean
@@ -37,8 +39,8 @@ types: setup  ## Check types, strictly
 
 test: setup lint  ## Check style and types, run every test, and measure their coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q
-	$(BIN)/coverage combine --quiet --append 2>/dev/null || true
+	$(BIN)/coverage run -m pytest -q -n $(WORKERS)
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 cover: test  ## Run the tests and write htmlcov/

@@ -1,12 +1,22 @@
 """Every async test runs on asyncio, on asyncio with uvloop, and on trio."""
 
+import os
+
 import pytest
+from hypothesis import HealthCheck, settings
 
 BACKENDS = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
+
+# A machine that is busy fails no test: nothing here depends on how long an example takes.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time, so that a change is not held up by what it did not do; `make fuzz` looks for new ones.
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
+settings.register_profile("long", settings.get_profile("default"), max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 
 @pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)

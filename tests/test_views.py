@@ -135,7 +135,7 @@ VIEWS = [
 
 class TestSignatures:
     @pytest.mark.parametrize("kind", ["http", "websocket"])
-    @pytest.mark.parametrize("view", VIEWS, ids=str)
+    @pytest.mark.parametrize("view", VIEWS, ids=range(len(VIEWS)))
     async def test_the_first_other_parameter_gets_the_connection_and_route_parameters_go_by_name(self, view, kind):
         assert await bound(view, kind=kind) == ("conn", 7)
 

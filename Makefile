@@ -54,7 +54,7 @@ examples: setup  ## Drive every example over a socket and in a browser
 	$(TEST) -q tests/test_examples.py
 
 fuzz: setup  ## Search longer for inputs that break something
-	HYPOTHESIS_PROFILE=long $(TEST) -q tests -k "fuzz or any or random or hypothesis" --timeout 1800
+	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600
 
 bench: setup  ## Compare with the bare server, Starlette and Quart
 	$(BIN)/python -m pip install --quiet --group bench

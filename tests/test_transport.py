@@ -1,7 +1,7 @@
 """The portable transport under every server that it may meet: order, limits, cancellation, and an end in any case."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -549,6 +549,33 @@ class TestTheEndSeen:
         assert ends == [1006, 1006]
 
 
+def test_a_server_that_swallows_a_cancellation_leaves_no_trace_of_it_in_the_view_s_task():
+    pending = []
+
+    class Swallowing(Wire):
+        async def send(self, event):
+            with suppress(asyncio.CancelledError):
+                await super().send(event)
+
+    async def view(ws):
+        async with ws:
+            await ws.receive()
+            with pytest.raises(WebSocketDisconnect):
+                await ws.send("x")
+            pending.append(asyncio.current_task().cancelling())
+            with pytest.raises(WebSocketDisconnect):
+                await ws.receive()
+
+    async def main():
+        async with wired(app_of(view, close_timeout=5), Swallowing()) as wire:
+            await wire.wait_sent(1)
+            wire.stall()
+            wire.put("go", DISCONNECT)
+
+    asyncio.run(main())
+    assert pending == [0]
+
+
 class TestSending:
     async def test_a_client_that_takes_nothing_is_closed_with_1013_after_send_timeout(self):
         ends = []
@@ -1062,9 +1089,9 @@ class TestDeadlines:
             async def fail():
                 raise KeyError
 
-            async with ws:
-                ws.start_soon(fail)
-                await wire.until(lambda: ws.closed)
+            await ws.accept()
+            ws.start_soon(fail)
+            await wire.until(lambda: ws.closed)
 
         app = app_of(view, close_timeout=0.2)
 

@@ -1,8 +1,7 @@
 """The app: where views, hooks and settings are registered. What it is asked it hands on."""
 
-import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -20,16 +19,26 @@ from microws.outbox import MAX_MESSAGES, Overflow
 from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Pattern, Router
+from microws.server.settings import RunOptions
 from microws.server.worker import run
 from microws.settings import AppSettings
 from microws.subscription import Stream, Subscription
 from microws.templates import Templates, directory_of_caller
-from microws.testing import TestClient
+from microws.testing import ClientOptions, TestClient
 from microws.views import HTTPEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions, bind_topics, bind_view
+from microws.websocket import WebSocket
 
 __all__ = ["App"]
 
+# Decorators give back what they were given, with its own type.
 F = TypeVar("F", bound=Callable[..., Any])
+WebSocketView = TypeVar("WebSocketView", bound=Callable[..., Coroutine[Any, Any, Any]])
+RequestHook = TypeVar("RequestHook", bound=Callable[[Request], Any])
+ResponseHook = TypeVar("ResponseHook", bound=Callable[[Request, Response], Any])
+WebSocketHook = TypeVar("WebSocketHook", bound=Callable[[WebSocket], Any])
+ErrorHook = TypeVar("ErrorHook", bound=Callable[[Any, Any], Any])
+AppHook = TypeVar("AppHook", bound=Callable[[], Any])
+Context = TypeVar("Context", bound=Callable[["App"], AsyncIterator[Any] | AbstractAsyncContextManager[Any]])
 
 
 class App:
@@ -155,12 +164,7 @@ class App:
         return self.route(pattern, methods=["DELETE"], name=name)
 
     def add_route(
-        self,
-        view: Callable[..., Any],
-        pattern: str,
-        *,
-        methods: Iterable[str] = ("GET",),
-        name: str | None = None,
+        self, view: Callable[..., Any], pattern: str, *, methods: Iterable[str] = ("GET",), name: str | None = None
     ) -> None:
         """
         Register an HTTP view.
@@ -196,7 +200,7 @@ class App:
         gaps: bool = False,
         on_invalid: OnInvalid = "close",
         name: str | None = None,
-    ) -> Callable[[F], F]:
+    ) -> Callable[[WebSocketView], WebSocketView]:
         """
         Decorator: register a WebSocket view.
 
@@ -226,7 +230,7 @@ class App:
             FeatureUnavailable: A value type that this version does not have.
         """
 
-        def register(view: F) -> F:
+        def register(view: WebSocketView) -> WebSocketView:
             self._check_registering()
             parameters = Pattern.parse(pattern, self._router.converters).parameters
             endpoint = WebSocketEndpoint(
@@ -321,9 +325,7 @@ class App:
         if other_app._middleware:
             raise RuntimeError("an included app has no middleware: add it to the including app, or mount this one")
         if "{" in prefix:
-            raise RoutingError(
-                f"the prefix {prefix!r} has a parameter: write it in each of the patterns, for the views"
-            )
+            raise RoutingError(f"the prefix {prefix!r} has a parameter: write it in each pattern, for the views")
         self._router.include(other_app._router, prefix)
         if other_app._parent is None:
             other_app._parent = self
@@ -396,11 +398,11 @@ class App:
             raise RuntimeError("add middleware before the app serves its first request")
         self._middleware.append((asgi_middleware, options))
 
-    def before_request(self, hook: F) -> F:
+    def before_request(self, hook: RequestHook) -> RequestHook:
         """Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer."""
         return self._add_hook(self._hooks.before_request, hook)
 
-    def after_request(self, hook: F) -> F:
+    def after_request(self, hook: ResponseHook) -> ResponseHook:
         """
         Decorator: call ``hook(request, response)`` after each HTTP view, also where it or a hook before it failed.
 
@@ -408,11 +410,11 @@ class App:
         """
         return self._add_hook(self._hooks.after_request, hook)
 
-    def before_websocket(self, hook: F) -> F:
+    def before_websocket(self, hook: WebSocketHook) -> WebSocketHook:
         """Decorator: call ``hook(ws)`` before each WebSocket view. It may reject, or return what to reject with."""
         return self._add_hook(self._hooks.before_websocket, hook)
 
-    def after_websocket(self, hook: F) -> F:
+    def after_websocket(self, hook: WebSocketHook) -> WebSocketHook:
         """
         Decorator: call ``hook(ws)`` once after each WebSocket that a route answered, however it ended.
 
@@ -420,7 +422,7 @@ class App:
         """
         return self._add_hook(self._hooks.after_websocket, hook)
 
-    def error_handler(self, key: type[Exception] | int) -> Callable[[F], F]:
+    def error_handler(self, key: type[Exception] | int) -> Callable[[ErrorHook], ErrorHook]:
         """
         Decorator: answer an exception class, or a status, by ``handler(request, error)`` or ``handler(ws, error)``.
 
@@ -431,29 +433,29 @@ class App:
             TypeError, ValueError: ``key`` is neither, or has a handler already.
         """
 
-        def register(handler: F) -> F:
+        def register(handler: ErrorHook) -> ErrorHook:
             self._check_registering()
             self._hooks.handlers.add(key, handler)
             return handler
 
         return register
 
-    def on_startup(self, hook: F) -> F:
+    def on_startup(self, hook: AppHook) -> AppHook:
         """Decorator: call ``hook()`` before the first request. If it raises, the server does not start."""
         return self._add_hook(self._lifespan.on_startup, hook)
 
-    def on_shutdown(self, hook: F) -> F:
+    def on_shutdown(self, hook: AppHook) -> AppHook:
         """Decorator: call ``hook()`` after the last request."""
         return self._add_hook(self._lifespan.on_shutdown, hook)
 
-    def lifespan(self, context: F) -> F:
+    def lifespan(self, context: Context) -> Context:
         """
         Decorator: enter the async context manager ``context(app)`` at start-up, and leave it at shutdown.
 
         An async generator function with one ``yield`` is taken for one.
         """
         self._check_registering()
-        self._lifespan.contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
+        self._lifespan.add_context(context)
         return context
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
@@ -569,14 +571,15 @@ class App:
 
     # Running
 
-    def run(self, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
+    def run(self, host: str | None = None, port: int | None = None, **options: Unpack[RunOptions]) -> None:
         """
         Serve the app until SIGTERM or Ctrl-C, as ``microws run`` does. Blocks; call it in the main thread.
 
         Args:
-            host: Address to listen on. ``"0.0.0.0"`` is every network of this machine.
-            port: Port to listen on; 0 takes a free one.
-            options: The other flags of ``microws run`` for one process, as keywords: ``access_log=False``.
+            host: Address to listen on; ``"0.0.0.0"`` is every network of this machine. Default 127.0.0.1.
+            port: Port to listen on; 0 takes a free one. Default 8000.
+            options: The other flags of ``microws run`` for one process, as keywords: ``access_log=False``. ``bind``
+                takes the place of host and port: ``bind="unix:/run/app.sock"``.
 
         Raises:
             SystemExit: With code 1, where the start-up failed or the address could not be had; the log says why.
@@ -585,7 +588,7 @@ class App:
         if code := run(self, host=host, port=port, **options):
             raise SystemExit(code)
 
-    def test_client(self, **options: Any) -> TestClient:
+    def test_client(self, **options: Unpack[ClientOptions]) -> TestClient:
         """
         An in-memory client for tests: ``async with app.test_client() as client``.
 

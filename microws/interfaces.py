@@ -1,6 +1,7 @@
 """The words that the other modules share: ASGI's types, what travels, and the protocols between the floors."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final
 
 __all__ = [
@@ -113,7 +114,9 @@ class Codec(Protocol):
         frames: Which frames ``decode`` takes: ``"text"`` (it gets ``str``), ``"binary"`` (``bytes``) or ``"any"``.
     """
 
-    frames: Literal["text", "binary", "any"]
+    # Read-only and no Literal, so that a class may say `frames = "text"` without an annotation.
+    @property
+    def frames(self) -> str: ...
 
     def encode(self, value: Any, /) -> str | bytes:
         """``value`` as a text frame (``str``) or a binary one (``bytes``). Raises ``TypeError`` or ``ValueError``."""
@@ -157,17 +160,42 @@ class Backplane(Protocol):
 
 
 class Application(Protocol):
-    """What a ``WebSocket`` and a ``Request`` need of the app that they belong to."""
+    """What a view may ask of the app that its ``Request`` or ``WebSocket`` belongs to; ``App`` documents it."""
 
     @property
     def state(self) -> Any:
         """What the app's views share."""
         ...
 
+    @property
+    def hub(self) -> Any:
+        """The topics and subscribers of this process."""
+        ...
+
     def url_for(self, name: str, /, **params: Any) -> str:
         """The path of the route of that name."""
         ...
 
+    def render(self, template: str, /, **context: Any) -> str:
+        """Fill a template of the app's."""
+        ...
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """Run ``function(*args)`` as a background task of the app."""
+        ...
+
     async def publish(self, topic: str, value: Any) -> Receipt:
         """Send ``value`` to every subscriber of ``topic``."""
+        ...
+
+    def publish_from_thread(self, topic: str, value: Any) -> Receipt:
+        """``publish`` from a worker thread."""
+        ...
+
+    def subscribe(self, *topics: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Read topics as a queue."""
+        ...
+
+    def stream(self, topic: str) -> AsyncIterator[Any]:
+        """A topic as server-sent events."""
         ...

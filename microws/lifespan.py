@@ -1,9 +1,10 @@
 """The life of an app: start-up, background tasks, shutdown. https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
 
+import inspect
 import logging
 import traceback
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -73,6 +74,10 @@ class Lifespan:
         self.on_startup: list[Callable[[], Any]] = []
         self.on_shutdown: list[Callable[[], Any]] = []
         self.tasks = BackgroundTasks()
+
+    def add_context(self, context: Callable[[Any], Any]) -> None:
+        """Enter ``context(app)`` too: an async context manager, or an async generator with one ``yield``."""
+        self.contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
 
     def include(self, other: "Lifespan") -> None:
         """Do what ``other`` would do too, behind what there is."""

@@ -6,8 +6,8 @@ import logging
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, fields
+from typing import TypedDict, get_type_hints
 
 import anyio
 import httpx
@@ -25,6 +25,8 @@ from microws import (
     RoutingError,
     WebSocketDisconnect,
 )
+from microws.server.settings import RunOptions, Settings
+from microws.testing import ClientOptions, TestClient
 
 pytestmark = pytest.mark.anyio
 
@@ -1259,19 +1261,20 @@ if {fails}:
     @app.on_startup
     async def fail():
         raise LookupError("no database")
-app.run("127.0.0.1", {port}, access_log=False)
+app.run({address}, access_log=False)
 """
 
 
-def run_script(tmp_path, *, port, fails=False):
+def run_script(tmp_path, *, address, fails=False):
     path = tmp_path / "site.py"
-    path.write_text(SCRIPT.format(port=port, fails=fails))
+    path.write_text(SCRIPT.format(address=address, fails=fails))
     return subprocess.Popen([sys.executable, path], stderr=subprocess.PIPE, text=True)
 
 
 class TestRun:
-    def test_it_serves_like_the_command(self, tmp_path):
-        process = run_script(tmp_path, port=0)
+    @pytest.mark.parametrize("address", ["'127.0.0.1', 0", "port=0", "bind='127.0.0.1:0'"])
+    def test_it_serves_like_the_command(self, tmp_path, address):
+        process = run_script(tmp_path, address=address)
         try:
             line = process.stderr.readline()
             url = next(word for word in line.split() if word.startswith("http://"))
@@ -1282,7 +1285,7 @@ class TestRun:
         assert process.returncode == 0
 
     def test_a_failed_startup_ends_it_with_1_and_the_users_traceback(self, tmp_path):
-        with run_script(tmp_path, port=0, fails=True) as process:
+        with run_script(tmp_path, address="port=0", fails=True) as process:
             _, errors = process.communicate(timeout=10)
         assert process.returncode == 1
         assert "LookupError: no database" in errors
@@ -1291,7 +1294,7 @@ class TestRun:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            with run_script(tmp_path, port=taken.getsockname()[1]) as process:
+            with run_script(tmp_path, address=f"port={taken.getsockname()[1]}") as process:
                 _, errors = process.communicate(timeout=10)
         assert process.returncode == 1
         assert "Traceback" not in errors
@@ -1301,6 +1304,17 @@ class TestRun:
             App().run(prot=8000)
         with pytest.raises(ValueError, match="port"):
             App().run(port=-1)
+        with pytest.raises(ValueError, match="bind takes the place of host and port"):
+            App().run(port=8000, bind="127.0.0.1:8000")
+
+    def test_it_takes_every_setting_of_a_worker(self):
+        assert {"host", "port", *get_type_hints(RunOptions)} == {field.name for field in fields(Settings)}
+
+
+def test_a_test_client_takes_every_option_of_the_client_but_the_apps_codecs():
+    parameters = inspect.signature(TestClient).parameters.keys()
+    assert parameters - get_type_hints(ClientOptions).keys() == {"app", "codecs"}
+    assert get_type_hints(ClientOptions).keys() <= parameters
 
 
 def test_nothing_is_logged_by_importing_and_registering(caplog):

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 __all__ = [
     "DEFAULT_HOST",
@@ -14,6 +14,7 @@ __all__ = [
     "Address",
     "FileDescriptor",
     "InternetAddress",
+    "RunOptions",
     "Settings",
     "UnixPath",
     "check_setting",
@@ -280,3 +281,21 @@ class Settings:
             return [parse_address(text) for text in self.bind]
         port = DEFAULT_PORT if self.port is None else self.port
         return [InternetAddress(DEFAULT_HOST if self.host is None else self.host, port)]
+
+
+class RunOptions(TypedDict, total=False):
+    """``Settings`` as ``App.run`` takes them, besides host and port."""
+
+    bind: str | Sequence[str]
+    loop: Literal["auto", "asyncio", "uvloop", "trio"]
+    certfile: str | None
+    keyfile: str | None
+    root_path: str
+    ping_interval: float
+    max_message_size: int | str | None
+    drain_timeout: float
+    startup_timeout: float
+    shutdown_timeout: float
+    log_level: Literal["debug", "info", "warning", "error", "critical"]
+    log_format: Literal["text", "json"]
+    access_log: bool

@@ -9,13 +9,14 @@ An in-memory client for any ASGI app: no port, no thread, and no wait without a 
             assert await ws.receive(timeout=1) == "hi"
 """
 
-from microws.testing.client import RequestOptions, TestClient
+from microws.testing.client import ClientOptions, RequestOptions, TestClient
 from microws.testing.cookies import CookieJar
 from microws.testing.http import TestResponse, TestStream
 from microws.testing.sse import ReceivedEvent
 from microws.testing.websocket import FrameCodec, TestWebSocket
 
 __all__ = [
+    "ClientOptions",
     "CookieJar",
     "FrameCodec",
     "ReceivedEvent",

@@ -4,7 +4,7 @@ import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import Literal, Self, TypedDict, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
@@ -25,7 +25,20 @@ from microws.testing.scopes import (
 )
 from microws.testing.websocket import FrameCodec, TestWebSocket, WebSocketCall
 
-__all__ = ["RequestOptions", "TestClient"]
+__all__ = ["ClientOptions", "RequestOptions", "TestClient"]
+
+
+class ClientOptions(TypedDict, total=False):
+    """What ``TestClient`` takes besides the app and its codecs, and documents."""
+
+    timeout: float
+    base_url: str
+    headers: HeaderTypes | None
+    client: tuple[str, int] | None
+    root_path: str
+    lifespan: bool
+    denial: bool
+    send_after_disconnect: Literal["raise", "ignore"]
 
 
 class RequestOptions(BodyOptions, total=False):

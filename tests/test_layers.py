@@ -19,7 +19,7 @@ FLOORS = {
     0: "interfaces errors closing datastructures version",
     1: "codec cookies forms handshake outbox routing/ state",
     2: "backplanes/ requests responses server/ sse tasks templates testing/",
-    3: "answers hub streams transport",
+    3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",
     5: "lifespan views",
     6: "dispatch",
@@ -36,8 +36,6 @@ DEFERRED = {
 
 # "no file much over 250": lines with code on them, without docstrings, comments and blank lines.
 MAX_CODE_LINES = 300
-# To be taken apart; until then they grow no further.
-LARGER_MODULES = {"transport": 460}
 
 # Floors that a package may import from besides itself, where the law allows it more.
 SERVER_FLOORS = (0, 1)
@@ -199,7 +197,7 @@ def test_every_module_says_what_it_offers(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_is_much_over_250_lines_of_code(module: str) -> None:
-    assert code_lines(MODULES[module].read_text()) <= LARGER_MODULES.get(module, MAX_CODE_LINES)
+    assert code_lines(MODULES[module].read_text()) <= MAX_CODE_LINES
 
 
 def code_lines(source: str) -> int:

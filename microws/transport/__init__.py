@@ -1,0 +1,11 @@
+"""
+One WebSocket connection over ASGI.
+
+Reading and sending are independent of each other. One task at a time is inside ASGI's ``receive``, and one inside its
+``send``. The modules, from the bottom: ``lifeline`` (state and end), ``reading``, ``sending``, ``portable``.
+"""
+
+from microws.transport.lifeline import Limits, helping
+from microws.transport.portable import PortableTransport
+
+__all__ = ["Limits", "PortableTransport", "helping"]

@@ -1,0 +1,202 @@
+"""The life of one connection: its state, its end, and who is waiting inside the server."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextvars import ContextVar
+from math import inf
+from typing import Any, NamedTuple
+
+import anyio
+
+from microws.closing import CloseCode
+from microws.errors import WebSocketDisconnect
+from microws.state import Action, State, step
+from microws.tasks import Tasks
+
+__all__ = ["Lifeline", "Limits", "helping"]
+
+# In a task of ws.start_soon: the transport of its connection. What such a task learns, its view does not know yet.
+helping: ContextVar[object] = ContextVar("helping", default=None)
+
+
+class Limits(NamedTuple):
+    """
+    What one connection may cost. Precedents are named where ``App`` documents each.
+
+    Attributes:
+        max_message_size: Payload bytes of one incoming message.
+        receive_queue: Incoming messages that wait for the view before reading pauses; 1 MiB of them pauses it too.
+        send_timeout: Seconds that one ``ws.send`` waits for a slow client.
+        accept_timeout: Seconds from the request to ``accept``.
+        close_timeout: Seconds that a close waits for what is queued before it, and that a view has to notice the end.
+    """
+
+    max_message_size: int = 1 << 20
+    receive_queue: int = 64
+    send_timeout: float = 10
+    accept_timeout: float = 10
+    close_timeout: float = 5
+
+
+class Lifeline(ABC):
+    """
+    What reading and sending share.
+
+    Args:
+        tasks: Of this connection.
+        loop: On asyncio, the event loop.
+        limits: Shared by the connections of an app.
+        on_end: Called when the client has gone, and when the connection is being closed.
+
+    Attributes:
+        state: Where the connection stands.
+        close_code, close_reason: Why it has ended, or is ending.
+        has_learned: Whether the view knows of the end.
+        tasks: Of this connection.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_close_due",
+        "_idle",
+        "_interrupted",
+        "_limits",
+        "_loop",
+        "_on_end",
+        "_reader",
+        "_sender",
+        "_unpaused",
+        "_work",
+        "close_code",
+        "close_reason",
+        "has_learned",
+        "state",
+        "tasks",
+    )
+
+    def __init__(
+        self,
+        *,
+        tasks: Tasks,
+        loop: asyncio.AbstractEventLoop | None,
+        limits: Limits,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.state = State.CONNECTING
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self.has_learned = False
+        self.tasks = tasks
+        self._loop = loop
+        self._limits = limits
+        self._on_end = on_end
+        self._close_due = False
+        # Who is inside ASGI's receive, and who inside its send. A task of the view may be interrupted there.
+        self._reader: object = None
+        self._sender: object = None
+        self._interrupted: tuple[asyncio.Task[Any], ...] = ()
+        # Each event exists only while somebody waits for it.
+        self._arrived: anyio.Event | None = None  # a message, the end, or a turn to read
+        self._unpaused: anyio.Event | None = None  # room in the inbox
+        self._idle: anyio.Event | None = None  # nobody is inside ASGI's send
+        self._work: anyio.Event | None = None  # something for the drainer
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Keep nothing more of what the client sends."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Something waits to be sent."""
+
+    @abstractmethod
+    def _forget_frames(self) -> None:
+        """Nothing of what waits to be sent will be."""
+
+    def fail(self, code: int, reason: str) -> None:
+        """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
+        if self.state in (State.CLOSED, State.CLOSING):
+            return
+        self._begin_close(code, reason)
+        self._forget_frames()
+        self._interrupt(self._sender)
+        self.wake()
+
+    def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
+        """What a call raises when the connection is not open. Whoever gets it knows of the end."""
+        if self.state is State.CONNECTING:
+            return RuntimeError(
+                f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept()"
+            )
+        self.learn()
+        return self._disconnect()
+
+    def learn(self) -> None:
+        """The view knows of the end, or has made it: it may take its time to clean up."""
+        if helping.get() is not self:
+            self.has_learned = True
+            self.tasks.limit(inf)
+
+    def abandon(self) -> None:
+        """Take the client for gone. Never waits."""
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+
+    def _disconnect(self) -> WebSocketDisconnect:
+        error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
+        error.source = self
+        return error
+
+    def _begin_close(self, code: int, reason: str) -> None:
+        self.state = step(self.state, Action.CLOSE)
+        self.close_code, self.close_reason = code, reason
+        self._close_due = True
+        self.discard()
+        self._wake_all()
+        self._interrupt(self._reader)
+        self._finish()
+
+    def _end(self, code: int, reason: str) -> None:
+        """The client has gone. A close of our own keeps its code."""
+        if self.state is State.CLOSED:
+            return
+        if self.close_code is None:
+            self.close_code, self.close_reason = code, reason
+        self.state = step(self.state, Action.DISCONNECT)
+        self._close_due = False
+        self._forget_frames()
+        self._wake_all()
+        self._interrupt(self._reader)
+        self._interrupt(self._sender)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._on_end()
+        if not self.has_learned:
+            self.tasks.limit(self._limits.close_timeout)
+
+    def _interrupt(self, task: object) -> None:
+        """End the wait of a task inside ASGI's receive or send, if it may be ended and is another one than this."""
+        if isinstance(task, anyio.CancelScope):
+            task.cancel()
+        elif isinstance(task, asyncio.Task) and task is not asyncio.current_task() and task not in self._interrupted:
+            self._interrupted = (*self._interrupted, task)
+            task.cancel()
+
+    def _was_interrupted(self) -> bool:
+        """Whether this task's cancellation came from ``_interrupt`` alone; it then ends here."""
+        task = asyncio.current_task()
+        if task not in self._interrupted:
+            return False
+        self._interrupted = tuple(other for other in self._interrupted if other is not task)
+        return task.uncancel() == 0
+
+    def _wake(self, name: str) -> None:
+        event: anyio.Event | None = getattr(self, name)
+        if event is not None:
+            setattr(self, name, None)
+            event.set()
+
+    def _wake_all(self) -> None:
+        for name in ("_arrived", "_unpaused", "_idle", "_work"):
+            self._wake(name)

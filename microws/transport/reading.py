@@ -1,0 +1,187 @@
+"""Reading: somebody always does, so that a disconnect is seen and nothing stays behind in the server."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+import anyio
+
+from microws.closing import CloseCode
+from microws.interfaces import Event, Receive
+from microws.state import State
+from microws.transport.lifeline import Lifeline
+
+__all__ = ["Reading"]
+
+_log = logging.getLogger("microws.websocket")
+
+_MAX_INBOX_BYTES = 1 << 20
+# Who reads, where it is no task of the view's.
+_PUMP = "pump"
+
+
+class Reading(Lifeline):
+    """
+    The incoming side: the view reads while it waits for a message, and else the pump, a task that is there only then.
+
+    Args:
+        receive: ASGI's.
+        options: Of ``Lifeline``.
+    """
+
+    __slots__ = (
+        "_asgi_receive",
+        "_inbox",
+        "_inbox_bytes",
+        "_is_discarding",
+        "_max_chars",
+        "_sent_while_paused",
+        "_unwatched_sends",
+    )
+
+    def __init__(self, receive: Receive, **options: Any) -> None:
+        super().__init__(**options)
+        self._asgi_receive = receive
+        # Four bytes a character is the most that UTF-8 takes; only longer text needs to be measured.
+        self._max_chars = self._limits.max_message_size // 4
+        self._inbox: deque[str | bytes] | None = None
+        self._inbox_bytes = 0
+        self._is_discarding = False
+        self._unwatched_sends = 0
+        self._sent_while_paused = False
+
+    async def receive(self) -> str | bytes:
+        """
+        The next message. Cancelled, it has lost nothing, if the server's ``receive`` loses nothing.
+
+        Raises:
+            WebSocketDisconnect: The connection has ended and every message was received, or this side has closed it.
+            RuntimeError: Not accepted yet.
+        """
+        while self._reader is not None or self._inbox or self.state is not State.OPEN:
+            if self._inbox:
+                return self._take()
+            if self.state is not State.OPEN:
+                raise self.unusable("receive")
+            self._arrived = self._arrived or anyio.Event()
+            await self._arrived.wait()
+        self._unwatched_sends = 0
+        self._reader = asyncio.current_task(self._loop)
+        try:
+            event = await self._asgi_receive()
+        except asyncio.CancelledError:
+            if not self._was_interrupted():
+                raise
+            raise self.unusable("receive") from None
+        finally:
+            self._reader = None
+            if self._arrived is not None:
+                self._wake("_arrived")
+            if self._interrupted:
+                self._was_interrupted()
+        text: str | None = event.get("text")
+        if text is not None and len(text) <= self._max_chars:
+            return text
+        message = self._message_of(event)
+        return await self.receive() if message is None else message
+
+    def read_ahead(self) -> None:
+        """Have messages read into the inbox until the view receives again. Never waits."""
+        if self._reader is None and self.state is not State.CLOSED:
+            self._reader = _PUMP
+            self.tasks.start_soon(self._pump)
+
+    def discard(self) -> None:
+        """Keep nothing more of what the client sends: nobody will receive it."""
+        self._is_discarding = True
+        self._inbox = None
+        self._wake("_unpaused")
+
+    async def linger(self) -> None:
+        """
+        Read and discard until the client has gone, so that nothing stays behind in the server.
+
+        A client that neither goes nor says anything for ``close_timeout`` seconds is left to the server.
+        """
+        self.discard()
+        while self.state is not State.CLOSED:
+            with anyio.move_on_after(self._limits.close_timeout) as waiting:
+                if self._reader is not None:
+                    self._arrived = self._arrived or anyio.Event()
+                    await self._arrived.wait()
+                else:
+                    self._reader = _PUMP
+                    try:
+                        self._message_of(await self._asgi_receive())
+                    finally:
+                        self._reader = None
+            if waiting.cancelled_caught:
+                self.abandon()
+
+    async def _pump(self) -> None:
+        try:
+            while self.state is not State.CLOSED:
+                message = self._message_of(await self._asgi_receive())
+                if message is None:
+                    continue
+                if self._inbox is None:
+                    self._inbox = deque()
+                self._inbox.append(message)
+                self._inbox_bytes += len(message)
+                if self._arrived is not None:
+                    self._wake("_arrived")
+                    if self.tasks.is_ticking:
+                        return
+                elif len(self._inbox) >= self._limits.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES:
+                    await self._pause()
+        except Exception:
+            _log.exception("the server's receive failed")
+            self.abandon()
+        finally:
+            self._reader = None
+
+    async def _pause(self) -> None:
+        """Read no further until the view has taken a message."""
+        while self._inbox:
+            self._unpaused = self._unpaused or anyio.Event()
+            self._sent_while_paused = False
+            with anyio.move_on_after(self._limits.send_timeout):
+                await self._unpaused.wait()
+                return
+            if self._sent_while_paused:
+                # A view that only sends would never learn that its client has left, for that stands behind the
+                # messages that it does not read.
+                _log.warning("a view sends but does not receive what its client sends: closed with 1008")
+                self.fail(CloseCode.POLICY_VIOLATION, "messages are not read here")
+
+    def _take(self) -> str | bytes:
+        assert self._inbox is not None
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message)
+        if self._unpaused is not None:
+            self._wake("_unpaused")
+        return message
+
+    def _message_of(self, event: Event) -> str | bytes | None:
+        """The message in an event, if there is one for the view."""
+        if event["type"] == "websocket.receive":
+            message: str | bytes | None = event.get("text")
+            if message is None:
+                message = event["bytes"]
+                assert message is not None
+            limit = self._limits.max_message_size
+            if len(message) > self._max_chars and _size(message) > limit:
+                self.fail(CloseCode.MESSAGE_TOO_BIG, f"message over {limit} bytes")
+            if not self._is_discarding:
+                return message
+            self._wake("_arrived")
+            return None
+        if event["type"] == "websocket.disconnect":
+            code = event.get("code")
+            self._end(CloseCode.NO_STATUS_RECEIVED if code is None else code, event.get("reason") or "")
+        return None
+
+
+def _size(message: str | bytes) -> int:
+    return len(message.encode(errors="surrogatepass")) if isinstance(message, str) else len(message)

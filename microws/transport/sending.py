@@ -1,0 +1,299 @@
+"""Sending: in one order, one task at a time, and none for ever."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from microws.closing import CloseCode
+from microws.errors import WebSocketDisconnect
+from microws.interfaces import Event, Frame, Receive, Send
+from microws.outbox import Outbox
+from microws.state import State
+from microws.tasks import TICK
+from microws.transport.reading import Reading
+
+__all__ = ["Sending"]
+
+_log = logging.getLogger("microws.websocket")
+
+# Who sends, where it is no task of the view's.
+_LOSING = "losing"
+# Sends in a row, without a receive, after which somebody else has to watch for the disconnect.
+_MAX_UNWATCHED_SENDS = 8
+# Between a send that fails because the client has gone and the event that says so.
+_MAX_SECONDS_TO_DISCONNECT = 1.0
+
+
+class Sending(Reading):
+    """
+    The outgoing side: the view sends or, where something had to wait its turn, the drainer, which empties the outbox.
+
+    Args:
+        receive, send: ASGI's.
+        make_outbox: Called once, when the connection first needs a queue.
+        options: Of ``Lifeline``.
+    """
+
+    __slots__ = ("_asgi_send", "_has_drainer", "_make_outbox", "_send_ticks", "_waiting", "outbox")
+
+    def __init__(self, receive: Receive, send: Send, *, make_outbox: Callable[[], Outbox], **options: Any) -> None:
+        super().__init__(receive, **options)
+        self.outbox: Outbox | None = None
+        self._asgi_send = send
+        self._make_outbox = make_outbox
+        self._has_drainer = False
+        self._send_ticks = 0.0
+        # The frames that find no room in the outbox, in the order of the calls.
+        self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
+
+    async def send(self, frame: Frame) -> None:
+        """
+        Send a frame after everything that waits already.
+
+        Raises:
+            WebSocketDisconnect: The connection has ended, or the client took nothing for ``send_timeout`` seconds
+                (1013).
+            RuntimeError: Not accepted yet.
+        """
+        if self._sender is not None or self.outbox or self.state is not State.OPEN:
+            await self._wait_turn(frame)
+            return
+        if self._unpaused is not None:
+            self._sent_while_paused = True
+        if self._loop is None:
+            if not await self._transmit_in_scope(self._limits.send_timeout, _event(frame)):
+                self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+        else:
+            self._sender = asyncio.current_task(self._loop)
+            self._send_ticks = self._limits.send_timeout / TICK + 1
+            event = {"type": "websocket.send", "text": frame.text} if frame.is_text else _event(frame)
+            try:
+                await self._asgi_send(event)
+            except asyncio.CancelledError:
+                if not self._was_interrupted():
+                    raise
+                self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+            except OSError:
+                await self._lose()
+            finally:
+                self._sender = None
+                if self._idle is not None or self._work is not None:
+                    self._release()
+                if self._interrupted:
+                    self._was_interrupted()
+        self._unwatched_sends += 1
+        if self._unwatched_sends > _MAX_UNWATCHED_SENDS:
+            # The pump needs a turn, also where the server's send never waits.
+            self._unwatched_sends = 0
+            self.read_ahead()
+            await anyio.lowlevel.checkpoint()
+        if self.close_code is not None:
+            raise self.unusable("send")
+
+    async def close(self, code: int, reason: str) -> None:
+        """
+        Send what waits, then a Close frame. A second close does nothing.
+
+        Cancelled, it leaves the rest to the drainer. A client that does not take it all in ``close_timeout`` seconds is
+        left to the server.
+        """
+        self.learn()
+        if self.state in (State.CLOSED, State.CLOSING):
+            return
+        self._begin_close(code, reason)
+        try:
+            await self.flush()
+        finally:
+            if self._close_due:
+                self.wake()
+
+    def close_soon(self, code: int, reason: str) -> None:
+        """``close`` without waiting."""
+        self.learn()
+        if self.state is State.OPEN:
+            self._begin_close(code, reason)
+            self.wake()
+
+    async def flush(self) -> None:
+        """Wait until the Close frame has left; a client that does not take it is left to the server."""
+        if self._close_due and self._sender is None and not self.outbox:
+            await self._transmit_close()
+            return
+        if self._close_due:
+            self.wake()
+        elif self._sender is None:
+            return
+        with anyio.move_on_after(self._limits.close_timeout) as waiting:
+            while self.state is State.CLOSING and (self._close_due or self._sender is not None):
+                self._idle = self._idle or anyio.Event()
+                await self._idle.wait()
+        if waiting.cancelled_caught:
+            self.abandon()
+
+    def ensure_outbox(self) -> Outbox:
+        """The connection's queue; made when it is first needed."""
+        if self.outbox is None:
+            self.outbox = self._make_outbox()
+        return self.outbox
+
+    def wake(self) -> None:
+        """Something waits to be sent: let the drainer see to it. Never waits."""
+        if not self._has_drainer:
+            self._has_drainer = True
+            self.tasks.start_soon(self._drain)
+        elif self._work is not None:
+            self._wake("_work")
+
+    async def _wait_turn(self, frame: Frame) -> None:
+        if self.state is not State.OPEN:
+            raise self.unusable("send")
+        outbox = self.ensure_outbox()
+        if not self._waiting and outbox.has_room(frame):
+            outbox.send_nowait(frame)
+            self.wake()
+            return
+        self._waiting = self._waiting or deque()
+        turn = (frame, anyio.Event())
+        self._waiting.append(turn)
+        try:
+            with anyio.move_on_after(self._limits.send_timeout) as waiting:
+                await turn[1].wait()
+        finally:
+            if not turn[1].is_set():
+                self._waiting.remove(turn)
+        if waiting.cancelled_caught:
+            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+        if self.close_code is not None:
+            raise self.unusable("send")
+
+    def _admit(self) -> None:
+        """Queue the frames that wait for room, as far as there is some now."""
+        while self._waiting and self.outbox is not None and self.outbox.has_room(self._waiting[0][0]):
+            frame, admitted = self._waiting.popleft()
+            self.outbox.send_nowait(frame)
+            admitted.set()
+
+    async def _drain(self) -> None:
+        try:
+            while self.state is not State.CLOSED:
+                if self.state is State.CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
+                    if self.state is State.CLOSING and not self._close_due and self._sender is None:
+                        return
+                    self._work = anyio.Event()
+                    await self._work.wait()
+                else:
+                    await self._empty()
+        except Exception:
+            _log.exception("the server's send failed")
+            self.abandon()
+
+    async def _empty(self) -> None:
+        """
+        Send what waits, and the Close frame where one is due.
+
+        Only the drainer does: a frame that was taken out is lost where the task is cancelled.
+        """
+        try:
+            while self.outbox:
+                await self._transmit_within(inf, _event(self.outbox.pop()))
+                if self._waiting:
+                    self._admit()
+        except WebSocketDisconnect:
+            pass
+        if self._close_due:
+            await self._transmit_close()
+
+    async def _transmit_close(self) -> None:
+        self._close_due = False
+        close = {"type": "websocket.close", "code": self.close_code, "reason": self.close_reason}
+        try:
+            if not await self._transmit_within(self._limits.close_timeout, close):
+                self.abandon()
+        except WebSocketDisconnect:
+            pass
+        except anyio.get_cancelled_exc_class():
+            # It may not have left: let the drainer send it again.
+            self._close_due = self.state is State.CLOSING
+            raise
+
+    async def _transmit_within(self, seconds: float, event: Event) -> bool:
+        """
+        Send an event. ``False``: it was given up after ``seconds``, or because the connection has ended.
+
+        On asyncio the clock of all connections interrupts it: a timer for each send would take longer than the send.
+        """
+        if self._loop is None:
+            return await self._transmit_in_scope(seconds, event)
+        self._sender = asyncio.current_task(self._loop)
+        # The first tick may come at once.
+        self._send_ticks = seconds / TICK + 1
+        try:
+            await self._asgi_send(event)
+        except asyncio.CancelledError:
+            if not self._was_interrupted():
+                raise
+            return False
+        except OSError:
+            await self._lose()
+        finally:
+            self._release()
+            if self._interrupted:
+                self._was_interrupted()
+        return True
+
+    async def _transmit_in_scope(self, seconds: float, event: Event) -> bool:
+        try:
+            with anyio.move_on_after(seconds) as waiting:
+                self._sender = waiting
+                try:
+                    await self._asgi_send(event)
+                except OSError:
+                    await self._lose()
+        finally:
+            self._release()
+        return not waiting.cancelled_caught
+
+    async def _lose(self) -> None:
+        """
+        ``send`` has found that the client has gone: look for the disconnect event, which has the code.
+
+        Source: ASGI WebSocket specification: on a closed connection ``send`` raises a subclass of ``OSError``.
+        """
+        self._sender = _LOSING
+        with anyio.move_on_after(_MAX_SECONDS_TO_DISCONNECT):
+            while self.state is not State.CLOSED:
+                self.read_ahead()
+                self._arrived = self._arrived or anyio.Event()
+                await self._arrived.wait()
+        self.abandon()
+        raise self._disconnect() from None
+
+    def _release(self) -> None:
+        self._sender = None
+        if self._idle is not None:
+            self._wake("_idle")
+        if self._work is not None:
+            self._wake("_work")
+
+    def _wake_all(self) -> None:
+        super()._wake_all()
+        if self._waiting:
+            for _, admitted in self._waiting:
+                admitted.set()
+            self._waiting.clear()
+
+    def _forget_frames(self) -> None:
+        if self.outbox is not None:
+            self.outbox.clear()
+
+
+def _event(frame: Frame) -> Event:
+    if frame.is_text:
+        return {"type": "websocket.send", "text": frame.text}
+    return {"type": "websocket.send", "bytes": frame.data}

@@ -33,7 +33,7 @@ REFERENCE = Path(__file__).with_name("reference.md")
 CLASSES: dict[str, list[type[Any]]] = {
     "App": [microws.App],
     "WebSocket": [microws.WebSocket],
-    "Request": [microws.Request],
+    "Request": [microws.Request, microws.UploadFile],
     "Responses": [
         microws.Response,
         microws.JSONResponse,
@@ -63,6 +63,7 @@ CLASSES: dict[str, list[type[Any]]] = {
 _NOT_CONSTRUCTED = {
     microws.WebSocket,
     microws.Request,
+    microws.UploadFile,
     microws.Receipt,
     microws.subscription.Subscription,
     microws.hub.Statistics,

@@ -31,6 +31,7 @@ from microws.errors import (
     WebSocketRejected,
 )
 from microws.files import FileResponse
+from microws.forms import UploadFile
 from microws.interfaces import Codec, Receipt
 from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response
@@ -65,6 +66,7 @@ __all__ = [
     "ServerSentEvent",
     "State",
     "StreamingResponse",
+    "UploadFile",
     "WebSocket",
     "WebSocketDisconnect",
     "WebSocketRejected",

@@ -36,6 +36,7 @@ PUBLIC = {
     "ServerSentEvent",
     "State",
     "StreamingResponse",
+    "UploadFile",
     "WebSocket",
     "WebSocketDisconnect",
     "WebSocketRejected",

@@ -41,11 +41,11 @@ from microws import (
     ServerSentEvent,
     State,
     StreamingResponse,
+    UploadFile,
     WebSocket,
     WebSocketDisconnect,
     WebSocketRejected,
 )
-from microws.forms import UploadFile
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.requests import Address
 from microws.responses import ResponseHeaders

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from microws.closing import DEFAULT_REASONS, CloseCode, truncate_reason
 from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.requests import Request
-from microws.responses import RedirectResponse, Response
+from microws.responses import RedirectResponse, Response, TextResponse
 from microws.routing import Miss, encode_path
 
 __all__ = ["ErrorHandler", "ErrorHandlers", "allowed", "answer_miss", "close_for", "error_of", "response_for"]
@@ -96,17 +96,17 @@ def response_for(error: Exception, *, path: str, debug: bool) -> Response:
     """The default response to ``error``. An unexpected one is logged, and shows the client no more than an id."""
     if isinstance(error, HTTPException):
         try:
-            return _plain(error.detail, error.status, error.headers)
+            return TextResponse(error.detail, error.status, error.headers)
         except (TypeError, ValueError) as failure:
             # Its headers cannot be sent.
             error = failure
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
-        return _plain("Bad Request", 400)
+        return TextResponse("Bad Request", 400)
     error_id = _report(error, path)
     if debug:
-        return _plain("".join(traceback.format_exception(error)), 500)
-    return _plain(f"Internal Server Error (error id {error_id})", 500)
+        return TextResponse("".join(traceback.format_exception(error)), 500)
+    return TextResponse(f"Internal Server Error (error id {error_id})", 500)
 
 
 def answer_miss(request: Request, miss: Miss) -> Response:
@@ -162,7 +162,3 @@ def _report(error: Exception, path: str) -> str:
         # Encoded: a path may hold line breaks, and would else write lines of its own into the log.
         _log.error("%s: unexpected error, id %s", encode_path(path, keep_slashes=True), error_id, exc_info=error)
     return error_id
-
-
-def _plain(text: str, status: int, headers: Any = None) -> Response:
-    return Response(text.encode(errors="replace"), status, headers, content_type="text/plain; charset=utf-8")

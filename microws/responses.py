@@ -12,7 +12,7 @@ from microws.datastructures import Headers
 from microws.handshake import HeadersLike, check_headers
 from microws.interfaces import Event, Receive, Scope, Send
 
-__all__ = ["BODILESS_STATUSES", "JSONResponse", "RedirectResponse", "Response", "ResponseHeaders"]
+__all__ = ["BODILESS_STATUSES", "JSONResponse", "RedirectResponse", "Response", "ResponseHeaders", "TextResponse"]
 
 # RFC 9110 §15.3.5, §15.4.5: these end with their headers, and a 204 has no Content-Length.
 BODILESS_STATUSES = frozenset({204, 304})
@@ -203,6 +203,25 @@ class Response:
         if content_length is not None:
             headers.append((b"content-length", b"%d" % content_length))
         return {"type": "http.response.start", "status": self.status, "headers": headers}
+
+
+class TextResponse(Response):
+    """
+    Plain text.
+
+    Args:
+        text: Sent in UTF-8; a lone surrogate becomes ``?``.
+        status: HTTP status.
+        headers: A mapping or ``(name, value)`` pairs; ``text/plain; charset=utf-8`` unless they say otherwise.
+
+    Raises:
+        ValueError: A status or header that cannot be sent.
+    """
+
+    def __init__(self, text: str, status: int = 200, headers: HeadersLike | None = None) -> None:
+        super().__init__(b"", status, headers)
+        self.body = text.encode(errors="replace")
+        self.headers.add_default("content-type", "text/plain; charset=utf-8")
 
 
 class JSONResponse(Response):

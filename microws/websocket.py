@@ -11,13 +11,14 @@ import anyio
 from anyio.abc import TaskGroup
 
 from microws.closing import CloseCode, check_close
-from microws.codec import TEXT, Codecs, MessageCodec, dumps_json
+from microws.codec import TEXT, Codecs, MessageCodec
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
-from microws.handshake import check_accept, check_headers, choose_subprotocol
+from microws.handshake import check_accept, choose_subprotocol
 from microws.hub import Hub, Subscriber, check_topic, topic_marker
 from microws.interfaces import Application, Event, Receipt, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.requests import Connection
+from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import State
 from microws.transport import Limits, PortableTransport, helping
 
@@ -194,21 +195,15 @@ class WebSocket(Connection):
 
         Source: https://asgi.readthedocs.io/en/latest/extensions.html#websocket-denial-response
         """
-        if not 200 <= status <= 599:
-            raise ValueError(f"a rejection has an HTTP status of 200 to 599, not {status}")
-        raw = check_headers(headers)
-        if any(name in (b"content-length", b"transfer-encoding") for name, _ in raw):
-            raise ValueError("Content-Length and Transfer-Encoding come by themselves: leave them out of headers=")
-        if isinstance(body, bytes):
-            data, content_type = body, b"application/octet-stream"
-        elif isinstance(body, str):
-            data, content_type = body.encode(), b"text/plain; charset=utf-8"
+        response: Response
+        if isinstance(body, str):
+            response = TextResponse(body, status, headers)
+        elif isinstance(body, bytes):
+            response = Response(body, status, headers)
         else:
-            data, content_type = dumps_json(body), b"application/json"
-        if not any(name == b"content-type" for name, _ in raw):
-            raw.append((b"content-type", content_type))
-        raw.append((b"content-length", b"%d" % len(data)))
-        await self._transport.reject(status, raw, data)
+            response = JSONResponse(body, status, headers)
+        length = (b"content-length", b"%d" % len(response.body))
+        await self._transport.reject(response.status, [*response.headers.raw(), length], response.body)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
@@ -410,8 +405,6 @@ class WebSocket(Connection):
             raise FeatureUnavailable("this version has no history: subscribe without since=")
         if presence is not None:
             raise FeatureUnavailable("this version has no presence: subscribe without presence=")
-        for topic in topics:
-            check_topic(topic)
         if not topics:
             raise TypeError("subscribe takes at least one topic")
         if self.closed:
@@ -491,14 +484,12 @@ class WebSocket(Connection):
             with transport.tasks:
                 await view(self)
             await self._finish()
-            self._leave()
             if self._helpers:
                 for scope in list(self._helpers):
                     scope.cancel()
             if self.accepted:
                 await transport.linger()
         finally:
-            self._leave()
             transport.abandon()
             await transport.tasks.end()
 
@@ -512,10 +503,7 @@ class WebSocket(Connection):
             await self.close()
 
     def _make_outbox(self) -> Outbox:
-        return Outbox(
-            marker=topic_marker if self._options.gaps else None,
-            losses=self._options.hub.losses,
-        )
+        return Outbox(marker=topic_marker if self._options.gaps else None, losses=self._options.hub.losses)
 
     def _leave(self) -> None:
         if self._subscriber is not None:

@@ -103,14 +103,14 @@ class TestReading:
         async def view(ws):
             await ws.accept()
 
-        async with wired(app_of(view), Wire()) as wire:
+        async with wired(app_of(view, close_timeout=0.3), Wire()) as wire:
             await wire.wait_sent(2)
-            for _ in range(10):
+            for _ in range(20):
                 wire.put("x")
-                await anyio.sleep(0.02)
+                await anyio.sleep(0.025)
             assert not wire.has_ended
             wire.put(DISCONNECT)
-        assert wire.taken == 12
+        assert wire.taken == 22
 
     async def test_a_client_that_never_answers_the_close_is_left_to_the_server_after_close_timeout(self):
         async def view(ws):

@@ -229,6 +229,28 @@ class TestReading:
         assert codes == [1008]
         assert wire.texts[-1] == "close 1008 messages are not read here"
 
+    async def test_so_is_one_that_only_subscribes(self):
+        ended = []
+
+        async def view(ws):
+            await ws.subscribe("ticks")
+            async with ws:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    ended.append(ws.close_code)
+                    wire.notify()
+
+        app = app_of(view, receive_queue=2, send_timeout=0.1, close_timeout=0.1)
+        async with wired(app, Wire()) as wire:
+            wire.put("1", "2", "3")
+            with anyio.fail_after(5):
+                while not ended:
+                    await app.publish("ticks", "tick")
+                    await anyio.sleep(0.01)
+            wire.put(DISCONNECT)
+        assert ended == [1008]
+
     async def test_one_that_neither_sends_nor_receives_for_long_may_still_receive_everything(self):
         got, go = [], anyio.Event()
 

@@ -150,8 +150,8 @@ class Reading(Lifeline):
                 await self._unpaused.wait()
                 return
             if self._sent_while_paused:
-                # A view that only sends would never learn that its client has left, for that stands behind the
-                # messages that it does not read.
+                # A view that only sends, or that only subscribes, would never learn that its client has left, for that
+                # stands behind the messages that it does not read.
                 _log.warning("a view sends but does not receive what its client sends: closed with 1008")
                 self.fail(CloseCode.POLICY_VIOLATION, "messages are not read here")
 

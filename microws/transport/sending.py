@@ -201,6 +201,8 @@ class Sending(Reading):
         """
         try:
             while self.outbox:
+                if self._unpaused is not None:
+                    self._sent_while_paused = True
                 await self._transmit_within(inf, _event(self.outbox.pop()))
                 if self._waiting:
                     self._admit()

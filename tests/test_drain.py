@@ -380,7 +380,7 @@ async def test_a_websocket_that_comes_in_a_drain_is_refused_and_the_app_not_aske
 
     connections = Connections(echo, waits=TrioWaits)
     await connections.drain()
-    scope = {"type": "websocket", "raw_path": b"/", "query_string": b""}
+    scope = websocket_scope()
     await connections(scope, anyio.sleep_forever, send)
     assert sent == [("websocket.http.response.start", 503), ("websocket.http.response.body", None)]
 
@@ -393,13 +393,17 @@ async def test_a_server_that_cannot_close_a_websocket_stops_no_drain():
             raise LookupError
 
     async with anyio.create_task_group() as tasks:
-        scope = {"type": "websocket", "raw_path": b"/", "query_string": b""}
+        scope = websocket_scope()
         tasks.start_soon(connections, scope, anyio.sleep_forever, send)
         await anyio.wait_all_tasks_blocked()
         assert connections.statistics() == (0, 1)
         await connections.drain()
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
+
+
+def websocket_scope():
+    return {"type": "websocket", "http_version": "1.1", "raw_path": b"/", "query_string": b"", "headers": []}
 
 
 async def app_that_accepts(scope, receive, send):

@@ -166,8 +166,10 @@ class Lifeline(ABC):
         self._close_due = False
         self._forget_frames()
         self._wake_all()
-        self._interrupt(self._reader)
-        self._interrupt(self._sender)
+        if self._reader is not None:
+            self._interrupt(self._reader)
+        if self._sender is not None:
+            self._interrupt(self._sender)
         self._finish()
 
     def _finish(self) -> None:
@@ -198,5 +200,11 @@ class Lifeline(ABC):
             event.set()
 
     def _wake_all(self) -> None:
-        for name in ("_arrived", "_unpaused", "_idle", "_work"):
-            self._wake(name)
+        if self._arrived is not None:
+            self._wake("_arrived")
+        if self._unpaused is not None:
+            self._wake("_unpaused")
+        if self._idle is not None:
+            self._wake("_idle")
+        if self._work is not None:
+            self._wake("_work")

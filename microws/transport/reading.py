@@ -3,14 +3,15 @@
 import asyncio
 import logging
 from collections import deque
-from typing import Any
+from collections.abc import Callable
 
 import anyio
 
 from microws.closing import CloseCode
 from microws.interfaces import Event, Receive
 from microws.state import State
-from microws.transport.lifeline import Lifeline
+from microws.tasks import Tasks
+from microws.transport.lifeline import Lifeline, Limits
 
 __all__ = ["Reading"]
 
@@ -27,7 +28,7 @@ class Reading(Lifeline):
 
     Args:
         receive: ASGI's.
-        options: Of ``Lifeline``.
+        tasks, loop, limits, on_end: Of ``Lifeline``.
     """
 
     __slots__ = (
@@ -40,8 +41,16 @@ class Reading(Lifeline):
         "_unwatched_sends",
     )
 
-    def __init__(self, receive: Receive, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        receive: Receive,
+        *,
+        tasks: Tasks,
+        loop: asyncio.AbstractEventLoop | None,
+        limits: Limits,
+        on_end: Callable[[], None],
+    ) -> None:
+        super().__init__(tasks=tasks, loop=loop, limits=limits, on_end=on_end)
         self._asgi_receive = receive
         # Four bytes a character is the most that UTF-8 takes; only longer text needs to be measured.
         self._max_chars = self._limits.max_message_size // 4

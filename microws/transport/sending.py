@@ -5,7 +5,6 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -15,7 +14,8 @@ from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Frame, Receive, Send
 from microws.outbox import Outbox
 from microws.state import State
-from microws.tasks import TICK
+from microws.tasks import TICK, Tasks
+from microws.transport.lifeline import Limits
 from microws.transport.reading import Reading
 
 __all__ = ["Sending"]
@@ -37,13 +37,23 @@ class Sending(Reading):
     Args:
         receive, send: ASGI's.
         make_outbox: Called once, when the connection first needs a queue.
-        options: Of ``Lifeline``.
+        tasks, loop, limits, on_end: Of ``Lifeline``.
     """
 
     __slots__ = ("_asgi_send", "_has_drainer", "_make_outbox", "_send_ticks", "_waiting", "outbox")
 
-    def __init__(self, receive: Receive, send: Send, *, make_outbox: Callable[[], Outbox], **options: Any) -> None:
-        super().__init__(receive, **options)
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        make_outbox: Callable[[], Outbox],
+        tasks: Tasks,
+        loop: asyncio.AbstractEventLoop | None,
+        limits: Limits,
+        on_end: Callable[[], None],
+    ) -> None:
+        super().__init__(receive, tasks=tasks, loop=loop, limits=limits, on_end=on_end)
         self.outbox: Outbox | None = None
         self._asgi_send = send
         self._make_outbox = make_outbox

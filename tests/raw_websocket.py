@@ -1,9 +1,12 @@
 """A WebSocket client that does only what it is told: it may not answer, not read, or send nonsense."""
 
+import socket
+import struct
 from contextlib import asynccontextmanager
 
 import anyio
 import wsproto
+from anyio.abc import SocketAttribute
 from wsproto.events import AcceptConnection, CloseConnection, Message, Ping, RejectConnection, RejectData, Request
 
 
@@ -64,3 +67,10 @@ async def connected(port, path="/"):
         answer = await ws.handshake(path)
         assert isinstance(answer, AcceptConnection), answer
         yield ws
+
+
+async def reset(stream):
+    """Leave at once, with a RST in place of a FIN."""
+    linger = struct.pack("ii", 1, 0)
+    stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    await stream.aclose()

@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import ssl
-import struct
 import sys
 import threading
 from pathlib import Path
@@ -18,8 +17,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from anyio.abc import SocketAttribute
-from raw_websocket import RawWebSocket, connected
+from raw_websocket import RawWebSocket, connected, reset
 from worker_here import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
 from wsproto.events import CloseConnection, Message, RejectConnection
 
@@ -32,6 +30,11 @@ from microws.server.worker import choose_loop, run
 pytestmark = pytest.mark.anyio
 
 TLS = Path(__file__).parent / "tls"
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+HANDSHAKE = REQUEST.removesuffix(b"\r\n") + (
+    b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n\r\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -248,12 +251,11 @@ async def test_a_head_over_16_kib_is_431():
 
 @pytest.mark.parametrize("handshake", [True, False])
 async def test_a_head_over_16_kib_is_431_also_where_it_comes_in_one_piece(handshake, caplog):
-    upgrade = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n"
     async with serving(echo) as served:
         for size, answer in ((16_000, b"101 " if handshake else b"200 "), (17_000, b"431 ")):
             async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-                head = b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * size + b"\r\n"
-                await stream.send(head + (upgrade if handshake else b"") + b"\r\n")
+                field = b"x: " + b"y" * size + b"\r\n\r\n"
+                await stream.send((HANDSHAKE if handshake else REQUEST).removesuffix(b"\r\n") + field)
                 assert (await stream.receive()).startswith(b"HTTP/1.1 " + answer)
                 if size > 16 << 10:
                     await read_to_the_end(stream)
@@ -279,6 +281,86 @@ async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_answered():
                 await anyio.lowlevel.checkpoint()
         with anyio.fail_after(5):
             await has_answered.wait()
+
+
+async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_failed(caplog):
+    has_failed = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            has_failed.set()
+            raise LookupError
+
+    async with serving(app, drain_timeout=1) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        await has_failed.wait()
+        with anyio.fail_after(5), contextlib.suppress(anyio.BrokenResourceError):
+            while True:
+                await stream.send(b"1\r\nx\r\n" * 100)
+    assert [record.getMessage() for record in failures(caplog)] == ["the app raised in POST / HTTP/1.1"]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("resets", [True, False])
+async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, reads, resets):
+    """Hypercorn may tell of the disconnect before it has handed on what came before, and then waits for the app."""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            while reads and (await receive())["type"] != "websocket.disconnect":
+                pass
+
+    async with serving(app, drain_timeout=1) as served, anyio.create_task_group() as tasks:
+
+        async def flood(count):
+            async with connected(served.port) as ws:
+                with contextlib.suppress(anyio.BrokenResourceError), anyio.move_on_after(0.3):
+                    for _ in range(count):
+                        await ws.stream.send(b"\x81\x81\0\0\0\0x" * 20)
+                if resets:
+                    await reset(ws.stream)
+
+        for count in (1, 2, 5, 10, 20, 50):
+            tasks.start_soon(flood, count)
+    assert served.exit_code == 0
+    assert not failures(caplog)
+
+
+async def test_a_frame_before_the_101_is_refused_and_the_app_learns_that_the_client_has_left(caplog):
+    """Hypercorn itself then forgets the app."""
+    has_ended = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            assert await receive() == {"type": "websocket.connect"}
+            # Once more, too: a framework may ask again.
+            for _ in range(2):
+                assert await receive() == {"type": "websocket.disconnect", "code": 1006}
+            has_ended.set()
+
+    async with serving(app) as served:
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+            await stream.send(HANDSHAKE + b"\x81\x81\0\0\0\0x")
+            assert (await stream.receive()).startswith(b"HTTP/1.1 400 ")
+        with anyio.fail_after(5):
+            await has_ended.wait()
+    assert not failures(caplog)
+
+
+async def test_a_client_that_does_not_answer_the_close_is_dropped(monkeypatch, caplog):
+    monkeypatch.setattr("microws.server.connections.CLOSE_TIMEOUT", 0.1)
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+
+    async with serving(app) as served, connected(served.port) as ws:
+        assert (await ws.closed(answer=False))[0] == 1000
+        await read_to_the_end(ws.stream)
+    assert not failures(caplog)
 
 
 async def test_an_app_that_waits_for_the_disconnect_while_it_answers_gets_it():
@@ -327,17 +409,10 @@ async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
 
     async with serving(app) as served:
         stream = await anyio.connect_tcp("127.0.0.1", served.port)
-        # Reset, not closed.
-        linger = struct.pack("ii", 1, 0)
-        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        head = b"GET / HTTP/1.1\r\nhost: x\r\n"
-        upgrade = (
-            b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n"
-        )
-        await stream.send(head + (upgrade if handshake else b"") + b"\r\n")
+        await stream.send(HANDSHAKE if handshake else REQUEST)
         if handshake:
             await stream.receive()
-        await stream.aclose()
+        await reset(stream)
         await left.wait()
     assert not failures(caplog)
 

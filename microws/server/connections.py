@@ -2,8 +2,8 @@
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any, Final
 
 import anyio
@@ -11,6 +11,8 @@ import anyio
 from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
+from microws.server.heads import empty_and_last, head_size, is_event_stream
+from microws.server.link import Link
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.waits import Waits
 
@@ -21,8 +23,12 @@ _log = logging.getLogger("microws.server")
 # Seconds that a client has to answer a Close frame, as api.md's close_timeout; `websockets` waits 10.
 CLOSE_TIMEOUT: Final = 5.0
 
+# Seconds that an event may be on its way from Hypercorn to the app, at the end of a connection.
+_LAST_EVENT_TIMEOUT: Final = 0.1
+
 _SWITCHING: Final = 101
 _TOO_LARGE: Final = 431
+_FAILED: Final = 500
 _UNAVAILABLE: Final = 503
 
 _RESTART: Final = DEFAULT_REASONS[CloseCode.SERVICE_RESTART]
@@ -56,12 +62,14 @@ class Connections:
         self._open: set[_Request | _WebSocket] = set()
         self._is_draining = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or WebSocket."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, *, link: Link | None = None) -> None:
+        """Serve one request or WebSocket, which came on ``link``."""
         if self._extensions:
             scope["extensions"] = {**scope.get("extensions", {}), **self._extensions}
         kind = _WebSocket if scope["type"] == "websocket" else _Request
-        connection = kind(scope, receive, send, waits=self._waits(), log_access=self._log_access)
+        # Over HTTP/2 other requests travel on the same link.
+        own_link = link if scope["http_version"].startswith("1") else None
+        connection = kind(scope, receive, send, link=own_link, waits=self._waits(), log_access=self._log_access)
         connection.is_draining = self._is_draining
         self._open.add(connection)
         try:
@@ -95,11 +103,14 @@ class _Gone(OSError):
     """
 
 
-class _Connection:
+class _Connection(ABC):
     """What a request and a WebSocket have in common."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, waits: Waits, log_access: AccessLog) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, link: Link | None, waits: Waits, log_access: AccessLog
+    ) -> None:
         self.is_draining = False
+        self._link = link
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -112,18 +123,35 @@ class _Connection:
         self._is_cut = False  # by a drain
 
     async def _call(self, app: ASGIApplication, receive: Receive, send: Send) -> bool:
-        """Whether the app returned. What it raised is logged; also that it said nothing. Hypercorn then sends 500."""
+        """Whether the app returned. Where it did not, or said nothing, that is logged, and the answer is 500."""
         try:
             await app(self._scope, receive, send)
         except Exception as error:
             if not (self._is_cut and _is_gone(error)):
                 _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
-                self._status = self._status or 500
+                if self._status is None:
+                    await self._refuse(_FAILED)
             return False
         if self._status is None and not self._has_left:
             _log.error("the app returned without an answer to %s", request_line(self._scope))
-            self._status = 500
+            await self._refuse(_FAILED)
         return True
+
+    @abstractmethod
+    async def _refuse(self, status: int) -> None:
+        """Answer with no more than a status, and close."""
+
+    async def _take_the_rest(self) -> None:
+        """
+        Discard what was read of a connection that is coming to its end.
+
+        Hypercorn keeps ten events, and waits for the app to take one where there are more: for ever, if it has ended.
+
+        Source: Hypercorn 0.18, asyncio/task_group.py:34 and protocol/ws_stream.py:251,319.
+        """
+        with anyio.move_on_after(CLOSE_TIMEOUT):
+            while self._link is not None and not self._link.ended.is_set():
+                await self._waits.run(self._receive)
 
     def _log_answer(self) -> None:
         if not self._is_answered:
@@ -140,13 +168,17 @@ class _Request(_Connection):
 
     async def run(self, app: ASGIApplication) -> None:
         try:
-            if _head_size(self._scope) > MAX_HEAD_BYTES:
+            if head_size(self._scope) > MAX_HEAD_BYTES:
                 await self._refuse(_TOO_LARGE)
                 return
             await self._call(app, self.receive, self.send)
             if self._is_cut and not self._is_answered:
                 # So that the client sees a stream that has ended, not one that broke.
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif self._link is not None and not self._is_answered and self._has_body_left():
+                self._link.on_end = self._waits.interrupt
+                self._link.abort()
+                await self._take_the_rest()
         finally:
             self._log_answer()
 
@@ -163,12 +195,9 @@ class _Request(_Connection):
         kind = event["type"]
         if kind == "http.response.start":
             self._status = event["status"]
-            self._is_event_stream = _is_event_stream(event)
+            self._is_event_stream = is_event_stream(event)
         if kind == "http.response.body" and not event.get("more_body", False):
-            if self._is_body_complete or not _has_body(self._scope):
-                await self._send(event)
-            else:
-                await self._send_and_discard(event)
+            await (self._send_and_discard(event) if self._has_body_left() else self._send(event))
             self._log_answer()
             return
         await self._send(event)
@@ -188,8 +217,16 @@ class _Request(_Connection):
             self._is_body_complete = True
 
     async def _refuse(self, status: int) -> None:
-        await self.send({"type": "http.response.start", "status": status, "headers": _empty_and_last(self._scope)})
+        await self.send({"type": "http.response.start", "status": status, "headers": empty_and_last(self._scope)})
         await self.send({"type": "http.response.body", "body": b""})
+
+    def _has_body_left(self) -> bool:
+        """Whether the client may be sending a body that the app does not read; over HTTP/2 it need not say so."""
+        if self._is_body_complete or self._has_left:
+            return False
+        if self._scope["method"] not in ("GET", "HEAD"):
+            return True
+        return any(name in (b"content-length", b"transfer-encoding") for name, _ in self._scope["headers"])
 
     async def _send_and_discard(self, event: Event) -> None:
         """
@@ -219,19 +256,25 @@ class _WebSocket(_Connection):
 
     _code: int | None = None
     _is_told = False
+    _closed_at = 0.0
+    _has_ended = False  # the link
 
     async def run(self, app: ASGIApplication) -> None:
         self._is_settled = anyio.Event()
+        if self._link is not None:
+            self._link.on_end = self._end
         try:
             if self.is_draining:
                 await self._refuse(_UNAVAILABLE)
                 return
-            if _head_size(self._scope) > MAX_HEAD_BYTES:
+            if head_size(self._scope) > MAX_HEAD_BYTES:
                 await self._refuse(_TOO_LARGE)
                 return
             returned = await self._call(app, self.receive, self.send)
-            if self._status == _SWITCHING and not self._has_left:
-                await self._part(CloseCode.NORMAL_CLOSURE if returned else CloseCode.INTERNAL_ERROR)
+            if self._status == _SWITCHING:
+                if not self._has_left:
+                    await self._part(CloseCode.NORMAL_CLOSURE if returned else CloseCode.INTERNAL_ERROR)
+                await self._take_the_rest()
         finally:
             if self._status == _SWITCHING:
                 self._log_access(self._scope, _SWITCHING, self._began, ending=self._ending())
@@ -239,12 +282,33 @@ class _WebSocket(_Connection):
                 self._log_answer()
 
     async def receive(self) -> Event:
-        event = None if self._is_cut else await self._waits.run(self._receive)
-        if event is None:
+        event = None
+        if not (self._is_cut or self._has_ended):
+            event = await self._waits.run(self._receive)
+        if event is None and self._is_cut:
             self._is_told = True
             return {"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART.value, "reason": _RESTART}
+        if event is None:
+            event = await self._last_event()
         self._note(event)
         return event
+
+    async def _last_event(self) -> Event:
+        """
+        What comes after the link has ended: messages and the disconnect that wait for the app, as a rule.
+
+        But a frame that came before the 101, and a send that was cancelled, have Hypercorn forget to tell of the end.
+
+        Source: Hypercorn 0.18, protocol/ws_stream.py:204,238-240,251.
+        """
+        event = None
+        with anyio.move_on_after(_LAST_EVENT_TIMEOUT):
+            event = await self._waits.run(self._receive)
+        return event or {"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE.value}
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._waits.interrupt()
 
     async def send(self, event: Event) -> None:
         kind = event["type"]
@@ -267,6 +331,7 @@ class _WebSocket(_Connection):
             if self._code is None:
                 self._code = event.get("code", CloseCode.NORMAL_CLOSURE)
             await self._send(event)
+            self._closed_at = anyio.current_time()
         else:
             if kind == "websocket.close":
                 self._status = 403
@@ -308,7 +373,7 @@ class _WebSocket(_Connection):
 
     async def _refuse(self, status: int) -> None:
         self._status = status
-        headers = _empty_and_last(self._scope)
+        headers = empty_and_last(self._scope)
         await self._send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await self._send({"type": "websocket.http.response.body", "body": b""})
         self._log_answer()
@@ -316,6 +381,7 @@ class _WebSocket(_Connection):
     async def _close(self, code: CloseCode, reason: str) -> None:
         self._code = code
         await self._send({"type": "websocket.close", "code": code.value, "reason": reason})
+        self._closed_at = anyio.current_time()
 
     async def _part(self, code: CloseCode) -> None:
         """
@@ -325,44 +391,23 @@ class _WebSocket(_Connection):
 
         Source: RFC 6455 §7.1.1.
         """
-        if self._is_cut:
-            await self._is_settled.wait()
-        elif self._code is None:
-            await self._close(code, DEFAULT_REASONS.get(code, ""))
-        with anyio.move_on_after(CLOSE_TIMEOUT):
-            while not self._has_left:
-                self._note(await self._receive())
+        async with anyio.create_task_group() as tasks:
+            # Beside the close: where a send fails, Hypercorn waits for the app to take an event.
+            tasks.start_soon(self._wait_left, tasks.cancel_scope)
+            if self._is_cut:
+                await self._is_settled.wait()
+            elif self._code is None:
+                await self._close(code, DEFAULT_REASONS.get(code, ""))
+            await anyio.sleep(max(0, self._closed_at + CLOSE_TIMEOUT - anyio.current_time()))
+            tasks.cancel_scope.cancel()
+        if not self._has_left and self._link is not None:
+            self._link.abort()
 
-
-def _head_size(scope: Scope) -> int:
-    """Bytes of a request's target and of its fields."""
-    headers = scope["headers"]
-    separators = len(": \r\n") * len(headers)
-    return (
-        sum(map(len, chain.from_iterable(headers))) + separators + len(scope["raw_path"]) + len(scope["query_string"])
-    )
-
-
-def _has_body(scope: Scope) -> bool:
-    """Whether the client may be sending a body; over HTTP/2 it need not say so."""
-    if scope["method"] not in ("GET", "HEAD"):
-        return True
-    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
-
-
-def _empty_and_last(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers of an answer without a body, the connection's last one in HTTP/1."""
-    headers = [(b"content-length", b"0")]
-    if scope["http_version"].startswith("1"):
-        headers.append((b"connection", b"close"))
-    return headers
-
-
-def _is_event_stream(start: Event) -> bool:
-    for name, value in start.get("headers", ()):
-        if bytes(name).lower() == b"content-type":
-            return bytes(value).strip().lower().startswith(b"text/event-stream")
-    return False
+    async def _wait_left(self, waiting: anyio.CancelScope) -> None:
+        while not self._has_left:
+            event = None if self._has_ended else await self._waits.run(self._receive)
+            self._note(event or await self._last_event())
+        waiting.cancel()
 
 
 def _is_gone(error: BaseException | None) -> bool:

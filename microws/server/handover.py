@@ -4,18 +4,20 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskStatus
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 
-from microws.interfaces import ASGIApplication
-from microws.server.connections import CLOSE_TIMEOUT
+from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, log_failure
+from microws.server.link import Link
 from microws.server.listening import BACKLOG
 
 __all__ = ["AsyncioServer"]
@@ -32,7 +34,7 @@ class AsyncioServer:
     WebSocket is open: so its loop is written here anew, with the transports in our hands.
 
     Args:
-        app: Called for each request and WebSocket; it must not raise.
+        app: Called for each request and WebSocket.
         config: Hypercorn's.
         state: The lifespan's; each request gets a copy.
         tls: Speak TLS with it.
@@ -41,9 +43,9 @@ class AsyncioServer:
     """
 
     def __init__(
-        self, app: ASGIApplication, config: Config, *, state: dict[str, Any], tls: ssl.SSLContext | None = None
+        self, app: Connections, config: Config, *, state: dict[str, Any], tls: ssl.SSLContext | None = None
     ) -> None:
-        self._app: Any = ASGIWrapper(app)  # type: ignore[arg-type] # Hypercorn's ASGI types are narrower
+        self._app = app
         self._config = config
         self._state: Any = state
         self._tls = tls
@@ -96,10 +98,12 @@ class AsyncioServer:
         task = asyncio.current_task()
         assert task is not None
         self._open[task] = writer.transport
-        context = _Context(self._terminated)
+        link = Link(writer.transport.abort)
+        app: Any = ASGIWrapper(partial(self._app, link=link))
+        context = _Context(self._terminated, link)
         loop = asyncio.get_running_loop()
         try:
-            await _Connection(self._app, loop, self._config, context, self._state, reader, writer)
+            await _Connection(app, loop, self._config, context, self._state, reader, writer)
         except asyncio.CancelledError:
             pass  # ``cancel``; asyncio would report that the callback of a connection was cancelled
         except Exception as error:
@@ -112,9 +116,9 @@ class AsyncioServer:
 
 
 class _Context(EndingPings, WorkerContext):
-    def __init__(self, terminated: Any) -> None:
+    def __init__(self, terminated: Any, link: Link) -> None:
         WorkerContext.__init__(self, None)
-        EndingPings.__init__(self)
+        EndingPings.__init__(self, link)
         self.terminated = terminated
 
 
@@ -124,14 +128,16 @@ class _Connection(TCPServer):
     async def _read_data(self) -> None:
         try:
             await super()._read_data()
+            # Whoever waits for the disconnect has it before the link's end is told.
+            await anyio.lowlevel.checkpoint()
         finally:
-            self.context.connection_ended.set()
+            self.context.link.end()
             # Hypercorn would hold the socket until the keep-alive time is over.
             await self.idle_task.stop()
 
     async def _idle_timeout(self) -> None:
         # An app may end its response when the client has left already.
-        if not self.context.connection_ended.is_set():
+        if not self.context.link.ended.is_set():
             await super()._idle_timeout()
 
     async def _close(self) -> None:

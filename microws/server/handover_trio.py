@@ -3,9 +3,11 @@
 import socket
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import trio
 from anyio.abc import TaskStatus
 from hypercorn.app_wrappers import ASGIWrapper
@@ -13,9 +15,9 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
-from microws.interfaces import ASGIApplication
-from microws.server.connections import CLOSE_TIMEOUT
+from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.hypercorn_setup import EndingPings, log_failure
+from microws.server.link import Link
 
 __all__ = ["TrioServer"]
 
@@ -28,16 +30,16 @@ class TrioServer:
     Accepts connections and lets Hypercorn speak their protocols.
 
     Args:
-        app: Called for each request and WebSocket; it must not raise.
+        app: Called for each request and WebSocket.
         config: Hypercorn's.
         state: The lifespan's; each request gets a copy.
         tls: Speak TLS with it.
     """
 
     def __init__(
-        self, app: ASGIApplication, config: Config, *, state: dict[str, Any], tls: ssl.SSLContext | None = None
+        self, app: Connections, config: Config, *, state: dict[str, Any], tls: ssl.SSLContext | None = None
     ) -> None:
-        self._app: Any = ASGIWrapper(app)  # type: ignore[arg-type] # Hypercorn's ASGI types are narrower
+        self._app = app
         self._config = config
         self._state: Any = state
         self._tls = tls
@@ -86,11 +88,13 @@ class TrioServer:
         stream: Any = tcp
         if self._tls is not None:
             stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
-        context = _Context(self._terminated)
+        link = Link(tcp.socket.close)
+        app: Any = ASGIWrapper(partial(self._app, link=link))
+        context = _Context(self._terminated, link)
         with trio.CancelScope() as scope:
             self._open[tcp] = scope
             try:
-                await _Connection(self._app, self._config, context, self._state, stream)
+                await _Connection(app, self._config, context, self._state, stream)
             except Exception as error:
                 log_failure(error, also_expected=_BROKEN)
             finally:
@@ -101,9 +105,9 @@ class TrioServer:
 
 
 class _Context(EndingPings, WorkerContext):
-    def __init__(self, terminated: Any) -> None:
+    def __init__(self, terminated: Any, link: Link) -> None:
         WorkerContext.__init__(self, None)
-        EndingPings.__init__(self)
+        EndingPings.__init__(self, link)
         self.terminated = terminated
 
 
@@ -113,14 +117,16 @@ class _Connection(TCPServer):
     async def _read_data(self) -> None:
         try:
             await super()._read_data()
+            # Whoever waits for the disconnect has it before the link's end is told.
+            await anyio.lowlevel.checkpoint()
         finally:
-            self.context.connection_ended.set()
+            self.context.link.end()
             # Hypercorn would hold the socket until the keep-alive time is over.
             await self.idle_task.stop()
 
     async def _idle_timeout(self) -> None:
         # An app may end its response when the client has left already.
-        if not self.context.connection_ended.is_set():
+        if not self.context.link.ended.is_set():
             await super()._idle_timeout()
 
     async def _close(self) -> None:

@@ -9,6 +9,7 @@ import h11
 import wsproto.utilities
 from hypercorn.config import Config
 
+from microws.server.link import Link
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, MAX_HEAD_BYTES, Settings
 
 __all__ = ["HANDSHAKE_TIMEOUT", "EndingPings", "hypercorn_config", "log_failure"]
@@ -48,12 +49,12 @@ class EndingPings:
     Its only user, the task that sends pings, would otherwise hold a connection for up to an interval after its end.
     """
 
-    def __init__(self) -> None:
-        self.connection_ended = anyio.Event()
+    def __init__(self, link: Link) -> None:
+        self.link = link
 
     async def sleep(self, wait: float) -> None:
         with anyio.move_on_after(wait):
-            await self.connection_ended.wait()
+            await self.link.ended.wait()
 
 
 _CLIENTS_FAULTS: Final = (OSError, h11.ProtocolError, h2.exceptions.H2Error, wsproto.utilities.ProtocolError)

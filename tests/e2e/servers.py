@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,18 @@ from websockets.asyncio.client import connect
 HERE = Path(__file__).parent
 # Seconds for what ought to take a fraction of one.
 LIMIT = 10
+
+# A handshake as bytes; the path is to be filled in.
+UPGRADE = (
+    b"GET %s HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def text_frame(text):
+    """A short message of a client, as bytes. Its mask is zero."""
+    data = text.encode()
+    return bytes([0x81, 0x80 | len(data), 0, 0, 0, 0]) + data
 
 
 class Program(NamedTuple):
@@ -40,7 +52,7 @@ def _microws(loop):
 
 def _uvicorn(protocol):
     # The protocol "websockets" is deprecated; a warning is no failure here.
-    return Program(("uvicorn", "--ws", protocol), knows_close=True, exit_code=-15)
+    return Program(("uvicorn", "--ws", protocol, "--timeout-keep-alive", "1"), knows_close=True, exit_code=-15)
 
 
 PROGRAMS = {
@@ -123,7 +135,7 @@ class Client:
 
 @asynccontextmanager
 async def tcp(server):
-    """A TCP connection that is reset at the end of the block, if it still stands."""
+    """A TCP connection."""
     async with await anyio.connect_tcp("127.0.0.1", server.port) as stream:
         yield stream
 
@@ -139,3 +151,10 @@ async def read_response(stream, data=b"", *, has_body=True):
         while has_body and len(rest) < int(headers["content-length"]):
             rest += await stream.receive()
     return int(first.split(" ")[1]), headers, rest
+
+
+async def wait_until_dropped(stream):
+    """Until the server has ended the connection; what it sends before that is not looked at."""
+    with anyio.fail_after(LIMIT), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            await stream.receive()

@@ -1,0 +1,32 @@
+"""The heads of requests and responses: how large, of what kind, and the one of a refusal."""
+
+from itertools import chain
+
+from microws.interfaces import Event, Scope
+
+__all__ = ["empty_and_last", "head_size", "is_event_stream"]
+
+
+def head_size(scope: Scope) -> int:
+    """Bytes of a request's target and of its fields."""
+    headers = scope["headers"]
+    separators = len(": \r\n") * len(headers)
+    return (
+        sum(map(len, chain.from_iterable(headers))) + separators + len(scope["raw_path"]) + len(scope["query_string"])
+    )
+
+
+def empty_and_last(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer without a body, the connection's last one in HTTP/1."""
+    headers = [(b"content-length", b"0")]
+    if scope["http_version"].startswith("1"):
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+def is_event_stream(start: Event) -> bool:
+    """Whether a response that begins so is one of server-sent events."""
+    for name, value in start.get("headers", ()):
+        if bytes(name).lower() == b"content-type":
+            return bytes(value).strip().lower().startswith(b"text/event-stream")
+    return False

@@ -30,27 +30,35 @@ class ErrorHandlers:
         self._by_class: dict[type[Exception], ErrorHandler] = {}
         self._of_unexpected: ErrorHandler | None = None
 
-    def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
+    def check(self, key: type[Exception] | int) -> None:
         """
-        Register ``handler`` for a status or an exception class.
+        Refuse what has no handler or has one already.
 
         Raises:
-            TypeError, ValueError: ``key`` is neither, or has a handler already.
+            TypeError, ValueError: ``key`` is no status or exception class, or has a handler already.
         """
         if isinstance(key, int) and not isinstance(key, bool):
             if not 400 <= key <= 599:
                 raise ValueError(f"error_handler takes a status of 400 to 599, not {key}")
             if key in self._by_status:
                 raise ValueError(f"{key} has an error handler already")
-            self._by_status[key] = handler
-            if key == 500:
-                self._of_unexpected = partial(_report_and_call, handler)
         elif isinstance(key, type) and issubclass(key, Exception):
             if key in self._by_class:
                 raise ValueError(f"{key.__name__} has an error handler already")
-            self._by_class[key] = handler
         else:
-            raise TypeError(f"error_handler takes an exception class or a status, not {key!r}")
+            raise TypeError(
+                f"error_handler takes an exception class or a status, not {key!r}; write @app.error_handler(404)"
+            )
+
+    def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
+        """Register ``handler`` for a status or an exception class. Raises as ``check``."""
+        self.check(key)
+        if isinstance(key, type):
+            self._by_class[key] = handler
+            return
+        self._by_status[key] = handler
+        if key == 500:
+            self._of_unexpected = partial(_report_and_call, handler)
 
     def find(self, error: Exception) -> ErrorHandler | None:
         """

@@ -11,7 +11,7 @@ from microws.datastructures import State
 from microws.dispatch import Dispatcher
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
-from microws.hooks import Hooks
+from microws.hooks import HookList, Hooks, Middleware
 from microws.hub import Hub
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
@@ -119,7 +119,7 @@ class App:
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
         self._lifespan = Lifespan()
-        self._middleware: list[tuple[Callable[..., ASGIApplication], dict[str, Any]]] = []
+        self._middleware = Middleware()
         self._codecs = Codecs()
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub)
@@ -136,6 +136,7 @@ class App:
 
     def route(self, pattern: str, *, methods: Iterable[str] = ("GET",), name: str | None = None) -> Callable[[F], F]:
         """``add_route`` as a decorator."""
+        Pattern.check(pattern)
 
         def register(view: F) -> F:
             self.add_route(view, pattern, methods=methods, name=name)
@@ -229,6 +230,7 @@ class App:
             ValueError: Another argument that cannot be.
             FeatureUnavailable: A value type that this version does not have.
         """
+        Pattern.check(pattern)
 
         def register(view: WebSocketView) -> WebSocketView:
             self._check_registering()
@@ -317,12 +319,15 @@ class App:
         Raises:
             RoutingError: Two routes that cannot be told apart, or a prefix that cannot be.
             RuntimeError: ``other_app`` is this app, is included elsewhere, or has middleware, which would not run.
+            TypeError: ``other_app`` is no ``App``.
             ValueError: Both apps have codecs of one name.
         """
         self._check_registering()
+        if not isinstance(other_app, App):
+            raise TypeError(f"include takes an App, not {other_app!r}; for another ASGI app write app.mount(prefix, …)")
         if other_app is self or other_app._parent not in (None, self):
             raise RuntimeError("an app is included in one other app only, and never in itself")
-        if other_app._middleware:
+        if other_app._middleware.added:
             raise RuntimeError("an included app has no middleware: add it to the including app, or mount this one")
         if "{" in prefix:
             raise RoutingError(f"the prefix {prefix!r} has a parameter: write it in each pattern, for the views")
@@ -392,11 +397,10 @@ class App:
 
         Raises:
             RuntimeError: The app serves already, or is included in another.
+            TypeError: What makes no ASGI app.
         """
         self._check_registering()
-        if self._asgi is not None:
-            raise RuntimeError("add middleware before the app serves its first request")
-        self._middleware.append((asgi_middleware, options))
+        self._middleware.add(asgi_middleware, options)
 
     def before_request(self, hook: RequestHook) -> RequestHook:
         """Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer."""
@@ -430,12 +434,13 @@ class App:
         open is closed as without it.
 
         Raises:
-            TypeError, ValueError: ``key`` is neither, or has a handler already.
+            TypeError, ValueError: ``key`` is neither, or has a handler already; a handler that takes other arguments.
         """
+        self._hooks.handlers.check(key)
 
         def register(handler: ErrorHook) -> ErrorHook:
             self._check_registering()
-            self._hooks.handlers.add(key, handler)
+            self._hooks.add_handler(key, handler)
             return handler
 
         return register
@@ -603,10 +608,7 @@ class App:
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: serve that one")
         if self._asgi is None:
-            asgi: ASGIApplication = self._serve
-            for middleware, options in reversed(self._middleware):
-                asgi = middleware(asgi, **options)
-            self._asgi = asgi
+            self._asgi = self._middleware.around(self._serve)
         await self._asgi(scope, receive, send)
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -629,9 +631,9 @@ class App:
         """The app that serves: this one, or the outermost of those that include it."""
         return self if self._parent is None else self._parent._root
 
-    def _add_hook(self, hooks: list[Callable[..., Any]], hook: F) -> F:
+    def _add_hook(self, hooks: HookList, hook: F) -> F:
         self._check_registering()
-        hooks.append(hook)
+        hooks.add(hook)
         return hook
 
     def _check_registering(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from microws.hooks import call_hook
+from microws.hooks import HookList, call_hook, check_hook
 from microws.interfaces import Receive, Send
 
 __all__ = ["BackgroundTasks", "Lifespan"]
@@ -71,12 +71,20 @@ class Lifespan:
 
     def __init__(self) -> None:
         self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
-        self.on_startup: list[Callable[[], Any]] = []
-        self.on_shutdown: list[Callable[[], Any]] = []
+        self.on_startup = HookList("on_startup")
+        self.on_shutdown = HookList("on_shutdown")
         self.tasks = BackgroundTasks()
 
     def add_context(self, context: Callable[[Any], Any]) -> None:
-        """Enter ``context(app)`` too: an async context manager, or an async generator with one ``yield``."""
+        """
+        Enter ``context(app)`` too: an async context manager, or an async generator with one ``yield``.
+
+        Raises:
+            TypeError: It is neither.
+        """
+        check_hook(context, "lifespan", "app")
+        if inspect.iscoroutinefunction(context):
+            raise TypeError("@app.lifespan takes an async generator: write a `yield` between start-up and shutdown")
         self.contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
 
     def include(self, other: "Lifespan") -> None:

@@ -297,6 +297,15 @@ class TestRoutes:
         assert (await ask(app, "/many", method="PURGE")).text == "PURGE"
         assert (await ask(app, "/many")).headers["allow"] == "OPTIONS, POST, PURGE"
 
+    @pytest.mark.parametrize("decorator", ["route", "get", "post", "put", "patch", "delete", "websocket_route"])
+    def test_a_decorator_without_its_parentheses_is_refused(self, decorator):
+        with pytest.raises(TypeError, match=r"^a pattern is a str, not <function nothing.*; write it in parentheses"):
+            getattr(App(), decorator)(nothing)
+
+    def test_an_error_handler_without_its_parentheses_is_refused(self):
+        with pytest.raises(TypeError, match=r"^error_handler takes .*, not <function .*; write @app\.error_handler"):
+            App().error_handler(nothing)
+
     def test_methods_are_a_list(self):
         with pytest.raises(RoutingError, match=r"methods is a list, such as \['POST'\]"):
             App().route("/", methods="POST")(nothing)
@@ -649,6 +658,10 @@ class Rewriter:
         await self.app(scope, receive, send)
 
 
+async def mirror_later(scope, receive, send):
+    await mirror(scope, receive, send)
+
+
 class TestMiddleware:
     async def test_the_one_added_first_is_outermost_and_sees_every_kind(self):
         app, log = App(), []
@@ -688,6 +701,11 @@ class TestMiddleware:
         app = App()
         app.add_middleware(closed)
         assert (await ask(app)).status == 503
+
+    @pytest.mark.parametrize("middleware", [3, mirror_later, Rewriter(None, prefix="")])
+    def test_what_makes_no_asgi_app_is_refused(self, middleware):
+        with pytest.raises(TypeError, match=r"^add_middleware takes a class or function that is called as"):
+            App().add_middleware(middleware)
 
     async def test_it_is_too_late_once_the_app_serves(self):
         app = App()
@@ -806,6 +824,10 @@ HEX = Hex()
 
 
 class TestInclude:
+    def test_what_is_no_app_is_refused_with_the_line_to_write(self):
+        with pytest.raises(TypeError, match=r"^include takes an App, not <module .*; .* write app\.mount"):
+            App().include(json)
+
     async def test_routes_converters_codecs_and_state_come_along_below_the_prefix(self):
         app, inner = App(), blueprint()
         app.include(inner, "/inner")

@@ -7,7 +7,7 @@ import pytest
 from asking import ask, ask_websocket, ending_of, refusal_of
 
 from microws import App, EventStream, HTTPException, Response
-from microws.hooks import call_hook
+from microws.hooks import call_hook, check_hook
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +51,51 @@ class TestCallHook:
 
         for hook in (a, plain, Hook(), functools.partial(a), lambda x: a(x)):
             assert await call_hook(hook, 1) == 2
+
+
+class TestWhatCannotBeCalled:
+    @pytest.mark.parametrize(
+        ("decorator", "call"),
+        [
+            ("before_request", "two(request)"),
+            ("before_websocket", "two(ws)"),
+            ("after_websocket", "two(ws)"),
+            ("on_startup", "two()"),
+            ("on_shutdown", "two()"),
+            ("lifespan", "two(app)"),
+        ],
+    )
+    def test_a_hook_with_other_parameters_is_refused_when_it_is_registered(self, decorator, call):
+        async def two(a, b):
+            pass
+
+        with pytest.raises(TypeError) as caught:
+            getattr(App(), decorator)(two)
+        assert str(caught.value) == f"two(a, b) does not fit @app.{decorator}: it is called as {call}"
+
+    def test_an_error_handler_that_does_not_take_the_error_is_refused(self):
+        async def not_found(request):
+            pass
+
+        with pytest.raises(TypeError, match=r"^not_found\(request\) does not fit @app\.error_handler: it is called as"):
+            App().error_handler(404)(not_found)
+
+    def test_what_is_no_function_is_refused(self):
+        with pytest.raises(TypeError, match=r"^@app\.before_request takes a function, not 3$"):
+            App().before_request(3)
+
+    def test_a_function_that_does_not_tell_its_parameters_is_taken(self):
+        check_hook(dict, "before_request", "request")
+
+    def test_what_counts_is_the_hook_itself_and_not_what_it_wraps(self):
+        async def hook(request, user):
+            pass
+
+        @functools.wraps(hook)
+        async def with_user(request):
+            await hook(request, "Anna")
+
+        assert App().before_request(with_user) is with_user
 
 
 class TestHTTP:

@@ -108,9 +108,18 @@ class TestOrder:
         assert log == ["up", "up"]
 
     async def test_decorators_give_the_function_back(self):
-        app = App()
-        for decorator in (app.on_startup, app.on_shutdown, app.lifespan):
-            assert decorator(note) is note
+        app, hook = App(), note([], "called")
+        for decorator in (app.on_startup, app.on_shutdown):
+            assert decorator(hook) is hook
+        made = context([], "a")
+        assert app.lifespan(made) is made
+
+    def test_a_lifespan_without_yield_is_refused_when_it_is_registered(self):
+        async def start(app):
+            pass
+
+        with pytest.raises(TypeError, match=r"^@app\.lifespan takes an async generator: write a `yield` between"):
+            App().lifespan(start)
 
 
 PHASES = ("startup", "shutdown")

@@ -159,14 +159,22 @@ class Pattern:
                 )
         object.__setattr__(self, "parameters", names)
 
+    @staticmethod
+    def check(text: object) -> None:
+        """Raise ``TypeError`` where ``text`` is no text, such as the view of a decorator without parentheses."""
+        if not isinstance(text, str):
+            raise TypeError(f'a pattern is a str, not {text!r}; write it in parentheses, as in @app.route("/chat")')
+
     @classmethod
     def parse(cls, text: str, converters: Converters) -> "Pattern":
         """
         Take ``text`` apart.
 
         Raises:
+            TypeError: It is no text.
             RoutingError: Says what is wrong with it and what to write.
         """
+        cls.check(text)
         if not text.startswith("/"):
             raise RoutingError(f"pattern {text!r} must begin with a slash: write {'/' + text!r}")
         if "//" in text:

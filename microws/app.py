@@ -469,6 +469,7 @@ class App:
 
         Raises:
             RuntimeError: The app is not running.
+            TypeError: ``function`` is none, but what it has returned.
         """
         self._root._lifespan.tasks.start_soon(function, *args)
 

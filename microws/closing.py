@@ -41,11 +41,14 @@ def check_close(code: int, reason: str) -> None:
     Refuse a close code or reason that may not stand in a Close frame.
 
     Raises:
+        TypeError: ``code`` is no number.
         ValueError: ``code`` is not one of 1000–1003, 1007–1014 and 3000–4999, or ``reason`` is over 123 UTF-8 bytes or
             not encodable.
 
     Source: RFC 6455 §5.5, §7.4.
     """
+    if not isinstance(code, int):
+        raise TypeError(f"a close code is a number, not {code!r}; the reason comes second: close(1000, reason)")
     if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
         raise ValueError(
             f"{code} may not be sent as a close code; use 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own"

@@ -54,6 +54,7 @@ class HTTPException(MicrowsError):
         headers: More response headers, a mapping or ``(name, value)`` pairs.
 
     Raises:
+        TypeError: ``status`` is no number.
         ValueError: ``status`` is not an error status.
     """
 
@@ -64,6 +65,8 @@ class HTTPException(MicrowsError):
         *,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
     ) -> None:
+        if not isinstance(status, int):
+            raise TypeError(f"HTTPException takes a status first, such as 404, not {status!r}")
         if not 400 <= status <= 599:
             raise ValueError(f"HTTPException takes an error status, 400 to 599, not {status}; return (body, {status})")
         self.status = status

@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 
 from microws.hooks import HookList, call_hook, check_hook
 from microws.interfaces import Receive, Send
+from microws.tasks import check_function
 
 __all__ = ["BackgroundTasks", "Lifespan"]
 
@@ -31,7 +32,9 @@ class BackgroundTasks:
 
         Raises:
             RuntimeError: The app has not started, or has ended.
+            TypeError: ``function`` is none.
         """
+        check_function(function)
         if self._group is None:
             raise RuntimeError(
                 "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan"

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import anyio
 from anyio.abc import TaskGroup
 
-__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "on_asyncio"]
+__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "on_asyncio"]
 
 # Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
 TICK = 0.25
@@ -213,6 +213,15 @@ def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
     if clock is None:
         clock = _clocks[loop] = _Clock()
     return clock
+
+
+def check_function(function: object) -> None:
+    """Raise ``TypeError`` where ``start_soon`` was given no function, such as the coroutine that one has returned."""
+    if not callable(function):
+        raise TypeError(
+            "start_soon takes a function and its arguments, such as start_soon(tick, 1), not what it gave, as in "
+            f"start_soon(tick(1)); came {type(function).__name__}"
+        )
 
 
 def on_asyncio() -> bool:

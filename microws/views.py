@@ -1,7 +1,7 @@
 """What stands behind a route: a view's signature and topics bound to its pattern; and what it returns as a response."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from inspect import Parameter
@@ -236,8 +236,16 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         raise TypeError("a Response has its own status and headers: return it alone")
     raise TypeError(
         "a view returns str, bytes, dict, list, a dataclass, None, a tuple or a Response, "
-        f"not {type(body).__name__}; to send an iterator, return StreamingResponse(…) around it"
+        f"not {type(body).__name__}{_instead_of(body)}"
     )
+
+
+def _instead_of(body: Any) -> str:
+    if inspect.isawaitable(body):
+        return "; write `await` before the call that made it"
+    if isinstance(body, AsyncIterable | Iterator):
+        return "; to send what it gives, return StreamingResponse(…) or EventStream(…) around it"
+    return ""
 
 
 def _function(view: Any) -> Any:

@@ -20,6 +20,7 @@ from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import State
+from microws.tasks import check_function
 from microws.transport import Limits, PortableTransport, helping
 
 __all__ = ["WebSocket", "WebSocketOptions"]
@@ -446,7 +447,9 @@ class WebSocket(Connection):
 
         Raises:
             RuntimeError: The connection has ended.
+            TypeError: ``function`` is none, but what it has returned.
         """
+        check_function(function)
         if self._helpers is None:
             self._helpers = set()
         scope = anyio.CancelScope()

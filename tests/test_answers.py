@@ -23,6 +23,11 @@ def respond(error, *, debug=False):
     return response_for(error, path="/x", debug=debug)
 
 
+def test_a_detail_in_place_of_the_status_is_a_type_error():
+    with pytest.raises(TypeError, match=r"^HTTPException takes a status first, such as 404, not 'no such room'$"):
+        HTTPException("no such room")
+
+
 class TestHandlers:
     def test_the_status_of_an_http_exception_beats_its_class(self):
         handlers = ErrorHandlers()

@@ -189,6 +189,13 @@ class TestFailures:
 
 
 class TestBackgroundTasks:
+    async def test_a_coroutine_in_place_of_the_function_is_refused_with_the_call_to_write(self):
+        app, coroutine = App(), anyio.sleep(1)
+        async with app.test_client():
+            with pytest.raises(TypeError, match=r"such as start_soon\(tick, 1\), .*; came coroutine$"):
+                app.start_soon(coroutine)
+        coroutine.close()
+
     @pytest.mark.parametrize("where", ["lifespan", "on_startup", "view"])
     async def test_a_task_may_be_started_in_each_of_these_and_publishes(self, where):
         app = App()

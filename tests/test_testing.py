@@ -242,6 +242,14 @@ class TestRequestBodies:
             with pytest.raises(TypeError, match="one body; got json, content"):
                 await client.post("/", json={}, content=b"")
 
+    @pytest.mark.parametrize("option", ["params", "files", "body", "max_queue"])
+    async def test_an_option_that_there_is_not_is_an_error(self, option):
+        async with client_of(hello) as client:
+            with pytest.raises(
+                TypeError, match=rf"^a request has no option '{option}'; it takes headers, query, cookies,"
+            ):
+                await client.post("/", **{option: 1})
+
     async def test_chunks_are_fetched_when_the_app_has_taken_the_one_before(self):
         fetched = []
         taken = []

@@ -299,9 +299,10 @@ class TestReturnValues:
     @pytest.mark.parametrize(
         ("value", "complaint"),
         [
-            (5, "not int"),
-            (object(), "not object"),
-            (iter([1]), r"return StreamingResponse\(…\) around it"),
+            (5, "not int$"),
+            (object(), "not object$"),
+            (iter([1]), r"return StreamingResponse\(…\) or EventStream\(…\) around it"),
+            (App().stream("chat"), r"return StreamingResponse\(…\) or EventStream\(…\) around it"),
             (Point, "not type"),
             ((), r"\(\)"),
             (("x",), r"\(str\)"),
@@ -314,6 +315,15 @@ class TestReturnValues:
     def test_anything_else_is_a_type_error_that_says_what_to_return(self, value, complaint):
         with pytest.raises(TypeError, match=complaint):
             to_response(value)
+
+    async def test_what_was_not_waited_for_says_so(self):
+        async def text():
+            return "x"
+
+        text = text()
+        with pytest.raises(TypeError, match=r"not coroutine; write `await` before the call that made it$"):
+            to_response(text)
+        text.close()
 
     @pytest.mark.parametrize("value", [("x", 99), ("x", 600), ("x", 200, {"a\n": "b"}), ("x", {"a": "b\r\nc: d"})])
     def test_a_bad_status_or_header_is_a_value_error(self, value):

@@ -781,6 +781,17 @@ class TestEvents:
 
 
 class TestClose:
+    async def test_a_reason_in_place_of_the_code_is_a_type_error_that_says_how_to_write_it(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TypeError, match=r"^a close code is a number, not 'bye'; .* close\(1000, reason\)$"):
+                    await ws.close("bye")
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.wait_closed()
+            assert ws.close_code == 1000
+
     @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, -1])
     async def test_a_code_that_may_not_be_sent_is_a_value_error(self, app, code):
         @app.websocket_route("/")
@@ -1258,6 +1269,19 @@ class TestHelpers:
             assert [text async for text in ws if text != "tick"] == []
             assert ws.close_code == 1000
             assert await notes.wait() == ["ended"]
+
+    async def test_a_coroutine_in_place_of_the_function_is_refused_with_the_call_to_write(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            coroutine = anyio.sleep(1)
+            async with ws:
+                with pytest.raises(TypeError, match=r"such as start_soon\(tick, 1\), .*; came coroutine$"):
+                    ws.start_soon(coroutine)
+            coroutine.close()
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.wait_closed()
+            assert ws.close_code == 1000
 
     async def test_its_failure_closes_with_1011_and_is_logged(self, app, caplog):
         notes = Notes()

@@ -192,7 +192,7 @@ class TestClient:
             TimeoutError: The response, or the app's end behind it, did not come in time.
             RuntimeError: The app broke ASGI's rules.
             Exception: Whatever left the app.
-            TypeError: More than one of ``json``, ``data`` and ``content`` was given.
+            TypeError: Another option, or more than one of ``json``, ``data`` and ``content``.
         """
         timeout = options.pop("timeout", self._timeout)
         call, start = self._http(method, path, options, max_queue=None, timeout=math.inf)
@@ -218,7 +218,7 @@ class TestClient:
             options: See ``RequestOptions``; ``timeout`` is for each wait.
 
         Raises:
-            TypeError: More than one of ``json``, ``data`` and ``content`` was given.
+            TypeError: Another option, or more than one of ``json``, ``data`` and ``content``.
         """
         timeout = options.pop("timeout", self._timeout)
         call, start = self._http(method, path, options, max_queue=max_queue, timeout=timeout)

@@ -139,8 +139,13 @@ def encode_body(method: str, options: BodyOptions) -> tuple[bytes | AsyncIterabl
     A request's body and the headers that describe it.
 
     Raises:
-        TypeError: More than one body was given.
+        TypeError: More than one body was given, or something else.
     """
+    if unknown := options.keys() - BodyOptions.__annotations__.keys():
+        raise TypeError(
+            f"a request has no option {min(unknown)!r}; it takes headers, query, cookies, timeout, and one of "
+            "json, data and content"
+        )
     if len(options) > 1:
         raise TypeError(f"a request has one body; got {', '.join(options)}")
     headers = {}

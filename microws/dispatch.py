@@ -202,16 +202,15 @@ class Dispatcher:
                 result = await call_hook(hook, ws)
                 if result is not None and not ws.closed:
                     if ws.accepted:
-                        raise RuntimeError(
-                            "a before_websocket hook returned a response after it had accepted: "
-                            "end the connection with ws.close() there"
-                        )
+                        raise RuntimeError("a hook that has accepted ends the connection by ws.close(), not by return")
                     await _reject_with(ws, to_response(result))
                 if ws.closed:
                     return
         if endpoint.topics:
             await self._subscribe(ws, endpoint.topics)
-        await endpoint.view(ws, ws.path_params)
+        returned = await endpoint.view(ws, ws.path_params)
+        if returned is not None and not (ws.accepted or ws.closed):
+            await _reject_with(ws, to_response(returned))
 
     async def _call_after_websocket(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
         for hooks in endpoint.hooks.outwards():

@@ -324,7 +324,7 @@ class WebSocket(Connection):
     async def _after_invalid(self, codec: MessageCodec, error: PayloadTypeError | InvalidMessage) -> Any:
         """The next message that can be decoded, on a route that skips the others."""
         while self._options.on_invalid == "skip":
-            _log.warning("%s: skipped a message: %s", self.path, error)
+            _log.warning("%r: skipped a message: %s", self.path, error)
             message = await self._transport.receive()
             try:
                 return codec.decode(message)
@@ -466,7 +466,7 @@ class WebSocket(Connection):
                 await function(*args)
             except Exception as error:
                 if not _is_disconnect_of(self._transport, error):
-                    _log.exception("%s: a task of ws.start_soon failed; the connection is closed with 1011", self.path)
+                    _log.exception("%r: a task of ws.start_soon failed; the connection is closed with 1011", self.path)
                     self._transport.fail(CloseCode.INTERNAL_ERROR, "internal error")
             finally:
                 self._helpers.discard(scope)
@@ -498,8 +498,9 @@ class WebSocket(Connection):
 
     async def _finish(self) -> None:
         if self._transport.state is State.CONNECTING:
-            # 503 for a view that was cancelled because it took too long, 403 for one that just returned.
-            await self.reject(503 if self._transport.tasks.was_cancelled else 403)
+            took_too_long = self._transport.tasks.was_cancelled
+            _log.info("%r: the view %s without accepting", self.path, "was cancelled" if took_too_long else "returned")
+            await self.reject(503 if took_too_long else 403)
         elif self.closed:
             await self._transport.flush()
         else:

@@ -288,7 +288,7 @@ class TestWebSocket:
 
         assert (await ending_of(app, "/x"))[0] == 1011
         assert log == []
-        assert "end the connection with ws.close() there" in caplog.text
+        assert "ends the connection by ws.close(), not by return" in caplog.text
 
     async def test_an_answer_whose_body_is_not_known_is_an_error(self, caplog):
         app = app_with_views()

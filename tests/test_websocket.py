@@ -301,6 +301,31 @@ class TestReject:
         assert dict(caught.value.headers)["content-type"] == "text/html"
 
     @pytest.mark.parametrize("denial", [True, False])
+    async def test_a_view_that_returns_an_answer_without_accepting_rejects_with_it(self):
+        app = App()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            return {"error": "no"}, 401
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                await client.websocket("/").__aenter__()
+        assert (caught.value.status, caught.value.body) == (401, b'{"error":"no"}')
+
+    async def test_a_view_that_returns_nothing_without_accepting_is_in_the_log(self, caplog):
+        app = App()
+
+        @app.websocket_route("/door")
+        async def view(ws):
+            pass
+
+        with caplog.at_level("INFO", "microws"):
+            async with app.test_client() as client:
+                with pytest.raises(WebSocketRejected):
+                    await client.websocket("/door").__aenter__()
+        assert "'/door': the view returned without accepting" in caplog.text
+
     async def test_the_default_and_close_before_accept_and_a_view_that_returns_are_403(self, app, denial):
         @app.websocket_route("/reject")
         async def reject(ws):

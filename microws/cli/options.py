@@ -107,7 +107,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="microws",
         description="The decorator micro-framework for real-time Python.",
-        epilog="microws run chat:app    serve the app of chat.py; more in: microws run --help",
+        epilog="`microws run chat:app` serves the app of chat.py; `microws run --help` tells the rest",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"microws {version}")

@@ -300,7 +300,6 @@ class TestReject:
                     pass
         assert dict(caught.value.headers)["content-type"] == "text/html"
 
-    @pytest.mark.parametrize("denial", [True, False])
     async def test_a_view_that_returns_an_answer_without_accepting_rejects_with_it(self):
         app = App()
 
@@ -326,6 +325,7 @@ class TestReject:
                     await client.websocket("/door").__aenter__()
         assert "'/door': the view returned without accepting" in caplog.text
 
+    @pytest.mark.parametrize("denial", [True, False])
     async def test_the_default_and_close_before_accept_and_a_view_that_returns_are_403(self, app, denial):
         @app.websocket_route("/reject")
         async def reject(ws):

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -67,8 +68,11 @@ class Server:
 
     def stop(self):
         """SIGTERM; the exit code."""
-        self._process.terminate()
+        self.signal(signal.SIGTERM)
         return self.wait()
+
+    def signal(self, number):
+        self._process.send_signal(number)
 
     def wait(self):
         """The exit code."""

@@ -363,6 +363,25 @@ async def test_a_client_that_does_not_answer_the_close_is_dropped(monkeypatch, c
     assert not failures(caplog)
 
 
+async def test_a_client_that_does_not_read_is_given_up_on_trio(monkeypatch, caplog, anyio_backend_name):
+    """On asyncio the app's own limit can end a send; on trio Hypercorn shields it."""
+    monkeypatch.setattr("microws.server.handover_trio._SEND_TIMEOUT", 0.2)
+    has_left = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            with anyio.move_on_after(0.1):
+                while True:
+                    await send({"type": "websocket.send", "bytes": bytes(1 << 16)})
+            has_left.set()
+
+    async with serving(app) as served, connected(served.port):
+        with anyio.fail_after(5):
+            await has_left.wait()
+    assert not failures(caplog)
+
+
 async def test_an_app_that_waits_for_the_disconnect_while_it_answers_gets_it():
     has_left = anyio.Event()
 

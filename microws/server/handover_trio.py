@@ -3,6 +3,7 @@
 import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import trio
 from anyio.abc import TaskStatus
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
@@ -20,6 +22,9 @@ from microws.server.hypercorn_setup import EndingPings, log_failure
 from microws.server.link import Link
 
 __all__ = ["TrioServer"]
+
+# Seconds that a client has to take what is sent at once, as api.md's send_timeout.
+_SEND_TIMEOUT: Final = 10.0
 
 # Busy: Hypercorn hangs up while another of its tasks is sending.
 _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
@@ -113,6 +118,18 @@ class _Context(EndingPings, WorkerContext):
 
 class _Connection(TCPServer):
     context: _Context
+
+    async def protocol_send(self, event: Event) -> None:
+        # Hypercorn shields a send from cancellation, and so waits for a client that does not read: for ever.
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            with trio.move_on_after(_SEND_TIMEOUT, shield=True), suppress(*_BROKEN):
+                await self.stream.send_all(event.data)
+                return
+        self.context.link.abort()
+        await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
         try:

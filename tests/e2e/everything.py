@@ -70,6 +70,11 @@ def _open_files():
     return len(list(Path("/dev/fd").iterdir()))
 
 
+@app.on_shutdown
+async def end():
+    print("everything has ended", flush=True)
+
+
 # HTTP
 
 

@@ -8,7 +8,7 @@ import anyio
 
 from microws import App, EventStream, HTTPException, WebSocketDisconnect
 
-app = App(max_body_size=64 << 10, send_timeout=0.5, accept_timeout=0.5, close_timeout=0.5)
+app = App(max_body_size=64 << 10, send_timeout=0.4, accept_timeout=0.3, close_timeout=0.3)
 
 
 class Expected(Exception):

@@ -5,7 +5,6 @@ from contextlib import suppress
 from functools import partial
 
 import anyio
-import httpx
 import pytest
 from servers import LIMIT, PROGRAMS, read_response, tcp, wait_until_dropped
 
@@ -26,7 +25,9 @@ async def test_a_page_is_answered(client):
 
 async def test_head_has_the_headers_of_get_and_no_body(client):
     async with tcp(client.server) as stream:
-        await stream.send(b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\nGET /same HTTP/1.1\r\nhost: x\r\n\r\n")
+        await stream.send(
+            b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\nGET /same HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
         _, headers, rest = await read_response(stream, has_body=False)
         assert headers["content-length"] == str(len("<h1>hello</h1>"))
         # What follows is the next answer.
@@ -112,7 +113,7 @@ async def test_a_body_that_does_not_end_is_not_waited_for_and_leaves_nothing_beh
 @pytest.mark.parametrize("size", [15_000, 20_000])
 async def test_a_head_of_up_to_16_kib_is_taken(client, size):
     async with tcp(client.server) as stream:
-        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * size + b"\r\n\r\n")
+        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"y" * size + b"\r\n\r\n")
         status, _, _ = await read_response(stream)
     is_over = size > 16 << 10 and client.server.name.startswith("microws")
     assert status == (431 if is_over else 200)
@@ -160,9 +161,9 @@ async def test_an_event_stream_ends_with_its_client(client):
 
 
 async def test_a_connection_is_kept_alive(client):
-    async with httpx.AsyncClient(base_url=client.server.url, trust_env=False, verify=False) as http:
-        for _ in range(3):
-            response = await http.get("/same")
-        connections = http._transport._pool.connections
-    assert response.text == "a page"
-    assert len(connections) <= 1
+    async with tcp(client.server) as stream:
+        for last in (False, False, True):
+            field = b"connection: close\r\n" if last else b""
+            await stream.send(b"GET /same HTTP/1.1\r\nhost: x\r\n" + field + b"\r\n")
+            assert (await read_response(stream))[2] == b"a page"
+        await wait_until_dropped(stream)

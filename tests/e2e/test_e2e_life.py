@@ -41,6 +41,8 @@ def test_an_app_whose_startup_fails_is_never_served(name, exit_code):
                     sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                     sock.settimeout(1)
                     assert not sock.recv(1), "it is served"
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
             output = process.stdout.read()
         finally:
             process.kill()

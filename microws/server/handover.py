@@ -16,7 +16,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 
 from microws.server.connections import CLOSE_TIMEOUT, Connections
-from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, log_failure
+from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, LinkedReads, log_failure
 from microws.server.link import Link
 from microws.server.listening import BACKLOG
 
@@ -122,23 +122,8 @@ class _Context(EndingPings, WorkerContext):
         self.terminated = terminated
 
 
-class _Connection(TCPServer):
+class _Connection(LinkedReads, TCPServer):
     context: _Context
-
-    async def _read_data(self) -> None:
-        try:
-            await super()._read_data()
-            # Whoever waits for the disconnect has it before the link's end is told.
-            await anyio.lowlevel.checkpoint()
-        finally:
-            self.context.link.end()
-            # Hypercorn would hold the socket until the keep-alive time is over.
-            await self.idle_task.stop()
-
-    async def _idle_timeout(self) -> None:
-        # An app may end its response when the client has left already.
-        if not self.context.link.ended.is_set():
-            await super()._idle_timeout()
 
     async def _close(self) -> None:
         # Hypercorn waits for a client that does not read until what was sent has left: for ever.

@@ -18,7 +18,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from microws.server.connections import CLOSE_TIMEOUT, Connections
-from microws.server.hypercorn_setup import EndingPings, log_failure
+from microws.server.hypercorn_setup import EndingPings, LinkedReads, log_failure
 from microws.server.link import Link
 
 __all__ = ["TrioServer"]
@@ -116,7 +116,7 @@ class _Context(EndingPings, WorkerContext):
         self.terminated = terminated
 
 
-class _Connection(TCPServer):
+class _Connection(LinkedReads, TCPServer):
     context: _Context
 
     async def protocol_send(self, event: Event) -> None:
@@ -130,21 +130,6 @@ class _Connection(TCPServer):
                 return
         self.context.link.abort()
         await self.protocol.handle(Closed())
-
-    async def _read_data(self) -> None:
-        try:
-            await super()._read_data()
-            # Whoever waits for the disconnect has it before the link's end is told.
-            await anyio.lowlevel.checkpoint()
-        finally:
-            self.context.link.end()
-            # Hypercorn would hold the socket until the keep-alive time is over.
-            await self.idle_task.stop()
-
-    async def _idle_timeout(self) -> None:
-        # An app may end its response when the client has left already.
-        if not self.context.link.ended.is_set():
-            await super()._idle_timeout()
 
     async def _close(self) -> None:
         with trio.move_on_after(CLOSE_TIMEOUT):

@@ -1,9 +1,10 @@
-"""What both event loops share of Hypercorn: its settings, pings that end in time, and which of its failures matter."""
+"""What both event loops share of Hypercorn: its settings, ends in time, and which of its failures matter."""
 
 import logging
-from typing import Final
+from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import h2.exceptions
 import h11
 import wsproto.utilities
@@ -12,7 +13,7 @@ from hypercorn.config import Config
 from microws.server.link import Link
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, MAX_HEAD_BYTES, Settings
 
-__all__ = ["HANDSHAKE_TIMEOUT", "EndingPings", "hypercorn_config", "log_failure"]
+__all__ = ["HANDSHAKE_TIMEOUT", "EndingPings", "LinkedReads", "hypercorn_config", "log_failure"]
 
 _log = logging.getLogger("microws.server")
 
@@ -55,6 +56,30 @@ class EndingPings:
     async def sleep(self, wait: float) -> None:
         with anyio.move_on_after(wait):
             await self.link.ended.wait()
+
+
+class LinkedReads:
+    """
+    A part of Hypercorn's TCP server, before it among the bases: tells the link of the end, and holds nothing beyond it.
+    """
+
+    context: Any
+    idle_task: Any
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()  # type: ignore[misc]
+            # Whoever waits for the disconnect has it before the link's end is told.
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self.context.link.end()
+            # Hypercorn would hold the socket until the keep-alive time is over.
+            await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        # An app may end its response when the client has left already.
+        if not self.context.link.ended.is_set():
+            await super()._idle_timeout()  # type: ignore[misc]
 
 
 _CLIENTS_FAULTS: Final = (OSError, h11.ProtocolError, h2.exceptions.H2Error, wsproto.utilities.ProtocolError)

@@ -91,8 +91,8 @@ class TestContent:
         app = load(project)["app"]
         app.route("/rooms/{name}", name="room")(lambda name: name)
         assert 'href="/rooms/%C3%BC%2Fx"><h1>t</h1>' in app.render("links.html", title="t")
-        replaced = app.render("links.html", title="t", url_for=lambda name, /, **params: f"/root/{name}")
-        assert 'href="/root/room"' in replaced
+        replaced = app.render("links.html", title="t", url_for=lambda name, /, **params: f"/base/{name}")
+        assert 'href="/base/room"' in replaced
 
     async def test_a_view_returns_it_as_its_page(self, project):
         app = load(project)["app"]

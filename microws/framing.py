@@ -1,0 +1,467 @@
+"""
+RFC 6455 frames, without I/O: bytes of a client to messages, and payloads to frames of a server.
+
+Whole frames of a common kind are read in one loop, which makes no object but the message. Everything else takes the
+strict way, ``_advance``: one frame's head, then its payload as it comes.
+"""
+
+from codecs import utf_8_decode
+from collections.abc import Iterator
+from io import BytesIO, StringIO
+from typing import NamedTuple, Protocol, TypeAlias, final
+from zlib import error as ZlibError  # noqa: N812
+
+from microws.closing import CloseCode, check_close
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:
+
+    def apply_mask(data: bytes, mask: bytes) -> bytes:  # type: ignore[misc]
+        """``data`` with every byte XORed with the one of ``mask`` whose turn it is."""
+        size = len(data)
+        key = int.from_bytes((mask * (size // 4 + 1))[:size])
+        return (int.from_bytes(data) ^ key).to_bytes(size)
+
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "PING",
+    "PONG",
+    "TEXT",
+    "Close",
+    "FrameParser",
+    "Incoming",
+    "Inflater",
+    "Ping",
+    "Pong",
+    "Violation",
+    "encode_close",
+    "encode_frame",
+    "encode_head",
+]
+
+# Opcodes. RFC 6455 §5.2.
+CONTINUATION = 0x0
+TEXT = 0x1
+BINARY = 0x2
+CLOSE = 0x8
+PING = 0x9
+PONG = 0xA
+OPCODES = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
+
+# The first byte of a frame: FIN, RSV1 to RSV3, the opcode. The second one: MASK, the payload's length.
+FIN = 0x80
+RSV1 = 0x40
+RSV2_AND_3 = 0x30
+OPCODE = 0x0F
+CONTROL = 0x08
+MASK = 0x80
+LENGTH = 0x7F
+
+FINAL_TEXT = FIN | TEXT
+FINAL_BINARY = FIN | BINARY
+LENGTH_IN_2_BYTES = 126
+LENGTH_IN_8_BYTES = 127
+MASKED_LENGTH_IN_2_BYTES = MASK | LENGTH_IN_2_BYTES
+MAX_CONTROL_PAYLOAD = 125
+MAX_HEAD = 14
+
+# Precedent: none in other servers. A message of the default limit, 1 MiB, may come in frames of 1 KiB.
+MAX_FRAGMENTS = 1024
+
+
+class Ping(NamedTuple):
+    """A Ping frame, to be answered with a pong of the same payload."""
+
+    payload: bytes
+
+
+class Pong(NamedTuple):
+    """A Pong frame."""
+
+    payload: bytes
+
+
+class Close(NamedTuple):
+    """
+    The client's Close frame.
+
+    Attributes:
+        code: A code that may be sent, or ``None``: the frame has none.
+        reason: At most 123 bytes as UTF-8.
+    """
+
+    code: int | None
+    reason: str
+
+
+class Violation(NamedTuple):
+    """
+    What the client did wrong, and how the connection is to be failed.
+
+    Attributes:
+        code: 1002, 1007, 1008 or 1009.
+        reason: Fits a Close frame.
+    """
+
+    code: int
+    reason: str
+
+
+# ``str`` is a whole text message, ``bytes`` a whole binary one.
+Incoming: TypeAlias = str | bytes | Ping | Pong | Close | Violation
+
+
+class Inflater(Protocol):
+    """What undoes a negotiated compression, for one connection."""
+
+    def inflate(self, payload: bytes, *, is_last: bool) -> Iterator[bytes]:
+        """
+        The data in the next ``payload`` of a message, in small pieces that are made as they are asked for.
+
+        Raises:
+            zlib.error: ``payload`` is no compressed data.
+        """
+        ...
+
+
+class _ViolationFound(Exception):
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(code, reason)
+        self.violation = Violation(code, reason)
+
+
+class _Text:
+    """A text message under way, decoded as it comes, so that what is no UTF-8 is found at once (RFC 6455 §8.1)."""
+
+    __slots__ = ("_cut", "_decoded")
+
+    def __init__(self) -> None:
+        self._decoded = StringIO()
+        self._cut = b""
+
+    def write(self, payload: bytes) -> None:
+        if self._cut:
+            payload = self._cut + payload
+        text, used = utf_8_decode(payload, "strict", False)
+        self._cut = payload[used:]
+        self._decoded.write(text)
+
+    def value(self) -> str:
+        utf_8_decode(self._cut, "strict", True)
+        return self._decoded.getvalue()
+
+
+class _Binary:
+    """A binary message under way."""
+
+    __slots__ = ("_data", "write")
+
+    def __init__(self) -> None:
+        self._data = BytesIO()
+        self.write = self._data.write
+
+    def value(self) -> bytes:
+        return self._data.getvalue()
+
+
+@final
+class FrameParser:
+    """
+    Reads what one client sends.
+
+    Args:
+        max_message_size: Bytes of a message, inflated; larger ones are refused with 1009, by the head of the frame that
+            goes beyond, before its payload has come.
+        max_fragments: Frames of a message; more are refused with 1008.
+        inflater: Of the negotiated permessage-deflate. Default: compressed messages are refused with 1002.
+
+    Source: RFC 6455 §5 and §8.1; RFC 7692 §6.
+    """
+
+    __slots__ = (
+        "_control",
+        "_first",
+        "_fragments",
+        "_head",
+        "_in_frame",
+        "_inflated",
+        "_inflater",
+        "_is_compressed",
+        "_is_over",
+        "_is_plain",
+        "_left",
+        "_mask",
+        "_max_compressed_size",
+        "_max_fragments",
+        "_max_message_size",
+        "_message",
+        "_size",
+    )
+
+    def __init__(
+        self, *, max_message_size: int, max_fragments: int = MAX_FRAGMENTS, inflater: Inflater | None = None
+    ) -> None:
+        self._max_message_size = max_message_size
+        # A message that does not shrink grows: by an eighth with the worst of zlib's settings (its deflateBound).
+        self._max_compressed_size = max_message_size + (max_message_size >> 3) + 1024
+        self._max_fragments = max_fragments
+        self._inflater = inflater
+        # Whether nothing is under way: neither a frame nor a message in fragments.
+        self._is_plain = True
+        self._is_over = False
+        # What has come of a head.
+        self._head = b""
+        # The frame under way, its head being read: its first byte, the bytes to come, the mask from the next one on.
+        self._in_frame = False
+        self._first = 0
+        self._left = 0
+        self._mask = b""
+        self._control = b""
+        # The message under way: the payload bytes announced so far, its frames, the bytes that inflation made so far.
+        self._message: _Text | _Binary | None = None
+        self._is_compressed = False
+        self._size = 0
+        self._fragments = 0
+        self._inflated = 0
+
+    def feed(self, data: bytes) -> list[Incoming]:
+        """
+        Take the next bytes that the client sent.
+
+        Returns:
+            What they complete, in the order of the frames. Behind a ``Close`` or a ``Violation`` nothing is read.
+        """
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        incoming: list[Incoming] = []
+        position = 0
+        end = len(data)
+        try:
+            while position < end:
+                while self._is_plain and (start := position + 6) <= end:
+                    length = data[position + 1] - MASK
+                    if length == LENGTH_IN_2_BYTES and (start := position + 8) <= end:
+                        length = data[position + 2] << 8 | data[position + 3]
+                        if length < LENGTH_IN_2_BYTES:
+                            break
+                    elif not 0 <= length < LENGTH_IN_2_BYTES:
+                        break
+                    stop = start + length
+                    if stop > end or length > self._max_message_size:
+                        break
+                    first = data[position]
+                    if first == FINAL_TEXT:
+                        incoming.append(apply_mask(data[start:stop], data[start - 4 : start]).decode())
+                    elif first == FINAL_BINARY:
+                        incoming.append(apply_mask(data[start:stop], data[start - 4 : start]))
+                    else:
+                        break
+                    position = stop
+                if position < end:
+                    position = self._advance(data, position, incoming)
+        except UnicodeDecodeError:
+            self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a text or a close reason is not UTF-8"))
+        except ZlibError:
+            # RFC 7692 leaves the code open; Node's ws and wsproto say 1007, data that does not fit its kind (§7.4.1).
+            self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a compressed message cannot be inflated"))
+        except _ViolationFound as found:
+            self._end(incoming, found.violation)
+        return incoming
+
+    def _advance(self, data: bytes, position: int, incoming: list[Incoming]) -> int:
+        """Read one frame, or what there is of it; return the position behind it."""
+        if self._is_over:
+            return len(data)
+        if not self._in_frame:
+            position = self._read_head(data, position)
+            if not self._in_frame:
+                return position
+        payload = data[position : position + self._left]
+        position += len(payload)
+        self._left -= len(payload)
+        unmasked = apply_mask(payload, self._mask)
+        if self._left:
+            turn = len(payload) % 4
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        else:
+            self._in_frame = False
+        if self._first & CONTROL:
+            self._read_control(unmasked, incoming)
+        else:
+            self._read_data(unmasked, incoming)
+        self._is_plain = not self._in_frame and self._message is None and not self._is_over
+        return position
+
+    def _read_head(self, data: bytes, position: int) -> int:
+        """Begin a frame, or keep what there is of its head; return the position behind that."""
+        head = data[position : position + MAX_HEAD]
+        size = 2
+        if len(head) >= size:
+            first, length = head[0], head[1] & LENGTH
+            self._check_kind(first, is_masked=bool(head[1] & MASK), length=length)
+            size = {LENGTH_IN_2_BYTES: 4, LENGTH_IN_8_BYTES: 10}.get(length, 2)
+            if len(head) >= size:
+                if size > 2:
+                    length = int.from_bytes(head[2:size])
+                    if length < LENGTH_IN_2_BYTES or (size == 10 and (length < 1 << 16 or length >> 63)):
+                        raise _ViolationFound(
+                            CloseCode.PROTOCOL_ERROR, "the length of a frame is not in its shortest form"
+                        )
+                self._check_room(first, length)
+                size += 4
+                if len(head) >= size:
+                    self._begin_frame(first, length, head[size - 4 : size])
+                    return position + size
+        self._head = head
+        return len(data)
+
+    def _check_kind(self, first: int, *, is_masked: bool, length: int) -> None:
+        opcode = first & OPCODE
+        if opcode not in OPCODES:
+            raise _ViolationFound(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+        if not is_masked:
+            # §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
+            raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a frame of a client must be masked")
+        # §5.2: "If a nonzero value is received and none of the negotiated extensions defines the meaning [...]".
+        # RFC 7692 §6.1: RSV1 is set on the first fragment of a compressed message alone.
+        if first & RSV2_AND_3 or (first & RSV1 and (self._inflater is None or opcode not in (TEXT, BINARY))):
+            raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a reserved bit is set that no extension has a meaning for")
+        if opcode & CONTROL:
+            # §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
+            if length > MAX_CONTROL_PAYLOAD or not first & FIN:
+                raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a control frame is one frame of at most 125 bytes")
+        elif opcode == CONTINUATION:
+            if self._message is None:
+                raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a continuation frame continues nothing")
+            if self._fragments >= self._max_fragments:
+                raise _ViolationFound(
+                    CloseCode.POLICY_VIOLATION, f"a message of more than {self._max_fragments} frames"
+                )
+        elif self._message is not None:
+            raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a message begins before the one in fragments has ended")
+
+    def _check_room(self, first: int, length: int) -> None:
+        if first & CONTROL:
+            return
+        is_compressed = bool(first & RSV1)
+        size = length
+        if not first & OPCODE:
+            is_compressed = self._is_compressed
+            size += self._size
+        if size > (self._max_compressed_size if is_compressed else self._max_message_size):
+            raise self._too_big()
+
+    def _too_big(self) -> _ViolationFound:
+        return _ViolationFound(CloseCode.MESSAGE_TOO_BIG, f"a message of more than {self._max_message_size} bytes")
+
+    def _begin_frame(self, first: int, length: int, mask: bytes) -> None:
+        self._in_frame = True
+        self._first = first
+        self._left = length
+        self._mask = mask
+        opcode = first & OPCODE
+        if opcode in (TEXT, BINARY):
+            self._message = _Text() if opcode == TEXT else _Binary()
+            self._is_compressed = bool(first & RSV1)
+            self._size = self._fragments = self._inflated = 0
+        if not opcode & CONTROL:
+            self._size += length
+            self._fragments += 1
+
+    def _read_data(self, payload: bytes, incoming: list[Incoming]) -> None:
+        message = self._message
+        assert message is not None
+        is_last = not self._in_frame and bool(self._first & FIN)
+        if self._is_compressed:
+            assert self._inflater is not None
+            for piece in self._inflater.inflate(payload, is_last=is_last):
+                self._inflated += len(piece)
+                if self._inflated > self._max_message_size:
+                    raise self._too_big()
+                message.write(piece)
+        else:
+            message.write(payload)
+        if is_last:
+            self._message = None
+            incoming.append(message.value())
+
+    def _read_control(self, payload: bytes, incoming: list[Incoming]) -> None:
+        self._control += payload
+        if self._in_frame:
+            return
+        payload = self._control
+        self._control = b""
+        opcode = self._first & OPCODE
+        if opcode == PING:
+            incoming.append(Ping(payload))
+        elif opcode == PONG:
+            incoming.append(Pong(payload))
+        else:
+            self._end(incoming, _read_close(payload))
+
+    def _end(self, incoming: list[Incoming], last: Close | Violation) -> None:
+        """Hand out ``last`` and forget everything else."""
+        incoming.append(last)
+        self._is_over = True
+        self._is_plain = False
+        self._message = None
+        self._head = self._control = b""
+
+
+def _read_close(payload: bytes) -> Close:
+    """Source: RFC 6455 §5.5.1, §7.4."""
+    if not payload:
+        return Close(None, "")
+    code = int.from_bytes(payload[:2])
+    try:
+        check_close(code, "")
+    except ValueError:
+        # A payload of one byte too: there is no code below 256.
+        raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a Close frame has a code that may not be sent") from None
+    return Close(code, payload[2:].decode())
+
+
+def encode_head(length: int, opcode: int, *, compressed: bool = False) -> bytes:
+    """
+    What stands before a payload of ``length`` bytes in an unfragmented, unmasked frame.
+
+    Args:
+        compressed: Whether the payload is a compressed message.
+
+    Source: RFC 6455 §5.2.
+    """
+    first = FIN | RSV1 | opcode if compressed else FIN | opcode
+    if length < LENGTH_IN_2_BYTES:
+        return bytes((first, length))
+    if length < 1 << 16:
+        return bytes((first, LENGTH_IN_2_BYTES, length >> 8, length & 0xFF))
+    return bytes((first, LENGTH_IN_8_BYTES)) + length.to_bytes(8)
+
+
+def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> bytes:
+    """
+    An unfragmented, unmasked frame; of a big payload, this is a copy: write ``encode_head`` and the payload apart.
+
+    Args:
+        compressed: Whether ``payload`` is a compressed message.
+    """
+    return encode_head(len(payload), opcode, compressed=compressed) + payload
+
+
+def encode_close(code: int | None, reason: str = "") -> bytes:
+    """
+    A Close frame; ``None``: without a code.
+
+    Raises:
+        ValueError: ``code`` or ``reason`` may not stand in a Close frame.
+
+    Source: RFC 6455 §5.5.1.
+    """
+    if code is None:
+        return encode_frame(b"", CLOSE)
+    check_close(code, reason)
+    return encode_frame(code.to_bytes(2) + reason.encode(), CLOSE)

@@ -1,13 +1,14 @@
 // loadgen: load for a WebSocket or HTTP server on 127.0.0.1.
 // One thread, epoll, busy polling: give it a core of its own.
 //
-//   loadgen echo    -p PORT -u PATH -c CONNECTIONS -t SECONDS     one text message in flight on each connection
+//   loadgen echo    -p PORT -u PATH -c CONNECTIONS -t SECONDS     one message in flight on each connection: text, -b: binary
 //   loadgen http    -p PORT -u PATH -c CONNECTIONS -t SECONDS     keep-alive GETs, one in flight on each connection
 //   loadgen connect -p PORT -u PATH -c IN_FLIGHT -t SECONDS       handshake, Close, and again
 //   loadgen idle    -p PORT -u PATH -c CONNECTIONS                opens them, prints, holds them until stdin ends
 //   loadgen fan     -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -d IN_FLIGHT -t SECONDS
 //                                                                 publishes again when every subscriber has a message
-//   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)      -P process id of the server, to count its CPU time
+//   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)
+//   -P process id of the server, to count its CPU time; again for each further process
 //
 // Prints one JSON object. Whatever is not as it must be (a refused handshake, a wrong echo, a message lost, repeated or
 // out of order, a connection closed by the server) ends it with {"error": ...} and exit status 1.
@@ -30,13 +31,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_MESSAGE = 60000, MAX_FRAME = MAX_MESSAGE + 8, READ_SIZE = 1 << 18 };
-enum { OPENING_AT_ONCE = 64, MAX_IN_FLIGHT = 1024 };
+enum { MAX_MESSAGE = 1 << 24, MAX_FRAME = MAX_MESSAGE + 14, READ_SIZE = 1 << 18 };
+enum { OPENING_AT_ONCE = 64, MAX_IN_FLIGHT = 1024, MAX_SERVER_PROCESSES = 16 };
 static const double PATIENCE = 15;  // seconds without any progress
 
 static int port = 8000, connection_count = 1, message_size = 64, in_flight = 1;
 static double seconds = 3, warm_up = 0.5;
-static pid_t server_pid;
+static pid_t server_pids[MAX_SERVER_PROCESSES];
+static int server_pid_count;
+static bool is_binary;
 static const char *path = "/", *publish_path = "/";
 
 // ---- time, failure, latencies
@@ -64,11 +67,15 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
 }
 
 static double server_cpu_seconds(void) {  // 0 without -P
-  clockid_t clock;
-  struct timespec t;
-  if (!server_pid) return 0;
-  if (clock_getcpuclockid(server_pid, &clock) || clock_gettime(clock, &t)) fail("-P: no process %d", (int)server_pid);
-  return t.tv_sec + t.tv_nsec / 1e9;
+  double sum = 0;
+  for (int i = 0; i < server_pid_count; i++) {
+    clockid_t clock;
+    struct timespec t;
+    if (clock_getcpuclockid(server_pids[i], &clock) || clock_gettime(clock, &t))
+      fail("-P: no process %d", (int)server_pids[i]);
+    sum += t.tv_sec + t.tv_nsec / 1e9;
+  }
+  return sum;
 }
 
 typedef struct {
@@ -118,22 +125,32 @@ typedef struct {
   const char *path;
   uint64_t started;   // when what is in flight was sent
   uint32_t sequence;  // fan: the last message received
+  size_t sent;        // echo: how much of the frame
+  size_t received, missing;  // echo: of the payload, so far and still to come
   uint8_t *held;      // the beginning of a message whose rest is still to come
   size_t held_size, held_capacity;
 } Connection;
 
 // What a mode does when something happens. `parse` returns the bytes that it took; the rest is held for the next call.
+// A mode with `part` is given each payload as it comes, with `received` and `missing` before and behind the part.
 static struct {
   void (*connected)(Connection *);
   size_t (*parse)(Connection *, const uint8_t *, size_t);
   void (*opened)(Connection *);
   void (*message)(Connection *, const uint8_t *, size_t);
+  void (*part)(Connection *, const uint8_t *, size_t);
+  void (*writable)(Connection *);
   void (*closed)(Connection *);
   void (*turn)(void);  // after whatever one look at the sockets brought
 } on;
 
 static int epoll;
 static uint64_t read_at;  // when the bytes that are being parsed were read
+
+static void watch(Connection *c, int operation, uint32_t events) {
+  struct epoll_event event = {.events = events, .data.ptr = c};
+  if (epoll_ctl(epoll, operation, c->fd, &event) < 0) fail("epoll_ctl: %s", strerror(errno));
+}
 
 static void start(Connection *c, const char *to) {
   int yes = 1;
@@ -144,13 +161,13 @@ static void start(Connection *c, const char *to) {
   c->path = to;
   c->sequence = 0;
   c->held_size = 0;
+  c->missing = 0;
   c->started = now();
   struct sockaddr_in address = {
       .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
     fail("connect: %s", strerror(errno));
-  struct epoll_event event = {.events = EPOLLOUT, .data.ptr = c};
-  epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event);
+  watch(c, EPOLL_CTL_ADD, EPOLLOUT);
 }
 
 // With a reset, so that no port is kept in TIME_WAIT.
@@ -183,8 +200,7 @@ static void tcp_connected(Connection *c) {
   socklen_t size = sizeof error;
   getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
   if (error) fail("connect: %s", strerror(error));
-  struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
-  epoll_ctl(epoll, EPOLL_CTL_MOD, c->fd, &event);
+  watch(c, EPOLL_CTL_MOD, EPOLLIN);
   on.connected(c);
 }
 
@@ -225,10 +241,12 @@ static void run_once(void) {
   int n = epoll_wait(epoll, events, 1024, 0);
   for (int i = 0; i < n; i++) {
     Connection *c = events[i].data.ptr;
-    if (c->phase == CONNECTING)
+    if (c->phase == CONNECTING) {
       tcp_connected(c);
-    else if (c->phase != FREE)
-      readable(c);
+    } else if (c->phase != FREE) {
+      if (events[i].events & EPOLLOUT) on.writable(c);
+      if (events[i].events & ~EPOLLOUT) readable(c);
+    }
   }
   if (on.turn) on.turn();
 }
@@ -288,10 +306,13 @@ static size_t make_frame(uint8_t *to, int opcode, const void *data, size_t size)
   to[head++] = 0x80 | opcode;
   if (size < 126) {
     to[head++] = 0x80 | size;
-  } else {
+  } else if (size < 65536) {
     to[head++] = 0x80 | 126;
     to[head++] = size >> 8;
     to[head++] = size;
+  } else {
+    to[head++] = 0x80 | 127;
+    for (int shift = 56; shift >= 0; shift -= 8) to[head++] = (uint64_t)size >> shift;
   }
   memcpy(to + head, mask, 4);
   head += 4;
@@ -311,27 +332,43 @@ static size_t parse_handshake(Connection *c, const uint8_t *bytes, size_t size) 
   return head;
 }
 
+static size_t take_part(Connection *c, const uint8_t *bytes, size_t size) {
+  if (size > c->missing) size = c->missing;
+  c->missing -= size;
+  on.part(c, bytes, size);
+  return size;
+}
+
 static size_t parse_websocket(Connection *c, const uint8_t *bytes, size_t size) {
   size_t taken = 0;
   if (c->phase == HANDSHAKE) {
     taken = parse_handshake(c, bytes, size);
     if (!taken) return 0;
   }
+  if (c->missing) taken += take_part(c, bytes, size);
   while (c->phase != FREE && c->phase != CONNECTING && size - taken >= 2) {
     const uint8_t *next = bytes + taken;
+    bool is_data = next[0] == (0x80 | TEXT) || next[0] == (0x80 | BINARY);
     size_t head = 2, length = next[1] & 127;
-    if (length == 126) {
-      head = 4;
+    if (length >= 126) {
+      head = length == 126 ? 4 : 10;
       if (size - taken < head) break;
-      length = next[2] << 8 | next[3];
-    } else if (length == 127) {
-      fail("a frame longer than any that was sent");
+      length = 0;
+      for (size_t i = 2; i < head; i++) length = length << 8 | next[i];
+    }
+    if (is_data && on.part) {
+      taken += head;
+      c->received = 0;
+      c->missing = length;
+      taken += take_part(c, next + head, size - taken);
+      continue;
     }
     if (size - taken < head + length) break;
     taken += head + length;
-    if (next[0] == (0x80 | TEXT) || next[0] == (0x80 | BINARY)) {
+    if (is_data) {
       if (on.message) on.message(c, next + head, length);
     } else if (next[0] == (0x80 | PING)) {
+      if (c->sent && c->sent < frame_size) fail("a Ping while a message is on its way: no place for the Pong");
       uint8_t pong[140];
       send_all(c, pong, make_frame(pong, 10, next + head, length));
     } else if (next[0] == (0x80 | CLOSE)) {
@@ -376,25 +413,45 @@ static double open_all(Connection *connections, int count, const char *to) {
 
 // ---- echo
 
-static void send_echo(Connection *c) {
-  c->started = now();
-  send_all(c, frame, frame_size);
+static bool send_rest(Connection *c) {  // what the socket takes now; whether that was all
+  while (c->sent < frame_size) {
+    ssize_t n = send(c->fd, frame + c->sent, frame_size - c->sent, MSG_NOSIGNAL);
+    if (n < 0 && errno == EAGAIN) return false;
+    if (n < 0) fail("send: %s", strerror(errno));
+    c->sent += n;
+  }
+  return true;
 }
 
-static void echo_message(Connection *c, const uint8_t *message, size_t size) {
-  if (size != (size_t)message_size || memcmp(message, payload, size)) fail("the echo is not what was sent");
+static void send_echo(Connection *c) {
+  c->started = now();
+  c->sent = 0;
+  if (!send_rest(c)) watch(c, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+}
+
+static void echo_writable(Connection *c) {
+  if (send_rest(c)) watch(c, EPOLL_CTL_MOD, EPOLLIN);
+}
+
+static void echo_part(Connection *c, const uint8_t *part, size_t size) {
+  size_t total = c->received + size + c->missing;
+  if (total != (size_t)message_size) fail("an echo of %zu bytes instead of %d", total, message_size);
+  if (memcmp(part, payload + c->received, size)) fail("the echo is not what was sent");
+  c->received += size;
+  if (c->missing) return;
   complete(read_at - c->started);
   send_echo(c);
 }
 
 static void run_echo(void) {
   for (int i = 0; i < message_size; i++) payload[i] = 'a' + i % 26;
-  frame_size = make_frame(frame, TEXT, payload, message_size);
+  frame_size = make_frame(frame, is_binary ? BINARY : TEXT, payload, message_size);
   be_websocket();
   Connection *connections = new_connections(connection_count);
   open_all(connections, connection_count, path);
   run_for(0.1);
-  on.message = echo_message;
+  on.part = echo_part;
+  on.writable = echo_writable;
   for (int i = 0; i < connection_count; i++) send_echo(&connections[i]);
   Elapsed elapsed = measure();
   print_rate("echo", completed, elapsed);
@@ -549,7 +606,7 @@ static void run_fan(void) {
 static int usage(void) {
   fprintf(stderr,
           "usage: loadgen echo|http|connect|idle|fan -p PORT -u PATH -c CONNECTIONS [-t SECONDS] [-w WARM_UP_SECONDS]\n"
-          "               [-s MESSAGE_BYTES] [-P SERVER_PID] [-U PUBLISH_PATH -d IN_FLIGHT]\n");
+          "               [-s MESSAGE_BYTES] [-b] [-P SERVER_PID]... [-U PUBLISH_PATH -d IN_FLIGHT]\n");
   return 2;
 }
 
@@ -563,7 +620,7 @@ int main(int count, char **arguments) {
     if (!strcmp(arguments[1], modes[i].name)) run = modes[i].run;
   if (!run) return usage();
   optind = 2;
-  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:P:")) != -1;) switch (option) {
+  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:")) != -1;) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publish_path = optarg; break;
@@ -572,7 +629,11 @@ int main(int count, char **arguments) {
       case 't': seconds = atof(optarg); break;
       case 'w': warm_up = atof(optarg); break;
       case 's': message_size = atoi(optarg); break;
-      case 'P': server_pid = atoi(optarg); break;
+      case 'b': is_binary = true; break;
+      case 'P':
+        if (server_pid_count == MAX_SERVER_PROCESSES) return usage();
+        server_pids[server_pid_count++] = atoi(optarg);
+        break;
       default: return usage();
     }
   if (connection_count < 1 || in_flight < 1 || in_flight > MAX_IN_FLIGHT) return usage();

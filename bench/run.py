@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures a bare ASGI app, microws, Starlette and Quart on the same Hypercorn. See README.md beside this file."""
+"""Measures microws next to other frameworks on one server, or next to other servers. See README.md beside this file."""
 
 import argparse
 import json
@@ -9,15 +9,15 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from report import FOREIGN_LIMIT, MEASURES, render
+from report import FOREIGN_LIMIT, render
 from sampling import Pin, Server, ServerError, Watch, build_loadgen, run_loadgen, wait_calm
+from suites import MEASURES, SUITES
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-APPS = {"bare": "bare", "microws": "microws_app", "starlette": "starlette_app", "quart": "quart_app"}
 ATTEMPTS = 3
 WARM_UP = 0.1  # seconds before each sample
 
@@ -27,16 +27,18 @@ class Bench:
     One run.
 
     Args:
-        apps, tests: Names out of ``APPS`` and ``MEASURES``.
-        rounds: How often each app gets a fresh server.
-        slices: In how many samples a rate is measured in one round. All apps have their turn before the next slice.
+        suite: Name out of ``SUITES``.
+        contenders, tests: Names out of this suite.
+        rounds: How often each contender is started anew.
+        slices: In how many samples a rate is measured in one round. All have their turn before the next slice.
         seconds: Length of all slices of a round together.
         server_pin, client_pin: Where they run.
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(self, *, apps, tests, rounds, slices, seconds, server_pin, client_pin, out):
-        self._apps = apps
+    def __init__(self, *, suite, contenders, tests, rounds, slices, seconds, server_pin, client_pin, out):
+        self._suite = suite
+        self._contenders = contenders
         self._tests = tests
         self._rounds = rounds
         self._slices = slices
@@ -51,70 +53,84 @@ class Bench:
     def run(self):
         self._record(
             type="run",
-            apps=self._apps,
+            suite=self._suite,
+            contenders=self._contenders,
             tests=self._tests,
             rounds=self._rounds,
             slices=self._slices,
             seconds=self._seconds,
             time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            versions=versions(self._apps),
+            versions=versions(self._suite, self._contenders),
             machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             commit=commit(),
         )
         for round_ in range(1, self._rounds + 1):
             with ExitStack() as stack:
-                servers = {app: self._start(app, stack) for app in self._apps}
-                for server in servers.values():
-                    server.wait_ready()
+                servers = self._start_all(round_, stack)
                 for test in self._tests:
                     # The heap that a first sample leaves behind would hide the memory of a second one.
                     slices = 1 if MEASURES[test].less_is_better else self._slices
                     for slice_ in range(1, slices + 1):
                         self._measure_all(round_, slice_, test, servers)
 
-    def _start(self, app, stack):
-        server = Server(APPS[app], pin=self._server_pin, log_path=RESULTS / f"{app}.log")
-        stack.callback(server.stop)
-        return server
+    def _start_all(self, round_, stack):
+        """Those that start, by name; the others are recorded."""
+        servers = {}
+        for name in self._contenders:
+            command = SUITES[self._suite].contenders[name].command
+            try:
+                server = Server(command, pin=self._server_pin, log_path=RESULTS / f"{name}.log")
+                stack.callback(server.stop)
+                server.wait_ready()
+            except ServerError as error:
+                print(f"{name} does not start: {error}", file=sys.stderr)
+                self._record(type="start", round=round_, contender=name, error=str(error))
+            else:
+                servers[name] = server
+        return servers
 
     def _measure_all(self, round_, slice_, test, servers):
-        """One sample of each app; every second time in reverse order."""
+        """One sample of each contender; every second time in reverse order."""
         measure = MEASURES[test]
         print(f"round {round_}/{self._rounds}  {test:<8}{slice_:<2}", end="", flush=True)
         wait_calm(self._cores)
         self._turns += 1
-        for app in self._apps if self._turns % 2 else self._apps[::-1]:
+        for name in list(servers) if self._turns % 2 else reversed(servers):
             if measure.less_is_better:
-                sample = self._watched(self._memory, measure, app, servers)
+                sample = self._watched(self._memory, measure, name, servers)
             else:
-                sample = self._undisturbed_rate(measure, app, servers)
+                sample = self._undisturbed_rate(measure, name, servers)
             figure = f"{sample['figure']:,.1f}" if "figure" in sample else sample["error"]
             mark = "~" if sample["foreign"] > FOREIGN_LIMIT else " "
-            print(f"  {app} {mark}{figure}", end="", flush=True)
-            self._record(type="sample", round=round_, slice=slice_, measure=test, app=app, **sample)
+            print(f"  {name} {mark}{figure}", end="", flush=True)
+            self._record(type="sample", round=round_, slice=slice_, measure=test, contender=name, **sample)
         print()
 
-    def _undisturbed_rate(self, measure, app, servers):
+    def _undisturbed_rate(self, measure, name, servers):
         """A rate that nobody disturbed; else the least disturbed one of ``ATTEMPTS``."""
         samples = []
         while len(samples) < ATTEMPTS:
-            sample = self._watched(self._rate, measure, app, servers)
+            sample = self._watched(self._rate, measure, name, servers)
             if sample["foreign"] <= FOREIGN_LIMIT:
                 return sample
             samples.append(sample)
         return min(samples, key=lambda sample: ("error" in sample, sample["foreign"]))
 
-    def _watched(self, take_sample, measure, app, servers):
+    def _watched(self, take_sample, measure, name, servers):
         watch = Watch(self._cores, servers.values())
-        sample = take_sample(measure, servers[app])
+        try:
+            sample = take_sample(measure, servers[name])
+        except ServerError as error:
+            sample = {"error": str(error)}
         return sample | {"foreign": watch.foreign()}
 
     def _rate(self, measure, server):
         """How much the server does in a second of its CPU time."""
-        options = [*measure.options, "-t", self._seconds / self._slices, "-w", WARM_UP, "-P", server.pid]
+        options = [*measure.options, "-t", self._seconds / self._slices, "-w", WARM_UP]
+        options += [option for pid in server.pids() for option in ("-P", pid)]
         sample = run_loadgen(measure.mode, server, pin=self._client_pin, options=options)
         if "error" not in sample:
-            sample["figure"] = round(sample["count"] / sample["server_cpu_s"], 1)
+            sample["figure"] = round(sample["count"] * measure.scale / sample["server_cpu_s"], 1)
         return sample
 
     def _memory(self, measure, server):
@@ -143,15 +159,21 @@ class Bench:
         self._out.flush()
 
 
-def versions(apps):
+def versions(suite, contenders):
+    packages = [package for name in contenders for package in SUITES[suite].contenders[name].packages]
     found = {platform.python_implementation(): platform.python_version()}
-    for package in ["hypercorn", "h11", "wsproto", *(app for app in apps if app not in ("bare", "microws"))]:
-        found[package] = version(package)
-    if "microws" in apps:
-        import microws
+    return found | {package: version_of(package) for package in packages}
 
-        found["microws"] = microws.__version__
-    return found
+
+def version_of(package):
+    try:
+        if package == "node":
+            return subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        if package == "ws":
+            return json.loads((HERE / "apps/node_ws/node_modules/ws/package.json").read_text())["version"]
+        return version(package)
+    except (OSError, PackageNotFoundError):
+        return "not installed"
 
 
 def commit():
@@ -162,16 +184,19 @@ def commit():
         return None
 
 
-def selection(known):
-    """An argparse type: comma-separated names, returned in the order of ``known``."""
+def selection(text, known, on_request):
+    """
+    What ``text`` asks for, in the order of ``known``.
 
-    def parse(text):
-        asked = text.split(",")
-        if unknown := [name for name in asked if name not in known]:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
-        return [name for name in known if name in asked]
-
-    return parse
+    Args:
+        text: Comma-separated names; without any, all but those of ``on_request``.
+    """
+    if not text:
+        return [name for name in known if name not in on_request]
+    asked = text.split(",")
+    if unknown := [name for name in asked if name not in known]:
+        raise ValueError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    return [name for name in known if name in asked]
 
 
 def core_pair(text):
@@ -185,17 +210,23 @@ def core_pair(text):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
-    default_tests = ",".join(key for key, measure in MEASURES.items() if measure.in_default)
     add = parser.add_argument
+    add("--suite", choices=SUITES, default="framework", help="what is compared (%(default)s)")
     add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
     add("--slices", type=int, default=6, help="samples of each rate in a round (%(default)s)")
     add("--seconds", type=float, default=3, help="all slices of a round together (%(default)s)")
-    add("--only", type=selection(APPS), default=",".join(APPS), metavar="APP,…", help="(%(default)s)")
-    tests_help = f"of {', '.join(MEASURES)} (%(default)s)"
-    add("--tests", type=selection(MEASURES), default=default_tests, metavar="TEST,…", help=tests_help)
+    add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")
+    add("--tests", metavar="TEST,…", help="of the suite; an unknown one prints them all")
     add("--cores", type=core_pair, default="0,1", help="the server's and the client's (%(default)s)")
     add("--nice", type=int, default=0, help="of server and client; below 0 needs root (%(default)s)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    suite = SUITES[arguments.suite]
+    try:
+        arguments.only = selection(arguments.only, suite.contenders, suite.on_request)
+        arguments.tests = selection(arguments.tests, suite.tests, suite.on_request)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
 
 
 def main():
@@ -212,7 +243,8 @@ def main():
     path = RESULTS / time.strftime("%Y%m%d-%H%M%S.jsonl")
     with path.open("w") as out:
         bench = Bench(
-            apps=arguments.only,
+            suite=arguments.suite,
+            contenders=arguments.only,
             tests=arguments.tests,
             rounds=arguments.rounds,
             slices=arguments.slices,
@@ -221,10 +253,7 @@ def main():
             client_pin=Pin(client_core, arguments.nice),
             out=out,
         )
-        try:
-            bench.run()
-        except ServerError as error:
-            sys.exit(f"\n{error}")
+        bench.run()
     print(f"\n{render(bench.records)}\n\nRaw results: {path}")
     if any("error" in record for record in bench.records):
         sys.exit(1)

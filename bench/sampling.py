@@ -8,8 +8,8 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,29 +59,33 @@ class Pin(NamedTuple):
 
 class Server:
     """
-    Hypercorn with one of the apps, in one process.
+    A server with its app, and the processes that it starts.
 
     Args:
-        app: The module below ``bench/apps`` whose ``app`` is served.
+        command: Starts it in the root of the project; ``{port}`` stands for the port.
         pin: Where it runs.
         log_path: Where its output is appended.
+
+    Raises:
+        ServerError: There is no such program.
     """
 
-    def __init__(self, app, *, pin, log_path):
+    def __init__(self, command, *, pin, log_path):
         self.port = free_port()
         self._log_path = log_path
-        command = [sys.executable, "-m", "hypercorn", "--config", HERE / "hypercorn.toml"]
-        command += ["--bind", f"127.0.0.1:{self.port}", f"bench.apps.{app}:app"]
         with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=HERE.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=pin,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [part.format(port=self.port) for part in command],
+                    cwd=HERE.parent,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=pin,
+                )
+            except OSError as error:
+                raise ServerError(str(error)) from error
 
     def wait_ready(self, *, timeout=20):
         """Waits until it answers the small JSON; raises ``ServerError`` with the end of its log when it does not."""
@@ -103,32 +107,41 @@ class Server:
             break
         raise ServerError(f"{problem} from GET /json\n{self.log_tail()}")
 
-    @property
-    def pid(self):
-        return self._process.pid
+    def pids(self):
+        """Its process, and the processes that this one has started."""
+        found = [self._process.pid]
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [int(child) for child in children.read_text().split()]
+        return found
 
     def cpu_seconds(self):
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        ticks = 0
+        for pid in self.pids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / TICKS
 
     def resident_kib(self):
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        resident = re.search(r"VmRSS:\s+(\d+)", status)
-        if not resident:
-            raise ServerError(f"the server has ended\n{self.log_tail()}")
-        return int(resident[1])
+        """Raises ``ServerError`` when one of its processes has ended."""
+        total = 0
+        for pid in self.pids():
+            resident = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+            if not resident:
+                raise ServerError(f"a process of the server has ended\n{self.log_tail()}")
+            total += int(resident[1])
+        return total
 
     def log_tail(self):
         return self._log_path.read_text(errors="replace")[-2000:].strip()
 
     def stop(self):
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self._process.send_signal(number)
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                continue
-            return
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def free_port():

@@ -1,4 +1,4 @@
-"""No framework: what ASGI itself costs on this server. The others are measured against it."""
+"""No framework: what ASGI itself costs on a server."""
 
 JSON = b'{"message":"Hello, World!"}'
 JSON_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(JSON))]
@@ -8,7 +8,10 @@ subscribers = set()
 
 async def echo(receive, send):
     while (event := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": event["text"]})
+        if (text := event.get("text")) is not None:
+            await send({"type": "websocket.send", "text": text})
+        else:
+            await send({"type": "websocket.send", "bytes": event["bytes"]})
 
 
 async def sub(receive, send):

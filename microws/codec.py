@@ -221,9 +221,9 @@ class MessageCodec(ABC):
     name: str
 
     @abstractmethod
-    def encode(self, value: Any) -> Frame:
+    def encode(self, value: Any) -> str | bytes:
         """
-        ``value`` as the frame that ``ws.send`` sends.
+        ``value`` as what ``ws.send`` sends: ``str`` in a text frame, ``bytes`` in a binary one.
 
         Raises:
             TypeError: A value of a type that does not travel this way; says what does, and what to write instead.
@@ -246,7 +246,7 @@ class MessageCodec(ABC):
     @abstractmethod
     def frame(self, payload: Payload) -> Frame:
         """
-        A published value as the frame that ``encode`` would make of it, without decoding it first where possible.
+        A published value as the frame of what ``encode`` would make of it, without decoding it first where possible.
 
         ``bytes`` is a binary frame whatever the codec.
 
@@ -258,10 +258,12 @@ class MessageCodec(ABC):
 class _Text(MessageCodec):
     name = "text"
 
-    def encode(self, value: Any) -> Frame:
+    def encode(self, value: Any) -> str | bytes:
         if not isinstance(value, str):
             raise _wrong_type(value, 'a text route sends str, not {}; use value_type="json" or ws.send_json')
-        return Frame(value) if value.isascii() else Frame(value, encoded=_utf8(value))
+        if not value.isascii():
+            _utf8(value)
+        return value
 
     def decode(self, payload: str | bytes) -> Any:
         # Not by _expect_text alone: a call for each message would be a third of this.
@@ -274,11 +276,11 @@ class _Text(MessageCodec):
 class _Bytes(MessageCodec):
     name = "bytes"
 
-    def encode(self, value: Any) -> Frame:
+    def encode(self, value: Any) -> str | bytes:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise _wrong_type(value, 'a bytes route sends bytes, not {}; use value_type="json" or ws.send_json')
-        # A copy of what can still be changed: a frame may wait in many outboxes.
-        return Frame(bytes(value))
+        # A copy of what can still be changed: it may wait in the outbox.
+        return bytes(value)
 
     def decode(self, payload: str | bytes) -> Any:
         return _expect_binary(payload)
@@ -290,7 +292,7 @@ class _Bytes(MessageCodec):
 class _Auto(_Text):
     name = "auto"
 
-    def encode(self, value: Any) -> Frame:
+    def encode(self, value: Any) -> str | bytes:
         if isinstance(value, str):
             return TEXT.encode(value)
         if isinstance(value, bytes | bytearray | memoryview):
@@ -304,15 +306,15 @@ class _Auto(_Text):
 class _JSON(MessageCodec):
     name = "json"
 
-    def encode(self, value: Any) -> Frame:
-        return Frame(dumps_json(value), is_text=True)
+    def encode(self, value: Any) -> str | bytes:
+        return dumps_json(value).decode()
 
     def decode(self, payload: str | bytes) -> Any:
         return loads_json(_expect_text(payload))
 
     def frame(self, payload: Payload) -> Frame:
         if payload.kind == "text":
-            return self.encode(payload.data.decode())
+            return Frame(dumps_json(payload.data.decode()), is_text=True)
         return Frame(payload.data, is_text=payload.kind == "json")
 
 
@@ -330,7 +332,7 @@ class _Added(MessageCodec):
         self._codec = codec
         self._load_json = load_json
 
-    def encode(self, value: Any) -> Frame:
+    def encode(self, value: Any) -> str | bytes:
         data = self._codec.encode(value)
         if isinstance(data, str):
             return TEXT.encode(data)
@@ -354,17 +356,21 @@ class _Added(MessageCodec):
         if payload.kind == "bytes":
             return Frame(payload.data)
         text = payload.data.decode()
-        return self.encode(text if payload.kind == "text" else self._load_json(text))
+        return Frame(self.encode(text if payload.kind == "text" else self._load_json(text)))
 
 
 class _AddedJSON(_Added):
     """The app's own JSON: published values were encoded by it, and travel in text frames as they are."""
 
-    def encode(self, value: Any) -> Frame:
-        frame = super().encode(value)
-        if not frame.is_text:
+    def encode(self, value: Any) -> str:
+        text = super().encode(value)
+        if not isinstance(text, str):
             raise TypeError('encode of the codec "json" must return str, not bytes: JSON travels in text frames')
-        return frame
+        return text
+
+    def dump(self, value: Any) -> bytes:
+        """``encode`` in UTF-8."""
+        return self.encode(value).encode()
 
     def frame(self, payload: Payload) -> Frame:
         return Frame(payload.data, is_text=True) if payload.kind == "json" else super().frame(payload)
@@ -376,6 +382,7 @@ class Codecs:
     def __init__(self) -> None:
         self._by_name = {codec.name: codec for codec in (TEXT, BYTES, JSON, AUTO)}
         self._added: set[str] = set()
+        self._dump_json = dumps_json
 
     def add(self, name: str, codec: Codec) -> None:
         """
@@ -401,8 +408,12 @@ class Codecs:
         if getattr(codec, "frames", None) not in expected:
             choice = " or ".join(f'"{frames}"' for frames in expected)
             raise ValueError(f"the codec {_cut(name)} needs an attribute frames = {choice}")
-        kind = _AddedJSON if name == "json" else _Added
-        self._by_name[name] = kind(name, codec, load_json=self._load_json)
+        if name == "json":
+            replacement = _AddedJSON(name, codec, load_json=self._load_json)
+            self._by_name[name] = replacement
+            self._dump_json = replacement.dump
+        else:
+            self._by_name[name] = _Added(name, codec, load_json=self._load_json)
         self._added.add(name)
 
     def get(self, value_type: Any) -> MessageCodec:
@@ -443,7 +454,7 @@ class Codecs:
             return Payload("text", _utf8(value))
         if isinstance(value, bytes | bytearray | memoryview):
             return Payload("bytes", bytes(value))
-        return Payload("json", self._by_name["json"].encode(value).data)
+        return Payload("json", self._dump_json(value))
 
     def _load_json(self, text: str) -> Any:
         return self._by_name["json"].decode(text)

@@ -36,17 +36,16 @@ class Frame:
         payload: ``str`` for a text frame. ``bytes`` for a binary frame, or with ``is_text`` for a text frame that is
             encoded already.
         is_text: Whether ``bytes`` are valid UTF-8 to be sent as text. Default: only ``str`` is text.
-        encoded: The UTF-8 of a ``str`` payload, where the caller has it already.
 
     Source: RFC 6455 §5.6.
     """
 
     __slots__ = ("_bytes", "_text", "is_text")
 
-    def __init__(self, payload: str | bytes, *, is_text: bool = False, encoded: bytes | None = None) -> None:
+    def __init__(self, payload: str | bytes, *, is_text: bool = False) -> None:
         if isinstance(payload, str):
             self._text: str | None = payload
-            self._bytes: bytes | None = encoded
+            self._bytes: bytes | None = None
             self.is_text = True
         else:
             self._text = None

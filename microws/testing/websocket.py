@@ -11,7 +11,7 @@ from microws.closing import CloseCode, check_close
 from microws.codec import dumps_json, loads_json
 from microws.datastructures import Headers
 from microws.errors import PayloadTypeError, WebSocketDisconnect, WebSocketRejected
-from microws.interfaces import Event, Frame
+from microws.interfaces import Event
 from microws.testing.calls import AppCall, end_block
 from microws.testing.rules import WebSocketRules
 
@@ -21,8 +21,8 @@ __all__ = ["FrameCodec", "TestWebSocket", "WebSocketCall"]
 class FrameCodec(Protocol):
     """How the values of one direction of a route travel."""
 
-    def encode(self, value: Any, /) -> Frame:
-        """``value`` as a frame."""
+    def encode(self, value: Any, /) -> str | bytes:
+        """``value`` as the ``str`` of a text frame or the ``bytes`` of a binary one."""
         ...
 
     def decode(self, payload: Any, /) -> Any:
@@ -199,8 +199,8 @@ class TestWebSocket:
             WebSocketDisconnect: The connection has ended.
         """
         if self._codecs:
-            frame = self._codecs[0].encode(value)
-            await (self.send_text(frame.text) if frame.is_text else self.send_bytes(frame.data))
+            payload = self._codecs[0].encode(value)
+            await (self.send_text(payload) if isinstance(payload, str) else self.send_bytes(payload))
         elif isinstance(value, str):
             await self.send_text(value)
         elif isinstance(value, bytes):

@@ -62,9 +62,9 @@ class Sending(Reading):
         # The frames that find no room in the outbox, in the order of the calls.
         self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
 
-    async def send(self, frame: Frame) -> None:
+    async def send(self, message: str | bytes) -> None:
         """
-        Send a frame after everything that waits already.
+        Send a message after everything that waits already.
 
         Raises:
             WebSocketDisconnect: The connection has ended, or the client took nothing for ``send_timeout`` seconds
@@ -72,17 +72,17 @@ class Sending(Reading):
             RuntimeError: Not accepted yet.
         """
         if self._sender is not None or self.outbox or self.state is not State.OPEN:
-            await self._wait_turn(frame)
+            await self._wait_turn(Frame(message))
             return
         if self._unpaused is not None:
             self._sent_while_paused = True
+        event = {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
         if self._loop is None:
-            if not await self._transmit_in_scope(self._limits.send_timeout, _event(frame)):
+            if not await self._transmit_in_scope(self._limits.send_timeout, event):
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         else:
             self._sender = asyncio.current_task(self._loop)
             self._send_ticks = self._limits.send_timeout / TICK + 1
-            event = {"type": "websocket.send", "text": frame.text} if frame.is_text else _event(frame)
             try:
                 await self._asgi_send(event)
             except asyncio.CancelledError:

@@ -9,10 +9,10 @@ TEST   := $(BIN)/python -m pytest
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types test cover docs examples fuzz bench overhead check clean
+.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full fuzz bench overhead check clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/.ready  ## Make a virtual environment with everything for development
 
@@ -52,6 +52,12 @@ docs: setup  ## Write docs/reference.md anew from the docstrings, and check ever
 
 examples: setup  ## Drive every example over a socket and in a browser
 	$(TEST) -q tests/test_examples.py
+
+autobahn: setup  ## Hold the server to Autobahn's WebSocket cases: Python 2.7 runs them
+	$(BIN)/python tests/autobahn/run.py
+
+autobahn-full: setup  ## Every Autobahn case, speed and all compression too
+	$(BIN)/python tests/autobahn/run.py --full
 
 fuzz: setup  ## Search longer for inputs that break something
 	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600

@@ -8,6 +8,7 @@ strict way, ``_advance``: one frame's head, then its payload as it comes.
 from codecs import utf_8_decode
 from collections.abc import Iterator
 from io import BytesIO, StringIO
+from struct import Struct
 from typing import NamedTuple, Protocol, TypeAlias, final
 from zlib import error as ZlibError  # noqa: N812
 
@@ -67,6 +68,10 @@ LENGTH_IN_8_BYTES = 127
 MASKED_LENGTH_IN_2_BYTES = MASK | LENGTH_IN_2_BYTES
 MAX_CONTROL_PAYLOAD = 125
 MAX_HEAD = 14
+
+_pack_short = Struct("!BB").pack
+_pack_medium = Struct("!BBH").pack
+_pack_long = Struct("!BBQ").pack
 
 # Precedent: none in other servers. A message of the default limit, 1 MiB, may come in frames of 1 KiB.
 MAX_FRAGMENTS = 1024
@@ -242,9 +247,15 @@ class FrameParser:
         end = len(data)
         try:
             while position < end:
-                while self._is_plain and (start := position + 6) <= end:
+                while self._is_plain:
+                    start = position + 6
+                    if start > end:
+                        break
                     length = data[position + 1] - MASK
-                    if length == LENGTH_IN_2_BYTES and (start := position + 8) <= end:
+                    if length == LENGTH_IN_2_BYTES:
+                        start += 2
+                        if start > end:
+                            break
                         length = data[position + 2] << 8 | data[position + 3]
                         if length < LENGTH_IN_2_BYTES:
                             break
@@ -260,9 +271,10 @@ class FrameParser:
                         incoming.append(apply_mask(data[start:stop], data[start - 4 : start]))
                     else:
                         break
+                    if stop == end:
+                        return incoming
                     position = stop
-                if position < end:
-                    position = self._advance(data, position, incoming)
+                position = self._advance(data, position, incoming)
         except UnicodeDecodeError:
             self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a text or a close reason is not UTF-8"))
         except ZlibError:
@@ -436,10 +448,10 @@ def encode_head(length: int, opcode: int, *, compressed: bool = False) -> bytes:
     """
     first = FIN | RSV1 | opcode if compressed else FIN | opcode
     if length < LENGTH_IN_2_BYTES:
-        return bytes((first, length))
+        return _pack_short(first, length)
     if length < 1 << 16:
-        return bytes((first, LENGTH_IN_2_BYTES, length >> 8, length & 0xFF))
-    return bytes((first, LENGTH_IN_8_BYTES)) + length.to_bytes(8)
+        return _pack_medium(first, LENGTH_IN_2_BYTES, length)
+    return _pack_long(first, LENGTH_IN_8_BYTES, length)
 
 
 def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> bytes:
@@ -449,7 +461,11 @@ def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> by
     Args:
         compressed: Whether ``payload`` is a compressed message.
     """
-    return encode_head(len(payload), opcode, compressed=compressed) + payload
+    length = len(payload)
+    if length < LENGTH_IN_2_BYTES and not compressed:
+        # The commonest frame, without another call.
+        return _pack_short(FIN | opcode, length) + payload
+    return encode_head(length, opcode, compressed=compressed) + payload
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:

@@ -18,8 +18,9 @@ class RawWebSocket:
         self.events = []
         self._protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
 
-    async def handshake(self, path="/", host="127.0.0.1"):
-        await self.stream.send(self._protocol.send(Request(host=host, target=path)))
+    async def handshake(self, path="/", host="127.0.0.1", headers=()):
+        extra = [(name.encode(), value.encode()) for name, value in headers]
+        await self.stream.send(self._protocol.send(Request(host=host, target=path, extra_headers=extra)))
         return await self.next_event(AcceptConnection, RejectConnection)
 
     async def send(self, event):

@@ -162,7 +162,12 @@ def test_an_env_file_fills_the_environment_up(directory):
         ),
         ([], {"WEB_CONCURRENCY": "x"}, "", "WEB_CONCURRENCY: expected a number of workers"),
         (["--ping-timeout", "1"], {}, "", "--ping-timeout: this version of microws does not have it"),
-        (["--forwarded-allow-ips", "*"], {}, "", "--forwarded-allow-ips: this version of microws does not have it"),
+        (
+            ["--forwarded-allow-ips", "proxy"],
+            {},
+            "",
+            '--forwarded-allow-ips: expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*", came \'proxy\'',
+        ),
         (["--http2-websockets"], {}, "", "--http2-websockets: this version of microws does not have it"),
         (
             [],

@@ -126,6 +126,10 @@ def test_any_text_is_a_size_or_a_value_error(text):
         ("loop", "TRIO", "trio"),
         ("root_path", "/api/", "/api"),
         ("root_path", "", ""),
+        ("forwarded_allow_ips", "127.0.0.1, ::1 ,unix,10.0.0.0/8", ("127.0.0.1", "::1", "unix", "10.0.0.0/8")),
+        ("forwarded_allow_ips", ["*"], ("*",)),
+        ("forwarded_allow_ips", "", ()),
+        ("forwarded_allow_ips", [], ()),
         ("ping_interval", "0", 0),
         ("drain_timeout", 2.5, 2.5),
         ("access_log", "off", False),
@@ -153,6 +157,10 @@ def test_a_setting_is_brought_into_its_form(name, value, held):
         ("root_path", "api", "begins with '/'"),
         ("root_path", "/a b", "begins with '/'"),
         ("root_path", "/a?b", "begins with '/'"),
+        ("forwarded_allow_ips", "proxy.example", "IP addresses"),
+        ("forwarded_allow_ips", "127.0.0.1:80", "IP addresses"),
+        ("forwarded_allow_ips", 127, "IP addresses"),
+        ("forwarded_allow_ips", [127], "IP addresses"),
         ("ping_interval", "never", "seconds"),
         ("drain_timeout", -1, "seconds"),
         ("drain_timeout", "inf", "seconds"),
@@ -167,6 +175,11 @@ def test_a_setting_is_brought_into_its_form(name, value, held):
 def test_a_setting_that_cannot_be_names_itself_and_what_was_expected(name, value, expected):
     with pytest.raises(ValueError, match=rf"^{name}: expected .*{expected.replace('/', '.')}.*, came "):
         Settings(**{name: value})
+
+
+def test_an_address_within_a_network_is_told_from_the_network():
+    with pytest.raises(ValueError, match=r"came '10\.0\.0\.1/8'; write '10\.0\.0\.0/8', or '10\.0\.0\.1' for the one"):
+        Settings(forwarded_allow_ips="10.0.0.1/8")
 
 
 def test_settings_that_contradict_each_other_are_refused():

@@ -70,6 +70,12 @@ _OPTIONS: Final = (
     _Option("certfile", "FILE", "PEM certificate: serve TLS"),
     _Option("keyfile", "FILE", "its key, unless it is in the same file"),
     _Option("root_path", "PATH", "the prefix below which a proxy has put the app"),
+    _Option(
+        "forwarded_allow_ips",
+        "ADDRESSES",
+        "proxies whose X-Forwarded-For and the like count: addresses, networks, unix, or * for whoever connects; "
+        "default 127.0.0.1,::1,unix",
+    ),
     _Option("ping_interval", "SECONDS", "between pings of a WebSocket, default 20; 0: none"),
     _Option("max_message_size", "SIZE", "of an incoming message, as 64KiB or 1MiB; default: the app's, 1MiB"),
     _Option("drain_timeout", "SECONDS", "that requests have to finish at the end, default 10"),
@@ -87,7 +93,6 @@ _QUIET_OPTIONS: Final = (_Option("startup_timeout"), _Option("shutdown_timeout")
 # In the contract, and not in this version.
 _MISSING: Final = (
     _Option("ping_timeout", "SECONDS"),
-    _Option("forwarded_allow_ips", "ADDRESSES"),
     _Option("http2_websockets", is_switch=True),
 )
 _WORKERS: Final = _Option("workers", "N")

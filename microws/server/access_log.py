@@ -85,4 +85,6 @@ def _client(scope: Scope) -> str:
     if client is None:
         return "unix"
     host, port = client[:2]
+    if not port:  # a proxy has told the address alone
+        return str(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from ipaddress import ip_network
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 __all__ = [
@@ -175,6 +176,30 @@ def _addresses(value: object) -> tuple[str, ...]:
     return addresses
 
 
+_PROXY_FORMS = 'expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*"'
+
+
+def _proxies(value: object) -> tuple[str, ...]:
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{_PROXY_FORMS}, one or a list of them, came {value!r}")
+    proxies = tuple(text.strip() for text in texts if text.strip())
+    for proxy in proxies:
+        if proxy not in ("*", "unix"):
+            _check_network(proxy)
+    return proxies
+
+
+def _check_network(text: str) -> None:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{_PROXY_FORMS}, came {text!r}") from None
+    address = text.partition("/")[0]
+    if network.network_address != ip_network(address).network_address:
+        raise ValueError(f"{_PROXY_FORMS}, came {text!r}; write '{network}', or '{address}' for the one address")
+
+
 def _root_path(value: object) -> str:
     if isinstance(value, str) and (value == "" or re.fullmatch(r"/[!-~]*", value)) and not re.search(r"[?#%]", value):
         return value.rstrip("/")
@@ -202,6 +227,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "certfile": _optional(_text),
     "keyfile": _optional(_text),
     "root_path": _root_path,
+    "forwarded_allow_ips": _proxies,
     "ping_interval": _seconds,
     "max_message_size": _optional(parse_size),
     "drain_timeout": _seconds,
@@ -235,6 +261,9 @@ class Settings:
         loop: ``"auto"`` is uvloop where it is installed, else asyncio.
         certfile, keyfile: PEM files; both turn TLS on, and HTTP/2 with it. The key may stand in ``certfile``.
         root_path: The prefix below which a proxy has put the app.
+        forwarded_allow_ips: Proxies whose ``Forwarded`` and ``X-Forwarded-…`` headers count: addresses, networks,
+            ``"unix"`` for whoever connects over a Unix socket, ``"*"`` for whoever connects. Default: this machine, as
+            in uvicorn; an empty list trusts nobody.
         ping_interval: Seconds between the pings of a WebSocket, 20 by default as in ``websockets``; 0 sends none.
         max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
         drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits.
@@ -254,6 +283,7 @@ class Settings:
     certfile: str | None = None
     keyfile: str | None = None
     root_path: str = ""
+    forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1", "unix")
     ping_interval: float = 20
     max_message_size: int | None = None
     drain_timeout: float = 10
@@ -291,6 +321,7 @@ class RunOptions(TypedDict, total=False):
     certfile: str | None
     keyfile: str | None
     root_path: str
+    forwarded_allow_ips: str | Sequence[str]
     ping_interval: float
     max_message_size: int | str | None
     drain_timeout: float

@@ -20,6 +20,7 @@ from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
+from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.settings import Settings
 from microws.server.waits import AsyncioWaits, TrioWaits
 from microws.version import __version__
@@ -170,7 +171,7 @@ async def serve(
             code = 1
         else:
             code = 0
-            server, connections = _prepare(app, settings, lifespan.state, tls)
+            server, connections = _prepare(app, settings, lifespan.state, tls, shutdown)
             await tasks.start(server.serve, [listener.sock for listener in listeners])
             urls = ", ".join(listener.url for listener in listeners)
             _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
@@ -186,17 +187,20 @@ async def serve(
 
 
 def _prepare(
-    app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None
+    app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None, shutdown: Shutdown
 ) -> tuple[_Server, Connections]:
     # An app that limits its messages says so in an attribute; a limit that was asked for reaches it in the scope.
     own_limit = getattr(app, "max_message_size", None)
-    asked = settings.max_message_size
+    extension: dict[str, Any] = {"is_draining": shutdown.requested.is_set}
+    if settings.max_message_size is not None:
+        extension["max_message_size"] = settings.max_message_size
     on_trio = not _on_asyncio()
+    served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips))
     connections = Connections(
-        app,
+        served,
         waits=TrioWaits if on_trio else AsyncioWaits,
         access_log=settings.access_log,
-        extensions={} if asked is None else {"microws": {"max_message_size": asked}},
+        extensions={"microws": extension},
     )
     config = hypercorn_config(settings, max_message_size=own_limit if isinstance(own_limit, int) else None)
     if on_trio:

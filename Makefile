@@ -1,5 +1,5 @@
 # Every target makes its own environment ready first. Only Python 3.11+, git, make and the package index are needed;
-# `make bench` also needs a C compiler.
+# `make bench` also needs a C compiler, and takes Node along if it is there.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +9,8 @@ TEST   := $(BIN)/python -m pytest
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full fuzz bench overhead check clean
+.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full fuzz \
+	bench-setup bench bench-framework bench-server overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,15 +63,22 @@ autobahn-full: setup  ## Every Autobahn case, speed and all compression too
 fuzz: setup  ## Search longer for inputs that break something
 	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600
 
-bench: setup  ## Compare with the bare server, Starlette and Quart
+bench-setup: setup  ## Install the peers that the benchmarks measure
 	$(BIN)/python -m pip install --quiet --group bench
-	$(BIN)/python bench/run.py
+	if command -v npm; then npm ci --silent --prefix bench/apps/node_ws; else echo "no npm: without Node's ws"; fi
 
-overhead: setup  ## Measure what the framework adds, in memory
-	$(BIN)/python -m pip install --quiet --group bench
+bench: bench-framework bench-server  ## Compare with frameworks on one server, then with servers
+
+bench-framework: bench-setup  ## Compare with Starlette and Quart, all on one server
+	$(BIN)/python bench/run.py --suite framework
+
+bench-server: bench-setup  ## Compare with uvicorn, aiohttp, granian, websockets, Hypercorn and Node's ws
+	$(BIN)/python bench/run.py --suite server
+
+overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
 check: test  ## Exactly what CI runs
 
 clean:  ## Remove everything that was made
-	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results dist build
+	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules dist build

@@ -43,7 +43,8 @@ class Goal(NamedTuple):
     What a contender of ours has to reach.
 
     Attributes:
-        bound: The least that is good enough, or the most when less is better: a share of the peer's figure, or a figure.
+        bound: The least that is good enough, or the most when less is better.
+        peer: The bound is a share of its figure; ``None``: the bound is a figure.
     """
 
     test: str
@@ -80,7 +81,10 @@ MEASURES = {
     "echo": Measure("echo over 100 connections, /s", "echo", [*ECHO, "-c", 100]),
     "connect": Measure("connects, 32 at a time, /s", "connect", [*ECHO, "-c", 32]),
     "large": Measure(
-        "echo of 1 MiB binary over 4 connections, MB/s", "echo", [*ECHO, "-c", 4, "-b", "-s", MIB], scale=MIB / 1e6
+        "echo of 1 MiB binary over 4 connections, MB/s",
+        "echo",
+        ["-u", "/binary", "-c", 4, "-b", "-s", MIB],
+        scale=MIB / 1e6,
     ),
     "http": Measure("GET of small JSON, 64 connections, /s", "http", ["-u", "/json", "-c", 64]),
     "fan1": Measure("deliveries to 1,000, 1 in flight, /s", "fan", [*FAN, "-d", 1]),

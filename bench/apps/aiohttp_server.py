@@ -16,12 +16,19 @@ async def echo(request):
     async for message in ws:
         if message.type is WSMsgType.TEXT:
             await ws.send_str(message.data)
-        elif message.type is WSMsgType.BINARY:
+    return ws
+
+
+async def binary(request):
+    ws = web.WebSocketResponse()
+    await ws.prepare(request)
+    async for message in ws:
+        if message.type is WSMsgType.BINARY:
             await ws.send_bytes(message.data)
     return ws
 
 
 if __name__ == "__main__":
     app = web.Application()
-    app.add_routes([web.get("/json", json_view), web.get("/echo", echo)])
+    app.add_routes([web.get("/json", json_view), web.get("/echo", echo), web.get("/binary", binary)])
     web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None, loop=uvloop.new_event_loop())

@@ -8,10 +8,12 @@ subscribers = set()
 
 async def echo(receive, send):
     while (event := await receive())["type"] == "websocket.receive":
-        if (text := event.get("text")) is not None:
-            await send({"type": "websocket.send", "text": text})
-        else:
-            await send({"type": "websocket.send", "bytes": event["bytes"]})
+        await send({"type": "websocket.send", "text": event["text"]})
+
+
+async def binary(receive, send):
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "bytes": event["bytes"]})
 
 
 async def sub(receive, send):
@@ -30,7 +32,7 @@ async def pub(receive, send):
             await send_to(message)
 
 
-WEBSOCKET_VIEWS = {"/echo": echo, "/sub": sub, "/pub": pub}
+WEBSOCKET_VIEWS = {"/echo": echo, "/binary": binary, "/sub": sub, "/pub": pub}
 
 
 async def lifespan(receive, send):

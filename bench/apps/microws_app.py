@@ -17,6 +17,13 @@ async def echo(ws):
             await ws.send(message)
 
 
+@app.websocket_route("/binary", value_type="bytes")
+async def binary(ws):
+    async with ws:
+        async for message in ws:
+            await ws.send(message)
+
+
 @app.websocket_route("/sub", subscribe="fan")
 async def sub(ws):
     async with ws:

@@ -8,7 +8,7 @@ const server = http.createServer((request, response) => {
   response.end('{"message":"Hello, World!"}');
 });
 
-new WebSocketServer({ server, path: "/echo" }).on("connection", (ws) => {
+new WebSocketServer({ server }).on("connection", (ws) => {
   ws.on("error", console.error);
   ws.on("message", (message, isBinary) => ws.send(message, { binary: isBinary }));
 });

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack
 
 from microws.codec import Codecs
 from microws.datastructures import State
-from microws.dispatch import Dispatcher
+from microws.dispatch import HTTPDispatcher, WebSocketDispatcher
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
 from microws.hooks import HookList, Hooks, Middleware
@@ -58,7 +58,7 @@ class App:
     Args:
         max_message_size: Bytes of one incoming message; a larger one closes with 1009. Default 1 MiB, as in
             ``websockets``.
-        max_fragments: Fragments of one incoming message, on servers that let an app see them. Default 1,024.
+        max_fragments: Fragments of one incoming message, under ``microws run``. Default 1,024.
         receive_queue: Incoming messages that wait for a view before reading pauses. Default 64.
         max_body_size: Bytes of a request's body; a larger one is 413. Default 1 MiB, as in nginx.
         send_timeout: Seconds that one ``ws.send`` waits for a slow client; then it is closed with 1013. Default 10.
@@ -66,7 +66,8 @@ class App:
             in ``websockets``.
         close_timeout: Seconds that a close waits for what is queued, and that a view has to notice that the client
             has left. Default 5.
-        compression: permessage-deflate, which this version leaves to the server.
+        compression: Agree to permessage-deflate where a client offers it, under ``microws run``; what is published goes
+            uncompressed. Other servers, and trio, decide by themselves. Default: no, for it takes memory and time.
         origins: Web pages that may connect, and send unsafe HTTP methods, beside those of the same origin:
             ``["https://app.example"]``; ``["*"]`` allows all. Default: the same origin only.
         error_close_code: Close code after an unexpected error. Default 1011.
@@ -114,6 +115,7 @@ class App:
         )
         self.max_message_size = max_message_size
         self.max_fragments = max_fragments
+        self.compression = compression
         self._directory = directory_of_caller()
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
@@ -128,7 +130,8 @@ class App:
         self._state = State(self._state_values)
         self._templates = Templates(self._directory / templates, url_for=self.url_for)
         self._asgi: ASGIApplication | None = None
-        self._dispatcher = Dispatcher(
+        self._http = HTTPDispatcher(self, router=self._router, hooks=self._hooks, settings=settings)
+        self._websocket = WebSocketDispatcher(
             self, router=self._router, hooks=self._hooks, hub=self._hub, codecs=self._codecs, settings=settings
         )
 
@@ -601,7 +604,7 @@ class App:
         Args:
             options: Those of ``microws.testing.TestClient``.
         """
-        codecs = partial(self._dispatcher.codecs_of, root_path=options.get("root_path", ""))
+        codecs = partial(self._websocket.codecs_of, root_path=options.get("root_path", ""))
         return TestClient(self, codecs=codecs, **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -615,17 +618,15 @@ class App:
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
         # Not for every request: where the lifespan is served, the loop is known, and without one a WebSocket tells.
-        if kind != "http" or not self.hub.is_attached:
-            self.hub.attach()
-        match kind:
-            case "http":
-                return self._dispatcher.http(scope, receive, send)
-            case "websocket":
-                return self._dispatcher.websocket(scope, receive, send)
-            case "lifespan":
-                return self._lifespan.serve(receive, send, app=self)
-            case other:
-                raise RuntimeError(f"microws serves http, websocket and lifespan, not {other!r}")
+        if kind != "http" or not self._hub.is_attached:
+            self._hub.attach()
+        if kind == "http":
+            return self._http.serve(scope, receive, send)
+        if kind == "websocket":
+            return self._websocket.serve(scope, receive, send)
+        if kind == "lifespan":
+            return self._lifespan.serve(receive, send, app=self)
+        raise RuntimeError(f"microws serves http, websocket and lifespan, not {kind!r}")
 
     @property
     def _root(self) -> "App":

@@ -56,6 +56,14 @@ class Hooks:
         """These hooks, then those of the including apps."""
         return self._alone if self.parent is None else (self, *self.parent.outwards())
 
+    def have_after_request(self) -> bool:
+        """Whether there is an ``after_request`` hook, here or in an including app."""
+        return bool(self.after_request) or (self.parent is not None and self.parent.have_after_request())
+
+    def have_after_websocket(self) -> bool:
+        """Whether there is an ``after_websocket`` hook, here or in an including app."""
+        return bool(self.after_websocket) or (self.parent is not None and self.parent.have_after_websocket())
+
     def add_handler(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
         """Register an error handler. Raises ``TypeError`` and ``ValueError``, as ``ErrorHandlers.check`` does."""
         check_hook(handler, "error_handler", "connection", "error")

@@ -68,26 +68,27 @@ class AsyncioTasks:
     ``Tasks`` on asyncio.
 
     Args:
-        on_tick: Called every ``TICK`` seconds.
+        loop: The running one.
+        on_tick: Called every ``TICK`` seconds until ``end``.
     """
 
-    __slots__ = ("_clock", "_deadline", "_has_ended", "_helpers", "_loop", "_main", "_on_tick", "was_cancelled")
+    __slots__ = ("_clock", "_deadline", "_has_ended", "_helpers", "_loop", "_main", "was_cancelled")
 
     is_ticking = True
 
-    def __init__(self, on_tick: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[], None]) -> None:
         self.was_cancelled = False
         self._deadline = inf
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
-        self._on_tick = on_tick
-        self._loop = asyncio.get_running_loop()
-        self._clock = _clock_of(self._loop)
+        self._loop = loop
+        self._clock = _clock_of(loop)
+        # The clock has ``on_tick``, not this object: whoever owns both would be left to the garbage collector.
+        self._clock.add(self, on_tick)
 
     def __enter__(self) -> Self:
         self._main = asyncio.current_task(self._loop)
-        self._clock.add(self)
         return self
 
     def __exit__(
@@ -106,7 +107,7 @@ class AsyncioTasks:
             return
         self._deadline = self._loop.time() + seconds
         if seconds < 2 * TICK:
-            self._loop.call_later(seconds, self._check)
+            self._loop.call_later(seconds, self.check)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         if self._has_ended:
@@ -125,12 +126,8 @@ class AsyncioTasks:
                 task.cancel()
             await asyncio.wait(self._helpers)
 
-    def tick(self) -> None:
+    def check(self) -> None:
         """Look whether the deadline has come. A view that swallows its cancellation is not asked twice."""
-        self._check()
-        self._on_tick()
-
-    def _check(self) -> None:
         # When the view has ended, its task is the server's again.
         if self._main is not None and self._deadline <= self._loop.time():
             self._deadline = inf
@@ -185,21 +182,22 @@ class _Clock:
     """Looks at every connection of one event loop, as long as there is one."""
 
     def __init__(self) -> None:
-        self._connections: set[AsyncioTasks] = set()
+        self._connections: dict[AsyncioTasks, Callable[[], None]] = {}
         self._is_running = False
 
-    def add(self, tasks: AsyncioTasks) -> None:
-        self._connections.add(tasks)
+    def add(self, tasks: AsyncioTasks, on_tick: Callable[[], None]) -> None:
+        self._connections[tasks] = on_tick
         if not self._is_running:
             self._is_running = True
             asyncio.get_running_loop().call_later(TICK, self._tick)
 
     def discard(self, tasks: AsyncioTasks) -> None:
-        self._connections.discard(tasks)
+        self._connections.pop(tasks, None)
 
     def _tick(self) -> None:
-        for tasks in tuple(self._connections):
-            tasks.tick()
+        for tasks, on_tick in tuple(self._connections.items()):
+            tasks.check()
+            on_tick()
         self._is_running = bool(self._connections)
         if self._is_running:
             asyncio.get_running_loop().call_later(TICK, self._tick)

@@ -2,26 +2,27 @@
 
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import anyio
-from anyio.abc import TaskGroup
 
 from microws.closing import CloseCode, check_close
 from microws.codec import TEXT, Codecs, MessageCodec
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol
-from microws.hub import Hub, Subscriber, check_topic, topic_marker
-from microws.interfaces import Application, Event, Receipt, Receive, Scope, Send
+from microws.hub import Hub, Subscriber, check_topic
+from microws.interfaces import Application, Event, Receipt, Scope
 from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import State
 from microws.tasks import check_function
-from microws.transport import Limits, PortableTransport, helping
+from microws.transport import Transport, helping
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 
@@ -30,27 +31,28 @@ _PROCESS = token_hex(4)
 _numbers = count(1)
 
 
-class WebSocketOptions(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketOptions:
     """
     What the connections of one route share.
 
     Attributes:
-        hub, codecs, limits: The app's.
+        hub, codecs: The app's.
+        make_outbox: Makes the queue of a connection.
         closing_for: The close code and reason for an exception on a path; ``None`` where an error handler has its say.
         receive_codec, send_codec: The route's.
         subprotocols: Those that the route speaks, the preferred one first.
-        catch_disconnect, gaps, on_invalid: As in ``App.websocket_route``.
+        catch_disconnect, on_invalid: As in ``App.websocket_route``.
     """
 
     hub: Hub
     codecs: Codecs
-    limits: Limits
+    make_outbox: Callable[[], Outbox]
     closing_for: Callable[[str, Exception], tuple[int, str] | None]
     receive_codec: MessageCodec = TEXT
     send_codec: MessageCodec = TEXT
     subprotocols: tuple[str, ...] = ()
     catch_disconnect: bool = True
-    gaps: bool = False
     on_invalid: Literal["close", "skip"] = "close"
 
 
@@ -86,14 +88,12 @@ class WebSocket(Connection):
     def __init__(
         self,
         scope: Scope,
-        receive: Receive,
-        send: Send,
+        transport: Transport,
         *,
         app: Application,
         path: str,
         path_params: dict[str, Any],
         options: WebSocketOptions,
-        group: TaskGroup | None,
     ) -> None:
         super().__init__(scope, app=app, path=path, path_params=path_params)
         self.accepted = False
@@ -103,15 +103,7 @@ class WebSocket(Connection):
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
         self._has_told_end = False
-        self._transport = PortableTransport(
-            receive,
-            send,
-            group=group,
-            limits=options.limits,
-            has_denial="websocket.http.response" in (scope.get("extensions") or ()),
-            make_outbox=self._make_outbox,
-            on_end=self._leave,
-        )
+        self._transport = transport
 
     # What it is
 
@@ -130,7 +122,7 @@ class WebSocket(Connection):
     @property
     def closed(self) -> bool:
         """Whether the connection has ended or is being closed, by whichever side."""
-        return self._transport.state in (State.CLOSING, State.CLOSED)
+        return self._transport.close_code is not None
 
     @property
     def close_code(self) -> int | None:
@@ -236,7 +228,7 @@ class WebSocket(Connection):
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if error is None:
-            await self.close()
+            await self._transport.close(CloseCode.NORMAL_CLOSURE, "")
         elif _is_disconnect_of(self._transport, error):
             return self._options.catch_disconnect
         elif isinstance(error, Exception):
@@ -292,13 +284,12 @@ class WebSocket(Connection):
         """
         The next message as a raw ASGI event, or the disconnect event; once that was returned, ``WebSocketDisconnect``.
         """
-        try:
-            message = await self._transport.receive()
-        except WebSocketDisconnect as error:
+        message = await self._transport.receive()
+        if message is None:
             if self._has_told_end:
-                raise
+                raise self._transport.unusable("receive_event")
             self._has_told_end = True
-            return {"type": "websocket.disconnect", "code": error.code, "reason": error.reason}
+            return {"type": "websocket.disconnect", "code": self.close_code, "reason": self.close_reason}
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     def __aiter__(self) -> Self:
@@ -306,31 +297,31 @@ class WebSocket(Connection):
 
     async def __anext__(self) -> Any:
         options = self._options
-        try:
-            return options.receive_codec.decode(await self._transport.receive())
-        except WebSocketDisconnect:
-            if options.catch_disconnect:
-                raise StopAsyncIteration from None
-            raise
-        except (PayloadTypeError, InvalidMessage) as error:
-            return await self._after_invalid(options.receive_codec, error)
+        while (message := await self._transport.receive()) is not None:
+            try:
+                return options.receive_codec.decode(message)
+            except (PayloadTypeError, InvalidMessage) as error:
+                if not self._skips(error):
+                    raise
+        if options.catch_disconnect:
+            raise StopAsyncIteration
+        raise self._transport.unusable("receive")
 
     async def _receive(self, codec: MessageCodec) -> Any:
-        try:
-            return codec.decode(await self._transport.receive())
-        except (PayloadTypeError, InvalidMessage) as error:
-            return await self._after_invalid(codec, error)
-
-    async def _after_invalid(self, codec: MessageCodec, error: PayloadTypeError | InvalidMessage) -> Any:
-        """The next message that can be decoded, on a route that skips the others."""
-        while self._options.on_invalid == "skip":
-            _log.warning("%r: skipped a message: %s", self.path, error)
-            message = await self._transport.receive()
+        while (message := await self._transport.receive()) is not None:
             try:
                 return codec.decode(message)
-            except (PayloadTypeError, InvalidMessage) as next_error:
-                error = next_error
-        raise error
+            except (PayloadTypeError, InvalidMessage) as error:
+                if not self._skips(error):
+                    raise
+        raise self._transport.unusable("receive")
+
+    def _skips(self, error: PayloadTypeError | InvalidMessage) -> bool:
+        """Whether the route passes over a message that cannot be decoded."""
+        if self._options.on_invalid == "close":
+            return False
+        _log.warning("%r: skipped a message: %s", self.path, error)
+        return True
 
     # Messages out
 
@@ -411,14 +402,14 @@ class WebSocket(Connection):
         if self.closed:
             raise self._transport.unusable("subscribe")
         if self._subscriber is None:
-            outbox = self._transport.ensure_outbox()
             self._subscriber = Subscriber(
                 id=self.id,
                 codec=self._options.send_codec,
-                outbox=outbox,
+                outbox=self._transport.ensure_outbox(),
                 wake=self._transport.wake,
                 refuse=self._transport.fail,
             )
+            self._transport.on_end = partial(self._options.hub.leave, self._subscriber)
         self._options.hub.subscribe(self._subscriber, *topics)
 
     async def unsubscribe(self, *topics: str) -> None:
@@ -473,48 +464,25 @@ class WebSocket(Connection):
 
     # For the app
 
-    async def run(self, view: Callable[["WebSocket"], Coroutine[Any, Any, None]]) -> None:
-        """
-        Live: run ``view``, and then read until the client has gone.
-
-        Args:
-            view: Turns its own errors into answers. It is cancelled when it has not accepted within ``accept_timeout``,
-                or has not noticed the end within ``close_timeout``.
-        """
+    async def finish(self) -> None:
+        """Behind the view: answer or close where it has not, and read until the client has gone."""
         transport = self._transport
-        try:
-            transport.tasks.limit(self._options.limits.accept_timeout)
-            with transport.tasks:
-                await view(self)
-            await self._finish()
-            if self._helpers:
-                for scope in list(self._helpers):
-                    scope.cancel()
-            if self.accepted:
-                await transport.linger()
-        finally:
-            transport.abandon()
-            await transport.tasks.end()
-
-    async def _finish(self) -> None:
-        if self._transport.state is State.CONNECTING:
-            took_too_long = self._transport.tasks.was_cancelled
+        if transport.state is State.CONNECTING:
+            took_too_long = transport.tasks.was_cancelled
             _log.info("%r: the view %s without accepting", self.path, "was cancelled" if took_too_long else "returned")
             await self.reject(503 if took_too_long else 403)
         elif self.closed:
-            await self._transport.flush()
+            await transport.flush()
         else:
-            await self.close()
-
-    def _make_outbox(self) -> Outbox:
-        return Outbox(marker=topic_marker if self._options.gaps else None, losses=self._options.hub.losses)
-
-    def _leave(self) -> None:
-        if self._subscriber is not None:
-            self._options.hub.leave(self._subscriber)
+            await transport.close(CloseCode.NORMAL_CLOSURE, "")
+        if self._helpers:
+            for scope in list(self._helpers):
+                scope.cancel()
+        if self.accepted:
+            await transport.linger()
 
 
-def _is_disconnect_of(transport: PortableTransport, error: BaseException) -> bool:
+def _is_disconnect_of(transport: Transport, error: BaseException) -> bool:
     """Whether ``error`` is the connection's own ``WebSocketDisconnect``, or a group of nothing else."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect_of(transport, inner) for inner in error.exceptions)

@@ -47,12 +47,12 @@ class Lifeline(ABC):
         tasks: Of this connection.
         loop: On asyncio, the event loop.
         limits: Shared by the connections of an app.
-        on_end: Called when the client has gone, and when the connection is being closed.
 
     Attributes:
         state: Where the connection stands.
-        close_code, close_reason: Why it has ended, or is ending.
+        close_code, close_reason: Why it has ended, or is ending; ``close_code`` is ``None`` until then.
         has_learned: Whether the view knows of the end.
+        on_end: Called once, when the client has gone or the connection begins to be closed; then forgotten.
         tasks: Of this connection.
     """
 
@@ -63,7 +63,6 @@ class Lifeline(ABC):
         "_interrupted",
         "_limits",
         "_loop",
-        "_on_end",
         "_reader",
         "_sender",
         "_unpaused",
@@ -71,26 +70,20 @@ class Lifeline(ABC):
         "close_code",
         "close_reason",
         "has_learned",
+        "on_end",
         "state",
         "tasks",
     )
 
-    def __init__(
-        self,
-        *,
-        tasks: Tasks,
-        loop: asyncio.AbstractEventLoop | None,
-        limits: Limits,
-        on_end: Callable[[], None],
-    ) -> None:
+    def __init__(self, tasks: Tasks, loop: asyncio.AbstractEventLoop | None, limits: Limits) -> None:
         self.state = State.CONNECTING
         self.close_code: int | None = None
         self.close_reason = ""
         self.has_learned = False
+        self.on_end: Callable[[], None] | None = None
         self.tasks = tasks
         self._loop = loop
         self._limits = limits
-        self._on_end = on_end
         self._close_due = False
         # Who is inside ASGI's receive, and who inside its send. A task of the view may be interrupted there.
         self._reader: object = None
@@ -114,9 +107,13 @@ class Lifeline(ABC):
     def _forget_frames(self) -> None:
         """Nothing of what waits to be sent will be."""
 
+    @abstractmethod
+    def _wake_all(self) -> None:
+        """End every wait: the connection is ending."""
+
     def fail(self, code: int, reason: str) -> None:
         """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
-        if self.state in (State.CLOSED, State.CLOSING):
+        if self.close_code is not None:
             return
         self._begin_close(code, reason)
         self._forget_frames()
@@ -142,6 +139,12 @@ class Lifeline(ABC):
         """Take the client for gone. Never waits."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
 
+    async def end(self) -> None:
+        """Take the client for gone, and end the tasks beside the view."""
+        if self.state is not State.CLOSED:
+            self.abandon()
+        await self.tasks.end()
+
     def _disconnect(self) -> WebSocketDisconnect:
         error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
         error.source = self
@@ -162,7 +165,7 @@ class Lifeline(ABC):
             return
         if self.close_code is None:
             self.close_code, self.close_reason = code, reason
-        self.state = step(self.state, Action.DISCONNECT)
+        self.state = State.CLOSED
         self._close_due = False
         self._forget_frames()
         self._wake_all()
@@ -173,7 +176,9 @@ class Lifeline(ABC):
         self._finish()
 
     def _finish(self) -> None:
-        self._on_end()
+        if self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end()
         if not self.has_learned:
             self.tasks.limit(self._limits.close_timeout)
 
@@ -198,13 +203,3 @@ class Lifeline(ABC):
         if event is not None:
             setattr(self, name, None)
             event.set()
-
-    def _wake_all(self) -> None:
-        if self._arrived is not None:
-            self._wake("_arrived")
-        if self._unpaused is not None:
-            self._wake("_unpaused")
-        if self._idle is not None:
-            self._wake("_idle")
-        if self._work is not None:
-            self._wake("_work")

@@ -7,12 +7,12 @@ from math import inf
 from anyio.abc import TaskGroup
 
 from microws.errors import WebSocketDisconnect
-from microws.interfaces import Event, Receive, Send
+from microws.interfaces import Event, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.state import Action, State, step
 from microws.tasks import AsyncioTasks, GroupTasks
 from microws.transport.lifeline import Limits
-from microws.transport.sending import Sending
+from microws.transport.sending import Sending, ticks_of
 
 __all__ = ["PortableTransport"]
 
@@ -22,40 +22,49 @@ class PortableTransport(Sending):
     One connection as ASGI events.
 
     Args:
-        receive, send: ASGI's.
+        scope, receive, send: ASGI's.
         group: A task group that lives as long as the connection; ``None`` on asyncio, which needs none.
         limits: Shared by the connections of an app.
-        has_denial: Whether the server takes an HTTP response in place of the handshake.
         make_outbox: Called once, when the connection first needs a queue.
-        on_end: Called when the client has gone, and when the connection is being closed.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
 
-    __slots__ = ("_has_denial",)
+    __slots__ = ("_scope",)
 
     def __init__(
         self,
+        scope: Scope,
         receive: Receive,
         send: Send,
         *,
         group: TaskGroup | None,
         limits: Limits,
-        has_denial: bool,
         make_outbox: Callable[[], Outbox],
-        on_end: Callable[[], None],
     ) -> None:
-        super().__init__(
-            receive,
-            send,
-            make_outbox=make_outbox,
-            tasks=AsyncioTasks(self._tick) if group is None else GroupTasks(group),
-            loop=asyncio.get_running_loop() if group is None else None,
-            limits=limits,
-            on_end=on_end,
-        )
-        self._has_denial = has_denial
-        if not self.tasks.is_ticking:
+        if group is None:
+            loop = asyncio.get_running_loop()
+            super().__init__(AsyncioTasks(loop, self._tick), loop, limits)
+        else:
+            super().__init__(GroupTasks(group), None, limits)
+        self._scope = scope
+        self._asgi_receive = receive
+        # Four bytes a character is the most that UTF-8 takes.
+        self._max_chars = limits.max_message_size // 4
+        self._inbox = None
+        self._inbox_bytes = 0
+        self._is_discarding = False
+        self._unwatched_sends = 0
+        self._sent_while_paused = False
+        self._asgi_send = send
+        self._make_outbox = make_outbox
+        self.outbox = None
+        self._waiting = None
+        self._has_drainer = False
+        self._max_send_ticks = ticks_of(limits.send_timeout)
+        self._send_ticks = 0.0
+        self.tasks.limit(limits.accept_timeout)
+        if group is not None:
             self.read_ahead()
 
     async def accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
@@ -94,7 +103,7 @@ class PortableTransport(Sending):
         self.discard()
         self._wake_all()
         self._finish()
-        if self._has_denial:
+        if "websocket.http.response" in (self._scope.get("extensions") or ()):
             start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
             events: list[Event] = [start, {"type": "websocket.http.response.body", "body": body}]
         else:

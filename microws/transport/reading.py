@@ -3,15 +3,13 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 
 import anyio
 
 from microws.closing import CloseCode
 from microws.interfaces import Event, Receive
 from microws.state import State
-from microws.tasks import Tasks
-from microws.transport.lifeline import Lifeline, Limits
+from microws.transport.lifeline import Lifeline
 
 __all__ = ["Reading"]
 
@@ -20,15 +18,14 @@ _log = logging.getLogger("microws.websocket")
 _MAX_INBOX_BYTES = 1 << 20
 # Who reads, where it is no task of the view's.
 _PUMP = "pump"
+_OPEN = State.OPEN
 
 
 class Reading(Lifeline):
     """
     The incoming side: the view reads while it waits for a message, and else the pump, a task that is there only then.
 
-    Args:
-        receive: ASGI's.
-        tasks, loop, limits, on_end: Of ``Lifeline``.
+    ``PortableTransport`` makes its attributes: a constructor for each class would take longer than what it does.
     """
 
     __slots__ = (
@@ -41,37 +38,29 @@ class Reading(Lifeline):
         "_unwatched_sends",
     )
 
-    def __init__(
-        self,
-        receive: Receive,
-        *,
-        tasks: Tasks,
-        loop: asyncio.AbstractEventLoop | None,
-        limits: Limits,
-        on_end: Callable[[], None],
-    ) -> None:
-        super().__init__(tasks=tasks, loop=loop, limits=limits, on_end=on_end)
-        self._asgi_receive = receive
-        # Four bytes a character is the most that UTF-8 takes; only longer text needs to be measured.
-        self._max_chars = self._limits.max_message_size // 4
-        self._inbox: deque[str | bytes] | None = None
-        self._inbox_bytes = 0
-        self._is_discarding = False
-        self._unwatched_sends = 0
-        self._sent_while_paused = False
+    _asgi_receive: Receive
+    _inbox: deque[str | bytes] | None
+    _inbox_bytes: int
+    _is_discarding: bool
+    _max_chars: int  # Text that is longer has to be measured.
+    _sent_while_paused: bool
+    _unwatched_sends: int
 
-    async def receive(self) -> str | bytes:
+    async def receive(self) -> str | bytes | None:
         """
-        The next message. Cancelled, it has lost nothing, if the server's ``receive`` loses nothing.
+        The next message; ``None`` when the connection has ended and every message was received, or this side has
+        closed it. Cancelled, it has lost nothing, if the server's ``receive`` loses nothing.
 
         Raises:
-            WebSocketDisconnect: The connection has ended and every message was received, or this side has closed it.
             RuntimeError: Not accepted yet.
         """
-        while self._reader is not None or self._inbox or self.state is not State.OPEN:
+        while self._reader is not None or self._inbox or self.state is not _OPEN:
             if self._inbox:
                 return self._take()
-            if self.state is not State.OPEN:
+            if self.close_code is not None:
+                self.learn()
+                return None
+            if self.state is not _OPEN:
                 raise self.unusable("receive")
             self._arrived = self._arrived or anyio.Event()
             await self._arrived.wait()
@@ -82,7 +71,8 @@ class Reading(Lifeline):
         except asyncio.CancelledError:
             if not self._was_interrupted():
                 raise
-            raise self.unusable("receive") from None
+            self.learn()
+            return None
         finally:
             self._reader = None
             if self._arrived is not None:

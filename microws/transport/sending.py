@@ -11,19 +11,19 @@ import anyio.lowlevel
 
 from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
-from microws.interfaces import Event, Frame, Receive, Send
+from microws.interfaces import Event, Frame, Send
 from microws.outbox import Outbox
 from microws.state import State
-from microws.tasks import TICK, Tasks
-from microws.transport.lifeline import Limits
+from microws.tasks import TICK
 from microws.transport.reading import Reading
 
-__all__ = ["Sending"]
+__all__ = ["Sending", "ticks_of"]
 
 _log = logging.getLogger("microws.websocket")
 
 # Who sends, where it is no task of the view's.
 _LOSING = "losing"
+_OPEN = State.OPEN
 # Sends in a row, without a receive, after which somebody else has to watch for the disconnect.
 _MAX_UNWATCHED_SENDS = 8
 # Between a send that fails because the client has gone and the event that says so.
@@ -34,33 +34,18 @@ class Sending(Reading):
     """
     The outgoing side: the view sends or, where something had to wait its turn, the drainer, which empties the outbox.
 
-    Args:
-        receive, send: ASGI's.
-        make_outbox: Called once, when the connection first needs a queue.
-        tasks, loop, limits, on_end: Of ``Lifeline``.
+    ``PortableTransport`` makes its attributes.
     """
 
-    __slots__ = ("_asgi_send", "_has_drainer", "_make_outbox", "_send_ticks", "_waiting", "outbox")
+    __slots__ = ("_asgi_send", "_has_drainer", "_make_outbox", "_max_send_ticks", "_send_ticks", "_waiting", "outbox")
 
-    def __init__(
-        self,
-        receive: Receive,
-        send: Send,
-        *,
-        make_outbox: Callable[[], Outbox],
-        tasks: Tasks,
-        loop: asyncio.AbstractEventLoop | None,
-        limits: Limits,
-        on_end: Callable[[], None],
-    ) -> None:
-        super().__init__(receive, tasks=tasks, loop=loop, limits=limits, on_end=on_end)
-        self.outbox: Outbox | None = None
-        self._asgi_send = send
-        self._make_outbox = make_outbox
-        self._has_drainer = False
-        self._send_ticks = 0.0
-        # The frames that find no room in the outbox, in the order of the calls.
-        self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
+    outbox: Outbox | None
+    _asgi_send: Send
+    _has_drainer: bool
+    _make_outbox: Callable[[], Outbox]
+    _max_send_ticks: float  # Of the view's own sends.
+    _send_ticks: float  # What is left for the send that is under way.
+    _waiting: deque[tuple[Frame, anyio.Event]] | None  # Frames without room in the outbox, in the order of the calls.
 
     async def send(self, message: str | bytes) -> None:
         """
@@ -71,7 +56,7 @@ class Sending(Reading):
                 (1013).
             RuntimeError: Not accepted yet.
         """
-        if self._sender is not None or self.outbox or self.state is not State.OPEN:
+        if self._sender is not None or self.outbox or self.state is not _OPEN:
             await self._wait_turn(Frame(message))
             return
         if self._unpaused is not None:
@@ -82,7 +67,7 @@ class Sending(Reading):
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         else:
             self._sender = asyncio.current_task(self._loop)
-            self._send_ticks = self._limits.send_timeout / TICK + 1
+            self._send_ticks = self._max_send_ticks
             try:
                 await self._asgi_send(event)
             except asyncio.CancelledError:
@@ -114,7 +99,7 @@ class Sending(Reading):
         left to the server.
         """
         self.learn()
-        if self.state in (State.CLOSED, State.CLOSING):
+        if self.close_code is not None:
             return
         self._begin_close(code, reason)
         try:
@@ -243,8 +228,7 @@ class Sending(Reading):
         if self._loop is None:
             return await self._transmit_in_scope(seconds, event)
         self._sender = asyncio.current_task(self._loop)
-        # The first tick may come at once.
-        self._send_ticks = seconds / TICK + 1
+        self._send_ticks = ticks_of(seconds)
         try:
             await self._asgi_send(event)
         except asyncio.CancelledError:
@@ -294,7 +278,14 @@ class Sending(Reading):
             self._wake("_work")
 
     def _wake_all(self) -> None:
-        super()._wake_all()
+        if self._arrived is not None:
+            self._wake("_arrived")
+        if self._unpaused is not None:
+            self._wake("_unpaused")
+        if self._idle is not None:
+            self._wake("_idle")
+        if self._work is not None:
+            self._wake("_work")
         if self._waiting:
             for _, admitted in self._waiting:
                 admitted.set()
@@ -303,6 +294,11 @@ class Sending(Reading):
     def _forget_frames(self) -> None:
         if self.outbox is not None:
             self.outbox.clear()
+
+
+def ticks_of(seconds: float) -> float:
+    """How many ticks take ``seconds`` at least; the first one may come at once."""
+    return seconds / TICK + 1
 
 
 def _event(frame: Frame) -> Event:

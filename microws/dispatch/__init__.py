@@ -1,0 +1,6 @@
+"""The way of a request to its view, and of an error to its answer."""
+
+from microws.dispatch.http import HTTPDispatcher
+from microws.dispatch.websocket import WebSocketDispatcher
+
+__all__ = ["HTTPDispatcher", "WebSocketDispatcher"]

@@ -1,0 +1,40 @@
+"""What both kinds of requests have in common on their way to a view."""
+
+import logging
+
+from microws.errors import HTTPException
+from microws.handshake import Refusal
+from microws.interfaces import Scope
+from microws.routing import encode_path
+
+__all__ = ["has_header", "raise_refusal", "refuse_nul", "shown"]
+
+_log = logging.getLogger("microws")
+
+
+def refuse_nul(path: str) -> None:
+    """Raise ``HTTPException`` 400 for a path with a NUL in it."""
+    # C libraries below a view (a file system, a database) would read another path than the one that was checked.
+    if "\0" in path:
+        raise HTTPException(400, "a path has no NUL")
+
+
+def raise_refusal(refusal: Refusal | None, path: str) -> None:
+    """Log a refusal, if there is one, and raise it as ``HTTPException``."""
+    if refusal is not None:
+        _log.warning("%s: %s", shown(path), refusal.log)
+        raise HTTPException(refusal.status, refusal.detail)
+
+
+def shown(path: str) -> str:
+    """A path as it may stand in the log."""
+    # A path may hold line breaks, and would else write lines of its own into the log.
+    return encode_path(path, keep_slashes=True)
+
+
+def has_header(scope: Scope, *names: bytes) -> bool:
+    """Whether a request has one of some headers, in less time than ``Headers`` takes to be made."""
+    for name, _ in scope["headers"]:  # noqa: SIM110 - any() would make a generator
+        if name in names:
+            return True
+    return False

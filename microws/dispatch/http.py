@@ -1,0 +1,179 @@
+"""The way of an HTTP request to its view, and of an error to its answer."""
+
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import anyio
+
+from microws.answers import answer_miss, error_of, response_for
+from microws.dispatch.common import has_header, raise_refusal, refuse_nul, shown
+from microws.errors import ClientDisconnect
+from microws.handshake import SAFE_METHODS, check_request_origin
+from microws.hooks import Hooks, call_hook
+from microws.interfaces import Application, Event, Receive, Scope, Send
+from microws.requests import Request
+from microws.responses import Response
+from microws.routing import Match, Mounted, Router, path_of, scope_below
+from microws.settings import AppSettings
+from microws.views import HTTPEndpoint, to_response
+
+__all__ = ["HTTPDispatcher"]
+
+# Seconds that the rest of a body which no view reads is discarded for.
+_DISCARD_TIMEOUT: Final = 1.0
+
+_log = logging.getLogger("microws")
+_NO_HOOKS = Hooks()
+
+
+class HTTPDispatcher:
+    """
+    Takes each HTTP scope to its view.
+
+    Args:
+        app: What requests know as their ``app``.
+        router: Its endpoints are ``HTTPEndpoint`` and mounted ASGI apps.
+        hooks: Those of ``app``, which also serve where no route matches.
+        settings: The app's.
+    """
+
+    def __init__(self, app: Application, *, router: Router, hooks: Hooks, settings: AppSettings) -> None:
+        self._app = app
+        self._router = router
+        self._hooks = hooks
+        self._settings = settings
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        path, segments = path_of(scope)
+        request = Request(
+            scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._settings.max_body_size
+        )
+        answer = _Answer(send, request)
+        hooks = self._hooks
+        try:
+            refuse_nul(path)
+            found = self._router.resolve("http", request.method, segments)
+            if isinstance(found, Match):
+                request.path_params = found.params
+                endpoint: HTTPEndpoint = found.route.endpoint
+                hooks = endpoint.hooks
+                try:
+                    returned = await self._call_before(request, hooks)
+                    if returned is None:
+                        returned = await endpoint.view(request, found.params)
+                    response = to_response(returned)
+                except Exception as error:
+                    response = await self._answer(request, error, hooks)
+                if hooks.have_after_request():
+                    response = await self._call_after(request, response, hooks)
+            elif isinstance(found, Mounted):
+                await found.endpoint(scope_below(scope, found.prefix), receive, answer.send_as_it_is)
+                return
+            else:
+                response = answer_miss(request, found)
+            await response(scope, request.receive_event, answer.send)
+        except Exception as error:
+            await self._send_error(request, answer, error, hooks)
+
+    async def _call_before(self, request: Request, hooks: Hooks) -> Any:
+        """What comes before the view, and answers in its place with anything but ``None``."""
+        if request.method not in SAFE_METHODS:
+            allowed = self._settings.origins
+            raise_refusal(check_request_origin(request.method, request.headers, allowed=allowed), request.path)
+        for outer in hooks.inwards():
+            for hook in outer.before_request:
+                result = await call_hook(hook, request)
+                if result is not None:
+                    return result
+        return None
+
+    async def _call_after(self, request: Request, response: Response, hooks: Hooks) -> Response:
+        for outer in hooks.outwards():
+            for hook in reversed(outer.after_request):
+                try:
+                    replaced = await call_hook(hook, request, response)
+                    response = response if replaced is None else to_response(replaced)
+                except Exception as error:
+                    response = await self._answer(request, error, hooks)
+        return response
+
+    async def _answer(self, request: Request, error: Exception, hooks: Hooks) -> Response:
+        error = error_of(error)
+        handler = hooks.find_handler(error)
+        if handler is not None:
+            try:
+                return to_response(await call_hook(handler, request, error))
+            except Exception as failure:
+                error = error_of(failure)
+        return response_for(error, path=request.path, debug=self._settings.debug)
+
+    async def _send_error(self, request: Request, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
+        if answer.has_started:
+            if isinstance(error_of(error), ClientDisconnect):
+                _log.debug("%s: the client left within its response", shown(request.path))
+                return
+            # The server then drops the connection: a client must not take a part for the whole.
+            raise error
+        response = await self._answer(request, error, hooks)
+        try:
+            await response(request.scope, request.receive_event, answer.send)
+        except Exception as failure:
+            # Such as a handler's FileResponse of a file that is not there.
+            await self._send_error(request, answer, failure, _NO_HOOKS)
+
+
+class _Answer:
+    """ASGI's ``send`` for the response to ``request``, and whether it has begun."""
+
+    __slots__ = ("_request", "_send", "has_started")
+
+    def __init__(self, send: Send, request: Request) -> None:
+        self._send = send
+        self._request = request
+        self.has_started = False
+
+    async def send_as_it_is(self, event: Event) -> None:
+        self.has_started = True
+        await self._send(event)
+
+    def send(self, event: Event) -> Awaitable[None]:
+        """Send an event; where it is the last one, see that the client gets to read it."""
+        self.has_started = True
+        is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
+        if is_last and not self._request.body_complete and _has_body(self._request.scope):
+            return self._send_last(event)
+        return self._send(event)
+
+    async def _send_last(self, event: Event) -> None:
+        """
+        Before the last event, discard what is left of the request's body, for 1 s at most.
+
+        The response leaves at once. But where it ends, servers may drop the connection, and a client that is still
+        sending would not get to read it.
+
+        Source: RFC 9112 §9.6.
+        """
+        await self._send({**event, "more_body": True})
+        with anyio.move_on_after(_DISCARD_TIMEOUT) as discarding:
+            await self._request.drain()
+        end = {"type": "http.response.body", "body": b""}
+        if discarding.cancelled_caught:
+            await self._send_and_discard(end)
+        else:
+            await self._send(end)
+
+    async def _send_and_discard(self, event: Event) -> None:
+        # Hypercorn keeps ten parts of a body, and its last send waits until the app takes one of them.
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._request.wait_disconnect)
+            await self._send(event)
+            tasks.cancel_scope.cancel()
+
+
+def _has_body(scope: Scope) -> bool:
+    """Whether the client sends a body; over HTTP/2 it need not say so."""
+    if scope["method"] not in SAFE_METHODS:
+        return True
+    return has_header(scope, b"content-length", b"transfer-encoding")

@@ -1,0 +1,245 @@
+"""The way of a WebSocket to its view, and of an error to the end of its connection."""
+
+import logging
+from collections.abc import Awaitable
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from microws.answers import allowed, close_for, error_of, response_for
+from microws.codec import Codecs, MessageCodec
+from microws.dispatch.common import has_header, raise_refusal, refuse_nul, shown
+from microws.errors import HTTPException, WebSocketDisconnect
+from microws.handshake import check_handshake_origin
+from microws.hooks import Hooks, call_hook
+from microws.hub import Hub, topic_marker
+from microws.interfaces import Application, ASGIApplication, Receive, Scope, Send
+from microws.outbox import Outbox
+from microws.responses import Response
+from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
+from microws.settings import AppSettings
+from microws.state import State
+from microws.tasks import on_asyncio
+from microws.transport import Limits, PortableTransport
+from microws.views import WebSocketEndpoint, to_response
+from microws.websocket import WebSocket, WebSocketOptions
+
+__all__ = ["WebSocketDispatcher"]
+
+_log = logging.getLogger("microws")
+_NO_HOOKS = Hooks()
+
+
+class WebSocketDispatcher:
+    """
+    Takes each WebSocket scope to its view.
+
+    Args:
+        app: What WebSockets know as their ``app``.
+        router: Its endpoints are ``WebSocketEndpoint`` and mounted ASGI apps.
+        hooks: Those of ``app``, which also serve where no route matches.
+        hub, codecs: For the WebSockets.
+        settings: The app's.
+    """
+
+    def __init__(
+        self, app: Application, *, router: Router, hooks: Hooks, hub: Hub, codecs: Codecs, settings: AppSettings
+    ) -> None:
+        self._app = app
+        self._router = router
+        self._hooks = hooks
+        self._hub = hub
+        self._codecs = codecs
+        self._settings = settings
+        self._limits = settings.limits
+        self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
+
+    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one WebSocket connection, from the handshake until the client has gone."""
+        path, segments = path_of(scope)
+        found = self._find(path, segments)
+        if isinstance(found, Mounted):
+            mounted: ASGIApplication = found.endpoint
+            return mounted(scope_below(scope, found.prefix), receive, send)
+        if on_asyncio():
+            return self._converse(scope, receive, send, path=path, found=found)
+        return self._converse_in_group(scope, receive, send, path=path, found=found)
+
+    async def _converse_in_group(
+        self, scope: Scope, receive: Receive, send: Send, *, path: str, found: Match | Exception
+    ) -> None:
+        async with anyio.create_task_group() as group:
+            await self._converse(scope, receive, send, path=path, found=found, group=group)
+
+    async def _converse(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        path: str,
+        found: Match | Exception,
+        group: TaskGroup | None = None,
+    ) -> None:
+        # The only coroutine between the server's call and the view's: each one more is in the way of each message.
+        if (await receive())["type"] != "websocket.connect":
+            return
+        options = self._options_of(found)
+        transport = PortableTransport(
+            scope, receive, send, group=group, limits=self._limits_of(scope), make_outbox=options.make_outbox
+        )
+        params = {} if isinstance(found, Exception) else found.params
+        ws = WebSocket(scope, transport, app=self._app, path=path, path_params=params, options=options)
+        try:
+            with transport.tasks:
+                if isinstance(found, Exception):
+                    await self._answer(ws, error=found, hooks=self._hooks)
+                else:
+                    endpoint: WebSocketEndpoint = found.route.endpoint
+                    try:
+                        if await self._admits(ws, endpoint):
+                            returned = await endpoint.view(ws, params)
+                            if returned is not None and not (ws.accepted or ws.closed):
+                                await _reject_with(ws, to_response(returned))
+                    except Exception as error:
+                        await self._answer(ws, error=error, hooks=endpoint.hooks)
+                    finally:
+                        if endpoint.hooks.have_after_websocket():
+                            await self._call_after(ws, endpoint)
+            if transport.state is not State.CLOSED:
+                await ws.finish()
+        finally:
+            await transport.end()
+
+    def _find(self, path: str, segments: list[str]) -> Match | Mounted | Exception:
+        """What answers, or why nothing does."""
+        try:
+            refuse_nul(path)
+            found = self._router.resolve("websocket", "GET", segments)
+        except Exception as error:
+            return error
+        if isinstance(found, Miss):
+            return HTTPException(405, headers={"allow": allowed(found)}) if found.allow else HTTPException(404)
+        return found
+
+    async def _admits(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> bool:
+        """What comes before the view: whether it may run."""
+        if has_header(ws.scope, b"origin"):
+            origins = self._settings.origins if endpoint.origins is None else endpoint.origins
+            raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
+        for hooks in endpoint.hooks.inwards():
+            for hook in hooks.before_websocket:
+                result = await call_hook(hook, ws)
+                if result is not None and not ws.closed:
+                    if ws.accepted:
+                        raise RuntimeError("a hook that has accepted ends the connection by ws.close(), not by return")
+                    await _reject_with(ws, to_response(result))
+                if ws.closed:
+                    return False
+        if endpoint.topics:
+            await self._subscribe(ws, endpoint.topics)
+        return True
+
+    async def _call_after(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
+        # Also where the view was cancelled.
+        with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
+            for hooks in endpoint.hooks.outwards():
+                for hook in reversed(hooks.after_websocket):
+                    try:
+                        await call_hook(hook, ws)
+                    except Exception as error:
+                        await self._answer(ws, error=error, hooks=endpoint.hooks)
+        if limit.cancelled_caught:
+            _log.warning("%s: the after_websocket hooks did not end in time", shown(ws.path))
+
+    @staticmethod
+    async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
+        topics = [template.format(**ws.path_params) for template in templates]
+        try:
+            await ws.subscribe(*topics)
+        except ValueError as error:
+            raise HTTPException(400, f"invalid topic: {error}") from None
+
+    async def _answer(self, ws: WebSocket, *, error: Exception, hooks: Hooks) -> None:
+        error = error_of(error)
+        if isinstance(error, WebSocketDisconnect):
+            _log.debug("%s: the view ended with %s", shown(ws.path), error)
+            return
+        handler = hooks.find_handler(error)
+        if handler is not None:
+            try:
+                answer = await call_hook(handler, ws, error)
+                if answer is not None and not (ws.accepted or ws.closed):
+                    await _reject_with(ws, to_response(answer))
+            except Exception as failure:
+                await self._answer(ws, error=failure, hooks=_NO_HOOKS)
+            if ws.closed:
+                return
+        if ws.accepted:
+            await ws.close(*self._close_for(error, ws.path))
+            return
+        # Made also where nobody gets it any more: an unexpected error has to be in the log.
+        response = response_for(error, path=ws.path, debug=self._settings.debug)
+        if not ws.closed:
+            await _reject_with(ws, response)
+
+    def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
+        """The codecs of what a client sends and receives at a path, where a WebSocket view answers."""
+        try:
+            found = self._router.resolve("websocket", "GET", path_of({"path": path, "root_path": root_path})[1])
+        except Exception:
+            # A converter that fails: the handshake will show it.
+            return None
+        if not isinstance(found, Match):
+            return None
+        endpoint: WebSocketEndpoint = found.route.endpoint
+        return endpoint.codecs(self._codecs)
+
+    def _options_of(self, found: Match | Exception) -> WebSocketOptions:
+        """What the connections of a route share, or those to paths that have no view."""
+        endpoint = None if isinstance(found, Exception) else found.route.endpoint
+        options = self._options.get(endpoint)
+        if options is None:
+            options = self._options[endpoint] = self._make_options(endpoint)
+        return options
+
+    def _make_options(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:
+        hub, codecs = self._hub, self._codecs
+        if endpoint is None:
+            return WebSocketOptions(
+                hub=hub, codecs=codecs, make_outbox=Outbox, closing_for=partial(self._closing_for, self._hooks)
+            )
+        receive_codec, send_codec = endpoint.codecs(codecs)
+        return WebSocketOptions(
+            hub=hub,
+            codecs=codecs,
+            make_outbox=partial(Outbox, marker=topic_marker if endpoint.gaps else None, losses=hub.losses),
+            closing_for=partial(self._closing_for, endpoint.hooks),
+            receive_codec=receive_codec,
+            send_codec=send_codec,
+            subprotocols=tuple(endpoint.subprotocols),
+            catch_disconnect=endpoint.catch_disconnect,
+            on_invalid=endpoint.on_invalid,
+        )
+
+    def _limits_of(self, scope: Scope) -> Limits:
+        """The app's limits, where the server was not told others on its command line."""
+        extension = (scope.get("extensions") or {}).get("microws")
+        asked = None if extension is None else extension.get("max_message_size")
+        return self._limits if asked is None else self._limits._replace(max_message_size=asked)
+
+    def _closing_for(self, hooks: Hooks, path: str, error: Exception) -> tuple[int, str] | None:
+        error = error_of(error)
+        if isinstance(error, WebSocketDisconnect) or hooks.find_handler(error) is not None:
+            return None
+        return self._close_for(error, path)
+
+    def _close_for(self, error: Exception, path: str) -> tuple[int, str]:
+        return close_for(error, path=path, error_close_code=self._settings.error_close_code, debug=self._settings.debug)
+
+
+async def _reject_with(ws: WebSocket, response: Response) -> None:
+    if type(response).__call__ is not Response.__call__:
+        raise TypeError(f"a handshake is refused with a body that is known, not with {type(response).__name__}")
+    await ws.reject(response.status, response.body, headers=response.headers.multi_items())

@@ -117,7 +117,7 @@ class Inflater:
                 stream = self._begin_stream()
             piece = stream.decompress(payload, MAX_PIECE)
             payload = stream.unused_data or stream.unconsumed_tail
-            is_full = len(piece) == MAX_PIECE
+            is_full = len(piece) == MAX_PIECE and not stream.eof
             yield piece
         if is_last:
             if self._stream is None or not self._stream.eof:

@@ -7,7 +7,7 @@ strict way, ``_advance``: one frame's head, then its payload as it comes.
 
 from codecs import utf_8_decode
 from collections.abc import Iterator
-from io import BytesIO, StringIO
+from io import BytesIO
 from struct import Struct
 from typing import NamedTuple, Protocol, TypeAlias, final
 from zlib import error as ZlibError  # noqa: N812
@@ -68,6 +68,8 @@ LENGTH_IN_8_BYTES = 127
 MASKED_LENGTH_IN_2_BYTES = MASK | LENGTH_IN_2_BYTES
 MAX_CONTROL_PAYLOAD = 125
 MAX_HEAD = 14
+# A text of a few bytes takes fifty: so many at most are kept apart.
+MAX_PIECES = 1024
 
 _pack_short = Struct("!BB").pack
 _pack_medium = Struct("!BBH").pack
@@ -141,10 +143,11 @@ class _ViolationFound(Exception):
 class _Text:
     """A text message under way, decoded as it comes, so that what is no UTF-8 is found at once (RFC 6455 §8.1)."""
 
-    __slots__ = ("_cut", "_decoded")
+    __slots__ = ("_cut", "_parts", "_recent")
 
     def __init__(self) -> None:
-        self._decoded = StringIO()
+        self._parts: list[str] = []
+        self._recent: list[str] = []
         self._cut = b""
 
     def write(self, payload: bytes) -> None:
@@ -152,11 +155,14 @@ class _Text:
             payload = self._cut + payload
         text, used = utf_8_decode(payload, "strict", False)
         self._cut = payload[used:]
-        self._decoded.write(text)
+        self._recent.append(text)
+        if len(self._recent) == MAX_PIECES:
+            self._parts.append("".join(self._recent))
+            self._recent.clear()
 
     def value(self) -> str:
         utf_8_decode(self._cut, "strict", True)
-        return self._decoded.getvalue()
+        return "".join(self._parts + self._recent)
 
 
 class _Binary:

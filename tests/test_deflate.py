@@ -1,0 +1,377 @@
+"""permessage-deflate, RFC 7692: which offers are accepted, and messages compressed and back, each by itself."""
+
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.exceptions import ProtocolError
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame, Opcode
+
+from microws.deflate import Agreement, Deflater, Inflater, negotiate
+from microws.framing import BINARY, FrameParser, Ping, Violation
+
+ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+CANNOT = Violation(1007, "a compressed message cannot be inflated")
+
+
+# The handshake.
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        "permessage-deflate",
+        "permessage-deflate; client_max_window_bits",
+        "permessage-deflate; client_max_window_bits=8",
+        'permessage-deflate; client_max_window_bits="15"',
+        "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+        "permessage-deflate;client_no_context_takeover;client_max_window_bits = 10",
+        "  permessage-deflate\t;\tclient_max_window_bits  ",
+        ", , permessage-deflate,",
+    ],
+)
+def test_an_offer_is_answered_with_a_compression_of_each_message_by_itself(offer):
+    agreement = negotiate([offer])
+    assert agreement is not None
+    assert agreement.header == ANSWER
+
+
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_a_window_that_the_client_asks_for_is_granted(bits):
+    agreement = negotiate([f"permessage-deflate; server_max_window_bits={bits}; client_max_window_bits"])
+    assert agreement == Agreement(bits)
+    assert agreement.header == f"{ANSWER}; server_max_window_bits={bits}"
+
+
+def test_a_value_may_be_a_quoted_string():
+    assert negotiate([r'permessage-deflate; server_max_window_bits="1\0"']) == Agreement(10)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "unknown",
+        "unknown=1",
+        "server_no_context_takeover=1",
+        "server_no_context_takeover=true",
+        'client_no_context_takeover=""',
+        "server_max_window_bits",
+        "server_max_window_bits=7",
+        "server_max_window_bits=16",
+        "server_max_window_bits=010",
+        "server_max_window_bits=+9",
+        'server_max_window_bits=""',
+        'server_max_window_bits=" 9"',
+        "server_max_window_bits=٩",
+        "client_max_window_bits=7",
+        "client_max_window_bits=16",
+        "client_max_window_bits=9.0",
+        'client_max_window_bits=""',
+        "Client_No_Context_Takeover",
+        "server_no_context_takeover; server_no_context_takeover",
+        "client_no_context_takeover; client_no_context_takeover",
+        "client_max_window_bits; client_max_window_bits=10",
+        "server_max_window_bits=10; server_max_window_bits=10",
+    ],
+)
+def test_an_offer_with_a_parameter_that_is_wrong_or_there_twice_is_declined(parameters):
+    assert negotiate([f"permessage-deflate; {parameters}"]) is None
+
+
+def test_a_window_that_zlib_cannot_deflate_with_is_declined():
+    assert negotiate(["permessage-deflate; server_max_window_bits=8"]) is None
+
+
+def test_the_first_offer_that_can_be_met_is_accepted():
+    values = [
+        "permessage-bzip2; x=1, x-webkit-deflate-frame",
+        "permessage-deflate; server_max_window_bits=8, permessage-deflate; server_max_window_bits=12",
+        "permessage-deflate",
+    ]
+    assert negotiate(values) == Agreement(12)
+
+
+def test_a_comma_or_a_semicolon_in_a_quoted_string_divides_nothing():
+    assert negotiate(['x; a="permessage-deflate, permessage-deflate; b"; c="\\", permessage-deflate"']) is None
+    assert negotiate(['x; a="y, z;"; b, permessage-deflate']) == Agreement()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        ",",
+        "permessage-deflate;",
+        "permessage-deflate; ;client_max_window_bits",
+        "permessage-deflate client_max_window_bits",
+        "permessage-deflate; client_max_window_bits=",
+        'permessage-deflate; client_max_window_bits="10',
+        "permessage-deflate, =",
+        "permessage-deflate, x y",
+        "permessage deflate",
+        "permessage-deflate\n",
+        "Permessage-Deflate",
+    ],
+)
+def test_a_value_that_breaks_the_grammar_or_offers_something_else_is_ignored(value):
+    assert negotiate([value]) is None
+    assert negotiate([value, "permessage-deflate"]) == Agreement()
+
+
+def test_without_an_offer_there_is_no_compression():
+    assert negotiate([]) is None
+
+
+@given(st.lists(st.text(alphabet='permessage-deflate;,= "\\\tclient_max_window_bits=10x'), max_size=3))
+def test_any_offer_is_answered_or_ignored(values):
+    agreement = negotiate(values)
+    assert agreement is None or agreement.header.startswith(ANSWER)
+
+
+def test_a_long_offer_takes_time_in_proportion():
+    # A grammar that tries again from every place would not come back within the time that a test has.
+    for value in ("permessage-deflate" + "; a" * 5000 + "\0", 'x; a="' + "\\a" * 8000, "x" + " " * 16000 + "\0"):
+        assert negotiate([value]) is None
+
+
+# Inflation.
+
+
+def inflate(*payloads):
+    return inflate_with(Inflater(), *payloads)
+
+
+def inflate_with(inflater, *payloads):
+    last = len(payloads) - 1
+    return b"".join(
+        piece for index, payload in enumerate(payloads) for piece in inflater.inflate(payload, is_last=index == last)
+    )
+
+
+def deflated(data, *, bits=15, flush=zlib.Z_SYNC_FLUSH, level=6):
+    stream = zlib.compressobj(level, zlib.DEFLATED, -bits)
+    return (stream.compress(data) + stream.flush(flush)).removesuffix(b"\0\0\xff\xff")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "f2 48 cd c9 c9 07 00",  # §7.2.3.1: one block
+        "00 05 00 fa ff 48 65 6c 6c 6f 00",  # §7.2.3.3: a block that is not compressed
+        "f3 48 cd c9 c9 07 00 00",  # §7.2.3.4: a last block, and an empty one
+        "f2 48 05 00 00 00 ff ff ca c9 c9 07 00",  # §7.2.3.5: two blocks
+    ],
+)
+def test_the_examples_of_the_specification_are_inflated(payload):
+    assert inflate(bytes.fromhex(payload)) == b"Hello"
+    assert inflate(*(bytes([byte]) for byte in bytes.fromhex(payload))) == b"Hello"
+
+
+def test_an_empty_message_is_one_byte():
+    # §7.2.3.6.
+    assert inflate(b"\x00") == b""
+
+
+@pytest.mark.parametrize("payload", ["f2 48", "00 64 00 9b ff 48", "ff", "", "f2 48 cd c9 c9", "f3 48 cd c9 c9 07 00"])
+def test_what_is_no_compressed_message_or_is_cut_off_is_refused(payload):
+    with pytest.raises(zlib.error):
+        inflate(bytes.fromhex(payload))
+
+
+@given(st.binary(max_size=2000), st.integers(9, 15), st.integers(0, 9), st.data())
+def test_what_is_deflated_is_inflated_in_whatever_pieces(data, bits, level, draw):
+    payload = deflated(data, bits=bits, level=level)
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(payload)), max_size=4)))
+    pieces = [payload[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
+    assert inflate(*pieces) == data
+
+
+@given(st.lists(st.binary(max_size=100), max_size=5))
+def test_messages_are_inflated_each_by_itself(messages):
+    inflater = Inflater()
+    for message in messages:
+        assert inflate_with(inflater, deflated(message)) == message
+
+
+def test_a_message_that_leans_on_the_one_before_it_is_refused():
+    stream = zlib.compressobj(wbits=-15)
+    text = b"the same words again and again"
+    first, second = (stream.compress(text) + stream.flush(zlib.Z_SYNC_FLUSH) for _ in range(2))
+    inflater = Inflater()
+    assert inflate_with(inflater, first[:-4]) == text
+    with pytest.raises(zlib.error):
+        inflate_with(inflater, second[:-4])
+
+
+def test_a_message_may_end_its_stream_and_begin_another_one():
+    ended = deflated(b"a", flush=zlib.Z_FINISH)
+    assert inflate(ended, deflated(b"b")) == b"ab"
+    assert inflate(ended + deflated(b"b")) == b"ab"
+    assert inflate(ended * 15 + b"\x00") == b"a" * 15
+
+
+def test_a_message_may_not_do_so_again_and_again():
+    with pytest.raises(zlib.error, match="16 streams"):
+        inflate(b"\x03\x00" * 100_000)
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 17, 1 << 20])
+def test_a_message_is_inflated_in_small_pieces(size):
+    pieces = list(Inflater().inflate(deflated(b"\0" * size), is_last=True))
+    assert b"".join(pieces) == b"\0" * size
+    assert max(map(len, pieces)) <= 1 << 16
+
+
+def frame(payload, *, first=0xC2):
+    """A client's frame, masked with zeros, which change nothing."""
+    size = len(payload)
+    if size < 126:
+        length = bytes([0x80 | size])
+    else:
+        length = b"\xfe" + size.to_bytes(2) if size < 1 << 16 else b"\xff" + size.to_bytes(8)
+    return bytes([first]) + length + bytes(4) + payload
+
+
+def parser(limit=1 << 20):
+    return FrameParser(max_message_size=limit, inflater=Agreement().inflater())
+
+
+def test_a_bomb_is_refused_before_it_takes_much_more_than_the_limit():
+    limit = 1 << 20
+    bomb = frame(deflated(b"\0" * (176 << 20)))
+    assert len(bomb) < 200_000
+    reader = parser(limit)
+    tracemalloc.start()
+    try:
+        assert reader.feed(bomb) == [Violation(1009, f"a message of more than {limit} bytes")]
+        assert tracemalloc.get_traced_memory()[1] < 2 * limit
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_message_of_just_the_limit_is_taken():
+    assert parser(1000).feed(frame(deflated(b"\0" * 1000))) == [b"\0" * 1000]
+    assert parser(1000).feed(frame(deflated(b"\0" * 1001)))[0].code == 1009
+
+
+def test_a_message_of_just_the_limit_is_taken_that_compression_has_made_longer():
+    noise = bytes(index * 7919 % 251 for index in range(1000))
+    longer = deflated(noise, level=0)
+    assert len(longer) > 1000
+    assert parser(1000).feed(frame(longer)) == [noise]
+
+
+def test_control_frames_between_compressed_fragments_are_fine():
+    payload = deflated(b"Hello" * 100)
+    stream = frame(payload[:5], first=0x42) + frame(b"ping", first=0x89) + frame(payload[5:], first=0x80)
+    assert parser().feed(stream) == [Ping(b"ping"), b"Hello" * 100]
+
+
+def test_a_corrupt_message_is_refused_as_soon_as_it_is_seen():
+    reader = parser()
+    assert reader.feed(frame(b"\xff" * 100)[:7]) == [CANNOT]
+
+
+def test_compressed_text_must_be_utf8():
+    assert parser().feed(frame(deflated("κόσμε".encode()), first=0xC1)) == ["κόσμε"]
+    assert parser().feed(frame(deflated(b"\xff"), first=0xC1))[0].code == 1007
+
+
+def test_an_inflater_that_waits_keeps_nothing():
+    inflaters = [Inflater() for _ in range(100)]
+    payload = deflated(b"Hello" * 1000)
+    tracemalloc.start()
+    try:
+        for inflater in inflaters:
+            inflate_with(inflater, payload)
+        assert tracemalloc.get_traced_memory()[0] < 10_000
+    finally:
+        tracemalloc.stop()
+
+
+# Held to another implementation.
+
+
+def elsewhere(payload):
+    """What the websockets package inflates, or ``None`` when it refuses."""
+    extension = PerMessageDeflate(True, True, 15, 15)
+    try:
+        return bytes(extension.decode(Frame(Opcode.BINARY, payload, rsv1=True), max_size=100_000).data)
+    except ProtocolError:
+        return None
+
+
+def has_ended(payload):
+    """Whether a stream ends in the message. The other implementation does not inflate what follows."""
+    stream = zlib.decompressobj(-15)
+    try:
+        stream.decompress(payload + b"\0\0\xff\xff")
+    except zlib.error:
+        return False
+    return stream.eof
+
+
+def is_cut_off(payload):
+    """Whether the message ends within a block. The other implementation does not see that."""
+    stream = zlib.decompressobj(-15)
+    try:
+        stream.decompress(payload + b"\0\0\xff\xff")
+        stream.decompress(b"\x03\x00")
+    except zlib.error:
+        return True
+    return not stream.eof
+
+
+@given(st.binary(max_size=500), st.integers(9, 15), st.integers(0, 9), st.data())
+def test_another_implementation_makes_the_same_of_a_message(data, bits, level, draw):
+    damaged = bytearray(deflated(data, bits=bits, level=level))
+    for _ in range(draw.draw(st.integers(0, 2))):
+        damaged[draw.draw(st.integers(0, len(damaged) - 1))] = draw.draw(st.integers(0, 255))
+    payload = bytes(damaged)
+    if has_ended(payload):
+        return
+    theirs = elsewhere(payload)
+    assert parser(100_000).feed(frame(payload)) == [CANNOT if theirs is None or is_cut_off(payload) else theirs]
+
+
+# Deflation.
+
+
+def test_a_message_is_deflated_so_that_a_client_can_inflate_it():
+    message = b'{"id": 1, "text": "hello"}' * 1000
+    payload = Agreement().deflater().deflate(message)
+    assert len(payload) < len(message) / 10
+    assert elsewhere(payload) == message
+    assert inflate(payload) == message
+
+
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_a_message_is_deflated_within_the_window_that_was_agreed(bits):
+    message = bytes(index * index % 251 for index in range(10_000)) * 3
+    payload = Agreement(bits).deflater().deflate(message)
+    stream = zlib.decompressobj(-bits)
+    assert stream.decompress(payload) == message
+
+
+def test_a_message_that_is_short_or_would_get_no_shorter_is_left_as_it_is():
+    deflater = Deflater(max_window_bits=15)
+    assert deflater.deflate(b"") is None
+    assert deflater.deflate(b"a" * 1023) is None
+    assert deflater.deflate(b"a" * 1024) is not None
+    noise = zlib.compress(bytes(index * index % 65521 % 256 for index in range(20_000)), 9)
+    assert len(noise) > 1024
+    assert deflater.deflate(noise) is None
+
+
+@given(st.binary(max_size=100), st.integers(1, 5000))
+def test_what_is_deflated_arrives(seed, times):
+    message = seed * times
+    payload = Deflater(max_window_bits=15).deflate(message)
+    if payload is None:
+        assert len(message) < 1024 or len(deflated(message, level=1)) >= len(message)
+    else:
+        assert len(payload) < len(message)
+        assert parser().feed(frame(payload, first=0xC0 | BINARY)) == [message]

@@ -1,0 +1,561 @@
+"""RFC 6455 frames without I/O: what a client's bytes mean, whatever the pieces that they come in."""
+
+import importlib
+import sys
+import time
+import tracemalloc
+import zlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws import framing
+from microws.framing import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Close,
+    FrameParser,
+    Ping,
+    Pong,
+    Violation,
+    encode_close,
+    encode_frame,
+    encode_head,
+)
+
+CONTINUATION = 0
+KEY = b"\x37\xfa\x21\x3d"
+LIMIT = 1000
+
+TOO_BIG = Violation(1009, "a message of more than 1000 bytes")
+NOT_UTF8 = Violation(1007, "a text or a close reason is not UTF-8")
+
+
+def frame(opcode, payload=b"", *, first=0x80, key=KEY, length=None):
+    """A client's frame; ``first`` are the bits before the opcode, ``length`` the bytes that say it, masking bit set."""
+    size = len(payload)
+    if length is None:
+        if size < 126:
+            length = bytes([0x80 | size])
+        else:
+            length = b"\xfe" + size.to_bytes(2) if size < 1 << 16 else b"\xff" + size.to_bytes(8)
+    masked = bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
+    return bytes([first | opcode]) + length + key + masked
+
+
+def part(opcode, payload=b""):
+    """A frame that is not the last one of its message."""
+    return frame(opcode, payload, first=0)
+
+
+def parse(stream, *, cuts=(), **limits):
+    """What a new parser makes of ``stream``, given in pieces."""
+    parser = FrameParser(**{"max_message_size": LIMIT, **limits})
+    places = [0, *sorted(cuts), len(stream)]
+    return [found for start, stop in pairwise(places) for found in parser.feed(stream[start:stop])]
+
+
+def parse_by_bytes(stream, **limits):
+    return parse(stream, cuts=range(1, len(stream)), **limits)
+
+
+EVERY_WAY = pytest.mark.parametrize("parse", [parse, parse_by_bytes], ids=["at once", "byte by byte"])
+
+
+# What the specification shows, RFC 6455 §5.7.
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        ("81 85 37fa213d 7f9f4d5158", ["Hello"]),
+        ("01 83 37fa213d 7f9f4d 80 82 37fa213d 5b95", ["Hello"]),
+        ("89 85 37fa213d 7f9f4d5158", [Ping(b"Hello")]),
+        ("8a 85 37fa213d 7f9f4d5158", [Pong(b"Hello")]),
+    ],
+)
+def test_the_examples_of_the_specification_are_read(parse, stream, expected):
+    assert parse(bytes.fromhex(stream)) == expected
+
+
+def test_the_examples_of_the_specification_are_written():
+    assert encode_frame(b"Hello", TEXT).hex(" ") == "81 05 48 65 6c 6c 6f"
+    assert encode_frame(b"Hello", PING).hex(" ") == "89 05 48 65 6c 6c 6f"
+    assert encode_head(256, BINARY).hex(" ") == "82 7e 01 00"
+    assert encode_head(65536, BINARY).hex(" ") == "82 7f 00 00 00 00 00 01 00 00"
+
+
+# Messages.
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 125, 126, 127, 255, 256, 65535, 65536, 70000])
+def test_messages_of_every_form_of_length_arrive_whole(parse, size):
+    payload = bytes(index % 251 for index in range(size))
+    text = "x" * size
+    stream = frame(BINARY, payload) + frame(TEXT, text.encode())
+    assert parse(stream, max_message_size=1 << 20) == [payload, text]
+
+
+def test_many_frames_in_one_piece_arrive_in_their_order():
+    stream = b"".join(frame(TEXT, str(number).encode()) for number in range(100)) + frame(PING) + frame(BINARY, b"x")
+    assert parse(stream) == [*map(str, range(100)), Ping(b""), b"x"]
+
+
+def test_messages_are_str_and_bytes_themselves():
+    assert [
+        type(found) for found in parse(frame(TEXT, b"a") + frame(BINARY, b"b") + part(BINARY) + frame(0, b"c"))
+    ] == [
+        str,
+        bytes,
+        bytes,
+    ]
+
+
+@EVERY_WAY
+def test_control_frames_between_fragments_arrive_before_the_message(parse):
+    stream = part(TEXT, b"a") + frame(PING, b"1") + part(CONTINUATION) + frame(PONG, b"2") + frame(CONTINUATION, b"b")
+    assert parse(stream + frame(TEXT, b"next")) == [Ping(b"1"), Pong(b"2"), "ab", "next"]
+
+
+@EVERY_WAY
+def test_a_character_may_be_cut_by_a_fragment(parse):
+    first, second = "a€".encode()[:2], "a€".encode()[2:]
+    assert parse(part(TEXT, first) + part(CONTINUATION) + frame(CONTINUATION, second)) == ["a€"]
+
+
+def test_nothing_in_gives_nothing_out():
+    parser = FrameParser(max_message_size=LIMIT)
+    assert parser.feed(b"") == []
+    assert parser.feed(frame(TEXT, b"a")[:4]) == []
+    assert parser.feed(b"") == []
+    assert parser.feed(frame(TEXT, b"a")[4:]) == ["a"]
+
+
+CONTROLS = st.builds(Ping, st.binary(max_size=125)) | st.builds(Pong, st.binary(max_size=125))
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
+KEYS = st.binary(min_size=4, max_size=4)
+
+
+@st.composite
+def conversations(draw):
+    """What a client sends, and the bytes of that: whole messages and fragments, with pings and pongs between these."""
+    expected, stream = [], b""
+
+    def send_controls():
+        nonlocal stream
+        for control in draw(st.lists(CONTROLS, max_size=2)):
+            expected.append(control)
+            stream += frame(PING if isinstance(control, Ping) else PONG, control.payload, key=draw(KEYS))
+
+    for message in draw(st.lists(TEXTS | st.binary(max_size=300), max_size=5)):
+        opcode, payload = (TEXT, message.encode()) if isinstance(message, str) else (BINARY, message)
+        cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3)))
+        for start, stop in zip([0, *cuts], [*cuts, len(payload)], strict=True):
+            send_controls()
+            first = 0x80 if stop == len(payload) and start == (cuts or [0])[-1] else 0
+            stream += frame(opcode, payload[start:stop], first=first, key=draw(KEYS))
+            opcode = CONTINUATION
+            if first:
+                break
+        expected.append(message)
+    send_controls()
+    return expected, stream
+
+
+@given(conversations(), st.data())
+def test_what_is_sent_arrives_in_whatever_pieces(conversation, data):
+    expected, stream = conversation
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
+    assert parse(stream, cuts=cuts) == expected
+    assert parse_by_bytes(stream) == expected
+
+
+@given(st.binary(max_size=300), st.data())
+def test_any_bytes_mean_the_same_in_whatever_pieces(stream, data):
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
+    whole = parse(stream)
+    assert parse(stream, cuts=cuts) == parse_by_bytes(stream) == whole
+    assert not any(isinstance(found, Close | Violation) for found in whole[:-1])
+
+
+# What is wrong with a frame.
+
+
+def wrong(stream, *, code=1002, reason="", **limits):
+    """Check that ``stream`` is refused, and so again byte by byte, whatever good follows."""
+    for found in (parse(stream, **limits), parse_by_bytes(stream + frame(TEXT, b"more"), **limits)):
+        assert isinstance(found[-1], Violation), found
+        assert found[-1].code == code
+        assert reason in found[-1].reason
+        assert len(found[-1].reason.encode()) <= 123
+
+
+@pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
+def test_a_reserved_opcode_is_refused(opcode):
+    wrong(frame(opcode), reason=f"opcode {opcode} is reserved")
+
+
+@pytest.mark.parametrize("bits", [0x40, 0x20, 0x10, 0x70])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY, PING, PONG, CLOSE])
+def test_a_reserved_bit_is_refused(bits, opcode):
+    wrong(frame(opcode, first=0x80 | bits), reason="reserved bit")
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY, PING, CLOSE])
+def test_a_frame_without_a_mask_is_refused(opcode):
+    wrong(bytes([0x80 | opcode, 4]) + b"text", reason="must be masked")
+    wrong(bytes([0x80 | opcode, 0]) + b"text and more", reason="must be masked")
+
+
+def test_a_length_is_refused_that_is_not_in_its_shortest_form():
+    wrong(frame(TEXT, b"x" * 125, length=b"\xfe\x00\x7d"), reason="shortest form")
+    wrong(frame(TEXT, b"x" * 125, length=b"\xff\0\0\0\0\0\0\x00\x7d"), reason="shortest form")
+    wrong(frame(TEXT, b"x" * 65535, length=b"\xff\0\0\0\0\0\0\xff\xff"), reason="shortest form")
+
+
+def test_a_length_whose_highest_bit_is_set_is_refused():
+    wrong(frame(BINARY, length=b"\xff\x80" + b"\0" * 6 + b"\x01"), reason="shortest form")
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG, CLOSE])
+def test_a_control_frame_has_at_most_125_bytes(opcode):
+    wrong(frame(opcode, b"\x03\xe8" + b"x" * 124), reason="control frame")
+    assert len(parse(frame(opcode, b"\x03\xe8" + b"x" * 123))) == 1
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG, CLOSE])
+def test_a_control_frame_has_no_fragments(opcode):
+    wrong(part(opcode), reason="control frame")
+
+
+@pytest.mark.parametrize("first", [0x80, 0x00])
+def test_a_continuation_continues_something(first):
+    wrong(frame(CONTINUATION, b"x", first=first), reason="continues nothing")
+    wrong(part(TEXT) + frame(CONTINUATION) + frame(CONTINUATION, first=first), reason="continues nothing")
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_message_does_not_begin_within_another_one(opcode):
+    wrong(part(TEXT, b"x") + frame(opcode, b"x"), reason="begins before")
+
+
+def test_what_comes_before_a_violation_is_handed_out():
+    assert parse(frame(TEXT, b"a") + frame(PING) + frame(3)) == [
+        "a",
+        Ping(b""),
+        Violation(1002, "opcode 3 is reserved"),
+    ]
+
+
+def test_nothing_is_read_behind_a_violation():
+    parser = FrameParser(max_message_size=LIMIT)
+    assert len(parser.feed(frame(3) + frame(TEXT, b"x"))) == 1
+    assert parser.feed(frame(TEXT, b"x")) == []
+
+
+def test_a_violation_is_found_as_soon_as_it_can_be_seen():
+    for stream in (
+        b"\x83\x80",
+        b"\x81\x05",
+        b"\xc1\x80",
+        b"\x89\xfe",
+        b"\x80\x80",
+        b"\x81\xfe\x00\x05",
+        part(TEXT) + b"\x81\x80",
+    ):
+        assert parse(stream[:-1]) == []
+        assert isinstance(parse(stream)[-1], Violation)
+
+
+# Close frames.
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b"", Close(None, "")),
+        (b"\x03\xe8", Close(1000, "")),
+        (b"\x03\xe8bye", Close(1000, "bye")),
+        ((4999).to_bytes(2) + "€".encode() * 41, Close(4999, "€" * 41)),
+    ],
+)
+def test_a_close_frame_has_a_code_and_a_reason_or_neither(parse, payload, expected):
+    assert parse(frame(CLOSE, payload)) == [expected]
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999])
+def test_a_close_code_that_may_be_sent_is_handed_out(code):
+    assert parse(frame(CLOSE, code.to_bytes(2))) == [Close(code, "")]
+
+
+@pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535])
+def test_a_close_code_that_may_not_be_sent_is_refused(code):
+    wrong(frame(CLOSE, code.to_bytes(2)), reason="code that may not be sent")
+
+
+@pytest.mark.parametrize("byte", [0, 3, 255])
+def test_a_close_frame_of_one_byte_is_refused(byte):
+    wrong(frame(CLOSE, bytes([byte])), reason="code that may not be sent")
+
+
+def test_a_close_reason_that_is_no_utf8_is_refused():
+    wrong(frame(CLOSE, b"\x03\xe8\xce\xba\xe1"), code=1007, reason="not UTF-8")
+
+
+def test_nothing_is_read_behind_a_close():
+    parser = FrameParser(max_message_size=LIMIT)
+    assert parser.feed(part(TEXT) + frame(CLOSE) + frame(CONTINUATION)) == [Close(None, "")]
+    assert parser.feed(frame(TEXT, b"x")) == []
+
+
+# Text.
+
+NOT_TEXT = [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xce\xba\xe1\xbd", b"\xf8\x88\x80\x80\x80"]
+
+
+@pytest.mark.parametrize("payload", NOT_TEXT)
+def test_text_that_is_no_utf8_is_refused(payload):
+    wrong(frame(TEXT, b"good " + payload), code=1007)
+    wrong(part(TEXT, b"good " + payload) + frame(CONTINUATION), code=1007)
+    for cut in range(len(payload)):
+        wrong(part(TEXT, payload[:cut]) + frame(CONTINUATION, payload[cut:]), code=1007)
+
+
+@pytest.mark.parametrize("payload", NOT_TEXT)
+def test_binary_may_be_anything(payload):
+    assert parse(frame(BINARY, payload)) == [payload]
+
+
+def test_text_that_can_no_longer_become_utf8_is_refused_before_its_frame_is_whole():
+    good = "κόσμε".encode()
+    stream = frame(TEXT, good + b"\xf4\x90\x80\x80 and more")
+    seen = 6 + len(good) + 1
+    parser = FrameParser(max_message_size=LIMIT)
+    assert parser.feed(stream[:seen]) == []
+    assert parser.feed(stream[seen : seen + 1]) == [NOT_UTF8]
+
+
+def test_text_that_can_no_longer_become_utf8_is_refused_before_its_message_is_whole():
+    assert parse(part(TEXT, b"good") + part(CONTINUATION, b"\xf4\x90")) == [NOT_UTF8]
+
+
+# Limits.
+
+
+@EVERY_WAY
+def test_a_message_of_just_the_limit_is_taken(parse):
+    assert parse(frame(BINARY, b"x" * LIMIT)) == [b"x" * LIMIT]
+    assert parse(part(BINARY, b"x" * 600) + frame(CONTINUATION, b"x" * 400)) == [b"x" * LIMIT]
+
+
+def test_the_limit_of_a_message_is_in_bytes():
+    assert parse(frame(TEXT, "€".encode() * 333)) == ["€" * 333]
+    assert parse(frame(TEXT, "€".encode() * 334)) == [TOO_BIG]
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_message_beyond_the_limit_is_refused_by_its_head(opcode):
+    for size, head_size in ((1001, 4), (65536, 10)):
+        head = frame(opcode, b"x" * size)[:head_size]
+        assert parse(head[:-1]) == []
+        assert parse(head) == [TOO_BIG]
+    assert parse(frame(opcode, b"x" * 1001)) == [TOO_BIG]
+    assert parse(frame(opcode, b"xx"), max_message_size=1) == [Violation(1009, "a message of more than 1 bytes")]
+
+
+def test_a_message_beyond_the_limit_is_refused_by_the_head_of_the_fragment_that_goes_beyond():
+    stream = part(TEXT, b"x" * 600) + part(CONTINUATION, b"x" * 400) + part(CONTINUATION)
+    assert parse(stream) == []
+    assert parse(stream + b"\x80\x81") == [TOO_BIG]
+
+
+def test_the_limit_counts_for_each_message_anew_and_not_for_control_frames():
+    stream = part(BINARY, b"x" * LIMIT) + frame(PING, b"y" * 125) + frame(CONTINUATION)
+    assert parse(stream * 3) == [Ping(b"y" * 125), b"x" * LIMIT] * 3
+
+
+def test_a_message_has_at_most_so_many_fragments():
+    stream = part(TEXT, b"a") + part(CONTINUATION, b"b")
+    assert parse(stream + frame(CONTINUATION, b"c"), max_fragments=3) == ["abc"]
+    refused = Violation(1008, "a message of more than 3 frames")
+    assert parse(stream + part(CONTINUATION) + frame(CONTINUATION), max_fragments=3) == [refused]
+    assert parse((stream + frame(CONTINUATION)) * 2, max_fragments=3) == ["ab", "ab"]
+
+
+def test_a_message_has_1024_fragments_at_most_where_nothing_else_is_said():
+    stream = part(BINARY) + part(CONTINUATION) * 1022
+    assert parse(stream + frame(CONTINUATION)) == [b""]
+    assert parse(stream + part(CONTINUATION) + frame(CONTINUATION)) == [
+        Violation(1008, "a message of more than 1024 frames")
+    ]
+
+
+# What it costs.
+
+
+def test_a_message_refused_by_its_size_is_not_kept():
+    parser = FrameParser(max_message_size=LIMIT)
+    chunk = b"x" * 65536
+    tracemalloc.start()
+    try:
+        assert parser.feed(frame(BINARY, length=b"\xff" + (1 << 40).to_bytes(8))) == [TOO_BIG]
+        for _ in range(100):
+            assert parser.feed(chunk) == []
+        assert tracemalloc.get_traced_memory()[1] < 20_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_parser_that_waits_costs_little():
+    tracemalloc.start()
+    try:
+        parsers = [FrameParser(max_message_size=LIMIT) for _ in range(1000)]
+        for parser in parsers:
+            parser.feed(frame(TEXT, b"hello"))
+        assert tracemalloc.get_traced_memory()[0] / len(parsers) < 300
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_large_message_that_comes_in_small_pieces_takes_time_in_proportion(opcode):
+    def seconds(size):
+        stream = frame(opcode, b"x" * size)
+        began = time.process_time()
+        found = parse_by_bytes(stream, max_message_size=1 << 20)
+        took = time.process_time() - began
+        assert [len(message) for message in found] == [size]
+        return took
+
+    assert seconds(1 << 18) < 16 * max(seconds(1 << 15), 0.02)
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_large_message_that_comes_in_small_pieces_takes_memory_of_its_size(opcode):
+    size = 1 << 16
+    stream = frame(opcode, b"x" * size)
+    parser = FrameParser(max_message_size=size)
+    tracemalloc.start()
+    try:
+        for start in range(0, len(stream) - 2, 2):
+            assert parser.feed(stream[start : start + 2]) == []
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+
+
+# Compression, as far as the frames tell of it. tests/test_deflate.py has the rest.
+
+
+class Doubling:
+    """An inflater that is easily followed: each byte twice, in pieces of one byte's worth."""
+
+    def inflate(self, payload, *, is_last):
+        for byte in payload:
+            yield bytes([byte]) * 2
+        if is_last:
+            yield b"."
+
+
+@EVERY_WAY
+def test_a_compressed_message_has_rsv1_on_its_first_frame(parse):
+    stream = frame(TEXT, b"ab", first=0xC0) + part(BINARY | 0x40, b"c") + frame(PING, b"p") + frame(CONTINUATION, b"d")
+    assert parse(stream, inflater=Doubling()) == ["aabb.", Ping(b"p"), b"ccdd."]
+
+
+@EVERY_WAY
+def test_a_message_may_be_uncompressed_where_compression_was_negotiated(parse):
+    stream = frame(TEXT, b"ab") + frame(TEXT, b"ab", first=0xC0) + part(TEXT, b"a") + frame(CONTINUATION, b"b")
+    assert parse(stream, inflater=Doubling()) == ["ab", "aabb.", "ab"]
+
+
+def test_rsv1_is_refused_on_continuations_and_control_frames():
+    wrong(part(TEXT, b"a") + frame(CONTINUATION, first=0xC0), reason="reserved bit", inflater=Doubling())
+    wrong(part(TEXT | 0x40, b"a") + frame(CONTINUATION, first=0xC0), reason="reserved bit", inflater=Doubling())
+    wrong(frame(PING, first=0xC0), reason="reserved bit", inflater=Doubling())
+
+
+@pytest.mark.parametrize("bits", [0x20, 0x10, 0x60])
+def test_rsv2_and_rsv3_are_refused_where_compression_was_negotiated(bits):
+    wrong(frame(TEXT, first=0x80 | bits), reason="reserved bit", inflater=Doubling())
+
+
+@EVERY_WAY
+def test_the_limit_of_a_message_counts_its_inflated_bytes(parse):
+    assert parse(frame(TEXT, b"a" * 499, first=0xC0), inflater=Doubling()) == ["a" * 998 + "."]
+    assert parse(frame(TEXT, b"a" * 500, first=0xC0), inflater=Doubling()) == [TOO_BIG]
+    stream = part(TEXT | 0x40, b"a" * 499) + part(CONTINUATION, b"a")
+    assert parse(stream + frame(CONTINUATION, b"a"), inflater=Doubling()) == [TOO_BIG]
+
+
+def test_the_limit_of_a_message_counts_its_compressed_bytes_a_little_more_generously():
+    head = frame(BINARY, b"x" * 2150, first=0xC0)[:4]
+    assert parse(head[:2] + (1000 + 125 + 1024).to_bytes(2), inflater=Doubling()) == []
+    assert parse(head, inflater=Doubling()) == [TOO_BIG]
+
+
+def test_a_message_that_cannot_be_inflated_is_refused():
+    class Broken:
+        def inflate(self, payload, *, is_last):
+            raise zlib.error("invalid block type")
+
+    wrong(frame(TEXT, b"a", first=0xC0), code=1007, reason="cannot be inflated", inflater=Broken())
+
+
+# Frames of the server.
+
+
+@given(st.binary(max_size=70000), st.sampled_from([TEXT, BINARY, PING, PONG]), st.booleans())
+def test_a_frame_is_its_head_and_its_payload(payload, opcode, compressed):
+    whole = encode_frame(payload, opcode, compressed=compressed)
+    assert whole == encode_head(len(payload), opcode, compressed=compressed) + payload
+    assert whole[0] == 0x80 | (0x40 if compressed else 0) | opcode
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 1 << 20])
+def test_a_head_says_the_length_in_its_shortest_form(size):
+    head = encode_head(size, BINARY)
+    assert len(head) == (2 if size < 126 else 4 if size < 65536 else 10)
+    # The client's form of it differs by the masking bit and the key.
+    assert parse(bytes([head[0], head[1] | 0x80]) + head[2:] + KEY + b"\0" * size, max_message_size=1 << 20) == [
+        bytes(KEY[index % 4] for index in range(size))
+    ]
+
+
+def test_a_close_frame_is_written_with_a_code_and_a_reason_or_neither():
+    assert encode_close(None) == b"\x88\x00"
+    assert encode_close(1000) == b"\x88\x02\x03\xe8"
+    assert encode_close(1012, "service restart") == b"\x88\x11\x03\xf4service restart"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1005, ""), (1006, ""), (999, ""), (5000, ""), (1000, "x" * 124)])
+def test_a_close_frame_that_may_not_be_sent_is_not_written(code, reason):
+    with pytest.raises(ValueError, match="close"):
+        encode_close(code, reason)
+
+
+# Without the module in C.
+
+
+@pytest.fixture
+def without_speedups(monkeypatch):
+    monkeypatch.setitem(sys.modules, "websockets.speedups", None)
+    monkeypatch.delitem(sys.modules, "microws.framing")
+    return importlib.import_module("microws.framing")
+
+
+def test_masks_come_off_in_the_same_way_without_the_module_in_c(without_speedups):
+    assert without_speedups.apply_mask is not framing.apply_mask
+    for size in (0, 1, 2, 3, 4, 5, 63, 64, 1000):
+        payload = bytes(index % 256 for index in range(size))
+        assert without_speedups.apply_mask(payload, KEY) == framing.apply_mask(payload, KEY)
+    parser = without_speedups.FrameParser(max_message_size=LIMIT)
+    assert parser.feed(frame(TEXT, b"Hello") + frame(BINARY)) == ["Hello", b""]

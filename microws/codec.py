@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
-from microws.interfaces import Codec, Frame, Payload
+from microws.interfaces import BYTES_LIKE, Codec, Frame, Payload
 
 __all__ = ["AUTO", "BYTES", "JSON", "MAX_DEPTH", "TEXT", "Codecs", "MessageCodec", "dumps_json", "loads_json"]
 
@@ -277,7 +277,7 @@ class _Bytes(MessageCodec):
     name = "bytes"
 
     def encode(self, value: Any) -> str | bytes:
-        if not isinstance(value, bytes | bytearray | memoryview):
+        if not isinstance(value, BYTES_LIKE):
             raise _wrong_type(value, 'a bytes route sends bytes, not {}; use value_type="json" or ws.send_json')
         # A copy of what can still be changed: it may wait in the outbox.
         return bytes(value)
@@ -295,7 +295,7 @@ class _Auto(_Text):
     def encode(self, value: Any) -> str | bytes:
         if isinstance(value, str):
             return TEXT.encode(value)
-        if isinstance(value, bytes | bytearray | memoryview):
+        if isinstance(value, BYTES_LIKE):
             return BYTES.encode(value)
         raise _wrong_type(value, 'an auto route sends str or bytes, not {}; use value_type="json" or ws.send_json')
 
@@ -336,7 +336,7 @@ class _Added(MessageCodec):
         data = self._codec.encode(value)
         if isinstance(data, str):
             return TEXT.encode(data)
-        if isinstance(data, bytes | bytearray | memoryview):
+        if isinstance(data, BYTES_LIKE):
             return BYTES.encode(data)
         raise _wrong_type(data, f"encode of the codec {self.name!r} must return str or bytes, not {{}}")
 
@@ -452,7 +452,7 @@ class Codecs:
         """
         if isinstance(value, str):
             return Payload("text", _utf8(value))
-        if isinstance(value, bytes | bytearray | memoryview):
+        if isinstance(value, BYTES_LIKE):
             return Payload("bytes", bytes(value))
         return Payload("json", self._dump_json(value))
 

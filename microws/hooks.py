@@ -56,6 +56,10 @@ class Hooks:
         """These hooks, then those of the including apps."""
         return self._alone if self.parent is None else (self, *self.parent.outwards())
 
+    def have_before_request(self) -> bool:
+        """Whether there is a ``before_request`` hook, here or in an including app."""
+        return bool(self.before_request) or (self.parent is not None and self.parent.have_before_request())
+
     def have_after_request(self) -> bool:
         """Whether there is an ``after_request`` hook, here or in an including app."""
         return bool(self.after_request) or (self.parent is not None and self.parent.have_after_request())

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final
 
 __all__ = [
+    "BYTES_LIKE",
     "ASGIApplication",
     "Application",
     "Backplane",
@@ -25,6 +26,9 @@ Event: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[Event], Awaitable[None]]
 ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# What stands for bytes. A tuple, because `bytes | bytearray | memoryview` would be made anew for each isinstance.
+BYTES_LIKE = (bytes, bytearray, memoryview)
 
 
 @final

@@ -10,7 +10,7 @@ from microws.codec import dumps_json
 from microws.cookies import SameSite, format_cookie
 from microws.datastructures import Headers
 from microws.handshake import HeadersLike, check_headers
-from microws.interfaces import Event, Receive, Scope, Send
+from microws.interfaces import BYTES_LIKE, Event, Receive, Scope, Send
 
 __all__ = ["BODILESS_STATUSES", "JSONResponse", "RedirectResponse", "Response", "ResponseHeaders", "TextResponse"]
 
@@ -94,6 +94,8 @@ class Response:
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html; RFC 9110 §8.6 (Content-Length, also for HEAD).
     """
 
+    _type_of_bytes = "application/octet-stream"
+
     def __init__(
         self,
         body: str | bytes | bytearray | memoryview = b"",
@@ -110,10 +112,10 @@ class Response:
         if isinstance(body, str):
             self.body = body.encode()
             self.headers.add_default("content-type", "text/html; charset=utf-8")
-        elif isinstance(body, bytes | bytearray | memoryview):
+        elif isinstance(body, BYTES_LIKE):
             self.body = bytes(body)
             if self.body:
-                self.headers.add_default("content-type", "application/octet-stream")
+                self.headers.add_default("content-type", self._type_of_bytes)
         else:
             raise TypeError(
                 f"a response's body is str or bytes, not {type(body).__name__}; use JSONResponse for a value"
@@ -238,10 +240,10 @@ class JSONResponse(Response):
         TypeError, ValueError: What JSON has no form for, NaN and Infinity among it; says where it stands.
     """
 
+    _type_of_bytes = "application/json"
+
     def __init__(self, value: Any, status: int = 200, headers: HeadersLike | None = None) -> None:
-        super().__init__(b"", status, headers)
-        self.body = dumps_json(value)
-        self.headers.add_default("content-type", "application/json")
+        super().__init__(dumps_json(value), status, headers)
 
 
 class RedirectResponse(Response):

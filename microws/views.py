@@ -15,6 +15,7 @@ from microws.errors import RoutingError
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
 from microws.hub import check_topic
+from microws.interfaces import BYTES_LIKE
 from microws.responses import JSONResponse, Response
 
 __all__ = [
@@ -32,6 +33,8 @@ BoundView: TypeAlias = Callable[[Any, dict[str, Any]], Awaitable[Any]]
 OnInvalid: TypeAlias = Literal["close", "skip"]
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_SENT_AS_IT_IS = (str, *BYTES_LIKE)
+_SENT_AS_JSON = (dict, list)
 _NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
 
 
@@ -228,9 +231,9 @@ def to_response(value: Any) -> Response:
 def _to_response(body: Any, status: int, headers: Any) -> Response:
     if body is None:
         return Response(b"", status, headers)
-    if isinstance(body, str | bytes | bytearray | memoryview):
+    if isinstance(body, _SENT_AS_IT_IS):
         return Response(body, status, headers)
-    if isinstance(body, dict | list) or (is_dataclass(body) and not isinstance(body, type)):
+    if isinstance(body, _SENT_AS_JSON) or (is_dataclass(body) and not isinstance(body, type)):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):
         raise TypeError("a Response has its own status and headers: return it alone")

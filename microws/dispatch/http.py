@@ -54,13 +54,16 @@ class HTTPDispatcher:
         hooks = self._hooks
         try:
             refuse_nul(path)
-            found = self._router.resolve("http", request.method, segments)
+            method: str = scope["method"]
+            found = self._router.resolve("http", method, segments)
             if isinstance(found, Match):
                 request.path_params = found.params
                 endpoint: HTTPEndpoint = found.route.endpoint
                 hooks = endpoint.hooks
                 try:
-                    returned = await self._call_before(request, hooks)
+                    if method not in SAFE_METHODS:
+                        self._check_origin(request)
+                    returned = await self._call_before(request, hooks) if hooks.have_before_request() else None
                     if returned is None:
                         returned = await endpoint.view(request, found.params)
                     response = to_response(returned)
@@ -77,11 +80,13 @@ class HTTPDispatcher:
         except Exception as error:
             await self._send_error(request, answer, error, hooks)
 
-    async def _call_before(self, request: Request, hooks: Hooks) -> Any:
-        """What comes before the view, and answers in its place with anything but ``None``."""
-        if request.method not in SAFE_METHODS:
-            allowed = self._settings.origins
-            raise_refusal(check_request_origin(request.method, request.headers, allowed=allowed), request.path)
+    def _check_origin(self, request: Request) -> None:
+        allowed = self._settings.origins
+        raise_refusal(check_request_origin(request.method, request.headers, allowed=allowed), request.path)
+
+    @staticmethod
+    async def _call_before(request: Request, hooks: Hooks) -> Any:
+        """What the hooks before the view return; anything but ``None`` is the answer in its place."""
         for outer in hooks.inwards():
             for hook in outer.before_request:
                 result = await call_hook(hook, request)

@@ -21,7 +21,7 @@ from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
 from microws.settings import AppSettings
 from microws.state import State
 from microws.tasks import on_asyncio
-from microws.transport import Limits, PortableTransport
+from microws.transport import make_transport
 from microws.views import WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
 
@@ -86,8 +86,8 @@ class WebSocketDispatcher:
         if (await receive())["type"] != "websocket.connect":
             return
         options = self._options_of(found)
-        transport = PortableTransport(
-            scope, receive, send, group=group, limits=self._limits_of(scope), make_outbox=options.make_outbox
+        transport = make_transport(
+            scope, receive, send, group=group, limits=self._limits, make_outbox=options.make_outbox
         )
         params = {} if isinstance(found, Exception) else found.params
         ws = WebSocket(scope, transport, app=self._app, path=path, path_params=params, options=options)
@@ -222,12 +222,6 @@ class WebSocketDispatcher:
             catch_disconnect=endpoint.catch_disconnect,
             on_invalid=endpoint.on_invalid,
         )
-
-    def _limits_of(self, scope: Scope) -> Limits:
-        """The app's limits, where the server was not told others on its command line."""
-        extension = (scope.get("extensions") or {}).get("microws")
-        asked = None if extension is None else extension.get("max_message_size")
-        return self._limits if asked is None else self._limits._replace(max_message_size=asked)
 
     def _closing_for(self, hooks: Hooks, path: str, error: Exception) -> tuple[int, str] | None:
         error = error_of(error)

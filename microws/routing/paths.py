@@ -43,14 +43,14 @@ def path_of(scope: Scope) -> tuple[str, list[str]]:
         return path, []
     segments = path.split("/")[1:]
     raw = scope.get("raw_path") or b""
-    if b"%2f" in raw.lower():
+    if b"%" in raw and b"%2f" in raw.lower():
         try:
             decoded = [unquote_to_bytes(part).decode() for part in raw.partition(b"?")[0].split(b"/")]
         except UnicodeDecodeError:
             decoded = []
         if "/".join(decoded) == path:
             segments = decoded[1:]
-    if root := _root_path(scope):
+    if scope.get("root_path") and (root := _root_path(scope)):
         root_segments = root.split("/")[1:]
         if segments[: len(root_segments)] == root_segments:
             segments = segments[len(root_segments) :] or [""]

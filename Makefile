@@ -40,7 +40,7 @@ types: setup  ## Check types, strictly
 
 test: setup lint  ## Check style and types, run every test, and measure their coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q -n $(WORKERS)
+	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -40,7 +40,7 @@ class Server:
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (http://\S+)")[1]
+        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (https?://\S+)")[1]
         self.ws_url = self.url.replace("http", "ws", 1)
         self.port = int(self.url.rpartition(":")[2])
 
@@ -74,9 +74,9 @@ class Server:
     def signal(self, number):
         self._process.send_signal(number)
 
-    def wait(self):
-        """The exit code."""
-        code = self._process.wait(2 * LIMIT)
+    def wait(self, within=2 * LIMIT):
+        """The exit code, of a process that ends within so many seconds."""
+        code = self._process.wait(within)
         self._reader.join(LIMIT)
         return code
 

@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures version",
-    1: "codec cookies deflate forms framing handshake outbox routing/ state",
+    1: "codec cookies deflate forms framing/ handshake outbox routing/ state",
     2: "backplanes/ requests responses server/ sse tasks templates testing/",
     3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",

@@ -1,5 +1,5 @@
 """
-RFC 6455 frames, without I/O: bytes of a client to messages, and payloads to frames of a server.
+The parser of what a client sends: RFC 6455 by our own rules.
 
 Whole frames of a common kind are read in one loop, which makes no object but the message. Everything else takes the
 strict way, ``_advance``: one frame's head, then its payload as it comes.
@@ -8,11 +8,27 @@ strict way, ``_advance``: one frame's head, then its payload as it comes.
 from codecs import utf_8_decode
 from collections.abc import Iterator
 from io import BytesIO
-from struct import Struct
-from typing import NamedTuple, Protocol, TypeAlias, final
+from typing import Protocol, final
 from zlib import error as ZlibError  # noqa: N812
 
 from microws.closing import CloseCode, check_close
+from microws.framing.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    LENGTH_IN_2_BYTES,
+    LENGTH_IN_8_BYTES,
+    PING,
+    PONG,
+    RSV1,
+    TEXT,
+    Close,
+    Incoming,
+    Ping,
+    Pong,
+    Violation,
+)
 
 try:
     from websockets.speedups import apply_mask
@@ -25,36 +41,11 @@ except ImportError:
         return (int.from_bytes(data) ^ key).to_bytes(size)
 
 
-__all__ = [
-    "BINARY",
-    "CLOSE",
-    "PING",
-    "PONG",
-    "TEXT",
-    "Close",
-    "FrameParser",
-    "Incoming",
-    "Inflater",
-    "Ping",
-    "Pong",
-    "Violation",
-    "encode_close",
-    "encode_frame",
-    "encode_head",
-]
+__all__ = ["MAX_FRAGMENTS", "FrameParser", "Inflater"]
 
-# Opcodes. RFC 6455 §5.2.
-CONTINUATION = 0x0
-TEXT = 0x1
-BINARY = 0x2
-CLOSE = 0x8
-PING = 0x9
-PONG = 0xA
 OPCODES = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
 
-# The first byte of a frame: FIN, RSV1 to RSV3, the opcode. The second one: MASK, the payload's length.
-FIN = 0x80
-RSV1 = 0x40
+# Beside FIN and RSV1 in the first byte of a head; the second one has MASK and the length.
 RSV2_AND_3 = 0x30
 OPCODE = 0x0F
 CONTROL = 0x08
@@ -63,62 +54,13 @@ LENGTH = 0x7F
 
 FINAL_TEXT = FIN | TEXT
 FINAL_BINARY = FIN | BINARY
-LENGTH_IN_2_BYTES = 126
-LENGTH_IN_8_BYTES = 127
-MASKED_LENGTH_IN_2_BYTES = MASK | LENGTH_IN_2_BYTES
 MAX_CONTROL_PAYLOAD = 125
 MAX_HEAD = 14
-# A text of a few bytes takes fifty: so many at most are kept apart.
-MAX_PIECES = 1024
-
-_pack_short = Struct("!BB").pack
-_pack_medium = Struct("!BBH").pack
-_pack_long = Struct("!BBQ").pack
 
 # Precedent: none in other servers. A message of the default limit, 1 MiB, may come in frames of 1 KiB.
 MAX_FRAGMENTS = 1024
-
-
-class Ping(NamedTuple):
-    """A Ping frame, to be answered with a pong of the same payload."""
-
-    payload: bytes
-
-
-class Pong(NamedTuple):
-    """A Pong frame."""
-
-    payload: bytes
-
-
-class Close(NamedTuple):
-    """
-    The client's Close frame.
-
-    Attributes:
-        code: A code that may be sent, or ``None``: the frame has none.
-        reason: At most 123 bytes as UTF-8.
-    """
-
-    code: int | None
-    reason: str
-
-
-class Violation(NamedTuple):
-    """
-    What the client did wrong, and how the connection is to be failed.
-
-    Attributes:
-        code: 1002, 1007, 1008 or 1009.
-        reason: Fits a Close frame.
-    """
-
-    code: int
-    reason: str
-
-
-# ``str`` is a whole text message, ``bytes`` a whole binary one.
-Incoming: TypeAlias = str | bytes | Ping | Pong | Close | Violation
+# A text of a few bytes takes fifty: so many at most are kept apart.
+MAX_PIECES = 1024
 
 
 class Inflater(Protocol):
@@ -282,7 +224,7 @@ class FrameParser:
                     position = stop
                 position = self._advance(data, position, incoming)
         except UnicodeDecodeError:
-            self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a text or a close reason is not UTF-8"))
+            self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a text message is not UTF-8"))
         except ZlibError:
             # RFC 7692 leaves the code open; Node's ws and wsproto say 1007, data that does not fit its kind (§7.4.1).
             self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a compressed message cannot be inflated"))
@@ -350,8 +292,10 @@ class FrameParser:
             raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a reserved bit is set that no extension has a meaning for")
         if opcode & CONTROL:
             # §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
-            if length > MAX_CONTROL_PAYLOAD or not first & FIN:
-                raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a control frame is one frame of at most 125 bytes")
+            if length > MAX_CONTROL_PAYLOAD:
+                raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a control frame has at most 125 bytes")
+            if not first & FIN:
+                raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a control frame has no fragments")
         elif opcode == CONTINUATION:
             if self._message is None:
                 raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a continuation frame continues nothing")
@@ -440,50 +384,7 @@ def _read_close(payload: bytes) -> Close:
     except ValueError:
         # A payload of one byte too: there is no code below 256.
         raise _ViolationFound(CloseCode.PROTOCOL_ERROR, "a Close frame has a code that may not be sent") from None
-    return Close(code, payload[2:].decode())
-
-
-def encode_head(length: int, opcode: int, *, compressed: bool = False) -> bytes:
-    """
-    What stands before a payload of ``length`` bytes in an unfragmented, unmasked frame.
-
-    Args:
-        compressed: Whether the payload is a compressed message.
-
-    Source: RFC 6455 §5.2.
-    """
-    first = FIN | RSV1 | opcode if compressed else FIN | opcode
-    if length < LENGTH_IN_2_BYTES:
-        return _pack_short(first, length)
-    if length < 1 << 16:
-        return _pack_medium(first, LENGTH_IN_2_BYTES, length)
-    return _pack_long(first, LENGTH_IN_8_BYTES, length)
-
-
-def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> bytes:
-    """
-    An unfragmented, unmasked frame; of a big payload, this is a copy: write ``encode_head`` and the payload apart.
-
-    Args:
-        compressed: Whether ``payload`` is a compressed message.
-    """
-    length = len(payload)
-    if length < LENGTH_IN_2_BYTES and not compressed:
-        # The commonest frame, without another call.
-        return _pack_short(FIN | opcode, length) + payload
-    return encode_head(length, opcode, compressed=compressed) + payload
-
-
-def encode_close(code: int | None, reason: str = "") -> bytes:
-    """
-    A Close frame; ``None``: without a code.
-
-    Raises:
-        ValueError: ``code`` or ``reason`` may not stand in a Close frame.
-
-    Source: RFC 6455 §5.5.1.
-    """
-    if code is None:
-        return encode_frame(b"", CLOSE)
-    check_close(code, reason)
-    return encode_frame(code.to_bytes(2) + reason.encode(), CLOSE)
+    try:
+        return Close(code, payload[2:].decode())
+    except UnicodeDecodeError:
+        raise _ViolationFound(CloseCode.INVALID_PAYLOAD, "a close reason is not UTF-8") from None

@@ -1,0 +1,134 @@
+"""What RFC 6455 frames carry, and the frames of a server."""
+
+from struct import Struct
+from typing import NamedTuple, TypeAlias
+
+from microws.closing import check_close
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "CONTINUATION",
+    "FIN",
+    "LENGTH_IN_2_BYTES",
+    "LENGTH_IN_8_BYTES",
+    "PING",
+    "PONG",
+    "RSV1",
+    "TEXT",
+    "Close",
+    "Incoming",
+    "Ping",
+    "Pong",
+    "Violation",
+    "encode_close",
+    "encode_frame",
+    "encode_head",
+]
+
+# Opcodes. RFC 6455 §5.2.
+CONTINUATION = 0x0
+TEXT = 0x1
+BINARY = 0x2
+CLOSE = 0x8
+PING = 0x9
+PONG = 0xA
+
+# Beside the opcode in the first byte of a head.
+FIN = 0x80
+RSV1 = 0x40
+# Lengths that stand for another one, which follows.
+LENGTH_IN_2_BYTES = 126
+LENGTH_IN_8_BYTES = 127
+
+_pack_short = Struct("!BB").pack
+_pack_medium = Struct("!BBH").pack
+_pack_long = Struct("!BBQ").pack
+
+
+class Ping(NamedTuple):
+    """A Ping frame, to be answered with a pong of the same payload."""
+
+    payload: bytes
+
+
+class Pong(NamedTuple):
+    """A Pong frame."""
+
+    payload: bytes
+
+
+class Close(NamedTuple):
+    """
+    The client's Close frame.
+
+    Attributes:
+        code: A code that may be sent, or ``None``: the frame has none.
+        reason: At most 123 bytes as UTF-8.
+    """
+
+    code: int | None
+    reason: str
+
+
+class Violation(NamedTuple):
+    """
+    What the client did wrong, and how the connection is to be failed.
+
+    Attributes:
+        code: 1002, 1007, 1008 or 1009.
+        reason: Fits a Close frame.
+    """
+
+    code: int
+    reason: str
+
+
+# ``str`` is a whole text message, ``bytes`` a whole binary one.
+Incoming: TypeAlias = str | bytes | Ping | Pong | Close | Violation
+
+
+def encode_head(length: int, opcode: int, *, compressed: bool = False) -> bytes:
+    """
+    What stands before a payload of ``length`` bytes in an unfragmented, unmasked frame.
+
+    Args:
+        compressed: Whether the payload is a compressed message.
+
+    Source: RFC 6455 §5.2.
+    """
+    first = FIN | RSV1 | opcode if compressed else FIN | opcode
+    if length < LENGTH_IN_2_BYTES:
+        return _pack_short(first, length)
+    if length < 1 << 16:
+        return _pack_medium(first, LENGTH_IN_2_BYTES, length)
+    return _pack_long(first, LENGTH_IN_8_BYTES, length)
+
+
+def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> bytes:
+    """
+    An unfragmented, unmasked frame; of a big payload, this is a copy: write ``encode_head`` and the payload apart.
+
+    Args:
+        compressed: Whether ``payload`` is a compressed message.
+    """
+    length = len(payload)
+    if length < LENGTH_IN_2_BYTES and not compressed:
+        # The commonest frame, without another call.
+        return _pack_short(FIN | opcode, length) + payload
+    return encode_head(length, opcode, compressed=compressed) + payload
+
+
+def encode_close(code: int | None, reason: str = "") -> bytes:
+    """
+    A Close frame; ``None``: without a code.
+
+    Raises:
+        ValueError: ``code`` or ``reason`` may not stand in a Close frame.
+
+    Source: RFC 6455 §5.5.1.
+    """
+    if code is None:
+        return encode_frame(b"", CLOSE)
+    check_close(code, reason)
+    return encode_frame(code.to_bytes(2) + reason.encode(), CLOSE)

@@ -62,6 +62,7 @@ autobahn-full: setup  ## Every Autobahn case, speed and all compression too
 
 fuzz: setup  ## Search longer for inputs that break something
 	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600
+	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py
 
 bench-setup: setup  ## Install the peers that the benchmarks measure
 	$(BIN)/python -m pip install --quiet --group bench

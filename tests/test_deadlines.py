@@ -1,0 +1,182 @@
+"""Deadlines on a virtual clock, and on real ones that are held up."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+from engine_here import ASYNCIO_BACKENDS, until
+from hypothesis import given
+from hypothesis import strategies as st
+from virtual_clock import on_virtual_clock
+
+from microws.server.deadlines import Deadlines
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+def anyio_backend(request):
+    return request.param
+
+
+class Due:
+    """What fell due, and when, in seconds from now on."""
+
+    def __init__(self):
+        self.items = []
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+
+    def __call__(self, item):
+        self.items.append((item, round(self._loop.time() - self._began, 6)))
+
+
+@on_virtual_clock
+async def test_an_item_is_due_exactly_when_its_seconds_are_over():
+    due = Due()
+    deadlines = Deadlines(20, due)
+    deadlines.start("a")
+    assert "a" in deadlines
+    await asyncio.sleep(19.999)
+    assert due.items == []
+    await asyncio.sleep(1)
+    assert due.items == [("a", 20)]
+    assert "a" not in deadlines
+
+
+@on_virtual_clock
+async def test_items_that_are_started_at_different_times_are_due_at_different_times():
+    due = Due()
+    deadlines = Deadlines(20, due)
+    for item in "abc":
+        deadlines.start(item)
+        await asyncio.sleep(3)
+    await asyncio.sleep(60)
+    assert due.items == [("a", 20), ("b", 23), ("c", 26)]
+
+
+@on_virtual_clock
+async def test_an_item_that_is_started_again_is_due_once_and_later():
+    due = Due()
+    deadlines = Deadlines(20, due)
+    deadlines.start("a")
+    deadlines.start("b")
+    await asyncio.sleep(5)
+    deadlines.start("a")
+    await asyncio.sleep(60)
+    assert due.items == [("b", 20), ("a", 25)]
+
+
+@on_virtual_clock
+async def test_an_item_that_is_stopped_is_never_due():
+    due = Due()
+    deadlines = Deadlines(20, due)
+    deadlines.start("a")
+    await asyncio.sleep(1)
+    deadlines.start("b")
+    deadlines.stop("a")
+    deadlines.stop("never started")
+    await asyncio.sleep(60)
+    assert due.items == [("b", 21)]
+
+
+@on_virtual_clock
+async def test_no_timer_is_left_when_everything_has_been_due_or_stopped():
+    loop = asyncio.get_running_loop()
+    deadlines = Deadlines(20, Due())
+    deadlines.start("a")
+    deadlines.start("b")
+    assert loop.timers() == 1
+    deadlines.stop("a")
+    deadlines.stop("b")
+    assert loop.timers() == 0
+    deadlines.start("c")
+    await asyncio.sleep(60)
+    assert loop.timers() == 0
+
+
+@on_virtual_clock
+async def test_no_seconds_are_no_deadline():
+    deadlines = Deadlines(0, Due())
+    deadlines.start("a")
+    assert "a" not in deadlines
+    assert asyncio.get_running_loop().timers() == 0
+
+
+@on_virtual_clock
+async def test_what_is_started_again_when_it_is_due_holds_up_nobody_else():
+    due = Due()
+
+    def again(item):
+        due(item)
+        deadlines.start(item)
+
+    deadlines = Deadlines(20, again)
+    deadlines.start("a")
+    await asyncio.sleep(5)
+    deadlines.start("b")
+    await asyncio.sleep(60)
+    assert due.items == [("a", 20), ("b", 25), ("a", 40), ("b", 45), ("a", 60), ("b", 65)]
+    assert asyncio.get_running_loop().timers() == 1
+
+
+@on_virtual_clock
+async def test_one_that_is_due_may_stop_another_that_is_due_too():
+    due = Due()
+
+    def stop_the_rest(item):
+        due(item)
+        for other in "abc":
+            deadlines.stop(other)
+
+    deadlines = Deadlines(20, stop_the_rest)
+    for item in "abc":
+        deadlines.start(item)
+    await asyncio.sleep(60)
+    assert due.items == [("a", 20)]
+    assert asyncio.get_running_loop().timers() == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["start", "stop", "wait"]), st.integers(1, 8))))
+def test_whatever_is_started_and_stopped_is_due_as_by_a_timer_of_its_own(steps):
+    @on_virtual_clock
+    async def play():
+        loop = asyncio.get_running_loop()
+        due, expected = Due(), Due()
+        deadlines = Deadlines(5, due)
+        timers = {}
+        for item, step, seconds in steps:
+            if step == "wait":
+                await asyncio.sleep(seconds + 0.5)
+                continue
+            if item in timers:
+                timers.pop(item).cancel()
+            if step == "start":
+                timers[item] = loop.call_later(5, expected, item)
+                deadlines.start(item)
+            else:
+                deadlines.stop(item)
+        await asyncio.sleep(20)
+        assert sorted(due.items) == sorted(expected.items)
+        assert loop.timers() == 0
+
+    play()
+
+
+async def test_an_event_loop_that_stood_still_reads_first():
+    loop = asyncio.get_running_loop()
+    order = []
+    deadlines = Deadlines(0.2, order.append)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        loop.add_reader(ours, lambda: (ours.recv(9), order.append("read"), deadlines.stop("a")))
+        deadlines.start("a")
+        deadlines.start("b")
+        await asyncio.sleep(0)
+        theirs.send(b"in time")
+        time.sleep(0.4)  # noqa: ASYNC251
+        await until(lambda: "b" in order)
+        loop.remove_reader(ours)
+    assert order == ["read", "b"]

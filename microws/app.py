@@ -617,8 +617,8 @@ class App:
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
-        # Not for every request: where the lifespan is served, the loop is known, and without one a WebSocket tells.
-        if kind != "http" or not self._hub.is_attached:
+        # Where no lifespan is served the first request tells the loop, and then whoever subscribes.
+        if kind == "lifespan" or not self._hub.is_attached:
             self._hub.attach()
         if kind == "http":
             return self._http.serve(scope, receive, send)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
-from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.abc import TaskGroup
@@ -69,14 +68,15 @@ class AsyncioTasks:
 
     Args:
         loop: The running one.
-        on_tick: Called every ``TICK`` seconds until ``end``.
+        on_tick: Called every ``TICK`` seconds until ``end``. Default: the clock looks at this connection only while it
+            has a deadline.
     """
 
-    __slots__ = ("_clock", "_deadline", "_has_ended", "_helpers", "_loop", "_main", "was_cancelled")
+    __slots__ = ("_clock", "_deadline", "_has_ended", "_helpers", "_is_ticking", "_loop", "_main", "was_cancelled")
 
     is_ticking = True
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[], None] | None = None) -> None:
         self.was_cancelled = False
         self._deadline = inf
         self._has_ended = False
@@ -84,8 +84,10 @@ class AsyncioTasks:
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
         self._clock = _clock_of(loop)
-        # The clock has ``on_tick``, not this object: whoever owns both would be left to the garbage collector.
-        self._clock.add(self, on_tick)
+        self._is_ticking = on_tick is not None
+        if on_tick is not None:
+            # The clock has it, not this object: whoever owns both would be left to the garbage collector.
+            self._clock.add(self, on_tick)
 
     def __enter__(self) -> Self:
         self._main = asyncio.current_task(self._loop)
@@ -104,8 +106,12 @@ class AsyncioTasks:
     def limit(self, seconds: float) -> None:
         if seconds == inf:
             self._deadline = inf
+            if not self._is_ticking:
+                self._clock.discard(self)
             return
         self._deadline = self._loop.time() + seconds
+        if not self._is_ticking:
+            self._clock.add(self, None)
         if seconds < 2 * TICK:
             self._loop.call_later(seconds, self.check)
 
@@ -179,17 +185,18 @@ class GroupTasks:
 
 
 class _Clock:
-    """Looks at every connection of one event loop, as long as there is one."""
+    """Looks at the connections of an event loop, as long as there is one."""
 
-    def __init__(self) -> None:
-        self._connections: dict[AsyncioTasks, Callable[[], None]] = {}
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._connections: dict[AsyncioTasks, Callable[[], None] | None] = {}
         self._is_running = False
 
-    def add(self, tasks: AsyncioTasks, on_tick: Callable[[], None]) -> None:
+    def add(self, tasks: AsyncioTasks, on_tick: Callable[[], None] | None) -> None:
         self._connections[tasks] = on_tick
         if not self._is_running:
             self._is_running = True
-            asyncio.get_running_loop().call_later(TICK, self._tick)
+            self.loop.call_later(TICK, self._tick)
 
     def discard(self, tasks: AsyncioTasks) -> None:
         self._connections.pop(tasks, None)
@@ -197,19 +204,22 @@ class _Clock:
     def _tick(self) -> None:
         for tasks, on_tick in tuple(self._connections.items()):
             tasks.check()
-            on_tick()
+            if on_tick is not None:
+                on_tick()
         self._is_running = bool(self._connections)
         if self._is_running:
-            asyncio.get_running_loop().call_later(TICK, self._tick)
+            self.loop.call_later(TICK, self._tick)
 
 
-_clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Clock] = WeakKeyDictionary()
+_latest: _Clock | None = None
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
-    clock = _clocks.get(loop)
-    if clock is None:
-        clock = _clocks[loop] = _Clock()
+    """The clock of ``loop``. Where loops take turns one may have several, each for the connections of a while."""
+    global _latest
+    clock = _latest
+    if clock is None or clock.loop is not loop:
+        clock = _latest = _Clock(loop)
     return clock
 
 

@@ -410,6 +410,7 @@ class WebSocket(Connection):
                 refuse=self._transport.fail,
             )
             self._transport.on_end = partial(self._options.hub.leave, self._subscriber)
+            self._options.hub.attach()
         self._options.hub.subscribe(self._subscriber, *topics)
 
     async def unsubscribe(self, *topics: str) -> None:

@@ -1,13 +1,14 @@
 """
-One WebSocket connection over ASGI.
+One WebSocket connection below its face.
 
-Reading and sending are independent of each other. One task at a time is inside ASGI's ``receive``, and one inside its
-``send``. The modules, from the bottom: ``lifeline`` (state and end), ``reading``, ``sending``, ``portable``. What a
-``WebSocket`` asks of any of its transports stands in ``surface``.
+``surface`` says what a ``WebSocket`` asks of it. There are two: ``direct``, on this package's own server, and the
+portable one, over ASGI's ``receive`` and ``send`` on any server. The portable one's reading and sending are independent
+of each other: one task at a time is inside ``receive``, and one inside ``send``. Its modules, from the bottom:
+``lifeline`` (state and end), ``reading``, ``sending``, ``portable``.
 """
 
+from microws.transport.choice import make_transport
 from microws.transport.lifeline import Limits, helping
-from microws.transport.portable import PortableTransport
 from microws.transport.surface import Transport
 
-__all__ = ["Limits", "PortableTransport", "Transport", "helping"]
+__all__ = ["Limits", "Transport", "helping", "make_transport"]

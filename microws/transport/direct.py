@@ -261,7 +261,10 @@ class DirectTransport:
 
     async def end(self) -> None:
         """End the tasks beside the view."""
-        self._wire.on_writable = self._wire.on_end = self._wire.on_shutdown = None
+        wire = self._wire
+        wire.on_writable = wire.on_end = wire.on_shutdown = None
+        if self.on_end is not None:
+            self._end()
         await self.tasks.end()
 
     def _close(self, code: int, reason: str) -> None:

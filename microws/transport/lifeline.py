@@ -41,12 +41,7 @@ class Limits(NamedTuple):
 
 class Lifeline(ABC):
     """
-    What reading and sending share.
-
-    Args:
-        tasks: Of this connection.
-        loop: On asyncio, the event loop.
-        limits: Shared by the connections of an app.
+    What reading and sending share. ``PortableTransport`` makes the attributes of all.
 
     Attributes:
         state: Where the connection stands.
@@ -75,25 +70,24 @@ class Lifeline(ABC):
         "tasks",
     )
 
-    def __init__(self, tasks: Tasks, loop: asyncio.AbstractEventLoop | None, limits: Limits) -> None:
-        self.state = State.CONNECTING
-        self.close_code: int | None = None
-        self.close_reason = ""
-        self.has_learned = False
-        self.on_end: Callable[[], None] | None = None
-        self.tasks = tasks
-        self._loop = loop
-        self._limits = limits
-        self._close_due = False
-        # Who is inside ASGI's receive, and who inside its send. A task of the view may be interrupted there.
-        self._reader: object = None
-        self._sender: object = None
-        self._interrupted: tuple[asyncio.Task[Any], ...] = ()
-        # Each event exists only while somebody waits for it.
-        self._arrived: anyio.Event | None = None  # a message, the end, or a turn to read
-        self._unpaused: anyio.Event | None = None  # room in the inbox
-        self._idle: anyio.Event | None = None  # nobody is inside ASGI's send
-        self._work: anyio.Event | None = None  # something for the drainer
+    state: State
+    close_code: int | None
+    close_reason: str
+    has_learned: bool
+    on_end: Callable[[], None] | None
+    tasks: Tasks
+    _loop: asyncio.AbstractEventLoop | None  # None on trio
+    _limits: Limits
+    _close_due: bool
+    # Who is inside ASGI's receive, and who inside its send. A task of the view may be interrupted there.
+    _reader: object
+    _sender: object
+    _interrupted: tuple[asyncio.Task[Any], ...]
+    # Each event exists only while somebody waits for it.
+    _arrived: anyio.Event | None  # a message, the end, or a turn to read
+    _unpaused: anyio.Event | None  # room in the inbox
+    _idle: anyio.Event | None  # nobody is inside ASGI's send
+    _work: anyio.Event | None  # something for the drainer
 
     @abstractmethod
     def discard(self) -> None:
@@ -131,7 +125,7 @@ class Lifeline(ABC):
 
     def learn(self) -> None:
         """The view knows of the end, or has made it: it may take its time to clean up."""
-        if helping.get() is not self:
+        if not self.has_learned and helping.get() is not self:
             self.has_learned = True
             self.tasks.limit(inf)
 

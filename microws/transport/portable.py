@@ -42,11 +42,17 @@ class PortableTransport(Sending):
         limits: Limits,
         make_outbox: Callable[[], Outbox],
     ) -> None:
-        if group is None:
-            loop = asyncio.get_running_loop()
-            super().__init__(AsyncioTasks(loop, self._tick), loop, limits)
-        else:
-            super().__init__(GroupTasks(group), None, limits)
+        # All in one place: a chain of constructors would take longer than they do.
+        self.state = State.CONNECTING
+        self.close_code = None
+        self.close_reason = ""
+        self.has_learned = False
+        self.on_end = None
+        self._limits = limits
+        self._close_due = False
+        self._reader = self._sender = None
+        self._interrupted = ()
+        self._arrived = self._unpaused = self._idle = self._work = None
         self._scope = scope
         self._asgi_receive = receive
         # Four bytes a character is the most that UTF-8 takes.
@@ -63,9 +69,14 @@ class PortableTransport(Sending):
         self._has_drainer = False
         self._max_send_ticks = ticks_of(limits.send_timeout)
         self._send_ticks = 0.0
-        self.tasks.limit(limits.accept_timeout)
-        if group is not None:
+        if group is None:
+            self._loop = asyncio.get_running_loop()
+            self.tasks = AsyncioTasks(self._loop, self._tick)
+        else:
+            self._loop = None
+            self.tasks = GroupTasks(group)
             self.read_ahead()
+        self.tasks.limit(limits.accept_timeout)
 
     async def accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
         """
@@ -77,7 +88,7 @@ class PortableTransport(Sending):
         """
         if self.state is State.CLOSED:
             raise self.unusable("accept")
-        state = self._answer(Action.ACCEPT)
+        state = self._check_answer(Action.ACCEPT)
         # Until it has left the state stays: nothing may overtake it.
         await self._transmit_within(inf, {"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
         if self.close_code is not None:
@@ -96,7 +107,7 @@ class PortableTransport(Sending):
         """
         if self.state is State.CLOSED:
             return
-        self.state = self._answer(Action.REJECT)
+        self.state = self._check_answer(Action.REJECT)
         self.learn()
         self.close_code = 3000 + status
         self._forget_frames()
@@ -116,7 +127,7 @@ class PortableTransport(Sending):
         except WebSocketDisconnect:
             pass
 
-    def _answer(self, action: Action) -> State:
+    def _check_answer(self, action: Action) -> State:
         state = step(self.state, action)
         if self._sender is not None:
             raise RuntimeError("this handshake is being answered already: accept or reject it once")

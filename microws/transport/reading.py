@@ -22,11 +22,7 @@ _OPEN = State.OPEN
 
 
 class Reading(Lifeline):
-    """
-    The incoming side: the view reads while it waits for a message, and else the pump, a task that is there only then.
-
-    ``PortableTransport`` makes its attributes: a constructor for each class would take longer than what it does.
-    """
+    """The incoming side: the view reads while it waits for a message, and else the pump, a task only for then."""
 
     __slots__ = (
         "_asgi_receive",
@@ -54,36 +50,41 @@ class Reading(Lifeline):
         Raises:
             RuntimeError: Not accepted yet.
         """
-        while self._reader is not None or self._inbox or self.state is not _OPEN:
-            if self._inbox:
-                return self._take()
-            if self.close_code is not None:
+        while True:
+            while self._reader is not None or self._inbox or self.state is not _OPEN:
+                if self._inbox:
+                    return self._take()
+                if self.close_code is not None:
+                    self.learn()
+                    return None
+                if self.state is not _OPEN:
+                    raise self.unusable("receive")
+                self._arrived = self._arrived or anyio.Event()
+                await self._arrived.wait()
+            self._unwatched_sends = 0
+            self._reader = asyncio.current_task(self._loop)
+            try:
+                event = await self._asgi_receive()
+            except asyncio.CancelledError:
+                if not self._was_interrupted():
+                    raise
                 self.learn()
                 return None
-            if self.state is not _OPEN:
-                raise self.unusable("receive")
-            self._arrived = self._arrived or anyio.Event()
-            await self._arrived.wait()
-        self._unwatched_sends = 0
-        self._reader = asyncio.current_task(self._loop)
-        try:
-            event = await self._asgi_receive()
-        except asyncio.CancelledError:
-            if not self._was_interrupted():
-                raise
-            self.learn()
-            return None
-        finally:
-            self._reader = None
-            if self._arrived is not None:
-                self._wake("_arrived")
-            if self._interrupted:
-                self._was_interrupted()
-        text: str | None = event.get("text")
-        if text is not None and len(text) <= self._max_chars:
-            return text
-        message = self._message_of(event)
-        return await self.receive() if message is None else message
+            finally:
+                self._reader = None
+                if self._arrived is not None:
+                    self._wake("_arrived")
+                if self._interrupted:
+                    self._was_interrupted()
+            text: str | None = event.get("text")
+            if text is not None and len(text) <= self._max_chars:
+                return text
+            if event["type"] == "websocket.disconnect":
+                # Told by the caller, not by the deadline that every other end sets.
+                self.learn()
+            message = self._message_of(event)
+            if message is not None:
+                return message
 
     def read_ahead(self) -> None:
         """Have messages read into the inbox until the view receives again. Never waits."""

@@ -31,11 +31,7 @@ _MAX_SECONDS_TO_DISCONNECT = 1.0
 
 
 class Sending(Reading):
-    """
-    The outgoing side: the view sends or, where something had to wait its turn, the drainer, which empties the outbox.
-
-    ``PortableTransport`` makes its attributes.
-    """
+    """The outgoing side: the view sends or, where something had to wait its turn, the drainer, from the outbox."""
 
     __slots__ = ("_asgi_send", "_has_drainer", "_make_outbox", "_max_send_ticks", "_send_ticks", "_waiting", "outbox")
 

@@ -1,0 +1,44 @@
+"""Which transport a connection gets."""
+
+from collections.abc import Callable
+
+from anyio.abc import TaskGroup
+
+from microws.interfaces import Receive, Scope, Send
+from microws.outbox import Outbox
+from microws.transport.direct import DirectTransport
+from microws.transport.lifeline import Limits
+from microws.transport.portable import PortableTransport
+from microws.transport.surface import Transport
+
+__all__ = ["make_transport"]
+
+
+def make_transport(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    group: TaskGroup | None,
+    limits: Limits,
+    make_outbox: Callable[[], Outbox],
+) -> Transport:
+    """
+    The direct transport where ``send`` and ``receive`` are the server's own; else some middleware stands between, and
+    is to see every event.
+
+    Args:
+        scope, receive, send: ASGI's.
+        group: A task group that lives as long as the connection; ``None`` on asyncio, which needs none.
+        limits: The app's. What the server was told on its command line wins.
+        make_outbox: Called once, when the connection first needs a queue.
+    """
+    extension = (scope.get("extensions") or {}).get("microws")
+    if extension is not None:
+        asked = extension.get("max_message_size")
+        if asked is not None:
+            limits = limits._replace(max_message_size=asked)
+        wire = extension.get("transport")
+        if wire is not None and group is None and send == wire.send and receive == wire.receive:
+            return DirectTransport(wire, limits=limits, make_outbox=make_outbox)
+    return PortableTransport(scope, receive, send, group=group, limits=limits, make_outbox=make_outbox)

@@ -6,7 +6,6 @@ from math import inf
 from typing import Any
 
 from microws.closing import check_close
-from microws.errors import FeatureUnavailable
 from microws.handshake import check_origins_setting
 from microws.transport import Limits
 
@@ -20,7 +19,6 @@ class AppSettings:
 
     Raises:
         TypeError, ValueError: Names the setting, what was expected and what came.
-        FeatureUnavailable: A setting that this version does not have.
     """
 
     max_message_size: int
@@ -44,8 +42,8 @@ class AppSettings:
             _check_seconds(name, getattr(self, name))
         _check_count("error_close_code", self.error_close_code, minimum=1000)
         check_close(self.error_close_code, "")
-        if self.compression:
-            raise FeatureUnavailable("this version leaves compression to the server: App(compression=False)")
+        if not isinstance(self.compression, bool):
+            raise TypeError(f"compression is True or False, not {self.compression!r}")
         if not isinstance(self.hub, str):
             raise TypeError(f'hub is the name of a backplane, such as "memory", not {self.hub!r}')
         object.__setattr__(self, "origins", check_origins_setting(self.origins))

@@ -218,10 +218,6 @@ class TestFeaturesOfLaterVersions:
         with pytest.raises(FeatureUnavailable, match=r'has no \'(local|rediss?|nats)\' backplane; App\(hub="memory"\)'):
             App(hub=hub)
 
-    def test_compression(self):
-        with pytest.raises(FeatureUnavailable, match=r"App\(compression=False\)"):
-            App(compression=True)
-
     @pytest.mark.parametrize("name", ["value_type", "receive_type", "send_type"])
     @pytest.mark.parametrize("value", ["msgpack", Movie, Point, dict, int | str])
     def test_value_types(self, name, value):

@@ -1,5 +1,6 @@
 """The command ``microws``."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,9 @@ from microws.cli.discovery import LoadError, find_app
 from microws.cli.hints import did_you_mean
 from microws.cli.options import UsageError, build_parser, option_flags, resolve
 from microws.errors import FeatureUnavailable
-from microws.server.worker import choose_loop, run
+from microws.server.supervised import Supervised
+from microws.server.supervisor import supervise, this_program
+from microws.server.worker import check_server, choose_loop, run
 
 __all__ = ["main"]
 
@@ -29,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         could not be had; 2 for a mistake in the command; 3 when the app cannot be loaded.
     """
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        if arguments is None:
+            return _run(sys.argv[1:], this_program())
+        return _run(arguments, [sys.executable, "-m", "microws", *arguments])
     except (UsageError, FeatureUnavailable) as error:
         _say(f"error: {error}")
         return _USAGE
@@ -40,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
+    supervised = Supervised.from_environment()
+    environ = dict(os.environ)
     parser = build_parser(__version__)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -51,11 +58,13 @@ def _run(arguments: Sequence[str]) -> int:
         _say(parser.format_help().rstrip())
         return _USAGE
     invocation = resolve({name: value for name, value in vars(known).items() if name != "command"})
+    check_server(invocation.settings)
     choose_loop(invocation.settings)
-    for warning in invocation.warnings:
-        _say(f"warning: {warning}")
+    if invocation.settings.workers > 1 and supervised is None:
+        # The workers load the app, and read the sources of the settings: both may be others after a SIGHUP.
+        return supervise(invocation.settings, command=command, environ=environ)
     name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
-    return run(app, invocation.settings, name=name)
+    return run(app, invocation.settings, name=name, supervised=supervised)
 
 
 def _is_app(value: object) -> bool:

@@ -29,19 +29,17 @@ class Invocation:
         app: What names the app; ``None``: look for it.
         factory: Call what ``app`` names.
         app_dir: What goes first on ``sys.path``.
-        settings: For the worker.
-        warnings: What the user should know, a line each.
+        settings: For the server.
     """
 
     app: str | None
     factory: bool
     app_dir: Path
     settings: Settings
-    warnings: tuple[str, ...]
 
 
 class _Option(NamedTuple):
-    """A setting of the worker, or of the loading of the app, and the flag that sets it."""
+    """A setting of the server, or of the loading of the app, and the flag that sets it."""
 
     name: str
     metavar: str | None = None
@@ -66,6 +64,8 @@ _OPTIONS: Final = (
     _Option("bind", "ADDRESS", "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; may be repeated", is_repeatable=True),
     _Option("host", "HOST", "default 127.0.0.1; 0.0.0.0 for every network"),
     _Option("port", "PORT", "default 8000; 0 takes a free one"),
+    _Option("workers", "N", "processes that share the port, default 1; WEB_CONCURRENCY is heard too"),
+    _Option("server", "SERVER", "what speaks HTTP: hypercorn (default), uvicorn (if installed; faster, no HTTP/2)"),
     _Option("loop", "LOOP", "auto (default: uvloop if installed), asyncio, uvloop, trio"),
     _Option("certfile", "FILE", "PEM certificate: serve TLS"),
     _Option("keyfile", "FILE", "its key, unless it is in the same file"),
@@ -77,6 +77,7 @@ _OPTIONS: Final = (
         "default 127.0.0.1,::1,unix",
     ),
     _Option("ping_interval", "SECONDS", "between pings of a WebSocket, default 20; 0: none"),
+    _Option("ping_timeout", "SECONDS", "that a client has to answer one, default 20; 0: for ever"),
     _Option("max_message_size", "SIZE", "of an incoming message, as 64KiB or 1MiB; default: the app's, 1MiB"),
     _Option("drain_timeout", "SECONDS", "that requests have to finish at the end, default 10"),
     _Option("log_level", "LEVEL", "debug, info (default), warning, error, critical"),
@@ -91,15 +92,9 @@ _OPTIONS: Final = (
 _QUIET_OPTIONS: Final = (_Option("startup_timeout"), _Option("shutdown_timeout"))
 
 # In the contract, and not in this version.
-_MISSING: Final = (
-    _Option("ping_timeout", "SECONDS"),
-    _Option("http2_websockets", is_switch=True),
-)
-_WORKERS: Final = _Option("workers", "N")
+_MISSING: Final = (_Option("http2_websockets", is_switch=True),)
 
-_BY_NAME: Final = {
-    option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, *_MISSING, _WORKERS, _Option("app", "APP"))
-}
+_BY_NAME: Final = {option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, *_MISSING, _Option("app", "APP"))}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +129,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
         metavar="APP",
         help="module:attr, module, module:factory(), path.py; left out: the App in app.py, main.py or asgi.py",
     )
-    for option in (*_OPTIONS, _WORKERS, *_MISSING):
+    for option in (*_OPTIONS, *_MISSING):
         text = option.help or argparse.SUPPRESS
         if option.is_switch:
             run.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)
@@ -184,7 +179,6 @@ def resolve(
         factory=factory is not None and _check(factory, parse_bool),
         app_dir=_app_dir(app_dir, directory),
         settings=_settings(levels),
-        warnings=_check_workers(levels),
     )
 
 
@@ -294,17 +288,3 @@ def _refuse_missing(levels: Sequence[_Level]) -> None:
         given = _find(levels, option.name)
         if given is not None and not (option.is_switch and not _check(given, parse_bool)):
             raise UsageError(f"{given.where}: this version of microws does not have it")
-
-
-def _check_workers(levels: Sequence[_Level]) -> tuple[str, ...]:
-    given = _find(levels, "workers")
-    if given is None:
-        return ()
-    count = str(given.value)
-    if not (count.isascii() and count.isdigit() and int(count) > 0):
-        raise UsageError(f"{given.where}: expected a number of workers, 1 or more, came {given.value!r}")
-    if int(count) == 1:
-        return ()
-    if given.where == "WEB_CONCURRENCY":
-        return (f"WEB_CONCURRENCY is {count}, but this version of microws runs one worker",)
-    raise UsageError(f"{given.where}: this version of microws runs one worker, not {count}")

@@ -11,6 +11,7 @@ import anyio
 from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
+from microws.server.gone import Gone, is_gone
 from microws.server.heads import empty_and_last, head_size, is_event_stream
 from microws.server.link import Link
 from microws.server.settings import MAX_HEAD_BYTES
@@ -95,14 +96,6 @@ class Connections:
                 tasks.start_soon(connection.drain)
 
 
-class _Gone(OSError):
-    """
-    ``send`` after the server has ended the connection.
-
-    Source: https://asgi.readthedocs.io/en/latest/specs/www.html ("a server-specific subclass of OSError").
-    """
-
-
 class _Connection(ABC):
     """What a request and a WebSocket have in common."""
 
@@ -127,7 +120,7 @@ class _Connection(ABC):
         try:
             await app(self._scope, receive, send)
         except Exception as error:
-            if not (self._is_cut and _is_gone(error)):
+            if not (self._is_cut and is_gone(error)):
                 _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
                 if self._status is None:
                     await self._refuse(_FAILED)
@@ -191,7 +184,7 @@ class _Request(_Connection):
 
     async def send(self, event: Event) -> None:
         if self._is_cut:
-            raise _Gone("the server is stopping: this event stream has ended")
+            raise Gone("the server is stopping: this event stream has ended")
         kind = event["type"]
         if kind == "http.response.start":
             self._status = event["status"]
@@ -315,7 +308,7 @@ class _WebSocket(_Connection):
         if self._is_cut:
             # Where a ``receive`` waits, that one brings the news, and with the right code.
             if kind == "websocket.send" and (self._is_told or not self._waits.pending):
-                raise _Gone("the server is stopping: this WebSocket was closed with 1012")
+                raise Gone("the server is stopping: this WebSocket was closed with 1012")
             return
         if kind == "websocket.send":
             await self._send(event)
@@ -408,12 +401,3 @@ class _WebSocket(_Connection):
             event = None if self._has_ended else await self._waits.run(self._receive)
             self._note(event or await self._last_event())
         waiting.cancel()
-
-
-def _is_gone(error: BaseException | None) -> bool:
-    """Whether it comes from ``_Gone``: itself, what a framework made of it, or a group of such."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is_gone(inner) for inner in error.exceptions)
-    while error is not None and not isinstance(error, _Gone):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -3,22 +3,26 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
+import h11
 from anyio.abc import TaskStatus
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
 
 from microws.server.connections import CLOSE_TIMEOUT, Connections
+from microws.server.engines import Engines
 from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, LinkedReads, log_failure
 from microws.server.link import Link
 from microws.server.listening import BACKLOG
+from microws.server.upgrade import Upgrade, asks_for_websocket
 
 __all__ = ["AsyncioServer"]
 
@@ -34,7 +38,8 @@ class AsyncioServer:
     WebSocket is open: so its loop is written here anew, with the transports in our hands.
 
     Args:
-        app: Called for each request and WebSocket.
+        app: Called for each request, and for each WebSocket over HTTP/2.
+        engines: Get the other WebSockets.
         config: Hypercorn's.
         state: The lifespan's; each request gets a copy.
         tls: Speak TLS with it.
@@ -43,9 +48,16 @@ class AsyncioServer:
     """
 
     def __init__(
-        self, app: Connections, config: Config, *, state: dict[str, Any], tls: ssl.SSLContext | None = None
+        self,
+        app: Connections,
+        engines: Engines,
+        config: Config,
+        *,
+        state: dict[str, Any],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._app = app
+        self._engines = engines
         self._config = config
         self._state: Any = state
         self._tls = tls
@@ -57,20 +69,32 @@ class AsyncioServer:
     @property
     def open(self) -> int:
         """How many connections there are."""
-        return len(self._open)
+        return len(self._open) + self._engines.open
 
     async def serve(
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
+        loop = asyncio.get_running_loop()
         timeouts: Any = {}
         if self._tls is not None:
             timeouts = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
         for sock in sockets:
-            start: Any = asyncio.start_unix_server if sock.family == socket.AF_UNIX else asyncio.start_server
-            self._servers.append(await start(self._handle, sock=sock, backlog=BACKLOG, ssl=self._tls, **timeouts))
+            start: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await start(self._streams, sock=sock, backlog=BACKLOG, ssl=self._tls, **timeouts))
         task_status.started()
         await self._terminated.wait()
+
+    def statistics(self) -> tuple[int, int]:
+        """How many requests and how many WebSockets are open."""
+        requests, websockets = self._app.statistics()
+        return requests, websockets + self._engines.open
+
+    async def drain(self) -> None:
+        """End what would not end by itself, as ``Connections.drain`` says."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._app.drain)
+            tasks.start_soon(self._engines.drain)
 
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
@@ -83,49 +107,139 @@ class AsyncioServer:
         while self._open:
             self._all_closed = anyio.Event()
             await self._all_closed.wait()
+        await self._engines.wait_closed()
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
         for transport in self._open.values():
             transport.abort()
+        self._engines.disconnect()
 
     def cancel(self) -> None:
         """Cancel every app that is still at work for a connection."""
         for task in self._open:
             task.cancel()
+        self._engines.cancel()
 
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _streams(self) -> "_Streams":
+        return _Streams(self._connected)
+
+    def _connected(self, reader: "_Reader", writer: "_Writer") -> None:
+        task = asyncio.get_running_loop().create_task(self._handle(reader, writer))
         self._open[task] = writer.transport
-        link = Link(writer.transport.abort)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._open[task]
+        if not self._open:
+            self._all_closed.set()
+
+    async def _handle(self, reader: "_Reader", writer: "_Writer") -> None:
+        transport: Any = writer.transport
+        link = Link(transport.abort)
         app: Any = ASGIWrapper(partial(self._app, link=link))
         context = _Context(self._terminated, link)
         loop = asyncio.get_running_loop()
+        connection = _Connection(app, loop, self._config, context, self._state, reader, writer)
         try:
-            await _Connection(app, loop, self._config, context, self._state, reader, writer)
+            await connection
         except asyncio.CancelledError:
             pass  # ``cancel``; asyncio would report that the callback of a connection was cancelled
         except Exception as error:
             log_failure(error)
-        finally:
-            writer.transport.abort()
-            del self._open[task]
-            if not self._open:
-                self._all_closed.set()
+        upgrade = context.upgrade
+        if upgrade is None or reader.has_ended or transport.is_closing():
+            transport.abort()
+        else:
+            # Without a turn of the event loop in between: nothing that comes now may go to the reader.
+            self._engines.take(transport, upgrade, context.early + await reader.rest(), dict(self._state))
+
+
+class _Reader(asyncio.StreamReader):
+    has_ended = False
+
+    def feed_eof(self) -> None:
+        self.has_ended = True
+        super().feed_eof()
+
+    async def rest(self) -> bytes:
+        """What has come and was not read. Never waits; nothing more can be fed."""
+        super().feed_eof()
+        return await self.read()
+
+
+class _Writer(asyncio.StreamWriter):
+    def __del__(self) -> None:
+        """Since Python 3.11.5 it would close the transport, which may be the engine's by then."""
+
+
+class _Streams(asyncio.StreamReaderProtocol):
+    """What ``asyncio.start_server`` uses, with a reader and a writer that let go of the transport."""
+
+    def __init__(self, connected: Callable[[_Reader, _Writer], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._own_reader = _Reader(loop=loop)
+        self._connected = connected
+        super().__init__(self._own_reader, loop=loop)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        reader = self._own_reader
+        self._connected(reader, _Writer(transport, self, reader, asyncio.get_running_loop()))
 
 
 class _Context(EndingPings, WorkerContext):
+    upgrade: Upgrade | None = None
+    early = b""
+
     def __init__(self, terminated: Any, link: Link) -> None:
         WorkerContext.__init__(self, None)
         EndingPings.__init__(self, link)
         self.terminated = terminated
 
 
+class _Upgraded(Exception):
+    """Ends Hypercorn's part in a connection that becomes a WebSocket."""
+
+
+class _H11(H11Protocol):
+    context: Any
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = list(request.headers)
+        if not asks_for_websocket(request.method, request.http_version, headers):
+            await super()._create_stream(request)
+            return
+        self.context.upgrade = Upgrade(request.target, headers)
+        self.context.early = self.connection.trailing_data[0]
+        raise _Upgraded
+
+
 class _Connection(LinkedReads, TCPServer):
     context: _Context
+    _protocol: ProtocolWrapper
+
+    @property
+    def protocol(self) -> ProtocolWrapper:
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, wrapper: ProtocolWrapper) -> None:
+        # Hypercorn has no other place for a class of one's own.
+        if type(wrapper.protocol) is H11Protocol:
+            wrapper.protocol.__class__ = _H11
+        self._protocol = wrapper
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        except _Upgraded:
+            pass
 
     async def _close(self) -> None:
+        if self.context.upgrade is not None:
+            await self.idle_task.stop()
+            return
         # Hypercorn waits for a client that does not read until what was sent has left: for ever.
         give_up = self.loop.call_later(CLOSE_TIMEOUT, self.writer.transport.abort)
         try:

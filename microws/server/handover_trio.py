@@ -68,6 +68,14 @@ class TrioServer:
                 task_status.started()
                 await trio.serve_listeners(self._handle, listeners, handler_nursery=connections)
 
+    def statistics(self) -> tuple[int, int]:
+        """How many requests and how many WebSockets are open."""
+        return self._app.statistics()
+
+    async def drain(self) -> None:
+        """End what would not end by itself, as ``Connections.drain`` says."""
+        await self._app.drain()
+
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
         self._accepting.cancel()

@@ -16,10 +16,15 @@ _TALKATIVE = ("asyncio", "hpack")
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-01-31 12:00:00,123 info message``, a traceback on the lines that follow."""
+    """
+    ``2026-01-31 12:00:00,123 info message``, a traceback on the lines that follow.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(level)s %(message)s")
+    Args:
+        process: Name the process too: ``2026-01-31 12:00:00,123 [4711] info message``.
+    """
+
+    def __init__(self, *, process: bool = False) -> None:
+        super().__init__(f"%(asctime)s {'[%(process)d] ' if process else ''}%(level)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         record.level = record.levelname.lower()
@@ -27,7 +32,16 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """A JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the access log tells, ``exception``."""
+    """
+    A JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the access log tells, ``exception``.
+
+    Args:
+        process: Name the process too, as ``process``.
+    """
+
+    def __init__(self, *, process: bool = False) -> None:
+        super().__init__()
+        self._names_process = process
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -36,6 +50,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._names_process:
+            line["process"] = record.process
         line |= getattr(record, "access", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -43,16 +59,18 @@ class JSONFormatter(logging.Formatter):
 
 
 @contextmanager
-def logging_to_stderr(settings: Settings) -> Iterator[None]:
+def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[None]:
     """
-    Log to stderr within the block, in the format and from the level of ``settings``.
+    Log to stderr within the block, in the format and from the level of ``settings``; with ``process`` each line has
+    the number of the process.
 
     The loggers below ``microws`` always do. So does every other one, the app's own among them, unless the app has
     given the root logger a handler: then it has decided for itself.
     """
     level = settings.log_level.upper()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if settings.log_format == "json" else TextFormatter())
+    formatter = JSONFormatter if settings.log_format == "json" else TextFormatter
+    handler.setFormatter(formatter(process=process))
     loggers = [logging.getLogger("microws")]
     if not logging.getLogger().handlers:
         loggers.append(logging.getLogger())

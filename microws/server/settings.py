@@ -1,4 +1,4 @@
-"""What a worker can be told: one dataclass, and the check of each value."""
+"""What a server can be told: one dataclass, and the check of each value."""
 
 import math
 import re
@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 __all__ = [
     "DEFAULT_HOST",
+    "DEFAULT_MAX_FRAGMENTS",
     "DEFAULT_MAX_MESSAGE_SIZE",
     "DEFAULT_PORT",
     "MAX_HEAD_BYTES",
@@ -27,6 +28,7 @@ __all__ = [
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 DEFAULT_MAX_MESSAGE_SIZE: Final = 1 << 20
+DEFAULT_MAX_FRAGMENTS: Final = 1024
 
 # Of a request's target and its fields: nginx takes 8 KiB a line and 32 KiB in all, h11 16 KiB.
 MAX_HEAD_BYTES: Final = 16 << 10
@@ -121,6 +123,17 @@ def _port(value: object) -> int:
     if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,5}", str(value), re.ASCII) and int(str(value)) <= 65535:
         return int(str(value))
     raise ValueError(f"expected a port, 0 to 65535, came {value!r}")
+
+
+def _workers(value: object) -> int:
+    # A number beyond this is a slip of the finger, and would take the machine down.
+    if (
+        not isinstance(value, bool)
+        and re.fullmatch(r"[0-9]{1,4}", str(value), re.ASCII)
+        and 1 <= int(str(value)) <= 1024
+    ):
+        return int(str(value))
+    raise ValueError(f"expected a number of workers, 1 to 1024, came {value!r}")
 
 
 def _seconds(value: object) -> float:
@@ -223,12 +236,15 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "bind": _addresses,
     "host": _optional(_text),
     "port": _optional(_port),
+    "workers": _workers,
+    "server": _choice("hypercorn", "uvicorn"),
     "loop": _choice("auto", "asyncio", "uvloop", "trio"),
     "certfile": _optional(_text),
     "keyfile": _optional(_text),
     "root_path": _root_path,
     "forwarded_allow_ips": _proxies,
     "ping_interval": _seconds,
+    "ping_timeout": _seconds,
     "max_message_size": _optional(parse_size),
     "drain_timeout": _seconds,
     "startup_timeout": _seconds,
@@ -258,6 +274,9 @@ class Settings:
         bind: Addresses: ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH``, ``fd://N``. Default: ``host`` and ``port``.
         host: Default 127.0.0.1: reachable from this machine only.
         port: Default 8000; 0 takes a free one.
+        workers: Processes that share the sockets, 1 by default; more than one are looked after by a supervisor.
+        server: What speaks HTTP. ``"uvicorn"``, an extra, answers several times as many requests a second; it has no
+            HTTP/2, and does not run on trio.
         loop: ``"auto"`` is uvloop where it is installed, else asyncio.
         certfile, keyfile: PEM files; both turn TLS on, and HTTP/2 with it. The key may stand in ``certfile``.
         root_path: The prefix below which a proxy has put the app.
@@ -265,6 +284,8 @@ class Settings:
             ``"unix"`` for whoever connects over a Unix socket, ``"*"`` for whoever connects. Default: this machine, as
             in uvicorn; an empty list trusts nobody.
         ping_interval: Seconds between the pings of a WebSocket, 20 by default as in ``websockets``; 0 sends none.
+        ping_timeout: Seconds that a client has to answer a ping, or to send anything else, 20 by default as in
+            ``websockets``; 0 waits for ever.
         max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
         drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits.
         startup_timeout, shutdown_timeout: Seconds for each half of the app's lifespan; 60 by default, as in Hypercorn.
@@ -279,12 +300,15 @@ class Settings:
     bind: tuple[str, ...] = ()
     host: str | None = None
     port: int | None = None
+    workers: int = 1
+    server: Literal["hypercorn", "uvicorn"] = "hypercorn"
     loop: Literal["auto", "asyncio", "uvloop", "trio"] = "auto"
     certfile: str | None = None
     keyfile: str | None = None
     root_path: str = ""
     forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1", "unix")
     ping_interval: float = 20
+    ping_timeout: float = 20
     max_message_size: int | None = None
     drain_timeout: float = 10
     startup_timeout: float = 60
@@ -303,6 +327,10 @@ class Settings:
             raise ValueError("bind takes the place of host and port; give the one or the other")
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("keyfile without certfile: TLS needs the certificate too")
+        if self.server == "uvicorn" and self.loop == "trio":
+            raise ValueError(
+                "loop trio: the server uvicorn runs on asyncio and uvloop only; leave out the one or the other"
+            )
 
     @property
     def addresses(self) -> list[Address]:
@@ -317,12 +345,15 @@ class RunOptions(TypedDict, total=False):
     """``Settings`` as ``App.run`` takes them, besides host and port."""
 
     bind: str | Sequence[str]
+    workers: int
+    server: Literal["hypercorn", "uvicorn"]
     loop: Literal["auto", "asyncio", "uvloop", "trio"]
     certfile: str | None
     keyfile: str | None
     root_path: str
     forwarded_allow_ips: str | Sequence[str]
     ping_interval: float
+    ping_timeout: float
     max_message_size: int | str | None
     drain_timeout: float
     startup_timeout: float

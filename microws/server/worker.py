@@ -7,6 +7,7 @@ import signal
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import anyio
@@ -15,17 +16,20 @@ from anyio.abc import TaskStatus
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication
 from microws.server.connections import Connections
+from microws.server.engines import Engines
 from microws.server.handover import AsyncioServer
 from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
 from microws.server.proxy import ProxyHeaders, TrustedProxies
-from microws.server.settings import Settings
+from microws.server.settings import DEFAULT_MAX_FRAGMENTS, Settings
+from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, Supervised
+from microws.server.supervisor import supervise, this_program
 from microws.server.waits import AsyncioWaits, TrioWaits
 from microws.version import __version__
 
-__all__ = ["Shutdown", "choose_loop", "run", "serve"]
+__all__ = ["Shutdown", "check_server", "choose_loop", "run", "serve"]
 
 _log = logging.getLogger("microws.server")
 
@@ -34,17 +38,27 @@ _log = logging.getLogger("microws.server")
 _GRACE: Final = 0.4
 
 
-def run(app: ASGIApplication, settings: Settings | None = None, *, name: str = "the app", **options: Any) -> int:
+def run(
+    app: ASGIApplication,
+    settings: Settings | None = None,
+    *,
+    name: str = "the app",
+    supervised: Supervised | None = None,
+    **options: Any,
+) -> int:
     """
     Serve ``app`` until SIGTERM or SIGINT, then drain. Blocks; not for a thread that runs an event loop already.
 
     The first signal lets requests finish, the second ends everything at once, the third kills. Outside the main
     thread signals cannot be heard.
 
+    Several workers start the program of this process anew, each of them, and serve when they come to this call.
+
     Args:
         app: Any ASGI app.
         settings: How to serve; or the same as keywords: ``run(app, host="0.0.0.0", port=8000)``.
         name: What the log calls the app.
+        supervised: What this process has from its supervisor. Default: what it finds.
         options: The fields of ``Settings``, where ``settings`` is left out.
 
     Returns:
@@ -53,17 +67,24 @@ def run(app: ASGIApplication, settings: Settings | None = None, *, name: str = "
 
     Raises:
         ValueError: An option that cannot be.
-        FeatureUnavailable: The loop asked for is not installed.
+        FeatureUnavailable: The server or the loop asked for is not installed.
     """
     if settings is None:
         settings = Settings(**options)
     elif options:
         raise TypeError(f"run takes settings or {', '.join(options)}, not both")
+    check_server(settings)
     loop = choose_loop(settings)
-    with logging_to_stderr(settings):
+    supervised = supervised or Supervised.from_environment()
+    if settings.workers > 1 and supervised is None:
+        return supervise(settings, command=this_program())
+    with logging_to_stderr(settings, process=supervised is not None):
         try:
             tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
-            listeners = bind(settings.addresses, secure=tls is not None)
+            if supervised is None:
+                listeners = bind(settings.addresses, secure=tls is not None)
+            else:
+                listeners = supervised.listeners(secure=tls is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
@@ -75,12 +96,30 @@ def run(app: ASGIApplication, settings: Settings | None = None, *, name: str = "
                 listeners,
                 tls,
                 name,
+                supervised,
                 backend="trio" if loop == "trio" else "asyncio",
                 backend_options={"use_uvloop": True} if loop == "uvloop" else {},
             )
         finally:
             for listener in listeners:
                 listener.close()
+            if supervised is not None:
+                supervised.close()
+
+
+def check_server(settings: Settings) -> None:
+    """
+    Make sure that there is the server that ``settings`` ask for.
+
+    Raises:
+        FeatureUnavailable: It is not installed, or one that is not known; the text says what to install.
+    """
+    if settings.server == "uvicorn":
+        if not (importlib.util.find_spec("uvicorn") and importlib.util.find_spec("httptools")):
+            raise FeatureUnavailable("the server uvicorn is not installed: pip install 'microws[uvicorn]'")
+        from microws.server.handover_uvicorn import check_uvicorn
+
+        check_uvicorn()
 
 
 def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
@@ -120,11 +159,13 @@ class Shutdown:
 
 
 class _Server(Protocol):
-    """What ``AsyncioServer`` and ``TrioServer`` have in common."""
+    """What ``AsyncioServer``, ``TrioServer`` and ``UvicornServer`` have in common."""
 
     @property
     def open(self) -> int: ...
     async def serve(self, sockets: Sequence[Any], *, task_status: TaskStatus[None]) -> None: ...
+    def statistics(self) -> tuple[int, int]: ...
+    async def drain(self) -> None: ...
     async def stop_listening(self) -> None: ...
     async def wait_closed(self) -> None: ...
     def disconnect(self) -> None: ...
@@ -139,6 +180,7 @@ async def serve(
     shutdown: Shutdown,
     tls: ssl.SSLContext | None = None,
     name: str = "the app",
+    announce: Callable[[], None] | None = None,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> int:
     """
@@ -150,6 +192,7 @@ async def serve(
     Args:
         listeners: Bound, and not listening yet. They do not listen any more at the end; the caller closes them.
         tls: As ``tls_context`` makes it.
+        announce: Called as soon as clients can connect. Default: say so in the log.
         task_status: Started as soon as clients can connect.
 
     Returns:
@@ -171,13 +214,16 @@ async def serve(
             code = 1
         else:
             code = 0
-            server, connections = _prepare(app, settings, lifespan.state, tls, shutdown)
+            server = _prepare(app, settings, lifespan.state, tls, shutdown)
             await tasks.start(server.serve, [listener.sock for listener in listeners])
-            urls = ", ".join(listener.url for listener in listeners)
-            _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
+            if announce is None:
+                urls = ", ".join(listener.url for listener in listeners)
+                _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
+            else:
+                announce()
             task_status.started()
             await shutdown.requested.wait()
-            await _drain(server, connections, shutdown, timeout=settings.drain_timeout)
+            await _drain(server, shutdown, timeout=settings.drain_timeout)
         if shutdown.forced.is_set():
             stopped: bool | None = await lifespan.shutdown(timeout=_GRACE)
         else:
@@ -188,9 +234,10 @@ async def serve(
 
 def _prepare(
     app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None, shutdown: Shutdown
-) -> tuple[_Server, Connections]:
-    # An app that limits its messages says so in an attribute; a limit that was asked for reaches it in the scope.
+) -> _Server:
+    # What an app wants of its messages, it says in attributes; a limit that was asked for reaches it in the scope.
     own_limit = getattr(app, "max_message_size", None)
+    own_fragments = getattr(app, "max_fragments", None)
     extension: dict[str, Any] = {"is_draining": shutdown.requested.is_set}
     if settings.max_message_size is not None:
         extension["max_message_size"] = settings.max_message_size
@@ -206,16 +253,31 @@ def _prepare(
     if on_trio:
         from microws.server.handover_trio import TrioServer
 
-        return TrioServer(connections, config, state=state, tls=tls), connections
-    return AsyncioServer(connections, config, state=state, tls=tls), connections
+        return TrioServer(connections, config, state=state, tls=tls)
+    engines = Engines(
+        served,
+        max_message_size=config.websocket_max_message_size,
+        max_fragments=own_fragments if isinstance(own_fragments, int) else DEFAULT_MAX_FRAGMENTS,
+        compression=getattr(app, "compression", False) is True,
+        ping_interval=settings.ping_interval,
+        ping_timeout=settings.ping_timeout,
+        root_path=settings.root_path,
+        access_log=settings.access_log,
+        extension=extension,
+    )
+    if settings.server == "uvicorn":
+        from microws.server.handover_uvicorn import UvicornServer
+
+        return UvicornServer(connections, engines, state=state, root_path=settings.root_path, tls=tls)
+    return AsyncioServer(connections, engines, config, state=state, tls=tls)
 
 
-async def _drain(server: _Server, connections: Connections, shutdown: Shutdown, *, timeout: float) -> None:
-    requests, websockets = connections.statistics()
+async def _drain(server: _Server, shutdown: Shutdown, *, timeout: float) -> None:
+    requests, websockets = server.statistics()
     left = f"requests: {requests}, WebSockets: {websockets}"
     _log.info("stopping within %g s; open %s (Ctrl-C again: at once)", timeout, left)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(connections.drain)
+        tasks.start_soon(server.drain)
         await server.stop_listening()
         with anyio.move_on_after(timeout):
             await _unless(shutdown.forced, server.wait_closed)
@@ -257,15 +319,42 @@ async def _unless(event: anyio.Event, function: Callable[[], Awaitable[T]]) -> T
 
 
 async def _serve_until_signal(
-    app: ASGIApplication, settings: Settings, listeners: Sequence[Listener], tls: ssl.SSLContext | None, name: str
+    app: ASGIApplication,
+    settings: Settings,
+    listeners: Sequence[Listener],
+    tls: ssl.SSLContext | None,
+    name: str,
+    supervised: Supervised | None,
 ) -> int:
     shutdown = Shutdown()
+    announce = None
     async with anyio.create_task_group() as tasks:
-        if threading.current_thread() is threading.main_thread():
+        if supervised is not None:
+            greeting = Greeting(name, getattr(app, "spans_processes", None))
+            announce = partial(supervised.greet, greeting)
+            tasks.start_soon(_obey, supervised, shutdown)
+            await tasks.start(_watch_signals_of_a_worker, shutdown)
+        elif threading.current_thread() is threading.main_thread():
             await tasks.start(_watch_signals, shutdown)
-        code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name)
+        code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name, announce=announce)
         tasks.cancel_scope.cancel()
     return code
+
+
+async def _obey(supervised: Supervised, shutdown: Shutdown) -> None:
+    async for command in supervised.commands():
+        shutdown.requested.set()
+        if command is Command.END_NOW:
+            shutdown.forced.set()
+
+
+async def _watch_signals_of_a_worker(shutdown: Shutdown, *, task_status: TaskStatus[None]) -> None:
+    # Where a signal goes to the whole process group the supervisor has it too, and says what is to be done.
+    with anyio.open_signal_receiver(signal.SIGTERM, *SHARED_SIGNALS) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGTERM:
+                shutdown.requested.set()
 
 
 async def _watch_signals(shutdown: Shutdown, *, task_status: TaskStatus[None]) -> None:

@@ -37,6 +37,7 @@ class Program(NamedTuple):
         command: To which the app and its address are added.
         bind: The address's flags.
         knows_close: Whether it passes on the client's close code and reason.
+        has_engine: Whether its WebSockets are microws's own; otherwise they are Hypercorn's or uvicorn's.
         exit_code: After SIGTERM. uvicorn ends by the signal.
         noise: What it raises by itself, and logs, when a client leaves; a regular expression.
     """
@@ -44,12 +45,14 @@ class Program(NamedTuple):
     command: tuple[str, ...]
     bind: tuple[str, ...] = ("--port", "0")
     knows_close: bool = False
+    has_engine: bool = False
     exit_code: int = 0
     noise: str = r"(?!)"
 
 
-def _microws(loop):
-    return Program(("microws", "run", "--loop", loop))
+def _microws(loop, server="hypercorn"):
+    command = ("microws", "run", "--loop", loop, "--server", server)
+    return Program(command, has_engine=loop != "trio", knows_close=loop != "trio")
 
 
 def _uvicorn(protocol):
@@ -66,6 +69,7 @@ PROGRAMS = {
     "microws-asyncio": _microws("asyncio"),
     "microws-uvloop": _microws("uvloop"),
     "microws-trio": _microws("trio"),
+    "microws-uvicorn": _microws("auto", "uvicorn"),
     "hypercorn": Program(("hypercorn", "--keep-alive", "1"), bind=("--bind", "127.0.0.1:0")),
     "uvicorn-sansio": _uvicorn("websockets-sansio"),
     "uvicorn-wsproto": _uvicorn("wsproto"),

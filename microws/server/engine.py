@@ -1,0 +1,177 @@
+"""The WebSocket engine: one connection as ASGI."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from microws.closing import DEFAULT_REASONS, CloseCode, check_close
+from microws.handshake import check_accept, check_headers
+from microws.interfaces import ASGIApplication, Event, Scope
+from microws.server.access_log import AccessLog, Ending, request_line
+from microws.server.gone import Gone, is_gone
+from microws.server.upgrade import Headers, Upgrade
+from microws.server.wire import Upkeep, Wire
+from microws.state import State
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger("microws.server")
+
+_SWITCHING: Final = 101
+_FORBIDDEN: Final = 403
+_FAILED: Final = 500
+_EMPTY: Final = ((b"content-length", b"0"),)
+
+
+class Engine(Wire):
+    """
+    A ``Wire`` that an app talks to by ASGI events.
+
+    Args:
+        transport, upgrade, upkeep: Of ``Wire``.
+        log_access: Called with each answer, and with the end.
+        on_lost: Called when the transport has ended.
+
+    Attributes:
+        scope: The ASGI scope of the handshake, to be set before anything else happens.
+
+    Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
+    """
+
+    __slots__ = ("_began", "_has_connected", "_log_access", "_on_lost", "_status", "scope")
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        upgrade: Upgrade,
+        upkeep: Upkeep,
+        *,
+        log_access: AccessLog,
+        on_lost: "Callable[[Engine], None]",
+    ) -> None:
+        super().__init__(transport, upgrade, upkeep)
+        self.scope: Scope = {}
+        self._on_lost = on_lost
+        self._log_access = log_access
+        self._began = time.perf_counter()
+        self._has_connected = False
+        self._status: int | None = None
+
+    async def run(self, app: ASGIApplication) -> None:
+        """Have ``app`` serve the connection. When this returns, the client may not have left yet."""
+        scope = self.scope
+        code = CloseCode.INTERNAL_ERROR
+        try:
+            await app(scope, self.receive, self.send)
+            code = CloseCode.NORMAL_CLOSURE
+            if self.state is State.CONNECTING:
+                _log.error("the app returned without an answer to %s", request_line(scope))
+        except Exception as error:
+            if self.state in (State.CONNECTING, State.OPEN) or not is_gone(error):
+                _log.error("the app raised in %s", request_line(scope), exc_info=error)
+        finally:
+            if self.state is State.CONNECTING:
+                self.refuse(_FAILED)
+            self.close(code, DEFAULT_REASONS.get(code, ""))
+            if self._status is None:
+                self._log_access(scope, None, self._began)
+
+    def refuse(self, status: int, headers: Headers = _EMPTY, body: bytes = b"") -> None:
+        """Answer the handshake with an HTTP response."""
+        self._start_response(status, headers)
+        self.send_body(body)
+        self.end_response()
+
+    def accept(self, *, subprotocol: str | None, headers: Headers) -> None:
+        """Answer the handshake with 101."""
+        super().accept(subprotocol=subprotocol, headers=headers)
+        self._answered(_SWITCHING)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The transport has ended."""
+        super().connection_lost(error)
+        if self._status == _SWITCHING:
+            code = int(self.close_code or CloseCode.ABNORMAL_CLOSURE)
+            self._log_access(self.scope, _SWITCHING, self._began, ending=Ending(f"closed {code}", code))
+        self._on_lost(self)
+        # It knows the engine too.
+        self.scope = {}
+
+    def _start_response(self, status: int, headers: Headers) -> None:
+        self.start_response(status, headers)
+        self._answered(status)
+
+    def _answered(self, status: int) -> None:
+        self._status = status
+        self._log_access(self.scope, status, self._began)
+
+    async def receive(self) -> Event:
+        """ASGI's ``receive``."""
+        if not self._has_connected:
+            self._has_connected = True
+            return {"type": "websocket.connect"}
+        message = await self.next_message()
+        if message is None:
+            code = CloseCode.ABNORMAL_CLOSURE if self.close_code is None else self.close_code
+            return {"type": "websocket.disconnect", "code": int(code), "reason": self.close_reason}
+        return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
+
+    async def send(self, event: Event) -> None:
+        """
+        ASGI's ``send``. Waits while the client does not take what is sent.
+
+        Raises:
+            OSError: The connection has ended.
+            RuntimeError: An event that has no place here.
+            TypeError, ValueError: An event that cannot be sent; nothing was sent.
+        """
+        kind = event["type"]
+        if kind != "websocket.send":
+            self._send_other(kind, event)
+            return
+        self._check_open()
+        text = event.get("text")
+        self._send_message(event.get("bytes") if text is None else text)
+        if not self.is_writable:
+            await self.wait_writable()
+            self._check_open()
+
+    def _send_message(self, payload: Any) -> None:
+        if not isinstance(payload, str | bytes | bytearray | memoryview):
+            raise TypeError(f'websocket.send takes "text" as str or "bytes" as bytes, not {type(payload).__name__}')
+        self.send_message(payload if isinstance(payload, str) else bytes(payload))
+
+    def _send_other(self, kind: str, event: Event) -> None:
+        if self.state is State.CLOSED and self._status is None:
+            raise self._gone()
+        match kind:
+            case "websocket.accept":
+                subprotocol, headers = event.get("subprotocol"), event.get("headers")
+                offered = self.scope["subprotocols"]
+                checked = check_accept(subprotocol=subprotocol, offered=offered, headers=headers)
+                self.accept(subprotocol=subprotocol, headers=checked)
+            case "websocket.close" if self.state is State.CONNECTING:
+                self.refuse(_FORBIDDEN)
+            case "websocket.close":
+                code, reason = event.get("code", CloseCode.NORMAL_CLOSURE), event.get("reason") or ""
+                check_close(code, reason)
+                self.close(code, reason)
+            case "websocket.http.response.start":
+                self._start_response(event["status"], check_headers(event.get("headers")))
+            case "websocket.http.response.body" if self._status not in (None, _SWITCHING):
+                self.send_body(event.get("body") or b"")
+                if not event.get("more_body", False):
+                    self.end_response()
+            case _:
+                raise RuntimeError(f"{kind} has no place in a WebSocket that is {self.state.value}")
+
+    def _check_open(self) -> None:
+        if self.state is State.CONNECTING:
+            raise RuntimeError("websocket.send before websocket.accept")
+        if self.state is not State.OPEN:
+            raise self._gone()
+
+    def _gone(self) -> Gone:
+        return Gone(f"the WebSocket is {self.state.value}, with code {self.close_code}")

@@ -1,0 +1,169 @@
+"""Every WebSocket of a worker that the engine serves: what they share, and how they end in a drain."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from microws.closing import DEFAULT_REASONS, CloseCode
+from microws.interfaces import ASGIApplication
+from microws.server.access_log import log_access, log_nothing
+from microws.server.deadlines import Deadlines
+from microws.server.engine import Engine
+from microws.server.heads import head_size
+from microws.server.settings import MAX_HEAD_BYTES
+from microws.server.upgrade import Upgrade, check_upgrade, scope_of
+from microws.server.wire import Upkeep, Wire
+from microws.state import State
+
+__all__ = ["Engines"]
+
+# Seconds that a client has to answer a Close frame, as api.md's close_timeout; `websockets` waits 10.
+_CLOSE_TIMEOUT: Final = 5.0
+# The same for a client that broke a rule, and goes on sending.
+_FAILURE_TIMEOUT: Final = 0.5
+# Closed in one turn of the event loop. So many take a few milliseconds.
+_DRAIN_BATCH: Final = 100
+
+_TOO_LARGE: Final = 431
+_UNAVAILABLE: Final = 503
+_RESTART: Final = DEFAULT_REASONS[CloseCode.SERVICE_RESTART]
+
+
+class Engines:
+    """
+    The engines of one worker, on asyncio.
+
+    Args:
+        app: Gets each WebSocket.
+        max_message_size: Payload bytes of one incoming message.
+        max_fragments: Frames of one incoming message.
+        compression: Agree to permessage-deflate where a client offers it.
+        ping_interval: Seconds between two pings; 0 sends none.
+        ping_timeout: Seconds that a client has to answer one.
+        root_path: For every scope.
+        extension: What every scope's ``extensions["microws"]`` says, beside the engine itself as ``"transport"``.
+        access_log: Whether to log each answer to a handshake, and each end.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApplication,
+        *,
+        max_message_size: int,
+        max_fragments: int,
+        compression: bool,
+        ping_interval: float,
+        ping_timeout: float,
+        root_path: str = "",
+        extension: Mapping[str, Any] | None = None,
+        access_log: bool = True,
+    ) -> None:
+        self._app = app
+        self._root_path = root_path
+        self._extension = dict(extension or {})
+        self._log_access = log_access if access_log else log_nothing
+        self._open: set[Engine] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_closed: asyncio.Future[None] | None = None
+        self._is_draining = False
+        self._upkeep = Upkeep(
+            max_message_size,
+            max_fragments,
+            compression,
+            pings=Deadlines(ping_interval, self._ping),
+            pongs=Deadlines(ping_timeout, self._give_up),
+            closings=Deadlines(_CLOSE_TIMEOUT, Wire.abort),
+            failures=Deadlines(_FAILURE_TIMEOUT, Wire.abort),
+        )
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return len(self._open)
+
+    def take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes, state: dict[str, Any]) -> None:
+        """
+        Serve the WebSocket that a request has asked for.
+
+        Args:
+            transport: Of its connection.
+            upgrade: The request.
+            early: What came behind it.
+            state: The lifespan's, for this connection alone.
+        """
+        engine = Engine(transport, upgrade, self._upkeep, log_access=self._log_access, on_lost=self._lost)
+        self._open.add(engine)
+        engine.scope = scope_of(
+            upgrade,
+            scheme="ws" if transport.get_extra_info("sslcontext") is None else "wss",
+            root_path=self._root_path,
+            client=_address(transport.get_extra_info("peername")),
+            server=_address(transport.get_extra_info("sockname")),
+            state=state,
+            extensions={"websocket.http.response": {}, "microws": {**self._extension, "transport": engine}},
+        )
+        if early:
+            engine.data_received(early)
+        refusal = check_upgrade(upgrade)
+        if refusal is not None:
+            engine.refuse(*refusal)
+        elif head_size(engine.scope) > MAX_HEAD_BYTES:
+            engine.refuse(_TOO_LARGE)
+        elif self._is_draining:
+            engine.refuse(_UNAVAILABLE)
+        else:
+            task = asyncio.get_running_loop().create_task(engine.run(self._app))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def drain(self) -> None:
+        """Close every WebSocket with 1012, and refuse those that come from now on with 503."""
+        self._is_draining = True
+        for count, engine in enumerate(list(self._open), 1):
+            if engine.state is State.CONNECTING:
+                engine.refuse(_UNAVAILABLE)
+            else:
+                engine.shut_down(CloseCode.SERVICE_RESTART, _RESTART)
+            if not count % _DRAIN_BATCH:
+                await asyncio.sleep(0)
+
+    async def wait_closed(self) -> None:
+        """Wait until no connection and no app is left."""
+        while self._open or self._tasks:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            else:
+                self._all_closed = asyncio.get_running_loop().create_future()
+                await self._all_closed
+
+    def disconnect(self) -> None:
+        """Drop every connection at once. The apps are told that their clients have left."""
+        for engine in list(self._open):
+            engine.abort()
+
+    def cancel(self) -> None:
+        """Cancel every app that is still at work."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _lost(self, engine: Engine) -> None:
+        self._open.discard(engine)
+        if not self._open and self._all_closed is not None and not self._all_closed.done():
+            self._all_closed.set_result(None)
+
+    def _ping(self, wire: Wire) -> None:
+        wire.ping()
+        if wire not in self._upkeep.pongs:
+            wire.was_heard = False
+            self._upkeep.pongs.start(wire)
+        self._upkeep.pings.start(wire)
+
+    def _give_up(self, wire: Wire) -> None:
+        if not wire.was_heard and wire.is_reading:
+            wire.fail(CloseCode.INTERNAL_ERROR, "ping timeout")
+            wire.abort()
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    """Host and port; ``None`` on a Unix socket."""
+    return (name[0], name[1]) if isinstance(name, tuple) else None

@@ -1,0 +1,126 @@
+"""A worker's side of its supervisor: the sockets that it was given, and the line on which the two talk."""
+
+import enum
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import anyio
+
+from microws.server.listening import Listener
+
+__all__ = ["SHARED_SIGNALS", "Command", "Greeting", "Supervised", "environment_of_worker", "parse_greeting"]
+
+# The supervisor's process, the worker's end of the line, and the listening sockets: "4711 7 3,4".
+_VARIABLE: Final = "MICROWS_SUPERVISOR"
+
+# A terminal sends these to the whole process group: they are the supervisor's to understand.
+SHARED_SIGNALS: Final = (signal.SIGINT, signal.SIGHUP) if os.name == "posix" else (signal.SIGINT,)
+
+
+class Command(enum.Enum):
+    """What the supervisor tells a worker, a byte each."""
+
+    DRAIN = b"d"
+    END_NOW = b"e"
+
+
+class Greeting(NamedTuple):
+    """
+    What a worker tells its supervisor as soon as it serves.
+
+    Attributes:
+        app: What the log calls the app.
+        spans_processes: Whether what one worker publishes reaches the connections of the others; ``None``: not known.
+    """
+
+    app: str
+    spans_processes: bool | None
+
+
+def environment_of_worker(environ: Mapping[str, str], *, line: int, sockets: Sequence[int]) -> dict[str, str]:
+    """``environ``, and in it what ``Supervised.from_environment`` looks for: the numbers of file descriptors."""
+    return {**environ, _VARIABLE: f"{os.getpid()} {line} {','.join(map(str, sockets))}"}
+
+
+def parse_greeting(data: bytes) -> Greeting:
+    """The greeting that came on the line."""
+    return Greeting(**json.loads(data))
+
+
+class Supervised:
+    """
+    What a worker has from its supervisor.
+
+    Args:
+        line: Its end of the line. That of the supervisor closes when the supervisor ends, however it ends.
+        sockets: Bound. The supervisor and the other workers have them as well.
+    """
+
+    def __init__(self, line: socket.socket, sockets: Sequence[socket.socket]) -> None:
+        self._line = line
+        self._sockets = sockets
+        line.setblocking(False)
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str] | None = None) -> "Supervised | None":
+        """
+        Take over what a supervisor has left for this process; ``None`` where none has started it.
+
+        From now on Ctrl-C and SIGHUP are the supervisor's business alone. The programs that the app may start learn
+        nothing of all this: neither the variable nor the file descriptors reach them.
+
+        Args:
+            environ: Default: the process's own.
+        """
+        environ = os.environ if environ is None else environ
+        parent, _, numbers = environ.pop(_VARIABLE, "").partition(" ")
+        if parent != str(os.getppid()):
+            return None
+        line, _, rest = numbers.partition(" ")
+        sockets = [socket.socket(fileno=int(number)) for number in (line, *rest.split(","))]
+        for sock in sockets:
+            sock.set_inheritable(False)
+        for number in SHARED_SIGNALS:
+            signal.signal(number, _ignore)
+        # The supervisor has held them up until somebody would listen.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SHARED_SIGNALS)
+        return cls(sockets[0], sockets[1:])
+
+    def listeners(self, *, secure: bool) -> list[Listener]:
+        """The sockets. Closing them takes nothing from the other workers, nor does it remove a Unix socket's file."""
+        return [Listener(sock, secure=secure) for sock in self._sockets]
+
+    def greet(self, greeting: Greeting) -> None:
+        """Tell the supervisor that clients can connect."""
+        with suppress(OSError):  # it has ended: ``commands`` says so
+            self._line.send(json.dumps(greeting._asdict()).encode() + b"\n")
+
+    async def commands(self) -> AsyncIterator[Command]:
+        """What the supervisor says. Its own end is a ``DRAIN``, and the last."""
+        data = b""
+        while True:
+            await anyio.wait_readable(self._line)
+            try:
+                data = self._line.recv(1)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                yield Command.DRAIN
+                return
+            yield Command(data)
+
+    def close(self) -> None:
+        """Close the line."""
+        self._line.close()
+
+
+def _ignore(number: int, frame: object) -> None:
+    # A function, as SIG_IGN would be inherited by the programs that the app starts.
+    pass

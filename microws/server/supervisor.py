@@ -1,0 +1,451 @@
+"""Several workers behind the same sockets: starts them, replaces those that die, and ends or renews them in order."""
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from microws.errors import FeatureUnavailable
+from microws.server.listening import Listener, ListenError, bind
+from microws.server.logs import logging_to_stderr
+from microws.server.settings import Settings
+from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, environment_of_worker, parse_greeting
+from microws.version import __version__
+
+__all__ = ["supervise", "this_program"]
+
+_log = logging.getLogger("microws.server")
+
+# A worker that has served for so many seconds had a good start: whatever ended it, another one is started at once.
+_STABLE_AFTER: Final = 5.0
+
+# Seconds between two starts of workers that keep dying, doubled each time.
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 30.0
+
+# Starts in a row that may fail while no worker serves.
+_MAX_FAILED_STARTS: Final = 5
+
+# Seconds that a worker has for its import beyond the limit of the app's startup, and for its end beyond the others.
+_IMPORT_TIMEOUT: Final = 60.0
+_EXIT_TIMEOUT: Final = 5.0
+
+# These the worker has explained: the app did not start, a mistake in the command, no app.
+_EXPLAINED: Final = (1, 2, 3)
+
+
+def this_program() -> list[str]:
+    """
+    The command that this process was started with, for workers to be started the same way.
+
+    Raises:
+        ValueError: It was typed into an interpreter, or came from its standard input.
+    """
+    if sys.argv[:1] in ([], [""], ["-"]):
+        raise ValueError(
+            "several workers start the program anew, and this one has no file: microws run APP --workers N"
+        )
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+    """
+    Serve with ``settings.workers`` processes until SIGTERM or SIGINT, then drain. Blocks; in the main thread only.
+
+    The sockets are bound here and shared by all. The first worker is started alone: what keeps it from serving is said
+    once, and ends the start. A worker that dies is replaced at once, and with growing pauses where that goes on.
+    SIGHUP replaces one worker after the other, so that new code comes into force: each new one serves before an old one
+    begins to drain, and where it does not come to serve, the old ones stay.
+
+    The first signal drains, the second ends all workers at once, the third kills them.
+
+    Args:
+        settings: How to serve; the workers have their own from the same sources.
+        command: Starts a worker, which calls ``Supervised.from_environment``.
+        environ: The workers' environment. Default: that of this process.
+
+    Returns:
+        The exit code: 0 after an orderly end; 1 when no worker could start, or one did not stop well; what the first
+        worker exits with, where it never serves. The log says why.
+
+    Raises:
+        FeatureUnavailable: This system cannot share sockets this way.
+        RuntimeError: Called outside the main thread, where signals cannot be heard.
+    """
+    if os.name != "posix":
+        raise FeatureUnavailable("several workers need a Unix system; take one: --workers 1")
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("several workers need the main thread, where signals are heard; take one: workers=1")
+    with logging_to_stderr(settings):
+        try:
+            listeners = bind(settings.addresses, secure=settings.certfile is not None)
+        except ListenError as error:
+            _log.error("%s", error)
+            return 1
+        try:
+            return _Supervisor(settings, listeners, command, os.environ if environ is None else environ).run()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+
+class _Worker:
+    """
+    A process, and the supervisor's end of the line to it.
+
+    Attributes:
+        generation: How many SIGHUPs came before its start.
+        since: When it was started; when it began to serve, as soon as it does. Seconds, as ``time.monotonic`` counts.
+        deadline: When it is killed, unless it has taken its next step by then.
+        is_serving: It has greeted.
+        is_ending: It was told to.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        sockets: Sequence[int],
+        *,
+        generation: int,
+        limit: float,
+    ) -> None:
+        self.generation = generation
+        self.since = time.monotonic()
+        self.deadline: float | None = self.since + limit
+        self.is_serving = False
+        self.is_ending = False
+        self._said = b""
+        self.line, theirs = socket.socketpair()
+        self.line.setblocking(False)
+        try:
+            with theirs, _held_up(SHARED_SIGNALS):
+                self._process = subprocess.Popen(
+                    command,
+                    env=environment_of_worker(environ, line=theirs.fileno(), sockets=sockets),
+                    pass_fds=[theirs.fileno(), *sockets],
+                )
+        except OSError:
+            self.line.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, once it has ended; that of a signal is negative."""
+        return self._process.poll()
+
+    def hear(self) -> bool:
+        """Read from the line; ``False`` at its end."""
+        data = b""
+        with suppress(ConnectionError):
+            data = self.line.recv(65536)
+        self._said += data
+        return bool(data)
+
+    def greeting(self) -> Greeting | None:
+        """What it has said, when that is complete; once. From now on it serves."""
+        if self.is_serving or not self._said.endswith(b"\n"):
+            return None
+        self.is_serving = True
+        self.since = time.monotonic()
+        if not self.is_ending:
+            self.deadline = None
+        return parse_greeting(self._said)
+
+    def tell(self, command: Command, *, limit: float) -> None:
+        """Have it end, in ``limit`` seconds at most."""
+        self.is_ending = True
+        self.deadline = time.monotonic() + limit
+        with suppress(OSError):
+            self.line.send(command.value)
+        if not self.is_serving:
+            # It may be importing the app still, and listen to nobody.
+            self._process.terminate()
+
+    def kill(self) -> None:
+        self.deadline = None
+        self._process.kill()
+
+
+class _Supervisor:
+    """The workers and what is to be done about them. One thread, no event loop, one place that waits."""
+
+    def __init__(
+        self, settings: Settings, listeners: Sequence[Listener], command: Sequence[str], environ: Mapping[str, str]
+    ) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._sockets = [listener.sock.fileno() for listener in listeners]
+        self._command = command
+        self._environ = environ
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+        self._generation = 0
+        self._greeting: Greeting | None = None  # of the first worker that served
+        self._is_complete = False  # all workers serve, or have served since the last SIGHUP
+        self._early_deaths = 0
+        self._failed_starts = 0
+        self._next_start = 0.0
+        self._stops_heard = 0
+        self._exit_code = 0
+        self._has_terminal = _is_terminal()
+
+    def run(self) -> int:
+        signals: dict[int, Callable[[], None]] = {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGHUP: self._renew,
+            signal.SIGCHLD: _do_nothing,  # it wakes up
+        }
+        with self._selector, _heard(signals) as wakeup:
+            self._selector.register(wakeup, selectors.EVENT_READ)
+            try:
+                self._adjust()
+                while self._workers or not self._stops_heard:
+                    for key, _ in self._selector.select(self._patience()):
+                        if isinstance(key.data, _Worker):
+                            self._hear(key.data)
+                        else:
+                            for number in _read(wakeup):
+                                signals.get(number, _do_nothing)()
+                    self._look_after()
+                    self._adjust()
+            finally:
+                # Not only at the end: workers whose line is closed drain by themselves.
+                for worker in self._workers:
+                    worker.line.close()
+        return self._exit_code
+
+    # What happens
+
+    def _hear(self, worker: _Worker) -> None:
+        if not worker.hear():
+            # Whether the worker itself has ended, SIGCHLD tells.
+            self._selector.unregister(worker.line)
+        elif (greeting := worker.greeting()) is not None:
+            self._failed_starts = 0
+            if self._greeting is None:
+                self._greeting = greeting
+                self._warn(greeting)
+            else:
+                _log.info("worker %d serves", worker.pid)
+
+    def _warn(self, greeting: Greeting) -> None:
+        if greeting.spans_processes is False:
+            _log.warning(
+                "%d workers, but the backplane is 'memory': what is published in one worker reaches the connections of "
+                "that worker only. An app that publishes needs --workers 1",
+                self._settings.workers,
+            )
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if (code := worker.poll()) is not None:
+                self._forget(worker, code)
+            elif worker.deadline is not None and worker.deadline <= now:
+                _log.error("worker %d does not %s and is killed", worker.pid, "end" if worker.is_ending else "start")
+                worker.kill()
+
+    def _forget(self, worker: _Worker, code: int) -> None:
+        self._workers.remove(worker)
+        if worker.line in self._selector.get_map():
+            self._selector.unregister(worker.line)
+        worker.line.close()
+        if worker.is_ending or self._stops_heard:
+            if code != 0 and not (code == -signal.SIGTERM and not worker.is_serving):
+                _log.error("worker %d %s", worker.pid, _ending(code))
+                if self._stops_heard:
+                    self._exit_code = 1
+        elif worker.is_serving:
+            is_early = time.monotonic() - worker.since < _STABLE_AFTER
+            self._early_deaths = self._early_deaths + 1 if is_early else 0
+            self._replace(f"worker {worker.pid} {_ending(code)}")
+        else:
+            self._note_failed_start(f"worker {worker.pid} {_ending(code)} before it served", code)
+
+    def _note_failed_start(self, message: str, code: int | None = None) -> None:
+        """``code``: what the worker exited with; ``None``: it could not even be started."""
+        self._early_deaths += 1
+        self._failed_starts += 1
+        old = [worker for worker in self._active() if worker.generation < self._generation]
+        if self._greeting is None:
+            if code not in _EXPLAINED:
+                _log.error("%s", message)
+            self._give_up(code if code in _EXPLAINED else 1)
+        elif old:
+            for worker in old:
+                worker.generation = self._generation
+            _log.error("%s: the new code does not start, the old workers go on; mend it and send SIGHUP again", message)
+        elif self._failed_starts >= _MAX_FAILED_STARTS and not any(worker.is_serving for worker in self._active()):
+            _log.critical("%s: %d starts have failed and nobody serves", message, self._failed_starts)
+            self._give_up(1)
+        else:
+            self._replace(message)
+
+    def _give_up(self, code: int) -> None:
+        self._stops_heard += 1
+        self._exit_code = code
+        self._end_all(Command.DRAIN, limit=self._longest_end)
+
+    def _replace(self, message: str) -> None:
+        # Each worker may die once and be replaced at once: they may all have been killed together.
+        exponent = self._early_deaths - self._settings.workers - 1
+        pause = 0.0 if exponent < 0 else min(_FIRST_PAUSE * 2**exponent, _LONGEST_PAUSE)
+        self._next_start = max(self._next_start, time.monotonic() + pause)
+        _log.error("%s; another one is started%s", message, f" in {pause:g} s" if pause else "")
+
+    # What is asked for
+
+    def _stop(self) -> None:
+        self._stops_heard += 1
+        if self._stops_heard == 1:
+            _log.info("stopping %d workers (Ctrl-C again: at once)", len(self._workers))
+            for listener in self._listeners:
+                listener.close()
+            self._end_all(Command.DRAIN, limit=self._longest_end)
+        elif self._stops_heard == 2:
+            self._end_all(Command.END_NOW, limit=_EXIT_TIMEOUT)
+        else:
+            for worker in self._workers:
+                worker.kill()
+
+    def _end_all(self, command: Command, *, limit: float) -> None:
+        for worker in self._workers:
+            worker.tell(command, limit=limit)
+
+    def _renew(self) -> None:
+        if self._has_terminal and not _is_terminal():
+            # It was the terminal's end.
+            self._stop()
+        elif self._greeting is not None and not self._stops_heard:
+            _log.info("SIGHUP: new workers take the place of the old ones, one after the other")
+            self._generation += 1
+            self._is_complete = False
+
+    # What is to be done
+
+    def _adjust(self) -> None:
+        """Start and end workers until as many as wanted serve, and all are new; as far as can be done now."""
+        if self._stops_heard:
+            return
+        active = self._active()
+        new = [worker for worker in active if worker.generation == self._generation]
+        old = [worker for worker in active if worker.generation < self._generation]
+        missing = self._settings.workers - len(new)
+        if self._greeting is None or old:
+            # The first one of a kind shows whether the others will come to serve.
+            missing = min(missing, 1 - sum(not worker.is_serving for worker in new))
+        for _ in range(missing):
+            if time.monotonic() >= self._next_start:
+                self._start()
+        serving = [worker for worker in active if worker.is_serving]
+        for worker in old[: max(0, len(serving) - self._settings.workers)]:
+            worker.tell(Command.DRAIN, limit=self._longest_end)
+        if not self._is_complete and not old and len(serving) == self._settings.workers:
+            self._is_complete = True
+            self._announce()
+
+    def _announce(self) -> None:
+        assert self._greeting is not None
+        if self._generation:
+            _log.info("all %d workers are new", self._settings.workers)
+            return
+        urls = ", ".join(listener.url for listener in self._listeners)
+        text = "microws %s serving %s on %s with %d workers (Ctrl-C stops)"
+        _log.info(text, __version__, self._greeting.app, urls, self._settings.workers)
+
+    def _start(self) -> None:
+        try:
+            worker = _Worker(
+                self._command,
+                self._environ,
+                self._sockets,
+                generation=self._generation,
+                limit=self._settings.startup_timeout + _IMPORT_TIMEOUT,
+            )
+        except OSError as error:
+            self._next_start = time.monotonic() + _FIRST_PAUSE
+            self._note_failed_start(f"no worker can be started: {error}")
+            return
+        self._workers.append(worker)
+        self._selector.register(worker.line, selectors.EVENT_READ, worker)
+
+    def _active(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.is_ending]
+
+    @property
+    def _longest_end(self) -> float:
+        return self._settings.drain_timeout + self._settings.shutdown_timeout + _EXIT_TIMEOUT
+
+    def _patience(self) -> float | None:
+        """Seconds until something is to be done though nothing happens."""
+        times = [worker.deadline for worker in self._workers if worker.deadline is not None]
+        if not self._stops_heard and self._next_start > time.monotonic():
+            times.append(self._next_start)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+
+@contextmanager
+def _heard(signals: Iterable[int]) -> Iterator[socket.socket]:
+    """A socket that has a byte for each of the signals that comes, its number, within the block."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    before = {number: signal.signal(number, _ignore) for number in signals}
+    fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        with ours, theirs:
+            yield ours
+    finally:
+        signal.set_wakeup_fd(fd_before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def _held_up(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """A process started within the block gets the signals only when it says so. Here they come a little later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _read(wakeup: socket.socket) -> bytes:
+    with suppress(BlockingIOError):
+        return wakeup.recv(4096)
+    return b""
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _is_terminal() -> bool:
+    return os.isatty(2)
+
+
+def _ignore(number: int, frame: object) -> None:
+    pass  # its byte is on the socket
+
+
+def _do_nothing() -> None:
+    pass

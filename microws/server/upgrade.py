@@ -1,0 +1,180 @@
+"""The opening handshake on the wire: an HTTP/1.1 request that asks for a WebSocket, and the answers to it. No I/O."""
+
+import binascii
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from email.utils import formatdate
+from hashlib import sha1
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+from microws.interfaces import Scope
+
+__all__ = ["Upgrade", "accept_response", "asks_for_websocket", "check_upgrade", "final_response", "scope_of"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_VERSION: Final = b"13"
+
+
+class Upgrade(NamedTuple):
+    """
+    A request that asks for a WebSocket.
+
+    Attributes:
+        target: Of the request line: the path, percent-encoded, and the query string.
+        headers: In their order, the names in lower case.
+    """
+
+    target: bytes
+    headers: Headers
+
+
+class RefusedUpgrade(NamedTuple):
+    """The answer to a handshake that no app gets to see."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+def asks_for_websocket(method: bytes, http_version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """
+    Whether a request asks for a WebSocket, rightly or not.
+
+    Source: RFC 9110 §7.8: a server ignores ``Upgrade`` in HTTP/1.0, and where ``Connection`` does not name it.
+    """
+    if method != b"GET" or http_version != b"1.1":
+        return False
+    has_upgrade = is_named = False
+    for name, value in headers:
+        if name == b"upgrade":
+            has_upgrade = has_upgrade or b"websocket" in _tokens(value)
+        elif name == b"connection":
+            is_named = is_named or b"upgrade" in _tokens(value)
+    return has_upgrade and is_named
+
+
+def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
+    """
+    Why a request that asks for a WebSocket does not get one, if it does not.
+
+    Source: RFC 6455 §4.2.1, §4.4; RFC 9112 §6.3 (a body would be taken for frames).
+    """
+    keys: list[bytes] = []
+    versions: list[bytes] = []
+    for name, value in upgrade.headers:
+        if name == b"sec-websocket-key":
+            keys.append(value)
+        elif name == b"sec-websocket-version":
+            versions.append(value)
+        elif name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+            return _refused(400, b"a WebSocket handshake has no body")
+    if versions != [_VERSION]:
+        return _refused(426, b"expected Sec-WebSocket-Version: 13", (b"sec-websocket-version", _VERSION))
+    if len(keys) != 1 or not _is_key(keys[0]):
+        return _refused(400, b"expected one Sec-WebSocket-Key of 16 bytes in Base64")
+    return None
+
+
+def scope_of(
+    upgrade: Upgrade,
+    *,
+    scheme: str,
+    root_path: str,
+    client: tuple[str, int] | None,
+    server: tuple[str, int | None] | None,
+    state: dict[str, Any],
+    extensions: dict[str, Any],
+) -> Scope:
+    """
+    The ASGI scope of a handshake.
+
+    Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket-connection-scope
+    """
+    path, _, query = upgrade.target.partition(b"?")
+    offered: list[str] = []
+    for name, value in upgrade.headers:
+        if name == b"sec-websocket-protocol":
+            offered += [token for item in value.decode("latin-1").split(",") if (token := item.strip())]
+    return {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": scheme,
+        "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": root_path,
+        "headers": upgrade.headers,
+        "client": client,
+        "server": server,
+        "state": state,
+        "subprotocols": offered,
+        "extensions": extensions,
+    }
+
+
+def accept_response(upgrade: Upgrade, *, subprotocol: str | None, headers: Headers, extensions: str | None) -> bytes:
+    """
+    The 101.
+
+    Args:
+        headers: Checked already.
+        extensions: The value of ``Sec-WebSocket-Extensions``.
+
+    Source: RFC 6455 §4.2.2.
+    """
+    key = next(value for name, value in upgrade.headers if name == b"sec-websocket-key")
+    answer = b64encode(sha1(key.strip() + _GUID, usedforsecurity=False).digest())
+    lines = [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "]
+    lines += [answer, b"\r\n"]
+    if subprotocol is not None:
+        lines += [b"Sec-WebSocket-Protocol: ", subprotocol.encode("latin-1"), b"\r\n"]
+    if extensions is not None:
+        lines += [b"Sec-WebSocket-Extensions: ", extensions.encode("latin-1"), b"\r\n"]
+    lines += [_lines(headers), b"\r\n"]
+    return b"".join(lines)
+
+
+def final_response(status: int, headers: Headers) -> bytes:
+    """
+    The head of an HTTP response that ends the connection; its body ends there too.
+
+    Args:
+        headers: Checked already.
+
+    Source: RFC 9112 §4, §6.3, §9.6; RFC 9110 §6.6.1 (``Date``).
+    """
+    try:
+        phrase = HTTPStatus(status).phrase.encode()
+    except ValueError:
+        phrase = b""
+    names = {name for name, _ in headers}
+    kept = [pair for pair in headers if pair[0] not in (b"connection", b"transfer-encoding", b"keep-alive")]
+    if b"date" not in names:
+        kept.append((b"date", formatdate(usegmt=True).encode()))
+    kept.append((b"connection", b"close"))
+    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase, _lines(kept))
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%s: %s\r\n" % pair for pair in headers])
+
+
+def _refused(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> RefusedUpgrade:
+    common = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
+    return RefusedUpgrade(status, (*headers, *common), body)
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip().lower() for token in value.split(b",")]
+
+
+def _is_key(value: bytes) -> bool:
+    try:
+        return len(b64decode(value.strip(), validate=True)) == 16
+    except binascii.Error:
+        return False

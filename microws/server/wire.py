@@ -1,0 +1,430 @@
+"""One WebSocket on a transport: RFC 6455 on one side, messages on the other."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from microws.closing import CloseCode
+from microws.deflate import Deflater, negotiate
+from microws.framing import (
+    BINARY,
+    PING,
+    PONG,
+    TEXT,
+    Close,
+    FrameParser,
+    Ping,
+    Pong,
+    Violation,
+    encode_close,
+    encode_frame,
+    encode_head,
+)
+from microws.server.deadlines import Deadlines
+from microws.server.upgrade import Headers, Upgrade, accept_response, final_response
+from microws.state import Action, State, step
+
+__all__ = ["Upkeep", "Wire"]
+
+# Messages, and about as many bytes, that wait for the app before reading pauses.
+_MAX_INBOX: Final = 64
+_MAX_INBOX_BYTES: Final = 1 << 20
+# What a client may send before the app has accepted. RFC 6455 §4.1 has it wait for the 101, so that few send any.
+_MAX_EARLY_BYTES: Final = 64 << 10
+# From here on a payload is not copied behind its head.
+_BIG_BYTES: Final = 64 << 10
+# In a second. `nginx` and browsers send far fewer; what a flood of pings costs is the answers.
+_MAX_CONTROL_FRAMES: Final = 100
+
+
+class Upkeep(NamedTuple):
+    """
+    What keeps the time for every WebSocket of a worker.
+
+    Attributes:
+        max_message_size: Payload bytes of one incoming message.
+        max_fragments: Frames of one incoming message.
+        has_compression: Whether permessage-deflate is agreed to where a client offers it.
+        pings: When the next ping is due.
+        pongs: How long a client has to answer one.
+        closings: How long a client has to take what was sent, and to answer a Close frame.
+        failures: The same for a client that broke a rule.
+    """
+
+    max_message_size: int
+    max_fragments: int
+    has_compression: bool
+    pings: "Deadlines[Wire]"
+    pongs: "Deadlines[Wire]"
+    closings: "Deadlines[Wire]"
+    failures: "Deadlines[Wire]"
+
+
+class Wire(asyncio.Protocol):
+    """
+    The connection below a WebSocket. Of its methods only those that say so wait.
+
+    Args:
+        transport: Of the connection, on which a request has asked for a WebSocket. Its protocol is from now on this.
+        upgrade: That request.
+        upkeep: Shared by the connections of a worker.
+
+    Attributes:
+        state: ``CLOSING`` while this side has closed and the client has not yet.
+        close_code, close_reason: Why it has ended, or is ending.
+        was_heard: Whether anything has come since this was last set to ``False``.
+        is_reading: Whether what the client sends is taken from the system: not while the app does not keep up.
+        is_writable: Whether the client takes what is sent: otherwise it piles up here.
+        on_end: Called once, when the client has gone or one of the sides has closed.
+        on_writable: Called when ``is_writable`` has become true again.
+        on_shutdown: Called with a code and a reason in place of ``close`` when the server ends, by ``shut_down``.
+    """
+
+    __slots__ = (
+        "_closings",
+        "_controls",
+        "_controls_since",
+        "_deflater",
+        "_early",
+        "_inbox",
+        "_inbox_bytes",
+        "_late_pong",
+        "_loop",
+        "_parser",
+        "_transport",
+        "_upkeep",
+        "_waiter",
+        "_writable",
+        "close_code",
+        "close_reason",
+        "is_reading",
+        "is_writable",
+        "on_end",
+        "on_shutdown",
+        "on_writable",
+        "state",
+        "upgrade",
+        "was_heard",
+    )
+
+    def __init__(self, transport: asyncio.Transport, upgrade: Upgrade, upkeep: Upkeep) -> None:
+        self.state = State.CONNECTING
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self.was_heard = True
+        self.is_writable = True
+        self.on_end: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+        self.on_shutdown: Callable[[int, str], None] | None = None
+        self.upgrade = upgrade
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._upkeep = upkeep
+        self._parser: FrameParser | None = None
+        self._deflater: Deflater | None = None
+        self._early: bytearray | None = None
+        self._inbox: deque[str | bytes] | None = None
+        self._inbox_bytes = 0
+        self.is_reading = True
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable: asyncio.Event | None = None
+        self._late_pong: bytes | None = None
+        self._controls = 0
+        self._controls_since = 0.0
+        transport.set_protocol(self)
+
+    # Messages in
+
+    async def next_message(self) -> str | bytes | None:
+        """
+        Wait for a message, or for the end: ``None``. Cancelled, it has lost nothing; several tasks may wait.
+        """
+        while not self._inbox:
+            if self.state is not State.OPEN:
+                return None
+            if self._waiter is not None:
+                await asyncio.wait((self._waiter,))
+                continue
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = self._inbox.popleft()
+        if not self._inbox:
+            self._inbox_bytes = 0
+            if not self.is_reading:
+                self._resume_reading()
+        return message
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client has sent."""
+        self.was_heard = True
+        if self._parser is None:
+            self._keep_early(data)
+            return
+        inbox = self._inbox
+        if inbox is None:
+            inbox = self._inbox = deque()
+        for item in self._parser.feed(data):
+            if not isinstance(item, str | bytes):
+                self._handle(item)
+            elif self.state is State.OPEN:
+                inbox.append(item)
+        if inbox:
+            self._inbox_bytes += len(data)
+            if self._waiter is not None:
+                self._wake()
+            if len(inbox) >= _MAX_INBOX or self._inbox_bytes >= _MAX_INBOX_BYTES:
+                self._pause_reading()
+
+    def _handle(self, item: Close | Violation | Ping | Pong) -> None:
+        match item:
+            case Close(code, reason):
+                self._closed_by_client(code, reason)
+            case Violation(code, reason):
+                self.fail(code, reason)
+            case Ping(payload):
+                if self._count_control():
+                    self._answer(payload)
+            case Pong():
+                self._count_control()
+
+    def _keep_early(self, data: bytes) -> None:
+        if self.state is not State.CONNECTING:
+            return  # refused, or failed: nothing more is read
+        if self._early is None:
+            self._early = bytearray()
+        self._early += data
+        if len(self._early) >= _MAX_EARLY_BYTES:
+            self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        if self.is_reading:
+            self.is_reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self.is_reading = True
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # Messages out
+
+    def send_message(self, payload: str | bytes) -> None:
+        """Send a message; ``is_writable`` says whether the next one should wait. Only while the state is ``OPEN``."""
+        opcode = BINARY
+        if isinstance(payload, str):
+            payload, opcode = payload.encode(), TEXT
+        if self._deflater is not None and (deflated := self._deflater.deflate(payload)) is not None:
+            self._transport.write(encode_frame(deflated, opcode, compressed=True))
+        else:
+            self.send_frame(payload, opcode)
+
+    def send_frame(self, payload: bytes, opcode: int) -> None:
+        """``send_message`` of a payload that is encoded already, without compression."""
+        if len(payload) < _BIG_BYTES:
+            self._transport.write(encode_frame(payload, opcode))
+        else:
+            self._transport.writelines((encode_head(len(payload), opcode), payload))
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has taken most of what was sent, or has gone."""
+        while not self.is_writable and self.state is not State.CLOSED:
+            if self._writable is None:
+                self._writable = asyncio.Event()
+            await self._writable.wait()
+
+    def pause_writing(self) -> None:
+        """What was sent piles up."""
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        self.is_writable = True
+        if self._late_pong is not None and self.state is State.OPEN:
+            self._transport.write(encode_frame(self._late_pong, PONG))
+        self._late_pong = None
+        self._release_writers()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    def _release_writers(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    def ping(self) -> None:
+        """Ask the client for a sign of life."""
+        if self.state is State.OPEN and self.is_writable:
+            self._transport.write(encode_frame(b"", PING))
+
+    def _answer(self, payload: bytes) -> None:
+        if self.state is not State.OPEN:
+            return
+        if self.is_writable:
+            self._transport.write(encode_frame(payload, PONG))
+        else:
+            # RFC 6455 §5.5.3: only the latest ping needs an answer.
+            self._late_pong = payload
+
+    def _count_control(self) -> bool:
+        """Whether the client sends control frames at a bearable rate; otherwise this ends it."""
+        now = self._loop.time()
+        if now - self._controls_since >= 1:
+            self._controls_since, self._controls = now, 0
+        self._controls += 1
+        if self._controls > _MAX_CONTROL_FRAMES:
+            self.fail(CloseCode.POLICY_VIOLATION, f"over {_MAX_CONTROL_FRAMES} control frames a second")
+            return False
+        return True
+
+    # The handshake and the end
+
+    def accept(self, *, subprotocol: str | None, headers: Headers) -> None:
+        """
+        Answer with 101, and read on.
+
+        Raises:
+            RuntimeError: It was answered already.
+        """
+        self.state = step(self.state, Action.ACCEPT)
+        upkeep = self._upkeep
+        agreement = negotiate(self._offers()) if upkeep.has_compression else None
+        self._deflater = None if agreement is None else agreement.deflater()
+        self._parser = FrameParser(
+            max_message_size=upkeep.max_message_size,
+            max_fragments=upkeep.max_fragments,
+            inflater=None if agreement is None else agreement.inflater(),
+        )
+        self._transport.write(
+            accept_response(
+                self.upgrade,
+                subprotocol=subprotocol,
+                headers=headers,
+                extensions=None if agreement is None else agreement.header,
+            )
+        )
+        upkeep.pings.start(self)
+        if not self.is_reading:
+            self._resume_reading()
+        early, self._early = self._early, None
+        if early:
+            self.data_received(bytes(early))
+
+    def _offers(self) -> list[str]:
+        return [value.decode("latin-1") for name, value in self.upgrade.headers if name == b"sec-websocket-extensions"]
+
+    def start_response(self, status: int, headers: Headers) -> None:
+        """
+        Refuse the handshake with an HTTP response; ``send_body`` and ``end_response`` follow.
+
+        Raises:
+            RuntimeError: It was answered already.
+        """
+        self.state = step(self.state, Action.REJECT)
+        self._early = None
+        self._transport.write(final_response(status, headers))
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the response's body."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def end_response(self) -> None:
+        """The response is complete."""
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+        self._hang_up(self._upkeep.closings)
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a Close frame after all that was sent, and wait for the client's. Nothing happens after an end."""
+        if self.state is not State.OPEN:
+            return
+        self._begin_close(code, reason)
+        self._upkeep.closings.start(self)
+        if not self.is_reading:
+            # Its answer stands behind what it has sent before.
+            self._resume_reading()
+
+    def shut_down(self, code: int, reason: str) -> None:
+        """``close`` by whoever has messages of its own to send first, if there is one."""
+        (self.on_shutdown or self.close)(code, reason)
+
+    def fail(self, code: int, reason: str) -> None:
+        """
+        End a connection whose client broke a rule, and read nothing more of it.
+
+        Source: RFC 6455 §7.1.7.
+        """
+        self._parser = None
+        if self.state is State.OPEN:
+            self._begin_close(code, reason)
+        self._hang_up(self._upkeep.failures)
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._transport.abort()
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+
+    def eof_received(self) -> None:
+        """The client sends nothing more: without a Close frame that is an end."""
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """The transport has ended."""
+        upkeep = self._upkeep
+        for deadlines in (upkeep.pings, upkeep.pongs, upkeep.closings, upkeep.failures):
+            deadlines.stop(self)
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+
+    def _begin_close(self, code: int, reason: str) -> None:
+        self.state = step(self.state, Action.CLOSE)
+        self.close_code, self.close_reason = code, reason
+        self._transport.write(encode_close(code, reason))
+        self._notify_end()
+
+    def _closed_by_client(self, code: int | None, reason: str) -> None:
+        if self.state is State.OPEN:
+            self._transport.write(encode_close(code, reason))
+            self._end(CloseCode.NO_STATUS_RECEIVED if code is None else code, reason)
+        self._parser = None
+        # RFC 6455 §7.1.1: the server is the first to close TCP.
+        self._transport.close()
+        self._upkeep.closings.start(self)
+
+    def _hang_up(self, deadlines: "Deadlines[Wire]") -> None:
+        """
+        Send nothing more, and discard what comes until the client has hung up too.
+
+        A server that closes with data unread resets the connection, and the client may never see what it was sent.
+
+        Source: RFC 9112 §9.6.
+        """
+        if self._transport.is_closing():
+            return
+        deadlines.start(self)
+        if not self.is_reading:
+            self._resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _end(self, code: int, reason: str) -> None:
+        if self.state is State.CLOSED:
+            return
+        has_told = self.state is State.CLOSING
+        self.state = State.CLOSED
+        if self.close_code is None:
+            self.close_code, self.close_reason = code, reason
+        self._upkeep.pings.stop(self)
+        self._release_writers()
+        if not has_told:
+            self._notify_end()
+
+    def _notify_end(self) -> None:
+        self._wake()
+        if self.on_end is not None:
+            self.on_end()

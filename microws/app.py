@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -11,6 +10,7 @@ from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
+from microws.health import Health
 from microws.hooks import HookList, Hooks, Middleware
 from microws.hub import Hub
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
@@ -361,12 +361,27 @@ class App:
         Raises:
             ValueError: There is no such directory.
         """
-        files = StaticFiles(self._directory / directory)
+        self.add_route(StaticFiles(self._directory / directory).static, f"{prefix.rstrip('/')}/{{path:path}}")
 
-        async def static(request: Request, path: str) -> Response:
-            return await files.response(path, url=request.url)
+    def health(self, *, live: str = "/healthz", ready: str = "/readyz", check: Callable[[], Any] | None = None) -> None:
+        """
+        Answer the probes of load balancers and of Kubernetes: two routes, which hooks do not see.
 
-        self.add_route(static, f"{prefix.rstrip('/')}/{{path:path}}")
+        Probes that succeed are in the access log at debug level only.
+
+        Args:
+            live: Answers 200 as long as the process answers at all: restart it where this fails.
+            ready: Answers 200 from the end of the start-up, and 503 with ``Retry-After`` as soon as a drain has begun
+                or ``check`` fails: send nobody here while it does.
+            check: Called without arguments for each probe of ``ready``; it fails where it raises, returns ``False`` or
+                takes over 5 seconds. A plain function runs in a worker thread. Its failure is logged, not sent.
+
+        Raises:
+            RoutingError: A pattern that cannot be, or that another route hides.
+            TypeError: ``check`` cannot be called without arguments.
+        """
+        self._check_registering()
+        Health(lambda: self._root._lifespan.is_serving, check).register(self._router, live=live, ready=ready)
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """
@@ -555,8 +570,6 @@ class App:
         Raises:
             TypeError, ValueError: A topic that cannot be; raised on entering.
         """
-        if not topics:
-            raise TypeError("subscribe takes at least one topic")
         return Subscription(self.hub, self._root._codecs.get("json"), topics)
 
     def stream(self, topic: str, *, since: str | None = None) -> Stream:
@@ -604,8 +617,8 @@ class App:
         Args:
             options: Those of ``microws.testing.TestClient``.
         """
-        codecs = partial(self._websocket.codecs_of, root_path=options.get("root_path", ""))
-        return TestClient(self, codecs=codecs, **options)
+        root_path = options.get("root_path", "")
+        return TestClient(self, codecs=lambda path: self._websocket.codecs_of(path, root_path=root_path), **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""

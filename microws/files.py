@@ -20,6 +20,7 @@ from microws.datastructures import URL, Headers
 from microws.errors import HTTPException
 from microws.handshake import HeadersLike
 from microws.interfaces import Receive, Scope, Send
+from microws.requests import Request
 from microws.responses import BODILESS_STATUSES, RedirectResponse, Response
 from microws.streams import send_until_disconnect
 
@@ -231,6 +232,10 @@ class StaticFiles:
             location = "/" + url.path.lstrip("/") + "/"
             return RedirectResponse(f"{location}?{url.query}" if url.query else location, 308)
         return FileResponse(found.path)
+
+    async def static(self, request: Request, path: str) -> Response:
+        """``response`` as a view, behind a pattern that ends in ``{path:path}``."""
+        return await self.response(path, url=request.url)
 
     def _find(self, path: str) -> "_Found | None":
         # Refused by their form, before the file system sees them: ways up, roots, and other systems' separators.

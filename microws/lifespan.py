@@ -70,9 +70,15 @@ async def _run_task(function: Callable[..., Coroutine[Any, Any, Any]], args: tup
 
 
 class Lifespan:
-    """What an app does when it starts and when it ends, and its tasks in between."""
+    """
+    What an app does when it starts and when it ends, and its tasks in between.
+
+    Attributes:
+        is_serving: Not while the app starts or ends. Where no lifespan is served it always is.
+    """
 
     def __init__(self) -> None:
+        self.is_serving = True
         self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
         self.on_startup = HookList("on_startup")
         self.on_shutdown = HookList("on_shutdown")
@@ -107,6 +113,7 @@ class Lifespan:
         Args:
             app: What the contexts are made with.
         """
+        self.is_serving = False
         await receive()
         phase = "startup"
         failure: Exception | None = None
@@ -119,10 +126,12 @@ class Lifespan:
                             await stack.enter_async_context(context(app))
                         for hook in self.on_startup:
                             await call_hook(hook)
+                        self.is_serving = True
                         await send({"type": "lifespan.startup.complete"})
                         phase = "shutdown"
                         await receive()
                     finally:
+                        self.is_serving = False
                         await self.tasks.stop()
                     for hook in reversed(self.on_shutdown):
                         stack.push_async_callback(call_hook, hook)

@@ -55,6 +55,7 @@ APP = {
     "delete",
     "error_handler",
     "get",
+    "health",
     "hub",
     "include",
     "lifespan",

@@ -22,7 +22,7 @@ FLOORS = {
     3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",
     5: "lifespan views",
-    6: "dispatch/",
+    6: "dispatch/ health",
     7: "app",
     8: "__init__",
     9: "cli/",

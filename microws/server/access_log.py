@@ -2,13 +2,15 @@
 
 import logging
 import time
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from microws.interfaces import Scope
 
 __all__ = ["AccessLog", "Ending", "format_duration", "log_access", "log_nothing", "request_line"]
 
 _access = logging.getLogger("microws.access")
+
+_OK: Final = 200
 
 
 class Ending(NamedTuple):
@@ -28,6 +30,8 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
     """
     Log the answer to a request or a handshake, or with ``ending`` the end of a WebSocket.
 
+    At debug level where a probe got what it wants to hear: it comes every second, and somebody reads the log.
+
     The path is the one on the wire: percent-encoded, so that no client can write a line of its own.
 
     Args:
@@ -36,7 +40,8 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
         began: ``time.perf_counter()`` when the request came.
         ending: How the WebSocket ended.
     """
-    if not _access.isEnabledFor(logging.INFO):
+    level = logging.DEBUG if status == _OK and scope.get("microws.is_probe") else logging.INFO
+    if not _access.isEnabledFor(level):
         return
     duration_ms = round((time.perf_counter() - began) * 1000, 1)
     client = _client(scope)
@@ -52,7 +57,7 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
     }
     if ending is not None:
         fields["close_code"] = ending.code
-    _access.info('%s "%s" %s %s', client, line, outcome, format_duration(duration_ms), extra={"access": fields})
+    _access.log(level, '%s "%s" %s %s', client, line, outcome, format_duration(duration_ms), extra={"access": fields})
 
 
 def log_nothing(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:

@@ -550,6 +550,11 @@ app.include(App(), "/admin")
 app.mount("/inner", App())
 app.mount("/wrapped", Middleware(app, header="x"))
 app.static("/static", Path("static"))
+app.health()
+app.health(live="/live", ready="/ready", check=lambda: True)
+app.health(check=dict)
+app.health("/live")  # type: ignore[call-arg]
+app.health(check=1)  # type: ignore[arg-type]
 uvicorn.run(app)
 httpx.ASGITransport(app=app)
 an_asgi_app: ASGIApplication = app
@@ -621,6 +626,8 @@ def run() -> None:
     app.run("0.0.0.0", 80)
     app.run(port=0, access_log=False, loop="trio", max_message_size="1MiB")
     app.run(bind=["unix:/run/chat.sock", "fd://3"], certfile="tls.pem", log_format="json")
+    app.run(forwarded_allow_ips=["10.0.0.0/8", "unix"])
+    app.run(forwarded_allow_ips="*")
     app.run(8000)  # type: ignore[arg-type]
     app.run(reload=True)  # type: ignore[call-arg]
     app.run(loop="gevent")  # type: ignore[arg-type]

@@ -7,9 +7,12 @@ BIN    := $(VENV)/bin
 TEST   := $(BIN)/python -m pytest
 # Many tests wait, for a socket or a clock, and few of them work: more processes than cores.
 WORKERS ?= 4
+# Servers end otherwise since Python 3.12: where the tests run on an older one, `make endurance` takes this one too.
+SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
+SECOND := $(VENV)/second
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full fuzz \
+.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full endurance fuzz \
 	bench-setup bench bench-framework bench-server overhead check clean
 
 help:  ## Show this list
@@ -60,6 +63,15 @@ autobahn: setup  ## Hold the server to Autobahn's WebSocket cases: Python 2.7 ru
 autobahn-full: setup  ## Every Autobahn case, speed and all compression too
 	$(BIN)/python tests/autobahn/run.py --full
 
+endurance: setup $(if $(SECOND_PYTHON),$(SECOND)/.ready)  ## What the server bears, in full, with its figures: ten minutes
+	MICROWS_ENDURANCE=whole MICROWS_TEST_PYTHON=$(if $(SECOND_PYTHON),$(abspath $(SECOND))/bin/python) $(TEST) -q tests/endurance
+
+$(SECOND)/.ready: pyproject.toml $(VENV)/.ready
+	$(SECOND_PYTHON) --version || { echo "endurance needs a Python 3.13: make endurance SECOND_PYTHON=python3.13, or SECOND_PYTHON= for none"; exit 1; }
+	$(SECOND_PYTHON) -m venv $(SECOND)
+	$(SECOND)/bin/python -m pip install --quiet --editable .
+	touch $@
+
 fuzz: setup  ## Search longer for inputs that break something
 	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600
 	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py
@@ -79,7 +91,7 @@ bench-server: bench-setup  ## Compare with uvicorn, aiohttp, granian, websockets
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
-check: test  ## Exactly what CI runs
+check: test autobahn  ## Exactly what CI runs
 
 clean:  ## Remove everything that was made
 	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules dist build

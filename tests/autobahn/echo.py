@@ -12,8 +12,8 @@ def compressed():
 
 
 def _echo(**settings):
-    # Case 9.1.6 is a message of 16 MiB, case 9.3.1 one of 65,536 fragments.
-    app = App(max_message_size=16 << 20, max_fragments=1 << 16, **settings)
+    # Case 9.1.6 is a message of 16 MiB, case 9.3.1 one of 65,537 frames.
+    app = App(max_message_size=16 << 20, max_fragments=1 << 17, **settings)
 
     @app.websocket_route("/", value_type="auto")
     async def echo(ws):

@@ -94,4 +94,4 @@ overhead: bench-setup  ## Measure what the framework adds, in memory
 check: test autobahn  ## Exactly what CI runs
 
 clean:  ## Remove everything that was made
-	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules dist build
+	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules tests/clients/node/node_modules dist build

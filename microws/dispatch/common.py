@@ -7,16 +7,12 @@ from microws.handshake import Refusal
 from microws.interfaces import Scope
 from microws.routing import encode_path
 
-__all__ = ["has_header", "raise_refusal", "refuse_nul", "shown"]
+__all__ = ["NO_NUL", "has_header", "raise_refusal", "shown"]
+
+# Refused because C libraries below a view (a file system, a database) would read another path than was checked.
+NO_NUL = "a path has no NUL"
 
 _log = logging.getLogger("microws")
-
-
-def refuse_nul(path: str) -> None:
-    """Raise ``HTTPException`` 400 for a path with a NUL in it."""
-    # C libraries below a view (a file system, a database) would read another path than the one that was checked.
-    if "\0" in path:
-        raise HTTPException(400, "a path has no NUL")
 
 
 def raise_refusal(refusal: Refusal | None, path: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Final
 import anyio
 
 from microws.answers import answer_miss, error_of, response_for
-from microws.dispatch.common import has_header, raise_refusal, refuse_nul, shown
-from microws.errors import ClientDisconnect
+from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
+from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, check_request_origin
 from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send
@@ -53,7 +53,8 @@ class HTTPDispatcher:
         answer = _Answer(send, request)
         hooks = self._hooks
         try:
-            refuse_nul(path)
+            if "\0" in path:
+                raise HTTPException(400, NO_NUL)
             method: str = scope["method"]
             found = self._router.resolve("http", method, segments)
             if isinstance(found, Match):

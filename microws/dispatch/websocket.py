@@ -9,7 +9,7 @@ from anyio.abc import TaskGroup
 
 from microws.answers import allowed, close_for, error_of, response_for
 from microws.codec import Codecs, MessageCodec
-from microws.dispatch.common import has_header, raise_refusal, refuse_nul, shown
+from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import check_handshake_origin
 from microws.hooks import Hooks, call_hook
@@ -115,7 +115,8 @@ class WebSocketDispatcher:
     def _find(self, path: str, segments: list[str]) -> Match | Mounted | Exception:
         """What answers, or why nothing does."""
         try:
-            refuse_nul(path)
+            if "\0" in path:
+                raise HTTPException(400, NO_NUL)
             found = self._router.resolve("websocket", "GET", segments)
         except Exception as error:
             return error

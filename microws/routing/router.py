@@ -297,12 +297,14 @@ class Router:
 
     def _literal_route(self, kind: Kind, method: str, segments: list[str]) -> Route | None:
         """The route without parameters, which ``_walk`` would try first, and most requests ask for."""
+        if not segments:
+            return None
         node = self._root
         for segment in segments:
             if segment not in node.literal:
                 return None
             node = node.literal[segment]
-        return node.answer(kind, method) if segments else None
+        return node.http.get(method) if kind == "http" else node.websocket
 
     def _walk(self, kind: Kind, method: str, segments: list[str]) -> Match | Mounted | Miss:
         allow: set[str] = set()

@@ -16,6 +16,8 @@ from microws.transport.sending import Sending, ticks_of
 
 __all__ = ["PortableTransport"]
 
+_BEING_ANSWERED = "this handshake is being answered already: accept or reject it once"
+
 
 class PortableTransport(Sending):
     """
@@ -88,7 +90,9 @@ class PortableTransport(Sending):
         """
         if self.state is State.CLOSED:
             raise self.unusable("accept")
-        state = self._check_answer(Action.ACCEPT)
+        state = step(self.state, Action.ACCEPT)
+        if self._sender is not None:
+            raise RuntimeError(_BEING_ANSWERED)
         # Until it has left the state stays: nothing may overtake it.
         await self._transmit_within(inf, {"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
         if self.close_code is not None:
@@ -107,7 +111,10 @@ class PortableTransport(Sending):
         """
         if self.state is State.CLOSED:
             return
-        self.state = self._check_answer(Action.REJECT)
+        state = step(self.state, Action.REJECT)
+        if self._sender is not None:
+            raise RuntimeError(_BEING_ANSWERED)
+        self.state = state
         self.learn()
         self.close_code = 3000 + status
         self._forget_frames()
@@ -126,12 +133,6 @@ class PortableTransport(Sending):
                     return
         except WebSocketDisconnect:
             pass
-
-    def _check_answer(self, action: Action) -> State:
-        state = step(self.state, action)
-        if self._sender is not None:
-            raise RuntimeError("this handshake is being answered already: accept or reject it once")
-        return state
 
     def _tick(self) -> None:
         """Called now and then: somebody has to read, and no send takes for ever."""

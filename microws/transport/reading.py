@@ -80,8 +80,10 @@ class Reading(Lifeline):
             if text is not None and len(text) <= self._max_chars:
                 return text
             if event["type"] == "websocket.disconnect":
-                # Told by the caller, not by the deadline that every other end sets.
+                # Before the end, which else sets the view a deadline.
                 self.learn()
+                self._disconnected(event)
+                return None
             message = self._message_of(event)
             if message is not None:
                 return message
@@ -178,9 +180,12 @@ class Reading(Lifeline):
             self._wake("_arrived")
             return None
         if event["type"] == "websocket.disconnect":
-            code = event.get("code")
-            self._end(CloseCode.NO_STATUS_RECEIVED if code is None else code, event.get("reason") or "")
+            self._disconnected(event)
         return None
+
+    def _disconnected(self, event: Event) -> None:
+        code = event.get("code")
+        self._end(CloseCode.NO_STATUS_RECEIVED if code is None else code, event.get("reason") or "")
 
 
 def _size(message: str | bytes) -> int:

@@ -96,9 +96,21 @@ async def test_a_client_that_cannot_be_answered_does_no_harm(client):
         assert status in (400, 426)
 
 
-@pytest.mark.parametrize("server", [name for name in PROGRAMS if "uvicorn" in name], indirect=True, scope="session")
+ENGINES = [name for name, program in PROGRAMS.items() if program.has_engine]
+UVICORNS = [name for name in PROGRAMS if name.startswith("uvicorn")]
+
+
+@pytest.mark.parametrize("server", ENGINES, indirect=True, scope="session")
+async def test_what_comes_right_behind_the_request_is_kept_by_the_engine(client):
+    async with tcp(client.server) as stream:
+        await stream.send(UPGRADE % b"/echo/text" + text_frame("early"))
+        _, _, rest = await read_response(stream, has_body=False)
+        assert (rest or await stream.receive()) == b"\x81\x05early"
+
+
+@pytest.mark.parametrize("server", UVICORNS, indirect=True, scope="session")
 async def test_what_comes_right_behind_the_request_is_lost_on_uvicorn(client):
-    """RFC 6455 has clients wait for the 101. Hypercorn: see test_e2e_shutdown."""
+    """RFC 6455 has clients wait for the 101. Hypercorn: see test_e2e_life."""
     async with tcp(client.server) as stream:
         await stream.send(UPGRADE % b"/echo/text" + text_frame("early"))
         assert b" 101 " in await stream.receive()

@@ -1,0 +1,411 @@
+"""Lets uvicorn speak HTTP/1.1, and takes each WebSocket from it: the only file that knows its insides."""
+
+import asyncio
+import re
+import socket
+import ssl
+import sys
+from collections import deque
+from collections.abc import Sequence
+from email.utils import formatdate
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import h11
+import httptools
+import uvicorn
+from anyio.abc import TaskStatus
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from microws.errors import FeatureUnavailable
+from microws.interfaces import Event, Receive, Scope, Send
+from microws.server.connections import CLOSE_TIMEOUT, Connections
+from microws.server.deadlines import Deadlines
+from microws.server.engines import Engines
+from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, log_failure
+from microws.server.listening import BACKLOG
+from microws.server.settings import MAX_HEAD_BYTES
+from microws.server.upgrade import Upgrade, asks_for_websocket, final_response
+
+__all__ = ["UvicornServer", "check_uvicorn"]
+
+# Seconds that a client has to answer the end of TLS; browsers do not.
+_TLS_SHUTDOWN_TIMEOUT: Final = 1.0
+# uvicorn waits for the client only before it sends something: so this, and as much in the transport, may wait for a
+# client at the end of a response.
+_PIECE_BYTES: Final = 64 << 10
+
+# What this file knows is the same in all of them.
+_KNOWN: Final = ((0, 34), (1, 0))
+_USED_NAMES: Final = ("on_body", "on_headers_complete", "on_response_complete", "shutdown")
+
+_BAD_REQUEST: Final = 400
+_TOO_LARGE: Final = 431
+_EMPTY: Final = ((b"content-length", b"0"),)
+
+
+def check_uvicorn(version: str = uvicorn.__version__, protocol: type[asyncio.Protocol] = HttpToolsProtocol) -> None:
+    """
+    Make sure that this file knows the insides of the uvicorn that is installed.
+
+    Args:
+        version: Its own word.
+        protocol: Its HTTP/1.1.
+
+    Raises:
+        FeatureUnavailable: It does not; the text says which uvicorn to install.
+    """
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    missing = [name for name in _USED_NAMES if not hasattr(protocol, name)]
+    if not _KNOWN[0] <= numbers < _KNOWN[1] or missing:
+        lacking = f", without {', '.join(missing)}" if missing else ""
+        raise FeatureUnavailable(
+            f"expected uvicorn 0.34 or later, below 1, came {version}{lacking}: "
+            "pip install 'microws[uvicorn]', or leave --server uvicorn out"
+        )
+
+
+class UvicornServer:
+    """
+    Accepts connections and lets uvicorn speak HTTP/1.1 on them, by httptools. Its own server has no part in it.
+
+    Args:
+        app: Called for each request.
+        engines: Get the WebSockets.
+        state: The lifespan's; each request gets a copy.
+        root_path: For every scope.
+        tls: Speak TLS with it, and no HTTP/2.
+
+    Source: uvicorn 0.54, protocols/http/httptools_impl.py and server.py.
+    """
+
+    def __init__(
+        self,
+        app: Connections,
+        engines: Engines,
+        *,
+        state: dict[str, Any],
+        root_path: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._app = app
+        self._engines = engines
+        self._state = state
+        self._shared = _Shared(engines)
+        self._root_path = root_path
+        self._tls = tls
+        if tls is not None:
+            tls.set_alpn_protocols(["http/1.1"])
+        # Silent: what is worth a line is logged by this package. uvicorn would put its root_path before every path.
+        self._config = Config(
+            self._serve,
+            http=_Http,
+            ws=_Upgrading,
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=int(HANDSHAKE_TIMEOUT),
+        )
+        self._config.load()
+        self._servers: list[asyncio.Server] = []
+
+    @property
+    def open(self) -> int:
+        """How many connections there are; a request whose client has left is one as long as its app is at work."""
+        return self._shared.open + self._engines.open
+
+    async def serve(
+        self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``. Ends by cancellation."""
+        loop = asyncio.get_running_loop()
+        timeouts: Any = {}
+        if self._tls is not None:
+            timeouts = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
+        self._shared.set_date()
+        for sock in sockets:
+            start: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await start(self._http, sock=sock, backlog=BACKLOG, ssl=self._tls, **timeouts))
+        task_status.started()
+        while True:
+            await asyncio.sleep(1)
+            self._shared.set_date()
+
+    def statistics(self) -> tuple[int, int]:
+        """How many requests and how many WebSockets are open."""
+        requests, websockets = self._app.statistics()
+        return requests, websockets + self._engines.open
+
+    async def drain(self) -> None:
+        """End what would not end by itself, as ``Connections.drain`` says."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._app.drain)
+            tasks.start_soon(self._engines.drain)
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections, and end each open one after the request that it is at."""
+        for server in self._servers:
+            server.close()
+        self._shared.shut_down()
+
+    async def wait_closed(self) -> None:
+        """Wait until no connection and no app is left."""
+        await self._shared.wait_closed()
+        await self._engines.wait_closed()
+
+    def disconnect(self) -> None:
+        """Drop every connection at once. The apps are told that their clients have left."""
+        self._shared.disconnect()
+        self._engines.disconnect()
+
+    def cancel(self) -> None:
+        """Cancel every app that is still at work for a connection."""
+        for task in self._shared.tasks:
+            task.cancel()
+        self._engines.cancel()
+
+    def _http(self) -> "_Http":
+        return _Http(self._config, self._shared, self._state)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["root_path"] = self._root_path
+        try:
+            await self._app(scope, receive, partial(_send_in_pieces, send))
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Nobody else would say it: uvicorn takes them for any other error.
+            log_failure(error)
+            raise
+
+
+class _Shared(ServerState):
+    """
+    What the connections of a worker share, besides what uvicorn has them share.
+
+    Args:
+        engines: Get the WebSockets.
+
+    Attributes:
+        is_stopping: No connection gets a further request.
+        upgrading: The connections between uvicorn and the engine.
+        waiting: How long a client has for a request, and for the next one.
+        closing: How long it has to take what was sent last, and to come to the end of a request that was answered.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        super().__init__()
+        self.engines = engines
+        self.is_stopping = False
+        self.upgrading: set[_Upgrading] = set()
+        self.waiting: Deadlines[_Http] = Deadlines(HANDSHAKE_TIMEOUT, self._close)
+        self.closing: Deadlines[_Http] = Deadlines(CLOSE_TIMEOUT, _Http.abort)
+        self._all_lost = anyio.Event()
+
+    @property
+    def open(self) -> int:
+        return max(len(self.connections), len(self.tasks)) + len(self.upgrading)
+
+    def set_date(self) -> None:
+        """Have the responses from now on carry this time."""
+        self.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+
+    def shut_down(self) -> None:
+        """End each connection after the request that it is at."""
+        self.is_stopping = True
+        for connection in list(self.connections):
+            connection.shutdown()
+
+    async def wait_closed(self) -> None:
+        while self.connections or self.tasks or self.upgrading:
+            if self.tasks:
+                await asyncio.wait(self.tasks)
+            else:
+                self._all_lost = anyio.Event()
+                await self._all_lost.wait()
+
+    def disconnect(self) -> None:
+        for connection in (*self.connections, *self.upgrading):
+            connection.transport.abort()
+
+    def lost(self, connection: "_Http") -> None:
+        """Forget a connection, which has ended for uvicorn."""
+        self.waiting.stop(connection)
+        self.closing.stop(connection)
+        if not self.connections:
+            self._all_lost.set()
+
+    def _close(self, connection: "_Http") -> None:
+        connection.transport.close()
+        self.closing.start(connection)
+
+
+class _Http(HttpToolsProtocol):
+    """
+    One connection, as long as it speaks HTTP.
+
+    uvicorn has no limit for the size of a head or trailer, nor for the time that one takes to come; it waits for ever
+    for a client that does not take the last bytes; and of several requests at a time it tells the newest alone that the
+    client has left.
+
+    Source: uvicorn 0.54, protocols/http/httptools_impl.py:121-137,389-395.
+    """
+
+    server_state: _Shared
+
+    def __init__(self, config: Config, server_state: _Shared, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        # In the order of their answers.
+        self._unanswered: deque[Any] = deque()
+        # What has come since the last that was neither part of a head nor of a trailer.
+        self._head_bytes = 0
+        self.chunk = b""
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether there is a request without its whole answer."""
+        return bool(self._unanswered)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.server_state.waiting.start(self)
+        if self.server_state.is_stopping:
+            self.shutdown()
+
+    def data_received(self, data: bytes) -> None:
+        self.chunk = data
+        self._head_bytes += len(data)
+        super().data_received(data)
+        self.chunk = b""
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        before = self.cycle
+        super().on_headers_complete()
+        if self.cycle is not before:
+            self._unanswered.append(self.cycle)
+            self.server_state.waiting.stop(self)
+            self.server_state.closing.stop(self)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        cycle = self._unanswered.popleft()
+        super().on_response_complete()
+        if not self._unanswered:
+            # What is left of a request is discarded as it comes.
+            deadlines = self.server_state.closing if cycle.more_body else self.server_state.waiting
+            deadlines.start(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        while self._unanswered:
+            cycle = self._unanswered.popleft()
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.server_state.lost(self)
+
+    def _refuse_head(self) -> None:
+        if self._unanswered:
+            # No place for an answer, in the middle of another one.
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.transport.write(final_response(_TOO_LARGE, _EMPTY))
+            self.transport.close()
+
+
+class _HandedOver(Exception):
+    """Why a connection has ended for uvicorn, which does not close it then."""
+
+
+class _Upgrading(asyncio.Protocol):
+    """
+    Has a connection until uvicorn has let go of it: it sets the protocol of the transport once more, to this, when the
+    request has been taken here.
+
+    Args: as uvicorn gives them to the class that it is told of by ``ws=``.
+    """
+
+    transport: asyncio.Transport
+    _http: _Http
+
+    def __init__(self, config: Config, server_state: _Shared, app_state: dict[str, Any]) -> None:
+        self._shared = server_state
+        self._state = app_state
+        self._request: bytes | None = None
+        self._early = b""
+        self._is_lost = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._http = transport.get_protocol()
+        self._shared.upgrading.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._request is not None:
+            self._early += data
+            return
+        self._request = data
+        # What came in one piece with the request, uvicorn drops; its parser has just said where that begins.
+        end = sys.exception()
+        if isinstance(end, httptools.HttpParserUpgrade):
+            self._early = self._http.chunk[end.args[0] :]
+        asyncio.get_running_loop().call_soon(self._hand_over, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+
+    def _hand_over(self, request: bytes) -> None:
+        was_answering = self._http.is_answering
+        self._shared.upgrading.discard(self)
+        self._http.connection_lost(_HandedOver())
+        if self._is_lost or self.transport.is_closing():
+            return
+        if was_answering:
+            # The 101 would stand in the middle of another answer.
+            self.transport.abort()
+            return
+        upgrade = _parse(request)
+        if upgrade is None:
+            self.transport.write(final_response(_BAD_REQUEST, _EMPTY))
+            self.transport.close()
+        else:
+            self._shared.engines.take(self.transport, upgrade, self._early, dict(self._state))
+
+
+def _parse(request: bytes) -> Upgrade | None:
+    """A request that asks for a WebSocket, as ``Upgrade``; uvicorn takes a few that do not."""
+    parser = h11.Connection(h11.SERVER)
+    try:
+        parser.receive_data(request)
+        event = parser.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    if not isinstance(event, h11.Request):
+        return None
+    headers = list(event.headers)
+    if not asks_for_websocket(event.method, event.http_version, headers):
+        return None
+    return Upgrade(event.target, headers)
+
+
+async def _send_in_pieces(send: Send, event: Event) -> None:
+    body = event.get("body", b"")
+    if len(body) > _PIECE_BYTES:
+        whole = len(body) - 1 - (len(body) - 1) % _PIECE_BYTES
+        for start in range(0, whole, _PIECE_BYTES):
+            await send({"type": event["type"], "body": body[start : start + _PIECE_BYTES], "more_body": True})
+        event = {**event, "body": body[whole:]}
+    await send(event)

@@ -17,7 +17,6 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
-    "Transport",
 ]
 
 # https://asgi.readthedocs.io/en/latest/specs/main.html
@@ -127,30 +126,6 @@ class Codec(Protocol):
 
     def decode(self, data: Any, /) -> Any:
         """The value in a frame's ``str`` or ``bytes``. Raises ``ValueError``, whose text becomes the close reason."""
-        ...
-
-
-class Transport(Protocol):
-    """One WebSocket connection below its face: a server's own transport, or ASGI's ``receive`` and ``send``."""
-
-    async def accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
-        """Answer the handshake with 101."""
-        ...
-
-    async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Answer the handshake with an HTTP response."""
-        ...
-
-    async def receive(self) -> str | bytes:
-        """The next message: ``str`` of a text frame, ``bytes`` of a binary one. Cancelled, it has lost nothing."""
-        ...
-
-    async def send(self, frame: Frame) -> None:
-        """Send after everything that waits already."""
-        ...
-
-    async def close(self, code: int, reason: str) -> None:
-        """Send what waits, then a Close frame."""
         ...
 
 

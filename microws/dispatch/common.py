@@ -4,10 +4,9 @@ import logging
 
 from microws.errors import HTTPException
 from microws.handshake import Refusal
-from microws.interfaces import Scope
 from microws.routing import encode_path
 
-__all__ = ["NO_NUL", "has_header", "raise_refusal", "shown"]
+__all__ = ["NO_NUL", "raise_refusal", "shown"]
 
 # Refused because C libraries below a view (a file system, a database) would read another path than was checked.
 NO_NUL = "a path has no NUL"
@@ -26,11 +25,3 @@ def shown(path: str) -> str:
     """A path as it may stand in the log."""
     # A path may hold line breaks, and would else write lines of its own into the log.
     return encode_path(path, keep_slashes=True)
-
-
-def has_header(scope: Scope, *names: bytes) -> bool:
-    """Whether a request has one of some headers, in less time than ``Headers`` takes to be made."""
-    for name, _ in scope["headers"]:  # noqa: SIM110 - any() would make a generator
-        if name in names:
-            return True
-    return False

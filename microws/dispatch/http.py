@@ -7,7 +7,7 @@ from typing import Any, Final
 import anyio
 
 from microws.answers import answer_miss, error_of, response_for
-from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
+from microws.dispatch.common import NO_NUL, raise_refusal, shown
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, check_request_origin
 from microws.hooks import Hooks, call_hook
@@ -22,6 +22,7 @@ __all__ = ["HTTPDispatcher"]
 
 # Seconds that the rest of a body which no view reads is discarded for.
 _DISCARD_TIMEOUT: Final = 1.0
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 _log = logging.getLogger("microws")
 _NO_HOOKS = Hooks()
@@ -182,4 +183,7 @@ def _has_body(scope: Scope) -> bool:
     """Whether the client sends a body; over HTTP/2 it need not say so."""
     if scope["method"] not in SAFE_METHODS:
         return True
-    return has_header(scope, b"content-length", b"transfer-encoding")
+    for name, _ in scope["headers"]:  # noqa: SIM110 - any() would make a generator
+        if name in _BODY_HEADERS:
+            return True
+    return False

@@ -24,6 +24,7 @@ import h2.events
 import pytest
 from byte_client import (
     BINARY,
+    CLOSE,
     CONTINUATION,
     LIMIT,
     PING,
@@ -167,7 +168,8 @@ def test_h24_a_chunked_body_that_the_app_does_not_read_leaves_nothing_behind(ser
 def test_h3_the_limit_of_a_message_counts_bytes(client):
     client.open("/echo")
     client.send(frame("ü" * (MIB // 2 + 1)))
-    assert client.read_close()[0] == 1009
+    received = client.read_frame()
+    assert (received.opcode, received.payload[:2]) == (CLOSE, b"\x03\xf1")
 
 
 @row("H3", "after 1009 the connection stays, and what comes is kept (ws_stream.py:312-316)")
@@ -447,7 +449,7 @@ def test_h15_one_of_two_workers_that_is_killed_is_replaced_and_the_other_goes_on
             client.open("/worker")
             clients.setdefault(int(client.read_frame().payload), client)
         os.kill(killed, signal.SIGKILL)
-        wait_for(lambda: len(worker_pids(server)) == 3, "another worker starts")
+        wait_for(lambda: len(worker_pids(server)) == 3, "another worker starts", within=5)
         clients[other].send(frame("still here"))
         assert clients[other].read_message().payload == b"still here"
 

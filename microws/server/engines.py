@@ -114,7 +114,7 @@ class Engines:
         else:
             task = asyncio.get_running_loop().create_task(engine.run(self._app))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._returned)
 
     async def drain(self) -> None:
         """Close every WebSocket with 1012, and refuse those that come from now on with 503."""
@@ -130,11 +130,8 @@ class Engines:
     async def wait_closed(self) -> None:
         """Wait until no connection and no app is left."""
         while self._open or self._tasks:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            else:
-                self._all_closed = asyncio.get_running_loop().create_future()
-                await self._all_closed
+            self._all_closed = asyncio.get_running_loop().create_future()
+            await self._all_closed
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
@@ -148,12 +145,19 @@ class Engines:
 
     def _lost(self, engine: Engine) -> None:
         self._open.discard(engine)
-        if not self._open and self._all_closed is not None and not self._all_closed.done():
+        self._settle()
+
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._settle()
+
+    def _settle(self) -> None:
+        if not (self._open or self._tasks) and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
 
     def _ping(self, wire: Wire) -> None:
         wire.ping()
-        if wire not in self._upkeep.pongs:
+        if wire.was_heard or wire not in self._upkeep.pongs:
             wire.was_heard = False
             self._upkeep.pongs.start(wire)
         self._upkeep.pings.start(wire)

@@ -22,7 +22,7 @@ __all__ = ["HTTPDispatcher"]
 
 # Seconds that the rest of a body which no view reads is discarded for.
 _DISCARD_TIMEOUT: Final = 1.0
-_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+_BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 _log = logging.getLogger("microws")
 _NO_HOOKS = Hooks()
@@ -183,7 +183,4 @@ def _has_body(scope: Scope) -> bool:
     """Whether the client sends a body; over HTTP/2 it need not say so."""
     if scope["method"] not in SAFE_METHODS:
         return True
-    for name, _ in scope["headers"]:  # noqa: SIM110 - any() would make a generator
-        if name in _BODY_HEADERS:
-            return True
-    return False
+    return not _BODY_HEADERS.isdisjoint(dict(scope["headers"]))

@@ -32,6 +32,8 @@ _MAX_INBOX: Final = 64
 _MAX_INBOX_BYTES: Final = 1 << 20
 # What a client may send before the app has accepted. RFC 6455 §4.1 has it wait for the 101, so that few send any.
 _MAX_EARLY_BYTES: Final = 64 << 10
+# Of what a compressed connection sends, parsed at once: inflated that is 1 MiB at most.
+_MAX_DEFLATED_BYTES: Final = 1 << 10
 # From here on a payload is not copied behind its head.
 _BIG_BYTES: Final = 64 << 10
 # In a second. `nginx` and browsers send far fewer; what a flood of pings costs is the answers.
@@ -82,20 +84,20 @@ class Wire(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_change",
         "_closings",
         "_controls",
         "_controls_since",
         "_deflater",
-        "_early",
         "_inbox",
         "_inbox_bytes",
         "_late_pong",
         "_loop",
         "_parser",
         "_transport",
+        "_unread",
         "_upkeep",
         "_waiter",
-        "_writable",
         "close_code",
         "close_reason",
         "is_reading",
@@ -123,12 +125,14 @@ class Wire(asyncio.Protocol):
         self._upkeep = upkeep
         self._parser: FrameParser | None = None
         self._deflater: Deflater | None = None
-        self._early: bytearray | None = None
+        # What has come and is not parsed: before the accept, and of a compressed connection that is not read from.
+        self._unread: bytearray | None = None
         self._inbox: deque[str | bytes] | None = None
         self._inbox_bytes = 0
         self.is_reading = True
         self._waiter: asyncio.Future[None] | None = None
-        self._writable: asyncio.Event | None = None
+        # Of ``state`` or ``is_writable``, for those who wait for one.
+        self._change: asyncio.Event | None = None
         self._late_pong: bytes | None = None
         self._controls = 0
         self._controls_since = 0.0
@@ -164,6 +168,9 @@ class Wire(asyncio.Protocol):
         if self._parser is None:
             self._keep_early(data)
             return
+        if self._deflater is not None and len(data) > _MAX_DEFLATED_BYTES:
+            self._parse_piecemeal(data)
+            return
         inbox = self._inbox
         if inbox is None:
             inbox = self._inbox = deque()
@@ -173,10 +180,13 @@ class Wire(asyncio.Protocol):
             elif self.state is State.OPEN:
                 inbox.append(item)
         if inbox:
-            self._inbox_bytes += len(data)
+            if self._deflater is None:
+                self._inbox_bytes += len(data)
+            else:
+                self._inbox_bytes = sum(map(len, inbox))
             if self._waiter is not None:
                 self._wake()
-            if len(inbox) >= _MAX_INBOX or self._inbox_bytes >= _MAX_INBOX_BYTES:
+            if (len(inbox) >= _MAX_INBOX or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is State.OPEN:
                 self._pause_reading()
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
@@ -194,11 +204,24 @@ class Wire(asyncio.Protocol):
     def _keep_early(self, data: bytes) -> None:
         if self.state is not State.CONNECTING:
             return  # refused, or failed: nothing more is read
-        if self._early is None:
-            self._early = bytearray()
-        self._early += data
-        if len(self._early) >= _MAX_EARLY_BYTES:
+        if self._unread is None:
+            self._unread = bytearray()
+        self._unread += data
+        if len(self._unread) >= _MAX_EARLY_BYTES:
             self._pause_reading()
+
+    def _parse_piecemeal(self, data: bytes) -> None:
+        """One read of the system may bring hundreds of messages that are large when they are inflated."""
+        for start in range(0, len(data), _MAX_DEFLATED_BYTES):
+            if not self.is_reading:
+                self._unread = bytearray(data[start:])
+                return
+            self.data_received(data[start : start + _MAX_DEFLATED_BYTES])
+
+    def _parse_unread(self) -> None:
+        if self._unread:
+            unread, self._unread = self._unread, None
+            self.data_received(bytes(unread))
 
     def _pause_reading(self) -> None:
         if self.is_reading:
@@ -206,8 +229,10 @@ class Wire(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        self.is_reading = True
-        if not self._transport.is_closing():
+        # What the client has sent meanwhile may be its answer to a ping.
+        self.is_reading = self.was_heard = True
+        self._parse_unread()
+        if self.is_reading and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _wake(self) -> None:
@@ -231,14 +256,14 @@ class Wire(asyncio.Protocol):
         if len(payload) < _BIG_BYTES:
             self._transport.write(encode_frame(payload, opcode))
         else:
-            self._transport.writelines((encode_head(len(payload), opcode), payload))
+            # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
+            self._transport.write(encode_head(len(payload), opcode))
+            self._transport.write(payload)
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken most of what was sent, or has gone."""
         while not self.is_writable and self.state is not State.CLOSED:
-            if self._writable is None:
-                self._writable = asyncio.Event()
-            await self._writable.wait()
+            await self._wait_change()
 
     def pause_writing(self) -> None:
         """What was sent piles up."""
@@ -250,14 +275,19 @@ class Wire(asyncio.Protocol):
         if self._late_pong is not None and self.state is State.OPEN:
             self._transport.write(encode_frame(self._late_pong, PONG))
         self._late_pong = None
-        self._release_writers()
+        self._tell_change()
         if self.on_writable is not None:
             self.on_writable()
 
-    def _release_writers(self) -> None:
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
+    async def _wait_change(self) -> None:
+        if self._change is None:
+            self._change = asyncio.Event()
+        await self._change.wait()
+
+    def _tell_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
 
     def ping(self) -> None:
         """Ask the client for a sign of life."""
@@ -286,6 +316,11 @@ class Wire(asyncio.Protocol):
 
     # The handshake and the end
 
+    async def wait_answered(self) -> None:
+        """Wait until the handshake is answered, or the client has gone."""
+        while self.state is State.CONNECTING:
+            await self._wait_change()
+
     def accept(self, *, subprotocol: str | None, headers: Headers) -> None:
         """
         Answer with 101, and read on.
@@ -311,11 +346,11 @@ class Wire(asyncio.Protocol):
             )
         )
         upkeep.pings.start(self)
-        if not self.is_reading:
+        self._tell_change()
+        if self.is_reading:
+            self._parse_unread()
+        else:
             self._resume_reading()
-        early, self._early = self._early, None
-        if early:
-            self.data_received(bytes(early))
 
     def _offers(self) -> list[str]:
         return [value.decode("latin-1") for name, value in self.upgrade.headers if name == b"sec-websocket-extensions"]
@@ -328,7 +363,8 @@ class Wire(asyncio.Protocol):
             RuntimeError: It was answered already.
         """
         self.state = step(self.state, Action.REJECT)
-        self._early = None
+        self._unread = None
+        self._tell_change()
         self._transport.write(final_response(status, headers))
 
     def send_body(self, data: bytes) -> None:
@@ -340,6 +376,9 @@ class Wire(asyncio.Protocol):
         """The response is complete."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
         self._hang_up(self._upkeep.closings)
+        if not self._transport.can_write_eof():
+            # Over TLS nothing less tells the client that the body is complete.
+            self._transport.close()
 
     def close(self, code: int, reason: str) -> None:
         """Send a Close frame after all that was sent, and wait for the client's. Nothing happens after an end."""
@@ -372,7 +411,9 @@ class Wire(asyncio.Protocol):
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
 
     def eof_received(self) -> None:
-        """The client sends nothing more: without a Close frame that is an end."""
+        """The client sends nothing more: without a Close frame that is an end. The transport closes itself."""
+        self._end(CloseCode.ABNORMAL_CLOSURE, "")
+        self._upkeep.closings.start(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         """The transport has ended."""
@@ -415,13 +456,12 @@ class Wire(asyncio.Protocol):
     def _end(self, code: int, reason: str) -> None:
         if self.state is State.CLOSED:
             return
-        has_told = self.state is State.CLOSING
         self.state = State.CLOSED
+        self._upkeep.pings.stop(self)
+        self._tell_change()
+        # Otherwise this side has closed, and has told it then.
         if self.close_code is None:
             self.close_code, self.close_reason = code, reason
-        self._upkeep.pings.stop(self)
-        self._release_writers()
-        if not has_told:
             self._notify_end()
 
     def _notify_end(self) -> None:

@@ -1,0 +1,308 @@
+"""Engines in this event loop, and their clients, byte by byte."""
+
+import asyncio
+import gc
+import socket
+import ssl
+import struct
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import h11
+from byte_client import CLOSE, Frame, upgrade
+
+from microws.server.engines import Engines
+from microws.server.listening import tls_context
+from microws.server.upgrade import Upgrade
+
+__all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until"]
+
+# Of ``anyio_backend``: the engine is for these event loops.
+ASYNCIO_BACKENDS = {"asyncio": ("asyncio", {"use_uvloop": False}), "uvloop": ("asyncio", {"use_uvloop": True})}
+
+# Seconds for what ought to take a fraction of one.
+LIMIT = 10
+
+TLS = Path(__file__).parent / "tls"
+
+DEFAULTS = {
+    "max_message_size": 1 << 20,
+    "max_fragments": 1024,
+    "compression": False,
+    "ping_interval": 0,
+    "ping_timeout": 0,
+    "access_log": False,
+}
+
+
+async def echo(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] != "websocket.disconnect":
+        await send(event | {"type": "websocket.send"})
+
+
+class Holding:
+    """
+    An app that leaves its connection to the test: ``scope``, ``receive``, ``send``, and the server's side as ``wire``.
+    It ends when ``release`` is set.
+    """
+
+    def __init__(self):
+        self.called = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        self.scope, self.receive, self.send = scope, receive, send
+        self.wire = scope["extensions"]["microws"]["transport"]
+        self.called.set()
+        await self.release.wait()
+
+
+@asynccontextmanager
+async def opened(*, accept=True, connection=None, fields=(), behind=b"", **options):
+    """
+    One connection to an app that leaves it to the test: that app and the client.
+
+    Args:
+        accept: Answer the handshake.
+        connection: Of ``Serving.connect``.
+        fields, behind: Of ``Client.open``.
+        options: Of ``serving``.
+    """
+    app = Holding()
+    async with serving(app, **options) as served, await served.connect(**connection or {}) as client:
+        await client.send(upgrade("/", *fields), behind)
+        async with asyncio.timeout(LIMIT):
+            await app.called.wait()
+            assert (await app.receive())["type"] == "websocket.connect"
+            if accept:
+                await app.send({"type": "websocket.accept"})
+        if accept:
+            assert (await client.read_head())[0] == 101
+        yield app, client
+
+
+async def until(condition, *, step=0.001):
+    """Turn the event loop until ``condition()`` is true, of which nothing tells; look every ``step`` seconds."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(step)
+
+
+def live(kind):
+    """How many objects of this class there are."""
+    return sum(type(thing) is kind for thing in gc.get_objects())
+
+
+class Handshaking(asyncio.Protocol):
+    """Reads a request as a server does, and hands its transport to ``take``."""
+
+    def __init__(self, take):
+        self._take = take
+        self._parser = h11.Connection(h11.SERVER)
+
+    def connection_made(self, transport):
+        self._transport = transport
+
+    def data_received(self, data):
+        self._parser.receive_data(data)
+        if (request := self._parser.next_event()) is not h11.NEED_DATA:
+            upgrade = Upgrade(request.target, list(request.headers))
+            self._take(self._transport, upgrade, self._parser.trailing_data[0])
+
+
+class Client:
+    """
+    One end of a connection. It reads only when it is told to. Leaving its block closes it.
+
+    Attributes:
+        sock: For what the methods do not do.
+        server: The transport at the other end.
+    """
+
+    def __init__(self, sock, limit):
+        self.sock = sock
+        self.server = None
+        self._limit = limit
+        self._data = b""
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.sock.close()
+
+    def half_close(self):
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self):
+        """Leave with a RST in place of a FIN, where this is TCP."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    async def send(self, *data):
+        async with asyncio.timeout(self._limit):
+            await asyncio.get_running_loop().sock_sendall(self.sock, b"".join(data))
+
+    async def open(self, path="/", *fields, behind=b""):
+        """The handshake, which must be accepted, with ``behind`` in the same packet; the answer's headers."""
+        await self.send(upgrade(path, *fields), behind)
+        status, headers = await self.read_head()
+        assert status == 101
+        return headers
+
+    async def refused(self, path="/", *fields, **options):
+        """Status, headers and body of the answer to a handshake that is refused."""
+        await self.send(upgrade(path, *fields, **options))
+        status, headers = await self.read_head()
+        return status, headers, await self.read_rest()
+
+    async def read_head(self):
+        while b"\r\n\r\n" not in self._data:
+            self._data += await self._read()
+        head, _, self._data = self._data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        pairs = (line.partition(":") for line in lines)
+        return int(first.split(" ")[1]), {name.lower(): value.strip() for name, _, value in pairs}
+
+    async def read_frame(self):
+        first, second = await self._take(2)
+        assert second < 128, "a server masks no frame"
+        length = second
+        if length > 125:
+            length = int.from_bytes(await self._take(2 if length == 126 else 8))
+        return Frame(first & 15, await self._take(length), bool(first & 0x40))
+
+    async def read_payloads(self, count):
+        return [(await self.read_frame()).payload for _ in range(count)]
+
+    async def read_close(self):
+        """Code and reason of the Close frame; other frames before it are passed over."""
+        while (received := await self.read_frame()).opcode != CLOSE:
+            pass
+        code = int.from_bytes(received.payload[:2]) if received.payload else None
+        return code, received.payload[2:].decode()
+
+    async def read_rest(self):
+        """All bytes until the server has hung up, orderly or not."""
+        data, self._data = self._data, b""
+        while True:
+            try:
+                read = await self._receive()
+            except (ConnectionError, ssl.SSLError):
+                return data
+            if not read:
+                return data
+            data += read
+
+    async def _take(self, size):
+        while len(self._data) < size:
+            self._data += await self._read()
+        taken, self._data = self._data[:size], self._data[size:]
+        return taken
+
+    async def _read(self):
+        data = await self._receive()
+        assert data, f"the server has hung up, behind {self._data!r}"
+        return data
+
+    async def _receive(self):
+        async with asyncio.timeout(self._limit):
+            return await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
+
+
+class TlsClient(Client):
+    """The same over TLS. It reads ahead a little."""
+
+    def __init__(self, sock, limit, reader, writer):
+        super().__init__(sock, limit)
+        self._reader = reader
+        self._writer = writer
+
+    async def __aexit__(self, *_):
+        self._writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def send(self, *data):
+        async with asyncio.timeout(self._limit):
+            self._writer.write(b"".join(data))
+            await self._writer.drain()
+
+    async def _receive(self):
+        async with asyncio.timeout(self._limit):
+            return await self._reader.read(1 << 18)
+
+
+class Serving:
+    """Engines that serve an app, and connections to them."""
+
+    def __init__(self, engines, *, tls, limit):
+        self.engines = engines
+        self.state = {}
+        self._tls = tls
+        self._limit = limit
+
+    async def connect(self, *, tcp=False, buffers=None):
+        """
+        A connection without its handshake.
+
+        Args:
+            tcp: Over 127.0.0.1. Otherwise a pair of sockets, whose ends are in step.
+            buffers: Bytes that the kernel keeps of what is not read.
+        """
+        ours, theirs = _tcp_pair() if tcp else socket.socketpair()
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+            if buffers is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+        if self._tls:
+            return await self._connect_tls(ours, theirs)
+        client = Client(theirs, self._limit)
+        client.server, _ = await asyncio.get_running_loop().connect_accepted_socket(self._protocol, ours)
+        return client
+
+    async def _connect_tls(self, ours, theirs):
+        context = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+        trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
+        accepting = asyncio.get_running_loop().connect_accepted_socket(self._protocol, ours, ssl=context)
+        async with asyncio.timeout(self._limit), asyncio.TaskGroup() as tasks:
+            accepted = tasks.create_task(accepting)
+            opened = tasks.create_task(asyncio.open_connection(sock=theirs, ssl=trusting, server_hostname="localhost"))
+        client = TlsClient(theirs, self._limit, *opened.result())
+        client.server, _ = accepted.result()
+        return client
+
+    def _protocol(self):
+        return Handshaking(lambda transport, upgrade, early: self.engines.take(transport, upgrade, early, self.state))
+
+
+@asynccontextmanager
+async def serving(app, *, tls=False, limit=LIMIT, **options):
+    """
+    ``Engines`` that serve ``app``. At the end of the block every client is dropped and every app cancelled: nothing
+    may be left then, and nothing may have been raised into the event loop.
+    """
+    loop = asyncio.get_running_loop()
+    failures = []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
+    engines = Engines(app, **(DEFAULTS | options))
+    try:
+        yield Serving(engines, tls=tls, limit=limit)
+    finally:
+        engines.disconnect()
+        engines.cancel()
+        async with asyncio.timeout(limit):
+            await engines.wait_closed()
+        await asyncio.sleep(0)
+        loop.set_exception_handler(None)
+    assert engines.open == 0
+    assert failures == []
+
+
+def _tcp_pair():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    return ours, theirs

@@ -1,0 +1,572 @@
+"""One WebSocket on a transport: what a client sends and takes, and every way in which it ends."""
+
+import asyncio
+import time
+import zlib
+
+import pytest
+from byte_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
+from engine_here import ASYNCIO_BACKENDS, LIMIT, opened, serving, until
+from virtual_clock import on_virtual_clock
+
+from microws.state import State
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1 << 20
+
+
+@pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+def anyio_backend(request):
+    return request.param
+
+
+async def within(awaitable, seconds=LIMIT):
+    return await asyncio.wait_for(awaitable, seconds)
+
+
+async def take(wire, count):
+    return [await within(wire.next_message()) for _ in range(count)]
+
+
+# Messages in
+
+
+async def test_messages_come_in_the_order_in_which_they_were_sent_and_as_what_they_are():
+    async with opened() as (app, client):
+        await client.send(frame("one"), frame(b"two", BINARY), frame(""), frame("th", final=False))
+        await client.send(frame("r\u00ebe", CONTINUATION), frame(b"", BINARY))
+        assert await take(app.wire, 5) == ["one", b"two", "", "thr\u00ebe", b""]
+
+
+async def test_a_message_may_come_byte_by_byte():
+    async with opened() as (app, client):
+        for byte in frame("h\u00e9llo"):
+            await client.send(bytes([byte]))
+        assert await take(app.wire, 1) == ["h\u00e9llo"]
+
+
+async def test_what_comes_behind_the_request_and_before_the_accept_is_kept():
+    async with opened(accept=False, behind=frame("one")) as (app, client):
+        await client.send(frame("two"))
+        await until(lambda: len(app.wire._unread) == 2 * len(frame("one")))
+        await app.send({"type": "websocket.accept"})
+        await client.send(frame("three"))
+        assert await take(app.wire, 3) == ["one", "two", "three"]
+
+
+async def test_what_comes_before_the_accept_is_bounded_and_all_there_in_the_end():
+    messages = [f"{number:01000}" for number in range(2000)]
+    async with opened(accept=False) as (app, client):
+        sending = asyncio.ensure_future(client.send(*map(frame, messages)))
+        await until(lambda: not client.server.is_reading())
+        assert 64 << 10 <= len(app.wire._unread) < (64 << 10) + (256 << 10)
+        await app.send({"type": "websocket.accept"})
+        assert await take(app.wire, len(messages)) == messages
+        await within(sending)
+
+
+async def test_a_broken_frame_before_the_accept_fails_the_connection_behind_the_101():
+    async with opened(accept=False, behind=b"\x01\x00") as (app, client):
+        await app.send({"type": "websocket.accept"})
+        assert (await client.read_head())[0] == 101
+        assert (await client.read_close())[0] == 1002
+
+
+@pytest.mark.parametrize("size", [1, 2000, 40_000])
+async def test_reading_pauses_while_the_app_does_not_receive_and_then_goes_on(size):
+    """At 64 messages or 1 MiB; one read of the event loop, of 256 KiB at most, may go beyond."""
+    messages = [f"{number:0{size}}" for number in range(max(300, 4 * MIB // size) if size > 1 else 60_000)]
+    async with opened() as (app, client):
+        sending = asyncio.ensure_future(client.send(*map(frame, messages)))
+        await until(lambda: not app.wire.is_reading)
+        assert not client.server.is_reading()
+        waiting = len(app.wire._inbox)
+        assert waiting * (size + 6) <= MIB + (256 << 10)
+        assert waiting >= 64 or waiting * size >= MIB - 2 * size
+        for message in messages:
+            assert await app.wire.next_message() == message
+        await within(sending)
+        assert app.wire.is_reading
+
+
+async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_inflated():
+    """One read brings some hundred of them, each of nearly 1 MiB."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = stream.compress(b"x" * (MIB - 1)) + stream.flush(zlib.Z_SYNC_FLUSH)
+    message = frame(data[:-4], BINARY, compressed=True)
+    async with opened(compression=True, fields=["sec-websocket-extensions: permessage-deflate"]) as (app, client):
+        sending = asyncio.ensure_future(client.send(message * 80))
+        await until(lambda: not app.wire.is_reading)
+        assert sum(map(len, app.wire._inbox)) <= 3 * MIB
+        for _ in range(80):
+            assert len(await within(app.wire.next_message())) == MIB - 1
+            assert sum(map(len, app.wire._inbox)) <= 3 * MIB
+        await within(sending)
+
+
+async def test_a_receive_that_is_cancelled_loses_nothing():
+    async with opened() as (app, client):
+        for round_ in range(20):
+            receiving = asyncio.ensure_future(app.wire.next_message())
+            await asyncio.sleep(0)
+            if round_ % 2:
+                # The message is there, and the task has not run yet.
+                app.wire.data_received(frame(f"{round_}"))
+            else:
+                await client.send(frame(f"{round_}"))
+            receiving.cancel()
+            await asyncio.wait([receiving])
+            if receiving.cancelled():
+                assert await take(app.wire, 1) == [f"{round_}"]
+            else:
+                assert receiving.result() == f"{round_}"
+
+
+async def test_several_tasks_may_receive_and_each_message_goes_to_one():
+    async with opened() as (app, client):
+        tasks = [asyncio.ensure_future(app.wire.next_message()) for _ in range(5)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await client.send(*[frame(f"{number}") for number in range(4)])
+        assert sorted(await within(asyncio.gather(*tasks[1:]))) == ["0", "1", "2", "3"]
+        waiting = [asyncio.ensure_future(app.wire.next_message()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await client.send(close_frame(1000))
+        assert await within(asyncio.gather(*waiting)) == [None] * 3
+
+
+async def test_messages_from_before_the_end_are_received_behind_it():
+    async with opened() as (app, client):
+        await client.send(frame("one"), frame("two"), close_frame(4000, "bye"))
+        assert await client.read_close() == (4000, "bye")
+        assert await take(app.wire, 4) == ["one", "two", None, None]
+        assert (app.wire.close_code, app.wire.close_reason) == (4000, "bye")
+
+
+# Messages out
+
+
+async def test_messages_go_out_as_what_they_are_whatever_their_length():
+    payloads = ["", "h\u00e9llo", b"", b"x" * 125, "y" * 126, b"z" * 65535, "u" * 65536, b"v" * (3 * MIB)]
+    async with opened() as (app, client):
+        reading = asyncio.ensure_future(client.read_frame())
+        for payload in payloads:
+            app.wire.send_message(payload)
+            expected = (TEXT, payload.encode(), False) if isinstance(payload, str) else (BINARY, payload, False)
+            assert await within(reading) == expected
+            reading = asyncio.ensure_future(client.read_frame())
+        reading.cancel()
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+async def test_what_the_client_does_not_read_is_held_back_until_it_does(size):
+    async with opened(connection={"buffers": 4096}) as (app, client):
+        wire, told = app.wire, []
+        wire.on_writable = lambda: told.append(wire.is_writable)
+        sent = 0
+        while wire.is_writable:
+            wire.send_message(b"x" * size)
+            sent += 1
+        assert client.server.get_write_buffer_size() < 256 << 10
+        waiting = [asyncio.ensure_future(wire.wait_writable()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        assert await client.read_payloads(sent) == [b"x" * size] * sent
+        await within(asyncio.gather(*waiting))
+        assert told == [True]
+
+
+async def test_a_wait_for_the_client_to_read_ends_with_the_connection():
+    async with opened(connection={"buffers": 4096}) as (app, client):
+        while app.wire.is_writable:
+            app.wire.send_message(b"x" * 1000)
+        waiting = asyncio.ensure_future(app.wire.wait_writable())
+        await asyncio.sleep(0)
+        client.sock.close()
+        await within(waiting)
+        assert app.wire.state is State.CLOSED
+
+
+async def test_compression_is_agreed_to_only_where_it_is_asked_for_and_published_frames_go_without():
+    fields = ["sec-websocket-extensions: permessage-deflate; client_max_window_bits"]
+    text = "compress me " * 200
+    async with opened(compression=True, fields=fields) as (app, client):
+        app.wire.send_message(text)
+        app.wire.send_frame(text.encode(), TEXT)
+        app.wire.send_message("short")
+        received = await client.read_frame()
+        assert received.is_compressed
+        assert len(received.payload) < 200
+        assert zlib.decompressobj(-15).decompress(received.payload + b"\0\0\xff\xff") == text.encode()
+        assert await client.read_frame() == (TEXT, text.encode(), False)
+        assert await client.read_frame() == (TEXT, b"short", False)
+        stream = zlib.compressobj(wbits=-15)
+        deflated = stream.compress(text.encode()) + stream.flush(zlib.Z_SYNC_FLUSH)
+        await client.send(frame(deflated[:-4], compressed=True), frame("plain"))
+        assert await take(app.wire, 2) == [text, "plain"]
+    for options in ({"compression": True}, {"fields": fields}):
+        async with opened(**options) as (app, client):
+            app.wire.send_message(text)
+            assert await client.read_frame() == (TEXT, text.encode(), False)
+            await client.send(frame(b"\xab", compressed=True))
+            assert (await client.read_close())[0] == 1002
+
+
+async def test_a_bomb_is_1009_and_is_never_there_in_full():
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = b"".join(stream.compress(bytes(MIB)) for _ in range(30)) + stream.flush(zlib.Z_SYNC_FLUSH)
+    async with opened(compression=True, fields=["sec-websocket-extensions: permessage-deflate"]) as (app, client):
+        await client.send(frame(data[:-4], BINARY, compressed=True))
+        assert (await client.read_close())[0] == 1009
+        assert await take(app.wire, 1) == [None]
+
+
+# Control frames
+
+
+async def test_a_ping_is_answered_with_its_payload():
+    async with opened() as (app, client):
+        await client.send(frame("a", PING), frame("message"), frame("", PING), frame("unasked", PONG))
+        assert await client.read_frame() == (PONG, b"a", False)
+        assert await client.read_frame() == (PONG, b"", False)
+        assert await take(app.wire, 1) == ["message"]
+        assert app.wire.state is State.OPEN
+
+
+async def test_pings_of_a_client_that_does_not_read_get_one_answer_to_the_latest():
+    async with opened(connection={"buffers": 4096}) as (app, client):
+        sent = 0
+        while app.wire.is_writable:
+            app.wire.send_message(b"x" * 1000)
+            sent += 1
+        before = client.server.get_write_buffer_size()
+        await client.send(*[frame(f"{number}", PING) for number in range(50)], frame("done"))
+        assert await take(app.wire, 1) == ["done"]
+        assert client.server.get_write_buffer_size() == before
+        await client.read_payloads(sent)
+        assert await client.read_frame() == (PONG, b"49", False)
+        await client.send(frame("again", PING))
+        assert await client.read_frame() == (PONG, b"again", False)
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_over_100_control_frames_in_a_second_are_1008(opcode):
+    async with opened() as (app, client):
+        await client.send(frame("", opcode) * 100, frame("fine"))
+        assert await take(app.wire, 1) == ["fine"]
+        await client.send(frame("", opcode) * 200, frame("lost"), close_frame(1000))
+        assert await client.read_close() == (1008, "over 100 control frames a second")
+        assert await take(app.wire, 1) == [None]
+        assert app.wire.close_code == 1008
+
+
+@on_virtual_clock
+async def test_100_control_frames_each_second_are_fine():
+    async with opened(limit=1000) as (app, client):
+        for _ in range(5):
+            await client.send(frame("", PING) * 100, frame("fine"))
+            assert await take(app.wire, 1) == ["fine"]
+            await asyncio.sleep(1)
+        assert app.wire.state is State.OPEN
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("sent", "told", "answered"),
+    [
+        (close_frame(1000), (1000, ""), (1000, "")),
+        (close_frame(4999, "gr\u00fc\u00df dich"), (4999, "gr\u00fc\u00df dich"), (4999, "gr\u00fc\u00df dich")),
+        (frame("", CLOSE), (1005, ""), (None, "")),
+    ],
+)
+async def test_a_client_that_closes_gets_its_code_back_and_the_app_gets_code_and_reason(sent, told, answered):
+    async with opened() as (app, client):
+        ends = []
+        app.wire.on_end = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
+        await client.send(sent, frame("lost"), close_frame(1001), b"\xff\xff")
+        assert await client.read_close() == answered
+        assert await client.read_rest() == b""
+        assert await take(app.wire, 1) == [None]
+        assert app.wire.state is State.CLOSED
+    assert ends == [told]
+
+
+async def test_the_app_closes_and_the_client_answers():
+    async with opened() as (app, client):
+        ends = []
+        app.wire.on_end = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
+        app.wire.send_message("last")
+        app.wire.close(4001, "enough")
+        assert app.wire.state is State.CLOSING
+        app.wire.close(1000, "twice")
+        await client.send(frame("lost"), frame("", PING))
+        assert await client.read_payloads(1) == [b"last"]
+        assert await client.read_close() == (4001, "enough")
+        await client.send(close_frame(4001, "its own"))
+        assert await client.read_rest() == b""
+        assert await take(app.wire, 1) == [None]
+    assert ends == [(4001, "enough")]
+
+
+async def test_both_close_at_the_same_time():
+    async with opened() as (app, client):
+        await client.send(close_frame(4002, "mine"))
+        app.wire.close(4001, "no, mine")
+        assert await client.read_close() == (4001, "no, mine")
+        assert await client.read_rest() == b""
+
+
+@on_virtual_clock
+async def test_a_client_that_does_not_answer_a_close_is_dropped_after_5_seconds():
+    async with opened(limit=1000) as (app, client):
+        began = asyncio.get_running_loop().time()
+        app.wire.close(1000, "")
+        await client.send(frame("going on"))
+        assert await client.read_close() == (1000, "")
+        await client.read_rest()
+        assert asyncio.get_running_loop().time() - began == 5
+        assert app.wire.close_code == 1000
+
+
+@on_virtual_clock
+async def test_a_client_that_closes_and_does_not_read_is_dropped_after_5_seconds():
+    async with opened(limit=1000, connection={"buffers": 4096}) as (app, client):
+        while app.wire.is_writable:
+            app.wire.send_message(b"x" * 1000)
+        began = asyncio.get_running_loop().time()
+        await client.send(close_frame(1000))
+        assert await take(app.wire, 1) == [None]
+        await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
+        assert asyncio.get_running_loop().time() - began == 5
+
+
+async def test_a_close_is_answered_although_many_messages_wait_for_an_app_that_takes_none():
+    async with opened() as (app, client):
+        await client.send(frame("waiting") * 100)
+        await until(lambda: not app.wire.is_reading)
+        app.wire.close(1012, "service restart")
+        await client.send(frame("more") * 100)
+        assert await client.read_close() == (1012, "service restart")
+        began = time.monotonic()
+        await client.send(close_frame(1012))
+        await client.read_rest()
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_a_connection_that_is_gone_without_a_close_is_1006(tcp):
+    async with opened(connection={"tcp": tcp}) as (app, client):
+        ends = []
+        app.wire.on_end = lambda: ends.append(app.wire.close_code)
+        client.reset()
+        assert await take(app.wire, 1) == [None]
+        app.wire.close(1000, "")
+        assert (app.wire.state, app.wire.close_code) == (State.CLOSED, 1006)
+    assert ends == [1006]
+
+
+async def test_a_client_that_sends_nothing_more_has_left():
+    async with opened() as (app, client):
+        await client.send(frame("last"), frame("half")[:5])
+        client.half_close()
+        assert await take(app.wire, 2) == ["last", None]
+        assert app.wire.close_code == 1006
+        assert await client.read_rest() == b""
+
+
+@on_virtual_clock
+async def test_a_client_that_sends_nothing_more_and_takes_nothing_has_left_at_once_and_is_dropped_after_5_seconds():
+    async with opened(limit=1000, connection={"buffers": 4096}) as (app, client):
+        while app.wire.is_writable:
+            app.wire.send_message(b"x" * 1000)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        client.half_close()
+        assert await take(app.wire, 1) == [None]
+        assert loop.time() == began
+        await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
+        assert loop.time() - began == 5
+
+
+@pytest.mark.parametrize("accept", [False, True])
+async def test_an_abort_is_an_end_at_once(accept):
+    async with opened(accept=accept) as (app, client):
+        app.wire.abort()
+        assert (app.wire.state, app.wire.close_code) == (State.CLOSED, 1006)
+        assert await client.read_rest() == b""
+
+
+async def test_a_server_that_ends_closes_or_has_it_done():
+    async with opened() as (app, client):
+        app.wire.shut_down(1012, "service restart")
+        assert await client.read_close() == (1012, "service restart")
+    async with opened() as (app, client):
+
+        def shut_down(code, reason):
+            app.wire.send_message("one more")
+            app.wire.close(code, reason)
+
+        app.wire.on_shutdown = shut_down
+        app.wire.shut_down(1012, "service restart")
+        assert await client.read_payloads(1) == [b"one more"]
+        assert await client.read_close() == (1012, "service restart")
+
+
+# What a client must not do
+
+VIOLATIONS = {
+    1002: b"\x81\x05hello",
+    1007: frame(b"\xff"),
+    1008: frame("", final=False) + frame("", CONTINUATION, final=False) * 1024,
+    1009: frame(MIB + 1, BINARY),
+}
+
+
+@pytest.mark.parametrize(("code", "tls"), [*((code, False) for code in VIOLATIONS), (1009, True)])
+async def test_whoever_breaks_a_rule_gets_the_right_code(code, tls):
+    async with opened(tls=tls) as (app, client):
+        ends = []
+        app.wire.on_end = lambda: ends.append(app.wire.close_code)
+        began = time.monotonic()
+        await client.send(frame("before"), VIOLATIONS[code], frame("behind"))
+        received, reason = await client.read_close()
+        assert received == code
+        assert await take(app.wire, 2) == ["before", None]
+        assert (app.wire.close_code, app.wire.close_reason) == (code, reason)
+        await client.read_rest()
+        assert time.monotonic() - began < 1
+    assert ends == [code]
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_whoever_breaks_a_rule_and_goes_on_sending_gets_its_close_and_is_gone_within_a_second(tcp):
+    async with opened(connection={"tcp": tcp}) as (app, client):
+        began = time.monotonic()
+        await client.send(frame(MIB + 1, BINARY), bytes(10 * MIB))
+        assert (await client.read_close())[0] == 1009
+        assert app.wire._unread is None
+        assert not app.wire._inbox
+        with pytest.raises(ConnectionError):
+            await _send_for_ever(client)
+        assert time.monotonic() - began < 1.5
+
+
+async def _send_for_ever(client):
+    while True:
+        await client.send(bytes(MIB))
+
+
+@on_virtual_clock
+async def test_whoever_breaks_a_rule_and_does_not_hang_up_is_dropped_after_half_a_second():
+    async with opened(limit=1000) as (_, client):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await client.send(b"\xff\xff")
+        await client.read_rest()
+        assert loop.time() == began
+        await until(client.server.is_closing, step=0.0625)
+        assert loop.time() - began == 0.5
+
+
+async def test_a_rule_may_be_broken_while_the_close_is_under_way():
+    async with opened() as (app, client):
+        app.wire.close(1000, "")
+        await client.send(b"\xff\xff", frame("behind"))
+        assert await client.read_close() == (1000, "")
+        assert await client.read_rest() == b""
+        assert app.wire.close_code == 1000
+
+
+# Pings of the server, on a virtual clock
+
+
+@on_virtual_clock
+async def test_a_ping_goes_out_every_interval_and_an_answer_keeps_the_connection():
+    async with opened(limit=1000, ping_interval=20, ping_timeout=20) as (app, client):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for number in range(1, 6):
+            assert await client.read_frame() == (PING, b"", False)
+            assert loop.time() - began == 20 * number
+            await client.send(frame("", PONG))
+        assert app.wire.state is State.OPEN
+
+
+@on_virtual_clock
+async def test_anything_that_comes_is_a_sign_of_life():
+    async with opened(limit=1000, ping_interval=20, ping_timeout=20) as (app, client):
+        for _ in range(5):
+            assert (await client.read_frame()).opcode == PING
+            await asyncio.sleep(19)
+            await client.send(frame("x")[:1] if app.wire.was_heard else b"\x81")
+            await client.send(frame("x")[1:])
+        assert len(await take(app.wire, 5)) == 5
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [(20, 20), (20, 5), (10, 30), (10, 25)])
+@pytest.mark.parametrize("answers", [0, 1, 2])
+@on_virtual_clock
+async def test_a_client_that_vanishes_is_closed_one_interval_and_one_timeout_after_its_last_sign(
+    interval, timeout, answers
+):
+    async with opened(limit=1000, ping_interval=interval, ping_timeout=timeout) as (app, client):
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        for _ in range(answers):
+            assert (await client.read_frame()).opcode == PING
+            await client.send(frame("", PONG))
+            last = loop.time()
+        assert await within(app.wire.next_message(), 1000) is None
+        assert loop.time() - last == interval + timeout
+        assert (app.wire.close_code, app.wire.close_reason) == (1011, "ping timeout")
+        assert await client.read_close() == (1011, "ping timeout")
+
+
+@on_virtual_clock
+async def test_each_of_many_connections_has_pings_of_its_own():
+    async with serving(_forever, limit=1000, ping_interval=20, ping_timeout=20) as served:
+        clients, loop = [], asyncio.get_running_loop()
+        for _ in range(5):
+            client = await served.connect()
+            await client.open()
+            clients.append((client, loop.time()))
+            await asyncio.sleep(3)
+        for number in (1, 2):
+            for client, began in clients:
+                assert (await client.read_frame()).opcode == PING
+                assert loop.time() - began == 20 * number
+                await client.send(frame("", PONG))
+        for client, _ in clients:
+            client.sock.close()
+
+
+async def _forever(scope, receive, send):
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+@on_virtual_clock
+async def test_a_ping_timeout_of_0_waits_for_ever():
+    async with opened(limit=1000, ping_interval=20) as (app, client):
+        for _ in range(10):
+            assert (await client.read_frame()).opcode == PING
+        assert app.wire.state is State.OPEN
+
+
+@on_virtual_clock
+async def test_a_client_that_is_not_read_from_is_not_closed_and_has_its_time_when_it_is_again():
+    async with opened(limit=1000, ping_interval=20, ping_timeout=20) as (app, client):
+        await client.send(frame("x") * 64, frame("", PONG))
+        await until(lambda: not app.wire.is_reading)
+        await asyncio.sleep(500)
+        assert app.wire.state is State.OPEN
+        await client.send(frame("", PONG))
+        # At the very time at which an answer is due.
+        await asyncio.sleep(20 - asyncio.get_running_loop().time() % 20)
+        await take(app.wire, 64)
+        await asyncio.sleep(15)
+        assert app.wire.state is State.OPEN

@@ -109,15 +109,14 @@ class Inflater:
         Source: RFC 7692 §7.2.2.
         """
         if is_last:
+            # No byte of the last block is read before all that precedes it has come out.
             payload += TAIL + LAST_BLOCK
-        is_full = False
-        while payload or is_full:
+        while payload:
             stream = self._stream
             if stream is None or stream.eof:
                 stream = self._begin_stream()
             piece = stream.decompress(payload, MAX_PIECE)
             payload = stream.unused_data or stream.unconsumed_tail
-            is_full = len(piece) == MAX_PIECE and not stream.eof
             yield piece
         if is_last:
             if self._stream is None or not self._stream.eof:

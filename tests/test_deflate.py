@@ -192,7 +192,7 @@ def test_what_is_deflated_is_inflated_in_whatever_pieces(data, bits, level, draw
 @given(st.lists(st.binary(max_size=100), max_size=5))
 def test_messages_are_inflated_each_by_itself(messages):
     inflater = Inflater()
-    for message in messages:
+    for message in messages * 10:
         assert inflate_with(inflater, deflated(message)) == message
 
 
@@ -218,7 +218,9 @@ def test_a_message_may_not_do_so_again_and_again():
         inflate(b"\x03\x00" * 100_000)
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 17, 1 << 20])
+@pytest.mark.parametrize(
+    "size", [0, 1, (1 << 16) - 258, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, (1 << 16) + 258, 1 << 17, 1 << 20]
+)
 def test_a_message_is_inflated_in_small_pieces(size):
     pieces = list(Inflater().inflate(deflated(b"\0" * size), is_last=True))
     assert b"".join(pieces) == b"\0" * size
@@ -262,6 +264,7 @@ def test_a_message_of_just_the_limit_is_taken_that_compression_has_made_longer()
     longer = deflated(noise, level=0)
     assert len(longer) > 1000
     assert parser(1000).feed(frame(longer)) == [noise]
+    assert parser(1000).feed(frame(longer[:900], first=0x42) + frame(longer[900:], first=0x80)) == [noise]
 
 
 def test_control_frames_between_compressed_fragments_are_fine():

@@ -415,6 +415,20 @@ def test_a_message_refused_by_its_size_is_not_kept():
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("last", [frame(CLOSE), frame(3)], ids=["close", "violation"])
+def test_a_message_that_will_not_end_is_not_kept(last):
+    parser = FrameParser(max_message_size=1 << 20)
+    begun = part(BINARY, b"x" * (1 << 16))
+    tracemalloc.start()
+    try:
+        assert parser.feed(begun) == []
+        assert tracemalloc.get_traced_memory()[0] > 1 << 16
+        assert len(parser.feed(last)) == 1
+        assert tracemalloc.get_traced_memory()[0] < 20_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_parser_that_waits_costs_little():
     tracemalloc.start()
     try:

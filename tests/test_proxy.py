@@ -312,6 +312,7 @@ def test_paths_have_the_prefix_too_as_asgi_has_it():
         (f"for={CLIENT};proto=https;host=a.example, for=127.0.0.1;proto=http;host=b", CLIENT, "https", "a.example"),
         (f"for={CLIENT}, for=127.0.0.1;proto=https;host=b.example", CLIENT, "https", "b.example"),
         (f"for={FORGED};proto=https;host=evil.example, for={CLIENT}", CLIENT, None, None),
+        ("for=127.0.0.1;proto=https, for=127.0.0.1", "127.0.0.1", "https", None),
         # An address may be hidden: what its proxy says besides is true all the same.
         ("for=_hidden;proto=https;host=outer.example", None, "https", "outer.example"),
         ("for=unknown;proto=https, for=127.0.0.1", "127.0.0.1", "https", None),

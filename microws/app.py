@@ -503,6 +503,11 @@ class App:
         """The topics and subscribers of this process; ``hub.statistics()`` counts them."""
         return self._root._hub
 
+    @property
+    def spans_processes(self) -> bool:
+        """Whether what is published in one process reaches the subscribers in others: by ``"memory"`` it does not."""
+        return self._root._hub.spans_processes
+
     def topic(
         self,
         pattern: str,

@@ -152,6 +152,9 @@ class Hub:
         ValueError: ``url`` names no backplane at all.
     """
 
+    # Whether what is published in one process reaches the subscribers in others.
+    spans_processes = False
+
     def __init__(self, codecs: Codecs, url: str = "memory") -> None:
         _check_url(url)
         self._codecs = codecs

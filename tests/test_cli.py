@@ -269,11 +269,14 @@ def test_flag_beats_environment_beats_pyproject(start, directory):
     assert not any("GET" in line for line in program.seen)
 
 
-def test_web_concurrency_is_not_ignored_silently(start):
-    program = start("run", "chat:app", env={"PORT": "0", "WEB_CONCURRENCY": "4"})
-    assert program.line_with("warning") == "warning: WEB_CONCURRENCY is 4, but this version of microws runs one worker"
-    program.serving()
+def test_the_platform_may_ask_for_several_workers(start):
+    program = start("run", "chat:app", env={"PORT": "0", "WEB_CONCURRENCY": "2"})
+    line = program.line_with(" serving ")
+    assert line.endswith(" with 2 workers (Ctrl-C stops)")
+    port = line.partition(" on ")[2].split()[0].rpartition(":")[2]
+    assert httpx.get(f"http://127.0.0.1:{port}/", timeout=LIMIT).text == "ok"
     assert program.stop() == 0
+    assert program.rest("stdout") == ["stopped"] * 2
 
 
 def test_several_addresses_are_served(start, directory):

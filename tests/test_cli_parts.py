@@ -61,7 +61,7 @@ def test_without_a_word_the_defaults_hold(directory):
     assert (invocation.settings.drain_timeout, invocation.settings.ping_interval) == (10, 20)
     assert (invocation.settings.log_level, invocation.settings.log_format) == ("info", "text")
     assert invocation.settings.access_log
-    assert invocation.warnings == ()
+    assert invocation.settings.workers == 1
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,10 @@ def test_an_env_file_fills_the_environment_up(directory):
         (["--keyfile", "k"], {}, "", "keyfile without certfile"),
         (["--app-dir", "none"], {}, "", "--app-dir: no directory 'none'"),
         (["--env-file", "none"], {}, "", "--env-file: none: No such file or directory"),
-        (["--workers", "2"], {}, "", "--workers: this version of microws runs one worker, not 2"),
-        (["--workers", "0"], {}, "", "--workers: expected a number of workers, 1 or more, came '0'"),
-        ([], {"MICROWS_WORKERS": "2"}, "", "MICROWS_WORKERS: this version of microws runs one worker, not 2"),
-        (
-            [],
-            {},
-            "workers = 2",
-            "[tool.microws] workers: this version of microws runs one worker, not 2",
-        ),
+        (["--workers", "0"], {}, "", "--workers: expected a number of workers, 1 to 1024, came '0'"),
+        ([], {"MICROWS_WORKERS": "1e3"}, "", "MICROWS_WORKERS: expected a number of workers, 1 to 1024, came '1e3'"),
+        ([], {}, "workers = true", "[tool.microws] workers: expected a number of workers, 1 to 1024, came True"),
         ([], {"WEB_CONCURRENCY": "x"}, "", "WEB_CONCURRENCY: expected a number of workers"),
-        (["--ping-timeout", "1"], {}, "", "--ping-timeout: this version of microws does not have it"),
         (
             ["--forwarded-allow-ips", "proxy"],
             {},
@@ -175,7 +168,6 @@ def test_an_env_file_fills_the_environment_up(directory):
             "",
             "MICROWS_HTTP2_WEBSOCKETS: this version of microws",
         ),
-        ([], {}, "ping_timeout = 1", "[tool.microws] ping_timeout: this version of microws does not have it"),
         (["--loop"], {}, "", "argument --loop: expected one argument; see microws run --help"),
     ],
 )
@@ -188,11 +180,15 @@ def test_what_cannot_be_is_one_line_that_names_the_place(directory, arguments, e
     assert "\n" not in str(error.value)
 
 
-def test_one_worker_may_be_asked_for_and_more_by_a_platform_are_warned_of(directory):
-    assert given_by(directory, "--workers", "1", environ={"WEB_CONCURRENCY": "4"}).warnings == ()
-    assert given_by(directory, "--no-http2-websockets").warnings == ()
-    [warning] = given_by(directory, environ={"WEB_CONCURRENCY": "4"}).warnings
-    assert warning == "WEB_CONCURRENCY is 4, but this version of microws runs one worker"
+def test_the_number_of_workers_may_come_from_the_platform(directory):
+    assert given_by(directory).settings.workers == 1
+    assert given_by(directory, environ={"WEB_CONCURRENCY": "4"}).settings.workers == 4
+    assert given_by(directory, environ={"WEB_CONCURRENCY": "4", "MICROWS_WORKERS": "3"}).settings.workers == 3
+    assert given_by(directory, "--workers", "2", environ={"MICROWS_WORKERS": "3"}).settings.workers == 2
+
+
+def test_what_is_missing_may_be_declined(directory):
+    assert given_by(directory, "--no-http2-websockets").app is None
 
 
 def test_a_pyproject_that_is_no_toml_is_named(directory):
@@ -471,11 +467,12 @@ def test_help_is_short_and_names_every_flag(capsys):
         assert ended.value.code == 0
     text = capsys.readouterr().out
     loading = "--env-file --factory --app-dir"
-    serving = "--bind --host --port --loop --certfile --keyfile --root-path --ping-interval --max-message-size"
+    serving = (
+        "--bind --host --port --workers --loop --certfile --keyfile --root-path --ping-interval --max-message-size"
+    )
     ending = "--drain-timeout --log-level --log-format --no-access-log"
     for flag in f"{loading} {serving} {ending}".split():
         assert flag in text
-    assert "--workers" not in text
     assert len(text.splitlines()) < 60
 
 
@@ -516,14 +513,13 @@ def test_a_loop_that_is_not_installed_is_a_usage_error(directory, capsys, monkey
     assert capsys.readouterr().err == "error: the loop trio is not installed: pip install 'microws[trio]'\n"
 
 
-def test_an_app_is_served_until_a_signal(directory, capsys, monkeypatch):
-    monkeypatch.setenv("WEB_CONCURRENCY", "2")
+def test_an_app_is_served_until_a_signal(directory, capsys):
     write(
         directory,
         chat=f"import os, signal\n{APP}@app.on_startup\nasync def stop(): os.kill(os.getpid(), {signal.SIGINT:d})\n",
     )
     assert main(["run", "chat", "--port", "0"]) == 0
-    assert "warning: WEB_CONCURRENCY is 2" in capsys.readouterr().err
+    assert "serving chat:app on http://127.0.0.1:" in capsys.readouterr().err
 
 
 def test_an_address_in_use_is_exit_code_1(directory, capsys):

@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import h11
@@ -17,17 +17,14 @@ from hypercorn.config import Config
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 
+from microws.server.accepting import start_accepting
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, LinkedReads, log_failure
+from microws.server.hypercorn_setup import EndingPings, LinkedReads, Termination, log_failure
 from microws.server.link import Link
-from microws.server.listening import BACKLOG
 from microws.server.upgrade import Upgrade, asks_for_websocket
 
 __all__ = ["AsyncioServer"]
-
-# Seconds that a client has to answer the end of TLS; browsers do not.
-_TLS_SHUTDOWN_TIMEOUT: Final = 1.0
 
 
 class AsyncioServer:
@@ -75,13 +72,8 @@ class AsyncioServer:
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
-        loop = asyncio.get_running_loop()
-        timeouts: Any = {}
-        if self._tls is not None:
-            timeouts = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
         for sock in sockets:
-            start: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await start(self._streams, sock=sock, backlog=BACKLOG, ssl=self._tls, **timeouts))
+            self._servers.append(await start_accepting(sock, self._streams, tls=self._tls))
         task_status.started()
         await self._terminated.wait()
 
@@ -195,7 +187,7 @@ class _Context(EndingPings, WorkerContext):
     def __init__(self, terminated: Any, link: Link) -> None:
         WorkerContext.__init__(self, None)
         EndingPings.__init__(self, link)
-        self.terminated = terminated
+        self.terminated: Any = Termination(terminated)
 
 
 class _Upgraded(Exception):

@@ -18,7 +18,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from microws.server.connections import CLOSE_TIMEOUT, Connections
-from microws.server.hypercorn_setup import EndingPings, LinkedReads, log_failure
+from microws.server.hypercorn_setup import EndingPings, LinkedReads, Termination, log_failure
 from microws.server.link import Link
 
 __all__ = ["TrioServer"]
@@ -121,7 +121,7 @@ class _Context(EndingPings, WorkerContext):
     def __init__(self, terminated: Any, link: Link) -> None:
         WorkerContext.__init__(self, None)
         EndingPings.__init__(self, link)
-        self.terminated = terminated
+        self.terminated: Any = Termination(terminated)
 
 
 class _Connection(LinkedReads, TCPServer):

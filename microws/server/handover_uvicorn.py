@@ -22,18 +22,16 @@ from uvicorn.server import ServerState
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import Event, Receive, Scope, Send
+from microws.server.accepting import start_accepting
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.deadlines import Deadlines
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, log_failure
-from microws.server.listening import BACKLOG
+from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, log_failure
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.upgrade import Upgrade, asks_for_websocket, final_response
 
 __all__ = ["UvicornServer", "check_uvicorn"]
 
-# Seconds that a client has to answer the end of TLS; browsers do not.
-_TLS_SHUTDOWN_TIMEOUT: Final = 1.0
 # uvicorn waits for the client only before it sends something: so this, and as much in the transport, may wait for a
 # client at the end of a response.
 _PIECE_BYTES: Final = 64 << 10
@@ -125,14 +123,9 @@ class UvicornServer:
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``. Ends by cancellation."""
-        loop = asyncio.get_running_loop()
-        timeouts: Any = {}
-        if self._tls is not None:
-            timeouts = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
         self._shared.set_date()
         for sock in sockets:
-            start: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await start(self._http, sock=sock, backlog=BACKLOG, ssl=self._tls, **timeouts))
+            self._servers.append(await start_accepting(sock, self._http, tls=self._tls))
         task_status.started()
         while True:
             await asyncio.sleep(1)
@@ -264,6 +257,7 @@ class _Http(HttpToolsProtocol):
         self._unanswered: deque[Any] = deque()
         # What has come since the last that was neither part of a head nor of a trailer.
         self._head_bytes = 0
+        self._is_last = False
         self.chunk = b""
 
     @property
@@ -279,6 +273,14 @@ class _Http(HttpToolsProtocol):
         self.server_state.waiting.start(self)
         if self.server_state.is_stopping:
             self.shutdown()
+
+    def shutdown(self) -> None:
+        """End the connection after the request that it is at; who has just connected has a moment for the first one."""
+        if self.cycle is None and not self._is_last:
+            self._is_last = True
+            asyncio.get_running_loop().call_later(FIRST_REQUEST_TIMEOUT, self.shutdown)
+        elif self in self.server_state.connections:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         self.chunk = data
@@ -296,6 +298,8 @@ class _Http(HttpToolsProtocol):
             self._unanswered.append(self.cycle)
             self.server_state.waiting.stop(self)
             self.server_state.closing.stop(self)
+            if self.server_state.is_stopping:
+                self.shutdown()
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0

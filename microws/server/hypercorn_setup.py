@@ -13,12 +13,23 @@ from hypercorn.config import Config
 from microws.server.link import Link
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, MAX_HEAD_BYTES, Settings
 
-__all__ = ["HANDSHAKE_TIMEOUT", "EndingPings", "LinkedReads", "hypercorn_config", "log_failure"]
+__all__ = [
+    "FIRST_REQUEST_TIMEOUT",
+    "HANDSHAKE_TIMEOUT",
+    "EndingPings",
+    "LinkedReads",
+    "Termination",
+    "hypercorn_config",
+    "log_failure",
+]
 
 _log = logging.getLogger("microws.server")
 
 # Seconds from the TCP connect to the whole request head, and those that an idle connection is kept.
 HANDSHAKE_TIMEOUT: Final = 10.0
+
+# Seconds that a client which has only connected is waited for at the end: some round trips.
+FIRST_REQUEST_TIMEOUT: Final = 1.0
 
 
 def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
@@ -41,6 +52,33 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE
     config.websocket_ping_interval = settings.ping_interval or None
     return config
+
+
+class Termination:
+    """
+    The server's end, as one connection sees it: who has just connected has a moment for the first request.
+
+    Without it a worker that makes room for another would hang up on clients that it has accepted and not heard yet.
+    Hypercorn waits for the end of the server while a connection is idle, and then closes it.
+
+    Args:
+        terminated: Set when the server stops listening.
+    """
+
+    def __init__(self, terminated: Any) -> None:
+        self._terminated = terminated
+        self._is_new = True
+
+    def is_set(self) -> bool:
+        """Whether no request after the one in progress is answered."""
+        return bool(self._terminated.is_set())
+
+    async def wait(self) -> None:
+        """Wait until an idle connection is to be closed."""
+        is_new, self._is_new = self._is_new, False
+        await self._terminated.wait()
+        if is_new:
+            await anyio.sleep(FIRST_REQUEST_TIMEOUT)
 
 
 class EndingPings:

@@ -5,7 +5,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +16,8 @@ from microws.errors import FeatureUnavailable
 from microws.server.listening import Listener, ListenError, bind
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import Settings
-from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, environment_of_worker, parse_greeting
+from microws.server.supervised import Command, Greeting
+from microws.server.worker_process import WorkerProcess, describe_exit
 from microws.version import __version__
 
 __all__ = ["supervise", "this_program"]
@@ -97,87 +97,6 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
                 listener.close()
 
 
-class _Worker:
-    """
-    A process, and the supervisor's end of the line to it.
-
-    Attributes:
-        generation: How many SIGHUPs came before its start.
-        since: When it was started; when it began to serve, as soon as it does. Seconds, as ``time.monotonic`` counts.
-        deadline: When it is killed, unless it has taken its next step by then.
-        is_serving: It has greeted.
-        is_ending: It was told to.
-    """
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        environ: Mapping[str, str],
-        sockets: Sequence[int],
-        *,
-        generation: int,
-        limit: float,
-    ) -> None:
-        self.generation = generation
-        self.since = time.monotonic()
-        self.deadline: float | None = self.since + limit
-        self.is_serving = False
-        self.is_ending = False
-        self._said = b""
-        self.line, theirs = socket.socketpair()
-        self.line.setblocking(False)
-        try:
-            with theirs, _held_up(SHARED_SIGNALS):
-                self._process = subprocess.Popen(
-                    command,
-                    env=environment_of_worker(environ, line=theirs.fileno(), sockets=sockets),
-                    pass_fds=[theirs.fileno(), *sockets],
-                )
-        except OSError:
-            self.line.close()
-            raise
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        """The exit code, once it has ended; that of a signal is negative."""
-        return self._process.poll()
-
-    def hear(self) -> bool:
-        """Read from the line; ``False`` at its end."""
-        data = b""
-        with suppress(ConnectionError):
-            data = self.line.recv(65536)
-        self._said += data
-        return bool(data)
-
-    def greeting(self) -> Greeting | None:
-        """What it has said, when that is complete; once. From now on it serves."""
-        if self.is_serving or not self._said.endswith(b"\n"):
-            return None
-        self.is_serving = True
-        self.since = time.monotonic()
-        if not self.is_ending:
-            self.deadline = None
-        return parse_greeting(self._said)
-
-    def tell(self, command: Command, *, limit: float) -> None:
-        """Have it end, in ``limit`` seconds at most."""
-        self.is_ending = True
-        self.deadline = time.monotonic() + limit
-        with suppress(OSError):
-            self.line.send(command.value)
-        if not self.is_serving:
-            # It may be importing the app still, and listen to nobody.
-            self._process.terminate()
-
-    def kill(self) -> None:
-        self.deadline = None
-        self._process.kill()
-
-
 class _Supervisor:
     """The workers and what is to be done about them. One thread, no event loop, one place that waits."""
 
@@ -190,7 +109,7 @@ class _Supervisor:
         self._command = command
         self._environ = environ
         self._selector = selectors.DefaultSelector()
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._generation = 0
         self._greeting: Greeting | None = None  # of the first worker that served
         self._is_complete = False  # all workers serve, or have served since the last SIGHUP
@@ -214,7 +133,7 @@ class _Supervisor:
                 self._adjust()
                 while self._workers or not self._stops_heard:
                     for key, _ in self._selector.select(self._patience()):
-                        if isinstance(key.data, _Worker):
+                        if isinstance(key.data, WorkerProcess):
                             self._hear(key.data)
                         else:
                             for number in _read(wakeup):
@@ -229,7 +148,7 @@ class _Supervisor:
 
     # What happens
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: WorkerProcess) -> None:
         if not worker.hear():
             # Whether the worker itself has ended, SIGCHLD tells.
             self._selector.unregister(worker.line)
@@ -258,22 +177,22 @@ class _Supervisor:
                 _log.error("worker %d does not %s and is killed", worker.pid, "end" if worker.is_ending else "start")
                 worker.kill()
 
-    def _forget(self, worker: _Worker, code: int) -> None:
+    def _forget(self, worker: WorkerProcess, code: int) -> None:
         self._workers.remove(worker)
         if worker.line in self._selector.get_map():
             self._selector.unregister(worker.line)
         worker.line.close()
         if worker.is_ending or self._stops_heard:
             if code != 0 and not (code == -signal.SIGTERM and not worker.is_serving):
-                _log.error("worker %d %s", worker.pid, _ending(code))
+                _log.error("worker %d %s", worker.pid, describe_exit(code))
                 if self._stops_heard:
                     self._exit_code = 1
         elif worker.is_serving:
             is_early = time.monotonic() - worker.since < _STABLE_AFTER
             self._early_deaths = self._early_deaths + 1 if is_early else 0
-            self._replace(f"worker {worker.pid} {_ending(code)}")
+            self._replace(f"worker {worker.pid} {describe_exit(code)}")
         else:
-            self._note_failed_start(f"worker {worker.pid} {_ending(code)} before it served", code)
+            self._note_failed_start(f"worker {worker.pid} {describe_exit(code)} before it served", code)
 
     def _note_failed_start(self, message: str, code: int | None = None) -> None:
         """``code``: what the worker exited with; ``None``: it could not even be started."""
@@ -311,7 +230,7 @@ class _Supervisor:
     def _stop(self) -> None:
         self._stops_heard += 1
         if self._stops_heard == 1:
-            _log.info("stopping %d workers (Ctrl-C again: at once)", len(self._workers))
+            _log.info("stopping all workers (Ctrl-C again: at once)")
             for listener in self._listeners:
                 listener.close()
             self._end_all(Command.DRAIN, limit=self._longest_end)
@@ -368,7 +287,7 @@ class _Supervisor:
 
     def _start(self) -> None:
         try:
-            worker = _Worker(
+            worker = WorkerProcess(
                 self._command,
                 self._environ,
                 self._sockets,
@@ -382,7 +301,7 @@ class _Supervisor:
         self._workers.append(worker)
         self._selector.register(worker.line, selectors.EVENT_READ, worker)
 
-    def _active(self) -> list[_Worker]:
+    def _active(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers if not worker.is_ending]
 
     @property
@@ -414,29 +333,10 @@ def _heard(signals: Iterable[int]) -> Iterator[socket.socket]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@contextmanager
-def _held_up(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """A process started within the block gets the signals only when it says so. Here they come a little later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _read(wakeup: socket.socket) -> bytes:
     with suppress(BlockingIOError):
         return wakeup.recv(4096)
     return b""
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
 
 
 def _is_terminal() -> bool:

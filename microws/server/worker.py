@@ -37,6 +37,9 @@ _log = logging.getLogger("microws.server")
 # the app's shutdown where somebody is in a hurry.
 _GRACE: Final = 0.4
 
+# Seconds from the system's connection to one that the server counts.
+_ACCEPT_TIMEOUT: Final = 0.05
+
 
 def run(
     app: ASGIApplication,
@@ -279,6 +282,8 @@ async def _drain(server: _Server, shutdown: Shutdown, *, timeout: float) -> None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.drain)
         await server.stop_listening()
+        # What was accepted a moment ago counts as open only after some turns of the event loop.
+        await anyio.sleep(_ACCEPT_TIMEOUT)
         with anyio.move_on_after(timeout):
             await _unless(shutdown.forced, server.wait_closed)
         if server.open:

@@ -218,6 +218,8 @@ class _Shared(ServerState):
         while self.connections or self.tasks or self.upgrading:
             if self.tasks:
                 await asyncio.wait(self.tasks)
+                # Where all of them are done, that has not waited; and it is a turn later that they are taken out.
+                await asyncio.sleep(0)
             else:
                 self._all_lost = anyio.Event()
                 await self._all_lost.wait()

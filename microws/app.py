@@ -125,6 +125,7 @@ class App:
         self._codecs = Codecs()
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub)
+        self.spans_processes = self._hub.spans_processes
         self._topics: list[tuple[str, dict[str, Any]]] = []
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
@@ -502,11 +503,6 @@ class App:
     def hub(self) -> Hub:
         """The topics and subscribers of this process; ``hub.statistics()`` counts them."""
         return self._root._hub
-
-    @property
-    def spans_processes(self) -> bool:
-        """Whether what is published in one process reaches the subscribers in others: by ``"memory"`` it does not."""
-        return self._root._hub.spans_processes
 
     def topic(
         self,

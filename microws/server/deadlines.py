@@ -1,7 +1,7 @@
 """Deadlines of one length for many connections, on one timer."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Final, Generic, TypeVar
 
@@ -36,6 +36,12 @@ class Deadlines(Generic[T]):
     def __contains__(self, item: T) -> bool:
         return item in self._due
 
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._due)
+
+    def __len__(self) -> int:
+        return len(self._due)
+
     def start(self, item: T) -> None:
         """Set the deadline of ``item`` anew."""
         if not self._seconds:
@@ -48,10 +54,8 @@ class Deadlines(Generic[T]):
             self._timer = loop.call_at(due, self._fire, due)
 
     def stop(self, item: T) -> None:
-        """Forget the deadline of ``item``, if it has one."""
-        if self._due.pop(item, None) is not None and not self._due and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Forget the deadline of ``item``, if it has one. The timer finds out for itself."""
+        self._due.pop(item, None)
 
     def _fire(self, planned: float) -> None:
         loop = asyncio.get_running_loop()

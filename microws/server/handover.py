@@ -18,9 +18,10 @@ from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 
 from microws.server.accepting import start_accepting
+from microws.server.arrivals import Arrivals
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import EndingPings, LinkedReads, Termination, log_failure
+from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, LinkedReads, Termination, log_failure
 from microws.server.link import Link
 from microws.server.upgrade import Upgrade, asks_for_websocket
 
@@ -62,18 +63,19 @@ class AsyncioServer:
         self._servers: list[asyncio.Server] = []
         self._open: dict[asyncio.Task[None], asyncio.WriteTransport] = {}
         self._all_closed = anyio.Event()
+        self._arrivals = Arrivals(self._take, self._speak_http, timeout=HANDSHAKE_TIMEOUT)
 
     @property
     def open(self) -> int:
         """How many connections there are."""
-        return len(self._open) + self._engines.open
+        return len(self._arrivals) + len(self._open) + self._engines.open
 
     async def serve(
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
         for sock in sockets:
-            self._servers.append(await start_accepting(sock, self._streams, tls=self._tls))
+            self._servers.append(await start_accepting(sock, self._arrivals, tls=self._tls))
         task_status.started()
         await self._terminated.wait()
 
@@ -92,6 +94,7 @@ class AsyncioServer:
         """Refuse new connections, and end each open one after the request that it is at."""
         for server in self._servers:
             server.close()
+        self._arrivals.end()
         await self._terminated.set()
 
     async def wait_closed(self) -> None:
@@ -113,8 +116,15 @@ class AsyncioServer:
             task.cancel()
         self._engines.cancel()
 
-    def _streams(self) -> "_Streams":
-        return _Streams(self._connected)
+    def _take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes) -> None:
+        self._engines.take(transport, upgrade, early, dict(self._state))
+
+    def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
+        streams = _Streams(self._connected)
+        transport.set_protocol(streams)
+        streams.connection_made(transport)
+        if data:
+            streams.data_received(data)
 
     def _connected(self, reader: "_Reader", writer: "_Writer") -> None:
         task = asyncio.get_running_loop().create_task(self._handle(reader, writer))
@@ -144,7 +154,7 @@ class AsyncioServer:
             transport.abort()
         else:
             # Without a turn of the event loop in between: nothing that comes now may go to the reader.
-            self._engines.take(transport, upgrade, context.early + await reader.rest(), dict(self._state))
+            self._take(transport, upgrade, context.early + await reader.rest())
 
 
 class _Reader(asyncio.StreamReader):

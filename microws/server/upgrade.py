@@ -1,6 +1,7 @@
 """The opening handshake on the wire: an HTTP/1.1 request that asks for a WebSocket, and the answers to it. No I/O."""
 
 import binascii
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from email.utils import formatdate
@@ -9,14 +10,27 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from microws.interfaces import Scope
+import h11
 
-__all__ = ["Upgrade", "accept_response", "asks_for_websocket", "check_upgrade", "final_response", "scope_of"]
+from microws.interfaces import Scope
+from microws.server.settings import MAX_HEAD_BYTES
+
+__all__ = [
+    "Upgrade",
+    "accept_response",
+    "asks_for_websocket",
+    "check_upgrade",
+    "final_response",
+    "parse_upgrade",
+    "scope_of",
+]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _VERSION: Final = b"13"
+# To be told from other requests in less time than it takes to parse one.
+_MAY_BE_UPGRADE: Final = re.compile(rb"GET .*?\r\nupgrade:[ \t]*websocket", re.IGNORECASE | re.DOTALL)
 
 
 class Upgrade(NamedTuple):
@@ -55,6 +69,29 @@ def asks_for_websocket(method: bytes, http_version: bytes, headers: Iterable[tup
         elif name == b"connection":
             is_named = is_named or b"upgrade" in _tokens(value)
     return has_upgrade and is_named
+
+
+def parse_upgrade(data: bytes) -> tuple[Upgrade, bytes] | None:
+    """
+    The request for a WebSocket that ``data`` begins with, and what stands behind it.
+
+    Returns:
+        ``None`` for everything else: another request, a part of one, or none.
+    """
+    if not _MAY_BE_UPGRADE.match(data) or b"\r\n\r\n" not in data:
+        return None
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+    try:
+        parser.receive_data(data)
+        request = parser.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    if not isinstance(request, h11.Request):
+        return None
+    headers = list(request.headers)
+    if not asks_for_websocket(request.method, request.http_version, headers):
+        return None
+    return Upgrade(request.target, headers), parser.trailing_data[0]
 
 
 def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:

@@ -74,6 +74,8 @@ class Engine(Wire):
         finally:
             if self.state is State.CONNECTING:
                 self.refuse(_FAILED)
+            elif self.state is State.CLOSING and self._status != _SWITCHING:
+                self.abort()  # its response will never be complete
             self.close(code, DEFAULT_REASONS.get(code, ""))
             if self._status is None:
                 self._log_access(scope, None, self._began)
@@ -112,6 +114,8 @@ class Engine(Wire):
         if not self._has_connected:
             self._has_connected = True
             return {"type": "websocket.connect"}
+        if self.state is State.CONNECTING:
+            await self.wait_answered()
         message = await self.next_message()
         if message is None:
             code = CloseCode.ABNORMAL_CLOSURE if self.close_code is None else self.close_code
@@ -130,6 +134,8 @@ class Engine(Wire):
         kind = event["type"]
         if kind != "websocket.send":
             self._send_other(kind, event)
+            if kind == "websocket.http.response.body":
+                await self.wait_writable()
             return
         self._check_open()
         text = event.get("text")
@@ -144,7 +150,7 @@ class Engine(Wire):
         self.send_message(payload if isinstance(payload, str) else bytes(payload))
 
     def _send_other(self, kind: str, event: Event) -> None:
-        if self.state is State.CLOSED and self._status is None:
+        if self.state is State.CLOSED and not (kind == "websocket.close" and self._status == _SWITCHING):
             raise self._gone()
         match kind:
             case "websocket.accept":
@@ -159,7 +165,7 @@ class Engine(Wire):
                 check_close(code, reason)
                 self.close(code, reason)
             case "websocket.http.response.start":
-                self._start_response(event["status"], check_headers(event.get("headers")))
+                self._start_response(_check_status(event["status"]), check_headers(event.get("headers")))
             case "websocket.http.response.body" if self._status not in (None, _SWITCHING):
                 self.send_body(event.get("body") or b"")
                 if not event.get("more_body", False):
@@ -175,3 +181,11 @@ class Engine(Wire):
 
     def _gone(self) -> Gone:
         return Gone(f"the WebSocket is {self.state.value}, with code {self.close_code}")
+
+
+def _check_status(status: Any) -> int:
+    if not isinstance(status, int):
+        raise TypeError(f"a response's status is an int, not {status!r}")
+    if not 200 <= status <= 599:
+        raise ValueError(f"a response's status is 200 to 599, not {status}")
+    return status

@@ -460,10 +460,10 @@ def test_h19_a_reload_lets_nobody_wait(program):
     with two_workers(program, "bare:starts_slowly") as (server, *before):
         server.signal(signal.SIGHUP)
         after = set()
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + 3 * LIMIT
         while len(after) < 2 and time.monotonic() < end:
             began = time.monotonic()
             pid = statistics(server)["pid"]
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 1.4
             after |= {pid} - set(before)
         assert len(after) == 2

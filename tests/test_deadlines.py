@@ -82,18 +82,20 @@ async def test_an_item_that_is_stopped_is_never_due():
 
 
 @on_virtual_clock
-async def test_no_timer_is_left_when_everything_has_been_due_or_stopped():
+async def test_one_timer_is_enough_and_none_is_left_in_the_end():
     loop = asyncio.get_running_loop()
-    deadlines = Deadlines(20, Due())
-    deadlines.start("a")
-    deadlines.start("b")
-    assert loop.timers() == 1
-    deadlines.stop("a")
-    deadlines.stop("b")
-    assert loop.timers() == 0
-    deadlines.start("c")
+    due = Due()
+    deadlines = Deadlines(20, due)
+    for item in "abc":
+        deadlines.start(item)
+        await asyncio.sleep(1)
+    assert (list(deadlines), len(deadlines), loop.timers()) == (["a", "b", "c"], 3, 1)
+    for item in "abc":
+        deadlines.stop(item)
+    assert (len(deadlines), loop.timers()) == (0, 1)
+    deadlines.start("d")
     await asyncio.sleep(60)
-    assert loop.timers() == 0
+    assert (due.items, loop.timers()) == ([("d", 23)], 0)
 
 
 @on_virtual_clock
@@ -136,6 +138,25 @@ async def test_one_that_is_due_may_stop_another_that_is_due_too():
     await asyncio.sleep(60)
     assert due.items == [("a", 20)]
     assert asyncio.get_running_loop().timers() == 0
+
+
+@on_virtual_clock
+async def test_one_that_raises_holds_up_nobody_else():
+    due, raised = Due(), []
+
+    def fail(item):
+        due(item)
+        raise LookupError(item)
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(str(context["exception"])))
+    deadlines = Deadlines(20, fail)
+    for item in "abc":
+        deadlines.start(item)
+    await asyncio.sleep(30)
+    deadlines.start("d")
+    await asyncio.sleep(30)
+    assert due.items == [("a", 20), ("b", 20), ("c", 20), ("d", 50)]
+    assert raised == ["'a'", "'b'", "'c'", "'d'"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["start", "stop", "wait"]), st.integers(1, 8))))

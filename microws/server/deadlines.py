@@ -65,13 +65,13 @@ class Deadlines(Generic[T]):
             return
         # The timer may come a little early, by the clock's resolution.
         limit = max(now, planned)
-        for item, _ in list(takewhile(lambda entry: entry[1] <= limit, self._due.items())):
-            if self._due.pop(item, None) is not None:
-                self._on_due(item)
-        # An item that was started meanwhile may have set a timer, but those that were there before are due first.
-        if self._timer is not None:
-            self._timer.cancel()
+        try:
+            for item, _ in list(takewhile(lambda entry: entry[1] <= limit, self._due.items())):
+                if self._due.pop(item, None) is not None:
+                    self._on_due(item)
+        finally:
+            # Not before: what was started meanwhile is due behind what was there.
             self._timer = None
-        if self._due:
-            due = next(iter(self._due.values()))
-            self._timer = loop.call_at(due, self._fire, due)
+            if self._due:
+                due = next(iter(self._due.values()))
+                self._timer = loop.call_at(due, self._fire, due)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
-import h11
 import httptools
 import uvicorn
 from anyio.abc import TaskStatus
@@ -23,12 +22,13 @@ from uvicorn.server import ServerState
 from microws.errors import FeatureUnavailable
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.server.accepting import start_accepting
+from microws.server.arrivals import Arrivals
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.deadlines import Deadlines
 from microws.server.engines import Engines
 from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, log_failure
 from microws.server.settings import MAX_HEAD_BYTES
-from microws.server.upgrade import Upgrade, asks_for_websocket, final_response
+from microws.server.upgrade import Upgrade, final_response, parse_upgrade
 
 __all__ = ["UvicornServer", "check_uvicorn"]
 
@@ -113,11 +113,12 @@ class UvicornServer:
         )
         self._config.load()
         self._servers: list[asyncio.Server] = []
+        self._arrivals = Arrivals(self._take, self._speak_http, timeout=HANDSHAKE_TIMEOUT)
 
     @property
     def open(self) -> int:
         """How many connections there are; a request whose client has left is one as long as its app is at work."""
-        return self._shared.open + self._engines.open
+        return len(self._arrivals) + self._shared.open + self._engines.open
 
     async def serve(
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -125,7 +126,7 @@ class UvicornServer:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``. Ends by cancellation."""
         self._shared.set_date()
         for sock in sockets:
-            self._servers.append(await start_accepting(sock, self._http, tls=self._tls))
+            self._servers.append(await start_accepting(sock, self._arrivals, tls=self._tls))
         task_status.started()
         while True:
             await asyncio.sleep(1)
@@ -147,6 +148,7 @@ class UvicornServer:
         for server in self._servers:
             server.close()
         self._shared.shut_down()
+        self._arrivals.end()
 
     async def wait_closed(self) -> None:
         """Wait until no connection and no app is left."""
@@ -164,8 +166,15 @@ class UvicornServer:
             task.cancel()
         self._engines.cancel()
 
-    def _http(self) -> "_Http":
-        return _Http(self._config, self._shared, self._state)
+    def _take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes) -> None:
+        self._engines.take(transport, upgrade, early, dict(self._state))
+
+    def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
+        http = _Http(self._config, self._shared, self._state)
+        transport.set_protocol(http)
+        http.connection_made(transport)
+        if data:
+            http.data_received(data)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["root_path"] = self._root_path
@@ -383,28 +392,13 @@ class _Upgrading(asyncio.Protocol):
             # The 101 would stand in the middle of another answer.
             self.transport.abort()
             return
-        upgrade = _parse(request)
-        if upgrade is None:
+        found = parse_upgrade(request)
+        if found is None:
+            # uvicorn takes some for a handshake that are none, such as a POST.
             self.transport.write(final_response(_BAD_REQUEST, _EMPTY))
             self.transport.close()
         else:
-            self._shared.engines.take(self.transport, upgrade, self._early, dict(self._state))
-
-
-def _parse(request: bytes) -> Upgrade | None:
-    """A request that asks for a WebSocket, as ``Upgrade``; uvicorn takes a few that do not."""
-    parser = h11.Connection(h11.SERVER)
-    try:
-        parser.receive_data(request)
-        event = parser.next_event()
-    except h11.RemoteProtocolError:
-        return None
-    if not isinstance(event, h11.Request):
-        return None
-    headers = list(event.headers)
-    if not asks_for_websocket(event.method, event.http_version, headers):
-        return None
-    return Upgrade(event.target, headers)
+            self._shared.engines.take(self.transport, found[0], self._early, dict(self._state))
 
 
 async def _send_in_pieces(send: Send, event: Event) -> None:

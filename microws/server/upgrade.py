@@ -98,7 +98,7 @@ def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
     """
     Why a request that asks for a WebSocket does not get one, if it does not.
 
-    Source: RFC 6455 §4.2.1, §4.4; RFC 9112 §6.3 (a body would be taken for frames).
+    Source: RFC 6455 §4.2.1, §4.4; RFC 9112 §6.3 (a body would be taken for frames); RFC 9110 §15.5.22.
     """
     keys: list[bytes] = []
     versions: list[bytes] = []
@@ -110,7 +110,12 @@ def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
         elif name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
             return _refused(400, b"a WebSocket handshake has no body")
     if versions != [_VERSION]:
-        return _refused(426, b"expected Sec-WebSocket-Version: 13", (b"sec-websocket-version", _VERSION))
+        return _refused(
+            426,
+            b"expected Sec-WebSocket-Version: 13",
+            (b"upgrade", b"websocket"),
+            (b"sec-websocket-version", _VERSION),
+        )
     if len(keys) != 1 or not _is_key(keys[0]):
         return _refused(400, b"expected one Sec-WebSocket-Key of 16 bytes in Base64")
     return None
@@ -193,7 +198,8 @@ def final_response(status: int, headers: Headers) -> bytes:
     kept = [pair for pair in headers if pair[0] not in (b"connection", b"transfer-encoding", b"keep-alive")]
     if b"date" not in names:
         kept.append((b"date", formatdate(usegmt=True).encode()))
-    kept.append((b"connection", b"close"))
+    # RFC 9110 §7.8: whoever sends ``Upgrade`` names it here too.
+    kept.append((b"connection", b"upgrade, close" if b"upgrade" in names else b"close"))
     return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase, _lines(kept))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,22 @@ from datetime import UTC, datetime
 
 from microws.server.settings import Settings
 
-__all__ = ["JSONFormatter", "TextFormatter", "logging_to_stderr"]
+__all__ = ["JSONFormatter", "ShortageFilter", "TextFormatter", "logging_to_stderr"]
 
 # At "debug" these tell of every header and every selector.
 _TALKATIVE = ("asyncio", "hpack")
+
+# These say what kept them from accepting a connection, and how.
+_ACCEPTING = {
+    "asyncio": (
+        "socket.accept() out of system resource",
+        "Exception in callback BaseSelectorEventLoop._start_serving(",
+    ),
+    "trio.serve_listeners": ("accept returned ",),
+}
+
+# Seconds between two lines on the same shortage.
+_SHORTAGE_INTERVAL = 10.0
 
 
 class TextFormatter(logging.Formatter):
@@ -58,6 +71,33 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class ShortageFilter(logging.Filter):
+    """
+    Makes one line in ten seconds of what an event loop reports while it cannot accept connections.
+
+    Without file descriptors asyncio reports each of its attempts, sixteen a second, and trio its own, ten a second, all
+    with a traceback. Where the socket was closed in the meantime, asyncio also reports that it cannot try again.
+
+    Source: CPython 3.11, asyncio/selector_events.py:178-198.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or not record.getMessage().startswith(_ACCEPTING.get(record.name, ())):
+            return True
+        if not isinstance(error, OSError) or record.created < self._next:
+            return False
+        self._next = record.created + _SHORTAGE_INTERVAL
+        record.msg = "cannot accept connections: %s; those that are open go on. More at a time need a higher ulimit -n"
+        record.args = (error.strerror,)
+        record.exc_info = None
+        return True
+
+
 @contextmanager
 def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[None]:
     """
@@ -82,9 +122,14 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
     loggers[0].propagate = False
     for logger in quiet:
         logger.setLevel(max(logging.INFO, logger.level))
+    shortage = ShortageFilter()
+    for name in _ACCEPTING:
+        logging.getLogger(name).addFilter(shortage)
     try:
         yield
     finally:
+        for name in _ACCEPTING:
+            logging.getLogger(name).removeFilter(shortage)
         for logger in loggers:
             logger.removeHandler(handler)
         for logger, old_level, propagate in before:

@@ -206,6 +206,7 @@ class _Supervisor:
         elif old:
             for worker in old:
                 worker.generation = self._generation
+            self._is_complete = True
             _log.error("%s: the new code does not start, the old workers go on; mend it and send SIGHUP again", message)
         elif self._failed_starts >= _MAX_FAILED_STARTS and not any(worker.is_serving for worker in self._active()):
             _log.critical("%s: %d starts have failed and nobody serves", message, self._failed_starts)

@@ -1,0 +1,343 @@
+"""Several workers behind one socket: what their clients see when workers die, are renewed, and end."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from serving import LIMIT, Server
+from supervising import APP, command, process, supervised, write
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+TLS = Path(__file__).parents[1] / "tls"
+LOOPS = ["asyncio", "uvloop", "trio"]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    write(tmp_path)
+    return tmp_path
+
+
+def get(port, path="/", *, family=socket.AF_INET):
+    """The status and the body, over a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+    if family == socket.AF_UNIX:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(LIMIT)
+        connection.sock.connect(str(port))
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers={"connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def one_websocket_each(stack, server, count):
+    """A WebSocket of each worker, by the worker's number."""
+    websockets = {}
+    end = time.monotonic() + LIMIT
+    while len(websockets) < count and time.monotonic() < end:
+        ws = stack.enter_context(connect(f"{server.ws_url}/echo", proxy=None))
+        websockets.setdefault(int(ws.recv(timeout=LIMIT)), ws)
+    assert len(websockets) == count
+    return websockets
+
+
+def echoes(ws):
+    ws.send("hello")
+    return ws.recv(timeout=LIMIT) == "hello"
+
+
+def wait_until(condition):
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# A worker dies
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_websockets_of_the_others_do_not_notice(directory):
+    with supervised(directory, "--workers", "4") as server, contextlib.ExitStack() as stack:
+        websockets = one_websocket_each(stack, server, 4)
+        killed, ws = websockets.popitem()
+        began = time.monotonic()
+        os.kill(killed, signal.SIGKILL)
+        server.wait_for_line(rf"error worker {killed} was killed by SIGKILL; another one is started$")
+        assert time.monotonic() - began < 1
+        with pytest.raises(ConnectionClosed):
+            ws.recv(timeout=LIMIT)
+        assert all(echoes(ws) for ws in websockets.values())
+        new = int(server.wait_for_line(r"info worker (\d+) serves", times=4)[1])
+        wait_until(lambda: json.loads(get(server.port)[1])["pid"] == new)
+        assert all(echoes(ws) for ws in websockets.values())
+        stack.close()
+        assert server.stop() == 0
+        assert len(server.find_lines("^stopped$")) == 4
+
+
+def test_workers_whose_supervisor_was_killed_end_by_themselves(directory):
+    with supervised(directory, "--workers", "2") as server, connect(f"{server.ws_url}/echo", proxy=None) as ws:
+        ws.recv(timeout=LIMIT)
+        server.signal(signal.SIGKILL)
+        with pytest.raises(ConnectionClosed) as closed:
+            ws.recv(timeout=LIMIT)
+        assert closed.value.rcvd.code == 1012
+        # Its output ends with the last process that has it.
+        assert server.wait() == -signal.SIGKILL
+        assert len(server.find_lines("^stopped$")) == 2
+        with pytest.raises(ConnectionRefusedError):
+            get(server.port)
+
+
+# SIGHUP
+
+
+class Load:
+    """200 requests a second, each over a connection of its own, from a thread."""
+
+    def __init__(self, port):
+        self.answers = []
+        self.failures = []
+        self._port = port
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(4)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(LIMIT)
+
+    def _run(self):
+        due = time.monotonic()
+        while not self._is_over.wait(max(0, due - time.monotonic())):
+            due += 0.02
+            try:
+                status, body = get(self._port)
+                self.answers.append((status, json.loads(body)["version"]))
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(error)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_sighup_brings_new_code_and_refuses_nobody(directory, loop):
+    with supervised(directory, "--workers", "2", "--loop", loop, "--no-access-log") as server:
+        with connect(f"{server.ws_url}/echo", proxy=None) as ws, Load(server.port) as load:
+            ws.recv(timeout=LIMIT)
+            write(directory, before="VERSION = 1", after="VERSION = 2")
+            server.signal(signal.SIGHUP)
+            with pytest.raises(ConnectionClosed) as closed:
+                ws.recv(timeout=LIMIT)
+            assert closed.value.rcvd.code == 1012
+            server.wait_for_line("all 2 workers are new")
+            server.wait_for_line("^stopped$", times=2)
+            count = len(load.answers)
+            wait_until(lambda: len(load.answers) > count + 20)
+        assert load.failures == []
+        assert set(load.answers) == {(200, 1), (200, 2)}
+        assert {version for _, version in load.answers[count + 4 :]} == {2}
+        assert server.stop() == 0
+
+
+def test_code_that_does_not_start_leaves_the_old_workers_in_their_places(directory):
+    with supervised(directory, "--workers", "2") as server, connect(f"{server.ws_url}/echo", proxy=None) as ws:
+        ws.recv(timeout=LIMIT)
+        write(directory, before="VERSION = 1", after="VERSION =")
+        server.signal(signal.SIGHUP)
+        server.wait_for_line("error worker .* the new code does not start, the old workers go on; mend it and")
+        assert len(server.find_lines("^SyntaxError")) == 1
+        assert echoes(ws)
+        write(directory, before="VERSION = 1", after="VERSION = 3")
+        server.signal(signal.SIGHUP)
+        server.wait_for_line("all 2 workers are new")
+        wait_until(lambda: json.loads(get(server.port)[1])["version"] == 3)
+        assert server.stop() == 0
+
+
+def test_sockets_with_a_file_and_of_a_parent_are_shared_and_outlive_their_workers(directory):
+    path = directory / "app.sock"
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number = sock.fileno()
+        arguments = command("--workers", "2", "--bind", f"fd://{number}", "--bind", f"unix:{path}")
+        with process(directory, arguments, pass_fds=[number]) as started:
+            server = Server(started)
+            assert server.port == sock.getsockname()[1]
+            server.signal(signal.SIGHUP)
+            server.wait_for_line("all 2 workers are new")
+            server.wait_for_line("^stopped$", times=2)
+            assert get(path, family=socket.AF_UNIX)[0] == 200
+            assert get(server.port)[0] == 200
+            assert server.stop() == 0
+    assert not path.exists()
+
+
+# The start
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line"),
+    [
+        (f"{APP}\n@app.on_startup\ndef fail():\n    raise LookupError('no database')\n", 1, "LookupError: no database"),
+        ("1 / 0\n", 3, "ZeroDivisionError: division by zero"),
+        ("import os\nos.abort()\n", 1, r"worker \d+ was killed by SIGABRT before it served"),
+        ("import os\nos._exit(0)\n", 1, r"worker \d+ ended with exit code 0 before it served"),
+    ],
+)
+def test_an_app_that_does_not_start_is_one_failure_and_not_one_of_each_worker(directory, text, code, line):
+    write(directory, text)
+    with process(directory, command("--workers", "4")) as started:
+        output, _ = started.communicate(timeout=LIMIT)
+    assert started.returncode == code
+    assert len(re.findall(line, output)) == 1
+    assert output.count("Traceback") <= 1
+
+
+def test_an_address_in_use_is_one_line(directory):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with process(directory, command("--workers", "2", port=port)) as started:
+            output, _ = started.communicate(timeout=LIMIT)
+    assert started.returncode == 1
+    [line] = output.splitlines()
+    assert f"127.0.0.1:{port} is in use" in line
+
+
+def test_workers_speak_tls_and_each_line_of_theirs_names_the_process(directory):
+    files = ("--certfile", str(TLS / "localhost.pem"), "--keyfile", str(TLS / "localhost.key"))
+    trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    with supervised(directory, "--workers", "2", "--log-format", "json", *files) as server:
+        with connect(f"wss://localhost:{server.port}/echo", ssl=trusted, proxy=None) as ws:
+            pid = int(ws.recv(timeout=LIMIT))
+            assert echoes(ws)
+        access = json.loads(server.wait_for_line('.*"path".*')[0])
+        assert (access["process"], access["status"]) == (pid, 101)
+        assert server.stop() == 0
+        [warning] = server.find_lines(".*backplane.*")
+        warning = json.loads(warning[0])
+        assert warning["level"] == "warning"
+        assert warning["message"].startswith("2 workers, but the backplane is 'memory'")
+
+
+def test_a_script_may_serve_with_several_workers(directory):
+    write(directory, f"{APP}\nif __name__ == '__main__':\n    app.run(port=0, workers=2)\n")
+    with process(directory, [sys.executable, "chat.py"]) as started, contextlib.ExitStack() as stack:
+        server = Server(started)
+        one_websocket_each(stack, server, 2)
+        stack.close()
+        assert server.stop() == 0
+
+
+def test_a_program_without_a_file_cannot_be_started_anew(directory):
+    source = "from microws import App\nApp().run(port=0, workers=2)\n"
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-"], input=source, capture_output=True, text=True, env=environ, timeout=LIMIT, check=False
+    )
+    assert result.returncode == 1
+    assert "ValueError: several workers start the program anew, and this one has no file" in result.stderr
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_counts_once(directory, number):
+    """As Ctrl-C sends it, and systemd."""
+    with supervised(directory, "--workers", "2") as server, connect(f"{server.ws_url}/echo", proxy=None) as ws:
+        ws.recv(timeout=LIMIT)
+        with socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow:
+            slow.sendall(b"GET /slow/0.7 HTTP/1.1\r\nhost: x\r\n\r\n")
+            slow.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                slow.recv(1)
+            os.killpg(server.pid, number)
+            with pytest.raises(ConnectionClosed) as closed:
+                ws.recv(timeout=LIMIT)
+            assert closed.value.rcvd.code == 1012
+            slow.settimeout(LIMIT)
+            assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert server.wait() == 0
+        assert len(server.find_lines("^stopped$")) == 2
+
+
+def test_a_second_signal_is_at_once(directory):
+    with supervised(directory, "--workers", "2", "--drain-timeout", "300") as server:
+        with socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow:
+            slow.sendall(b"GET /slow/300 HTTP/1.1\r\nhost: x\r\n\r\n")
+            server.signal(signal.SIGINT)
+            server.wait_for_line("stopping within 300 s; open requests: 1")
+            server.signal(signal.SIGINT)
+            began = time.monotonic()
+            assert server.wait() == 0
+        assert time.monotonic() - began < 5
+
+
+# Too many connections
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_without_file_descriptors_open_connections_go_on_and_then_new_ones_come(directory, loop):
+    arguments = ("--workers", "2", "--loop", loop, "--no-access-log")
+    with supervised(directory, *arguments, max_files=256) as server, contextlib.ExitStack() as stack:
+        websockets = one_websocket_each(stack, server, 2)
+        with contextlib.ExitStack() as crowd:
+            for _ in range(1000):
+                sock = crowd.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.1", server.port))
+            assert all(echoes(ws) for ws in websockets.values())
+            before = cpu_seconds(websockets)
+            time.sleep(1)
+            assert all(echoes(ws) for ws in websockets.values())
+            assert cpu_seconds(websockets) - before < 0.5
+        began = time.monotonic()
+        assert get(server.port)[0] == 200
+        assert time.monotonic() - began < 2
+        stack.close()
+        assert server.stop() == 0
+        # uvloop hangs up on those for whom it has no descriptor, and says nothing.
+        assert len(server.find_lines("cannot accept connections: Too many open files")) in (
+            [0] if loop == "uvloop" else [1, 2]
+        )
+        assert not server.find_lines("Traceback")
+
+
+def test_an_end_without_file_descriptors_is_no_noise(directory):
+    with supervised(directory, "--workers", "2", "--loop", "asyncio", max_files=64) as server:
+        with contextlib.ExitStack() as crowd:
+            for _ in range(200):
+                sock = crowd.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.1", server.port))
+            server.wait_for_line("cannot accept connections")
+            server.signal(signal.SIGTERM)
+            server.wait_for_line("stopping within")
+            time.sleep(1.2)  # asyncio tries again after a second
+        assert server.wait() == 0
+        assert not server.find_lines("Traceback")
+
+
+def cpu_seconds(pids):
+    """What the processes have used so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,89 @@
+"""A worker's side of its supervisor."""
+
+import os
+import signal
+import socket
+
+import anyio
+import pytest
+
+from microws.server.supervised import (
+    SHARED_SIGNALS,
+    Command,
+    Greeting,
+    Supervised,
+    environment_of_worker,
+    parse_greeting,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def ends():
+    """The supervisor's end of a line, and the worker's."""
+    supervisor, worker = socket.socketpair()
+    supervisor.settimeout(5)
+    with supervisor, worker:
+        yield supervisor, worker
+
+
+@pytest.fixture
+def _handlers():
+    before = {number: signal.getsignal(number) for number in SHARED_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def test_commands_come_until_the_supervisor_has_ended(ends):
+    supervisor, worker = ends
+    commands = Supervised(worker, []).commands()
+    with anyio.fail_after(5):
+        supervisor.send(b"de")
+        assert [await anext(commands), await anext(commands)] == [Command.DRAIN, Command.END_NOW]
+        supervisor.close()
+        assert [command async for command in commands] == [Command.DRAIN]
+
+
+async def test_a_line_that_breaks_has_ended(ends):
+    supervisor, worker = ends
+    worker.send(b"what nobody reads makes the end a reset")
+    supervisor.close()
+    with anyio.fail_after(5):
+        assert [command async for command in Supervised(worker, []).commands()] == [Command.DRAIN]
+
+
+async def test_the_greeting_arrives_and_nobody_may_be_there_to_hear_it(ends):
+    supervisor, worker = ends
+    supervised = Supervised(worker, [])
+    greeting = Greeting("chat:app", None)
+    supervised.greet(greeting)
+    assert parse_greeting(supervisor.recv(1000)) == greeting
+    supervisor.close()
+    supervised.greet(greeting)
+    supervised.close()
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_what_a_worker_takes_over_does_not_reach_the_programs_that_it_starts():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor, worker = socket.socketpair()
+        numbers = [worker.detach(), os.dup(listening.fileno())]
+        for number in numbers:
+            os.set_inheritable(number, True)
+        environ = environment_of_worker({"HOME": "/"}, line=numbers[0], sockets=numbers[1:])
+        environ["MICROWS_SUPERVISOR"] = environ["MICROWS_SUPERVISOR"].replace(str(os.getpid()), str(os.getppid()), 1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
+        supervised = Supervised.from_environment(environ)
+        assert environ == {"HOME": "/"}
+        assert not any(os.get_inheritable(number) for number in numbers)
+        for number in SHARED_SIGNALS:
+            os.kill(os.getpid(), number)  # which does nothing
+        [listener] = supervised.listeners(secure=False)
+        assert listener.url == f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listener.close()
+        supervised.close()
+        supervisor.close()

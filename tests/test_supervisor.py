@@ -1,0 +1,304 @@
+"""The supervisor, with workers that only pretend to serve and so start in no time."""
+
+import os
+import re
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from microws.errors import FeatureUnavailable
+from microws.server.settings import Settings
+from microws.server.supervised import Supervised
+from microws.server.supervisor import supervise, this_program
+
+# ``number`` counts the starts. What a test has its workers do comes behind this.
+WORKER = """
+import os, signal, socket, sys, time
+
+with open("starts", "ab", buffering=0) as starts:
+    starts.write(b"x")
+    number = starts.tell()
+
+line = socket.socket(fileno=int(os.environ["MICROWS_SUPERVISOR"].split()[1]))
+supervisor = os.getppid()
+
+def greet():
+    line.send(b'{"app": "fake:app", "spans_processes": true}\\n')
+
+def ask(name):
+    os.kill(supervisor, getattr(signal, name))
+
+def obey():
+    line.recv(1)
+    sys.exit(0)
+
+"""
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(directory, capfd):
+    """Supervise workers that do this; the exit code and the lines of the log, without time and process."""
+
+    def run(source, **options):
+        (directory / "worker.py").write_text(WORKER + source)
+        command = options.pop("command", [sys.executable, "-S", "worker.py"])
+        code = supervise(Settings(**{"port": 0, "workers": 2} | options), command=command)
+        lines = capfd.readouterr().err.splitlines()
+        return code, [re.sub(r"worker \d+", "worker", line.split(" ", 2)[2]) for line in lines]
+
+    return run
+
+
+def starts(directory):
+    return (directory / "starts").stat().st_size
+
+
+def test_the_workers_serve_until_a_signal(run, directory):
+    code, log = run("if number == 2: ask('SIGTERM')\ngreet()\nobey()\n")
+    assert code == 0
+    assert starts(directory) == 2
+    assert log[-1] == "info stopping all workers (Ctrl-C again: at once)"
+    assert not [line for line in log if line.startswith(("warning", "error"))]
+
+
+def test_what_is_served_is_told_when_all_workers_serve(run):
+    _, log = run("greet()\nif number == 2: time.sleep(0.1); ask('SIGINT')\nobey()\n")
+    assert [line.split(" http")[0] for line in log] == [
+        "info worker serves",
+        "info microws 0.1.0 serving fake:app on",
+        "info stopping all workers (Ctrl-C again: at once)",
+    ]
+    assert log[1].endswith(" with 2 workers (Ctrl-C stops)")
+
+
+def test_the_signal_handlers_are_put_back(run):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+    before = [signal.getsignal(number) for number in numbers]
+    run("ask('SIGTERM')\ngreet()\nobey()\n")
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_before_the_first_worker_serves_ends_it(run, directory):
+    code, log = run("ask('SIGTERM')\ntime.sleep(60)\n")
+    assert (code, starts(directory)) == (0, 1)
+    assert len(log) == 1
+
+
+# Workers that die
+
+
+def test_workers_that_keep_dying_are_started_with_growing_pauses(run, directory):
+    code, log = run(
+        """
+if number == 1:
+    greet()
+    obey()
+if number == 5:
+    ask("SIGTERM")
+    obey()
+sys.exit(9)
+"""
+    )
+    assert code == 0
+    assert log[:3] == [
+        "error worker ended with exit code 9 before it served; another one is started",
+        "error worker ended with exit code 9 before it served; another one is started",
+        "error worker ended with exit code 9 before it served; another one is started in 0.5 s",
+    ]
+
+
+def test_a_worker_that_has_served_for_some_time_is_replaced_at_once(run, monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor._STABLE_AFTER", 0.0)
+    code, log = run("greet()\nif number == 8:\n    ask('SIGTERM')\n    obey()\nos.kill(os.getpid(), 9)\n", workers=1)
+    assert code == 0
+    deaths = [line for line in log if "SIGKILL" in line]
+    assert deaths == ["error worker was killed by SIGKILL; another one is started"] * 7
+
+
+def test_when_nothing_starts_any_more_it_gives_up(run, directory, monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor._FIRST_PAUSE", 0.01)
+    code, log = run("if number == 1: greet()\nsys.exit(9)\n")
+    assert code == 1
+    assert starts(directory) in (6, 7)
+    assert log[-1].startswith("critical worker ended with exit code 9 before it served: 5 starts have failed")
+
+
+def test_a_program_that_is_gone_is_a_failed_start(run, directory, monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor._FIRST_PAUSE", 0.01)
+    program = directory / "program"
+    program.symlink_to(sys.executable)
+    code, log = run("greet()\nos.unlink('program')\n", workers=1, command=[str(program), "-S", "worker.py"])
+    assert (code, starts(directory)) == (1, 1)
+    assert re.match(r"error no worker can be started: .*; another one is started", log[-2])
+    assert log[-1].startswith("critical no worker can be started: ")
+
+
+@pytest.mark.parametrize(("code", "lines"), [(1, 0), (2, 0), (3, 0), (0, 1), (9, 1)])
+def test_a_first_worker_that_does_not_serve_is_the_end(run, directory, code, lines):
+    result, log = run(f"sys.exit({code})\n")
+    assert result == (code if lines == 0 else 1)
+    assert log == [f"error worker ended with exit code {code} before it served"] * lines
+    assert starts(directory) == 1
+
+
+def test_a_command_that_is_not_there_is_the_end(run):
+    code, [line] = run("", command=["./nothing"])
+    assert code == 1
+    assert line.startswith("error no worker can be started: ")
+
+
+# SIGHUP
+
+
+def test_a_second_sighup_replaces_the_new_workers_too(run, directory):
+    code, log = run(
+        """
+if number in (2, 3):
+    ask("SIGHUP")
+greet()
+if number == 5:
+    time.sleep(0.2)
+    ask("SIGTERM")
+obey()
+"""
+    )
+    assert (code, starts(directory)) == (0, 5)
+    assert log.count("info all 2 workers are new") == 1
+
+
+def test_where_new_code_does_not_start_the_old_workers_stay(run, directory):
+    code, log = run(
+        """
+if number == 3:
+    sys.exit(9)
+greet()
+if number == 2:
+    ask("SIGHUP")
+    while os.path.getsize("starts") < 3:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    ask("SIGTERM")
+obey()
+"""
+    )
+    assert (code, starts(directory)) == (0, 3)
+    assert log[-2].startswith("error worker ended with exit code 9 before it served: the new code does not start")
+
+
+def test_a_sighup_before_the_start_changes_nothing(run, directory):
+    code, _ = run("ask('SIGHUP')\ntime.sleep(0.2)\ngreet()\nif number == 2:\n    ask('SIGTERM')\nobey()\n")
+    assert (code, starts(directory)) == (0, 2)
+
+
+def test_the_end_of_the_terminal_is_the_end(run, monkeypatch):
+    is_there = iter([True, False])
+    monkeypatch.setattr("microws.server.supervisor._is_terminal", lambda: next(is_there))
+    code, log = run("greet()\nask('SIGHUP')\nobey()\n", workers=1)
+    assert code == 0
+    assert log[-1].startswith("info stopping")
+
+
+# The end
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed(run, monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor._EXIT_TIMEOUT", 0.1)
+    code, log = run("greet()\nask('SIGTERM')\ntime.sleep(60)\n", workers=1, drain_timeout=0, shutdown_timeout=0)
+    assert code == 1
+    assert log[-2:] == ["error worker does not end and is killed", "error worker was killed by SIGKILL"]
+
+
+def test_a_worker_that_does_not_serve_in_time_is_killed(run, monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor._IMPORT_TIMEOUT", 0.1)
+    code, log = run("time.sleep(60)\n", startup_timeout=0)
+    assert code == 1
+    assert log == ["error worker does not start and is killed", "error worker was killed by SIGKILL before it served"]
+
+
+def test_the_second_signal_is_at_once_and_the_third_kills(run):
+    code, log = run(
+        """
+greet()
+ask("SIGTERM")
+assert line.recv(1) == b"d"
+ask("SIGINT")
+assert line.recv(1) == b"e"
+ask("SIGTERM")
+time.sleep(60)
+""",
+        workers=1,
+    )
+    assert code == 1
+    assert log[-1] == "error worker was killed by SIGKILL"
+
+
+def test_a_worker_that_does_not_end_well_is_exit_code_1(run):
+    code, log = run("greet()\nask('SIGTERM')\nline.recv(1)\nsys.exit(1)\n", workers=1)
+    assert code == 1
+    assert log[-1] == "error worker ended with exit code 1"
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(run):
+    code, log = run("os.kill(os.getpid(), signal.SIGRTMIN + 1)\n")
+    assert code == 1
+    assert log == [f"error worker was killed by signal {signal.SIGRTMIN + 1} before it served"]
+
+
+# Where it cannot be
+
+
+def test_it_needs_the_main_thread():
+    errors = []
+
+    def main():
+        try:
+            supervise(Settings(port=0, workers=2), command=["true"])
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    thread.join(10)
+    [message] = errors
+    assert message.startswith("several workers need the main thread")
+
+
+def test_it_needs_unix(monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor.os", SimpleNamespace(name="nt"))
+    with pytest.raises(FeatureUnavailable, match="--workers 1"):
+        supervise(Settings(port=0, workers=2), command=["true"])
+
+
+def test_an_address_that_cannot_be_had_is_exit_code_1(run):
+    code, [line] = run("", port=None, bind="fd://999")
+    assert code == 1
+    assert "fd://999 is no socket" in line
+
+
+def test_the_program_is_started_as_it_was(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "chat.py", "8000"])
+    monkeypatch.setattr(sys, "argv", ["chat.py", "8000"])
+    assert this_program() == [sys.executable, "-X", "dev", "chat.py", "8000"]
+
+
+@pytest.mark.parametrize("arguments", [[], [""], ["-"]])
+def test_a_program_without_a_file_cannot_be_started_again(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(ValueError, match="has no file"):
+        this_program()
+
+
+def test_a_process_of_another_supervisor_is_no_worker():
+    environ = {"MICROWS_SUPERVISOR": f"{os.getpid()} 3 4"}
+    assert Supervised.from_environment(environ) is None
+    assert environ == {}
+    assert Supervised.from_environment(environ) is None

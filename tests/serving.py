@@ -40,7 +40,8 @@ class Server:
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (https?://\S+)")[1]
+        # Several processes may have to start, on a machine that does a lot besides.
+        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (https?://\S+)", within=3 * LIMIT)[1]
         self.ws_url = self.url.replace("http", "ws", 1)
         self.port = int(self.url.rpartition(":")[2])
 
@@ -57,10 +58,10 @@ class Server:
         """The match of each line so far in which the pattern is found."""
         return [match for line in list(self.output) if (match := re.search(pattern, line))]
 
-    def wait_for_line(self, pattern, *, times=1):
+    def wait_for_line(self, pattern, *, times=1, within=LIMIT):
         """The match of the ``times``-th line in which the pattern is found, already printed or still to come."""
         with self._printed:
-            self._printed.wait_for(lambda: len(self.find_lines(pattern)) >= times or self._ended, LIMIT)
+            self._printed.wait_for(lambda: len(self.find_lines(pattern)) >= times or self._ended, within)
         found = self.find_lines(pattern)
         if len(found) < times:
             pytest.fail(f"{pattern!r} is in {len(found)} lines, not {times}, of:\n" + "\n".join(self.output))

@@ -423,7 +423,7 @@ def two_workers(program, app):
     """A server with two workers, and their process ids; it must end well, and none of them is left."""
     with serving(program, app, "--workers", "2") as server:
         try:
-            server.wait_for_line(r"worker (\d+) starts", times=2)
+            server.wait_for_line(r"worker (\d+) starts", times=2, within=3 * LIMIT)
             yield server, *worker_pids(server)
             server.signal(signal.SIGTERM)
             assert exit_code(server, within=LIMIT) == 0

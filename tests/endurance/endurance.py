@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,4 +133,7 @@ class Endurance:
         """It ends well, and has logged no failure."""
         self.terminate()
         assert self.wait_ended(within=2 * LIMIT) == 0
-        assert not self.server.find_lines(r"^Traceback| (warning|error|critical) "), self.server.output
+        failures = Counter(
+            match[1] for match in self.server.find_lines(r"((?:^Traceback| warning | error | critical ).*)")
+        )
+        assert not failures, failures.most_common(5)

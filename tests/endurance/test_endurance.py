@@ -70,7 +70,18 @@ def leave_at_random(there, dice):
         client.sock.close()
 
 
-@on_each_loop
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "uvloop",
+        pytest.param(
+            "asyncio",
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="the log has what asyncio says of a send to nobody"
+            ),
+        ),
+    ],
+)
 def test_clients_that_leave_at_random_points_leave_nothing_behind(loop, figure):
     count = share(20_000)
     dice = random.Random(6455)

@@ -45,10 +45,11 @@ async def echo(scope, receive, send):
 class Holding:
     """
     An app that leaves its connection to the test: ``scope``, ``receive``, ``send``, and the server's side as ``wire``.
-    It ends when ``release`` is set.
+    It ends when ``release`` is set, by ``error`` if there is one.
     """
 
     def __init__(self):
+        self.error = None
         self.called = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -57,6 +58,8 @@ class Holding:
         self.wire = scope["extensions"]["microws"]["transport"]
         self.called.set()
         await self.release.wait()
+        if self.error is not None:
+            raise self.error
 
 
 @asynccontextmanager
@@ -71,7 +74,7 @@ async def opened(*, accept=True, connection=None, fields=(), behind=b"", **optio
         options: Of ``serving``.
     """
     app = Holding()
-    async with serving(app, **options) as served, await served.connect(**connection or {}) as client:
+    async with serving(app, **options) as app.serving, await app.serving.connect(**connection or {}) as client:
         await client.send(upgrade("/", *fields), behind)
         async with asyncio.timeout(LIMIT):
             await app.called.wait()
@@ -298,7 +301,7 @@ async def serving(app, *, tls=False, limit=LIMIT, **options):
         await asyncio.sleep(0)
         loop.set_exception_handler(None)
     assert engines.open == 0
-    assert failures == []
+    assert failures == [], failures
 
 
 def _tcp_pair():

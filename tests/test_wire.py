@@ -415,6 +415,14 @@ async def test_a_server_that_ends_closes_or_has_it_done():
         assert await client.read_close() == (1012, "service restart")
 
 
+async def test_a_refusal_of_a_client_that_has_just_reset_the_connection_is_its_end():
+    async with opened(accept=False, connection={"tcp": True}) as (app, client):
+        client.reset()
+        app.wire.refuse(503)
+        await until(client.server.is_closing)
+        assert app.wire.close_code == 1006
+
+
 # What a client must not do
 
 VIOLATIONS = {

@@ -122,6 +122,7 @@ class Engines:
         for count, engine in enumerate(list(self._open), 1):
             if engine.state is State.CONNECTING:
                 engine.refuse(_UNAVAILABLE)
+                engine.close_code, engine.close_reason = CloseCode.SERVICE_RESTART, _RESTART
             else:
                 engine.shut_down(CloseCode.SERVICE_RESTART, _RESTART)
             if not count % _DRAIN_BATCH:

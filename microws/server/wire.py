@@ -451,7 +451,11 @@ class Wire(asyncio.Protocol):
         if not self.is_reading:
             self._resume_reading()
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:
+                # asyncio's: the client has reset the connection, and the event loop has not read it yet.
+                self._transport.abort()
 
     def _end(self, code: int, reason: str) -> None:
         if self.state is State.CLOSED:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
 from microws.handshake import check_accept, check_headers
-from microws.interfaces import ASGIApplication, Event, Scope
+from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope
 from microws.server.access_log import AccessLog, Ending, request_line
 from microws.server.gone import Gone, is_gone
 from microws.server.upgrade import Headers, Upgrade
@@ -23,6 +23,8 @@ _SWITCHING: Final = 101
 _FORBIDDEN: Final = 403
 _FAILED: Final = 500
 _EMPTY: Final = ((b"content-length", b"0"),)
+# Looking it up in its class, for each message, takes longer.
+_OPEN: Final = State.OPEN
 
 
 class Engine(Wire):
@@ -120,7 +122,9 @@ class Engine(Wire):
         if message is None:
             code = CloseCode.ABNORMAL_CLOSURE if self.close_code is None else self.close_code
             return {"type": "websocket.disconnect", "code": int(code), "reason": self.close_reason}
-        return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
+        if isinstance(message, str):
+            return {"type": "websocket.receive", "text": message}
+        return {"type": "websocket.receive", "bytes": message}
 
     async def send(self, event: Event) -> None:
         """
@@ -137,17 +141,15 @@ class Engine(Wire):
             if kind == "websocket.http.response.body":
                 await self.wait_writable()
             return
-        self._check_open()
+        if self.state is not _OPEN:
+            self._check_open()
         text = event.get("text")
-        self._send_message(event.get("bytes") if text is None else text)
+        self.send_message(
+            text if isinstance(text, str) else _checked_bytes(event.get("bytes") if text is None else text)
+        )
         if not self.is_writable:
             await self.wait_writable()
             self._check_open()
-
-    def _send_message(self, payload: Any) -> None:
-        if not isinstance(payload, str | bytes | bytearray | memoryview):
-            raise TypeError(f'websocket.send takes "text" as str or "bytes" as bytes, not {type(payload).__name__}')
-        self.send_message(payload if isinstance(payload, str) else bytes(payload))
 
     def _send_other(self, kind: str, event: Event) -> None:
         if self.state is State.CLOSED and not (kind == "websocket.close" and self._status == _SWITCHING):
@@ -181,6 +183,12 @@ class Engine(Wire):
 
     def _gone(self) -> Gone:
         return Gone(f"the WebSocket is {self.state.value}, with code {self.close_code}")
+
+
+def _checked_bytes(payload: Any) -> bytes:
+    if not isinstance(payload, BYTES_LIKE):
+        raise TypeError(f'websocket.send takes "text" as str or "bytes" as bytes, not {type(payload).__name__}')
+    return bytes(payload)
 
 
 def _check_status(status: Any) -> int:

@@ -6,23 +6,11 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from microws.closing import CloseCode
-from microws.deflate import Deflater, negotiate
-from microws.framing import (
-    BINARY,
-    PING,
-    PONG,
-    TEXT,
-    Close,
-    FrameParser,
-    Ping,
-    Pong,
-    Violation,
-    encode_close,
-    encode_frame,
-    encode_head,
-)
+from microws.deflate import negotiate
+from microws.framing import Close, FrameParser, Ping, Pong, Violation, encode_close
 from microws.server.deadlines import Deadlines
 from microws.server.upgrade import Headers, Upgrade, accept_response, final_response
+from microws.server.writing import Writing
 from microws.state import Action, State, step
 
 __all__ = ["Upkeep", "Wire"]
@@ -34,10 +22,10 @@ _MAX_INBOX_BYTES: Final = 1 << 20
 _MAX_EARLY_BYTES: Final = 64 << 10
 # Of what a compressed connection sends, parsed at once: inflated that is 1 MiB at most.
 _MAX_DEFLATED_BYTES: Final = 1 << 10
-# From here on a payload is not copied behind its head.
-_BIG_BYTES: Final = 64 << 10
 # In a second. `nginx` and browsers send far fewer; what a flood of pings costs is the answers.
 _MAX_CONTROL_FRAMES: Final = 100
+# Looking it up in its class, for each message, takes longer.
+_OPEN: Final = State.OPEN
 
 
 class Upkeep(NamedTuple):
@@ -63,7 +51,7 @@ class Upkeep(NamedTuple):
     failures: "Deadlines[Wire]"
 
 
-class Wire(asyncio.Protocol):
+class Wire(Writing):
     """
     The connection below a WebSocket. Of its methods only those that say so wait.
 
@@ -73,67 +61,49 @@ class Wire(asyncio.Protocol):
         upkeep: Shared by the connections of a worker.
 
     Attributes:
-        state: ``CLOSING`` while this side has closed and the client has not yet.
         close_code, close_reason: Why it has ended, or is ending.
         was_heard: Whether anything has come since this was last set to ``False``.
         is_reading: Whether what the client sends is taken from the system: not while the app does not keep up.
-        is_writable: Whether the client takes what is sent: otherwise it piles up here.
         on_end: Called once, when the client has gone or one of the sides has closed.
-        on_writable: Called when ``is_writable`` has become true again.
         on_shutdown: Called with a code and a reason in place of ``close`` when the server ends, by ``shut_down``.
     """
 
     __slots__ = (
-        "_change",
-        "_closings",
         "_controls",
         "_controls_since",
-        "_deflater",
         "_inbox",
         "_inbox_bytes",
-        "_late_pong",
         "_loop",
         "_parser",
-        "_transport",
         "_unread",
         "_upkeep",
         "_waiter",
         "close_code",
         "close_reason",
         "is_reading",
-        "is_writable",
         "on_end",
         "on_shutdown",
-        "on_writable",
-        "state",
         "upgrade",
         "was_heard",
     )
 
     def __init__(self, transport: asyncio.Transport, upgrade: Upgrade, upkeep: Upkeep) -> None:
-        self.state = State.CONNECTING
+        super().__init__(transport)
         self.close_code: int | None = None
         self.close_reason = ""
         self.was_heard = True
-        self.is_writable = True
         self.on_end: Callable[[], None] | None = None
-        self.on_writable: Callable[[], None] | None = None
         self.on_shutdown: Callable[[int, str], None] | None = None
         self.upgrade = upgrade
         self._loop = asyncio.get_running_loop()
-        self._transport = transport
         self._upkeep = upkeep
         self._parser: FrameParser | None = None
-        self._deflater: Deflater | None = None
         # What has come and is not parsed: before the accept, and of a compressed connection that is not read from.
         self._unread: bytearray | None = None
         self._inbox: deque[str | bytes] | None = None
         self._inbox_bytes = 0
         self.is_reading = True
         self._waiter: asyncio.Future[None] | None = None
-        # Of ``state`` or ``is_writable``, for those who wait for one.
-        self._change: asyncio.Event | None = None
-        self._late_pong: bytes | None = None
         self._controls = 0
         self._controls_since = 0.0
         transport.set_protocol(self)
@@ -145,7 +115,7 @@ class Wire(asyncio.Protocol):
         Wait for a message, or for the end: ``None``. Cancelled, it has lost nothing; several tasks may wait.
         """
         while not self._inbox:
-            if self.state is not State.OPEN:
+            if self.state is not _OPEN:
                 return None
             if self._waiter is not None:
                 await asyncio.wait((self._waiter,))
@@ -175,9 +145,9 @@ class Wire(asyncio.Protocol):
         if inbox is None:
             inbox = self._inbox = deque()
         for item in self._parser.feed(data):
-            if not isinstance(item, str | bytes):
+            if not isinstance(item, (str, bytes)):
                 self._handle(item)
-            elif self.state is State.OPEN:
+            elif self.state is _OPEN:
                 inbox.append(item)
         if inbox:
             if self._deflater is None:
@@ -186,7 +156,7 @@ class Wire(asyncio.Protocol):
                 self._inbox_bytes = sum(map(len, inbox))
             if self._waiter is not None:
                 self._wake()
-            if (len(inbox) >= _MAX_INBOX or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is State.OPEN:
+            if (len(inbox) >= _MAX_INBOX or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is _OPEN:
                 self._pause_reading()
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
@@ -239,69 +209,7 @@ class Wire(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # Messages out
-
-    def send_message(self, payload: str | bytes) -> None:
-        """Send a message; ``is_writable`` says whether the next one should wait. Only while the state is ``OPEN``."""
-        opcode = BINARY
-        if isinstance(payload, str):
-            payload, opcode = payload.encode(), TEXT
-        if self._deflater is not None and (deflated := self._deflater.deflate(payload)) is not None:
-            self._transport.write(encode_frame(deflated, opcode, compressed=True))
-        else:
-            self.send_frame(payload, opcode)
-
-    def send_frame(self, payload: bytes, opcode: int) -> None:
-        """``send_message`` of a payload that is encoded already, without compression."""
-        if len(payload) < _BIG_BYTES:
-            self._transport.write(encode_frame(payload, opcode))
-        else:
-            # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
-            self._transport.write(encode_head(len(payload), opcode))
-            self._transport.write(payload)
-
-    async def wait_writable(self) -> None:
-        """Wait until the client has taken most of what was sent, or has gone."""
-        while not self.is_writable and self.state is not State.CLOSED:
-            await self._wait_change()
-
-    def pause_writing(self) -> None:
-        """What was sent piles up."""
-        self.is_writable = False
-
-    def resume_writing(self) -> None:
-        """The client has taken most of it."""
-        self.is_writable = True
-        if self._late_pong is not None and self.state is State.OPEN:
-            self._transport.write(encode_frame(self._late_pong, PONG))
-        self._late_pong = None
-        self._tell_change()
-        if self.on_writable is not None:
-            self.on_writable()
-
-    async def _wait_change(self) -> None:
-        if self._change is None:
-            self._change = asyncio.Event()
-        await self._change.wait()
-
-    def _tell_change(self) -> None:
-        if self._change is not None:
-            self._change.set()
-            self._change = None
-
-    def ping(self) -> None:
-        """Ask the client for a sign of life."""
-        if self.state is State.OPEN and self.is_writable:
-            self._transport.write(encode_frame(b"", PING))
-
-    def _answer(self, payload: bytes) -> None:
-        if self.state is not State.OPEN:
-            return
-        if self.is_writable:
-            self._transport.write(encode_frame(payload, PONG))
-        else:
-            # RFC 6455 §5.5.3: only the latest ping needs an answer.
-            self._late_pong = payload
+    # Control frames
 
     def _count_control(self) -> bool:
         """Whether the client sends control frames at a bearable rate; otherwise this ends it."""

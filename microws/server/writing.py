@@ -1,0 +1,107 @@
+"""The outgoing side of a WebSocket on a transport."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from microws.deflate import Deflater
+from microws.framing import BINARY, PING, PONG, TEXT, encode_frame, encode_head
+from microws.state import State
+
+__all__ = ["Writing"]
+
+# From here on a payload is not copied behind its head.
+_BIG_BYTES: Final = 64 << 10
+
+
+class Writing(asyncio.Protocol):
+    """
+    Sends frames. Of its methods only those that say so wait.
+
+    Args:
+        transport: Of the connection.
+
+    Attributes:
+        state: ``CLOSING`` while this side has closed and the client has not yet.
+        is_writable: Whether the client takes what is sent: otherwise it piles up here.
+        on_writable: Called when ``is_writable`` has become true again.
+    """
+
+    __slots__ = ("_change", "_deflater", "_late_pong", "_transport", "is_writable", "on_writable", "state")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.state = State.CONNECTING
+        self.is_writable = True
+        self.on_writable: Callable[[], None] | None = None
+        self._transport = transport
+        self._deflater: Deflater | None = None
+        # Of ``state`` or ``is_writable``, for those who wait for one.
+        self._change: asyncio.Event | None = None
+        self._late_pong: bytes | None = None
+
+    def send_message(self, payload: str | bytes) -> None:
+        """Send a message; ``is_writable`` says whether the next one should wait. Only while the state is ``OPEN``."""
+        opcode = BINARY
+        if isinstance(payload, str):
+            payload, opcode = payload.encode(), TEXT
+        if self._deflater is None:
+            if len(payload) < _BIG_BYTES:
+                self._transport.write(encode_frame(payload, opcode))
+            else:
+                self.send_frame(payload, opcode)
+        elif (deflated := self._deflater.deflate(payload)) is not None:
+            self._transport.write(encode_frame(deflated, opcode, compressed=True))
+        else:
+            self.send_frame(payload, opcode)
+
+    def send_frame(self, payload: bytes, opcode: int) -> None:
+        """``send_message`` of a payload that is encoded already, without compression."""
+        if len(payload) < _BIG_BYTES:
+            self._transport.write(encode_frame(payload, opcode))
+        else:
+            # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
+            self._transport.write(encode_head(len(payload), opcode))
+            self._transport.write(payload)
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has taken most of what was sent, or has gone."""
+        while not self.is_writable and self.state is not State.CLOSED:
+            await self._wait_change()
+
+    def pause_writing(self) -> None:
+        """What was sent piles up."""
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        self.is_writable = True
+        if self._late_pong is not None and self.state is State.OPEN:
+            self._transport.write(encode_frame(self._late_pong, PONG))
+        self._late_pong = None
+        self._tell_change()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    async def _wait_change(self) -> None:
+        if self._change is None:
+            self._change = asyncio.Event()
+        await self._change.wait()
+
+    def _tell_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
+
+    def ping(self) -> None:
+        """Ask the client for a sign of life."""
+        if self.state is State.OPEN and self.is_writable:
+            self._transport.write(encode_frame(b"", PING))
+
+    def _answer(self, payload: bytes) -> None:
+        if self.state is not State.OPEN:
+            return
+        if self.is_writable:
+            self._transport.write(encode_frame(payload, PONG))
+        else:
+            # RFC 6455 §5.5.3: only the latest ping needs an answer.
+            self._late_pong = payload

@@ -126,14 +126,21 @@ class ByteClient:
         pairs = (line.partition(":") for line in lines)
         return int(first.split(" ")[1]), {name.lower(): value.strip() for name, _, value in pairs}
 
+    def read_bytes(self, size):
+        """So many bytes, of a response's body for example."""
+        while len(self._data) < size:
+            self._receive()
+        taken, self._data = self._data[:size], self._data[size:]
+        return taken
+
     def read_frame(self):
         """The server's next frame."""
-        first, second = self._take(2)
+        first, second = self.read_bytes(2)
         assert second < 128, "a server masks no frame"
         length = second
         if length > 125:
-            length = int.from_bytes(self._take(2 if length == 126 else 8))
-        return Frame(first & 15, self._take(length), bool(first & 0x40))
+            length = int.from_bytes(self.read_bytes(2 if length == 126 else 8))
+        return Frame(first & 15, self.read_bytes(length), bool(first & 0x40))
 
     def read_message(self):
         """The next frame that is no Ping."""
@@ -160,12 +167,6 @@ class ByteClient:
                 except ConnectionError:
                     return time.monotonic() - began
         raise AssertionError(f"the connection is still there after {within} s")
-
-    def _take(self, size):
-        while len(self._data) < size:
-            self._receive()
-        taken, self._data = self._data[:size], self._data[size:]
-        return taken
 
     def _receive(self):
         try:

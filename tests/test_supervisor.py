@@ -129,7 +129,8 @@ def test_when_nothing_starts_any_more_it_gives_up(run, directory, monkeypatch):
     code, log = run("if number == 1: greet()\nsys.exit(9)\n")
     assert code == 1
     assert starts(directory) in (6, 7)
-    assert log[-1].startswith("critical worker ended with exit code 9 before it served: 5 starts have failed")
+    [line] = [line for line in log if line.startswith("critical")]
+    assert line.startswith("critical worker ended with exit code 9 before it served: 5 starts have failed")
 
 
 def test_a_program_that_is_gone_is_a_failed_start(run, directory, monkeypatch):
@@ -165,13 +166,15 @@ def test_a_second_sighup_replaces_the_new_workers_too(run, directory):
 if number in (2, 3):
     ask("SIGHUP")
 greet()
-if number == 5:
-    time.sleep(0.2)
+if number >= 5:
+    time.sleep(0.3)
     ask("SIGTERM")
 obey()
 """
     )
-    assert (code, starts(directory)) == (0, 5)
+    assert code == 0
+    # A worker between the two may have been started, or not.
+    assert starts(directory) in (5, 6)
     assert log.count("info all 2 workers are new") == 1
 
 
@@ -195,7 +198,17 @@ obey()
 
 
 def test_a_sighup_before_the_start_changes_nothing(run, directory):
-    code, _ = run("ask('SIGHUP')\ntime.sleep(0.2)\ngreet()\nif number == 2:\n    ask('SIGTERM')\nobey()\n")
+    code, _ = run(
+        """
+if number == 1:
+    ask("SIGHUP")
+    time.sleep(0.2)
+if number == 2:
+    ask("SIGTERM")
+greet()
+obey()
+"""
+    )
     assert (code, starts(directory)) == (0, 2)
 
 

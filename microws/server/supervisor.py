@@ -183,7 +183,7 @@ class _Supervisor:
             self._selector.unregister(worker.line)
         worker.line.close()
         if worker.is_ending or self._stops_heard:
-            if code != 0 and not (code == -signal.SIGTERM and not worker.is_serving):
+            if code != 0 and not (code == -signal.SIGTERM and (worker.is_terminated or not worker.is_serving)):
                 _log.error("worker %d %s", worker.pid, describe_exit(code))
                 if self._stops_heard:
                     self._exit_code = 1

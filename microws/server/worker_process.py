@@ -32,6 +32,7 @@ class WorkerProcess:
         deadline: When it is killed, unless it has taken its next step by then.
         is_serving: It has greeted.
         is_ending: It was told to.
+        is_terminated: It was told to by SIGTERM as well, which it may not handle yet.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class WorkerProcess:
         self.deadline: float | None = self.since + limit
         self.is_serving = False
         self.is_ending = False
+        self.is_terminated = False
         self._said = b""
         self.line, theirs = socket.socketpair()
         self.line.setblocking(False)
@@ -96,6 +98,7 @@ class WorkerProcess:
             self.line.send(command.value)
         if not self.is_serving:
             # It may be importing the app still, and listen to nobody.
+            self.is_terminated = True
             self._process.terminate()
 
     def kill(self) -> None:

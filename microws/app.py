@@ -601,8 +601,8 @@ class App:
         Args:
             host: Address to listen on; ``"0.0.0.0"`` is every network of this machine. Default 127.0.0.1.
             port: Port to listen on; 0 takes a free one. Default 8000.
-            options: The other flags of ``microws run`` for one process, as keywords: ``access_log=False``. ``bind``
-                takes the place of host and port: ``bind="unix:/run/app.sock"``.
+            options: The other flags of ``microws run``, as keywords: ``access_log=False``. ``bind`` takes the place of
+                host and port: ``bind="unix:/run/app.sock"``. With ``workers`` each worker runs the script anew.
 
         Raises:
             SystemExit: With code 1, where the start-up failed or the address could not be had; the log says why.

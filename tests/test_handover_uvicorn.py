@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import sys
 from pathlib import Path
 
 import anyio
@@ -13,6 +14,7 @@ from raw_websocket import RawWebSocket, connected, reset
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from worker_here import echo, failures, lifespan, respond, serving
 
+from microws.cli import main
 from microws.errors import FeatureUnavailable
 from microws.server import handover_uvicorn
 from microws.server.handover_uvicorn import check_uvicorn
@@ -475,14 +477,25 @@ def test_uvicorn_does_not_go_with_trio():
         Settings(server="uvicorn", loop="trio")
 
 
-@pytest.mark.parametrize("version", ["0.34.0", "0.54.0", "0.99", "0.55.0rc1"])
+def test_uvicorn_with_trio_is_a_mistake_in_the_command(capsys):
+    assert main(["run", "chat:app", "--server", "uvicorn", "--loop", "trio"]) == 2
+    assert capsys.readouterr().err.startswith("error: loop trio: the server uvicorn runs on asyncio and uvloop")
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    assert main(["run", "chat:app", "--server", "uvicorn"]) == 2
+    assert capsys.readouterr().err == "error: the server uvicorn is not installed: pip install 'microws[uvicorn]'\n"
+
+
+@pytest.mark.parametrize("version", ["0.53.0", "0.54.0", "0.99", "0.55.0rc1"])
 def test_this_uvicorn_is_known(version):
     check_uvicorn(version)
 
 
-@pytest.mark.parametrize("version", ["0.33.1", "1.0.0", "1.0.0a1", "?"])
+@pytest.mark.parametrize("version", ["0.52.4", "1.0.0", "1.0.0a1", "?"])
 def test_another_uvicorn_is_refused(version):
-    with pytest.raises(FeatureUnavailable, match=r"expected uvicorn 0\.34 or later.*microws\[uvicorn\]"):
+    with pytest.raises(FeatureUnavailable, match=r"expected uvicorn 0\.53 or later.*microws\[uvicorn\]"):
         check_uvicorn(version)
 
 

@@ -6,7 +6,7 @@ import socket
 import ssl
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from email.utils import formatdate
 from functools import partial
 from typing import Any, Final
@@ -36,8 +36,8 @@ __all__ = ["UvicornServer", "check_uvicorn"]
 # client at the end of a response.
 _PIECE_BYTES: Final = 64 << 10
 
-# What this file knows is the same in all of them.
-_KNOWN: Final = ((0, 34), (1, 0))
+# What this file knows is the same in all of them; older ones do not tell a client of the last response.
+_KNOWN: Final = ((0, 53), (1, 0))
 _USED_NAMES: Final = ("on_body", "on_headers_complete", "on_response_complete", "shutdown")
 
 _BAD_REQUEST: Final = 400
@@ -61,7 +61,7 @@ def check_uvicorn(version: str = uvicorn.__version__, protocol: type[asyncio.Pro
     if not _KNOWN[0] <= numbers < _KNOWN[1] or missing:
         lacking = f", without {', '.join(missing)}" if missing else ""
         raise FeatureUnavailable(
-            f"expected uvicorn 0.34 or later, below 1, came {version}{lacking}: "
+            f"expected uvicorn 0.53 or later, below 1, came {version}{lacking}: "
             "pip install 'microws[uvicorn]', or leave --server uvicorn out"
         )
 
@@ -179,7 +179,7 @@ class UvicornServer:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["root_path"] = self._root_path
         try:
-            await self._app(scope, receive, partial(_send_in_pieces, send))
+            await self._app(scope, receive, partial(_send, send))
         except (SystemExit, KeyboardInterrupt) as error:
             # Nobody else would say it: uvicorn takes them for any other error.
             log_failure(error)
@@ -401,11 +401,14 @@ class _Upgrading(asyncio.Protocol):
             self._shared.engines.take(self.transport, found[0], self._early, dict(self._state))
 
 
+def _send(send: Send, event: Event) -> Awaitable[None]:
+    # Nearly every event is small, and spared a coroutine.
+    return _send_in_pieces(send, event) if len(event.get("body", b"")) > _PIECE_BYTES else send(event)
+
+
 async def _send_in_pieces(send: Send, event: Event) -> None:
-    body = event.get("body", b"")
-    if len(body) > _PIECE_BYTES:
-        whole = len(body) - 1 - (len(body) - 1) % _PIECE_BYTES
-        for start in range(0, whole, _PIECE_BYTES):
-            await send({"type": event["type"], "body": body[start : start + _PIECE_BYTES], "more_body": True})
-        event = {**event, "body": body[whole:]}
-    await send(event)
+    body = event["body"]
+    last = (len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES
+    for start in range(0, last, _PIECE_BYTES):
+        await send({"type": event["type"], "body": body[start : start + _PIECE_BYTES], "more_body": True})
+    await send({**event, "body": body[last:]})

@@ -45,10 +45,7 @@ class Writing(asyncio.Protocol):
         if isinstance(payload, str):
             payload, opcode = payload.encode(), TEXT
         if self._deflater is None:
-            if len(payload) < _BIG_BYTES:
-                self._transport.write(encode_frame(payload, opcode))
-            else:
-                self.send_frame(payload, opcode)
+            self.send_frame(payload, opcode)
         elif (deflated := self._deflater.deflate(payload)) is not None:
             self._transport.write(encode_frame(deflated, opcode, compressed=True))
         else:
@@ -56,12 +53,15 @@ class Writing(asyncio.Protocol):
 
     def send_frame(self, payload: bytes, opcode: int) -> None:
         """``send_message`` of a payload that is encoded already, without compression."""
+        transport = self._transport
+        if transport.is_closing():
+            return  # lost a moment ago: asyncio would log each write, and ``connection_lost`` comes next
         if len(payload) < _BIG_BYTES:
-            self._transport.write(encode_frame(payload, opcode))
+            transport.write(encode_frame(payload, opcode))
         else:
             # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
-            self._transport.write(encode_head(len(payload), opcode))
-            self._transport.write(payload)
+            transport.write(encode_head(len(payload), opcode))
+            transport.write(payload)
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken most of what was sent, or has gone."""

@@ -7,9 +7,9 @@ from anyio.abc import TaskGroup
 from microws.interfaces import Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.transport.direct import DirectTransport
-from microws.transport.lifeline import Limits
 from microws.transport.portable import PortableTransport
 from microws.transport.surface import Transport
+from microws.transport.turns import Limits
 
 __all__ = ["make_transport"]
 

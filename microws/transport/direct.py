@@ -1,21 +1,16 @@
 """The direct transport: one WebSocket connection on this package's own server, without ASGI events in between."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Any, Final, Protocol
 
-import anyio
-
-from microws.closing import CloseCode
-from microws.errors import WebSocketDisconnect
 from microws.framing import BINARY, TEXT
 from microws.interfaces import Frame
 from microws.outbox import Outbox
 from microws.state import State
-from microws.tasks import AsyncioTasks, Tasks
-from microws.transport.lifeline import Limits, helping
+from microws.tasks import AsyncioTasks
+from microws.transport.turns import Limits, Turns
 
 __all__ = ["DirectTransport", "Wire"]
 
@@ -49,7 +44,7 @@ class Wire(Protocol):
     def close(self, code: int, reason: str) -> None: ...
 
 
-class DirectTransport:
+class DirectTransport(Turns):
     """
     One connection of the server's own.
 
@@ -57,41 +52,18 @@ class DirectTransport:
         wire: The server's side of it.
         limits: Shared by the connections of an app.
         make_outbox: Called once, when the connection first needs a queue.
-
-    Attributes:
-        on_end: Called once, when the client has gone or the connection begins to be closed; then forgotten.
-        tasks: Of this connection.
     """
 
-    __slots__ = (
-        "_has_learned",
-        "_limits",
-        "_make_outbox",
-        "_outbox",
-        "_rejected",
-        "_sends",
-        "_waiting",
-        "_wire",
-        "on_end",
-        "tasks",
-    )
+    __slots__ = ("_rejected", "_sends", "_wire")
 
     def __init__(self, wire: Wire, *, limits: Limits, make_outbox: Callable[[], Outbox]) -> None:
-        self.on_end: Callable[[], None] | None = None
-        self.tasks: Tasks = AsyncioTasks(asyncio.get_running_loop())
+        super().__init__(AsyncioTasks(asyncio.get_running_loop()), limits, make_outbox)
         self._wire = wire
-        self._limits = limits
-        self._make_outbox = make_outbox
-        self._outbox: Outbox | None = None
         self._rejected: int | None = None
-        self._has_learned = False
         self._sends = 0
-        # The frames that find no room in the outbox, in the order of the calls.
-        self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
         wire.on_end = self._end
         wire.on_writable = self._empty
         wire.on_shutdown = self._close
-        self.tasks.limit(limits.accept_timeout)
 
     @property
     def state(self) -> State:
@@ -133,7 +105,7 @@ class DirectTransport:
         """
         if self._wire.state is State.CLOSED and self._rejected is None:
             return
-        self._learn()
+        self.learn()
         self._wire.refuse(status, headers, body)
         self._rejected = 3000 + status
 
@@ -151,7 +123,7 @@ class DirectTransport:
         if message is None:
             if self._wire.state is State.CONNECTING:
                 raise self.unusable("receive")
-            self._learn()
+            self.learn()
         return message
 
     def read_ahead(self) -> None:
@@ -178,50 +150,18 @@ class DirectTransport:
             self._sends = 0
             await asyncio.sleep(0)
 
-    def ensure_outbox(self) -> Outbox:
-        """The connection's queue; made when it is first needed. Who puts something in calls ``wake``."""
-        if self._outbox is None:
-            self._outbox = self._make_outbox()
-        return self._outbox
-
     def wake(self) -> None:
         """Something waits in the outbox: send as much as the client takes. Never waits."""
-        if self._outbox and self._wire.state is State.OPEN:
+        if self.outbox and self._wire.state is State.OPEN:
             self._empty()
 
     def _empty(self) -> None:
-        wire, outbox = self._wire, self._outbox
+        wire, outbox = self._wire, self.outbox
         while outbox and wire.is_writable:
             frame = outbox.pop()
             wire.send_frame(frame.data, TEXT if frame.is_text else BINARY)
             if self._waiting:
-                self._admit(outbox)
-
-    async def _wait_turn(self, frame: Frame) -> None:
-        outbox = self.ensure_outbox()
-        if not self._waiting and outbox.has_room(frame):
-            outbox.send_nowait(frame)
-            return
-        self._waiting = self._waiting or deque()
-        turn = (frame, anyio.Event())
-        self._waiting.append(turn)
-        try:
-            with anyio.move_on_after(self._limits.send_timeout) as waiting:
-                await turn[1].wait()
-        finally:
-            if not turn[1].is_set():
-                self._waiting.remove(turn)
-        if waiting.cancelled_caught:
-            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
-        if self.close_code is not None:
-            raise self.unusable("send")
-
-    def _admit(self, outbox: Outbox) -> None:
-        """Queue the frames that wait for room, as far as there is some now."""
-        while self._waiting and outbox.has_room(self._waiting[0][0]):
-            frame, admitted = self._waiting.popleft()
-            outbox.send_nowait(frame)
-            admitted.set()
+                self._admit()
 
     # The end
 
@@ -235,25 +175,14 @@ class DirectTransport:
 
     def close_soon(self, code: int, reason: str) -> None:
         """``close`` without waiting."""
-        self._learn()
+        self.learn()
         self._close(code, reason)
 
     def fail(self, code: int, reason: str) -> None:
         """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
-        if self._outbox is not None:
-            self._outbox.clear()
+        if self.outbox is not None:
+            self.outbox.clear()
         self._wire.close(code, reason)
-
-    def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
-        """What ``ws.method`` raises where the connection is not open. Whoever gets it knows of the end."""
-        if self._wire.state is State.CONNECTING:
-            return RuntimeError(
-                f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept()"
-            )
-        self._learn()
-        error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
-        error.source = self
-        return error
 
     async def flush(self) -> None:
         """The Close frame has left for the server, which sees to the rest."""
@@ -271,25 +200,13 @@ class DirectTransport:
 
     def _close(self, code: int, reason: str) -> None:
         wire = self._wire
-        if self._outbox and wire.state is State.OPEN:
-            while self._outbox:
-                frame = self._outbox.pop()
+        if self.outbox and wire.state is State.OPEN:
+            while self.outbox:
+                frame = self.outbox.pop()
                 wire.send_frame(frame.data, TEXT if frame.is_text else BINARY)
         wire.close(code, reason)
 
-    def _learn(self) -> None:
-        """The view knows of the end, or has made it: it may take its time to clean up."""
-        if helping.get() is not self:
-            self._has_learned = True
-            self.tasks.limit(inf)
-
     def _end(self) -> None:
-        if self.on_end is not None:
-            on_end, self.on_end = self.on_end, None
-            on_end()
-        if self._outbox is not None:
-            self._outbox.clear()
-        while self._waiting:
-            self._waiting.popleft()[1].set()
-        if not self._has_learned:
-            self.tasks.limit(self._limits.close_timeout)
+        self._forget_frames()
+        self._release_waiting()
+        self._finish()

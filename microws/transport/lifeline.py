@@ -1,54 +1,25 @@
-"""The life of one connection: its state, its end, and who is waiting inside the server."""
+"""The life of a connection over ASGI: its state, its end, and who is waiting inside the server."""
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextvars import ContextVar
-from math import inf
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from typing import Any
 
 import anyio
 
 from microws.closing import CloseCode
-from microws.errors import WebSocketDisconnect
 from microws.state import Action, State, step
-from microws.tasks import Tasks
+from microws.transport.turns import Turns
 
-__all__ = ["Lifeline", "Limits", "helping"]
-
-# In a task of ws.start_soon: the transport of its connection. What such a task learns, its view does not know yet.
-helping: ContextVar[object] = ContextVar("helping", default=None)
+__all__ = ["Lifeline"]
 
 
-class Limits(NamedTuple):
-    """
-    What one connection may cost. Precedents are named where ``App`` documents each.
-
-    Attributes:
-        max_message_size: Payload bytes of one incoming message.
-        receive_queue: Incoming messages that wait for the view before reading pauses; 1 MiB of them pauses it too.
-        send_timeout: Seconds that one ``ws.send`` waits for a slow client.
-        accept_timeout: Seconds from the request to ``accept``.
-        close_timeout: Seconds that a close waits for what is queued before it, and that a view has to notice the end.
-    """
-
-    max_message_size: int = 1 << 20
-    receive_queue: int = 64
-    send_timeout: float = 10
-    accept_timeout: float = 10
-    close_timeout: float = 5
-
-
-class Lifeline(ABC):
+class Lifeline(Turns):
     """
     What reading and sending share. ``PortableTransport`` makes the attributes of all.
 
     Attributes:
         state: Where the connection stands.
         close_code, close_reason: Why it has ended, or is ending; ``close_code`` is ``None`` until then.
-        has_learned: Whether the view knows of the end.
-        on_end: Called once, when the client has gone or the connection begins to be closed; then forgotten.
-        tasks: Of this connection.
     """
 
     __slots__ = (
@@ -56,7 +27,6 @@ class Lifeline(ABC):
         "_close_due",
         "_idle",
         "_interrupted",
-        "_limits",
         "_loop",
         "_reader",
         "_sender",
@@ -64,20 +34,13 @@ class Lifeline(ABC):
         "_work",
         "close_code",
         "close_reason",
-        "has_learned",
-        "on_end",
         "state",
-        "tasks",
     )
 
     state: State
     close_code: int | None
     close_reason: str
-    has_learned: bool
-    on_end: Callable[[], None] | None
-    tasks: Tasks
     _loop: asyncio.AbstractEventLoop | None  # None on trio
-    _limits: Limits
     _close_due: bool
     # Who is inside ASGI's receive, and who inside its send. A task of the view may be interrupted there.
     _reader: object
@@ -94,14 +57,6 @@ class Lifeline(ABC):
         """Keep nothing more of what the client sends."""
 
     @abstractmethod
-    def wake(self) -> None:
-        """Something waits to be sent."""
-
-    @abstractmethod
-    def _forget_frames(self) -> None:
-        """Nothing of what waits to be sent will be."""
-
-    @abstractmethod
     def _wake_all(self) -> None:
         """End every wait: the connection is ending."""
 
@@ -114,21 +69,6 @@ class Lifeline(ABC):
         self._interrupt(self._sender)
         self.wake()
 
-    def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
-        """What a call raises when the connection is not open. Whoever gets it knows of the end."""
-        if self.state is State.CONNECTING:
-            return RuntimeError(
-                f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept()"
-            )
-        self.learn()
-        return self._disconnect()
-
-    def learn(self) -> None:
-        """The view knows of the end, or has made it: it may take its time to clean up."""
-        if not self.has_learned and helping.get() is not self:
-            self.has_learned = True
-            self.tasks.limit(inf)
-
     def abandon(self) -> None:
         """Take the client for gone. Never waits."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
@@ -138,11 +78,6 @@ class Lifeline(ABC):
         if self.state is not State.CLOSED:
             self.abandon()
         await self.tasks.end()
-
-    def _disconnect(self) -> WebSocketDisconnect:
-        error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
-        error.source = self
-        return error
 
     def _begin_close(self, code: int, reason: str) -> None:
         self.state = step(self.state, Action.CLOSE)
@@ -168,13 +103,6 @@ class Lifeline(ABC):
         if self._sender is not None:
             self._interrupt(self._sender)
         self._finish()
-
-    def _finish(self) -> None:
-        if self.on_end is not None:
-            on_end, self.on_end = self.on_end, None
-            on_end()
-        if not self.has_learned:
-            self.tasks.limit(self._limits.close_timeout)
 
     def _interrupt(self, task: object) -> None:
         """End the wait of a task inside ASGI's receive or send, if it may be ended and is another one than this."""

@@ -11,8 +11,8 @@ from microws.interfaces import Event, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.state import Action, State, step
 from microws.tasks import AsyncioTasks, GroupTasks
-from microws.transport.lifeline import Limits
 from microws.transport.sending import Sending, ticks_of
+from microws.transport.turns import Limits
 
 __all__ = ["PortableTransport"]
 
@@ -45,12 +45,12 @@ class PortableTransport(Sending):
         make_outbox: Callable[[], Outbox],
     ) -> None:
         # All in one place: a chain of constructors would take longer than they do.
+        self._loop = asyncio.get_running_loop() if group is None else None
+        tasks = GroupTasks(group) if group is not None else AsyncioTasks(asyncio.get_running_loop(), self._tick)
+        super().__init__(tasks, limits, make_outbox)
         self.state = State.CONNECTING
         self.close_code = None
         self.close_reason = ""
-        self.has_learned = False
-        self.on_end = None
-        self._limits = limits
         self._close_due = False
         self._reader = self._sender = None
         self._interrupted = ()
@@ -65,20 +65,11 @@ class PortableTransport(Sending):
         self._unwatched_sends = 0
         self._sent_while_paused = False
         self._asgi_send = send
-        self._make_outbox = make_outbox
-        self.outbox = None
-        self._waiting = None
         self._has_drainer = False
         self._max_send_ticks = ticks_of(limits.send_timeout)
         self._send_ticks = 0.0
-        if group is None:
-            self._loop = asyncio.get_running_loop()
-            self.tasks = AsyncioTasks(self._loop, self._tick)
-        else:
-            self._loop = None
-            self.tasks = GroupTasks(group)
+        if group is not None:
             self.read_ahead()
-        self.tasks.limit(limits.accept_timeout)
 
     async def accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
         """

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
 from math import inf
 
 import anyio
@@ -12,7 +10,6 @@ import anyio.lowlevel
 from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Frame, Send
-from microws.outbox import Outbox
 from microws.state import State
 from microws.tasks import TICK
 from microws.transport.reading import Reading
@@ -33,15 +30,12 @@ _MAX_SECONDS_TO_DISCONNECT = 1.0
 class Sending(Reading):
     """The outgoing side: the view sends or, where something had to wait its turn, the drainer, from the outbox."""
 
-    __slots__ = ("_asgi_send", "_has_drainer", "_make_outbox", "_max_send_ticks", "_send_ticks", "_waiting", "outbox")
+    __slots__ = ("_asgi_send", "_has_drainer", "_max_send_ticks", "_send_ticks")
 
-    outbox: Outbox | None
     _asgi_send: Send
     _has_drainer: bool
-    _make_outbox: Callable[[], Outbox]
     _max_send_ticks: float  # Of the view's own sends.
     _send_ticks: float  # What is left for the send that is under way.
-    _waiting: deque[tuple[Frame, anyio.Event]] | None  # Frames without room in the outbox, in the order of the calls.
 
     async def send(self, message: str | bytes) -> None:
         """
@@ -127,12 +121,6 @@ class Sending(Reading):
         if waiting.cancelled_caught:
             self.abandon()
 
-    def ensure_outbox(self) -> Outbox:
-        """The connection's queue; made when it is first needed."""
-        if self.outbox is None:
-            self.outbox = self._make_outbox()
-        return self.outbox
-
     def wake(self) -> None:
         """Something waits to be sent: let the drainer see to it. Never waits."""
         if not self._has_drainer:
@@ -140,35 +128,6 @@ class Sending(Reading):
             self.tasks.start_soon(self._drain)
         elif self._work is not None:
             self._wake("_work")
-
-    async def _wait_turn(self, frame: Frame) -> None:
-        if self.state is not State.OPEN:
-            raise self.unusable("send")
-        outbox = self.ensure_outbox()
-        if not self._waiting and outbox.has_room(frame):
-            outbox.send_nowait(frame)
-            self.wake()
-            return
-        self._waiting = self._waiting or deque()
-        turn = (frame, anyio.Event())
-        self._waiting.append(turn)
-        try:
-            with anyio.move_on_after(self._limits.send_timeout) as waiting:
-                await turn[1].wait()
-        finally:
-            if not turn[1].is_set():
-                self._waiting.remove(turn)
-        if waiting.cancelled_caught:
-            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
-        if self.close_code is not None:
-            raise self.unusable("send")
-
-    def _admit(self) -> None:
-        """Queue the frames that wait for room, as far as there is some now."""
-        while self._waiting and self.outbox is not None and self.outbox.has_room(self._waiting[0][0]):
-            frame, admitted = self._waiting.popleft()
-            self.outbox.send_nowait(frame)
-            admitted.set()
 
     async def _drain(self) -> None:
         try:
@@ -282,14 +241,7 @@ class Sending(Reading):
             self._wake("_idle")
         if self._work is not None:
             self._wake("_work")
-        if self._waiting:
-            for _, admitted in self._waiting:
-                admitted.set()
-            self._waiting.clear()
-
-    def _forget_frames(self) -> None:
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._release_waiting()
 
 
 def ticks_of(seconds: float) -> float:

@@ -1,0 +1,162 @@
+"""What both transports share: who knows of a connection's end, and whose turn it is to send."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from math import inf
+from typing import NamedTuple
+
+import anyio
+
+from microws.closing import CloseCode
+from microws.errors import WebSocketDisconnect
+from microws.interfaces import Frame
+from microws.outbox import Outbox
+from microws.state import State
+from microws.tasks import Tasks
+
+__all__ = ["Limits", "Turns", "helping"]
+
+# In a task of ws.start_soon: the transport of its connection. What such a task learns, its view does not know yet.
+helping: ContextVar[object] = ContextVar("helping", default=None)
+
+
+class Limits(NamedTuple):
+    """
+    What one connection may cost. Precedents are named where ``App`` documents each.
+
+    Attributes:
+        max_message_size: Payload bytes of one incoming message.
+        receive_queue: Incoming messages that wait for the view before reading pauses; 1 MiB of them pauses it too.
+        send_timeout: Seconds that one ``ws.send`` waits for a slow client.
+        accept_timeout: Seconds from the request to ``accept``.
+        close_timeout: Seconds that a close waits for what is queued before it, and that a view has to notice the end.
+    """
+
+    max_message_size: int = 1 << 20
+    receive_queue: int = 64
+    send_timeout: float = 10
+    accept_timeout: float = 10
+    close_timeout: float = 5
+
+
+class Turns(ABC):
+    """
+    A transport without a way to the client.
+
+    Attributes:
+        has_learned: Whether the view knows of the end.
+        on_end: Called once, when the client has gone or the connection begins to be closed; then forgotten.
+        outbox: What waits to be sent; made when it is first needed.
+        tasks: Of this connection.
+    """
+
+    __slots__ = ("_limits", "_make_outbox", "_waiting", "has_learned", "on_end", "outbox", "tasks")
+
+    def __init__(self, tasks: Tasks, limits: Limits, make_outbox: Callable[[], Outbox]) -> None:
+        self.has_learned = False
+        self.on_end: Callable[[], None] | None = None
+        self.outbox: Outbox | None = None
+        self.tasks = tasks
+        self._limits = limits
+        self._make_outbox = make_outbox
+        # Frames without room in the outbox, in the order of the calls.
+        self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
+        tasks.limit(limits.accept_timeout)
+
+    @property
+    @abstractmethod
+    def state(self) -> State:
+        """Where the connection stands."""
+
+    @property
+    @abstractmethod
+    def close_code(self) -> int | None:
+        """Why it has ended, or is ending; ``None`` until then."""
+
+    @property
+    @abstractmethod
+    def close_reason(self) -> str:
+        """The reason beside ``close_code``."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Something waits to be sent: see to it. Never waits."""
+
+    @abstractmethod
+    def fail(self, code: int, reason: str) -> None:
+        """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
+
+    def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
+        """What a call raises when the connection is not open. Whoever gets it knows of the end."""
+        if self.state is State.CONNECTING:
+            return RuntimeError(
+                f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept()"
+            )
+        self.learn()
+        return self._disconnect()
+
+    def learn(self) -> None:
+        """The view knows of the end, or has made it: it may take its time to clean up."""
+        if not self.has_learned and helping.get() is not self:
+            self.has_learned = True
+            self.tasks.limit(inf)
+
+    def ensure_outbox(self) -> Outbox:
+        """The connection's queue. Who puts something in calls ``wake``."""
+        if self.outbox is None:
+            self.outbox = self._make_outbox()
+        return self.outbox
+
+    def _disconnect(self) -> WebSocketDisconnect:
+        error = WebSocketDisconnect(self.close_code or CloseCode.ABNORMAL_CLOSURE, self.close_reason)
+        error.source = self
+        return error
+
+    async def _wait_turn(self, frame: Frame) -> None:
+        """Send a frame that cannot leave at once: it waits in the outbox, or its sender for room there."""
+        if self.state is not State.OPEN:
+            raise self.unusable("send")
+        outbox = self.ensure_outbox()
+        if not self._waiting and outbox.has_room(frame):
+            outbox.send_nowait(frame)
+            self.wake()
+            return
+        self._waiting = self._waiting or deque()
+        turn = (frame, anyio.Event())
+        self._waiting.append(turn)
+        try:
+            with anyio.move_on_after(self._limits.send_timeout) as waiting:
+                await turn[1].wait()
+        finally:
+            if not turn[1].is_set():
+                self._waiting.remove(turn)
+        if waiting.cancelled_caught:
+            self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
+        if self.close_code is not None:
+            raise self.unusable("send")
+
+    def _admit(self) -> None:
+        """Queue the frames that wait for room, as far as there is some now."""
+        while self._waiting and self.outbox is not None and self.outbox.has_room(self._waiting[0][0]):
+            frame, admitted = self._waiting.popleft()
+            self.outbox.send_nowait(frame)
+            admitted.set()
+
+    def _forget_frames(self) -> None:
+        """Nothing of what waits to be sent will be; who waits for room is told of the end."""
+        if self.outbox is not None:
+            self.outbox.clear()
+
+    def _release_waiting(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()[1].set()
+
+    def _finish(self) -> None:
+        """Tell of the end."""
+        if self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end()
+        if not self.has_learned:
+            self.tasks.limit(self._limits.close_timeout)

@@ -41,7 +41,7 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         # Several processes may have to start, on a machine that does a lot besides.
-        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (https?://\S+)", within=3 * LIMIT)[1]
+        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (https?://[^\s,]+)", within=3 * LIMIT)[1]
         self.ws_url = self.url.replace("http", "ws", 1)
         self.port = int(self.url.rpartition(":")[2])
 

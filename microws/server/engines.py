@@ -78,8 +78,8 @@ class Engines:
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
-        return len(self._open)
+        """How many connections there are; one whose client has left is one as long as its app is at work."""
+        return max(len(self._open), len(self._tasks))
 
     def take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes, state: dict[str, Any]) -> None:
         """

@@ -21,7 +21,7 @@ from microws.server.accepting import start_accepting
 from microws.server.arrivals import Arrivals
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, EndingPings, LinkedReads, Termination, log_failure
+from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, ConnectionContext, LinkedReads, log_failure
 from microws.server.link import Link
 from microws.server.upgrade import Upgrade, asks_for_websocket
 
@@ -140,7 +140,7 @@ class AsyncioServer:
         transport: Any = writer.transport
         link = Link(transport.abort)
         app: Any = ASGIWrapper(partial(self._app, link=link))
-        context = _Context(self._terminated, link)
+        context = _Context(link, self._terminated)
         loop = asyncio.get_running_loop()
         connection = _Connection(app, loop, self._config, context, self._state, reader, writer)
         try:
@@ -190,14 +190,9 @@ class _Streams(asyncio.StreamReaderProtocol):
         self._connected(reader, _Writer(transport, self, reader, asyncio.get_running_loop()))
 
 
-class _Context(EndingPings, WorkerContext):
+class _Context(ConnectionContext, WorkerContext):
     upgrade: Upgrade | None = None
     early = b""
-
-    def __init__(self, terminated: Any, link: Link) -> None:
-        WorkerContext.__init__(self, None)
-        EndingPings.__init__(self, link)
-        self.terminated: Any = Termination(terminated)
 
 
 class _Upgraded(Exception):

@@ -18,7 +18,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from microws.server.connections import CLOSE_TIMEOUT, Connections
-from microws.server.hypercorn_setup import EndingPings, LinkedReads, Termination, log_failure
+from microws.server.hypercorn_setup import ConnectionContext, LinkedReads, log_failure
 from microws.server.link import Link
 
 __all__ = ["TrioServer"]
@@ -103,7 +103,7 @@ class TrioServer:
             stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
         link = Link(tcp.socket.close)
         app: Any = ASGIWrapper(partial(self._app, link=link))
-        context = _Context(self._terminated, link)
+        context = _Context(link, self._terminated)
         with trio.CancelScope() as scope:
             self._open[tcp] = scope
             try:
@@ -117,11 +117,8 @@ class TrioServer:
                     self._all_closed.set()
 
 
-class _Context(EndingPings, WorkerContext):
-    def __init__(self, terminated: Any, link: Link) -> None:
-        WorkerContext.__init__(self, None)
-        EndingPings.__init__(self, link)
-        self.terminated: Any = Termination(terminated)
+class _Context(ConnectionContext, WorkerContext):
+    pass
 
 
 class _Connection(LinkedReads, TCPServer):

@@ -16,9 +16,8 @@ from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, MAX_HEAD_BYTES, Se
 __all__ = [
     "FIRST_REQUEST_TIMEOUT",
     "HANDSHAKE_TIMEOUT",
-    "EndingPings",
+    "ConnectionContext",
     "LinkedReads",
-    "Termination",
     "hypercorn_config",
     "log_failure",
 ]
@@ -54,7 +53,7 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     return config
 
 
-class Termination:
+class _Termination:
     """
     The server's end, as one connection sees it: who has just connected has a moment for the first request.
 
@@ -63,11 +62,14 @@ class Termination:
 
     Args:
         terminated: Set when the server stops listening.
+
+    Attributes:
+        is_new: No request has come, and Hypercorn has not waited for one.
     """
 
     def __init__(self, terminated: Any) -> None:
         self._terminated = terminated
-        self._is_new = True
+        self.is_new = True
 
     def is_set(self) -> bool:
         """Whether no request after the one in progress is answered."""
@@ -75,23 +77,36 @@ class Termination:
 
     async def wait(self) -> None:
         """Wait until an idle connection is to be closed."""
-        is_new, self._is_new = self._is_new, False
+        is_new, self.is_new = self.is_new, False
         await self._terminated.wait()
         if is_new:
             await anyio.sleep(FIRST_REQUEST_TIMEOUT)
 
 
-class EndingPings:
+class ConnectionContext:
     """
-    A part of Hypercorn's worker context: ``sleep`` ends with the connection.
+    A part of Hypercorn's worker context, before it among the bases: a context for each connection.
 
-    Its only user, the task that sends pings, would otherwise hold a connection for up to an interval after its end.
+    Args:
+        link: To the connection.
+        terminated: Set when the server stops listening.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, terminated: Any) -> None:
+        super().__init__(None)  # type: ignore[call-arg]
         self.link = link
+        self.terminated: Any = _Termination(terminated)
+
+    async def mark_request(self) -> None:
+        """A request has come. Hypercorn has not waited for it if it came with the connection."""
+        self.terminated.is_new = False
 
     async def sleep(self, wait: float) -> None:
+        """
+        End with the connection.
+
+        The only user, the task that sends pings, would otherwise hold a connection for up to an interval after its end.
+        """
         with anyio.move_on_after(wait):
             await self.link.ended.wait()
 

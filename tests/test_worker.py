@@ -33,7 +33,8 @@ TLS = Path(__file__).parent / "tls"
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 HANDSHAKE = REQUEST.removesuffix(b"\r\n") + (
-    b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n\r\n"
+    b"upgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
 
@@ -59,20 +60,21 @@ async def test_a_request_is_answered_and_logged(caplog):
     assert served.exit_code == 0
 
 
-async def test_a_websocket_is_logged_when_it_opens_and_when_it_closes(caplog):
+async def test_a_websocket_is_logged_when_it_opens_and_when_it_closes(caplog, anyio_backend_name):
     async with serving(echo) as served, connected(served.port, "/x?y=z") as ws:
         await ws.send_text("hi")
         assert (await ws.next_event(Message)).data == "hi"
-        await ws.send(CloseConnection(code=1000))
-        assert await ws.closed(answer=False) == (1000, "")
+        await ws.send(CloseConnection(code=4001, reason="bye"))
+        assert await ws.closed(answer=False) == (4001, "bye")
     records = [record for record in caplog.records if record.name == "microws.access"]
     lines = [record.getMessage().split('"', 1)[1] for record in records]
+    # Hypercorn keeps the client's own code for itself.
+    ending, code = ("closed by the client", None) if anyio_backend_name == "trio" else ("closed 4001", 4001)
     assert [line.rpartition(" ")[0] for line in lines] == [
         'WebSocket /x?y=z HTTP/1.1" 101',
-        # Hypercorn keeps the client's own code for itself.
-        'WebSocket /x?y=z HTTP/1.1" closed by the client',
+        f'WebSocket /x?y=z HTTP/1.1" {ending}',
     ]
-    assert records[-1].access["close_code"] is None
+    assert records[-1].access["close_code"] == code
 
 
 def test_a_duration_of_a_second_and_more_is_logged_in_seconds():
@@ -195,8 +197,8 @@ async def test_pings_are_sent_and_do_not_outlive_the_connection():
     async with serving(echo, ping_interval=0.05) as served, connected(served.port) as ws:
         await ws.next_ping()
         await ws.next_ping()
-    async with serving(echo, ping_interval=300, drain_timeout=300) as served, connected(served.port) as ws:
-        await ws.next_ping()
+    async with serving(echo, ping_interval=300, drain_timeout=300) as served, connected(served.port):
+        pass
     assert served.exit_code == 0
 
 
@@ -329,29 +331,41 @@ async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, rea
     assert not failures(caplog)
 
 
-async def test_a_frame_before_the_101_is_refused_and_the_app_learns_that_the_client_has_left(caplog):
-    """Hypercorn itself then forgets the app."""
+async def test_a_frame_before_the_101_reaches_the_app(caplog, anyio_backend_name):
+    """On trio it is refused, and the app learns that the client has left: Hypercorn itself then forgets the app."""
+    is_refused = anyio_backend_name == "trio"
+    received = []
     has_ended = anyio.Event()
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
-            assert await receive() == {"type": "websocket.connect"}
-            # Once more, too: a framework may ask again.
-            for _ in range(2):
-                assert await receive() == {"type": "websocket.disconnect", "code": 1006}
+            received.append(await receive())
+            if not is_refused:
+                await send({"type": "websocket.accept"})
+            # Once more after a disconnect, too: a framework may ask again.
+            received.append(await receive())
+            received.append(await receive())
             has_ended.set()
 
     async with serving(app) as served:
         async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
             await stream.send(HANDSHAKE + b"\x81\x81\0\0\0\0x")
-            assert (await stream.receive()).startswith(b"HTTP/1.1 400 ")
+            assert (await stream.receive()).startswith(b"HTTP/1.1 400 " if is_refused else b"HTTP/1.1 101 ")
         with anyio.fail_after(5):
             await has_ended.wait()
+    connect, first, second = received
+    assert connect == {"type": "websocket.connect"}
+    if is_refused:
+        assert first == second == {"type": "websocket.disconnect", "code": 1006}
+    else:
+        assert first == {"type": "websocket.receive", "text": "x"}
+        assert second == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
     assert not failures(caplog)
 
 
 async def test_a_client_that_does_not_answer_the_close_is_dropped(monkeypatch, caplog):
     monkeypatch.setattr("microws.server.connections.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("microws.server.engines._CLOSE_TIMEOUT", 0.1)
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
@@ -415,13 +429,14 @@ async def test_an_invalid_frame_is_no_noise(caplog):
 
 @pytest.mark.parametrize("handshake", [True, False])
 async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
-    left = anyio.Event()
+    begun, left = anyio.Event(), anyio.Event()
 
     async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
         if scope["type"] == "lifespan":
             return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+        begun.set()
         while (await receive())["type"] not in ("websocket.disconnect", "http.disconnect"):
             pass
         left.set()
@@ -429,8 +444,7 @@ async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
     async with serving(app) as served:
         stream = await anyio.connect_tcp("127.0.0.1", served.port)
         await stream.send(HANDSHAKE if handshake else REQUEST)
-        if handshake:
-            await stream.receive()
+        await begun.wait()
         await reset(stream)
         await left.wait()
     assert not failures(caplog)
@@ -485,15 +499,22 @@ async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path, caplog):
     assert 'unix "GET /x HTTP/1.1" 200 ' in caplog.text
 
 
-async def test_what_hypercorn_raises_of_itself_is_one_warning(caplog):
+async def test_an_accept_that_cannot_be_is_the_apps_error_and_500(caplog, anyio_backend_name):
+    """On trio Hypercorn then fails to answer, and drops the connection."""
+
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept", "subprotocol": "not offered"})
 
     async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
-            await RawWebSocket(stream).handshake()
-    assert "a connection failed: " in caplog.text
+        if anyio_backend_name == "trio":
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await RawWebSocket(stream).handshake()
+        else:
+            assert (await RawWebSocket(stream).handshake()).status_code == 500
+    messages = [record.getMessage() for record in failures(caplog)]
+    assert messages[0] == "the app raised in WebSocket / HTTP/1.1"
+    assert ["a connection failed: " in message for message in messages[1:]] == [True] * (anyio_backend_name == "trio")
 
 
 LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "trio": "trio", "auto": "uvloop"}

@@ -186,18 +186,30 @@ def test_whatever_is_started_and_stopped_is_due_as_by_a_timer_of_its_own(steps):
 
 
 async def test_an_event_loop_that_stood_still_reads_first():
+    """What blocks it is a callback of its reading: some event loops call their timers next."""
     loop = asyncio.get_running_loop()
     order = []
     deadlines = Deadlines(0.2, order.append)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        loop.add_reader(ours, lambda: (ours.recv(9), order.append("read"), deadlines.stop("a")))
+    blocking, blocker = socket.socketpair()
+    reading, writer = socket.socketpair()
+    with blocking, blocker, reading, writer:
+
+        def block():
+            blocking.recv(9)
+            writer.send(b"in time")
+            time.sleep(0.4)
+
+        def read():
+            reading.recv(9)
+            order.append("read")
+            deadlines.stop("a")
+
+        loop.add_reader(blocking, block)
+        loop.add_reader(reading, read)
         deadlines.start("a")
         deadlines.start("b")
-        await asyncio.sleep(0)
-        theirs.send(b"in time")
-        time.sleep(0.4)  # noqa: ASYNC251
+        blocker.send(b"now")
         await until(lambda: "b" in order)
-        loop.remove_reader(ours)
+        loop.remove_reader(blocking)
+        loop.remove_reader(reading)
     assert order == ["read", "b"]

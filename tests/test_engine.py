@@ -233,6 +233,16 @@ async def test_a_close_before_the_accept_is_403():
         assert await client.read_rest() == b""
 
 
+async def test_a_client_that_sends_much_before_it_is_refused_gets_its_answer():
+    async with opened(accept=False, connection={"tcp": True}) as (app, client):
+        sending = asyncio.ensure_future(client.send(frame(b"x" * 50_000, BINARY) * 200))
+        await until(lambda: not app.wire.is_reading)
+        await app.send({"type": "websocket.close"})
+        await within(sending, 2)
+        assert (await client.read_head())[0] == 403
+        assert await client.read_rest() == b""
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_denial_has_a_body_of_several_parts_and_ends_the_connection(tls):
     async with opened(accept=False, tls=tls, behind=frame("early")) as (app, client):

@@ -243,6 +243,8 @@ async def _end(served, client, how):
         return
     await client.open("/?close" if how == "closed by the app" else "/?fail" if how == "failed" else "/")
     await client.send(frame("one"), frame(b"two", BINARY), frame("", PING))
+    while how != "failed" and how != "closed by the app" and (await client.read_frame()).opcode != PING:
+        pass
     if how == "reset":
         client.reset()
     elif how == "violation":
@@ -276,7 +278,7 @@ async def test_a_connection_is_gone_with_its_end_without_the_garbage_collector(c
     gc.collect()
     gc.disable()
     try:
-        async with serving(_various, compression=compression, ping_interval=20, ping_timeout=20) as served:
+        async with serving(_various, compression=compression, ping_interval=0.01, ping_timeout=20) as served:
             for how in ENDS:
                 async with await served.connect(tcp=True) as client:
                     await _end(served, client, how)

@@ -415,9 +415,9 @@ async def test_a_server_that_ends_closes_or_has_it_done():
         assert await client.read_close() == (1012, "service restart")
 
 
-async def test_a_refusal_of_a_client_that_has_just_reset_the_connection_is_its_end():
+async def test_a_refusal_of_a_client_that_has_just_left_is_its_end():
     async with opened(accept=False, connection={"tcp": True}) as (app, client):
-        client.reset()
+        client.sock.close()
         app.wire.refuse(503)
         await until(client.server.is_closing)
         assert app.wire.close_code == 1006
@@ -567,14 +567,21 @@ async def test_a_ping_timeout_of_0_waits_for_ever():
 
 @on_virtual_clock
 async def test_a_client_that_is_not_read_from_is_not_closed_and_has_its_time_when_it_is_again():
-    async with opened(limit=1000, ping_interval=20, ping_timeout=20) as (app, client):
+    async with opened(limit=1000, ping_interval=20, ping_timeout=15) as (app, client):
+        began = asyncio.get_running_loop().time()
         await client.send(frame("x") * 64, frame("", PONG))
-        await until(lambda: not app.wire.is_reading)
+        await until(lambda: not app.wire.is_reading, step=0)
         await asyncio.sleep(500)
         assert app.wire.state is State.OPEN
-        await client.send(frame("", PONG))
-        # At the very time at which an answer is due.
-        await asyncio.sleep(20 - asyncio.get_running_loop().time() % 20)
-        await take(app.wire, 64)
-        await asyncio.sleep(15)
+
+        def receive_all():
+            for _ in range(64):
+                with pytest.raises(StopIteration, match="x"):
+                    app.wire.next_message().send(None)
+
+        # Right before an answer is due, in the same turn of the event loop.
+        loop = asyncio.get_running_loop()
+        loop.call_at(began + 535 - 1e-10, receive_all)
+        await asyncio.sleep(30)
+        assert app.wire.is_reading
         assert app.wire.state is State.OPEN

@@ -185,18 +185,20 @@ async def test_a_disconnect_drops_everybody_and_tells_the_apps():
         app.serving.engines.disconnect()
         assert (await within(receiving))["code"] == 1006
         assert await client.read_rest() == b""
-        await asyncio.sleep(0)
-        assert app.serving.engines.open == 0
+        app.release.set()
+        await within(app.serving.engines.wait_closed())
 
 
-async def test_a_wait_for_the_end_is_for_apps_too():
+async def test_an_app_whose_client_has_left_is_waited_for():
     async with opened() as (app, client):
         waiting = asyncio.ensure_future(app.serving.engines.wait_closed())
         client.sock.close()
-        await until(lambda: app.serving.engines.open == 0)
-        assert not waiting.done()
+        assert (await within(app.receive()))["code"] == 1006
+        await asyncio.sleep(0)
+        assert (app.serving.engines.open, waiting.done()) == (1, False)
         app.release.set()
         await within(waiting)
+        assert app.serving.engines.open == 0
 
 
 # Pings and an event loop that stood still
@@ -210,7 +212,7 @@ async def test_an_event_loop_that_stood_still_closes_nobody():
     def block():
         is_blocked.set()
         assert answered.wait(LIMIT)
-        time.sleep(0.5)
+        time.sleep(0.3)
 
     def answer_each(sock, count):
         sock.setblocking(True)
@@ -224,7 +226,7 @@ async def test_an_event_loop_that_stood_still_closes_nobody():
             answered.set()
 
     async with opened(ping_interval=0.2, ping_timeout=0.2) as (app, client):
-        await within(loop.run_in_executor(None, answer_each, client.sock, 3))
+        await within(loop.run_in_executor(None, answer_each, client.sock, 2))
         assert app.wire.state is State.OPEN
         client.sock.setblocking(False)
         # It answers no more.

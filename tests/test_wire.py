@@ -415,10 +415,11 @@ async def test_a_server_that_ends_closes_or_has_it_done():
         assert await client.read_close() == (1012, "service restart")
 
 
-async def test_a_refusal_of_a_client_that_has_just_left_is_its_end():
+@pytest.mark.parametrize("resets", [False, True])
+async def test_a_refusal_of_a_client_that_has_just_left_is_its_end(resets):
     async with opened(accept=False, connection={"tcp": True}) as (app, client):
-        client.sock.close()
-        app.wire.refuse(503)
+        client.reset() if resets else client.sock.close()
+        app.wire.refuse(503, body=b"too late")
         await until(client.server.is_closing)
         assert app.wire.close_code == 1006
 
@@ -582,6 +583,6 @@ async def test_a_client_that_is_not_read_from_is_not_closed_and_has_its_time_whe
         # Right before an answer is due, in the same turn of the event loop.
         loop = asyncio.get_running_loop()
         loop.call_at(began + 535 - 1e-10, receive_all)
-        await asyncio.sleep(30)
+        await asyncio.sleep(45)
         assert app.wire.is_reading
         assert app.wire.state is State.OPEN

@@ -196,7 +196,6 @@ def test_sockets_with_a_file_and_of_a_parent_are_shared_and_outlive_their_worker
     [
         (f"{APP}\n@app.on_startup\ndef fail():\n    raise LookupError('no database')\n", 1, "LookupError: no database"),
         ("1 / 0\n", 3, "ZeroDivisionError: division by zero"),
-        ("import os\nos.abort()\n", 1, r"worker \d+ was killed by SIGABRT before it served"),
         ("import os\nos._exit(0)\n", 1, r"worker \d+ ended with exit code 0 before it served"),
     ],
 )
@@ -207,16 +206,6 @@ def test_an_app_that_does_not_start_is_one_failure_and_not_one_of_each_worker(di
     assert started.returncode == code
     assert len(re.findall(line, output)) == 1
     assert output.count("Traceback") <= 1
-
-
-def test_an_address_in_use_is_one_line(directory):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with process(directory, command("--workers", "2", port=port)) as started:
-            output, _ = started.communicate(timeout=LIMIT)
-    assert started.returncode == 1
-    [line] = output.splitlines()
-    assert f"127.0.0.1:{port} is in use" in line
 
 
 def test_workers_speak_tls_and_each_line_of_theirs_names_the_process(directory):
@@ -257,9 +246,8 @@ def test_a_program_without_a_file_cannot_be_started_anew(directory):
 # The end
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_counts_once(directory, number):
-    """As Ctrl-C sends it, and systemd."""
+def test_a_signal_to_the_whole_group_counts_once(directory):
+    """As systemd sends it."""
     with supervised(directory, "--workers", "2") as server, connect(f"{server.ws_url}/echo", proxy=None) as ws:
         ws.recv(timeout=LIMIT)
         with socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow:
@@ -267,7 +255,7 @@ def test_a_signal_to_the_whole_group_counts_once(directory, number):
             slow.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 slow.recv(1)
-            os.killpg(server.pid, number)
+            os.killpg(server.pid, signal.SIGTERM)
             with pytest.raises(ConnectionClosed) as closed:
                 ws.recv(timeout=LIMIT)
             assert closed.value.rcvd.code == 1012
@@ -278,12 +266,16 @@ def test_a_signal_to_the_whole_group_counts_once(directory, number):
 
 
 def test_a_second_signal_is_at_once(directory):
+    """As a terminal sends them, to the whole group."""
     with supervised(directory, "--workers", "2", "--drain-timeout", "300") as server:
         with socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow:
             slow.sendall(b"GET /slow/300 HTTP/1.1\r\nhost: x\r\n\r\n")
-            server.signal(signal.SIGINT)
+            slow.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                slow.recv(1)
+            os.killpg(server.pid, signal.SIGINT)
             server.wait_for_line("stopping within 300 s; open requests: 1")
-            server.signal(signal.SIGINT)
+            os.killpg(server.pid, signal.SIGINT)
             began = time.monotonic()
             assert server.wait() == 0
         assert time.monotonic() - began < 5
@@ -292,52 +284,22 @@ def test_a_second_signal_is_at_once(directory):
 # Too many connections
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_without_file_descriptors_open_connections_go_on_and_then_new_ones_come(directory, loop):
-    arguments = ("--workers", "2", "--loop", loop, "--no-access-log")
-    with supervised(directory, *arguments, max_files=256) as server, contextlib.ExitStack() as stack:
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_without_file_descriptors_open_connections_go_on_and_the_log_has_one_line(directory, loop):
+    """uvloop hangs up on those for whom it has no descriptor, and says nothing."""
+    with (
+        supervised(directory, "--workers", "2", "--loop", loop, max_files=64) as server,
+        contextlib.ExitStack() as stack,
+    ):
         websockets = one_websocket_each(stack, server, 2)
-        with contextlib.ExitStack() as crowd:
-            for _ in range(1000):
-                sock = crowd.enter_context(socket.socket())
-                sock.setblocking(False)
-                sock.connect_ex(("127.0.0.1", server.port))
-            assert all(echoes(ws) for ws in websockets.values())
-            before = cpu_seconds(websockets)
-            time.sleep(1)
-            assert all(echoes(ws) for ws in websockets.values())
-            assert cpu_seconds(websockets) - before < 0.5
-        began = time.monotonic()
-        assert get(server.port)[0] == 200
-        assert time.monotonic() - began < 2
-        stack.close()
-        assert server.stop() == 0
-        # uvloop hangs up on those for whom it has no descriptor, and says nothing.
-        assert len(server.find_lines("cannot accept connections: Too many open files")) in (
-            [0] if loop == "uvloop" else [1, 2]
-        )
-        assert not server.find_lines("Traceback")
-
-
-def test_an_end_without_file_descriptors_is_no_noise(directory):
-    with supervised(directory, "--workers", "2", "--loop", "asyncio", max_files=64) as server:
-        with contextlib.ExitStack() as crowd:
-            for _ in range(200):
-                sock = crowd.enter_context(socket.socket())
-                sock.setblocking(False)
-                sock.connect_ex(("127.0.0.1", server.port))
-            server.wait_for_line("cannot accept connections")
-            server.signal(signal.SIGTERM)
-            server.wait_for_line("stopping within")
-            time.sleep(1.2)  # asyncio tries again after a second
+        for _ in range(200):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", server.port))
+        server.wait_for_line("error cannot accept connections: Too many open files; ", times=2)
+        assert all(echoes(ws) for ws in websockets.values())
+        # Within the second after which asyncio tries again, on a socket that is closed by then.
+        server.signal(signal.SIGTERM)
         assert server.wait() == 0
+        assert len(server.find_lines("cannot accept")) == 2
         assert not server.find_lines("Traceback")
-
-
-def cpu_seconds(pids):
-    """What the processes have used so far."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -47,7 +47,8 @@ class Writing(asyncio.Protocol):
         if self._deflater is None:
             self.send_frame(payload, opcode)
         elif (deflated := self._deflater.deflate(payload)) is not None:
-            self._transport.write(encode_frame(deflated, opcode, compressed=True))
+            if not self._transport.is_closing():
+                self._transport.write(encode_frame(deflated, opcode, compressed=True))
         else:
             self.send_frame(payload, opcode)
 

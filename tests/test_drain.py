@@ -39,6 +39,22 @@ async def test_every_websocket_gets_1012_then_the_app_shuts_down():
     assert served.exit_code == 0
 
 
+async def test_a_client_that_has_only_connected_is_answered_and_one_that_stays_mute_is_not_waited_for():
+    async with serving(echo, drain_timeout=60) as served:
+        streams = [await anyio.connect_tcp("127.0.0.1", served.port) for _ in range(2)]
+        async with httpx.AsyncClient() as client:
+            await client.get(served.url)  # so that the others were accepted
+        served.shutdown.request()
+        await anyio.sleep(0.2)
+        await streams[0].send(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await streams[0].receive()).startswith(b"HTTP/1.1 200 ")
+        with anyio.fail_after(3):
+            await served.ended.wait()
+        for stream in streams:
+            await stream.aclose()
+    assert served.exit_code == 0
+
+
 async def test_the_app_learns_of_1012_at_once_even_where_the_client_never_answers(caplog):
     told = anyio.Event()
 

@@ -70,18 +70,7 @@ def leave_at_random(there, dice):
         client.sock.close()
 
 
-@pytest.mark.parametrize(
-    "loop",
-    [
-        "uvloop",
-        pytest.param(
-            "asyncio",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="the log has what asyncio says of a send to nobody"
-            ),
-        ),
-    ],
-)
+@on_each_loop
 def test_clients_that_leave_at_random_points_leave_nothing_behind(loop, figure):
     count = share(20_000)
     dice = random.Random(6455)

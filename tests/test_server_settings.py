@@ -135,6 +135,7 @@ def test_any_text_is_a_size_or_a_value_error(text):
         ("access_log", "off", False),
         ("access_log", "Yes", True),
         ("access_log", True, True),
+        ("http2_websockets", "on", True),
         ("max_message_size", "1MiB", 1 << 20),
     ],
 )

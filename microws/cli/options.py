@@ -79,6 +79,7 @@ _OPTIONS: Final = (
     _Option("ping_interval", "SECONDS", "between pings of a WebSocket, default 20; 0: none"),
     _Option("ping_timeout", "SECONDS", "that a client has to answer one, default 20; 0: for ever"),
     _Option("max_message_size", "SIZE", "of an incoming message, as 64KiB or 1MiB; default: the app's, 1MiB"),
+    _Option("http2_websockets", None, "WebSockets over HTTP/2 too (not by default)", is_switch=True),
     _Option("drain_timeout", "SECONDS", "that requests have to finish at the end, default 10"),
     _Option("log_level", "LEVEL", "debug, info (default), warning, error, critical"),
     _Option("log_format", "FORMAT", "text (default), json"),
@@ -91,10 +92,7 @@ _OPTIONS: Final = (
 # No flags: for code and pyproject.toml.
 _QUIET_OPTIONS: Final = (_Option("startup_timeout"), _Option("shutdown_timeout"))
 
-# In the contract, and not in this version.
-_MISSING: Final = (_Option("http2_websockets", is_switch=True),)
-
-_BY_NAME: Final = {option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, *_MISSING, _Option("app", "APP"))}
+_BY_NAME: Final = {option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, _Option("app", "APP"))}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,13 +127,12 @@ def build_parser(version: str) -> argparse.ArgumentParser:
         metavar="APP",
         help="module:attr, module, module:factory(), path.py; left out: the App in app.py, main.py or asgi.py",
     )
-    for option in (*_OPTIONS, *_MISSING):
-        text = option.help or argparse.SUPPRESS
+    for option in _OPTIONS:
         if option.is_switch:
-            run.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)
+            run.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=option.help)
         else:
             action = "append" if option.is_repeatable else "store"
-            run.add_argument(option.flag, action=action, metavar=option.metavar, help=text)
+            run.add_argument(option.flag, action=action, metavar=option.metavar, help=option.help)
     return parser
 
 
@@ -156,7 +153,7 @@ def resolve(
         directory: Where pyproject.toml is. Default: the current one.
 
     Raises:
-        UsageError: A value that cannot be, and where it stood; a key that is not known; a feature that is missing.
+        UsageError: A value that cannot be, and where it stood; a key that is not known.
     """
     environ = os.environ if environ is None else environ
     directory = Path.cwd() if directory is None else directory
@@ -169,7 +166,6 @@ def resolve(
         for key, value in variables.items():
             environ.setdefault(key, value)
         levels[1] = _from_environment(environ)
-    _refuse_missing(levels)
     app_dir = _find(levels, "app_dir")
     factory = _find(levels, "factory")
     # The contract puts pyproject.toml before MICROWS_APP.
@@ -281,10 +277,3 @@ def _addresses(levels: Sequence[_Level]) -> _Level:
             found = {name: _find(levels[index:], name) for name in ("host", "port")}
             return {name: given for name, given in found.items() if given is not None}
     return {}
-
-
-def _refuse_missing(levels: Sequence[_Level]) -> None:
-    for option in _MISSING:
-        given = _find(levels, option.name)
-        if given is not None and not (option.is_switch and not _check(given, parse_bool)):
-            raise UsageError(f"{given.where}: this version of microws does not have it")

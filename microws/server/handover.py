@@ -14,13 +14,13 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
-from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 
 from microws.server.accepting import start_accepting
 from microws.server.arrivals import Arrivals
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.engines import Engines
+from microws.server.http2 import OwnProtocols
 from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, ConnectionContext, LinkedReads, log_failure
 from microws.server.link import Link
 from microws.server.upgrade import Upgrade, asks_for_websocket
@@ -212,20 +212,9 @@ class _H11(H11Protocol):
         raise _Upgraded
 
 
-class _Connection(LinkedReads, TCPServer):
+class _Connection(OwnProtocols, LinkedReads, TCPServer):
     context: _Context
-    _protocol: ProtocolWrapper
-
-    @property
-    def protocol(self) -> ProtocolWrapper:
-        return self._protocol
-
-    @protocol.setter
-    def protocol(self, wrapper: ProtocolWrapper) -> None:
-        # Hypercorn has no other place for a class of one's own.
-        if type(wrapper.protocol) is H11Protocol:
-            wrapper.protocol.__class__ = _H11
-        self._protocol = wrapper
+    http1 = _H11
 
     async def _read_data(self) -> None:
         try:

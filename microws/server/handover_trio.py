@@ -18,6 +18,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from microws.server.connections import CLOSE_TIMEOUT, Connections
+from microws.server.http2 import OwnProtocols
 from microws.server.hypercorn_setup import ConnectionContext, LinkedReads, log_failure
 from microws.server.link import Link
 
@@ -121,7 +122,7 @@ class _Context(ConnectionContext, WorkerContext):
     pass
 
 
-class _Connection(LinkedReads, TCPServer):
+class _Connection(OwnProtocols, LinkedReads, TCPServer):
     context: _Context
 
     async def protocol_send(self, event: Event) -> None:

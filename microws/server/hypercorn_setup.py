@@ -31,6 +31,10 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 FIRST_REQUEST_TIMEOUT: Final = 1.0
 
 
+class _Config(Config):
+    http2_websockets = False
+
+
 def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
     """
     Hypercorn's settings for ours, silent: what is worth a line is logged by this package.
@@ -39,13 +43,14 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
         settings: What was asked for.
         max_message_size: The app's own limit in bytes, where ``settings`` name none.
     """
-    config = Config()
+    config = _Config()
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
     config.root_path = settings.root_path
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
     config.h2_max_header_list_size = MAX_HEAD_BYTES
+    config.http2_websockets = settings.http2_websockets
     config.keep_alive_timeout = HANDSHAKE_TIMEOUT
     config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT
     config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE

@@ -246,6 +246,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "ping_interval": _seconds,
     "ping_timeout": _seconds,
     "max_message_size": _optional(parse_size),
+    "http2_websockets": parse_bool,
     "drain_timeout": _seconds,
     "startup_timeout": _seconds,
     "shutdown_timeout": _seconds,
@@ -287,6 +288,8 @@ class Settings:
         ping_timeout: Seconds that a client has to answer a ping, or to send anything else, 20 by default as in
             ``websockets``; 0 waits for ever.
         max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
+        http2_websockets: Offer WebSockets over HTTP/2 as well (RFC 8441); browsers then prefer them. They are
+            Hypercorn's own: the view learns no close code of the client, and ``ping_timeout`` does not count.
         drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits.
         startup_timeout, shutdown_timeout: Seconds for each half of the app's lifespan; 60 by default, as in Hypercorn.
         log_level: ``"debug"``, ``"info"``, ``"warning"``, ``"error"`` or ``"critical"``.
@@ -310,6 +313,7 @@ class Settings:
     ping_interval: float = 20
     ping_timeout: float = 20
     max_message_size: int | None = None
+    http2_websockets: bool = False
     drain_timeout: float = 10
     startup_timeout: float = 60
     shutdown_timeout: float = 60
@@ -327,6 +331,8 @@ class Settings:
             raise ValueError("bind takes the place of host and port; give the one or the other")
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("keyfile without certfile: TLS needs the certificate too")
+        if self.server == "uvicorn" and self.http2_websockets:
+            raise ValueError("http2_websockets: the server uvicorn has no HTTP/2; leave out the one or the other")
         if self.server == "uvicorn" and self.loop == "trio":
             raise ValueError(
                 "loop trio: the server uvicorn runs on asyncio and uvloop only; leave out the one or the other"
@@ -355,6 +361,7 @@ class RunOptions(TypedDict, total=False):
     ping_interval: float
     ping_timeout: float
     max_message_size: int | str | None
+    http2_websockets: bool
     drain_timeout: float
     startup_timeout: float
     shutdown_timeout: float

@@ -85,10 +85,7 @@ def test_the_client_sees_the_servers_close_code_and_reason(server, converse):
     assert converse(f"{server.ws_url}/bye") == Conversation("", [], 4001, "bye")
 
 
-def test_the_view_sees_the_clients_close_code_and_reason(request, server, converse):
-    if request.node.callspec.params["converse"] == "chromium" and server.url.startswith("https"):
-        reason = "Chromium takes HTTP/2 where it is offered, and Hypercorn loses the code and the reason there"
-        request.applymarker(pytest.mark.xfail(reason=reason))
+def test_the_view_sees_the_clients_close_code_and_reason(server, converse):
     name = uuid.uuid4().hex
     # aiohttp does not show the reason of a close that it began.
     assert converse(f"{server.ws_url}/farewell/{name}", close=(4002, "so long")).code == 4002

@@ -44,23 +44,17 @@ MIB = 1 << 20
 TLS = HERE.parent / "tls"
 
 
-def row(number, fault=None, *, waits_for=None, on=MICROWS):
+def row(number, fault=None, *, on=MICROWS):
     """
     Runs a test against each server, as its ``program``.
 
     Args:
         number: In the table.
         fault: What Hypercorn does; the test fails there. Without: it does right too.
-        waits_for: What must come before microws passes.
         on: The programs besides Hypercorn; one where a test takes seconds.
     """
-
-    def expected(reason):
-        return pytest.mark.xfail(strict=True, reason=reason, raises=AssertionError) if reason else ()
-
-    programs = [pytest.param(program, marks=expected(waits_for)) for program in on]
-    programs.append(pytest.param("hypercorn", marks=expected(fault and f"{number}: {fault}")))
-    return pytest.mark.parametrize("program", programs, scope="module")
+    marks = pytest.mark.xfail(strict=True, reason=f"{number}: {fault}", raises=AssertionError) if fault else ()
+    return pytest.mark.parametrize("program", [*on, pytest.param("hypercorn", marks=marks)], scope="module")
 
 
 @contextmanager
@@ -376,7 +370,7 @@ def test_h20_300_connections_wait_for_a_busy_server(server):
 # H21: HTTP/2
 
 
-@row("H21", "any CONNECT becomes a WebSocket (h2.py:326)", waits_for="HTTP/2", on=["microws-uvloop"])
+@row("H21", "any CONNECT becomes a WebSocket (h2.py:326)", on=["microws-uvloop"])
 def test_h21_over_http2_a_connect_for_another_protocol_is_no_websocket(program):
     certificate = ("--certfile", TLS / "localhost.pem", "--keyfile", TLS / "localhost.key")
     with serving(program, "bare:app", *map(str, certificate)) as server:

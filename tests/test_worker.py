@@ -202,6 +202,14 @@ async def test_pings_are_sent_and_do_not_outlive_the_connection():
     assert served.exit_code == 0
 
 
+async def test_a_worker_that_is_cancelled_listens_no_more():
+    with pytest.raises(ExceptionGroup):
+        async with serving(echo) as served, connected(served.port):
+            raise LookupError
+    with pytest.raises(OSError, match="connection attempts failed"):
+        await anyio.connect_tcp("127.0.0.1", served.port)
+
+
 async def test_root_path_is_in_the_scope():
     async def app(scope, receive, send):
         if scope["type"] == "http":

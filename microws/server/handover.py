@@ -77,7 +77,12 @@ class AsyncioServer:
         for sock in sockets:
             self._servers.append(await start_accepting(sock, self._arrivals, tls=self._tls))
         task_status.started()
-        await self._terminated.wait()
+        try:
+            await self._terminated.wait()
+        finally:
+            # Cancelled, too: uvloop may wait for ever for a server that nobody has closed, when its loop is closed.
+            for server in self._servers:
+                server.close()
 
     def statistics(self) -> tuple[int, int]:
         """How many requests and how many WebSockets are open."""

@@ -128,9 +128,14 @@ class UvicornServer:
         for sock in sockets:
             self._servers.append(await start_accepting(sock, self._arrivals, tls=self._tls))
         task_status.started()
-        while True:
-            await asyncio.sleep(1)
-            self._shared.set_date()
+        try:
+            while True:
+                await asyncio.sleep(1)
+                self._shared.set_date()
+        finally:
+            # As in ``handover``.
+            for server in self._servers:
+                server.close()
 
     def statistics(self) -> tuple[int, int]:
         """How many requests and how many WebSockets are open."""

@@ -21,6 +21,7 @@ from raw_websocket import RawWebSocket, connected, reset
 from worker_here import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
 from wsproto.events import CloseConnection, Message, RejectConnection
 
+from microws import App
 from microws.errors import FeatureUnavailable
 from microws.server.access_log import format_duration
 from microws.server.listening import tls_context
@@ -241,6 +242,37 @@ async def test_a_message_over_the_limit_is_1009(own):
     async with serving(App(), max_message_size=None if own else 10) as served, connected(served.port) as ws:
         await ws.send_text("x" * 11)
         assert (await ws.closed())[0] == 1009
+
+
+async def test_an_app_says_how_many_messages_may_wait_before_reading_pauses(anyio_backend_name):
+    """On trio it is this package that reads, and not the server: see TestReading."""
+    app = App(receive_queue=2, close_timeout=0.1)
+    wires = []
+
+    @app.add_middleware
+    def looking(inner):
+        async def look(scope, receive, send):
+            if scope["type"] == "websocket":
+                wires.append(scope["extensions"]["microws"].get("transport"))
+            await inner(scope, receive, send)
+
+        return look
+
+    @app.websocket_route("/")
+    async def view(ws):
+        async with ws:
+            await anyio.sleep_forever()
+
+    async with serving(app, drain_timeout=0.2) as served, connected(served.port) as ws:
+        for _ in range(2):
+            await ws.send_text("x")
+        [wire] = wires
+        if anyio_backend_name == "trio":
+            assert wire is None
+            return
+        with anyio.fail_after(5):
+            while wire.is_reading:
+                await anyio.lowlevel.checkpoint()
 
 
 # Clients that misbehave

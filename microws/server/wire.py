@@ -15,9 +15,10 @@ from microws.state import Action, State, step
 
 __all__ = ["Upkeep", "Wire"]
 
-# Messages, and about as many bytes, that wait for the app before reading pauses.
-_MAX_INBOX: Final = 64
+# About as many bytes wait for the app before reading pauses.
 _MAX_INBOX_BYTES: Final = 1 << 20
+# As many messages, unless the app says otherwise.
+_RECEIVE_QUEUE: Final = 64
 # What a client may send before the app has accepted. RFC 6455 §4.1 has it wait for the 101, so that few send any.
 _MAX_EARLY_BYTES: Final = 64 << 10
 # Of what a compressed connection sends, parsed at once: inflated that is 1 MiB at most.
@@ -64,6 +65,7 @@ class Wire(Writing):
         close_code, close_reason: Why it has ended, or is ending.
         was_heard: Whether anything has come since this was last set to ``False``.
         is_reading: Whether what the client sends is taken from the system: not while the app does not keep up.
+        receive_queue: Messages that wait for the app before reading pauses.
         on_end: Called once, when the client has gone or one of the sides has closed.
         on_shutdown: Called with a code and a reason in place of ``close`` when the server ends, by ``shut_down``.
     """
@@ -83,6 +85,7 @@ class Wire(Writing):
         "is_reading",
         "on_end",
         "on_shutdown",
+        "receive_queue",
         "upgrade",
         "was_heard",
     )
@@ -103,6 +106,7 @@ class Wire(Writing):
         self._inbox: deque[str | bytes] | None = None
         self._inbox_bytes = 0
         self.is_reading = True
+        self.receive_queue = _RECEIVE_QUEUE
         self._waiter: asyncio.Future[None] | None = None
         self._controls = 0
         self._controls_since = 0.0
@@ -156,7 +160,7 @@ class Wire(Writing):
                 self._inbox_bytes = sum(map(len, inbox))
             if self._waiter is not None:
                 self._wake()
-            if (len(inbox) >= _MAX_INBOX or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is _OPEN:
+            if (len(inbox) >= self.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is _OPEN:
                 self._pause_reading()
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:

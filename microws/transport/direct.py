@@ -26,6 +26,7 @@ class Wire(Protocol):
     on_end: Callable[[], None] | None
     on_writable: Callable[[], None] | None
     on_shutdown: Callable[[int, str], None] | None
+    receive_queue: int
 
     @property
     def state(self) -> State: ...
@@ -64,6 +65,7 @@ class DirectTransport(Turns):
         wire.on_end = self._end
         wire.on_writable = self._empty
         wire.on_shutdown = self._close
+        wire.receive_queue = limits.receive_queue
 
     @property
     def state(self) -> State:

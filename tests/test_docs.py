@@ -324,13 +324,16 @@ def test_only_the_pages_that_are_typed_through_have_files_and_show_what_commands
         assert not any(command.shown for command in commands_of(block)), f"{block} would not be tried"
 
 
+SWITCHES = ("--access-log", "--factory", "--http2-websockets")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_flag_of_microws_run_that_a_page_names_exists(page: Path) -> None:
-    known = {*option_flags(), *(flag.replace("--", "--no-", 1) for flag in ("--access-log", "--factory"))}
+    known = {*option_flags(), *(flag.replace("--", "--no-", 1) for flag in SWITCHES)}
     text = page.read_text()
     commands = re.findall(r"microws run [^`\n]*", text)
-    named = {flag for command in commands for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", command)}
-    named |= set(re.findall(r"`(--[a-z][a-z-]*)[^`]*`", text))
+    named = {flag for command in commands for flag in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", command)}
+    named |= set(re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", text))
     assert named - known == set()
 
 

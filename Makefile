@@ -7,12 +7,14 @@ BIN    := $(VENV)/bin
 TEST   := $(BIN)/python -m pytest
 # Many tests wait, for a socket or a clock, and few of them work: more processes than cores.
 WORKERS ?= 4
+# Processes, browsers and packages of others: what takes long, and adds nothing to what is covered.
+SERVERS := tests/clients tests/endurance tests/e2e/test_e2e_workers.py tests/e2e/test_hypercorn_rows.py
 # Servers end otherwise since Python 3.12: where the tests run on an older one, `make endurance` takes this one too.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full endurance fuzz \
+.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full servers endurance fuzz \
 	bench-setup bench bench-framework bench-server overhead check clean
 
 help:  ## Show this list
@@ -41,9 +43,9 @@ lint: setup types  ## Check style and types
 types: setup  ## Check types, strictly
 	$(BIN)/mypy
 
-test: setup lint  ## Check style and types, run every test, and measure their coverage
+test: setup lint  ## Check style and types, run the tests, and measure their coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup
+	FUZZ_CASES=$${FUZZ_CASES:-10000} $(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup $(SERVERS:%=--ignore=%)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -91,7 +93,10 @@ bench-server: bench-setup  ## Compare with uvicorn, aiohttp, granian, websockets
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
-check: test autobahn  ## Exactly what CI runs
+servers: setup  ## Real clients, workers, attacks, what bare Hypercorn does wrong, and 100,000 conversations through three parsers
+	$(TEST) -q -n $(WORKERS) --dist loadgroup $(SERVERS) tests/test_framing_differential.py
+
+check: test servers autobahn  ## Exactly what CI runs
 
 clean:  ## Remove everything that was made
 	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules tests/clients/node/node_modules dist build

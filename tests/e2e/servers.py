@@ -129,10 +129,10 @@ class Client:
         return (await self.http.get("/statistics")).json()
 
     async def wait_until_at_rest(self):
-        """Until the server has no more open than before the first test, 5 s at most."""
+        """Until the server has no more open than before the first test; 15 s at most, thrice a client's time to leave."""
         at_rest = self.server.at_rest
         statistics = await self.statistics()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 15
         while any(statistics[name] > at_rest[name] for name in at_rest) and time.monotonic() < end:
             await anyio.sleep(0.02)
             statistics = await self.statistics()

@@ -5,9 +5,7 @@ Whole frames of a common kind are read in one loop, which makes no object but th
 strict way, ``_advance``: one frame's head, then its payload as it comes.
 """
 
-from codecs import utf_8_decode
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Protocol, final
 from zlib import error as ZlibError  # noqa: N812
 
@@ -29,6 +27,7 @@ from microws.framing.frames import (
     Pong,
     Violation,
 )
+from microws.framing.messages import BinaryMessage, TextMessage
 
 try:
     from websockets.speedups import apply_mask
@@ -59,8 +58,6 @@ MAX_HEAD = 14
 
 # Precedent: none in other servers. A message of the default limit, 1 MiB, may come in frames of 1 KiB.
 MAX_FRAGMENTS = 1024
-# A text of a few bytes takes fifty: so many at most are kept apart.
-MAX_PIECES = 1024
 
 
 class Inflater(Protocol):
@@ -80,44 +77,6 @@ class _ViolationFound(Exception):
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(code, reason)
         self.violation = Violation(code, reason)
-
-
-class _Text:
-    """A text message under way, decoded as it comes, so that what is no UTF-8 is found at once (RFC 6455 §8.1)."""
-
-    __slots__ = ("_cut", "_parts", "_recent")
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self._recent: list[str] = []
-        self._cut = b""
-
-    def write(self, payload: bytes) -> None:
-        if self._cut:
-            payload = self._cut + payload
-        text, used = utf_8_decode(payload, "strict", False)
-        self._cut = payload[used:]
-        self._recent.append(text)
-        if len(self._recent) == MAX_PIECES:
-            self._parts.append("".join(self._recent))
-            self._recent.clear()
-
-    def value(self) -> str:
-        utf_8_decode(self._cut, "strict", True)
-        return "".join(self._parts + self._recent)
-
-
-class _Binary:
-    """A binary message under way."""
-
-    __slots__ = ("_data", "write")
-
-    def __init__(self) -> None:
-        self._data = BytesIO()
-        self.write = self._data.write
-
-    def value(self) -> bytes:
-        return self._data.getvalue()
 
 
 @final
@@ -174,7 +133,7 @@ class FrameParser:
         self._mask = b""
         self._control = b""
         # The message under way: the payload bytes announced so far, its frames, the bytes that inflation made so far.
-        self._message: _Text | _Binary | None = None
+        self._message: TextMessage | BinaryMessage | None = None
         self._is_compressed = False
         self._size = 0
         self._fragments = 0
@@ -327,7 +286,7 @@ class FrameParser:
         self._mask = mask
         opcode = first & OPCODE
         if opcode in (TEXT, BINARY):
-            self._message = _Text() if opcode == TEXT else _Binary()
+            self._message = TextMessage() if opcode == TEXT else BinaryMessage()
             self._is_compressed = bool(first & RSV1)
             self._size = self._fragments = self._inflated = 0
         if not opcode & CONTROL:

@@ -129,7 +129,7 @@ class Client:
         return (await self.http.get("/statistics")).json()
 
     async def wait_until_at_rest(self):
-        """Until the server has no more open than before the first test; 15 s at most, thrice a client's time to leave."""
+        """Until the server has no more open than before the first test: 15 s at most, thrice a client's time to go."""
         at_rest = self.server.at_rest
         statistics = await self.statistics()
         end = time.monotonic() + 15

@@ -94,7 +94,7 @@ overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
 servers: setup  ## Examples in a browser, real clients, workers, attacks, Hypercorn's faults, 100,000 conversations of frames
-	$(TEST) -q -n 6 --dist loadgroup $(SERVERS) tests/test_framing_differential.py
+	$(TEST) -q -n $(WORKERS) --dist loadgroup $(SERVERS) tests/test_framing_differential.py
 
 check: test servers autobahn  ## Exactly what CI runs
 

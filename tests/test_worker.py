@@ -355,7 +355,7 @@ async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, rea
             while reads and (await receive())["type"] != "websocket.disconnect":
                 pass
 
-    async with serving(app, drain_timeout=1) as served, anyio.create_task_group() as tasks:
+    async with serving(app, drain_timeout=5) as served, anyio.create_task_group() as tasks:
 
         async def flood(count):
             async with connected(served.port) as ws:

@@ -168,7 +168,10 @@ class Wire(Writing):
             case Close(code, reason):
                 self._closed_by_client(code, reason)
             case Violation(code, reason):
-                self.fail(code, reason)
+                self._parser = None
+                # The app has its turn first, for the messages before it, and may answer them.
+                self._wake()
+                self._loop.call_soon(self.fail, code, reason)
             case Ping(payload):
                 if self._count_control():
                     self._answer(payload)

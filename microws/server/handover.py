@@ -1,36 +1,33 @@
 """Hands each connection over to Hypercorn, on asyncio: with ``handover_trio``, the only file that knows its insides."""
 
 import asyncio
-import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import anyio
 import h11
-from anyio.abc import TaskStatus
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 
-from microws.server.accepting import start_accepting
-from microws.server.arrivals import Arrivals
+from microws.server.accepting import AcceptingServer
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.engines import Engines
 from microws.server.http2 import OwnProtocols
-from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT, ConnectionContext, LinkedReads, log_failure
+from microws.server.hypercorn_setup import ConnectionContext, LinkedReads, log_failure
 from microws.server.link import Link
 from microws.server.upgrade import Upgrade, asks_for_websocket
 
 __all__ = ["AsyncioServer"]
 
 
-class AsyncioServer:
+class AsyncioServer(AcceptingServer):
     """
-    Accepts connections and lets Hypercorn speak their protocols.
+    Lets Hypercorn speak HTTP on the connections.
 
     Hypercorn's own ``worker_serve`` cannot be stopped while a client does not read, nor, since Python 3.12, while a
     WebSocket is open: so its loop is written here anew, with the transports in our hands.
@@ -54,52 +51,20 @@ class AsyncioServer:
         state: dict[str, Any],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._app = app
-        self._engines = engines
+        super().__init__(app, engines, state=state, tls=tls)
         self._config = config
-        self._state: Any = state
-        self._tls = tls
         self._terminated = WorkerContext.event_class()
-        self._servers: list[asyncio.Server] = []
         self._open: dict[asyncio.Task[None], asyncio.WriteTransport] = {}
         self._all_closed = anyio.Event()
-        self._arrivals = Arrivals(self._take, self._speak_http, timeout=HANDSHAKE_TIMEOUT)
 
     @property
     def open(self) -> int:
         """How many connections there are."""
-        return len(self._arrivals) + len(self._open) + self._engines.open
-
-    async def serve(
-        self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
-        for sock in sockets:
-            self._servers.append(await start_accepting(sock, self._arrivals, tls=self._tls))
-        task_status.started()
-        try:
-            await self._terminated.wait()
-        finally:
-            # Cancelled, too: uvloop may wait for ever for a server that nobody has closed, when its loop is closed.
-            for server in self._servers:
-                server.close()
-
-    def statistics(self) -> tuple[int, int]:
-        """How many requests and how many WebSockets are open."""
-        requests, websockets = self._app.statistics()
-        return requests, websockets + self._engines.open
-
-    async def drain(self) -> None:
-        """End what would not end by itself, as ``Connections.drain`` says."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._app.drain)
-            tasks.start_soon(self._engines.drain)
+        return super().open + len(self._open)
 
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
-        for server in self._servers:
-            server.close()
-        self._arrivals.end()
+        await super().stop_listening()
         await self._terminated.set()
 
     async def wait_closed(self) -> None:
@@ -107,22 +72,22 @@ class AsyncioServer:
         while self._open:
             self._all_closed = anyio.Event()
             await self._all_closed.wait()
-        await self._engines.wait_closed()
+        await super().wait_closed()
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
         for transport in self._open.values():
             transport.abort()
-        self._engines.disconnect()
+        super().disconnect()
 
     def cancel(self) -> None:
         """Cancel every app that is still at work for a connection."""
         for task in self._open:
             task.cancel()
-        self._engines.cancel()
+        super().cancel()
 
-    def _take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes) -> None:
-        self._engines.take(transport, upgrade, early, dict(self._state))
+    async def _serve_http(self) -> None:
+        await self._terminated.wait()
 
     def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
         streams = _Streams(self._connected)

@@ -2,11 +2,10 @@
 
 import asyncio
 import re
-import socket
 import ssl
 import sys
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from email.utils import formatdate
 from functools import partial
 from typing import Any, Final
@@ -14,21 +13,19 @@ from typing import Any, Final
 import anyio
 import httptools
 import uvicorn
-from anyio.abc import TaskStatus
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import Event, Receive, Scope, Send
-from microws.server.accepting import start_accepting
-from microws.server.arrivals import Arrivals
+from microws.server.accepting import AcceptingServer
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.deadlines import Deadlines
 from microws.server.engines import Engines
 from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, log_failure
 from microws.server.settings import MAX_HEAD_BYTES
-from microws.server.upgrade import Upgrade, final_response, parse_upgrade
+from microws.server.upgrade import final_response, parse_upgrade
 
 __all__ = ["UvicornServer", "check_uvicorn"]
 
@@ -66,9 +63,9 @@ def check_uvicorn(version: str = uvicorn.__version__, protocol: type[asyncio.Pro
         )
 
 
-class UvicornServer:
+class UvicornServer(AcceptingServer):
     """
-    Accepts connections and lets uvicorn speak HTTP/1.1 on them, by httptools. Its own server has no part in it.
+    Lets uvicorn speak HTTP/1.1 on the connections, by httptools. Its own server has no part in it.
 
     Args:
         app: Called for each request.
@@ -89,12 +86,9 @@ class UvicornServer:
         root_path: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._app = app
-        self._engines = engines
-        self._state = state
+        super().__init__(app, engines, state=state, tls=tls)
         self._shared = _Shared(engines)
         self._root_path = root_path
-        self._tls = tls
         if tls is not None:
             tls.set_alpn_protocols(["http/1.1"])
         # Silent: what is worth a line is logged by this package. uvicorn would put its root_path before every path.
@@ -112,67 +106,37 @@ class UvicornServer:
             timeout_keep_alive=int(HANDSHAKE_TIMEOUT),
         )
         self._config.load()
-        self._servers: list[asyncio.Server] = []
-        self._arrivals = Arrivals(self._take, self._speak_http, timeout=HANDSHAKE_TIMEOUT)
 
     @property
     def open(self) -> int:
-        """How many connections there are; a request whose client has left is one as long as its app is at work."""
-        return len(self._arrivals) + self._shared.open + self._engines.open
-
-    async def serve(
-        self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``. Ends by cancellation."""
-        self._shared.set_date()
-        for sock in sockets:
-            self._servers.append(await start_accepting(sock, self._arrivals, tls=self._tls))
-        task_status.started()
-        try:
-            while True:
-                await asyncio.sleep(1)
-                self._shared.set_date()
-        finally:
-            # As in ``handover``.
-            for server in self._servers:
-                server.close()
-
-    def statistics(self) -> tuple[int, int]:
-        """How many requests and how many WebSockets are open."""
-        requests, websockets = self._app.statistics()
-        return requests, websockets + self._engines.open
-
-    async def drain(self) -> None:
-        """End what would not end by itself, as ``Connections.drain`` says."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._app.drain)
-            tasks.start_soon(self._engines.drain)
+        """How many connections there are; one whose client has left is one as long as its app is at work."""
+        return super().open + self._shared.open
 
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
-        for server in self._servers:
-            server.close()
+        await super().stop_listening()
         self._shared.shut_down()
-        self._arrivals.end()
 
     async def wait_closed(self) -> None:
         """Wait until no connection and no app is left."""
         await self._shared.wait_closed()
-        await self._engines.wait_closed()
+        await super().wait_closed()
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
         self._shared.disconnect()
-        self._engines.disconnect()
+        super().disconnect()
 
     def cancel(self) -> None:
         """Cancel every app that is still at work for a connection."""
         for task in self._shared.tasks:
             task.cancel()
-        self._engines.cancel()
+        super().cancel()
 
-    def _take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes) -> None:
-        self._engines.take(transport, upgrade, early, dict(self._state))
+    async def _serve_http(self) -> None:
+        while True:
+            self._shared.set_date()
+            await asyncio.sleep(1)
 
     def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
         http = _Http(self._config, self._shared, self._state)

@@ -16,7 +16,7 @@ from worker_here import echo, failures, lifespan, respond, serving
 
 from microws.cli import main
 from microws.errors import FeatureUnavailable
-from microws.server import handover_uvicorn
+from microws.server import accepting, handover_uvicorn
 from microws.server.handover_uvicorn import check_uvicorn
 from microws.server.listening import tls_context
 from microws.server.settings import Settings
@@ -201,7 +201,8 @@ async def test_a_body_in_pieces_counts_as_no_head():
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET % b"x", GET % b"x" + b"GET / HT"])
 async def test_a_client_without_a_request_is_cut_off_in_time(monkeypatch, sent):
-    monkeypatch.setattr(handover_uvicorn, "HANDSHAKE_TIMEOUT", 0.2)
+    for module in (accepting, handover_uvicorn):
+        monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT", 0.2)
     async with served_by_uvicorn(echo) as served, await connect(served) as stream:
         if sent:
             await stream.send(sent)

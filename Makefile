@@ -8,7 +8,7 @@ TEST   := $(BIN)/python -m pytest
 # Many tests wait, for a socket or a clock, and few of them work: more processes than cores.
 WORKERS ?= 4
 # Processes, browsers and packages of others: what takes long, and adds nothing to what is covered.
-SERVERS := tests/clients tests/endurance tests/e2e/test_e2e_workers.py tests/e2e/test_hypercorn_rows.py tests/test_examples.py
+SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py
 # Servers end otherwise since Python 3.12: where the tests run on an older one, `make endurance` takes this one too.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
@@ -93,7 +93,7 @@ bench-server: bench-setup  ## Compare with uvicorn, aiohttp, granian, websockets
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
-servers: setup  ## Examples in a browser, real clients, workers, attacks, Hypercorn's faults, 100,000 conversations of frames
+servers: setup  ## Examples in a browser, real clients, servers and faults on real sockets, 100,000 conversations of frames
 	$(TEST) -q -n $(WORKERS) --dist loadgroup $(SERVERS) tests/test_framing_differential.py
 
 check: test servers autobahn  ## Exactly what CI runs

@@ -1,8 +1,9 @@
 """
 The hub: one message to many connections of this process.
 
-``publish`` makes the canonical payload, the backplane brings it to ``deliver``, and ``deliver`` puts one shared frame
-per codec into the outbox of each subscriber.
+``publish`` makes the canonical payload, the backplane brings it to ``deliver``, and ``deliver`` puts one shared message
+per codec into the outbox of each subscriber: into the batch that leaves at the end of this turn of the event loop or,
+where the client does not take it at once, into its queue.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, get_args
 
 import anyio
@@ -21,7 +22,7 @@ from microws.backplanes.memory import MemoryBackplane
 from microws.codec import Codecs, dumps_json
 from microws.errors import FeatureUnavailable
 from microws.interfaces import Backplane, Frame, Payload, Receipt
-from microws.outbox import MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings, gap_marker
+from microws.outbox import MAX_MESSAGES, Flusher, Outbox, Outcome, Published, TopicSettings, gap_marker
 from microws.outbox import Overflow as OverflowPolicy
 from microws.tasks import on_asyncio
 
@@ -33,6 +34,8 @@ _BACKPLANES_TO_COME = ("local", "redis", "rediss", "nats")
 # (a server needs some for a frame), and how many times so many.
 _IDLE_TURNS = 4
 _MAX_ROUNDS = 32
+# Messages put into outboxes by publishers that never wait, before other tasks have a turn: one or two milliseconds.
+_MAX_PUT = 1 << 14
 _log = logging.getLogger("microws.hub")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -78,6 +81,7 @@ class Statistics(NamedTuple):
 
     Attributes:
         topics: Topics with a subscriber.
+        connections: WebSockets that are open or being opened.
         subscribers: Connections and ``app.subscribe`` blocks with a subscription.
         subscriptions: Pairs of subscriber and topic.
         published: Calls of ``publish`` so far.
@@ -85,8 +89,11 @@ class Statistics(NamedTuple):
         dropped: Messages that were not, by reason: an overflow policy, or ``"unencodable"``.
         queued: Messages waiting in outboxes now.
         largest_queue: The longest outbox now, in messages.
+        flush_sizes: How many writes had one published message, ``"1"``, two, ``"2"``, up to four, ``"4"``, and so on.
+            Only on this package's own server: others are given one message at a time.
     """
 
+    connections: int
     topics: int
     subscribers: int
     subscriptions: int
@@ -95,6 +102,7 @@ class Statistics(NamedTuple):
     dropped: dict[str, int]
     queued: int
     largest_queue: int
+    flush_sizes: dict[str, int]
 
 
 class Subscriber:
@@ -129,12 +137,12 @@ class Subscriber:
 
 
 class _Topic:
-    __slots__ = ("settings", "subscribers")
+    __slots__ = ("groups", "settings")
 
     def __init__(self, settings: TopicSettings) -> None:
         self.settings = settings
-        # A dict keeps the order of subscribing, and adds and removes in one step.
-        self.subscribers: dict[Subscriber, None] = {}
+        # Those of one codec get one message. A dict keeps the order of subscribing, and adds and removes in one step.
+        self.groups: dict[FrameCodec, dict[Outbox, Subscriber]] = {}
 
 
 class Hub:
@@ -146,6 +154,10 @@ class Hub:
     Args:
         codecs: The app's codecs; the one called ``"json"`` makes the canonical payload.
         url: The backplane; this version has ``"memory"``.
+
+    Attributes:
+        connections: WebSockets that are open or being opened; whoever runs their views counts them.
+        losses: Messages that subscribers did not get, by reason.
 
     Raises:
         FeatureUnavailable: ``url`` names a backplane that this version does not have.
@@ -164,10 +176,14 @@ class Hub:
         self._subscribers: dict[str, Subscriber] = {}
         self._published = 0
         self._delivered = 0
+        self._flusher = Flusher()
+        # Into outboxes, since a publisher has last given way.
+        self._put = 0
         self._crowded: list[tuple[Outbox, TopicSettings]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._token: Any = None
+        self.connections = 0
         self.losses: Counter[str] = Counter()
 
     def configure(
@@ -235,7 +251,7 @@ class Hub:
             entry = self._topics.get(topic)
             if entry is None:
                 entry = self._topics[topic] = _Topic(self.settings(topic))
-            entry.subscribers[subscriber] = None
+            entry.groups.setdefault(subscriber.codec, {})[subscriber.outbox] = subscriber
             subscriber.topics.add(topic)
             self._subscribers[subscriber.id] = subscriber
 
@@ -255,10 +271,13 @@ class Hub:
         if topic not in subscriber.topics:
             return
         subscriber.topics.discard(topic)
-        entry = self._topics[topic]
-        del entry.subscribers[subscriber]
-        if not entry.subscribers:
-            del self._topics[topic]
+        groups = self._topics[topic].groups
+        group = groups[subscriber.codec]
+        del group[subscriber.outbox]
+        if not group:
+            del groups[subscriber.codec]
+            if not groups:
+                del self._topics[topic]
         if not subscriber.topics:
             del self._subscribers[subscriber.id]
 
@@ -266,8 +285,9 @@ class Hub:
         """
         Send ``value`` to every subscriber of ``topic``. Never waits for a subscriber.
 
-        It gives way to other tasks when an outbox that it reached is half full, so that a burst from one task does not
-        overflow the outboxes of clients that do keep up.
+        It gives way to other tasks when much was put into outboxes since somebody did, or one that it reached is half
+        full, so that a burst from one task neither stops the others nor overflows the outboxes of clients that do keep
+        up. Cancelled there, it has published.
 
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
@@ -281,9 +301,17 @@ class Hub:
         payload = self._codecs.payload(value)
         self._published += 1
         receipt = await self._backplane.publish(topic, payload, skip=skip)
+        if self._put >= _MAX_PUT or self._flusher.is_behind:
+            await self._let_leave()
         if self._crowded:
             await self._give_way()
         return receipt
+
+    async def _let_leave(self) -> None:
+        self._put = 0
+        await anyio.lowlevel.checkpoint()
+        while self._flusher.is_behind:
+            await anyio.lowlevel.checkpoint()
 
     async def _give_way(self) -> None:
         crowded, self._crowded = self._crowded, []
@@ -291,12 +319,14 @@ class Hub:
             before = [(outbox, settings, outbox.taken) for outbox, settings in crowded]
             for _ in range(_IDLE_TURNS):
                 await anyio.lowlevel.checkpoint()
-            # What nobody takes from belongs to a client that does not keep up: the policy of the topic rules it.
-            crowded = [
-                (outbox, settings)
-                for outbox, settings, taken in before
-                if outbox.taken != taken and outbox.is_half_full(settings)
-            ]
+            # What nobody takes from belongs to a client that does not keep up: the policy of the topic rules it, and
+            # nobody gives way to it again before something was taken.
+            crowded = []
+            for outbox, settings, taken in before:
+                if outbox.taken == taken:
+                    outbox.stuck_at = taken
+                elif outbox.is_half_full(settings):
+                    crowded.append((outbox, settings))
             if not crowded:
                 return
 
@@ -323,51 +353,61 @@ class Hub:
         entry = self._topics.get(topic)
         if entry is None:
             return 0
-        settings = entry.settings
-        key = self._key(settings, payload)
         skipped = self._subscribers.get(skip) if skip is not None else None
-        messages: dict[FrameCodec, Published | None] = {}
-        refused: list[tuple[Subscriber, int, str]] = []
+        key = self._key(entry.settings, payload)
         reached = 0
-        for subscriber in entry.subscribers:
-            if subscriber is skipped:
-                continue
-            codec = subscriber.codec
-            try:
-                message = messages[codec]
-            except KeyError:
-                message = messages[codec] = self._frame(codec, topic, payload, settings, key)
+        # A subscriber that is refused leaves its group.
+        for codec, group in tuple(entry.groups.items()):
+            message = self._frame(codec, topic, payload, entry.settings, key)
             if message is None:
-                self.losses["unencodable"] += 1
-                refused.append((subscriber, 1011, "message cannot be encoded"))
+                self._refuse_all(group)
                 continue
-            outbox = subscriber.outbox
-            outcome = outbox.put_nowait(message)
-            if outcome is Outcome.QUEUED:
-                reached += 1
-                subscriber.wake()
-                if outbox.is_half_full(settings):
-                    self._crowded.append((outbox, settings))
-            elif outcome is Outcome.REFUSED:
-                self.losses["close"] += 1
-                refused.append((subscriber, 1013, "too slow"))
-        for subscriber, code, reason in refused:
-            subscriber.refuse(code, reason)
+            outboxes: Collection[Outbox] = group
+            if skipped is not None and skipped.outbox in group:
+                outboxes = [outbox for outbox in group if outbox is not skipped.outbox]
+            held = self._flusher.put(message, outboxes)
+            reached += len(outboxes) - len(held)
+            for outbox in held:
+                reached += self._queue(message, group[outbox])
         self._delivered += reached
+        self._put += reached + 1
         return reached
+
+    def _queue(self, message: Published, subscriber: Subscriber) -> bool:
+        """Put ``message`` into an outbox that holds what it gets. ``False``: it is lost, and that was seen to."""
+        outbox = subscriber.outbox
+        outcome = outbox.put_nowait(message)
+        if outcome is Outcome.REFUSED:
+            subscriber.refuse(1013, "too slow")
+        if outcome is not Outcome.QUEUED:
+            return False
+        subscriber.wake()
+        if outbox.stuck_at != outbox.taken and outbox.is_half_full(message.settings):
+            self._crowded.append((outbox, message.settings))
+        return True
+
+    def _refuse_all(self, group: Mapping[Outbox, Subscriber]) -> None:
+        self.losses["unencodable"] += len(group)
+        for subscriber in tuple(group.values()):
+            subscriber.refuse(1011, "message cannot be encoded")
 
     def statistics(self) -> Statistics:
         """What happened in this process so far, and what waits now. O(subscribers)."""
-        queues = [len(subscriber.outbox) for subscriber in self._subscribers.values()]
+        queues = [subscriber.outbox.count for subscriber in self._subscribers.values()]
+        flush_sizes: Counter[str] = Counter()
+        for count, writes in sorted(self._flusher.sizes.items()):
+            flush_sizes[str(1 << (count - 1).bit_length())] += writes
         return Statistics(
+            connections=self.connections,
             topics=len(self._topics),
             subscribers=len(self._subscribers),
-            subscriptions=sum(len(topic.subscribers) for topic in self._topics.values()),
+            subscriptions=sum(len(subscriber.topics) for subscriber in self._subscribers.values()),
             published=self._published,
             delivered=self._delivered,
             dropped=dict(self.losses),
             queued=sum(queues),
             largest_queue=max(queues, default=0),
+            flush_sizes=dict(flush_sizes),
         )
 
     def _key(self, settings: TopicSettings, payload: Payload) -> Any:

@@ -1,6 +1,7 @@
 """The hub through its interface: one frame for many, who gets what, and nothing left behind."""
 
 import asyncio
+import json
 import threading
 
 import anyio
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.codec import BYTES, JSON, TEXT, Codecs
+from microws.codec import BYTES, JSON, TEXT, Codecs, dumps_json
 from microws.errors import FeatureUnavailable
 from microws.hub import Hub, Subscriber, check_topic
 from microws.interfaces import Receipt
@@ -429,6 +430,7 @@ class TestStatistics:
         await hub.publish("d", 2)
         await hub.publish("nobody", 1)
         assert hub.statistics()._asdict() == {
+            "connections": 0,
             "topics": 2,
             "subscribers": 2,
             "subscriptions": 3,
@@ -437,10 +439,17 @@ class TestStatistics:
             "dropped": {"drop_newest": 1},
             "queued": 3,
             "largest_queue": 2,
+            "flush_sizes": {},
         }
         a.take()
         b.take()
         assert (hub.statistics().queued, hub.statistics().largest_queue) == (0, 0)
+
+    async def test_writes_are_counted_by_the_next_power_of_two_of_their_messages(self, hub):
+        hub._flusher.sizes.update({1: 5, 2: 1, 3: 1, 4: 1, 5: 1, 100: 2})
+        statistics = hub.statistics()
+        assert statistics.flush_sizes == {"1": 5, "2": 1, "4": 2, "8": 1, "128": 2}
+        assert json.loads(dumps_json(statistics._asdict())) == statistics._asdict()
 
     def test_they_are_a_snapshot(self, hub):
         statistics = hub.statistics()

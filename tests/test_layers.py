@@ -17,8 +17,8 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures version",
-    1: "codec cookies deflate forms framing/ handshake outbox routing/ state",
-    2: "backplanes/ requests responses server/ sse tasks templates testing/",
+    1: "codec cookies deflate forms framing/ handshake routing/ state",
+    2: "backplanes/ outbox/ requests responses server/ sse tasks templates testing/",
     3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",
     5: "lifespan views",

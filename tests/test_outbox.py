@@ -243,6 +243,7 @@ class Model:
                 self.drop(self.of(topic)[0])
         if not self.fits(topic, size):
             if overflow == "close":
+                self.lost += 1
                 return Outcome.REFUSED
             self.owed.add(topic)
             self.lost += 1

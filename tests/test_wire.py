@@ -9,6 +9,7 @@ from byte_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_fra
 from engine_here import ASYNCIO_BACKENDS, LIMIT, opened, serving, until
 from virtual_clock import on_virtual_clock
 
+from microws.framing import encode_frame
 from microws.state import State
 
 pytestmark = pytest.mark.anyio
@@ -193,7 +194,7 @@ async def test_compression_is_agreed_to_only_where_it_is_asked_for_and_published
     text = "compress me " * 200
     async with opened(compression=True, fields=fields) as (app, client):
         app.wire.send_message(text)
-        app.wire.send_frame(text.encode(), TEXT)
+        app.wire.write(encode_frame(text.encode(), TEXT))
         app.wire.send_message("short")
         received = await client.read_frame()
         assert received.is_compressed

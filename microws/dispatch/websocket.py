@@ -91,6 +91,7 @@ class WebSocketDispatcher:
         )
         params = {} if isinstance(found, Exception) else found.params
         ws = WebSocket(scope, transport, app=self._app, path=path, path_params=params, options=options)
+        options.hub.connections += 1
         try:
             with transport.tasks:
                 if isinstance(found, Exception):
@@ -110,6 +111,7 @@ class WebSocketDispatcher:
             if transport.state is not State.CLOSED:
                 await ws.finish()
         finally:
+            options.hub.connections -= 1
             await transport.end()
 
     def _find(self, path: str, segments: list[str]) -> Match | Mounted | Exception:

@@ -44,25 +44,20 @@ class Writing(asyncio.Protocol):
         opcode = BINARY
         if isinstance(payload, str):
             payload, opcode = payload.encode(), TEXT
-        if self._deflater is None:
-            self.send_frame(payload, opcode)
-        elif (deflated := self._deflater.deflate(payload)) is not None:
-            if not self._transport.is_closing():
-                self._transport.write(encode_frame(deflated, opcode, compressed=True))
-        else:
-            self.send_frame(payload, opcode)
-
-    def send_frame(self, payload: bytes, opcode: int) -> None:
-        """``send_message`` of a payload that is encoded already, without compression."""
-        transport = self._transport
-        if transport.is_closing():
-            return  # lost a moment ago: asyncio would log each write, and ``connection_lost`` comes next
-        if len(payload) < _BIG_BYTES:
-            transport.write(encode_frame(payload, opcode))
+        if self._deflater is not None and (deflated := self._deflater.deflate(payload)) is not None:
+            self.write(encode_frame(deflated, opcode, compressed=True))
+        elif len(payload) < _BIG_BYTES:
+            self.write(encode_frame(payload, opcode))
         else:
             # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
-            transport.write(encode_head(len(payload), opcode))
-            transport.write(payload)
+            self.write(encode_head(len(payload), opcode))
+            self.write(payload)
+
+    def write(self, frames: bytes) -> None:
+        """Send frames that are encoded already, or a part of one."""
+        # Lost a moment ago: asyncio would log each write, and ``connection_lost`` comes next.
+        if not self._transport.is_closing():
+            self._transport.write(frames)
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken most of what was sent, or has gone."""

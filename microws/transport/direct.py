@@ -5,9 +5,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Final, Protocol
 
-from microws.framing import BINARY, TEXT
 from microws.interfaces import Frame
-from microws.outbox import Outbox
+from microws.outbox import MAX_PART_BYTES, Outbox, Sink
 from microws.state import State
 from microws.tasks import AsyncioTasks
 from microws.transport.turns import Limits, Turns
@@ -20,7 +19,7 @@ _MAX_SENDS: Final = 64
 _OPEN: Final = State.OPEN
 
 
-class Wire(Protocol):
+class Wire(Sink, Protocol):
     """The server's side of the connection, ``scope["extensions"]["microws"]["transport"]``. Only what says so waits."""
 
     on_end: Callable[[], None] | None
@@ -34,15 +33,11 @@ class Wire(Protocol):
     def close_code(self) -> int | None: ...
     @property
     def close_reason(self) -> str: ...
-    @property
-    def is_writable(self) -> bool: ...
 
     def accept(self, *, subprotocol: str | None, headers: Any) -> None: ...
     def refuse(self, status: int, headers: Any, body: bytes) -> None: ...
     async def next_message(self) -> str | bytes | None: ...
     def send_message(self, payload: str | bytes) -> None: ...
-    def send_frame(self, payload: bytes, opcode: int) -> None: ...
-    def close(self, code: int, reason: str) -> None: ...
 
 
 class DirectTransport(Turns):
@@ -141,6 +136,8 @@ class DirectTransport(Turns):
             RuntimeError: Not accepted yet.
         """
         wire = self._wire
+        if self.outbox is not None and self.outbox.batch is not None:
+            self.outbox.flush()
         if wire.state is not _OPEN:
             raise self.unusable("send")
         if not wire.is_writable:
@@ -152,16 +149,28 @@ class DirectTransport(Turns):
             self._sends = 0
             await asyncio.sleep(0)
 
+    def ensure_outbox(self) -> Outbox:
+        """The connection's queue, out of which the wire takes what it can."""
+        if self.outbox is None:
+            self.outbox = self._make_outbox()
+            self.outbox.sink = self._wire
+            self.wake()
+        return self.outbox
+
     def wake(self) -> None:
         """Something waits in the outbox: send as much as the client takes. Never waits."""
-        if self.outbox and self._wire.state is State.OPEN:
+        if self.outbox is not None and self._wire.state is State.OPEN:
             self._empty()
 
     def _empty(self) -> None:
         wire, outbox = self._wire, self.outbox
-        while outbox and wire.is_writable:
-            frame = outbox.pop()
-            wire.send_frame(frame.data, TEXT if frame.is_text else BINARY)
+        if outbox is None:
+            return
+        while wire.is_writable:
+            if not outbox:
+                outbox.release()
+                return
+            wire.write(outbox.take(MAX_PART_BYTES))
             if self._waiting:
                 self._admit()
 
@@ -202,10 +211,8 @@ class DirectTransport(Turns):
 
     def _close(self, code: int, reason: str) -> None:
         wire = self._wire
-        if self.outbox and wire.state is State.OPEN:
-            while self.outbox:
-                frame = self.outbox.pop()
-                wire.send_frame(frame.data, TEXT if frame.is_text else BINARY)
+        if self.outbox is not None and wire.state is State.OPEN:
+            wire.write(self.outbox.take_all())
         wire.close(code, reason)
 
     def _end(self) -> None:

@@ -1,58 +1,27 @@
 """
 One connection's bounded queue: everything that leaves it, in one order.
 
-An outbox holds what the transport has not taken yet. What ``ws.send`` puts in stays in; published messages are ruled by
-their topic's overflow policy, which removes messages of its own topic only.
+Where the client takes frames at once, published messages leave by turns of the event loop, in a batch. Else they wait,
+one by one: what ``ws.send`` puts in stays in; published messages are ruled by their topic's overflow policy, which
+removes messages of its own topic only.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from math import inf
+from typing import Protocol
 
+from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import Frame
+from microws.outbox.published import HELD, Batch, Published, TopicSettings, encoded
 
-__all__ = ["MAX_BYTES", "MAX_MESSAGES", "Outbox", "Outcome", "Overflow", "Published", "TopicSettings", "gap_marker"]
-
-Overflow: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "latest"]
+__all__ = ["MAX_BYTES", "Outbox", "Outcome", "Sink"]
 
 # Precedent: Centrifugo's client_queue_max_size, 1 MiB.
 MAX_BYTES = 1 << 20
-# Precedent: Phoenix Channels and Bun leave it open; 256 messages of a topic are some seconds of a lively chat.
-MAX_MESSAGES = 256
-
-
-class TopicSettings(NamedTuple):
-    """
-    How a topic treats a connection that does not keep up.
-
-    Attributes:
-        queue: Most messages of the topic that one outbox holds.
-        overflow: What happens to the next one.
-        key: For ``"latest"``: a field name, or a function of the message; of the messages with one key only the newest
-            is kept. ``None``: all messages of the topic have the same key.
-    """
-
-    queue: int = MAX_MESSAGES
-    overflow: Overflow = "close"
-    key: str | Callable[[Any], Any] | None = None
-
-
-@final
-class Published:
-    """One published message as framed for one codec; shared by every outbox that it stands in."""
-
-    __slots__ = ("frame", "is_gap", "key", "settings", "size", "topic")
-
-    def __init__(
-        self, frame: Frame, topic: str, settings: TopicSettings, *, key: Any = None, is_gap: bool = False
-    ) -> None:
-        self.frame = frame
-        self.topic = topic
-        self.settings = settings
-        self.key = key
-        self.size = frame.size
-        self.is_gap = is_gap
+# As many as ws.send finds room behind; each topic has its own limit.
+_MAX_FRAMES = 256
 
 
 class Outcome(Enum):
@@ -63,9 +32,21 @@ class Outcome(Enum):
     REFUSED = "refused"
 
 
-def gap_marker(topic: str, settings: TopicSettings, frame: Frame) -> Published:
-    """The mark that stands where messages of ``topic`` were lost; ``frame`` is what the client sees of it."""
-    return Published(frame, topic, settings, is_gap=True)
+class Sink(Protocol):
+    """The way to a client that takes frames at once."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it takes more: otherwise it piles up there."""
+        ...
+
+    def write(self, frames: bytes) -> None:
+        """Send frames that are encoded already. Never waits."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection. Never waits."""
+        ...
 
 
 class Outbox:
@@ -74,18 +55,33 @@ class Outbox:
 
     Args:
         marker: Makes the gap marker of a topic, for a client that asked for them; ``None``: it did not.
-        losses: Counts what the policies took away, under ``"drop_oldest"``, ``"drop_newest"``, ``"latest"``; shared by
-            the outboxes of a hub.
-        max_bytes: Payload bytes that it holds in all; an empty outbox takes one frame of any size. A gap marker is
-            not refused.
+        losses: Counts what the policies took away, each under its name; shared by the outboxes of a hub.
+        max_bytes: Payload bytes that wait in all; an empty outbox takes one frame of any size. A gap marker is not
+            refused.
 
     Attributes:
+        batch: What leaves at the end of this turn of the event loop, after nothing that waits; ``None``: nothing.
+            ``HELD``: nothing leaves by turns now; that is the rule where ``sink`` is ``None``.
+        sink: Where batches go.
+        stuck_at: ``taken`` when publishers have last given way to this outbox in vain.
         taken: How many frames were taken out so far.
 
     Source: docs/explanation.md, "A slow client".
     """
 
-    __slots__ = ("_bytes", "_counts", "_gaps", "_items", "_losses", "_marker", "_max_bytes", "taken")
+    __slots__ = (
+        "_bytes",
+        "_counts",
+        "_gaps",
+        "_items",
+        "_losses",
+        "_marker",
+        "_max_bytes",
+        "batch",
+        "sink",
+        "stuck_at",
+        "taken",
+    )
 
     def __init__(
         self,
@@ -94,6 +90,8 @@ class Outbox:
         losses: Counter[str] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
+        self.batch: Batch | None = HELD
+        self.sink: Sink | None = None
         self._items: deque[Published | Frame] = deque()
         self._counts: dict[str, int] = {}
         self._gaps: set[str] = set()
@@ -102,6 +100,7 @@ class Outbox:
         self._losses: Counter[str] = Counter() if losses is None else losses
         self._max_bytes = max_bytes
         self.taken = 0
+        self.stuck_at = -1
 
     def __len__(self) -> int:
         return len(self._items)
@@ -111,11 +110,16 @@ class Outbox:
         """Payload bytes that wait."""
         return self._bytes
 
+    @property
+    def count(self) -> int:
+        """Messages that wait, and those that leave at the end of this turn."""
+        return len(self._items) + (0 if self.batch is None or self.batch is HELD else self.batch.count)
+
     def has_room(self, frame: Frame) -> bool:
         """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""
         if not self._items:
             return True
-        return len(self._items) < MAX_MESSAGES and self._bytes + frame.size <= self._max_bytes
+        return len(self._items) < _MAX_FRAMES and self._bytes + frame.size <= self._max_bytes
 
     def is_half_full(self, settings: TopicSettings) -> bool:
         """Whether a topic with these settings may soon find no room."""
@@ -140,6 +144,7 @@ class Outbox:
         if not self._takes(message):
             match settings.overflow:
                 case "close":
+                    self._losses["close"] += 1
                     return Outcome.REFUSED
                 case "drop_newest":
                     return self._give_up(message)
@@ -165,8 +170,56 @@ class Outbox:
         self._forget(item)
         return item.frame
 
+    def take(self, max_bytes: float = inf) -> bytes:
+        """Take out the oldest frames, as a server sends them, until they are ``max_bytes`` or more."""
+        frames = []
+        size = 0
+        while self._items and size < max_bytes:
+            item = self._items.popleft()
+            self.taken += 1
+            if isinstance(item, Frame):
+                self._bytes -= item.size
+                frames.append(encoded(item))
+            else:
+                self._forget(item)
+                frames.append(item.encoded)
+            size += len(frames[-1])
+        return b"".join(frames)
+
+    def take_all(self) -> bytes:
+        """Take out everything, the batch too."""
+        parts = [] if self.batch is None or self.batch is HELD else self.batch.parts
+        self.batch = HELD
+        return b"".join([self.take(), *[part.encoded for part in parts]])
+
+    def release(self) -> None:
+        """From now on published messages leave by turns. Only while nothing waits."""
+        if self.batch is HELD:
+            self.batch = None
+
+    def flush(self) -> None:
+        """
+        Have the batch leave now, as far as the client takes it. The rest waits by the policies of its topics.
+
+        A connection that would then miss a message is closed with 1013.
+        """
+        batch, sink = self.batch, self.sink
+        if batch is None or batch is HELD or sink is None:
+            return
+        self.batch = None
+        for part in batch.parts:
+            if sink.is_writable and not self._items:
+                sink.write(part.encoded)
+                continue
+            self.batch = HELD
+            if any(self.put_nowait(message) is Outcome.REFUSED for message in part.messages):
+                self.clear()
+                sink.close(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
+                return
+
     def clear(self) -> None:
-        """Forget everything that waits."""
+        """Forget everything that waits, and hold what may still come."""
+        self.batch = HELD
         self._items.clear()
         self._counts.clear()
         self._gaps.clear()

@@ -1,0 +1,35 @@
+"""
+What leaves one connection, ``ws.send`` and published messages alike, in one order.
+
+``published`` is a message for many connections, and the batch that a turn of the event loop makes of several;
+``outbox`` is the queue of one connection, with the policies for one that does not keep up; ``flusher`` has them leave.
+"""
+
+from microws.outbox.flusher import Flusher
+from microws.outbox.outbox import MAX_BYTES, Outbox, Outcome, Sink
+from microws.outbox.published import (
+    HELD,
+    MAX_MESSAGES,
+    MAX_PART_BYTES,
+    Batch,
+    Overflow,
+    Published,
+    TopicSettings,
+    gap_marker,
+)
+
+__all__ = [
+    "HELD",
+    "MAX_BYTES",
+    "MAX_MESSAGES",
+    "MAX_PART_BYTES",
+    "Batch",
+    "Flusher",
+    "Outbox",
+    "Outcome",
+    "Overflow",
+    "Published",
+    "Sink",
+    "TopicSettings",
+    "gap_marker",
+]

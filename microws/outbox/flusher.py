@@ -1,0 +1,109 @@
+"""At the end of a turn of the event loop, what was published in it leaves: one write for each connection."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Collection
+from typing import final
+
+from microws.outbox.outbox import Outbox
+from microws.outbox.published import HELD, MAX_PART_BYTES, Batch, Published
+
+__all__ = ["Flusher"]
+
+# What one turn of the event loop writes, so that others have theirs: some 1,000 small writes, 5 to 10 ms of work.
+_MAX_TURN_BYTES = 4 << 20
+# What a write costs beside its bytes, in bytes.
+_WRITE_COST = 4 << 10
+
+
+@final
+class Flusher:
+    """
+    The outboxes that something is to leave at the end of this turn of the event loop.
+
+    One callback serves all of them. After some milliseconds of writing it lets others have their turn; what is
+    published meanwhile joins what has not left yet.
+
+    Attributes:
+        sizes: How many writes had how many messages.
+    """
+
+    __slots__ = ("_due", "_flushed", "_large_until", "_loop", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: Counter[int] = Counter()
+        self._due: deque[Outbox] = deque()
+        # The loop that will call ``_flush``.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # How many outboxes were flushed so far, and how many will have been when no large batch waits any more.
+        self._flushed = self._large_until = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether somewhere more waits than one write should have: whoever publishes now makes it pile up."""
+        return self._flushed < self._large_until
+
+    def put(self, message: Published, outboxes: Collection[Outbox]) -> list[Outbox]:
+        """
+        Have ``message`` leave ``outboxes`` at the end of this turn, behind what leaves them then already. Never waits.
+
+        Returns:
+            Those that are held: nothing leaves them by turns now.
+        """
+        held: list[Outbox] = []
+        alone = Batch(None, message)
+        behind: dict[Batch, Batch] = {}
+        append = self._due.append
+        for outbox in outboxes:
+            batch = outbox.batch
+            if batch is None:
+                outbox.batch = alone
+                append(outbox)
+            elif batch is HELD:
+                held.append(outbox)
+            else:
+                longer = behind.get(batch)
+                if longer is None:
+                    longer = behind[batch] = Batch(batch, message)
+                outbox.batch = longer
+        if len(held) < len(outboxes):
+            self._schedule()
+            if any(batch.previous is not None or batch.size >= MAX_PART_BYTES for batch in (alone, *behind.values())):
+                self._large_until = self._flushed + len(self._due)
+        return held
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._loop = None
+        due, left = self._due, _MAX_TURN_BYTES
+        last, frames, run = HELD, b"", 0
+        while due and left > 0:
+            outbox = due.popleft()
+            batch = outbox.batch
+            self._flushed += 1
+            if batch is None or batch is HELD:
+                continue  # it has left already
+            if batch is not last:
+                # Most outboxes have the batch of the one before them.
+                self._count(run, last)
+                last, frames, run = batch, batch.encoded, 0
+            left -= _WRITE_COST + batch.size
+            run += 1
+            sink = outbox.sink
+            if sink is not None and sink.is_writable and batch.previous is None:
+                outbox.batch = None
+                sink.write(frames)
+            else:
+                outbox.flush()
+        self._count(run, last)
+        if due:
+            self._schedule()
+
+    def _count(self, writes: int, batch: Batch) -> None:
+        if writes:
+            self.sizes[batch.count] += writes

@@ -1,0 +1,236 @@
+"""What is published in one turn of the event loop leaves at its end: in order, shared, joined, and by turns."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws.interfaces import Frame
+from microws.outbox import HELD, MAX_PART_BYTES, Batch, Flusher, Outbox, Published, TopicSettings
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Sink:
+    """A client's end, which takes ``room`` writes."""
+
+    def __init__(self, room=10**9):
+        self.room = room
+        self.writes = []
+        self.closed = None
+
+    @property
+    def is_writable(self):
+        return len(self.writes) < self.room
+
+    def write(self, frames):
+        assert self.closed is None
+        self.writes.append(frames)
+
+    def close(self, code, reason):
+        self.closed = (code, reason)
+
+
+def connection(room=10**9, **options):
+    outbox = Outbox(**options)
+    outbox.sink = Sink(room)
+    outbox.release()
+    return outbox
+
+
+def published(text, **settings):
+    return Published(Frame(text), "t", TopicSettings(**settings))
+
+
+def frames(*texts):
+    """What a server sends, RFC 6455 §5.2: FIN and TEXT, the length, the payload."""
+    encoded = b""
+    for text in texts:
+        length = bytes([len(text)]) if len(text) < 126 else b"\x7e" + len(text).to_bytes(2)
+        encoded += b"\x81" + length + text.encode()
+    return encoded
+
+
+async def turn():
+    await asyncio.sleep(0)
+
+
+async def test_what_is_published_in_one_turn_is_one_write_to_each_and_the_same_bytes():
+    flusher, outboxes = Flusher(), [connection() for _ in range(5)]
+    for text in "abc":
+        assert flusher.put(published(text), outboxes) == []
+    assert [outbox.count for outbox in outboxes] == [3] * 5
+    await turn()
+    writes = [outbox.sink.writes for outbox in outboxes]
+    assert writes == [[frames(*"abc")]] * 5
+    assert len({id(write[0]) for write in writes}) == 1
+    assert [outbox.count for outbox in outboxes] == [0] * 5
+    assert flusher.sizes == {3: 5}
+
+
+async def test_a_single_message_is_not_joined_with_anything():
+    flusher, message, outbox = Flusher(), published("a"), connection()
+    flusher.put(message, [outbox])
+    await turn()
+    assert outbox.sink.writes[0] is message.encoded
+
+
+async def test_each_gets_its_own_messages_in_the_order_in_which_they_were_published():
+    flusher, a, b, c = Flusher(), connection(), connection(), connection()
+    flusher.put(published("1"), [a, b])
+    flusher.put(published("2"), [b, c])
+    flusher.put(published("3"), [a, b, c])
+    flusher.put(published("4"), [c])
+    await turn()
+    assert [outbox.sink.writes for outbox in (a, b, c)] == [[frames(*"13")], [frames(*"123")], [frames(*"234")]]
+
+
+async def test_what_is_held_is_given_back_and_nothing_leaves_it():
+    flusher, held, other = Flusher(), Outbox(), connection()
+    assert flusher.put(published("a"), [held, other]) == [held]
+    await turn()
+    assert other.sink.writes == [frames("a")]
+    assert held.batch is HELD
+
+
+async def test_nothing_is_scheduled_where_all_are_held():
+    assert Flusher().put(published("a"), [Outbox(), Outbox()]) != []
+
+
+async def test_what_was_flushed_or_forgotten_meanwhile_leaves_once_or_not_at_all():
+    flusher, a, b = Flusher(), connection(), connection()
+    flusher.put(published("1"), [a, b])
+    a.flush()
+    b.clear()
+    assert a.sink.writes == [frames("1")]
+    flusher.put(published("2"), [a])
+    await turn()
+    assert (a.sink.writes, b.sink.writes) == ([frames("1"), frames("2")], [])
+
+
+async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
+    flusher, outboxes = Flusher(), [connection() for _ in range(2500)]
+    flusher.put(published("1"), outboxes)
+    turns = []
+    while not outboxes[-1].sink.writes:
+        await turn()
+        turns.append(sum(len(outbox.sink.writes) for outbox in outboxes))
+        # Joins what has not left yet, and follows what has.
+        flusher.put(published("2"), outboxes)
+    assert turns[0] < turns[1] < turns[-1]
+    assert turns[0] <= 1024
+    for _ in range(10):
+        await turn()
+    texts = [b"".join(outbox.sink.writes) for outbox in outboxes]
+    assert set(texts) == {frames("1", *"2" * len(turns))}
+
+
+async def test_large_messages_take_more_turns():
+    flusher, outboxes = Flusher(), [connection() for _ in range(100)]
+    flusher.put(published("x" * (1 << 20)), outboxes)
+    assert flusher.is_behind
+    await turn()
+    assert sum(len(outbox.sink.writes) for outbox in outboxes) < 10
+    while flusher.is_behind:
+        await turn()
+    assert [len(outbox.sink.writes) for outbox in outboxes] == [1] * 100
+
+
+async def test_a_batch_goes_on_in_parts_that_are_written_one_by_one():
+    flusher, outbox = Flusher(), connection()
+    texts = [str(n % 10) * 20_000 for n in range(10)]
+    for text in texts:
+        flusher.put(published(text), [outbox])
+    assert flusher.is_behind
+    await turn()
+    assert b"".join(outbox.sink.writes) == frames(*texts)
+    assert max(map(len, outbox.sink.writes)) < MAX_PART_BYTES + 100
+    assert not flusher.is_behind
+
+
+async def test_what_the_client_does_not_take_waits_by_the_policy_of_its_topic():
+    flusher, outbox = Flusher(), connection(room=1)
+    flusher.put(published("1"), [outbox])
+    await turn()
+    for text in "234":
+        flusher.put(published(text, queue=2, overflow="drop_oldest"), [outbox])
+    await turn()
+    assert flusher.put(published("5"), [outbox]) == [outbox]
+    assert (outbox.sink.writes, outbox.sink.closed) == ([frames("1")], None)
+    assert outbox.take() == frames(*"34")
+
+
+async def test_parts_that_the_client_does_not_take_wait_behind_one_that_it_did():
+    flusher, outbox = Flusher(), connection(room=1)
+    texts = [str(n) * 40_000 for n in range(4)]
+    for text in texts:
+        flusher.put(published(text), [outbox])
+    await turn()
+    assert outbox.sink.writes == [frames(texts[0])]
+    assert outbox.take() == frames(*texts[1:])
+
+
+async def test_a_client_that_would_miss_a_message_is_closed_with_1013_and_gets_nothing_later():
+    flusher, outbox = Flusher(), connection(room=0)
+    for _ in range(3):
+        flusher.put(published("x", queue=2), [outbox])
+    await turn()
+    assert outbox.sink.closed == (1013, "too slow")
+    assert (outbox.count, outbox.batch) == (0, HELD)
+
+
+async def test_a_held_outbox_goes_on_by_turns_when_it_is_released():
+    flusher, outbox = Flusher(), connection(room=0)
+    flusher.put(published("1"), [outbox])
+    await turn()
+    outbox.sink.room = 10
+    outbox.sink.write(outbox.take())
+    outbox.release()
+    flusher.put(published("2"), [outbox])
+    await turn()
+    assert outbox.sink.writes == [frames("1"), frames("2")]
+
+
+async def test_taking_all_takes_what_waits_and_the_batch_behind_it():
+    flusher, outbox = Flusher(), connection()
+    outbox.send_nowait(Frame("sent"))
+    flusher.put(published("1"), [outbox])
+    flusher.put(published("2"), [outbox])
+    assert outbox.take_all() == frames("sent", "1", "2")
+    await turn()
+    assert (outbox.sink.writes, outbox.take_all()) == ([], b"")
+
+
+def test_an_event_loop_that_has_ended_leaves_no_other_one_waiting():
+    flusher, outbox, later = Flusher(), connection(), connection()
+
+    async def put(text, *outboxes):
+        flusher.put(published(text), outboxes)
+
+    async def put_and_turn():
+        await put("2", later)
+        await turn()
+
+    asyncio.run(put("x" * MAX_PART_BYTES, outbox), debug=False)
+    asyncio.run(put_and_turn())
+    assert later.sink.writes == [frames("2")]
+
+
+@given(st.lists(st.integers(0, 30_000), min_size=1, max_size=40))
+def test_a_batch_holds_every_message_once_in_parts_of_bounded_size(sizes):
+    batch = None
+    messages = [published("x" * size) for size in sizes]
+    for message in messages:
+        batch = Batch(batch, message)
+    parts = batch.parts
+    assert [message for part in parts for message in part.messages] == messages
+    assert batch.count == len(messages)
+    for part in parts:
+        assert part.size == sum(message.size for message in part.messages) <= MAX_PART_BYTES
+        assert part.encoded == b"".join(message.encoded for message in part.messages)

@@ -116,7 +116,7 @@ class Lifespan:
         self.is_serving = False
         await receive()
         phase = "startup"
-        failure: Exception | None = None
+        failure: Exception | SystemExit | None = None
         async with anyio.create_task_group() as group:
             await group.start(self.tasks.run)
             try:
@@ -135,7 +135,7 @@ class Lifespan:
                         await self.tasks.stop()
                     for hook in reversed(self.on_shutdown):
                         stack.push_async_callback(call_hook, hook)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failure = error
         if failure is not None:
             await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})

@@ -344,11 +344,12 @@ async def test_an_app_that_returns_without_an_answer_is_500(caplog):
 
 
 @pytest.mark.parametrize("accepts", [False, True])
-async def test_an_app_that_raises_is_500_or_1011_and_in_the_log_with_its_traceback(accepts, caplog):
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+async def test_an_app_that_raises_is_500_or_1011_and_in_the_log_with_its_traceback(accepts, error, caplog):
     async def app(scope, receive, send):
         if accepts:
             await send({"type": "websocket.accept"})
-        raise LookupError("not for the client")
+        raise error("not for the client")
 
     async with serving(app) as served, await served.connect() as client:
         if accepts:
@@ -359,7 +360,7 @@ async def test_an_app_that_raises_is_500_or_1011_and_in_the_log_with_its_traceba
             assert (status, body) == (500, b"")
     [record] = errors(caplog)
     assert record.getMessage() == "the app raised in WebSocket /x HTTP/1.1"
-    assert record.exc_info[0] is LookupError
+    assert record.exc_info[0] is error
 
 
 @pytest.mark.parametrize("wrap", [lambda error: error, lambda error: ExceptionGroup("", [error])])

@@ -133,18 +133,6 @@ async def test_a_body_arrives_whole_whatever_its_size(size, is_chunked):
         assert (await client.get(served.url)).content == body * (1 + is_chunked)
 
 
-async def test_the_end_of_an_app_by_system_exit_is_in_the_log(caplog):
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
-        else:
-            raise SystemExit(3)
-
-    async with served_by_uvicorn(app) as served, httpx.AsyncClient() as client:
-        assert (await client.get(served.url)).status_code == 500
-    assert [record.message for record in failures(caplog)] == ["a connection failed: SystemExit(3)"]
-
-
 async def test_what_is_no_http_is_400_and_no_noise(caplog):
     async with served_by_uvicorn(echo) as served, await connect(served) as stream:
         await stream.send(b"hello\r\n\r\n")

@@ -31,7 +31,7 @@ async def events_of(app):
     try:
         with anyio.fail_after(5):
             await app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return sent, error
     return sent, None
 
@@ -139,6 +139,18 @@ class TestFailures:
         assert "test_lifespan.py" in event["message"]
         assert (type(error), str(error)) == (LookupError, "start 1")
         assert log == ["enter a", "start 1", "leave a"]
+
+    async def test_a_startup_that_exits_has_failed_like_any_other(self):
+        app = App()
+
+        @app.on_startup
+        async def start():
+            raise SystemExit("no database")
+
+        [event], error = await events_of(app)
+        assert event["type"] == "lifespan.startup.failed"
+        assert "SystemExit: no database" in event["message"]
+        assert type(error) is SystemExit
 
     async def test_the_test_client_raises_it_as_it_was(self):
         app = App()

@@ -76,6 +76,16 @@ async def test_a_startup_that_fails_is_exit_code_1_and_says_why_once(caplog, app
     assert caplog.text.count("LookupError: no database") == 1
 
 
+async def test_a_startup_that_exits_has_failed_like_any_other(caplog):
+    async def app(scope, receive, send):
+        await receive()
+        raise SystemExit("no database")
+
+    assert await start_only(app) == 1
+    [record] = failures(caplog)
+    assert (record.getMessage(), record.exc_info[0]) == ("the app's startup failed", SystemExit)
+
+
 async def test_a_startup_that_does_not_end_is_exit_code_1(caplog):
     async def app(scope, receive, send):
         await receive()

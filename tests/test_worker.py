@@ -126,9 +126,11 @@ async def test_a_close_before_accept_is_403(caplog):
     assert not failures(caplog)
 
 
-async def test_an_app_that_raises_is_logged_once_and_answered_with_500(caplog):
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+async def test_an_app_that_raises_is_logged_once_and_answered_with_500(caplog, error):
     async def app(scope, receive, send):
-        raise LookupError("secret")
+        if scope["type"] != "lifespan":
+            raise error("secret")
 
     async with serving(app) as served, httpx.AsyncClient() as client:
         response = await client.get(f"{served.url}/x")
@@ -136,8 +138,9 @@ async def test_an_app_that_raises_is_logged_once_and_answered_with_500(caplog):
     assert "secret" not in response.text
     [record] = failures(caplog)
     assert record.getMessage() == "the app raised in GET /x HTTP/1.1"
-    assert record.exc_info[0] is LookupError
+    assert record.exc_info[0] is error
     assert '"GET /x HTTP/1.1" 500 ' in caplog.text
+    assert served.exit_code == 0
 
 
 async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
@@ -154,18 +157,22 @@ async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
     ]
 
 
-@pytest.mark.parametrize(("fails", "code"), [(False, 1000), (True, 1011)])
-async def test_an_app_that_ends_without_closing_closes(caplog, fails, code):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 1000), (LookupError(), 1011), (SystemExit(3), 1011), (BaseExceptionGroup("", [SystemExit(3)]), 1011)],
+)
+async def test_an_app_that_ends_without_closing_closes(caplog, error, code):
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept"})
-            if fails:
-                raise LookupError
+            if error is not None:
+                raise error
 
     async with serving(app) as served, connected(served.port) as ws:
         assert (await ws.closed())[0] == code
     assert f"closed {code} " in caplog.text
-    assert len(failures(caplog)) == fails
+    assert len(failures(caplog)) == (error is not None)
+    assert served.exit_code == 0
 
 
 async def test_the_close_code_of_the_app_is_logged(caplog):

@@ -11,6 +11,7 @@ import anyio
 from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
+from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.heads import empty_and_last, head_size, is_event_stream
 from microws.server.link import Link
@@ -119,7 +120,9 @@ class _Connection(ABC):
         """Whether the app returned. Where it did not, or said nothing, that is logged, and the answer is 500."""
         try:
             await app(self._scope, receive, send)
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             if not (self._is_cut and is_gone(error)):
                 _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
                 if self._status is None:

@@ -10,6 +10,7 @@ from microws.closing import DEFAULT_REASONS, CloseCode, check_close
 from microws.handshake import check_accept, check_headers
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope
 from microws.server.access_log import AccessLog, Ending, request_line
+from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.upgrade import Headers, Upgrade
 from microws.server.wire import Upkeep, Wire
@@ -70,7 +71,9 @@ class Engine(Wire):
             code = CloseCode.NORMAL_CLOSURE
             if self.state is State.CONNECTING:
                 _log.error("the app returned without an answer to %s", request_line(scope))
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             if self.state in (State.CONNECTING, State.OPEN) or not is_gone(error):
                 _log.error("the app raised in %s", request_line(scope), exc_info=error)
         finally:

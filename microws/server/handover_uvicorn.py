@@ -23,7 +23,7 @@ from microws.server.accepting import AcceptingServer
 from microws.server.connections import CLOSE_TIMEOUT, Connections
 from microws.server.deadlines import Deadlines
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, log_failure
+from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.upgrade import final_response, parse_upgrade
 
@@ -147,12 +147,7 @@ class UvicornServer(AcceptingServer):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["root_path"] = self._root_path
-        try:
-            await self._app(scope, receive, partial(_send, send))
-        except (SystemExit, KeyboardInterrupt) as error:
-            # Nobody else would say it: uvicorn takes them for any other error.
-            log_failure(error)
-            raise
+        await self._app(scope, receive, partial(_send, send))
 
 
 class _Shared(ServerState):

@@ -6,6 +6,7 @@ from typing import Any, Final
 import anyio
 
 from microws.interfaces import ASGIApplication, Event
+from microws.server.failures import is_failure
 
 __all__ = ["Lifespan"]
 
@@ -33,7 +34,7 @@ class Lifespan:
         self._taken: list[str] = []
         self._answers: dict[str, Event] = {}
         self._ended = anyio.Event()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._is_foreign = False
 
     async def run(self) -> None:
@@ -41,7 +42,9 @@ class Lifespan:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         try:
             await self._app(scope, self._receive, self._send)
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self._error = error
             if self._has_succeeded("startup") and not self._asked["shutdown"].is_set():
                 _log.error("the app's lifespan failed while the app was served", exc_info=error)

@@ -297,7 +297,8 @@ class Hub:
         Raises:
             TypeError, ValueError: The topic, or a value that JSON cannot carry. Nobody got anything.
         """
-        check_topic(topic)
+        if type(topic) is not str or topic not in self._topics:
+            check_topic(topic)
         payload = self._codecs.payload(value)
         self._published += 1
         receipt = await self._backplane.publish(topic, payload, skip=skip)

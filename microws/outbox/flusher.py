@@ -68,7 +68,7 @@ class Flusher:
                 outbox.batch = longer
         if len(held) < len(outboxes):
             self._schedule()
-            if any(batch.previous is not None or batch.size >= MAX_PART_BYTES for batch in (alone, *behind.values())):
+            if message.size >= MAX_PART_BYTES or (behind and any(batch.previous for batch in behind.values())):
                 self._large_until = self._flushed + len(self._due)
         return held
 

@@ -7,11 +7,19 @@
 //   loadgen idle    -p PORT -u PATH -c CONNECTIONS                opens them, prints, holds them until stdin ends
 //   loadgen fan     -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -d IN_FLIGHT -t SECONDS
 //                                                                 publishes again when every subscriber has a message
+//     -J            publishes JSON, by POST over one keep-alive connection: the next one when the last is answered
+//     -r RATE       publishes so many a second, for SECONDS, and waits for the last; count and latencies are then those
+//                   of deliveries, not of messages that all have. No warm-up
+//     -x STALLED    so many of the subscribers do not read until the end; then it tells what became of them
+//   loadgen flood   -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -k BYTES -t SECONDS
+//                                                                 publishes what the server takes, to subscribers that
+//                                                                 read BYTES a second each; who is closed comes back
 //   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)
 //   -P process id of the server, to count its CPU time; again for each further process
 //
 // Prints one JSON object. Whatever is not as it must be (a refused handshake, a wrong echo, a message lost, repeated or
-// out of order, a connection closed by the server) ends it with {"error": ...} and exit status 1.
+// out of order, a connection closed by the server) ends it with {"error": ...} and exit status 1. Slow subscribers
+// may lose messages; those of `flood` must be told of each loss, by a gap marker or the end of their connection.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -35,11 +43,11 @@ enum { MAX_MESSAGE = 1 << 24, MAX_FRAME = MAX_MESSAGE + 14, READ_SIZE = 1 << 18 
 enum { OPENING_AT_ONCE = 64, MAX_IN_FLIGHT = 1024, MAX_SERVER_PROCESSES = 16 };
 static const double PATIENCE = 15;  // seconds without any progress
 
-static int port = 8000, connection_count = 1, message_size = 64, in_flight = 1;
-static double seconds = 3, warm_up = 0.5;
+static int port = 8000, connection_count = 1, message_size = 64, in_flight = 1, stalled_count;
+static double seconds = 3, warm_up = 0.5, rate, bytes_a_second;
 static pid_t server_pids[MAX_SERVER_PROCESSES];
 static int server_pid_count;
-static bool is_binary;
+static bool is_binary, is_json;
 static const char *path = "/", *publish_path = "/";
 
 // ---- time, failure, latencies
@@ -110,11 +118,12 @@ static double percentile(double fraction) {  // microseconds; the latencies are 
   return latencies[i < latency_count ? i : latency_count - 1] / 100.0;
 }
 
-static void print_rate(const char *mode, long count, Elapsed elapsed) {
+static void print_rate(const char *mode, long count, Elapsed elapsed, const char *more) {  // more: further members
   qsort(latencies, latency_count, sizeof *latencies, compare);
   printf("{\"mode\": \"%s\", \"connections\": %d, \"count\": %ld, \"wall_s\": %.4f, \"server_cpu_s\": %.4f, "
-         "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n",
-         mode, connection_count, count, elapsed.wall, elapsed.server_cpu, percentile(0.5), percentile(0.99), percentile(1));
+         "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f%s}\n",
+         mode, connection_count, count, elapsed.wall, elapsed.server_cpu, percentile(0.5), percentile(0.99), percentile(1),
+         more);
 }
 
 // ---- connections
@@ -124,7 +133,10 @@ typedef struct {
   enum { FREE, CONNECTING, HANDSHAKE, OPEN, CLOSING } phase;
   const char *path;
   uint64_t started;   // when what is in flight was sent
-  uint32_t sequence;  // fan: the last message received
+  uint32_t sequence;  // fan, flood: the last message received
+  bool is_slow;       // does not read whenever it could
+  bool came_back;     // flood: this is not its first connection
+  bool is_warned;     // flood: by a gap marker, since the last message
   size_t sent;        // echo: how much of the frame
   size_t received, missing;  // echo: of the payload, so far and still to come
   uint8_t *held;      // the beginning of a message whose rest is still to come
@@ -146,6 +158,9 @@ static struct {
 
 static int epoll;
 static uint64_t read_at;  // when the bytes that are being parsed were read
+static size_t most_at_once = READ_SIZE;
+static long reads;       // that brought something
+static int close_code;   // of the Close frame that ends a connection, 0 without one
 
 static void watch(Connection *c, int operation, uint32_t events) {
   struct epoll_event event = {.events = events, .data.ptr = c};
@@ -157,6 +172,11 @@ static void start(Connection *c, const char *to) {
   c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
   if (c->fd < 0) fail("socket: %s", strerror(errno));
   setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+  if (c->is_slow) {  // as over a network: little is on its way in the kernel's buffers, of which loopback has megabytes
+    int window = 4096, segment = 536;
+    setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &window, sizeof window);
+    setsockopt(c->fd, IPPROTO_TCP, TCP_MAXSEG, &segment, sizeof segment);
+  }
   c->phase = CONNECTING;
   c->path = to;
   c->sequence = 0;
@@ -219,13 +239,16 @@ static void readable(Connection *c) {
   static uint8_t bytes[READ_SIZE];
   size_t size = c->held_size;
   if (size) memcpy(bytes, c->held, size);
-  ssize_t n = recv(c->fd, bytes + size, sizeof bytes - size, 0);
+  size_t room = sizeof bytes - size;
+  ssize_t n = recv(c->fd, bytes + size, room < most_at_once ? room : most_at_once, 0);
   if (n < 0 && errno == EAGAIN) return;
   if (n <= 0) {
-    if (n < 0 && c->phase != CLOSING) fail("recv: %s", strerror(errno));
+    if (n < 0 && c->phase != CLOSING && !c->is_slow) fail("recv: %s", strerror(errno));
+    close_code = 0;
     on.closed(c);
     return;
   }
+  reads++;
   read_at = now();
   size += n;
   c->held_size = 0;
@@ -261,6 +284,17 @@ static void run_for(double duration) {
       progress = now();
     }
     if (measuring && seconds_since(progress) > PATIENCE) fail("no answer for %.0f s", PATIENCE);
+  }
+}
+
+static void run_until(bool (*is_done)(void), const char *awaited) {
+  uint64_t progress = now();
+  for (long last = reads; !is_done(); run_once()) {
+    if (reads != last) {
+      last = reads;
+      progress = now();
+    }
+    if (seconds_since(progress) > PATIENCE) fail("waited %.0f s for %s", PATIENCE, awaited);
   }
 }
 
@@ -372,6 +406,7 @@ static size_t parse_websocket(Connection *c, const uint8_t *bytes, size_t size) 
       uint8_t pong[140];
       send_all(c, pong, make_frame(pong, 10, next + head, length));
     } else if (next[0] == (0x80 | CLOSE)) {
+      close_code = length >= 2 ? next[head] << 8 | next[head + 1] : 0;
       on.closed(c);
     } else {
       fail("unexpected frame 0x%02x", next[0]);
@@ -454,7 +489,7 @@ static void run_echo(void) {
   on.writable = echo_writable;
   for (int i = 0; i < connection_count; i++) send_echo(&connections[i]);
   Elapsed elapsed = measure();
-  print_rate("echo", completed, elapsed);
+  print_rate("echo", completed, elapsed, "");
 }
 
 // ---- http
@@ -470,29 +505,38 @@ static void send_get(Connection *c) {
 
 static void http_closed(Connection *c) { fail("the server closed without an answer at %s", c->path); }
 
-static size_t parse_http(Connection *c, const uint8_t *bytes, size_t size) {
-  static const char status[] = "HTTP/1.1 200";
+// The size of the response that the bytes begin with; 0: more is to come.
+static size_t take_response(Connection *c, const uint8_t *bytes, size_t size, bool *is_last) {
+  static const char status[] = "HTTP/1.1 2";
   static const char length_name[] = "\r\ncontent-length:", close_header[] = "\r\nconnection: close";
   const uint8_t *end = memmem(bytes, size, "\r\n\r\n", 4);
   if (!end) return 0;
   char head[4096];
   size_t head_size = end + 4 - bytes;
   if (memcmp(bytes, status, strlen(status)) || head_size >= sizeof head)
-    fail("expected 200 at %s, got: %.*s", c->path, (int)(size > 200 ? 200 : size), (const char *)bytes);
+    fail("expected 2xx at %s, got: %.*s", c->path, (int)(size > 200 ? 200 : size), (const char *)bytes);
   memcpy(head, bytes, head_size);
   head[head_size] = 0;
   const char *length = strcasestr(head, length_name);
   if (!length) fail("a response without Content-Length at %s", c->path);
   size_t body_size = strtoul(length + strlen(length_name), NULL, 10);
   if (size < head_size + body_size) return 0;
+  *is_last = strcasestr(head, close_header);  // servers limit the requests on one connection
+  return head_size + body_size;
+}
+
+static size_t parse_http(Connection *c, const uint8_t *bytes, size_t size) {
+  bool is_last;
+  size_t taken = take_response(c, bytes, size, &is_last);
+  if (!taken) return 0;
   complete(read_at - c->started);
-  if (strcasestr(head, close_header)) {  // servers limit the requests on one connection
+  if (is_last) {
     drop(c);
     start(c, c->path);
   } else {
     send_get(c);
   }
-  return head_size + body_size;
+  return taken;
 }
 
 static void run_http(void) {
@@ -503,7 +547,7 @@ static void run_http(void) {
   Connection *connections = new_connections(connection_count);
   for (int i = 0; i < connection_count; i++) start(&connections[i], path);
   Elapsed elapsed = measure();
-  print_rate("http", completed, elapsed);
+  print_rate("http", completed, elapsed, "");
 }
 
 // ---- connect
@@ -529,7 +573,7 @@ static void run_connect(void) {
   Connection *connections = new_connections(connection_count);
   for (int i = 0; i < connection_count; i++) start(&connections[i], path);
   Elapsed elapsed = measure();
-  print_rate("connect", completed, elapsed);
+  print_rate("connect", completed, elapsed, "");
 }
 
 // ---- idle
@@ -551,34 +595,87 @@ static struct {
   int missing;
 } published[SLOTS];  // by number, modulo SLOTS
 static uint32_t last_published;
-static int to_publish;
+static int to_publish, incomplete;
 static long deliveries;
-static Connection publisher;
+static Connection publisher, *subscribers;
+static uint8_t *number_in_payload = payload;
 
-static void fan_message(Connection *c, const uint8_t *message, size_t size) {
-  if (c == &publisher) return;
+// What the slow ones found when they read at last.
+static int finished_count, too_slow_count, cut_count;  // have the last message; were closed with 1013, or otherwise
+static long lost, markers;                             // messages; gap markers
+
+static uint32_t number_of(const uint8_t *message, size_t size) {
   const uint8_t *mark = memchr(message, '#', size);  // the server may wrap the message
   if (!mark || message + size - mark < NUMBER_SIZE) fail("a message without its number");
   uint32_t number = 0;
   for (int i = 1; i < NUMBER_SIZE; i++) number = number * 10 + (mark[i] - '0');
+  return number;
+}
+
+static void number_next(void) {
+  char number[16];
+  snprintf(number, sizeof number, "#%08u", ++last_published);
+  memcpy(number_in_payload, number, NUMBER_SIZE);
+}
+
+static void lay_out_payload(void) {
+  static const char before[] = "{\"text\":\"", after[] = "\"}";
+  int least = NUMBER_SIZE + (is_json ? strlen(before) + strlen(after) : 0);
+  if (message_size < least) fail("-s: at least %d bytes, for the number", least);
+  memset(payload, 'x', message_size);
+  if (!is_json) return;
+  memcpy(payload, before, strlen(before));
+  memcpy(payload + message_size - strlen(after), after, strlen(after));
+  number_in_payload = payload + strlen(before);
+}
+
+static void stalled_message(Connection *c, uint32_t number) {
+  if (number <= c->sequence) fail("message %u came after %u", number, c->sequence);
+  lost += number - c->sequence - 1;
+  c->sequence = number;
+  if (number == last_published) finished_count++;
+}
+
+static void stalled_closed(Connection *c) {
+  if (!c->is_slow) closed_unexpectedly(c);
+  close_code == 1013 ? too_slow_count++ : cut_count++;
+  drop(c);
+}
+
+static void fan_message(Connection *c, const uint8_t *message, size_t size) {
+  if (c == &publisher) return;
+  uint32_t number = number_of(message, size);
+  if (c->is_slow) {
+    stalled_message(c, number);
+    return;
+  }
   if (number != c->sequence + 1) fail("message %u came after %u", number, c->sequence);
   c->sequence = number;
   if (measuring) deliveries++;
-  if (--published[number % SLOTS].missing == 0) {
-    complete(read_at - published[number % SLOTS].started);
+  uint64_t latency = read_at - published[number % SLOTS].started;
+  if (rate) complete(latency);
+  if (--published[number % SLOTS].missing) return;
+  incomplete--;
+  if (!rate) {
+    complete(latency);
     to_publish++;
   }
+}
+
+static void begin_message(void) {
+  number_next();
+  int *missing = &published[last_published % SLOTS].missing;
+  if (*missing) fail("the server is %d messages behind", SLOTS);
+  *missing = connection_count - stalled_count;
+  published[last_published % SLOTS].started = now();
+  incomplete++;
 }
 
 static void publish(void) {  // all that is due, in as few writes as possible
   static uint8_t batch[BATCH_SIZE + MAX_FRAME];
   size_t size = 0;
   for (; to_publish; to_publish--) {
-    char number[16];
-    snprintf(number, sizeof number, "#%08u", ++last_published);
-    memcpy(payload, number, NUMBER_SIZE);
-    published[last_published % SLOTS].missing = connection_count;
-    published[last_published % SLOTS].started = now();
+    begin_message();
     size += make_frame(batch + size, TEXT, payload, message_size);
     if (size > BATCH_SIZE || to_publish == 1) {
       send_all(&publisher, batch, size);
@@ -587,26 +684,211 @@ static void publish(void) {  // all that is due, in as few writes as possible
   }
 }
 
+static bool is_answer_due;
+
+static void post(void) {
+  static char post_head[1024];
+  if (!to_publish || is_answer_due || publisher.phase != OPEN) return;
+  to_publish--;
+  begin_message();
+  int size = snprintf(post_head, sizeof post_head,
+                      "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                      "Content-Length: %d\r\n\r\n",
+                      publish_path, port, message_size);
+  static uint8_t whole[sizeof post_head + MAX_MESSAGE];
+  memcpy(whole, post_head, size);
+  memcpy(whole + size, payload, message_size);
+  send_all(&publisher, whole, size + message_size);
+  is_answer_due = true;
+}
+
+static void post_connected(Connection *c) {
+  if (c == &publisher)
+    c->phase = OPEN;
+  else
+    send_upgrade(c);
+}
+
+static size_t post_parse(Connection *c, const uint8_t *bytes, size_t size) {
+  if (c != &publisher) return parse_websocket(c, bytes, size);
+  bool is_last;
+  size_t taken = take_response(c, bytes, size, &is_last);
+  if (!taken) return 0;
+  is_answer_due = false;
+  if (is_last) {
+    drop(c);
+    start(c, publish_path);
+  }
+  return taken;
+}
+
+static uint64_t rate_began;
+
+static void keep_rate(void) {
+  uint32_t due = seconds_since(rate_began) * rate + 1, all = seconds * rate + 0.5;
+  if (due > all) due = all;
+  if (due > last_published + to_publish) to_publish = due - last_published;
+  (is_json ? post : publish)();
+}
+
+static bool rate_is_done(void) { return last_published >= (uint32_t)(seconds * rate + 0.5) && !incomplete; }
+
+static Elapsed measure_rate(void) {
+  measuring = true;
+  rate_began = now();
+  double cpu_before = server_cpu_seconds();
+  on.turn = keep_rate;
+  run_until(rate_is_done, "the last deliveries");
+  Elapsed elapsed = {.wall = seconds_since(rate_began), .server_cpu = server_cpu_seconds() - cpu_before};
+  measuring = false;
+  return elapsed;
+}
+
+static bool stalled_are_done(void) { return finished_count + too_slow_count + cut_count == stalled_count; }
+
 static void run_fan(void) {
-  if (message_size < NUMBER_SIZE) fail("-s: at least %d bytes for the number", NUMBER_SIZE);
-  memset(payload, 'x', message_size);
+  lay_out_payload();
   be_websocket();
   on.message = fan_message;
-  open_all(new_connections(connection_count), connection_count, path);
-  open_all(&publisher, 1, publish_path);
+  subscribers = new_connections(connection_count);
+  for (int i = 0; i < stalled_count; i++) subscribers[i].is_slow = true;
+  open_all(subscribers, connection_count, path);
+  for (int i = 0; i < stalled_count; i++) watch(&subscribers[i], EPOLL_CTL_DEL, 0);
+  if (is_json) {
+    on.connected = post_connected;
+    on.parse = post_parse;
+    start(&publisher, publish_path);
+  } else {
+    open_all(&publisher, 1, publish_path);
+  }
   run_for(0.3);
-  to_publish = in_flight;
-  on.turn = publish;
-  Elapsed elapsed = measure();
-  print_rate("fan", deliveries, elapsed);
+  Elapsed elapsed;
+  if (rate) {
+    elapsed = measure_rate();
+  } else {
+    to_publish = in_flight;
+    on.turn = is_json ? post : publish;
+    elapsed = measure();
+  }
+  char more[200] = "";
+  if (stalled_count) {
+    on.turn = NULL;
+    on.closed = stalled_closed;
+    for (int i = 0; i < stalled_count; i++) watch(&subscribers[i], EPOLL_CTL_ADD, EPOLLIN);
+    run_until(stalled_are_done, "the last message or the end of stalled connections");
+    snprintf(more, sizeof more,
+             ", \"published\": %u, \"stalled\": {\"finished\": %d, \"closed_1013\": %d, \"cut\": %d, \"lost\": %ld}",
+             last_published, finished_count, too_slow_count, cut_count, lost);
+  }
+  print_rate("fan", deliveries, elapsed, more);
+}
+
+// ---- flood
+
+enum { PIECE = 1024 };  // bytes that a slow subscriber reads at once
+static long flood_received, pieces;
+static uint64_t flood_began;
+static size_t flood_size, flood_sent;
+static bool is_flooding;
+
+static void flood_message(Connection *c, const uint8_t *message, size_t size) {
+  if (c == &publisher) return;
+  if (memmem(message, size, "\"gap\"", 5)) {
+    markers++;
+    c->is_warned = true;
+    return;
+  }
+  uint32_t number = number_of(message, size);
+  if (number <= c->sequence) fail("message %u came after %u", number, c->sequence);
+  bool is_first = c->came_back && !c->sequence;
+  if (number != c->sequence + 1 && !is_first) {
+    if (!c->is_warned) fail("message %u came after %u, and no gap marker between them", number, c->sequence);
+    lost += number - c->sequence - 1;
+  }
+  c->is_warned = false;
+  c->sequence = number;
+  flood_received++;
+}
+
+static void flood_closed(Connection *c) {
+  stalled_closed(c);
+  c->came_back = true;
+  c->is_warned = false;
+  start(c, path);
+}
+
+static void read_in_pieces(Connection *c) { watch(c, EPOLL_CTL_DEL, 0); }
+
+static void flood_turn(void) {
+  static uint8_t batch[BATCH_SIZE + MAX_FRAME];
+  for (long due = seconds_since(flood_began) * bytes_a_second / PIECE * connection_count; pieces < due; pieces++) {
+    Connection *c = &subscribers[pieces % connection_count];
+    if (c->phase == OPEN) readable(c);
+  }
+  if (flood_sent == flood_size) {
+    if (!is_flooding) return;
+    for (flood_sent = flood_size = 0; flood_size < BATCH_SIZE;) {
+      number_next();
+      flood_size += make_frame(batch + flood_size, TEXT, payload, message_size);
+    }
+  }
+  ssize_t n = send(publisher.fd, batch + flood_sent, flood_size - flood_sent, MSG_NOSIGNAL);
+  if (n < 0 && errno != EAGAIN) fail("send: %s", strerror(errno));
+  if (n > 0) flood_sent += n;
+}
+
+static bool flood_is_sent(void) { return flood_sent == flood_size; }
+
+static bool is_quiet(void) {  // two seconds without a byte
+  static long last = -1;
+  static uint64_t since;
+  if (reads != last) {
+    last = reads;
+    since = now();
+  }
+  return seconds_since(since) > 2;
+}
+
+static void run_flood(void) {
+  if (bytes_a_second < 1) fail("-k: bytes that each subscriber reads a second");
+  lay_out_payload();
+  be_websocket();
+  on.message = flood_message;
+  on.closed = flood_closed;
+  subscribers = new_connections(connection_count);
+  for (int i = 0; i < connection_count; i++) subscribers[i].is_slow = true;
+  open_all(subscribers, connection_count, path);
+  for (int i = 0; i < connection_count; i++) read_in_pieces(&subscribers[i]);
+  open_all(&publisher, 1, publish_path);
+  on.opened = read_in_pieces;
+  on.turn = flood_turn;
+  most_at_once = PIECE;
+  is_flooding = true;
+  flood_began = now();
+  run_for(seconds);
+  double wall = seconds_since(flood_began);
+  is_flooding = false;
+  run_until(flood_is_sent, "the server to read what was published");
+  on.turn = NULL;
+  on.opened = NULL;
+  most_at_once = READ_SIZE;
+  for (int i = 0; i < connection_count; i++)
+    if (subscribers[i].phase == OPEN) watch(&subscribers[i], EPOLL_CTL_ADD, EPOLLIN);
+  run_until(is_quiet, "an end of the messages");
+  for (int i = 0; i < connection_count; i++)
+    if (subscribers[i].sequence == last_published) finished_count++;
+  printf("{\"mode\": \"flood\", \"connections\": %d, \"wall_s\": %.4f, \"published\": %u, \"received\": %ld, "
+         "\"finished\": %d, \"lost\": %ld, \"markers\": %ld, \"closed_1013\": %d, \"cut\": %d}\n",
+         connection_count, wall, last_published, flood_received, finished_count, lost, markers, too_slow_count, cut_count);
 }
 
 // ----
 
 static int usage(void) {
   fprintf(stderr,
-          "usage: loadgen echo|http|connect|idle|fan -p PORT -u PATH -c CONNECTIONS [-t SECONDS] [-w WARM_UP_SECONDS]\n"
-          "               [-s MESSAGE_BYTES] [-b] [-P SERVER_PID]... [-U PUBLISH_PATH -d IN_FLIGHT]\n");
+          "usage: loadgen echo|http|connect|idle|fan|flood -p PORT -u PATH -c CONNECTIONS [-t SECONDS]\n"
+          "               [-w WARM_UP_SECONDS] [-s MESSAGE_BYTES] [-b] [-P SERVER_PID]...\n"
+          "               [-U PUBLISH_PATH [-d IN_FLIGHT | -r RATE] [-J] [-x STALLED] [-k BYTES_A_SECOND]]\n");
   return 2;
 }
 
@@ -614,13 +896,14 @@ int main(int count, char **arguments) {
   static const struct {
     const char *name;
     void (*run)(void);
-  } modes[] = {{"echo", run_echo}, {"http", run_http}, {"connect", run_connect}, {"idle", run_idle}, {"fan", run_fan}};
+  } modes[] = {{"echo", run_echo}, {"http", run_http}, {"connect", run_connect}, {"idle", run_idle},
+               {"fan", run_fan},   {"flood", run_flood}};
   void (*run)(void) = NULL;
   for (size_t i = 0; count > 1 && i < sizeof modes / sizeof *modes; i++)
     if (!strcmp(arguments[1], modes[i].name)) run = modes[i].run;
   if (!run) return usage();
   optind = 2;
-  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:")) != -1;) switch (option) {
+  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:Jr:x:k:")) != -1;) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publish_path = optarg; break;
@@ -630,6 +913,10 @@ int main(int count, char **arguments) {
       case 'w': warm_up = atof(optarg); break;
       case 's': message_size = atoi(optarg); break;
       case 'b': is_binary = true; break;
+      case 'J': is_json = true; break;
+      case 'r': rate = atof(optarg); break;
+      case 'x': stalled_count = atoi(optarg); break;
+      case 'k': bytes_a_second = atof(optarg); break;
       case 'P':
         if (server_pid_count == MAX_SERVER_PROCESSES) return usage();
         server_pids[server_pid_count++] = atoi(optarg);
@@ -638,6 +925,7 @@ int main(int count, char **arguments) {
     }
   if (connection_count < 1 || in_flight < 1 || in_flight > MAX_IN_FLIGHT) return usage();
   if (message_size < 1 || message_size > MAX_MESSAGE) return usage();
+  if (stalled_count < 0 || stalled_count >= connection_count || rate < 0) return usage();
   struct rlimit files;
   getrlimit(RLIMIT_NOFILE, &files);
   files.rlim_cur = files.rlim_max;

@@ -68,24 +68,36 @@ def verdicts(samples, suite, contenders, tests):
         verdict(samples, goal)
         for test in tests
         for goal in suite.goals
-        if goal.test == test and goal.contender in contenders and goal.peer in (None, *contenders)
+        if goal.test == test and goal.contender in contenders and (not goal.peers or {*goal.peers} & {*contenders})
     ]
 
 
 def verdict(samples, goal):
     measure = MEASURES[goal.test]
-    if goal.peer:
-        values = samples.ratios(goal.contender, goal.peer, goal.test)
+    words = f"{measure.title}: {goal.contender} at {'most' if measure.less_is_better else 'least'} {goal.bound:.2f}"
+    if goal.peers:
+        best, values = nearest(samples, goal)
+        words += f" × {best}"
+        if len(goal.peers) > 1:
+            words += f", the best of {len(goal.peers)}"
     else:
         values = samples.figures(goal.contender, goal.test)
-    words = f"{measure.title}: {goal.contender} at {'most' if measure.less_is_better else 'least'} {goal.bound:.2f}"
-    if goal.peer:
-        words += f" × {goal.peer}"
     if not values:
         return f"- **NOT MEASURED**: {words}"
     value = statistics.median(values)
     met = value <= goal.bound if measure.less_is_better else value >= goal.bound
     return f"- {'met' if met else '**MISSED**'}: {words} (it is {value:.3f}{margin(values)})"
+
+
+def nearest(samples, goal):
+    """The peer that is hardest to reach, and the ratios to it; the first one and none when nothing was measured."""
+    ratios = {peer: samples.ratios(goal.contender, peer, goal.test) for peer in goal.peers}
+    measured = [peer for peer in goal.peers if ratios[peer]]
+    if not measured:
+        return goal.peers[0], []
+    hardest = max if MEASURES[goal.test].less_is_better else min
+    peer = hardest(measured, key=lambda peer: statistics.median(ratios[peer]))
+    return peer, ratios[peer]
 
 
 def notes(records):

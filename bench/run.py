@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Measures microws next to other frameworks on one server, or next to other servers. See README.md beside this file."""
+"""Measures microws next to frameworks on one server, next to servers, or next to all that fan out. See README.md."""
 
 import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from report import FOREIGN_LIMIT, render
-from sampling import Pin, Server, ServerError, Watch, build_loadgen, run_loadgen, wait_calm
+from sampling import Pin, Server, ServerError, Watch, build, run_loadgen, wait_calm
 from suites import MEASURES, SUITES
 
 HERE = Path(__file__).resolve().parent
@@ -27,7 +28,7 @@ class Bench:
     One run.
 
     Args:
-        suite: Name out of ``SUITES``.
+        name: Of the suite in ``SUITES``.
         contenders, tests: Names out of this suite.
         rounds: How often each contender is started anew.
         slices: In how many samples a rate is measured in one round. All have their turn before the next slice.
@@ -36,8 +37,9 @@ class Bench:
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(self, *, suite, contenders, tests, rounds, slices, seconds, server_pin, client_pin, out):
-        self._suite = suite
+    def __init__(self, *, name, contenders, tests, rounds, slices, seconds, server_pin, client_pin, out):
+        self._name = name
+        self._known = SUITES[name].contenders
         self._contenders = contenders
         self._tests = tests
         self._rounds = rounds
@@ -53,14 +55,14 @@ class Bench:
     def run(self):
         self._record(
             type="run",
-            suite=self._suite,
+            suite=self._name,
             contenders=self._contenders,
             tests=self._tests,
             rounds=self._rounds,
             slices=self._slices,
             seconds=self._seconds,
             time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            versions=versions(self._suite, self._contenders),
+            versions=versions(self._known[name] for name in self._contenders),
             machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             commit=commit(),
         )
@@ -77,9 +79,8 @@ class Bench:
         """Those that start, by name; the others are recorded."""
         servers = {}
         for name in self._contenders:
-            command = SUITES[self._suite].contenders[name].command
             try:
-                server = Server(command, pin=self._server_pin, log_path=RESULTS / f"{name}.log")
+                server = Server(self._known[name].command, pin=self._server_pin, log_path=RESULTS / f"{name}.log")
                 stack.callback(server.stop)
                 server.wait_ready()
             except ServerError as error:
@@ -92,10 +93,11 @@ class Bench:
     def _measure_all(self, round_, slice_, test, servers):
         """One sample of each contender; every second time in reverse order."""
         measure = MEASURES[test]
-        print(f"round {round_}/{self._rounds}  {test:<8}{slice_:<2}", end="", flush=True)
+        print(f"round {round_}/{self._rounds}  {test:<10}{slice_:<2}", end="", flush=True)
         wait_calm(self._cores)
         self._turns += 1
-        for name in list(servers) if self._turns % 2 else reversed(servers):
+        names = [name for name in servers if test in (self._known[name].tests or self._tests)]
+        for name in names if self._turns % 2 else reversed(names):
             if measure.less_is_better:
                 sample = self._watched(self._memory, measure, name, servers)
             else:
@@ -119,21 +121,24 @@ class Bench:
     def _watched(self, take_sample, measure, name, servers):
         watch = Watch(self._cores, servers.values())
         try:
-            sample = take_sample(measure, servers[name])
+            sample = take_sample(measure, servers[name], self._known[name])
         except ServerError as error:
             sample = {"error": str(error)}
-        return sample | {"foreign": watch.foreign()}
+        sample["foreign"] = watch.foreign()
+        servers[name].wait_idle()
+        return sample
 
-    def _rate(self, measure, server):
+    def _rate(self, measure, server, contender):
         """How much the server does in a second of its CPU time."""
-        options = [*measure.options, "-t", self._seconds / self._slices, "-w", WARM_UP]
+        options = [*measure.options, *(contender.fan if measure.mode == "fan" else ())]
+        options += ["-t", self._seconds / self._slices, "-w", WARM_UP]
         options += [option for pid in server.pids() for option in ("-P", pid)]
         sample = run_loadgen(measure.mode, server, pin=self._client_pin, options=options)
         if "error" not in sample:
             sample["figure"] = round(sample["count"] * measure.scale / sample["server_cpu_s"], 1)
         return sample
 
-    def _memory(self, measure, server):
+    def _memory(self, measure, server, _contender):
         """KiB by which the server's resident memory grows, per connection, once a few have warmed it up."""
         warm_up = ["-u", "/echo", "-c", 8, "-t", 0.3, "-w", 0]
         run_loadgen("connect", server, pin=self._client_pin, options=warm_up)
@@ -159,16 +164,16 @@ class Bench:
         self._out.flush()
 
 
-def versions(suite, contenders):
-    packages = [package for name in contenders for package in SUITES[suite].contenders[name].packages]
+def versions(contenders):
     found = {platform.python_implementation(): platform.python_version()}
-    return found | {package: version_of(package) for package in packages}
+    return found | {package: version_of(package) for contender in contenders for package in contender.packages}
 
 
 def version_of(package):
     try:
-        if package == "node":
-            return subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        if package in ("node", "cc"):
+            command = [package, "--version"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
         if package == "ws":
             return json.loads((HERE / "apps/node_ws/node_modules/ws/package.json").read_text())["version"]
         return version(package)
@@ -213,14 +218,16 @@ def parse_arguments():
     add = parser.add_argument
     add("--suite", choices=SUITES, default="framework", help="what is compared (%(default)s)")
     add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
-    add("--slices", type=int, default=6, help="samples of each rate in a round (%(default)s)")
-    add("--seconds", type=float, default=3, help="all slices of a round together (%(default)s)")
+    add("--slices", type=int, help="samples of each rate in a round (6; of peers 2)")
+    add("--seconds", type=float, help="all slices of a round together (3; of peers 2)")
     add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")
     add("--tests", metavar="TEST,…", help="of the suite; an unknown one prints them all")
     add("--cores", type=core_pair, default="0,1", help="the server's and the client's (%(default)s)")
     add("--nice", type=int, default=0, help="of server and client; below 0 needs root (%(default)s)")
     arguments = parser.parse_args()
     suite = SUITES[arguments.suite]
+    arguments.slices = arguments.slices or suite.slices
+    arguments.seconds = arguments.seconds or suite.seconds
     try:
         arguments.only = selection(arguments.only, suite.contenders, suite.on_request)
         arguments.tests = selection(arguments.tests, suite.tests, suite.on_request)
@@ -234,7 +241,8 @@ def main():
         sys.exit("bench/run.py needs Linux: it pins processes to cores and reads /proc")
     arguments = parse_arguments()
     server_core, client_core = arguments.cores
-    build_loadgen()
+    build()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers are stopped, too
     Pin(client_core)()
     sys.path.insert(0, str(HERE.parent))
     RESULTS.mkdir(exist_ok=True)
@@ -243,7 +251,7 @@ def main():
     path = RESULTS / time.strftime("%Y%m%d-%H%M%S.jsonl")
     with path.open("w") as out:
         bench = Bench(
-            suite=arguments.suite,
+            name=arguments.suite,
             contenders=arguments.only,
             tests=arguments.tests,
             rounds=arguments.rounds,
@@ -255,7 +263,8 @@ def main():
         )
         bench.run()
     print(f"\n{render(bench.records)}\n\nRaw results: {path}")
-    if any("error" in record for record in bench.records):
+    judged = {goal.contender for goal in SUITES[arguments.suite].goals}
+    if any("error" in record and record["contender"] in judged for record in bench.records):
         sys.exit(1)
 
 

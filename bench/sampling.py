@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Pin", "Server", "ServerError", "Watch", "build_loadgen", "run_loadgen", "wait_calm"]
+__all__ = ["Pin", "Server", "ServerError", "Watch", "build", "run_loadgen", "wait_calm"]
 
 HERE = Path(__file__).resolve().parent
-LOADGEN = HERE / "bin" / "loadgen"
+BINARIES = HERE / "bin"
 AUTOGROUP = Path("/proc/self/autogroup")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -25,13 +25,13 @@ class ServerError(Exception):
     """A server did not start, or does not answer as it must."""
 
 
-def build_loadgen():
-    """Compiles the load generator when it is missing or older than its source."""
-    source = HERE / "loadgen.c"
-    if LOADGEN.exists() and LOADGEN.stat().st_mtime >= source.stat().st_mtime:
-        return
-    LOADGEN.parent.mkdir(exist_ok=True)
-    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", LOADGEN, source], check=True)
+def build():
+    """Compiles the load generator and the floor, if missing or older than their sources."""
+    BINARIES.mkdir(exist_ok=True)
+    for source in (HERE / "loadgen.c", HERE / "floors" / "floor.c"):
+        binary = BINARIES / source.stem
+        if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
+            subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", binary, source], check=True)
 
 
 class Pin(NamedTuple):
@@ -93,19 +93,34 @@ class Server:
         problem = "no answer"
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                connection.request("GET", "/json")
-                response = connection.getresponse()
-                body = response.read()
-                connection.close()
-            except OSError:
+                answer = self.get_json("/json")
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = repr(error)
                 time.sleep(0.05)
                 continue
-            if response.status == 200 and json.loads(body) == {"message": "Hello, World!"}:
+            if answer == {"message": "Hello, World!"}:
                 return
-            problem = f"status {response.status}, {body!r}"
+            problem = repr(answer)
             break
         raise ServerError(f"{problem} from GET /json\n{self.log_tail()}")
+
+    def get_json(self, path):
+        """What it answers to a GET."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def wait_idle(self, *, timeout=10):
+        """Waits until it has nothing left to do: the ends of a thousand connections take a while."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            before = self.cpu_seconds()
+            time.sleep(0.1)
+            if self.cpu_seconds() - before <= 1 / TICKS:
+                return
 
     def pids(self):
         """Its process, and the processes that this one has started."""
@@ -124,12 +139,19 @@ class Server:
 
     def resident_kib(self):
         """Raises ``ServerError`` when one of its processes has ended."""
+        return self._memory_kib("VmRSS")
+
+    def peak_kib(self):
+        """The most resident memory that it ever had; raises as ``resident_kib``."""
+        return self._memory_kib("VmHWM")
+
+    def _memory_kib(self, line):
         total = 0
         for pid in self.pids():
-            resident = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-            if not resident:
+            memory = re.search(rf"{line}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+            if not memory:
                 raise ServerError(f"a process of the server has ended\n{self.log_tail()}")
-            total += int(resident[1])
+            total += int(memory[1])
         return total
 
     def log_tail(self):
@@ -187,17 +209,18 @@ def wait_calm(cores, *, timeout=10):
             return
 
 
-def run_loadgen(mode, server, *, pin, options, while_holding=None):
+def run_loadgen(mode, server, *, pin, options, while_running=None, while_holding=None):
     """
     Runs the load generator against ``server``.
 
     Args:
+        while_running: Called twice a second until it ends.
         while_holding: Called while the connections of ``idle`` are open; its result is returned as ``"held"``.
 
     Returns:
         What it printed: a rate and latencies, or ``{"error": ...}``.
     """
-    command = [LOADGEN, mode, "-p", str(server.port), *(str(option) for option in options)]
+    command = [BINARIES / "loadgen", mode, "-p", str(server.port), *(str(option) for option in options)]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -206,6 +229,9 @@ def run_loadgen(mode, server, *, pin, options, while_holding=None):
         start_new_session=True,
         preexec_fn=pin,
     ) as client:
+        while while_running and client.poll() is None:
+            while_running()
+            time.sleep(0.5)
         result = json.loads(client.stdout.readline() or '{"error": "the load generator printed nothing"}')
         if while_holding and "error" not in result:
             result["held"] = while_holding()

@@ -31,11 +31,15 @@ class Contender(NamedTuple):
     Attributes:
         command: Starts it in the root of the project; ``{port}`` stands for the port to listen on.
         packages: Whose versions a reader wants to know.
+        fan: Where to subscribe and to publish, for the load generator.
+        tests: The only ones that it takes; ``None``: all of its suite.
     """
 
     title: str
     command: list
     packages: tuple
+    fan: tuple = ("-u", "/sub", "-U", "/pub")
+    tests: tuple | None = None
 
 
 class Goal(NamedTuple):
@@ -44,13 +48,13 @@ class Goal(NamedTuple):
 
     Attributes:
         bound: The least that is good enough, or the most when less is better.
-        peer: The bound is a share of its figure; ``None``: the bound is a figure.
+        peers: The bound is a share of the best of their figures; none: the bound is a figure.
     """
 
     test: str
     contender: str
     bound: float
-    peer: str | None = None
+    peers: tuple = ()
 
 
 class Suite(NamedTuple):
@@ -62,6 +66,8 @@ class Suite(NamedTuple):
         tests: Keys of ``MEASURES``, in the order in which they are measured.
         baseline: The contender to which the table gives ratios.
         on_request: Contenders and tests that are left out unless they are asked for.
+        slices: In how many samples a rate is measured in one round.
+        seconds: Length of all slices of a round together.
     """
 
     contenders: dict
@@ -69,10 +75,11 @@ class Suite(NamedTuple):
     baseline: str
     goals: list
     on_request: frozenset
+    slices: int = 6
+    seconds: float = 3
 
 
 ECHO = ["-u", "/echo"]
-FAN = ["-u", "/sub", "-U", "/pub", "-c", 1000]
 MIB = 1 << 20
 
 # Memory first: what later samples leave behind in the heap would be taken for the connections' own.
@@ -87,8 +94,10 @@ MEASURES = {
         scale=MIB / 1e6,
     ),
     "http": Measure("GET of small JSON, 64 connections, /s", "http", ["-u", "/json", "-c", 64]),
-    "fan1": Measure("deliveries to 1,000, 1 in flight, /s", "fan", [*FAN, "-d", 1]),
-    "fan8": Measure("deliveries to 1,000, 8 in flight, /s", "fan", [*FAN, "-d", 8]),
+    "fan1": Measure("deliveries to 1,000, 1 in flight, /s", "fan", ["-c", 1000, "-d", 1]),
+    "fan8": Measure("deliveries to 1,000, 8 in flight, /s", "fan", ["-c", 1000, "-d", 8]),
+    "fan1-5000": Measure("deliveries to 5,000, 1 in flight, /s", "fan", ["-c", 5000, "-d", 1]),
+    "fan8-5000": Measure("deliveries to 5,000, 8 in flight, /s", "fan", ["-c", 5000, "-d", 8]),
 }
 
 
@@ -100,9 +109,9 @@ def hypercorn(app, *options):
     return python("hypercorn", "--config", "bench/hypercorn.toml", "--bind", "127.0.0.1:{port}", *options, app)
 
 
-def uvicorn(websocket):
+def uvicorn(app, websocket="websockets-sansio"):
     fastest = ["--loop", "uvloop", "--http", "httptools", "--ws", websocket]
-    return python("uvicorn", "--port", "{port}", *fastest, "--no-access-log", "--log-level", "warning", BARE)
+    return python("uvicorn", "--port", "{port}", *fastest, "--no-access-log", "--log-level", "warning", app)
 
 
 def granian():
@@ -121,7 +130,7 @@ BARE = "bench.apps.bare:app"
 MICROWS = "bench.apps.microws_app:app"
 HYPERCORN_PACKAGES = ("hypercorn", "h11", "wsproto")
 MICROWS_PACKAGES = ("microws", "uvloop", *HYPERCORN_PACKAGES)
-UVICORN_PACKAGES = ("uvicorn", "uvloop", "httptools")
+UVICORN_PACKAGES = ("uvicorn", "uvloop", "httptools", "websockets")
 
 FRAMEWORK = Suite(
     contenders={
@@ -133,10 +142,10 @@ FRAMEWORK = Suite(
     tests=("idle", "echo", "connect", "http", "fan1", "fan8"),
     baseline="bare",
     goals=[
-        Goal("echo", "microws", 0.90, "bare"),
-        Goal("http", "microws", 0.90, "bare"),
+        Goal("echo", "microws", 0.90, ("bare",)),
+        Goal("http", "microws", 0.90, ("bare",)),
         *(
-            Goal(test, "microws", 1.00, peer)
+            Goal(test, "microws", 1.00, (peer,))
             for test in ("idle", "echo", "connect", "http", "fan1", "fan8")
             for peer in ("starlette", "quart")
         ),
@@ -153,14 +162,14 @@ SERVER = Suite(
         ),
         "uvicorn": Contender(
             "uvicorn, websockets-sansio, no framework",
-            uvicorn("websockets-sansio"),
-            (*UVICORN_PACKAGES, "websockets"),
+            uvicorn(BARE),
+            UVICORN_PACKAGES,
         ),
         "uvicorn-websockets": Contender(
-            "uvicorn, websockets, no framework", uvicorn("websockets"), (*UVICORN_PACKAGES, "websockets")
+            "uvicorn, websockets, no framework", uvicorn(BARE, "websockets"), UVICORN_PACKAGES
         ),
         "uvicorn-wsproto": Contender(
-            "uvicorn, wsproto, no framework", uvicorn("wsproto"), (*UVICORN_PACKAGES, "wsproto")
+            "uvicorn, wsproto, no framework", uvicorn(BARE, "wsproto"), (*UVICORN_PACKAGES, "wsproto")
         ),
         "hypercorn": Contender(
             "Hypercorn, no framework", hypercorn(BARE, "--worker-class", "uvloop"), (*HYPERCORN_PACKAGES, "uvloop")
@@ -177,17 +186,106 @@ SERVER = Suite(
     baseline="aiohttp",
     goals=[
         Goal("idle", "microws", 9.0),
-        Goal("echo", "bare", 0.95, "aiohttp"),
-        Goal("echo", "bare", 1.50, "uvicorn"),
-        Goal("echo", "microws", 0.85, "aiohttp"),
-        Goal("echo", "microws", 1.35, "uvicorn"),
-        Goal("echo", "microws-asyncio", 0.70, "microws"),
-        Goal("connect", "bare", 1.70, "hypercorn"),
-        Goal("connect", "microws", 1.70, "hypercorn"),
-        Goal("large", "bare", 0.80, "aiohttp"),
-        Goal("large", "microws", 0.80, "aiohttp"),
+        Goal("echo", "bare", 0.95, ("aiohttp",)),
+        Goal("echo", "bare", 1.50, ("uvicorn",)),
+        Goal("echo", "microws", 0.85, ("aiohttp",)),
+        Goal("echo", "microws", 1.35, ("uvicorn",)),
+        Goal("echo", "microws-asyncio", 0.70, ("microws",)),
+        Goal("connect", "bare", 1.70, ("hypercorn",)),
+        Goal("connect", "microws", 1.70, ("hypercorn",)),
+        Goal("large", "bare", 0.80, ("aiohttp",)),
+        Goal("large", "microws", 0.80, ("aiohttp",)),
     ],
     on_request=frozenset({"uvicorn-websockets", "uvicorn-wsproto", "hypercorn-asyncio", "http"}),
 )
 
-SUITES = {"framework": FRAMEWORK, "server": SERVER}
+FLOORS = {
+    "floor": Contender("floor: `send()` in C", ["bench/bin/floor", "{port}"], ("cc",)),
+    "floor-uvloop": Contender(
+        "floor: `transport.write` of uvloop", python("bench.floors.transports", "{port}", "uvloop"), ("uvloop",)
+    ),
+    "floor-asyncio": Contender(
+        "floor: `transport.write` of asyncio", python("bench.floors.transports", "{port}", "asyncio"), ()
+    ),
+}
+
+# Of those that have no way of their own to publish: a loop of awaited sends, or a queue and a task for each connection.
+FRAMEWORKS = {
+    "starlette-loop": Contender(
+        "Starlette on uvicorn, loop", uvicorn("bench.apps.starlette_app:app"), ("starlette", *UVICORN_PACKAGES)
+    ),
+    "starlette-queue": Contender(
+        "Starlette on uvicorn, queues", uvicorn("bench.apps.starlette_app:queue_app"), ("starlette", *UVICORN_PACKAGES)
+    ),
+    "fastapi-loop": Contender(
+        "FastAPI on uvicorn, loop", uvicorn("bench.apps.fastapi_app:app"), ("fastapi", *UVICORN_PACKAGES)
+    ),
+    "fastapi-queue": Contender(
+        "FastAPI on uvicorn, queues", uvicorn("bench.apps.fastapi_app:queue_app"), ("fastapi", *UVICORN_PACKAGES)
+    ),
+    "falcon-loop": Contender(
+        "Falcon on uvicorn, loop", uvicorn("bench.apps.falcon_app:app"), ("falcon", *UVICORN_PACKAGES)
+    ),
+    "falcon-queue": Contender(
+        "Falcon on uvicorn, queues", uvicorn("bench.apps.falcon_app:queue_app"), ("falcon", *UVICORN_PACKAGES)
+    ),
+    "litestar": Contender(
+        "Litestar channels on uvicorn", uvicorn("bench.apps.litestar_app:app"), ("litestar", *UVICORN_PACKAGES)
+    ),
+    "quart": Contender(
+        "Quart on Hypercorn, queues", hypercorn("bench.apps.quart_app:app"), ("quart", *HYPERCORN_PACKAGES)
+    ),
+}
+
+OTHERS = {
+    "aiohttp": Contender("aiohttp, loop", SERVER.contenders["aiohttp"].command, ("aiohttp", "uvloop")),
+    "sanic": Contender("Sanic, loop", python("bench.apps.sanic_server", "{port}"), ("sanic", "uvloop", "websockets")),
+    "websockets": Contender(
+        "`websockets.broadcast`", SERVER.contenders["websockets"].command, ("websockets", "uvloop")
+    ),
+    "picows": Contender("picows, loop", python("bench.apps.picows_server", "{port}"), ("picows", "uvloop")),
+    "socketify": Contender("socketify `publish`", python("bench.apps.socketify_server", "{port}"), ("socketify",)),
+    "node-ws": Contender("Node `ws`, loop", SERVER.contenders["node-ws"].command, ("node", "ws")),
+}
+
+
+def fan_out_goals(suffix, share):
+    """The goals of the fan-out, for one number of subscribers; ``share`` of each is enough."""
+    waiting, in_flight = f"fan1{suffix}", f"fan8{suffix}"
+    return [
+        Goal(waiting, "microws", 0.75 * share, ("floor",)),
+        Goal(waiting, "microws", 1.00 * share, (*FRAMEWORKS, *OTHERS)),
+        Goal(waiting, "microws", 1.50 * share, (*FRAMEWORKS,)),
+        Goal(waiting, "microws", 6.00 * share, ("quart",)),
+        Goal(in_flight, "microws", 5.00 * share, ("floor",)),
+        Goal(in_flight, "microws", 2.00 * share, ("aiohttp",)),
+        Goal(in_flight, "microws", 5.00 * share, (*FRAMEWORKS,)),
+        Goal(in_flight, "microws", 0.90 * share, ("socketify",)),
+    ]
+
+
+PEERS = Suite(
+    contenders={
+        **FLOORS,
+        "microws": SERVER.contenders["microws"]._replace(title="microws"),
+        "microws-post": SERVER.contenders["microws"]._replace(
+            title="microws, JSON by `POST`",
+            fan=("-u", "/json/sub", "-U", "/json/pub", "-J"),
+            tests=("fan1", "fan1-5000"),
+        ),
+        **OTHERS,
+        **FRAMEWORKS,
+    },
+    tests=("echo", "fan1", "fan8", "fan1-5000", "fan8-5000"),
+    baseline="floor",
+    goals=[
+        *fan_out_goals("", 1),
+        Goal("fan1", "microws-post", 0.90, ("microws",)),
+        *fan_out_goals("-5000", 0.85),
+    ],
+    on_request=frozenset({"echo"}),
+    slices=2,
+    seconds=2,
+)
+
+SUITES = {"framework": FRAMEWORK, "server": SERVER, "peers": PEERS}

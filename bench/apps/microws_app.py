@@ -36,3 +36,16 @@ async def pub(ws):
     async with ws:
         async for message in ws:
             await ws.publish("fan", message)
+
+
+@app.websocket_route("/json/sub", value_type="json", subscribe="json")
+async def json_sub(ws):
+    async with ws:
+        async for _ in ws:
+            pass
+
+
+@app.route("/json/pub", methods=["POST"])
+async def json_pub(request):
+    receipt = await app.publish("json", await request.json())
+    return {"subscribers": receipt.subscribers}, 202

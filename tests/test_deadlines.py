@@ -213,3 +213,25 @@ async def test_an_event_loop_that_stood_still_reads_first():
         loop.remove_reader(blocking)
         loop.remove_reader(reading)
     assert order == ["read", "b"]
+
+
+async def test_an_event_loop_that_is_held_up_again_and_again_comes_to_its_deadlines():
+    """A view that computes is called for one request after the other."""
+    loop = asyncio.get_running_loop()
+    turns = 0
+    due = []
+    deadlines = Deadlines(0.2, lambda item: due.append((item, turns)))
+
+    def compute():
+        nonlocal turns
+        turns += 1
+        time.sleep(0.2)
+        if turns < 12:
+            loop.call_soon(compute)
+
+    deadlines.start("a")
+    loop.call_soon(compute)
+    await until(lambda: turns == 12)
+    [(item, turn)] = due
+    assert item == "a"
+    assert turn <= 6

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from itertools import takewhile
+from math import inf
 from typing import Final, Generic, TypeVar
 
 __all__ = ["Deadlines"]
@@ -57,14 +58,17 @@ class Deadlines(Generic[T]):
         """Forget the deadline of ``item``, if it has one. The timer finds out for itself."""
         self._due.pop(item, None)
 
-    def _fire(self, planned: float) -> None:
+    def _fire(self, planned: float, known: float = -inf) -> None:
+        """
+        Args:
+            planned: When this was to be called.
+            known: The event loop has read since then: who was due by then is due now, however late it is again.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if now - planned > _LATE:
-            self._timer = loop.call_at(now + _CATCH_UP, self._fire, now + _CATCH_UP)
-            return
+        is_late = now - planned > _LATE
         # The timer may come a little early, by the clock's resolution.
-        limit = max(now, planned)
+        limit = known if is_late else max(now, planned)
         try:
             for item, _ in list(takewhile(lambda entry: entry[1] <= limit, self._due.items())):
                 if self._due.pop(item, None) is not None:
@@ -72,6 +76,8 @@ class Deadlines(Generic[T]):
         finally:
             # Not before: what was started meanwhile is due behind what was there.
             self._timer = None
-            if self._due:
+            if self._due and is_late:
+                self._timer = loop.call_at(now + _CATCH_UP, self._fire, now + _CATCH_UP, now)
+            elif self._due:
                 due = next(iter(self._due.values()))
                 self._timer = loop.call_at(due, self._fire, due)

@@ -124,7 +124,7 @@ async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
         # Joins what has not left yet, and follows what has.
         flusher.put(published("2"), outboxes)
     assert turns[0] < turns[1] < turns[-1]
-    assert turns[0] <= 1024
+    assert turns[0] <= 512
     for _ in range(10):
         await turn()
     texts = [b"".join(outbox.sink.writes) for outbox in outboxes]

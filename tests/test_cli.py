@@ -231,6 +231,14 @@ def test_a_usage_error_is_exit_code_2_and_one_line(start):
     assert program.rest() == ["error: unknown argument '--prot'; did you mean '--port'?"]
 
 
+def test_a_variable_that_nobody_knows_is_warned_of_once_and_by_no_worker(start):
+    program = start("run", "chat:app", "--port", "0", "--workers", "2", env={"MICROWS_LOGLEVEL": "debug"})
+    program.serving()
+    assert program.seen[0] == "warning: MICROWS_LOGLEVEL is no option; did you mean MICROWS_LOG_LEVEL?"
+    assert program.stop() == 0
+    assert not [line for line in (*program.seen[1:], *program.rest()) if "LOGLEVEL" in line]
+
+
 def test_an_app_that_cannot_be_loaded_is_exit_code_3_and_one_line(start):
     program = start("run", "chat:ap")
     assert program.wait() == 3

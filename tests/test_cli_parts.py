@@ -16,7 +16,7 @@ from microws.cli import main
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.envfile import parse_env_file, read_env_file
 from microws.cli.hints import did_you_mean
-from microws.cli.options import UsageError, build_parser, resolve
+from microws.cli.options import UsageError, build_parser, resolve, unknown_variables
 
 
 @pytest.fixture
@@ -186,8 +186,19 @@ def test_a_pyproject_that_is_no_toml_is_named(directory):
     (directory / "pyproject.toml").write_text("[tool.microws\n")
     with pytest.raises(UsageError, match=r"^pyproject\.toml: "):
         given_by(directory)
-    (directory / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    (directory / "pyproject.toml").write_text("tool = 3\nproject = 3\n")
     assert given_by(directory).app is None
+    (directory / "pyproject.toml").write_text("[tool]\nmicrows = 'chat:app'\n")
+    with pytest.raises(UsageError, match=r"^pyproject\.toml: expected a table \[tool\.microws\], came 'chat:app'$"):
+        given_by(directory)
+
+
+def test_a_variable_that_is_no_option_is_named_with_the_nearest():
+    environ = {"MICROWS_LOGLEVEL": "debug", "MICROWS_RELOAD": "", "MICROWS_PORT": "1", "MICROWS_APP": "a", "HOME": "/"}
+    assert unknown_variables(environ) == [
+        "MICROWS_LOGLEVEL is no option; did you mean MICROWS_LOG_LEVEL?",
+        "MICROWS_RELOAD is no option",
+    ]
 
 
 # Files of variables

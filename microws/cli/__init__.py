@@ -8,7 +8,7 @@ from microws import __version__
 from microws.app import App
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.hints import did_you_mean
-from microws.cli.options import UsageError, build_parser, option_flags, resolve
+from microws.cli.options import UsageError, build_parser, option_flags, resolve, unknown_variables
 from microws.errors import FeatureUnavailable
 from microws.server.supervised import Supervised
 from microws.server.supervisor import supervise, this_program
@@ -58,6 +58,9 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
         _say(parser.format_help().rstrip())
         return _USAGE
     invocation = resolve({name: value for name, value in vars(known).items() if name != "command"})
+    if supervised is None:
+        for line in unknown_variables(os.environ):
+            _say(f"warning: {line}")
     check_server(invocation.settings)
     choose_loop(invocation.settings)
     if invocation.settings.workers > 1 and supervised is None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 from microws.cli.envfile import read_env_file
-from microws.cli.hints import did_you_mean
+from microws.cli.hints import did_you_mean, nearest
 from microws.server.settings import Settings, check_setting, parse_bool
 
-__all__ = ["Invocation", "UsageError", "build_parser", "option_flags", "resolve"]
+__all__ = ["Invocation", "UsageError", "build_parser", "option_flags", "resolve", "unknown_variables"]
 
 
 class UsageError(Exception):
@@ -57,7 +57,7 @@ class _Option(NamedTuple):
 
     @property
     def variable(self) -> str:
-        return f"MICROWS_{self.name.upper()}"
+        return f"{_PREFIX}{self.name.upper()}"
 
 
 _OPTIONS: Final = (
@@ -91,6 +91,8 @@ _OPTIONS: Final = (
 
 # No flags: for code and pyproject.toml.
 _QUIET_OPTIONS: Final = (_Option("startup_timeout"), _Option("shutdown_timeout"))
+
+_PREFIX: Final = "MICROWS_"
 
 _BY_NAME: Final = {option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, _Option("app", "APP"))}
 
@@ -139,6 +141,17 @@ def build_parser(version: str) -> argparse.ArgumentParser:
 def option_flags() -> list[str]:
     """The flags that the help names."""
     return [option.flag for option in _OPTIONS]
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line on each variable ``MICROWS_…`` that is none of ours: nobody else would notice the slip of the finger."""
+    known = {option.variable.removeprefix(_PREFIX) for option in _BY_NAME.values()}
+    unknown = sorted(name.removeprefix(_PREFIX) for name in environ if name.startswith(_PREFIX))
+    return [
+        f"{_PREFIX}{word} is no option" + (f"; did you mean {_PREFIX}{near}?" if (near := nearest(word, known)) else "")
+        for word in unknown
+        if word not in known
+    ]
 
 
 def resolve(
@@ -213,9 +226,12 @@ def _from_pyproject(path: Path) -> _Level:
         return {}
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file).get("tool", {}).get("microws", {})
+            tools = tomllib.load(file).get("tool")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path.name}: {error}") from None
+    table = tools.get("microws", {}) if isinstance(tools, dict) else {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path.name}: expected a table [tool.microws], came {table!r}")
     level: _Level = {}
     for key, value in table.items():
         name = key.replace("-", "_")

@@ -119,6 +119,7 @@ static double percentile(double fraction) {  // microseconds; the latencies are 
 }
 
 static void print_rate(const char *mode, long count, Elapsed elapsed, const char *more) {  // more: further members
+  if (!count) fail("nothing completed in %.1f s", elapsed.wall);
   qsort(latencies, latency_count, sizeof *latencies, compare);
   printf("{\"mode\": \"%s\", \"connections\": %d, \"count\": %ld, \"wall_s\": %.4f, \"server_cpu_s\": %.4f, "
          "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f%s}\n",
@@ -276,11 +277,11 @@ static void run_once(void) {
 
 static void run_for(double duration) {
   uint64_t start = now(), progress = start;
-  long last = completed;
+  long last = reads;
   while (seconds_since(start) < duration) {
     run_once();
-    if (completed != last) {
-      last = completed;
+    if (reads != last) {
+      last = reads;
       progress = now();
     }
     if (measuring && seconds_since(progress) > PATIENCE) fail("no answer for %.0f s", PATIENCE);
@@ -306,7 +307,6 @@ static Elapsed measure(void) {  // warm-up, then what counts
   run_for(seconds);
   Elapsed elapsed = {.wall = seconds_since(start), .server_cpu = server_cpu_seconds() - cpu_before};
   measuring = false;
-  if (!completed) fail("nothing completed in %.1f s", elapsed.wall);
   return elapsed;
 }
 

@@ -4,8 +4,10 @@ import sys
 from http import HTTPStatus
 
 import uvloop
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import broadcast, serve
 from websockets.exceptions import ConnectionClosed
+
+subscribers = set()
 
 
 def answer_json(connection, request):
@@ -15,15 +17,35 @@ def answer_json(connection, request):
 
 
 async def echo(ws):
+    async for message in ws:
+        await ws.send(message)
+
+
+async def sub(ws):
+    subscribers.add(ws)
     try:
-        async for message in ws:
-            await ws.send(message)
+        await ws.wait_closed()
+    finally:
+        subscribers.discard(ws)
+
+
+async def pub(ws):
+    async for message in ws:
+        broadcast(subscribers, message)
+
+
+VIEWS = {"/echo": echo, "/binary": echo, "/sub": sub, "/pub": pub}
+
+
+async def view(ws):
+    try:
+        await VIEWS[ws.request.path](ws)
     except ConnectionClosed:
         pass
 
 
 async def main(port):
-    async with serve(echo, "127.0.0.1", port, process_request=answer_json) as server:
+    async with serve(view, "127.0.0.1", port, process_request=answer_json, backlog=4096) as server:
         await server.serve_forever()
 
 

@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import os
+import resource
 import socket
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -26,6 +28,8 @@ from microws.server.settings import (
     parse_size,
 )
 from microws.server.waits import AsyncioWaits, TrioWaits
+
+TLS = Path(__file__).parent / "tls"
 
 # Settings
 
@@ -296,6 +300,18 @@ def test_an_address_of_another_machine_and_an_unknown_host_are_named():
         listen_on("a..b:1")
 
 
+def test_where_no_socket_can_be_had_that_is_said_in_one_line():
+    first = os.open(os.devnull, os.O_RDONLY)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first, before[1]))
+    try:
+        with pytest.raises(ListenError, match=r"^cannot listen on 127\.0\.0\.1:0: Too many open files$"):
+            listen_on("127.0.0.1:0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        os.close(first)
+
+
 def test_nobody_can_connect_before_listen(tmp_path):
     for text in ("127.0.0.1:0", f"unix:{tmp_path / 'app.sock'}"):
         [listener] = listen_on(text)
@@ -367,6 +383,22 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ListenError, match=r"cannot use the certificate '.*empty\.pem'"):
         tls_context(str(tmp_path / "empty.pem"), None)
+    certificate, key = str(TLS / "localhost.pem"), str(TLS / "localhost.key")
+    damaged = tmp_path / "damaged.key"
+    damaged.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    for files, reason in (
+        ((key, certificate), r"no PEM certificate in '.*localhost\.key'"),
+        ((certificate, certificate), r"no PEM private key in '.*localhost\.pem'"),
+        ((certificate, str(damaged)), "one is damaged, or they do not belong together"),
+    ):
+        with pytest.raises(ListenError, match=rf": {reason}$"):
+            tls_context(*files)
+
+
+@pytest.mark.timeout(10)
+def test_a_key_that_is_encrypted_is_refused_and_nobody_asked_for_its_passphrase():
+    with pytest.raises(ListenError, match=r"the key '.*encrypted\.key' is encrypted: .* openssl pkey -in "):
+        tls_context(str(TLS / "localhost.pem"), str(TLS / "encrypted.key"))
 
 
 # The log

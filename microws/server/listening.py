@@ -6,7 +6,7 @@ import ssl
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from microws.server.settings import Address, FileDescriptor, InternetAddress, UnixPath
 
@@ -105,7 +105,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     TLS 1.2 or later with forward secrecy; HTTP/2 and HTTP/1.1 by ALPN.
 
     Raises:
-        ListenError: A file is missing, is no PEM, or the key is not the certificate's.
+        ListenError: A file is missing, is no PEM, the key is encrypted, or not the certificate's.
 
     Source: RFC 9113 §9.2.
     """
@@ -116,12 +116,28 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     for path in filter(None, (certfile, keyfile)):
         if not Path(path).is_file():
             raise ListenError(f"no file {path!r}: --certfile and --keyfile take PEM files")
+    key = keyfile or certfile
+
+    def refuse_encrypted() -> NoReturn:
+        # OpenSSL would ask for it on the terminal, where a service has nobody to answer.
+        raise ListenError(f"the key {key!r} is encrypted: make one that is not: openssl pkey -in {key} -out FILE")
+
     try:
-        context.load_cert_chain(certfile, keyfile)
-    except (OSError, ssl.SSLError) as error:
-        files = f"{certfile!r} with the key {keyfile or certfile!r}"
-        raise ListenError(f"cannot use the certificate {files}: {_reason(error)}") from None
-    return context
+        context.load_cert_chain(certfile, keyfile, password=refuse_encrypted)
+        return context
+    except ssl.SSLError:
+        # OpenSSL's own words are such as "PEM lib".
+        reason = _why_unusable(certfile, key)
+    except OSError as error:
+        reason = _reason(error)
+    raise ListenError(f"cannot use the certificate {certfile!r} with the key {key!r}: {reason}")
+
+
+def _why_unusable(certfile: str, keyfile: str) -> str:
+    for path, kind in ((certfile, "certificate"), (keyfile, "private key")):
+        if f"{kind.upper()}-----".encode() not in Path(path).read_bytes():
+            return f"no PEM {kind} in {path!r}"
+    return "one is damaged, or they do not belong together"
 
 
 _OTHER_PORT = "take another one with --port"
@@ -136,16 +152,18 @@ def _bind_internet(address: InternetAddress, *, secure: bool) -> list[Listener]:
     missing: OSError | None = None
     port = address.port
     for family, name in dict.fromkeys((info[0], info[4]) for info in found):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6 and len(found) > 1:
                 # The IPv4 number of the same name has its own socket.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((name[0], port, *name[2:]))
         except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRNOTAVAIL:
+            if sock is not None:
+                sock.close()
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 for listener in listeners:
                     listener.close()
                 raise ListenError(_explain(address, error)) from None

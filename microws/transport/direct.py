@@ -17,6 +17,8 @@ __all__ = ["DirectTransport", "Wire"]
 _MAX_SENDS: Final = 64
 # Looking it up in its class, for each message, takes longer.
 _OPEN: Final = State.OPEN
+_FORBIDDEN: Final = 403
+_EMPTY: Final = ((b"content-length", b"0"),)
 
 
 class Wire(Sink, Protocol):
@@ -26,13 +28,11 @@ class Wire(Sink, Protocol):
     on_writable: Callable[[], None] | None
     on_shutdown: Callable[[int, str], None] | None
     receive_queue: int
+    close_code: int | None
+    close_reason: str
 
     @property
     def state(self) -> State: ...
-    @property
-    def close_code(self) -> int | None: ...
-    @property
-    def close_reason(self) -> str: ...
 
     def accept(self, *, subprotocol: str | None, headers: Any) -> None: ...
     def refuse(self, status: int, headers: Any, body: bytes) -> None: ...
@@ -191,9 +191,15 @@ class DirectTransport(Turns):
 
     def fail(self, code: int, reason: str) -> None:
         """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
+        wire = self._wire
         if self.outbox is not None:
             self.outbox.clear()
-        self._wire.close(code, reason)
+        if wire.state is State.CONNECTING:
+            # As with ASGI's websocket.close in place of an accept.
+            wire.refuse(_FORBIDDEN, _EMPTY, b"")
+            wire.close_code, wire.close_reason = code, reason
+        else:
+            wire.close(code, reason)
 
     async def flush(self) -> None:
         """The Close frame has left for the server, which sees to the rest."""

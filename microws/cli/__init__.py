@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from microws import __version__
 from microws.app import App
+from microws.cli.bench import bench
+from microws.cli.bench_options import BENCH_FLAGS
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.hints import did_you_mean
-from microws.cli.options import UsageError, build_parser, option_flags, resolve, unknown_variables
+from microws.cli.options import build_parser, option_flags, resolve, unknown_variables
+from microws.cli.usage import UsageError
 from microws.errors import FeatureUnavailable
 from microws.server.supervised import Supervised
 from microws.server.supervisor import supervise, this_program
@@ -29,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 after an orderly end, SIGTERM and Ctrl-C included; 1 when the app did not start or an address
-        could not be had; 2 for a mistake in the command; 3 when the app cannot be loaded.
+        could not be had, or when what was measured went wrong; 2 for a mistake in the command; 3 when the app cannot be
+        loaded.
     """
     try:
         if arguments is None:
@@ -52,11 +56,14 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         word = unknown[0].partition("=")[0]
-        hint = did_you_mean(word, option_flags()) or "; see microws run --help"
+        flags = BENCH_FLAGS if known.command == "bench" else option_flags()
+        hint = did_you_mean(word, flags) or f"; see microws {known.command or 'run'} --help"
         raise UsageError(f"unknown argument {word!r}{hint}")
     if known.command is None:
         _say(parser.format_help().rstrip())
         return _USAGE
+    if known.command == "bench":
+        return bench(vars(known))
     invocation = resolve({name: value for name, value in vars(known).items() if name != "command"})
     if supervised is None:
         for line in unknown_variables(os.environ):

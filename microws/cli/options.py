@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from microws.cli.bench_options import add_bench
 from microws.cli.envfile import read_env_file
 from microws.cli.hints import did_you_mean, nearest
+from microws.cli.usage import Parser, UsageError
 from microws.server.settings import Settings, check_setting, parse_bool
 
 __all__ = ["Invocation", "UsageError", "build_parser", "option_flags", "resolve", "unknown_variables"]
-
-
-class UsageError(Exception):
-    """What was asked for cannot be. The text is one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,21 +95,17 @@ _PREFIX: Final = "MICROWS_"
 _BY_NAME: Final = {option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, _Option("app", "APP"))}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
 def build_parser(version: str) -> argparse.ArgumentParser:
-    """The command line of ``microws``. A mistake raises ``UsageError``."""
-    parser = _Parser(
+    """The command line of ``microws``, with every command. A mistake raises ``UsageError``."""
+    parser = Parser(
         prog="microws",
         description="The decorator micro-framework for real-time Python.",
-        epilog="`microws run chat:app` serves the app of chat.py; `microws run --help` tells the rest",
+        epilog="`microws run chat:app` serves the app of chat.py, `microws bench ws://127.0.0.1:8000/echo` measures "
+        "what it can do; `microws run --help` and `microws bench --help` tell the rest",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"microws {version}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     run = commands.add_parser(
         "run",
         help="serve an app",
@@ -135,6 +129,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
         else:
             action = "append" if option.is_repeatable else "store"
             run.add_argument(option.flag, action=action, metavar=option.metavar, help=option.help)
+    add_bench(commands)
     return parser
 
 

@@ -40,7 +40,7 @@ except ImportError:
         return (int.from_bytes(data) ^ key).to_bytes(size)
 
 
-__all__ = ["MAX_FRAGMENTS", "FrameParser", "Inflater"]
+__all__ = ["MAX_FRAGMENTS", "FrameParser", "Inflater", "apply_mask"]
 
 OPCODES = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
 

@@ -1,0 +1,1 @@
+"""A load generator for WebSockets, which measures any server from outside."""

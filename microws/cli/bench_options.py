@@ -1,0 +1,212 @@
+"""What ``microws bench`` is told: by flags alone."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from microws.bench.messages import MIN_TEXT, PLACE_OF_TEXT
+from microws.bench.plan import Plan
+from microws.bench.target import Target
+from microws.cli.usage import Parser, UsageError
+from microws.server.settings import parse_size
+
+__all__ = ["BENCH_FLAGS", "add_bench", "bench_plan"]
+
+_WS: Final = ("ws", "wss")
+_POST: Final = f'{{"text": "{PLACE_OF_TEXT}"}}'
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# The handshake and the body say these themselves.
+_OWN_HEADERS: Final = ("upgrade", "connection", "content-length", "transfer-encoding", "sec-websocket-")
+
+
+def _count(value: str) -> int:
+    if re.fullmatch(r"[0-9]{1,9}", value, re.ASCII) and int(value) > 0:
+        return int(value)
+    raise ValueError(f"expected a number, 1 or more, came {value!r}")
+
+
+def _number(value: str, unit: str, *, may_be_zero: bool = False) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if 0 < number < math.inf or (number == 0 and may_be_zero):
+        return number
+    raise ValueError(f"expected {unit}, {'0 or more' if may_be_zero else 'more than 0'}, came {value!r}")
+
+
+def _seconds(value: str) -> float:
+    return _number(value, "seconds")
+
+
+def _seconds_or_none(value: str) -> float:
+    return _number(value, "seconds", may_be_zero=True)
+
+
+def _rate(value: str) -> float:
+    return _number(value, "a number a second")
+
+
+def _text_size(value: str) -> int:
+    size = parse_size(value)
+    if size < MIN_TEXT:
+        raise ValueError(f"expected at least {MIN_TEXT} bytes, for a message carries its number; came {value!r}")
+    return size
+
+
+def _message(value: str) -> str:
+    if value.count(PLACE_OF_TEXT) > 1:
+        raise ValueError(f"expected {PLACE_OF_TEXT} once or not at all, came {value!r}")
+    return value
+
+
+def _publish(value: str) -> Target:
+    return Target.parse(value, schemes=(*_WS, "http", "https"))
+
+
+def _subprotocol(value: str) -> str:
+    if _TOKEN.fullmatch(value):
+        return value
+    raise ValueError(f"expected a name without spaces and commas, came {value!r}; for more than one repeat the option")
+
+
+def _header(value: str) -> tuple[str, str]:
+    name, colon, text = value.partition(":")
+    if not colon or not _TOKEN.fullmatch(name):
+        raise ValueError(f"expected 'Name: value', came {value!r}")
+    if name.lower().startswith(_OWN_HEADERS):
+        hint = "; write --subprotocol" if name.lower() == "sec-websocket-protocol" else ""
+        raise ValueError(f"{name} is not for you to say{hint}")
+    text = text.strip()
+    if not text.isascii() or not text.isprintable():
+        raise ValueError(f"expected a value of printable ASCII, came {text!r}")
+    return name, text
+
+
+class _Option(NamedTuple):
+    """An attribute of the plan, and the flag that sets it; without ``check`` a switch."""
+
+    name: str
+    metavar: str | None
+    help: str
+    check: Callable[[str], Any] | None = None
+    is_repeatable: bool = False
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+
+_OPTIONS: Final = (
+    _Option("fan_out", None, "one publisher, and all connections to URL get what it says"),
+    _Option("connects", None, "connect, send a Close frame, and again"),
+    _Option("publish", "URL", "with --fan-out: where to publish, by WebSocket or by POST; default: URL", _publish),
+    _Option("connections", "N", "at a time, default 100", _count),
+    _Option("seconds", "SECONDS", "that are measured, default 10", _seconds),
+    _Option("warm_up", "SECONDS", "before that, default 1", _seconds_or_none),
+    _Option("in_flight", "N", "messages under way, of each connection or of the publisher, default 1", _count),
+    _Option("rate", "N", "send so many a second, by the clock, instead of waiting for what is in flight", _rate),
+    _Option(
+        "message",
+        "TEXT",
+        f"what is sent; {PLACE_OF_TEXT} stands for a text with the number by which a message is known again. "
+        f"Default: {PLACE_OF_TEXT}; by POST {_POST}",
+        _message,
+    ),
+    _Option("size", "SIZE", f"of that text, as 64 (default) or 16KiB, at least {MIN_TEXT}", _text_size),
+    _Option("binary", None, "send binary messages"),
+    _Option("timeout", "SECONDS", "for a handshake, and until a message counts as lost, default 5", _seconds),
+    _Option("subprotocol", "NAME", "to offer; may be repeated", _subprotocol, is_repeatable=True),
+    _Option(
+        "header", "'NAME: VALUE'", "to send with each handshake and POST; may be repeated", _header, is_repeatable=True
+    ),
+    _Option("insecure", None, "take any certificate, such as a self-signed one"),
+    _Option("json", None, "print one JSON object in place of the table"),
+)
+
+BENCH_FLAGS: Final = tuple(option.flag for option in _OPTIONS)
+
+
+def add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add ``microws bench`` to the commands."""
+    bench = commands.add_parser(
+        "bench",
+        help="measure how much a server of WebSockets can do",
+        usage="microws bench URL [options]",
+        description="Put load on a server of WebSockets, and measure what comes back. By default every connection "
+        "sends a message, and waits for its echo.",
+        epilog="Exit code 0: measured, and no error; 1: something failed, or was lost; 2: a mistake in the command.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
+    )
+    bench.add_argument("url", metavar="URL", help="where to connect to: ws://127.0.0.1:8000/echo")
+    for option in _OPTIONS:
+        if option.check is None:
+            bench.add_argument(option.flag, action="store_true", help=option.help)
+        else:
+            action = "append" if option.is_repeatable else "store"
+            bench.add_argument(option.flag, action=action, metavar=option.metavar, help=option.help)
+
+
+def bench_plan(flags: Mapping[str, Any]) -> Plan:
+    """
+    What to measure.
+
+    Args:
+        flags: What the parser made of the command line: only what was given.
+
+    Raises:
+        UsageError: A value that cannot be, or options that do not go together.
+    """
+    given: dict[str, Any] = {}
+    for option in _OPTIONS:
+        if option.name in flags:
+            given[option.name] = _checked(option, flags[option.name])
+    _check_company(given)
+    try:
+        target = Target.parse(flags["url"], schemes=_WS)
+    except ValueError as error:
+        raise UsageError(f"URL: {error}") from None
+    mode: Literal["echo", "fan-out", "connects"] = "echo"
+    if given.pop("connects", False):
+        mode = "connects"
+    elif given.pop("fan_out", False):
+        mode = "fan-out"
+        publish = given.setdefault("publish", target)
+        if not publish.is_websocket:
+            if "binary" in given:
+                raise UsageError("--binary is for WebSockets; a POST has a --header 'Content-Type: …'")
+            given.setdefault("message", _POST)
+    given.pop("json", None)
+    for name, plural in (("subprotocol", "subprotocols"), ("header", "headers")):
+        given[plural] = tuple(given.pop(name, ()))
+    return Plan(target=target, mode=mode, **given)
+
+
+def _checked(option: _Option, value: Any) -> Any:
+    if option.check is None:
+        return value
+    try:
+        return [option.check(one) for one in value] if option.is_repeatable else option.check(value)
+    except ValueError as error:
+        raise UsageError(f"{option.flag}: {error}") from None
+
+
+def _check_company(given: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together."""
+    if "fan_out" in given and "connects" in given:
+        raise UsageError("--fan-out and --connects are two measurements; give the one or the other")
+    if "publish" in given and "fan_out" not in given:
+        raise UsageError("--publish is for --fan-out; add that")
+    if "rate" in given and "in_flight" in given:
+        raise UsageError("--rate sends by the clock, --in-flight when something has come; give the one or the other")
+    for name in ("in_flight", "message", "size", "binary"):
+        if name in given and "connects" in given:
+            raise UsageError(f"--connects sends no messages; leave out --{name.replace('_', '-')}")
+    if "size" in given and PLACE_OF_TEXT not in given.get("message", PLACE_OF_TEXT):
+        raise UsageError(
+            f"--size is that of {PLACE_OF_TEXT}, and --message has none; leave out the one, or put in the other"
+        )

@@ -41,7 +41,10 @@ class Flusher:
     @property
     def is_behind(self) -> bool:
         """Whether somewhere more waits than one write should have: whoever publishes now makes it pile up."""
-        return self._flushed < self._large_until
+        if self._flushed >= self._large_until:
+            return False
+        # A loop that has ended writes no more.
+        return self._loop is not None and self._loop.is_running()
 
     def put(self, message: Published, outboxes: Collection[Outbox]) -> list[Outbox]:
         """

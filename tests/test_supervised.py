@@ -68,6 +68,21 @@ async def test_the_greeting_arrives_and_nobody_may_be_there_to_hear_it(ends):
 
 
 @pytest.mark.usefixtures("_handlers")
+async def test_a_supervisor_that_ended_before_its_worker_looked_has_told_it_to_end():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor, worker = socket.socketpair()
+        environ = environment_of_worker({}, line=worker.detach(), sockets=[os.dup(listening.fileno())])
+        supervisor.close()
+        supervised = Supervised.from_environment(environ)
+        assert supervised is not None
+        with anyio.fail_after(5):
+            assert [command async for command in supervised.commands()] == [Command.DRAIN]
+        for listener in supervised.listeners(secure=False):
+            listener.close()
+        supervised.close()
+
+
+@pytest.mark.usefixtures("_handlers")
 def test_what_a_worker_takes_over_does_not_reach_the_programs_that_it_starts():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         supervisor, worker = socket.socketpair()
@@ -75,7 +90,6 @@ def test_what_a_worker_takes_over_does_not_reach_the_programs_that_it_starts():
         for number in numbers:
             os.set_inheritable(number, True)
         environ = environment_of_worker({"HOME": "/"}, line=numbers[0], sockets=numbers[1:])
-        environ["MICROWS_SUPERVISOR"] = environ["MICROWS_SUPERVISOR"].replace(str(os.getpid()), str(os.getppid()), 1)
         signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
         supervised = Supervised.from_environment(environ)
         assert environ == {"HOME": "/"}

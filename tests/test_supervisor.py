@@ -1,8 +1,8 @@
 """The supervisor, with workers that only pretend to serve and so start in no time."""
 
-import os
 import re
 import signal
+import socket
 import sys
 import threading
 from types import SimpleNamespace
@@ -310,8 +310,10 @@ def test_a_program_without_a_file_cannot_be_started_again(monkeypatch, arguments
         this_program()
 
 
-def test_a_process_of_another_supervisor_is_no_worker():
-    environ = {"MICROWS_SUPERVISOR": f"{os.getpid()} 3 4"}
-    assert Supervised.from_environment(environ) is None
+@pytest.mark.parametrize("value", ["1 {} 4", "1 999999 4", "nonsense", ""])
+def test_a_process_that_has_inherited_no_more_than_the_variable_is_no_worker(value):
+    with socket.socket() as other:
+        environ = {"MICROWS_SUPERVISOR": value.format(other.fileno())}
+        assert Supervised.from_environment(environ) is None
     assert environ == {}
     assert Supervised.from_environment(environ) is None

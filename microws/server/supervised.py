@@ -15,7 +15,7 @@ from microws.server.listening import Listener
 
 __all__ = ["SHARED_SIGNALS", "Command", "Greeting", "Supervised", "environment_of_worker", "parse_greeting"]
 
-# The supervisor's process, the worker's end of the line, and the listening sockets: "4711 7 3,4".
+# The worker's end of the line, by its inode and its number, and the numbers of the listening sockets: "90210 7 3,4".
 _VARIABLE: Final = "MICROWS_SUPERVISOR"
 
 # A terminal sends these to the whole process group: they are the supervisor's to understand.
@@ -44,7 +44,7 @@ class Greeting(NamedTuple):
 
 def environment_of_worker(environ: Mapping[str, str], *, line: int, sockets: Sequence[int]) -> dict[str, str]:
     """``environ``, and in it what ``Supervised.from_environment`` looks for: the numbers of file descriptors."""
-    return {**environ, _VARIABLE: f"{os.getpid()} {line} {','.join(map(str, sockets))}"}
+    return {**environ, _VARIABLE: f"{os.fstat(line).st_ino} {line} {','.join(map(str, sockets))}"}
 
 
 def parse_greeting(data: bytes) -> Greeting:
@@ -71,6 +71,8 @@ class Supervised:
         """
         Take over what a supervisor has left for this process; ``None`` where none has started it.
 
+        A supervisor that has ended meanwhile counts: ``commands`` says so.
+
         From now on Ctrl-C and SIGHUP are the supervisor's business alone. The programs that the app may start learn
         nothing of all this: neither the variable nor the file descriptors reach them.
 
@@ -78,10 +80,10 @@ class Supervised:
             environ: Default: the process's own.
         """
         environ = os.environ if environ is None else environ
-        parent, _, numbers = environ.pop(_VARIABLE, "").partition(" ")
-        if parent != str(os.getppid()):
-            return None
+        inode, _, numbers = environ.pop(_VARIABLE, "").partition(" ")
         line, _, rest = numbers.partition(" ")
+        if not _has_file(line, inode):
+            return None
         sockets = [socket.socket(fileno=int(number)) for number in (line, *rest.split(","))]
         for sock in sockets:
             sock.set_inheritable(False)
@@ -119,6 +121,14 @@ class Supervised:
     def close(self) -> None:
         """Close the line."""
         self._line.close()
+
+
+def _has_file(number: str, inode: str) -> bool:
+    """Whether this process has the file. A program that a worker starts may have inherited the variable alone."""
+    try:
+        return str(os.fstat(int(number)).st_ino) == inode
+    except (OSError, ValueError):
+        return False
 
 
 def _ignore(number: int, frame: object) -> None:

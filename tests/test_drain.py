@@ -218,7 +218,8 @@ async def test_requests_finish_and_new_connections_are_refused():
             go_on.set()
 
         tasks.start_soon(stop)
-        assert (await client.get(served.url)).text == "done"
+        response = await client.get(served.url)
+        assert (response.text, response.headers.get_list("connection")) == ("done", ["close"])
         await served.ended.wait()
     assert served.exit_code == 0
 

@@ -13,7 +13,7 @@ from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
-from microws.server.heads import empty_and_last, head_size, is_event_stream
+from microws.server.heads import as_last, empty_and_last, head_size, is_event_stream
 from microws.server.link import Link
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.waits import Waits
@@ -192,6 +192,8 @@ class _Request(_Connection):
         if kind == "http.response.start":
             self._status = event["status"]
             self._is_event_stream = is_event_stream(event)
+            if self.is_draining:
+                event = as_last(event, self._scope)
         if kind == "http.response.body" and not event.get("more_body", False):
             await (self._send_and_discard(event) if self._has_body_left() else self._send(event))
             self._log_answer()

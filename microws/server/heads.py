@@ -4,7 +4,7 @@ from itertools import chain
 
 from microws.interfaces import Event, Scope
 
-__all__ = ["empty_and_last", "head_size", "is_event_stream"]
+__all__ = ["as_last", "empty_and_last", "head_size", "is_event_stream"]
 
 
 def head_size(scope: Scope) -> int:
@@ -22,6 +22,20 @@ def empty_and_last(scope: Scope) -> list[tuple[bytes, bytes]]:
     if scope["http_version"].startswith("1"):
         headers.append((b"connection", b"close"))
     return headers
+
+
+def as_last(start: Event, scope: Scope) -> Event:
+    """
+    The start of a response, as that of the connection's last one in HTTP/1.
+
+    A client that is not told may send its next request into the end.
+
+    Source: RFC 9112 §9.6.
+    """
+    headers = start.get("headers", ())
+    if not scope["http_version"].startswith("1") or any(bytes(name).lower() == b"connection" for name, _ in headers):
+        return start
+    return {**start, "headers": [*headers, (b"connection", b"close")]}
 
 
 def is_event_stream(start: Event) -> bool:

@@ -321,17 +321,18 @@ class _Supervisor:
 def _heard(signals: Iterable[int]) -> Iterator[socket.socket]:
     """A socket that has a byte for each of the signals that comes, its number, within the block."""
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    before = {number: signal.signal(number, _ignore) for number in signals}
-    fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    try:
-        with ours, theirs:
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        # Around the handlers: a signal that comes between the two would be lost.
+        fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _ignore) for number in signals}
+        try:
             yield ours
-    finally:
-        signal.set_wakeup_fd(fd_before)
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.set_wakeup_fd(fd_before)
 
 
 def _read(wakeup: socket.socket) -> bytes:

@@ -5,11 +5,11 @@ import zlib
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from byte_client import BINARY, CLOSE, TEXT
+from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
 from engine_here import ASYNCIO_BACKENDS, LIMIT, serving, until
 
-from microws import App
-from microws.outbox import HELD
+from microws import App, WebSocketDisconnect
+from microws.outbox import HELD, MAX_BYTES
 from microws.transport.direct import DirectTransport
 
 pytestmark = pytest.mark.anyio
@@ -263,3 +263,314 @@ async def test_a_helper_that_fails_before_the_accept_has_the_handshake_refused(c
         assert (ws.closed, ws.close_code, ws.close_reason) == (True, 1011, "internal error")
         room.go.set()
     assert "a task of ws.start_soon failed" in caplog.text
+
+
+async def test_a_client_that_leaves_before_the_accept_is_seen_by_accept_and_by_reject():
+    async with served() as room:
+        client = await room.connect()
+        await client.send(upgrade("/early"))
+        ws = await within(room.arrived.get())
+        client.sock.close()
+        await until(lambda: ws.closed)
+        with pytest.raises(WebSocketDisconnect) as caught:
+            await ws.accept()
+        assert caught.value.code == 1006
+        await ws.reject(418)
+        assert ws.close_code == 1006
+        room.go.set()
+
+
+async def test_a_rejection_is_all_that_leaves_whatever_was_published_before_it():
+    async with served() as room:
+        client = await room.connect()
+        answer = asyncio.ensure_future(client.refused("/early"))
+        ws = await within(room.arrived.get())
+        await ws.subscribe("t")
+        await room.publish("1")
+        await ws.reject(418, "no")
+        await room.publish("2")
+        status, _, body = await within(answer)
+        assert (status, body, ws.close_code) == (418, b"no", 3418)
+        with pytest.raises(RuntimeError, match="ended"):
+            await ws.accept()
+        assert room.app.hub.statistics().subscribers == 0
+        room.go.set()
+
+
+# A client that does not read
+
+
+async def test_close_comes_behind_256_messages_and_the_others_get_everything():
+    async with served() as room:
+        _, quick = await room.join("t")
+        slow, stalled = await room.stall("t")
+        reading = asyncio.ensure_future(read_texts(quick, 300))
+        for number in range(300):
+            await room.publish(str(number))
+            await turns(1)
+        assert (slow.close_code, slow.close_reason) == (1013, "too slow")
+        assert await within(reading) == numbers(300)
+        # Nothing comes behind a loss: what waited is given up with it.
+        assert await read_until_close(stalled) == ([STALLING], (1013, "too slow"))
+        assert room.app.hub.statistics().dropped == {"close": 1}
+        assert room.app.hub.statistics().subscribers == 1
+
+
+async def test_256_messages_wait_for_a_client_that_reads_again():
+    async with served() as room:
+        ws, client = await room.stall("t")
+        for number in range(256):
+            await room.publish(str(number))
+            await turns(1)
+        assert len(ws._transport.outbox) == 256
+        assert await read_texts(client, 257) == [STALLING, *numbers(256)]
+        await until(lambda: ws._transport.outbox.batch is None)
+        await room.publish("live")
+        assert await read_texts(client, 1) == ["live"]
+        assert not ws.closed
+
+
+async def test_a_burst_in_one_turn_closes_nobody_who_takes_it():
+    async with served() as room:
+        ws, client = await room.join("t")
+        reading = asyncio.ensure_future(read_texts(client, 20_000))
+        for number in range(20_000):
+            await room.publish(str(number))
+        assert await within(reading) == numbers(20_000)
+        assert not ws.closed
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize(
+    ("topic", "kept"),
+    [
+        ({"queue": 3, "overflow": "drop_oldest"}, [GAP, "7", "8", "9"]),
+        ({"queue": 3, "overflow": "drop_newest"}, ["0", "1", "2", GAP]),
+        ({"overflow": "latest"}, ["9"]),
+        ({"queue": 2, "overflow": "latest", "key": lambda value: int(value) % 3}, [GAP, "8", "9"]),
+    ],
+)
+async def test_the_policy_of_the_topic_rules_what_is_not_taken_and_the_client_is_told(topic, kept, gaps):
+    async with served(topic=topic, gaps=gaps) as room:
+        ws, client = await room.stall("t")
+        await room.publish(*numbers(10))
+        await ws.send("sent")
+        expected = [STALLING, *[text for text in kept if text != GAP]]
+        count = len(expected) + 1
+        if gaps and kept[0] == GAP:
+            expected.insert(1, GAP)
+            count += 1
+        assert await read_texts(client, count) == [*expected, "sent"]
+        await until(lambda: not ws._transport.outbox)
+        await room.publish("10")
+        if gaps and kept[-1] == GAP:
+            assert await read_texts(client, 1) == [GAP]
+        assert await read_texts(client, 1) == ["10"]
+        assert ws._transport.outbox.batch is None
+        statistics = room.app.hub.statistics()
+        lost = 10 - len([text for text in kept if text != GAP])
+        assert statistics.dropped == {topic["overflow"]: lost}
+        assert not ws.closed
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_what_waits_for_a_stalled_client_is_1_mib_at_most(tls):
+    async with served(tls=tls, topic={"overflow": "drop_oldest"}) as room:
+        ws, client = await room.join("t", **SMALL)
+        for size in (400_000, 70_000, 1000) * 20:
+            await room.publish("x" * size)
+            assert ws._transport.outbox.size <= MAX_BYTES
+        transport = client.server
+        assert transport.get_write_buffer_size() <= transport.get_write_buffer_limits()[1] + 400_000 + (64 << 10)
+        assert room.app.hub.statistics().dropped["drop_oldest"] > 20
+        assert not ws.closed
+
+
+async def test_one_message_of_any_size_waits_alone():
+    async with served() as room:
+        ws, client = await room.stall("t")
+        await room.publish("x" * (2 * MIB))
+        await turns()
+        assert ws._transport.outbox.size == 2 * MIB
+        assert await read_texts(client, 2) == [STALLING, "x" * (2 * MIB)]
+        assert not ws.closed
+
+
+async def test_a_message_over_what_waits_in_all_closes_with_1013():
+    async with served() as room:
+        ws, client = await room.stall("t")
+        await room.publish("x", "x" * MIB)
+        await turns()
+        assert ws.close_code == 1013
+        assert await read_until_close(client) == ([STALLING], (1013, "too slow"))
+
+
+# ws.send that waits
+
+
+async def test_sends_wait_for_room_and_leave_in_the_order_of_their_calls():
+    texts = [f"{number}" * 400_000 for number in range(8)]
+    async with served() as room:
+        ws, client = await room.stall()
+        sends = [asyncio.ensure_future(ws.send(text)) for text in texts]
+        await turns()
+        # 2 × 400,000 bytes are queued; the others wait.
+        assert [send.done() for send in sends] == [True] * 2 + [False] * 6
+        small = asyncio.ensure_future(ws.send("small, and overtakes nothing"))
+        await turns()
+        assert not small.done()
+        assert await read_texts(client, 10) == [STALLING, *texts, "small, and overtakes nothing"]
+        await within(asyncio.gather(*sends, small))
+
+
+async def test_a_send_that_is_cancelled_while_it_waits_has_sent_nothing():
+    texts = [f"{number}" * 400_000 for number in range(4)]
+    async with served() as room:
+        ws, client = await room.stall()
+        sends = [asyncio.ensure_future(ws.send(text)) for text in texts]
+        await turns()
+        sends[2].cancel()
+        await turns()
+        assert sends[2].cancelled()
+        assert await read_texts(client, 4) == [STALLING, texts[0], texts[1], texts[3]]
+        await ws.send("next")
+        assert await read_texts(client, 1) == ["next"]
+
+
+async def test_a_send_waits_no_longer_than_send_timeout_and_then_the_client_is_closed_with_1013():
+    async with served(send_timeout=0.05) as room:
+        ws, client = await room.stall("t")
+        await ws.send("x" * MIB)
+        with pytest.raises(WebSocketDisconnect) as caught:
+            await within(ws.send("no room"))
+        assert (caught.value.code, caught.value.reason) == (1013, "too slow")
+        assert room.app.hub.statistics().subscribers == 0
+        assert await read_until_close(client) == ([STALLING], (1013, "too slow"))
+
+
+@pytest.mark.parametrize("how", ["client leaves", "another task closes"])
+async def test_a_send_that_waits_ends_with_the_connection(how):
+    async with served() as room:
+        ws, client = await room.stall()
+        await ws.send("x" * MIB)
+        waiting = asyncio.ensure_future(ws.send("no room"))
+        await turns()
+        if how == "client leaves":
+            await client.send(close_frame(4001, "bye"))
+        else:
+            await ws.close(4001, "bye")
+        with pytest.raises(WebSocketDisconnect) as caught:
+            await within(waiting)
+        assert (caught.value.code, caught.value.reason) == (4001, "bye")
+
+
+# The end
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_a_close_comes_behind_all_that_was_sent_and_published(stalls):
+    async with served() as room:
+        ws, client = await (room.stall("t") if stalls else room.join("t"))
+        await room.publish("1", "2")
+        await ws.send("3")
+        await room.publish("4")
+        await ws.close(4000, "done")
+        await ws.close(4001, "too late")
+        await room.publish("later")
+        texts, end = await read_until_close(client)
+        assert texts == [*([STALLING] if stalls else []), "1", "2", "3", "4"]
+        assert end == (4000, "done")
+        with pytest.raises(WebSocketDisconnect) as caught:
+            await ws.send("after the end")
+        assert caught.value.code == 4000
+
+
+async def test_a_view_that_returns_has_sent_what_was_published_in_the_same_turn():
+    room = Room()
+
+    async def view(ws):
+        async with ws:
+            await ws.subscribe("t")
+            await room.publish("1", "2")
+
+    room.app.websocket_route("/returns")(view)
+    async with serving(room.app) as room.serving, room.clients:
+        client = await room.connect()
+        await client.open("/returns")
+        assert await read_until_close(client) == (["1", "2"], (1000, ""))
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_a_drain_sends_what_was_published_before_the_1012(stalls):
+    async with served() as room:
+        ws, client = await (room.stall("t") if stalls else room.join("t"))
+        await room.publish("1", "2")
+        await room.serving.engines.drain()
+        assert ws.close_code == 1012
+        texts, end = await read_until_close(client)
+        assert texts == [*([STALLING] if stalls else []), "1", "2"]
+        assert end == (1012, "service restart")
+
+
+async def test_who_fails_gets_nothing_of_what_waits_and_learns_why(caplog):
+    async def fail():
+        raise KeyError
+
+    async with served() as room:
+        ws, client = await room.stall("t")
+        await room.publish("given up")
+        await ws.send("given up")
+        ws.start_soon(fail)
+        assert await read_until_close(client) == ([STALLING], (1011, "internal error"))
+        ws._transport.fail(1013, "a second end")
+        assert (ws.close_code, ws.close_reason) == (1011, "internal error")
+    assert "a task of ws.start_soon failed" in caplog.text
+
+
+async def test_a_client_that_closes_gets_nothing_of_what_was_published_in_that_turn():
+    async with served() as room:
+        ws, client = await room.join("t")
+        await client.send(close_frame(1000))
+        await until(lambda: ws.closed)
+        await room.publish("later")
+        assert await read_until_close(client) == ([], (1000, ""))
+        assert await client.read_rest() == b""
+        assert room.app.hub.statistics().subscribers == 0
+
+
+async def test_a_client_that_is_lost_with_messages_waiting_leaves_nothing():
+    async with served() as room:
+        ws, client = await room.stall("t", tcp=True)
+        await room.publish("1")
+        await turns()
+        await room.publish("2")
+        client.reset()
+        await until(lambda: ws.closed)
+        assert (len(ws._transport.outbox), ws._transport.outbox.batch) == (0, HELD)
+        assert room.app.hub.statistics().subscribers == 0
+
+
+async def test_a_reading_view_gets_messages_while_much_is_published_and_learns_of_the_end():
+    got = []
+    room = Room()
+
+    async def view(ws):
+        async with ws:
+            await ws.subscribe("t")
+            got.append(await ws.receive(timeout=LIMIT))
+            try:
+                await ws.receive(timeout=LIMIT)
+            except WebSocketDisconnect as end:
+                got.append(end.code)
+                raise
+
+    room.app.websocket_route("/reads")(view)
+    async with serving(room.app) as room.serving, room.clients:
+        client = await room.connect()
+        await client.open("/reads", behind=frame("said"))
+        await until(lambda: got)
+        await room.publish(*numbers(100))
+        assert await read_texts(client, 100) == numbers(100)
+        await client.send(close_frame(4002))
+        await until(lambda: len(got) == 2)
+    assert got == ["said", 4002]

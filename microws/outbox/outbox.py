@@ -153,10 +153,9 @@ class Outbox:
                         self._drop_oldest(message.topic, settings.overflow)
                     if not self._takes(message):
                         return self._give_up(message)
-        if message.topic in self._gaps:
+        if self._marker is not None and message.topic in self._gaps:
             self._gaps.discard(message.topic)
-            if self._marker is not None:
-                self._append(self._marker(message.topic, settings))
+            self._append(self._marker(message.topic, settings))
         self._append(message)
         return Outcome.QUEUED
 
@@ -193,8 +192,12 @@ class Outbox:
         return b"".join([self.take(), *[part.encoded for part in parts]])
 
     def release(self) -> None:
-        """From now on published messages leave by turns. Only while nothing waits."""
-        if self.batch is HELD:
+        """
+        From now on published messages leave by turns. Only while nothing waits.
+
+        Not while a client has still to be told of a loss: the gap marker goes before the next message of its topic.
+        """
+        if self.batch is HELD and not self._gaps:
             self.batch = None
 
     def flush(self) -> None:
@@ -250,7 +253,8 @@ class Outbox:
 
     def _give_up(self, message: Published) -> Outcome:
         self._losses[message.settings.overflow] += 1
-        self._gaps.add(message.topic)
+        if self._marker is not None:
+            self._gaps.add(message.topic)
         return Outcome.DROPPED
 
     def _drop_oldest(self, topic: str, reason: str) -> None:

@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected, reset
 from worker_here import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
 from wsproto.events import CloseConnection, Message, RejectConnection
@@ -510,6 +511,20 @@ async def test_tls_speaks_http_1_and_http_2(http2, caplog):
     assert served.exit_code == 0
     assert f"serving the app on https://127.0.0.1:{served.port} " in caplog.text
     assert f'"GET /x HTTP/{"2" if http2 else "1.1"}" 200 ' in caplog.text
+    assert not failures(caplog)
+
+
+async def test_a_client_that_does_not_answer_the_end_of_tls_is_no_failure_of_the_app(caplog):
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    context = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    async with (
+        serving(echo, tls=tls) as served,
+        await anyio.connect_tcp("127.0.0.1", served.port) as tcp,
+        await TLSStream.wrap(tcp, hostname="localhost", ssl_context=context, standard_compatible=False) as stream,
+    ):
+        await stream.send(REQUEST.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        await read_to_the_end(stream)
+        await read_to_the_end(tcp)
     assert not failures(caplog)
 
 

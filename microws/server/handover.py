@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -199,6 +200,8 @@ class _Connection(OwnProtocols, LinkedReads, TCPServer):
         # Hypercorn waits for a client that does not read until what was sent has left: for ever.
         give_up = self.loop.call_later(CLOSE_TIMEOUT, self.writer.transport.abort)
         try:
-            await super()._close()
+            # It would be raised in the app, which sends the last event: by a client that does not answer the end of TLS.
+            with suppress(OSError):
+                await super()._close()
         finally:
             give_up.cancel()

@@ -11,6 +11,7 @@ from engine_here import ASYNCIO_BACKENDS, LIMIT, serving, until
 from microws import App, WebSocketDisconnect
 from microws.outbox import HELD, MAX_BYTES
 from microws.transport.direct import DirectTransport
+from microws.transport.portable import PortableTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -97,9 +98,16 @@ class Room:
 
 
 @asynccontextmanager
-async def served(*, tls=False, compression=False, limit=LIMIT, **options):
+async def served(*, server=None, **options):
+    """
+    A ``Room``, and at the end nothing that is left in its hub.
+
+    Args:
+        server: Options of ``serving``.
+        options: Of ``Room``.
+    """
     room = Room(**options)
-    async with serving(room.app, tls=tls, compression=compression, limit=limit) as room.serving, room.clients:
+    async with serving(room.app, **server or {}) as room.serving, room.clients:
         yield room
     statistics = room.app.hub.statistics()
     assert (statistics.connections, statistics.topics, statistics.subscribers) == (0, 0, 0)
@@ -148,7 +156,7 @@ async def test_a_send_behind_others_that_wait_keeps_the_order_when_the_client_re
 
 async def test_messages_published_in_one_turn_are_one_write_to_each_on_a_compressed_connection_too():
     offer = "sec-websocket-extensions: permessage-deflate"
-    async with served(compression=True) as room:
+    async with served(server={"compression": True}) as room:
         plain = await room.join("t")
         packed = await room.join("t", fields=[offer])
         await packed[0].send("x" * 5000)
@@ -167,7 +175,7 @@ async def test_messages_published_in_one_turn_are_one_write_to_each_on_a_compres
 
 async def test_eight_messages_of_one_turn_are_one_write_over_tls_too():
     for tls in (False, True):
-        async with served(tls=tls) as room:
+        async with served(server={"tls": tls}) as room:
             joined = [await room.join("t") for _ in range(3)]
             await asyncio.gather(*[room.publish(text) for text in numbers(8)])
             for _, client in joined:
@@ -178,7 +186,7 @@ async def test_eight_messages_of_one_turn_are_one_write_over_tls_too():
 @pytest.mark.parametrize("tls", [False, True])
 async def test_messages_of_any_size_and_kind_come_as_they_are(tls):
     sizes = [0, 1, 125, 126, 65_535, 65_536, 100_000, MIB + 1]
-    async with served(tls=tls) as room:
+    async with served(server={"tls": tls}) as room:
         _, client = await room.join("t")
         reading = asyncio.ensure_future(client.read_payloads(2 * len(sizes)))
         for size in sizes:
@@ -375,7 +383,7 @@ async def test_the_policy_of_the_topic_rules_what_is_not_taken_and_the_client_is
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_what_waits_for_a_stalled_client_is_1_mib_at_most(tls):
-    async with served(tls=tls, topic={"overflow": "drop_oldest"}) as room:
+    async with served(server={"tls": tls}, topic={"overflow": "drop_oldest"}) as room:
         ws, client = await room.join("t", **SMALL)
         for size in (400_000, 70_000, 1000) * 20:
             await room.publish("x" * size)
@@ -574,3 +582,63 @@ async def test_a_reading_view_gets_messages_while_much_is_published_and_learns_o
         await client.send(close_frame(4002))
         await until(lambda: len(got) == 2)
     assert got == ["said", 4002]
+
+
+async def test_a_client_without_topics_that_reads_again_gets_what_was_sent():
+    async with served() as room:
+        ws, client = await room.join(**SMALL)
+        await ws.send(STALLING)
+        assert await read_texts(client, 1) == [STALLING]
+        await ws.send("next")
+        assert await read_texts(client, 1) == ["next"]
+
+
+async def test_an_app_that_is_cancelled_without_an_end_of_its_own_has_left_the_hub():
+    room = Room()
+
+    async def view(ws):
+        await ws.accept()
+        await ws.subscribe("t")
+        await asyncio.get_running_loop().create_future()
+
+    room.app.websocket_route("/waits")(view)
+    async with serving(room.app) as room.serving, room.clients:
+        client = await room.connect()
+        await client.open("/waits")
+        room.serving.engines.cancel()
+        assert await read_until_close(client) == ([], (1011, "internal error"))
+        await until(lambda: room.app.hub.statistics().connections == 0)
+        assert not room.app.hub._topics
+
+
+# Which transport
+
+
+async def test_where_a_middleware_stands_between_it_sees_every_event():
+    room, events = Room(), []
+
+    async def middleware(scope, receive, send):
+        async def seen(event):
+            events.append(event["type"])
+            await send(event)
+
+        await room.app(scope, receive, seen)
+
+    async with serving(middleware) as room.serving, room.clients:
+        client = await room.connect()
+        await client.open("/")
+        ws = await within(room.arrived.get())
+        assert isinstance(ws._transport, PortableTransport)
+        await ws.subscribe("t")
+        await room.publish("1")
+        await ws.send("2")
+        assert await read_texts(client, 2) == ["1", "2"]
+    assert events == ["websocket.accept", "websocket.send", "websocket.send"]
+
+
+async def test_what_the_server_was_told_of_message_sizes_wins():
+    async with served(server={"extension": {"max_message_size": 100}, "max_message_size": 100}) as room:
+        ws, client = await room.join()
+        assert ws._transport._limits.max_message_size == 100
+        await client.send(frame("x" * 101))
+        assert (await read_until_close(client))[1][0] == 1009

@@ -1,15 +1,22 @@
 """The end of a worker: 1012 for every WebSocket, time for requests, and no client that can prevent it."""
 
+import ssl
+from pathlib import Path
+
 import anyio
 import httpx
 import pytest
+from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected
 from worker_here import echo, failures, lifespan, requesting, respond, serving
 
 from microws.server.connections import Connections
+from microws.server.listening import tls_context
 from microws.server.waits import TrioWaits
 
 pytestmark = pytest.mark.anyio
+
+TLS = Path(__file__).parent / "tls"
 
 
 async def test_every_websocket_gets_1012_then_the_app_shuts_down():
@@ -52,6 +59,32 @@ async def test_a_client_that_has_only_connected_is_answered_and_one_that_stays_m
             await served.ended.wait()
         for stream in streams:
             await stream.aclose()
+    assert served.exit_code == 0
+
+
+async def test_who_has_not_ended_the_handshake_of_tls_is_waited_for_a_moment_and_answered(anyio_backend_name):
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    context = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    async with (
+        serving(echo, tls=tls) as served,
+        await anyio.connect_tcp("127.0.0.1", served.port) as slow,
+        await anyio.connect_tcp("127.0.0.1", served.port) as mute,
+    ):
+        async with httpx.AsyncClient(verify=context) as client:
+            await client.get(f"https://localhost:{served.port}/")  # so that the others were accepted
+        served.shutdown.request()
+        with anyio.move_on_after(0.3):
+            await served.ended.wait()
+        assert not served.ended.is_set()
+        async with await TLSStream.wrap(
+            slow, hostname="localhost", ssl_context=context, standard_compatible=False
+        ) as stream:
+            await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await stream.receive()).startswith(b"HTTP/1.1 200 ")
+        if anyio_backend_name == "trio":
+            await mute.aclose()  # it would be waited for until the drain is over
+        with anyio.fail_after(4):
+            await served.ended.wait()
     assert served.exit_code == 0
 
 

@@ -15,7 +15,7 @@ from anyio.abc import TaskStatus
 from microws.server.arrivals import Arrivals
 from microws.server.connections import Connections
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import HANDSHAKE_TIMEOUT
+from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT
 from microws.server.listening import BACKLOG
 from microws.server.upgrade import Upgrade
 
@@ -90,7 +90,9 @@ class AcceptingServer(ABC):
         self._arrivals.end()
 
     async def wait_closed(self) -> None:
-        """Wait until no connection and no app is left."""
+        """Wait until no connection and no app is left. Who is in the handshake of TLS has a moment for it."""
+        await self._arrivals.wait_met(timeout=FIRST_REQUEST_TIMEOUT)
+        await self._wait_http_closed()
         await self._engines.wait_closed()
 
     def disconnect(self) -> None:
@@ -107,6 +109,10 @@ class AcceptingServer(ABC):
     @abstractmethod
     async def _serve_http(self) -> None:
         """What HTTP needs while the server listens; ends with it at the latest."""
+
+    @abstractmethod
+    async def _wait_http_closed(self) -> None:
+        """Wait until no connection speaks HTTP."""
 
     @abstractmethod
     def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:

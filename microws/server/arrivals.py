@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+from weakref import WeakSet
+
+import anyio
 
 from microws.server.deadlines import Deadlines
 from microws.server.upgrade import Upgrade, parse_upgrade
@@ -11,6 +14,9 @@ __all__ = ["Arrivals"]
 
 _OnUpgrade: TypeAlias = Callable[[asyncio.Transport, Upgrade, bytes], None]
 _OnOther: TypeAlias = Callable[[asyncio.Transport, bytes], None]
+
+# Seconds between two looks at the handshakes of TLS.
+_LOOK_INTERVAL: Final = 0.02
 
 
 class Arrivals:
@@ -32,10 +38,14 @@ class Arrivals:
         self.on_other = on_other
         self.silent: Deadlines[_Arrival] = Deadlines(timeout, _Arrival.close)
         self.is_over = False
+        # Those that have no transport yet. Over TLS they get it at the end of its handshake, or are simply dropped.
+        self.unmet: WeakSet[_Arrival] = WeakSet()
 
     def __call__(self) -> asyncio.Protocol:
         """A protocol for a new connection."""
-        return _Arrival(self)
+        arrival = _Arrival(self)
+        self.unmet.add(arrival)
+        return arrival
 
     def __len__(self) -> int:
         return len(self.silent)
@@ -46,9 +56,15 @@ class Arrivals:
         for arrival in list(self.silent):
             arrival.go_on(b"")
 
+    async def wait_met(self, *, timeout: float) -> None:
+        """Wait until no handshake of TLS is under way, ``timeout`` seconds at most."""
+        with anyio.move_on_after(timeout):
+            while self.unmet:  # noqa: ASYNC110 - nobody tells of one that fails
+                await anyio.sleep(_LOOK_INTERVAL)
+
 
 class _Arrival(asyncio.Protocol):
-    __slots__ = ("_arrivals", "_transport")
+    __slots__ = ("__weakref__", "_arrivals", "_transport")
 
     _transport: asyncio.Transport
 
@@ -57,6 +73,7 @@ class _Arrival(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._arrivals.unmet.discard(self)
         tls = transport.get_extra_info("ssl_object")
         self._arrivals.silent.start(self)
         if self._arrivals.is_over or (tls is not None and tls.selected_alpn_protocol() == "h2"):

@@ -68,13 +68,6 @@ class AsyncioServer(AcceptingServer):
         await super().stop_listening()
         await self._terminated.set()
 
-    async def wait_closed(self) -> None:
-        """Wait until no connection is left."""
-        while self._open:
-            self._all_closed = anyio.Event()
-            await self._all_closed.wait()
-        await super().wait_closed()
-
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
         for transport in self._open.values():
@@ -89,6 +82,11 @@ class AsyncioServer(AcceptingServer):
 
     async def _serve_http(self) -> None:
         await self._terminated.wait()
+
+    async def _wait_http_closed(self) -> None:
+        while self._open:
+            self._all_closed = anyio.Event()
+            await self._all_closed.wait()
 
     def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
         streams = _Streams(self._connected)
@@ -200,7 +198,7 @@ class _Connection(OwnProtocols, LinkedReads, TCPServer):
         # Hypercorn waits for a client that does not read until what was sent has left: for ever.
         give_up = self.loop.call_later(CLOSE_TIMEOUT, self.writer.transport.abort)
         try:
-            # It would be raised in the app, which sends the last event: by a client that does not answer the end of TLS.
+            # A client that does not answer the end of TLS would raise in the app, which sends the last event.
             with suppress(OSError):
                 await super()._close()
         finally:

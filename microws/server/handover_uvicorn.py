@@ -117,11 +117,6 @@ class UvicornServer(AcceptingServer):
         await super().stop_listening()
         self._shared.shut_down()
 
-    async def wait_closed(self) -> None:
-        """Wait until no connection and no app is left."""
-        await self._shared.wait_closed()
-        await super().wait_closed()
-
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
         self._shared.disconnect()
@@ -137,6 +132,9 @@ class UvicornServer(AcceptingServer):
         while True:
             self._shared.set_date()
             await asyncio.sleep(1)
+
+    async def _wait_http_closed(self) -> None:
+        await self._shared.wait_closed()
 
     def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
         http = _Http(self._config, self._shared, self._state)

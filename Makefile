@@ -15,7 +15,7 @@ SECOND := $(VENV)/second
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full servers endurance fuzz \
-	bench-setup bench bench-framework bench-server overhead check clean
+	bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,7 +79,7 @@ fuzz: setup  ## Search longer for inputs that break something
 	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py
 
 bench-setup: setup  ## Install the peers that the benchmarks measure
-	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m pip install --quiet --group bench || echo "some peers cannot be installed here: the notes tell which are missing"
 	if command -v npm; then npm ci --silent --prefix bench/apps/node_ws; else echo "no npm: without Node's ws"; fi
 
 bench: bench-framework bench-server  ## Compare with frameworks on one server, then with servers
@@ -89,6 +89,13 @@ bench-framework: bench-setup  ## Compare with Starlette and Quart, all on one se
 
 bench-server: bench-setup  ## Compare with uvicorn, aiohttp, granian, websockets, Hypercorn and Node's ws
 	$(BIN)/python bench/run.py --suite server
+
+bench-peers: bench-setup  ## Compare the fan-out with 11 others and with floors, and draw a chart: half an hour
+	$(BIN)/python bench/run.py --suite peers
+	$(BIN)/python bench/chart.py
+
+bench-hub: setup  ## Check what the hub bears, and count its losses: a quarter of an hour
+	$(BIN)/python bench/hub.py
 
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py

@@ -12,8 +12,9 @@
 //                   of deliveries, not of messages that all have. No warm-up
 //     -x STALLED    so many of the subscribers do not read until the end; then it tells what became of them
 //   loadgen flood   -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -k BYTES -t SECONDS
-//                                                                 publishes what the server takes, to subscribers that
-//                                                                 read BYTES a second each; who is closed comes back
+//                                                                 publishes what the app takes, to subscribers that
+//                                                                 read BYTES a second each; who is closed comes back.
+//                                                                 The app answers the publisher's "sync" with a message
 //   -s BYTES of a message (64)      -w SECONDS of warm-up (0.5)
 //   -P process id of the server, to count its CPU time; again for each further process
 //
@@ -214,7 +215,9 @@ static void send_all(Connection *c, const void *data, size_t size) {
   }
 }
 
-static void closed_unexpectedly(Connection *c) { fail("the server closed a connection to %s", c->path); }
+static void closed_unexpectedly(Connection *c) {
+  fail("the server closed a connection to %s, with code %d", c->path, close_code);
+}
 
 static void tcp_connected(Connection *c) {
   int error = 0;
@@ -789,10 +792,13 @@ enum { PIECE = 1024 };  // bytes that a slow subscriber reads at once
 static long flood_received, pieces;
 static uint64_t flood_began;
 static size_t flood_size, flood_sent;
-static bool is_flooding;
+static bool is_flooding, is_sync_due;  // ends each batch: what the app has not taken waits here, not in the kernel
 
 static void flood_message(Connection *c, const uint8_t *message, size_t size) {
-  if (c == &publisher) return;
+  if (c == &publisher) {
+    is_sync_due = false;
+    return;
+  }
   if (memmem(message, size, "\"gap\"", 5)) {
     markers++;
     c->is_warned = true;
@@ -820,24 +826,26 @@ static void flood_closed(Connection *c) {
 static void read_in_pieces(Connection *c) { watch(c, EPOLL_CTL_DEL, 0); }
 
 static void flood_turn(void) {
-  static uint8_t batch[BATCH_SIZE + MAX_FRAME];
+  static uint8_t batch[BATCH_SIZE + 2 * MAX_FRAME];
   for (long due = seconds_since(flood_began) * bytes_a_second / PIECE * connection_count; pieces < due; pieces++) {
     Connection *c = &subscribers[pieces % connection_count];
     if (c->phase == OPEN) readable(c);
   }
   if (flood_sent == flood_size) {
-    if (!is_flooding) return;
+    if (!is_flooding || is_sync_due) return;
     for (flood_sent = flood_size = 0; flood_size < BATCH_SIZE;) {
       number_next();
       flood_size += make_frame(batch + flood_size, TEXT, payload, message_size);
     }
+    flood_size += make_frame(batch + flood_size, TEXT, "sync", 4);
+    is_sync_due = true;
   }
   ssize_t n = send(publisher.fd, batch + flood_sent, flood_size - flood_sent, MSG_NOSIGNAL);
   if (n < 0 && errno != EAGAIN) fail("send: %s", strerror(errno));
   if (n > 0) flood_sent += n;
 }
 
-static bool flood_is_sent(void) { return flood_sent == flood_size; }
+static bool flood_is_taken(void) { return !is_sync_due; }
 
 static bool is_quiet(void) {  // two seconds without a byte
   static long last = -1;
@@ -868,15 +876,20 @@ static void run_flood(void) {
   run_for(seconds);
   double wall = seconds_since(flood_began);
   is_flooding = false;
-  run_until(flood_is_sent, "the server to read what was published");
+  run_until(flood_is_taken, "the app to take what was published");
   on.turn = NULL;
   on.opened = NULL;
   most_at_once = READ_SIZE;
   for (int i = 0; i < connection_count; i++)
     if (subscribers[i].phase == OPEN) watch(&subscribers[i], EPOLL_CTL_ADD, EPOLLIN);
   run_until(is_quiet, "an end of the messages");
-  for (int i = 0; i < connection_count; i++)
-    if (subscribers[i].sequence == last_published) finished_count++;
+  for (int i = 0; i < connection_count; i++) {
+    Connection *c = &subscribers[i];
+    if (c->sequence == last_published)
+      finished_count++;
+    else if (c->sequence || !c->came_back)
+      lost += last_published - c->sequence;
+  }
   printf("{\"mode\": \"flood\", \"connections\": %d, \"wall_s\": %.4f, \"published\": %u, \"received\": %ld, "
          "\"finished\": %d, \"lost\": %ld, \"markers\": %ld, \"closed_1013\": %d, \"cut\": %d}\n",
          connection_count, wall, last_published, flood_received, finished_count, lost, markers, too_slow_count, cut_count);

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from suites import MEASURES, SUITES
 
-__all__ = ["FOREIGN_LIMIT", "render"]
+__all__ = ["FOREIGN_LIMIT", "Samples", "render"]
 
 FOREIGN_LIMIT = 0.04  # of a core: a sample during which other processes took more is disturbed
 SATURATED = 0.9  # of its core: a server that used less was not the limit

@@ -3,7 +3,7 @@
 import sys
 from typing import NamedTuple
 
-__all__ = ["MEASURES", "SUITES", "Contender", "Goal", "Measure", "Suite"]
+__all__ = ["FLOORS", "MEASURES", "SUITES", "Contender", "Goal", "Measure", "Suite", "microws_run"]
 
 
 class Measure(NamedTuple):

@@ -30,4 +30,7 @@ async def sub(ws, topic):
 async def pub(ws, topic):
     async with ws:
         async for message in ws:
-            await ws.publish(topic, message)
+            if message == "sync":
+                await ws.send(message)
+            else:
+                await ws.publish(topic, message)

@@ -106,7 +106,7 @@ async def test_the_app_learns_of_1012_at_once_even_where_the_client_never_answer
         with anyio.fail_after(1.5):
             await served.ended.wait()
     assert served.exit_code == 0
-    assert "1 connections did not end in time and are dropped" in caplog.text
+    assert "connections that did not end in time and are dropped: 1" in caplog.text
 
 
 @pytest.mark.parametrize("listens", [True, False])

@@ -381,53 +381,48 @@ async def test_idle_connections_end_soon_and_requests_have_their_time():
     assert served.exit_code == 0
 
 
-async def test_what_does_not_end_in_time_is_dropped_then_cancelled(caplog):
-    is_asked = anyio.Event()
-    ended = []
+class Hanging:
+    """An app that answers no request. ``ended``: the paths of those that were cancelled."""
 
-    async def app(scope, receive, send):
+    def __init__(self):
+        self.is_asked = anyio.Event()
+        self.ended = []
+
+    async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             await lifespan(receive, send)
             return
-        is_asked.set()
+        self.is_asked.set()
         try:
             await anyio.sleep_forever()
         finally:
-            ended.append(scope["path"])
+            self.ended.append(scope["path"])
 
+
+async def test_what_does_not_end_in_time_is_dropped_then_cancelled(caplog):
+    app = Hanging()
     async with served_by_uvicorn(app, drain_timeout=0.1) as served, await connect(served) as stream:
         await stream.send(GET % b"x")
-        await is_asked.wait()
+        await app.is_asked.wait()
         served.shutdown.request()
         assert await read_all(stream) == b""
         with anyio.fail_after(2):
             await served.ended.wait()
-    assert ended == ["/x"]
-    assert [record.message for record in failures(caplog)] == ["1 connections did not end in time and are dropped"]
+    assert app.ended == ["/x"]
+    [record] = failures(caplog)
+    assert record.message == "connections that did not end in time and are dropped: 1"
 
 
 async def test_an_app_that_goes_on_without_its_client_is_cancelled_too():
-    is_asked = anyio.Event()
-    ended = []
-
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
-            return
-        is_asked.set()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.append(scope["path"])
-
+    app = Hanging()
     async with served_by_uvicorn(app, drain_timeout=0.1) as served:
         async with await connect(served) as stream:
             await stream.send(GET % b"x")
-            await is_asked.wait()
+            await app.is_asked.wait()
         served.shutdown.request()
         with anyio.fail_after(2):
             await served.ended.wait()
-    assert ended == ["/x"]
+    assert app.ended == ["/x"]
 
 
 # TLS, Unix sockets, and the choice

@@ -67,7 +67,7 @@ class Lifespan:
         with anyio.move_on_after(timeout) as limit:
             await self._settled["startup"].wait()
         if limit.cancelled_caught:
-            _log.error("the app's startup did not end within %g s", timeout)
+            _log.error("the app's startup did not end within %g s; startup_timeout gives it more", timeout)
             return False
         if self._has_succeeded("startup"):
             return True
@@ -94,7 +94,7 @@ class Lifespan:
             if self._has_succeeded("shutdown"):
                 await self._ended.wait()
         if limit.cancelled_caught:
-            _log.error("the app's shutdown did not end within %g s", timeout)
+            _log.error("the app's shutdown did not end within %g s; shutdown_timeout gives it more", timeout)
             return False
         if self._error is None and ("shutdown" not in self._answers or self._has_succeeded("shutdown")):
             return True

@@ -287,7 +287,7 @@ async def _drain(server: _Server, shutdown: Shutdown, *, timeout: float) -> None
         with anyio.move_on_after(timeout):
             await _unless(shutdown.forced, server.wait_closed)
         if server.open:
-            _log.warning("%d connections did not end in time and are dropped", server.open)
+            _log.warning("connections that did not end in time and are dropped: %d", server.open)
             server.disconnect()
             with anyio.move_on_after(_GRACE):
                 await server.wait_closed()

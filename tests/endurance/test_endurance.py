@@ -214,6 +214,17 @@ def test_a_deflate_bomb_takes_twice_the_limit_of_memory_at_most(loop, figure):
 # The end
 
 
+def seconds_to_end(process, clients):
+    """Until the server has ended, in order, while these clients answer its Close frames."""
+    began = time.monotonic()
+    process.terminate()
+    for client in clients:
+        assert client.read_close() == (1012, "service restart")
+        client.send(close_frame(1012))
+    assert process.wait_ended(within=LIMIT) == 0
+    return time.monotonic() - began
+
+
 @on_each_loop
 @on_each_python
 def test_every_client_is_told_of_the_end(loop, python, figure):
@@ -222,13 +233,7 @@ def test_every_client_is_told_of_the_end(loop, python, figure):
         clients = [stack.enter_context(ByteClient(process.port)) for _ in range(count)]
         for client in clients:
             client.open("/echo")
-        began = time.monotonic()
-        process.terminate()
-        for client in clients:
-            assert client.read_close() == (1012, "service restart")
-            client.send(close_frame(1012))
-        assert process.wait_ended(within=LIMIT) == 0
-        seconds = time.monotonic() - began
+        seconds = seconds_to_end(process, clients)
         figure(f"{count} clients told, exit after {seconds:.2f} s")
         assert seconds <= 2 * PATIENCE
 
@@ -249,13 +254,7 @@ def test_clients_that_do_not_answer_or_read_do_not_hold_up_the_end(loop, python,
         for _ in range(count // 10):
             client = stack.enter_context(ByteClient(process.port, receive_buffer=4096))
             client.open("/pours")
-        began = time.monotonic()
-        process.terminate()
-        for client in clients:
-            assert client.read_close() == (1012, "service restart")
-            client.send(close_frame(1012))
-        assert process.wait_ended(within=LIMIT) == 0
-        seconds = time.monotonic() - began
+        seconds = seconds_to_end(process, clients)
         for client in mute:
             assert client.read_close() == (1012, "service restart")
         each = count // 10

@@ -28,18 +28,20 @@ class ClientConnection(Line):
 
     Attributes:
         is_open: Between the handshake and the first Close frame, or the end.
+        is_leaving: Whether the first Close frame was sent from here.
     """
 
     def __init__(self, handshake: Handshake, tally: Tally) -> None:
         super().__init__()
         self.is_open = False
+        self.is_leaving = False
         self._handshake = handshake
         self._tally = tally
         self._key = b""
         self._head = b""
         self._refusal: Refusal | None = None
         self._frames = ServerFrames()
-        self._is_leaving = False
+        self._is_accepted = False
         self._has_end = False
 
     def messages_received(self, messages: list[bytes]) -> None:
@@ -52,7 +54,7 @@ class ClientConnection(Line):
         """Send a Close frame; the server is to answer, and to close the TCP connection."""
         if self.is_open:
             self.is_open = False
-            self._is_leaving = True
+            self.is_leaving = True
             self.write(masked_close(CloseCode.NORMAL_CLOSURE))
 
     def abort(self) -> None:
@@ -66,8 +68,9 @@ class ClientConnection(Line):
         self.write(request)
 
     def data_received(self, data: bytes) -> None:
-        if not self.opened.done():
-            self._read_answer(data)
+        if not self._is_accepted:
+            if not self.opened.done():
+                self._read_answer(data)
             return
         if self._frames.end is not None:
             return
@@ -85,7 +88,7 @@ class ClientConnection(Line):
     def connection_lost(self, error: Exception | None) -> None:
         if self._refusal is not None and (reason := self._refusal.feed(b"")):
             self.refuse(reason)
-        if not self._has_end and self.opened.done() and not self.opened.cancelled() and not self.opened.exception():
+        if self._is_accepted and not self._has_end:
             self._end(CloseCode.ABNORMAL_CLOSURE, reason_of(error))
         super().connection_lost(error)
 
@@ -108,7 +111,7 @@ class ClientConnection(Line):
             self.refuse(problem)
             return
         self._head = b""
-        self.is_open = True
+        self._is_accepted = self.is_open = True
         self._tally.handshakes += 1
         self.opened.set_result(None)
         if rest:
@@ -117,18 +120,18 @@ class ClientConnection(Line):
     def _read_end(self) -> None:
         end = self._frames.end
         if isinstance(end, Close):
-            if not self._is_leaving:
+            if not self.is_leaving:
                 self.write(masked_close(end.code))
             self._end(CloseCode.NO_STATUS_RECEIVED if end.code is None else end.code, end.reason)
         elif end is not None:
             self.write(masked_close(end.code))
             self._end(CloseCode.ABNORMAL_CLOSURE, f"broken protocol: {end.reason}")
-        if not self._is_leaving:
+        if not self.is_leaving:
             self.hang_up()
 
     def _end(self, code: int, reason: str) -> None:
         self._has_end = True
-        if self._is_leaving and code in (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RECEIVED):
+        if self.is_leaving and code in (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RECEIVED):
             return
         self._tally.closes[(int(code), reason)] += 1
         if self.is_open:
@@ -140,7 +143,10 @@ async def open_all(
     dialer: Dialer, make: Callable[[], _C], count: int, *, tally: Tally, told: Callable[[int], None]
 ) -> list[_C]:
     """
-    Open so many connections, a few at a time; the first one alone, so that a wrong URL does not fail a thousand times.
+    Open so many connections, a few at a time.
+
+    The first one goes alone, so that a wrong URL does not fail a thousand times; and after as many failures in a row as
+    are tried at a time no more are tried.
 
     Args:
         tally: Where the handshakes that fail are counted.
@@ -151,15 +157,18 @@ async def open_all(
     """
     opened: list[_C] = []
     left = count
+    failures = 0
 
     async def work() -> None:
-        nonlocal left
-        while left:
+        nonlocal left, failures
+        while left and failures < AT_A_TIME:
             left -= 1
             try:
                 opened.append(await dialer.connect(make))
+                failures = 0
             except Refused as error:
                 tally.refused[str(error)] += 1
+                failures += 1
             told(len(opened))
 
     try:
@@ -184,7 +193,9 @@ async def leave_all(connections: Iterable[ClientConnection], *, timeout: float, 
         connection.leave()
     if waiting:
         await asyncio.wait([connection.ended for connection in waiting], timeout=timeout)
-    for connection in waiting:
-        if not connection.ended.done():
-            tally.unanswered_closes += 1
-            connection.abort()
+    late = [connection for connection in waiting if not connection.ended.done()]
+    for connection in late:
+        tally.unanswered_closes += connection.is_leaving
+        connection.abort()
+    if late:
+        await asyncio.wait([connection.ended for connection in late], timeout=timeout)

@@ -35,12 +35,17 @@ class Line(asyncio.Protocol):
         self.ended: asyncio.Future[None] = loop.create_future()
         self.is_writable = True
         self._transport: asyncio.Transport | None = None
+        self._is_aborted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's does not inherit from it.
         self._transport = cast("asyncio.Transport", transport)
+        if self._is_aborted:
+            # Whoever asked for it was cancelled meanwhile.
+            self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
         self.refuse(reason_of(error))
         self.ended.set_result(None)
 
@@ -67,6 +72,7 @@ class Line(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop it, with what is not sent."""
+        self._is_aborted = True
         if self._transport is not None:
             self._transport.abort()
 

@@ -1,6 +1,7 @@
 """Each connection sends a message, and the server sends it back."""
 
 from collections.abc import Callable
+from itertools import takewhile
 from time import perf_counter
 from typing import final
 
@@ -25,6 +26,9 @@ class Echo(Scenario):
         self.latencies = {"answer": self.latency}
         self.messages = Messages(plan.message, size=plan.size, binary=plan.binary)
         self.is_sending = False
+        # Of all connections, so that what goes to a wrong one is seen.
+        self.next_number = 0
+        self._all: list[_Echoing] = []
         self._open: list[_Echoing] = []
         self._turn = 0
 
@@ -37,6 +41,7 @@ class Echo(Scenario):
             tally=self.tally,
             told=told,
         )
+        self._all = opened
         self._open = [connection for connection in opened if connection.is_open]
         return bool(opened)
 
@@ -71,7 +76,7 @@ class Echo(Scenario):
             connection.give_up(since)
 
     async def close(self) -> None:
-        await leave_all(self._open, timeout=self.plan.timeout, tally=self.tally)
+        await leave_all(self._all, timeout=self.plan.timeout, tally=self.tally)
 
     def forget(self, connection: "_Echoing") -> None:
         """The connection has ended, and with it what it waited for."""
@@ -94,13 +99,13 @@ class _Echoing(ClientConnection):
         self.under_way: dict[int, float] = {}
         self._echo = echo
         self._messages = echo.messages
-        self._number = 0
         self._latest = -1
         self._given_up: set[int] = set()
 
     def send(self, since: float) -> None:
-        number = self._number
-        self._number = number + 1
+        echo = self._echo
+        number = echo.next_number
+        echo.next_number = number + 1
         self.under_way[number] = since
         self._tally.sent += 1
         self.write(self._messages.frame(number))
@@ -128,7 +133,7 @@ class _Echoing(ClientConnection):
                 self._tally.out_of_order += 1
             else:
                 self._latest = number
-            if not self._messages.is_whole_in(payload):
+            if self._messages.is_numbered and not self._messages.is_whole_in(payload):
                 self._tally.wrong += 1
             echo.latency.record(now - since)
             echo.done += 1
@@ -136,9 +141,7 @@ class _Echoing(ClientConnection):
                 self.send(perf_counter())
 
     def give_up(self, since: float) -> None:
-        for number, sent in list(self.under_way.items()):
-            if sent > since:
-                break
+        for number in list(takewhile(lambda number: self.under_way[number] <= since, self.under_way)):
             del self.under_way[number]
             self._given_up.add(number)
             self._tally.lost += 1

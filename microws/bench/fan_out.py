@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from time import perf_counter
 from typing import final
 
@@ -43,6 +44,7 @@ class FanOut(Scenario):
         # The numbers in chunks that came of late.
         self.known: dict[bytes, list[int]] = {}
         self._is_sending = False
+        self._all: list[_Subscriber] = []
         self._subscribers: dict[_Subscriber, None] = {}
         self._publisher = self._make_publisher()
 
@@ -53,7 +55,12 @@ class FanOut(Scenario):
         if plan.publish.is_websocket:
             handshake = self.handshake(plan.publish)
             return WebSocketPublisher(
-                self.messages, self._answered, dialer=dialer, handshake=handshake, tally=self.tally
+                self.messages,
+                self._answered,
+                dialer=dialer,
+                handshake=handshake,
+                timeout=plan.timeout,
+                tally=self.tally,
             )
         self._answer = self.latencies["POST"] = Histogram()
         at_a_time = plan.in_flight if plan.rate is None else MAX_POSTS
@@ -74,6 +81,7 @@ class FanOut(Scenario):
             tally=self.tally,
             told=told,
         )
+        self._all = opened
         self._subscribers = dict.fromkeys(connection for connection in opened if connection.is_open)
         if self._subscribers:
             await asyncio.sleep(SETTLING)
@@ -102,9 +110,7 @@ class FanOut(Scenario):
         return len(self.under_way_by_number)
 
     def give_up(self, since: float) -> None:
-        for number, publish in list(self.under_way_by_number.items()):
-            if publish.since > since:
-                break
+        for number, publish in list(takewhile(lambda item: item[1].since <= since, self.under_way_by_number.items())):
             self.tally.lost += publish.to_go
             publish.to_go = 0
             if not self.messages.is_numbered:
@@ -115,7 +121,7 @@ class FanOut(Scenario):
 
     async def close(self) -> None:
         await self._publisher.close()
-        await leave_all(self._subscribers, timeout=self.plan.timeout, tally=self.tally)
+        await leave_all(self._all, timeout=self.plan.timeout, tally=self.tally)
 
     def learn(self, chunk: bytes, numbers: list[int]) -> None:
         """The numbers of the messages that a chunk consists of, and nothing else."""

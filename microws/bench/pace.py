@@ -13,6 +13,8 @@ __all__ = ["Pace"]
 # Seconds between two looks at the clock. The timers of event loops count whole milliseconds, and many an answer takes
 # less; so a thread waits.
 STEP = 0.00025
+# At a time, so that what comes back is read meanwhile.
+MAX_BURST = 256
 
 
 @final
@@ -45,7 +47,7 @@ class Pace:
         self._thread.start()
 
     def stop(self) -> int:
-        """Send no more; how many were due, and could not be sent."""
+        """Send no more than what is due now; how many of those could not be sent."""
         self._stopped.set()
         self._thread.join()
         due = self._due()
@@ -72,7 +74,7 @@ class Pace:
             self._send_until(self._due())
 
     def _send_until(self, number: int) -> None:
-        for earlier in range(self._sent, number):
+        for earlier in range(self._sent, min(number, self._sent + MAX_BURST)):
             due = self._start + earlier / self._rate
             if not self._send(due):
                 return

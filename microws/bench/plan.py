@@ -30,7 +30,8 @@ class Plan:
         message: What is sent; ``{text}`` stands for the numbered text.
         size: Bytes of that text.
         binary: Binary frames instead of text.
-        timeout: Seconds for a handshake, or for a message until it counts as lost.
+        timeout: Seconds until a message counts as lost, or a Close frame as not answered.
+        open_timeout: Seconds for a handshake.
         subprotocols: Offered.
         headers: Sent with every handshake and POST.
         insecure: Take any certificate.
@@ -48,6 +49,7 @@ class Plan:
     size: int = 64
     binary: bool = False
     timeout: float = 5.0
+    open_timeout: float = 5.0
     subprotocols: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     insecure: bool = False

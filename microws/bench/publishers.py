@@ -21,6 +21,8 @@ __all__ = ["MAX_POSTS", "Posts", "Publisher", "WebSocketPublisher"]
 
 # Requests at a time when they go by the clock.
 MAX_POSTS = 64
+# Seconds before the next try, after one for which there was no connection.
+PAUSE = 0.05
 
 
 class Publisher(ABC):
@@ -78,10 +80,12 @@ class WebSocketPublisher(Publisher):
         *,
         dialer: Dialer,
         handshake: Handshake,
+        timeout: float,
         tally: Tally,
     ) -> None:
         super().__init__(messages, answered)
         self._dialer = dialer
+        self._timeout = timeout
         self._handshake = handshake
         self._tally = tally
         self._connection: ClientConnection | None = None
@@ -107,7 +111,7 @@ class WebSocketPublisher(Publisher):
 
     async def close(self) -> None:
         if self._connection is not None:
-            await leave_all([self._connection], timeout=self._dialer.timeout, tally=self._tally)
+            await leave_all([self._connection], timeout=self._timeout, tally=self._tally)
 
 
 @final
@@ -133,6 +137,7 @@ class Posts(Publisher):
         self._target = target
         self._dialer = dialer
         self._at_a_time = at_a_time
+        self._timeout = plan.timeout
         self._headers = _headers_of(plan, target, messages)
         self._idle: list[_PostLine] = []
         self._busy: dict[_PostLine, None] = {}
@@ -161,6 +166,7 @@ class Posts(Publisher):
         try:
             line = await self._dialer.connect(lambda: _PostLine(self))
         except Refused as error:
+            await asyncio.sleep(PAUSE)
             self._answered(number, str(error))
         else:
             self._post(line, number)
@@ -186,7 +192,7 @@ class Posts(Publisher):
     def give_up(self, since: float) -> None:
         for line in list(self._busy):
             if line.since <= since:
-                line.fail(f"no answer within {self._dialer.timeout:g} s")
+                line.fail(f"no answer within {self._timeout:g} s")
                 line.abort()
 
     async def close(self) -> None:
@@ -195,9 +201,10 @@ class Posts(Publisher):
             task.cancel()
         await asyncio.gather(*self._dialing, return_exceptions=True)
         for line in lines:
+            line.forget()
             line.abort()
         if lines:
-            await asyncio.wait([line.ended for line in lines], timeout=self._dialer.timeout)
+            await asyncio.wait([line.ended for line in lines], timeout=self._timeout)
 
 
 @final
@@ -254,6 +261,10 @@ class _PostLine(Line):
         if self._number is not None:
             number, self._number = self._number, None
             self._posts.over(self, number, reason, is_free=False)
+
+    def forget(self) -> None:
+        """Nobody wants to know any more."""
+        self._number = None
 
     def _end(self) -> None:
         assert self._number is not None

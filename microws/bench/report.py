@@ -7,6 +7,7 @@ from typing import Any
 from microws.bench.histogram import Histogram
 from microws.bench.messages import Messages
 from microws.bench.result import Result
+from microws.version import __version__
 
 __all__ = ["DONE", "PERCENTILES", "as_json", "as_text", "counted"]
 
@@ -23,8 +24,8 @@ _COLUMN = 14
 def as_json(result: Result) -> dict[str, Any]:
     """All of a result in JSON's types; durations in seconds."""
     plan, tally = result.plan, result.tally
-    done, sent = DONE[plan.mode], _SENT[plan.mode]
     return {
+        "microws": __version__,
         "mode": plan.mode,
         "url": plan.target.url,
         "publish": None if plan.publish is None else plan.publish.url,
@@ -33,14 +34,15 @@ def as_json(result: Result) -> dict[str, Any]:
         "in_flight": plan.in_flight if plan.rate is None and plan.mode != "connects" else None,
         "message_bytes": None if plan.mode == "connects" else _size(result),
         "target_rate": plan.rate,
-        "warm_up": plan.warm_up,
+        "warm_up_seconds": plan.warm_up,
         "seconds": round(result.seconds, 6),
-        done: result.done,
-        f"{done}_per_second": round(result.rate, 1),
-        f"{sent}_sent": result.sent,
-        f"{sent}_sent_per_second": round(result.sent_rate, 1),
-        "latency": {name: _durations(histogram) for name, histogram in result.latencies.items()},
-        "sent_late": None if result.lateness is None else _durations(result.lateness),
+        "counted": DONE[plan.mode],
+        "count": result.done,
+        "count_per_second": round(result.rate, 1),
+        "sent": result.sent,
+        "sent_per_second": round(result.sent_rate, 1),
+        "latency_seconds": {name: _durations(histogram) for name, histogram in result.latencies.items()},
+        "sent_late_seconds": None if result.lateness is None else _durations(result.lateness),
         "handshakes": tally.handshakes,
         "errors": {
             "total": tally.errors,
@@ -184,6 +186,8 @@ def _notes(result: Result) -> Iterator[str]:
             f"the generator waited for a core {_percent(result.waited)} of the time, which the server or others had: "
             "the rate is a lower bound, and the latencies are partly its own"
         )
+    if result.is_late:
+        yield "much of these latencies is the generator's own: it sent late, for want of a core"
     if not result.keeps_up and result.seconds:
         yield (
             f"{_number(result.sent_rate)} a second were sent, not the {result.plan.rate:,g} of --rate: "

@@ -69,6 +69,14 @@ class Result:
         return not self.is_generator_the_limit and self.cpu + self.waited >= BUSY
 
     @property
+    def is_late(self) -> bool:
+        """Whether the generator sent so late that this is half of the typical latency."""
+        if self.lateness is None or not self.latencies:
+            return False
+        main = next(iter(self.latencies.values()))
+        return self.lateness.percentile(50) > main.percentile(50) / 2
+
+    @property
     def keeps_up(self) -> bool:
         """Whether as much was sent as ``--rate`` asked for."""
         return self.plan.rate is None or self.sent_rate >= KEPT_UP * self.plan.rate

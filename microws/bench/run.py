@@ -74,9 +74,12 @@ class _Run:
         try:
             if await self._open():
                 self._begin()
-                await self._pass("warming up", self._plan.warm_up)
-                if not self._is_over:
-                    await self._measure()
+                try:
+                    await self._pass("warming up", self._plan.warm_up)
+                    if not self._is_over:
+                        await self._measure()
+                finally:
+                    self._end()
                 await self._finish()
         finally:
             gc.unfreeze()
@@ -128,14 +131,16 @@ class _Run:
         result.cpu, result.waited = effort.shares()
         result.is_cut_short = scenario.is_over
 
-    async def _finish(self) -> None:
-        """Send nothing more, and wait for what is under way."""
-        scenario = self._scenario
-        scenario.stop()
+    def _end(self) -> None:
+        self._scenario.stop()
         if self._pace is not None:
-            scenario.tally.unsent = self._pace.stop()
+            self._scenario.tally.unsent = self._pace.stop()
+
+    async def _finish(self) -> None:
+        """Wait for what is under way."""
+        scenario = self._scenario
         # A connect is a handshake and a Close frame, each with a limit of its own; nothing else takes so long.
-        end = perf_counter() + 2 * self._plan.timeout + STEP
+        end = perf_counter() + self._plan.open_timeout + self._plan.timeout + STEP
         while scenario.under_way and perf_counter() < end and not self._stop.is_set():
             self._told(Progress(phase="finishing", done=0, total=scenario.under_way))
             await self._pause(STEP / 10)

@@ -30,7 +30,7 @@ class Scenario(ABC):
         self.tally = Tally()
 
     def dialer(self, target: Target) -> Dialer:
-        return Dialer(target, insecure=self.plan.insecure, timeout=self.plan.timeout)
+        return Dialer(target, insecure=self.plan.insecure, timeout=self.plan.open_timeout)
 
     def handshake(self, target: Target) -> Handshake:
         return Handshake(target, headers=self.plan.headers, subprotocols=self.plan.subprotocols)

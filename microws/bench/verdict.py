@@ -35,7 +35,7 @@ _REFUSED = {
 }
 
 _CLOSED = {
-    1003: f"the app wants other messages: {_JSON} sends JSON, --binary bytes",
+    1003: f"the app wants other messages: text, JSON as with {_JSON}, or bytes, with --binary",
     1006: "the server's log says more",
     1007: f"the app wants other messages: {_JSON} sends JSON",
     1008: f"the app wants other messages, or fewer: {_JSON}, --rate",
@@ -92,7 +92,8 @@ def _with_messages(result: Result) -> Iterator[_Problem]:
         hint = "where answers are other messages, --message without {text} has them counted only"
         yield _Problem(f"{counted(tally.wrong, 'message')} not as sent", hint)
     if tally.duplicates:
-        yield _Problem(f"{counted(tally.duplicates, 'message')} more than were sent", "")
+        hint = "does the app publish to all? --fan-out is for that" if plan.mode == "echo" else ""
+        yield _Problem(f"{counted(tally.duplicates, 'message')} came again, or unasked", hint)
     if tally.out_of_order:
         yield _Problem(f"{counted(tally.out_of_order, 'message')} out of order", "")
     if tally.unsent:

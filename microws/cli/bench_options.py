@@ -181,6 +181,8 @@ def bench_plan(flags: Mapping[str, Any]) -> Plan:
                 raise UsageError("--binary is for WebSockets; a POST has a --header 'Content-Type: …'")
             given.setdefault("message", _POST)
     given.pop("json", None)
+    if "timeout" in given:
+        given["open_timeout"] = given["timeout"]
     for name, plural in (("subprotocol", "subprotocols"), ("header", "headers")):
         given[plural] = tuple(given.pop(name, ()))
     return Plan(target=target, mode=mode, **given)

@@ -432,6 +432,29 @@ class TestTheHandshake:
         assert codes == [(1001, "bye", True)]
         assert wire.texts == []
 
+    @pytest.mark.parametrize("answer", ["accept", "reject"])
+    async def test_a_view_whose_connection_was_lost_to_the_hub_before_its_answer_learns_why(self, answer):
+        ends = []
+
+        async def view(ws):
+            await ws.subscribe("t")
+            for n in range(3):
+                await ws.app.publish("t", n)
+            if answer == "reject":
+                await ws.reject(418)
+            with pytest.raises(WebSocketDisconnect) as caught:
+                await ws.accept()
+            ends.append((caught.value.code, caught.value.reason))
+
+        app = app_of(view)
+        app.topic("t", queue=2)
+        async with no_task_is_left(), wired(app, Wire()) as wire:
+            pass
+        assert ends == [(1013, "too slow")]
+        assert wire.error is None
+        assert wire.texts == ["close 1013 too slow"]
+        assert_nothing_is_left(app)
+
 
 class TestTheEndSeen:
     async def test_a_view_that_only_sends_learns_at_once_on_a_server_that_raises(self):

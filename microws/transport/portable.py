@@ -79,7 +79,7 @@ class PortableTransport(Sending):
             WebSocketDisconnect: The client has gone.
             RuntimeError: Accepted, or rejected, already.
         """
-        if self.state is State.CLOSED:
+        if self._was_ended():
             raise self.unusable("accept")
         state = step(self.state, Action.ACCEPT)
         if self._sender is not None:
@@ -100,7 +100,7 @@ class PortableTransport(Sending):
 
         Source: https://asgi.readthedocs.io/en/latest/extensions.html#websocket-denial-response
         """
-        if self.state is State.CLOSED:
+        if self._was_ended():
             return
         state = step(self.state, Action.REJECT)
         if self._sender is not None:
@@ -124,6 +124,10 @@ class PortableTransport(Sending):
                     return
         except WebSocketDisconnect:
             pass
+
+    def _was_ended(self) -> bool:
+        """Whether the client has gone or the connection was failed, which the view may not know yet."""
+        return self.state is State.CLOSED or (self.state is State.CLOSING and not self.has_learned)
 
     def _tick(self) -> None:
         """Called now and then: somebody has to read, and no send takes for ever."""

@@ -34,10 +34,11 @@ class Bench:
         slices: In how many samples a rate is measured in one round. All have their turn before the next slice.
         seconds: Length of all slices of a round together.
         server_pin, client_pin: Where they run.
+        before: The checkout in which the contender ``before`` is started.
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(self, *, name, contenders, tests, rounds, slices, seconds, server_pin, client_pin, out):
+    def __init__(self, *, name, contenders, tests, rounds, slices, seconds, server_pin, client_pin, before, out):
         self._name = name
         self._known = SUITES[name].contenders
         self._contenders = contenders
@@ -47,6 +48,7 @@ class Bench:
         self._seconds = seconds
         self._server_pin = server_pin
         self._client_pin = client_pin
+        self._before = before
         self._cores = (server_pin.core, client_pin.core)
         self._out = out
         self._turns = 0
@@ -79,8 +81,14 @@ class Bench:
         """Those that start, by name; the others are recorded."""
         servers = {}
         for name in self._contenders:
+            directory = self._before if name == "before" else HERE.parent
             try:
-                server = Server(self._known[name].command, pin=self._server_pin, log_path=RESULTS / f"{name}.log")
+                server = Server(
+                    self._known[name].command,
+                    pin=self._server_pin,
+                    log_path=RESULTS / f"{name}.log",
+                    directory=directory,
+                )
                 stack.callback(server.stop)
                 server.wait_ready()
             except ServerError as error:
@@ -222,6 +230,7 @@ def parse_arguments():
     add("--seconds", type=float, help="all slices of a round together (3; of peers 2)")
     add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")
     add("--tests", metavar="TEST,…", help="of the suite; an unknown one prints them all")
+    add("--before", metavar="DIR", type=Path, help="checkout of an earlier commit, for the contender `before`")
     add("--cores", type=core_pair, default="0,1", help="the server's and the client's (%(default)s)")
     add("--nice", type=int, default=0, help="of server and client; below 0 needs root (%(default)s)")
     arguments = parser.parse_args()
@@ -233,6 +242,8 @@ def parse_arguments():
         arguments.tests = selection(arguments.tests, suite.tests, suite.on_request)
     except ValueError as error:
         parser.error(str(error))
+    if "before" in arguments.only and not arguments.before:
+        parser.error("the contender `before` needs --before DIR")
     return arguments
 
 
@@ -259,6 +270,7 @@ def main():
             seconds=arguments.seconds,
             server_pin=Pin(server_core, arguments.nice),
             client_pin=Pin(client_core, arguments.nice),
+            before=arguments.before,
             out=out,
         )
         bench.run()

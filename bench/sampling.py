@@ -62,7 +62,8 @@ class Server:
     A server with its app, and the processes that it starts.
 
     Args:
-        command: Starts it in the root of the project; ``{port}`` stands for the port.
+        command: Starts it; ``{port}`` stands for the port.
+        directory: Where; by default the root of the project.
         pin: Where it runs.
         log_path: Where its output is appended.
 
@@ -70,14 +71,14 @@ class Server:
         ServerError: There is no such program.
     """
 
-    def __init__(self, command, *, pin, log_path):
+    def __init__(self, command, *, pin, log_path, directory=HERE.parent):
         self.port = free_port()
         self._log_path = log_path
         with log_path.open("ab") as log:
             try:
                 self._process = subprocess.Popen(
                     [part.format(port=self.port) for part in command],
-                    cwd=HERE.parent,
+                    cwd=directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

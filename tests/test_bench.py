@@ -124,6 +124,17 @@ async def test_tls_is_measured_with_a_certificate_that_nobody_vouches_for():
     assert problem_with(careful).endswith("; --insecure takes any certificate")
 
 
+async def test_a_url_with_tls_for_a_server_without_it_and_the_other_way_round_are_told_of():
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(TLS / "localhost.pem", TLS / "localhost.key")
+    async with worker_here.serving(worker_here.echo) as served:
+        result = await measured(served.port, scheme="wss")
+    assert problem_with(result).endswith("; is it ws:// there, without TLS?")
+    async with worker_here.serving(worker_here.echo, tls=tls) as served:
+        result = await measured(served.port)
+    assert problem_with(result).endswith("; is it wss:// there, with TLS?")
+
+
 async def test_headers_and_subprotocols_are_sent():
     async def view(peer):
         if peer.request.startswith(b"POST"):
@@ -731,7 +742,7 @@ async def test_what_is_told_goes_from_connecting_to_finishing():
 def test_a_generator_that_had_its_core_full_says_that_it_was_the_limit():
     result = Result(plan=plan_for(1), seconds=2.0, done=10, sent=10, cpu=0.93, waited=0.02)
     assert as_json(result)["generator"]["was_the_limit"] is True
-    assert "note: the generator had its core full: the rate is a lower bound" in as_text(result)
+    assert "the generator had its core full: the rate is a lower bound" in as_text(result)
 
 
 def test_a_generator_that_waited_for_a_core_says_so():

@@ -155,7 +155,7 @@ def reason_of(error: BaseException | None) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
+        return f"TLS failed: {error.reason.replace('_', ' ').lower()}"
     if isinstance(error, socket.gaierror):
         return "unknown host"
     if isinstance(error, OSError) and error.errno is not None:

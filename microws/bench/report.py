@@ -1,5 +1,6 @@
 """A result as a table to be read, and as JSON."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ _SENT = {"echo": "messages", "fan-out": "publishes", "connects": "connects"}
 # Lines for reasons of one kind.
 _MAX_REASONS = 5
 _COLUMN = 14
+_WIDTH = 100
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def counted(number: int, word: str) -> str:
 def _lines(result: Result) -> Iterator[str]:
     plan, tally = result.plan, result.tally
     done, sent = DONE[plan.mode], _SENT[plan.mode]
-    yield f"{plan.mode}  {plan.target.url}"
+    yield f"{plan.mode}  {plan.target.url}{_publisher(result)}"
     yield _what(result)
     yield ""
     yield _row(done, f"{_number(result.rate)} per second, {result.done:,} in {result.seconds:.1f} s")
@@ -112,7 +114,8 @@ def _lines(result: Result) -> Iterator[str]:
         "generator", f"{_percent(result.cpu)} of a core, {_percent(result.waited)} waiting for one; {result.loop}"
     )
     for note in _notes(result):
-        yield f"\nnote: {note}"
+        yield ""
+        yield textwrap.fill(f"note: {note}", _WIDTH, subsequent_indent="      ")
 
 
 def _what(result: Result) -> str:
@@ -127,20 +130,23 @@ def _what(result: Result) -> str:
         if plan.rate is not None:
             return f"{who}; {plan.rate:,g} messages of {size} a second in all; {lasting}"
         return f"{who}, each with {counted(plan.in_flight, 'message')} of {size} in flight; {lasting}"
-    assert plan.publish is not None
-    how = f"POST {plan.publish.url}" if plan.posts else plan.publish.url
-    who = f"{counted(plan.connections, 'subscriber')}; published by {how}"
+    who = counted(plan.connections, "subscriber")
     if plan.rate is not None:
-        return f"{who}, {plan.rate:,g} messages of {size} a second; {lasting}"
-    return f"{who}, {counted(plan.in_flight, 'message')} of {size} in flight; {lasting}"
+        return f"{who}; {plan.rate:,g} messages of {size} a second; {lasting}"
+    return f"{who}; {counted(plan.in_flight, 'message')} of {size} in flight; {lasting}"
+
+
+def _publisher(result: Result) -> str:
+    plan = result.plan
+    if plan.publish is None:
+        return ""
+    return f"  published by {'POST ' if plan.posts else ''}{plan.publish.url}"
 
 
 def _meaning(result: Result) -> str:
     if result.plan.rate is not None:
-        return "from the time that each was due, whatever became of those before it"
-    if result.plan.mode == "connects":
-        return "closed loop: each connects again when the one before is closed"
-    return "closed loop: a server that stalls is sent less meanwhile, so a stall counts once; see --rate"
+        return "open loop: from the time that each was due, whatever became of those before it"
+    return "closed loop: a server that stalls is asked less meanwhile, so a stall counts once; see --rate"
 
 
 def _messages(result: Result) -> str:

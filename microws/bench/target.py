@@ -59,7 +59,7 @@ class Target:
         if parts.fragment:
             raise ValueError(f"{url!r} has a fragment, which no server gets to see; leave out #{parts.fragment}")
         try:
-            name = host if host.isascii() else host.encode("idna").decode()
+            name = host if ":" in host else host.encode("idna").decode()
         except UnicodeError:
             raise ValueError(f"{host!r} can be no name of a host") from None
         shown = f"[{name}]" if ":" in name else name

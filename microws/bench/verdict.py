@@ -19,6 +19,7 @@ _REFUSED = {
     "certificate not accepted": "--insecure takes any certificate",
     "TLS failed": "is it ws:// there, without TLS?",
     "closed by the server": "is it wss:// there, with TLS?",
+    "no answer in HTTP": "is it wss:// there, with TLS?",
     "connection reset": "is it wss:// there, with TLS?",
     "too many open files": "raise the limit: ulimit -n 65536",
     "cannot assign requested address": "no port is free: fewer --connections, or wait a minute",

@@ -514,6 +514,57 @@ async def test_tls_speaks_http_1_and_http_2(http2, caplog):
     assert not failures(caplog)
 
 
+class Pouring:
+    """An app that sends until its client has left, and waits for nothing else."""
+
+    def __init__(self):
+        self.left = anyio.Event()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return
+
+        async def wait_left():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.left.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_left)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while not self.left.is_set():
+                await send({"type": "http.response.body", "body": bytes(64 << 10), "more_body": True})
+
+
+async def test_an_app_that_sends_to_a_connection_that_was_reset_holds_up_nobody(caplog):
+    app = Pouring()
+    async with serving(app) as served:
+        stream = await anyio.connect_tcp("127.0.0.1", served.port)
+        await stream.send(REQUEST)
+        await stream.receive()
+        await reset(stream)
+        with anyio.fail_after(5):
+            await app.left.wait()
+    assert not failures(caplog)
+
+
+async def test_a_client_that_breaks_tls_in_the_middle_of_a_response_is_no_failure_of_the_app(caplog):
+    app = Pouring()
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    context = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    async with (
+        serving(app, tls=tls) as served,
+        await anyio.connect_tcp("127.0.0.1", served.port) as tcp,
+        await TLSStream.wrap(tcp, hostname="localhost", ssl_context=context, standard_compatible=False) as stream,
+    ):
+        await stream.send(REQUEST)
+        await stream.receive()
+        await tcp.send(b"this is no TLS" * 10)
+        with anyio.fail_after(5):
+            await app.left.wait()
+    assert not failures(caplog)
+
+
 async def test_a_client_that_does_not_answer_the_end_of_tls_is_no_failure_of_the_app(caplog):
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     context = ssl.create_default_context(cafile=TLS / "localhost.pem")

@@ -140,6 +140,25 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Writer(asyncio.StreamWriter):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.transport.is_closing():  # asyncio would log each write
+            super().write(data)
+
+    async def drain(self) -> None:
+        """
+        Wait while the client does not read.
+
+        A connection may also break by a time-out of TCP or an error of TLS, which Hypercorn would raise in the app. And
+        an app that sends and sends would leave nobody else a turn of the event loop.
+
+        Source: Hypercorn 0.18, asyncio/tcp_server.py:82-86; CPython 3.11, asyncio/streams.py:376-379.
+        """
+        try:
+            await super().drain()
+        except OSError as error:
+            await asyncio.sleep(0)
+            raise ConnectionResetError(*error.args) from error
+
     def __del__(self) -> None:
         """Since Python 3.11.5 it would close the transport, which may be the engine's by then."""
 

@@ -25,7 +25,7 @@ import microws.testing
 import microws.testing.scopes
 from microws.requests import Connection
 
-__all__ = ["CLASSES", "OPTIONS", "generate", "main"]
+__all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "generate", "main"]
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 def generate(page: str) -> str:
     """``page`` with its generated parts made anew."""
-    for name, part in (("python", _classes), ("options", _options)):
+    for name, part in (("python", _classes), ("options", _options), ("bench options", _bench_options)):
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = page.partition(begin)
         _, _, after = rest.partition(end)
@@ -242,20 +242,29 @@ def _code(text: str) -> str:
 
 
 def _options() -> str:
-    return "\n".join(["| option | |", "|---|---|", *OPTIONS]) + "\n"
+    return _table(OPTIONS)
 
 
-def _read_options() -> Iterator[str]:
+def _bench_options() -> str:
+    return _table(BENCH_OPTIONS)
+
+
+def _table(options: list[str]) -> str:
+    return "\n".join(["| option | |", "|---|---|", *options]) + "\n"
+
+
+def _read_options(command: str) -> Iterator[str]:
     parser = microws.cli.options.build_parser(microws.__version__)
     commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))  # noqa: SLF001
-    for action in commands["run"]._actions:  # noqa: SLF001
+    for action in commands[command]._actions:  # noqa: SLF001
         if action.help not in (None, "==SUPPRESS==", "show this help message and exit"):
             names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar}`"
             value = f" `{action.metavar}`" if action.option_strings and action.metavar else ""
             yield f"| {names}{value} | {action.help} |"
 
 
-OPTIONS = list(_read_options())
+OPTIONS = list(_read_options("run"))
+BENCH_OPTIONS = list(_read_options("bench"))
 
 if __name__ == "__main__":
     main()

@@ -103,9 +103,9 @@ async def test_connects_are_measured():
 )
 async def test_by_the_clock_as_many_are_sent_as_were_asked_for(path, options):
     async with worker_here.serving(broadcasting()) as served:
-        result = await measured(served.port, path, rate=100, seconds=0.5, **options)
+        result = await measured(served.port, path, rate=20, seconds=0.5, connections=20, **options)
     assert clean(result)
-    assert 0.2 * 50 <= result.sent <= 1.5 * 50
+    assert 5 <= result.sent <= 20
     assert result.lateness.count > 0
     assert result.tally.unsent == 0
 

@@ -35,6 +35,7 @@ import anyio
 import pytest
 
 import microws
+from microws.cli.bench_options import BENCH_FLAGS
 from microws.cli.options import option_flags
 
 PROJECT = Path(__file__).parents[1]
@@ -328,13 +329,16 @@ SWITCHES = ("--access-log", "--factory", "--http2-websockets")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_flag_of_microws_run_that_a_page_names_exists(page: Path) -> None:
-    known = {*option_flags(), *(flag.replace("--", "--no-", 1) for flag in SWITCHES)}
+def test_every_flag_of_a_command_that_a_page_names_exists(page: Path) -> None:
+    known = {
+        "run": {*option_flags(), *(flag.replace("--", "--no-", 1) for flag in SWITCHES)},
+        "bench": {*BENCH_FLAGS},
+    }
     text = page.read_text()
-    commands = re.findall(r"microws run [^`\n]*", text)
-    named = {flag for command in commands for flag in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", command)}
-    named |= set(re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", text))
-    assert named - known == set()
+    for command, flags in known.items():
+        lines = re.findall(rf"microws {command} [^`\n]*", text)
+        assert {flag for line in lines for flag in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", line)} - flags == set()
+    assert set(re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", text)) - set.union(*known.values()) == set()
 
 
 @pytest.mark.parametrize("page", [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"], ids=name_of)

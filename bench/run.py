@@ -181,7 +181,8 @@ def version_of(package):
     try:
         if package in ("node", "cc"):
             command = [package, "--version"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            return printed.splitlines()[0].split()[-1]
         if package == "ws":
             return json.loads((HERE / "apps/node_ws/node_modules/ws/package.json").read_text())["version"]
         return version(package)

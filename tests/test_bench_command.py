@@ -3,13 +3,18 @@
 import io
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from serving import LIMIT, ROOT, Server
+from wsproto.utilities import generate_accept_token
 
 from microws import __version__
 from microws.bench.run import Progress
@@ -240,59 +245,76 @@ def test_json_is_there_also_when_nothing_was_measured(server, capsys):
 # Being interrupted
 
 
+@pytest.fixture
+def on_terminal():
+    """Starts the command with stderr on a terminal; returns it, and what reads all that it prints until it ends."""
+    pty = pytest.importorskip("pty", reason="terminals are POSIX's")
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            ours, theirs = pty.openpty()
+            stack.callback(os.close, ours)
+            command = [sys.executable, "-m", "microws", "bench", *arguments, "--seconds", "60", "--warm-up", "0"]
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, text=True
+            )
+            os.close(theirs)
+            watchdog = threading.Timer(3 * LIMIT, process.kill)
+            watchdog.start()
+            for last in (process.stdout.close, partial(process.wait, LIMIT), process.kill, watchdog.cancel):
+                stack.callback(last)
+
+            def read(measuring):
+                """Calls ``measuring`` when the bar says so; the exit code, stdout and what the terminal has got."""
+                shown = ""
+                while chunk := _read(ours):
+                    before, shown = shown, shown + chunk
+                    if "measuring" in shown and "measuring" not in before:
+                        measuring()
+                out, _ = process.communicate(timeout=LIMIT)
+                return process.returncode, out, shown
+
+            return process, read
+
+        yield start
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_prints_what_there_is_so_far(terminal_run, number):
-    code, out, shown = terminal_run(number)
+def test_ctrl_c_prints_what_there_is_so_far(server, on_terminal, number):
+    process, read = on_terminal(f"{server.ws_url}/ws")
+    code, out, shown = read(measuring=lambda: process.send_signal(number))
     assert code == 0, shown
     assert "interrupted: this is what there was until then" in out
     assert "answers" in out
-    assert "measuring" in shown
     # The bar leaves no trace.
     assert shown.endswith("\r\x1b[K")
 
 
-@pytest.fixture
-def terminal_run(server):
-    """Runs the command with stderr on a terminal, and sends it a signal when its bar says that it measures."""
-    pty = pytest.importorskip("pty", reason="terminals are POSIX's")
+def test_ctrl_c_twice_ends_at_once(on_terminal):
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            request = connection.recv(1 << 16)
+            key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
+            connection.sendall(
+                b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+                b"sec-websocket-accept: " + generate_accept_token(key) + b"\r\n\r\n"
+            )
+            # A message, then the Close frame, which is not answered.
+            while data := connection.recv(1 << 16):
+                if data.startswith(b"\x88"):
+                    process.send_signal(signal.SIGINT)
 
-    def run(number):
-        ours, theirs = pty.openpty()
-        command = [
-            sys.executable,
-            "-m",
-            "microws",
-            "bench",
-            f"{server.ws_url}/ws",
-            "--seconds",
-            "60",
-            "--warm-up",
-            "0.1",
-        ]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, text=True
-        )
-        os.close(theirs)
-        watchdog = threading.Timer(LIMIT * 3, process.kill)
-        watchdog.start()
-        shown = ""
-        is_sent = False
-        try:
-            while chunk := _read(ours):
-                shown += chunk
-                if "measuring" in shown and not is_sent:
-                    process.send_signal(number)
-                    is_sent = True
-            out, _ = process.communicate(timeout=LIMIT)
-        finally:
-            watchdog.cancel()
-            process.kill()
-            process.wait(LIMIT)
-            process.stdout.close()
-            os.close(ours)
-        return process.returncode, out, shown
-
-    return run
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+        process, read = on_terminal(url, "--connections", "1", "--timeout", "60")
+        code, out, shown = read(measuring=lambda: process.send_signal(signal.SIGINT))
+        thread.join(LIMIT)
+    assert (code, out) == (1, "")
+    assert shown.endswith("\r\x1b[Kerror: interrupted\r\n")
 
 
 def _read(descriptor):

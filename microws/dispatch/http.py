@@ -57,7 +57,7 @@ class HTTPDispatcher:
             if "\0" in path:
                 raise HTTPException(400, NO_NUL)
             method: str = scope["method"]
-            found = self._router.resolve("http", method, segments)
+            found = self._router.resolve("http", method, path, segments)
             if isinstance(found, Match):
                 request.path_params = found.params
                 endpoint: HTTPEndpoint = found.route.endpoint

@@ -114,12 +114,12 @@ class WebSocketDispatcher:
             options.hub.connections -= 1
             await transport.end()
 
-    def _find(self, path: str, segments: list[str]) -> Match | Mounted | Exception:
+    def _find(self, path: str, segments: list[str] | None) -> Match | Mounted | Exception:
         """What answers, or why nothing does."""
         try:
             if "\0" in path:
                 raise HTTPException(400, NO_NUL)
-            found = self._router.resolve("websocket", "GET", segments)
+            found = self._router.resolve("websocket", "GET", path, segments)
         except Exception as error:
             return error
         if isinstance(found, Miss):
@@ -190,7 +190,7 @@ class WebSocketDispatcher:
     def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
         """The codecs of what a client sends and receives at a path, where a WebSocket view answers."""
         try:
-            found = self._router.resolve("websocket", "GET", path_of({"path": path, "root_path": root_path})[1])
+            found = self._router.resolve("websocket", "GET", *path_of({"path": path, "root_path": root_path}))
         except Exception:
             # A converter that fails: the handshake will show it.
             return None

@@ -25,7 +25,7 @@ def join_path(segments: list[str]) -> str:
     return "/" + "/".join(encode_path(segment) for segment in segments)
 
 
-def path_of(scope: Scope) -> tuple[str, list[str]]:
+def path_of(scope: Scope) -> tuple[str, list[str] | None]:
     """
     The path of an HTTP or WebSocket scope, decoded once and without ``root_path``, and its segments.
 
@@ -33,29 +33,37 @@ def path_of(scope: Scope) -> tuple[str, list[str]]:
     counts alone. ``root_path`` is taken off where the path has it: some servers put it there, some do not.
 
     Returns:
-        The path, and a segment for each of its slashes: a joined path, except for the encoded slashes inside them. No
-        segments for what is no path, such as ``*``.
+        The path, and its segments where they are not simply what its slashes divide it into: where a segment has an
+        encoded slash inside, or for what is no path, such as ``*``, which has none.
 
     Source: ASGI HTTP specification, "HTTP Connection Scope"; RFC 9110 §4.2.3 (an empty path is ``/``).
     """
     path: str = scope["path"] or "/"
     if not path.startswith("/"):
         return path, []
-    segments = path.split("/")[1:]
-    raw = scope.get("raw_path") or b""
-    if b"%" in raw and b"%2f" in raw.lower():
-        try:
-            decoded = [unquote_to_bytes(part).decode() for part in raw.partition(b"?")[0].split(b"/")]
-        except UnicodeDecodeError:
-            decoded = []
-        if "/".join(decoded) == path:
-            segments = decoded[1:]
+    raw: bytes | None = scope.get("raw_path")
+    segments = _segments_of(raw, path) if raw and b"%" in raw and b"%2f" in raw.lower() else None
     if scope.get("root_path") and (root := _root_path(scope)):
-        root_segments = root.split("/")[1:]
-        if segments[: len(root_segments)] == root_segments:
-            segments = segments[len(root_segments) :] or [""]
-            path = "/" + "/".join(segments)
+        return _without_root(root, path, segments)
     return path, segments
+
+
+def _segments_of(raw: bytes, path: str) -> list[str] | None:
+    """The segments in a raw path, where it is that of ``path``."""
+    try:
+        decoded = [unquote_to_bytes(part).decode() for part in raw.partition(b"?")[0].split(b"/")]
+    except UnicodeDecodeError:
+        return None
+    return decoded[1:] if "/".join(decoded) == path else None
+
+
+def _without_root(root: str, path: str, segments: list[str] | None) -> tuple[str, list[str] | None]:
+    all_segments = path.split("/")[1:] if segments is None else segments
+    root_segments = root.split("/")[1:]
+    if all_segments[: len(root_segments)] != root_segments:
+        return path, segments
+    below = all_segments[len(root_segments) :] or [""]
+    return "/" + "/".join(below), None if segments is None else below
 
 
 def scope_below(scope: Scope, prefix: str) -> Scope:

@@ -121,6 +121,8 @@ class Router:
         self.routes: list[Route] = []
         self.mounts: list[Mounted] = []
         self._root = _Node()
+        # The places of routes without parameters: ``_walk`` would try them first, and most requests ask for them.
+        self._literal: dict[str, _Node] = {}
         self._names: dict[str, list[Route]] = {}
 
     def add(
@@ -206,18 +208,20 @@ class Router:
         for mounted in list(other.mounts):
             self.mount(("" if parsed is None else parsed.text) + mounted.prefix, mounted.endpoint)
 
-    def resolve(self, kind: Kind, method: str, segments: list[str]) -> Match | Mounted | Miss:
+    def resolve(self, kind: Kind, method: str, path: str, segments: list[str] | None = None) -> Match | Mounted | Miss:
         """
         Find what answers. Takes time in proportion to the path and the patterns; raises only what a converter raises.
 
         Args:
             kind: ``"http"`` or ``"websocket"``.
             method: In upper case; not looked at for a WebSocket.
-            segments: From ``path_of``.
+            path, segments: From ``path_of``.
         """
-        route = self._literal_route(kind, method, segments)
-        if route is not None:
-            return Match(route, {})
+        if segments is None:
+            literal = self._literal.get(path)
+            if literal is not None and (route := literal.answer(kind, method)) is not None:
+                return Match(route, {})
+            segments = path.split("/")[1:]
         found = self._walk(kind, method, segments)
         if isinstance(found, Match) or kind == "websocket" or not self.redirect_slashes:
             return found
@@ -287,6 +291,8 @@ class Router:
                 raise RoutingError(
                     f"{what} {route.pattern!r} can never be reached: {taken.pattern!r} answers the same requests"
                 )
+        if not route.parameters:
+            self._literal[route.pattern] = node
         if route.kind == "http":
             node.http.update(dict.fromkeys(route.methods, route))
         else:
@@ -294,17 +300,6 @@ class Router:
         if route.name is not None:
             self._names.setdefault(route.name, []).append(route)
         self.routes.append(route)
-
-    def _literal_route(self, kind: Kind, method: str, segments: list[str]) -> Route | None:
-        """The route without parameters, which ``_walk`` would try first, and most requests ask for."""
-        if not segments:
-            return None
-        node = self._root
-        for segment in segments:
-            if segment not in node.literal:
-                return None
-            node = node.literal[segment]
-        return node.http.get(method) if kind == "http" else node.websocket
 
     def _walk(self, kind: Kind, method: str, segments: list[str]) -> Match | Mounted | Miss:
         allow: set[str] = set()

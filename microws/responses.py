@@ -94,8 +94,6 @@ class Response:
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html; RFC 9110 §8.6 (Content-Length, also for HEAD).
     """
 
-    _type_of_bytes = "application/octet-stream"
-
     def __init__(
         self,
         body: str | bytes | bytearray | memoryview = b"",
@@ -104,24 +102,26 @@ class Response:
         *,
         content_type: str | None = None,
     ) -> None:
-        # RFC 9110 §15.2: a 1xx comes before the response and does not end the request.
-        if not 200 <= status <= 599:
-            raise ValueError(f"a response's status is 200 to 599, not {status}")
-        self.status = int(status)
-        self.headers = ResponseHeaders(headers)
         if isinstance(body, str):
-            self.body = body.encode()
-            self.headers.add_default("content-type", "text/html; charset=utf-8")
+            self._begin(body.encode(), status, headers, "text/html; charset=utf-8")
         elif isinstance(body, BYTES_LIKE):
-            self.body = bytes(body)
-            if self.body:
-                self.headers.add_default("content-type", self._type_of_bytes)
+            self._begin(bytes(body), status, headers, "application/octet-stream" if body else None)
         else:
             raise TypeError(
                 f"a response's body is str or bytes, not {type(body).__name__}; use JSONResponse for a value"
             )
         if content_type is not None:
             self.headers["content-type"] = content_type
+
+    def _begin(self, body: bytes, status: int, headers: HeadersLike | None, default_type: str | None) -> None:
+        # RFC 9110 §15.2: a 1xx comes before the response and does not end the request.
+        if not 200 <= status <= 599:
+            raise ValueError(f"a response's status is 200 to 599, not {status}")
+        self.body = body
+        self.status = int(status)
+        self.headers = ResponseHeaders(headers)
+        if default_type is not None:
+            self.headers.add_default("content-type", default_type)
 
     def set_cookie(
         self,
@@ -221,9 +221,7 @@ class TextResponse(Response):
     """
 
     def __init__(self, text: str, status: int = 200, headers: HeadersLike | None = None) -> None:
-        super().__init__(b"", status, headers)
-        self.body = text.encode(errors="replace")
-        self.headers.add_default("content-type", "text/plain; charset=utf-8")
+        self._begin(text.encode(errors="replace"), status, headers, "text/plain; charset=utf-8")
 
 
 class JSONResponse(Response):
@@ -240,10 +238,8 @@ class JSONResponse(Response):
         TypeError, ValueError: What JSON has no form for, NaN and Infinity among it; says where it stands.
     """
 
-    _type_of_bytes = "application/json"
-
     def __init__(self, value: Any, status: int = 200, headers: HeadersLike | None = None) -> None:
-        super().__init__(dumps_json(value), status, headers)
+        self._begin(dumps_json(value), status, headers, "application/json")
 
 
 class RedirectResponse(Response):

@@ -4,14 +4,23 @@ import logging
 
 from microws.errors import HTTPException
 from microws.handshake import Refusal
+from microws.interfaces import Scope
 from microws.routing import encode_path
 
-__all__ = ["NO_NUL", "raise_refusal", "shown"]
+__all__ = ["NO_NUL", "has_header", "raise_refusal", "shown"]
 
 # Refused because C libraries below a view (a file system, a database) would read another path than was checked.
 NO_NUL = "a path has no NUL"
 
 _log = logging.getLogger("microws")
+
+
+def has_header(scope: Scope, *names: bytes) -> bool:
+    """Whether a request has a header of one of these names."""
+    for name, _ in scope["headers"]:  # noqa: SIM110 - each request is asked, and a generator would take twice as long
+        if name in names:
+            return True
+    return False
 
 
 def raise_refusal(refusal: Refusal | None, path: str) -> None:

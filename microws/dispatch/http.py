@@ -7,7 +7,7 @@ from typing import Any, Final
 import anyio
 
 from microws.answers import answer_miss, error_of, response_for
-from microws.dispatch.common import NO_NUL, raise_refusal, shown
+from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, check_request_origin
 from microws.hooks import Hooks, call_hook
@@ -22,7 +22,6 @@ __all__ = ["HTTPDispatcher"]
 
 # Seconds that the rest of a body which no view reads is discarded for.
 _DISCARD_TIMEOUT: Final = 1.0
-_BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 _log = logging.getLogger("microws")
 _NO_HOOKS = Hooks()
@@ -134,11 +133,12 @@ class HTTPDispatcher:
 class _Answer:
     """ASGI's ``send`` for the response to ``request``, and whether it has begun."""
 
-    __slots__ = ("_request", "_send", "has_started")
+    __slots__ = ("_has_body", "_request", "_send", "has_started")
 
     def __init__(self, send: Send, request: Request) -> None:
         self._send = send
         self._request = request
+        self._has_body = _has_body(request.scope)
         self.has_started = False
 
     async def send_as_it_is(self, event: Event) -> None:
@@ -148,8 +148,7 @@ class _Answer:
     def send(self, event: Event) -> Awaitable[None]:
         """Send an event; where it is the last one, see that the client gets to read it."""
         self.has_started = True
-        is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
-        if is_last and not self._request.body_complete and _has_body(self._request.scope):
+        if self._has_body and not self._request.body_complete and _is_last(event):
             return self._send_last(event)
         return self._send(event)
 
@@ -179,8 +178,12 @@ class _Answer:
             tasks.cancel_scope.cancel()
 
 
+def _is_last(event: Event) -> bool:
+    return event["type"] == "http.response.body" and not event.get("more_body", False)
+
+
 def _has_body(scope: Scope) -> bool:
     """Whether the client sends a body; over HTTP/2 it need not say so."""
     if scope["method"] not in SAFE_METHODS:
         return True
-    return not _BODY_HEADERS.isdisjoint(dict(scope["headers"]))
+    return has_header(scope, b"content-length", b"transfer-encoding")

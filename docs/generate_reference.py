@@ -129,8 +129,7 @@ def _class(cls: type[Any]) -> Iterator[str]:
 def _docstring(cls: type[Any]) -> str:
     text = inspect.cleandoc(cls.__doc__ or "")
     if issubclass(cls, Connection):
-        # What its base is made with stands in attributes of the same names.
-        inherited = inspect.cleandoc(Connection.__doc__ or "").partition("Args:\n")[2]
+        inherited = inspect.cleandoc(Connection.__doc__ or "").partition("Attributes:\n")[2]
         text += f"\n{inherited}" if "\nAttributes:\n" in text else f"\n\nAttributes:\n{inherited}"
     return text
 

@@ -626,19 +626,19 @@ class App:
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: serve that one")
         if self._asgi is None:
+            # Where no lifespan is served the first request tells the loop, and then whoever subscribes.
+            self._hub.attach()
             self._asgi = self._middleware.around(self._serve)
         await self._asgi(scope, receive, send)
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
-        # Where no lifespan is served the first request tells the loop, and then whoever subscribes.
-        if kind == "lifespan" or not self._hub.is_attached:
-            self._hub.attach()
         if kind == "http":
             return self._http.serve(scope, receive, send)
         if kind == "websocket":
             return self._websocket.serve(scope, receive, send)
         if kind == "lifespan":
+            self._hub.attach()
             return self._lifespan.serve(receive, send, app=self)
         raise RuntimeError(f"microws serves http, websocket and lifespan, not {kind!r}")
 

@@ -42,7 +42,9 @@ class Connection:
 
     Nothing is parsed or made before it is asked for; ``headers``, ``query``, ``cookies`` and ``state`` are then kept.
 
-    Args:
+    ``Request`` and ``WebSocket`` make its attributes: a chain of constructors would take longer than they do.
+
+    Attributes:
         scope: The ASGI scope.
         app: The app that the view belongs to.
         path: Decoded, without the root path.
@@ -51,15 +53,15 @@ class Connection:
 
     __slots__ = ("_cookies", "_headers", "_query", "_state", "app", "path", "path_params", "scope")
 
-    def __init__(self, scope: Scope, *, app: Application, path: str, path_params: dict[str, Any]) -> None:
-        self.scope = scope
-        self.app = app
-        self.path = path
-        self.path_params = path_params
-        self._headers: Headers | None = None
-        self._query: MultiDict[str] | None = None
-        self._cookies: dict[str, str] | None = None
-        self._state: State | None = None
+    scope: Scope
+    app: Application
+    path: str
+    path_params: dict[str, Any]
+    # ``None`` until it is asked for.
+    _headers: Headers | None
+    _query: MultiDict[str] | None
+    _cookies: dict[str, str] | None
+    _state: State | None
 
     @property
     def scheme(self) -> str:
@@ -170,7 +172,11 @@ class Request(Connection):
         receive: Receive,
         max_body_size: int | None,
     ) -> None:
-        super().__init__(scope, app=app, path=path, path_params=path_params)
+        self.scope = scope
+        self.app = app
+        self.path = path
+        self.path_params = path_params
+        self._headers = self._query = self._cookies = self._state = None
         self._receive = receive
         self._max_body_size = max_body_size
         self._chunks: list[bytes] = []

@@ -95,7 +95,11 @@ class WebSocket(Connection):
         path_params: dict[str, Any],
         options: WebSocketOptions,
     ) -> None:
-        super().__init__(scope, app=app, path=path, path_params=path_params)
+        self.scope = scope
+        self.app = app
+        self.path = path
+        self.path_params = path_params
+        self._headers = self._query = self._cookies = self._state = None
         self.accepted = False
         self.subprotocol: str | None = None
         self._options = options

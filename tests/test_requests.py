@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from microws.datastructures import URL
 from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException
 from microws.forms import UploadFile
-from microws.requests import Address, Connection, Request
+from microws.requests import Address, Request
 
 pytestmark = pytest.mark.anyio
 
@@ -46,9 +46,13 @@ def http_scope(**changes):
     return scope
 
 
+async def nothing():
+    raise AssertionError("nothing is to be read here")
+
+
 def connect(**changes):
     scope = http_scope(**changes)
-    return Connection(scope, app=App(), path=scope["path"], path_params={})
+    return Request(scope, app=App(), path=scope["path"], path_params={}, receive=nothing, max_body_size=None)
 
 
 def chunks(*bodies):
@@ -76,7 +80,9 @@ class TestConnection:
     def test_it_has_what_routing_found(self):
         app = App()
         scope = http_scope()
-        connection = Connection(scope, app=app, path="/chat/x", path_params={"room": "x"})
+        connection = Request(
+            scope, app=app, path="/chat/x", path_params={"room": "x"}, receive=nothing, max_body_size=None
+        )
         assert connection.path == "/chat/x"
         assert connection.path_params == {"room": "x"}
         assert connection.app is app

@@ -64,6 +64,10 @@ class Hooks:
         """Whether there is an ``after_request`` hook, here or in an including app."""
         return bool(self.after_request) or (self.parent is not None and self.parent.have_after_request())
 
+    def have_before_websocket(self) -> bool:
+        """Whether there is a ``before_websocket`` hook, here or in an including app."""
+        return bool(self.before_websocket) or (self.parent is not None and self.parent.have_before_websocket())
+
     def have_after_websocket(self) -> bool:
         """Whether there is an ``after_websocket`` hook, here or in an including app."""
         return bool(self.after_websocket) or (self.parent is not None and self.parent.have_after_websocket())

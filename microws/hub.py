@@ -24,7 +24,7 @@ from microws.errors import FeatureUnavailable
 from microws.interfaces import Backplane, Frame, Payload, Receipt
 from microws.outbox import MAX_MESSAGES, Flusher, Outbox, Outcome, Published, TopicSettings, gap_marker
 from microws.outbox import Overflow as OverflowPolicy
-from microws.tasks import on_asyncio
+from microws.tasks import running_loop
 
 __all__ = ["Hub", "Statistics", "Subscriber", "check_topic", "topic_marker"]
 
@@ -231,7 +231,7 @@ class Hub:
 
     def attach(self) -> None:
         """Remember this thread's event loop as the one that ``publish_from_thread`` publishes in."""
-        loop = asyncio.get_running_loop() if on_asyncio() else None
+        loop = running_loop()
         if loop is not None and loop is self._loop:
             return
         self._loop = loop

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import anyio
 from anyio.abc import TaskGroup
 
-__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "on_asyncio"]
+__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "running_loop"]
 
 # Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
 TICK = 0.25
@@ -232,10 +232,9 @@ def check_function(function: object) -> None:
         )
 
 
-def on_asyncio() -> bool:
-    """Whether the caller runs in an asyncio event loop."""
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio event loop that the caller runs in; ``None`` on trio."""
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return None

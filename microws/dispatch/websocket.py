@@ -1,5 +1,6 @@
 """The way of a WebSocket to its view, and of an error to the end of its connection."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from functools import partial
@@ -9,7 +10,7 @@ from anyio.abc import TaskGroup
 
 from microws.answers import allowed, close_for, error_of, response_for
 from microws.codec import Codecs, MessageCodec
-from microws.dispatch.common import NO_NUL, raise_refusal, shown
+from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import check_handshake_origin
 from microws.hooks import Hooks, call_hook
@@ -19,8 +20,8 @@ from microws.outbox import Outbox
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
 from microws.settings import AppSettings
-from microws.state import State
-from microws.tasks import on_asyncio
+from microws.state import CLOSED
+from microws.tasks import running_loop
 from microws.transport import make_transport
 from microws.views import WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
@@ -62,9 +63,10 @@ class WebSocketDispatcher:
         if isinstance(found, Mounted):
             mounted: ASGIApplication = found.endpoint
             return mounted(scope_below(scope, found.prefix), receive, send)
-        if on_asyncio():
-            return self._converse(scope, receive, send, path=path, found=found)
-        return self._converse_in_group(scope, receive, send, path=path, found=found)
+        loop = running_loop()
+        if loop is None:
+            return self._converse_in_group(scope, receive, send, path=path, found=found)
+        return self._converse(scope, receive, send, path=path, found=found, loop=loop)
 
     async def _converse_in_group(
         self, scope: Scope, receive: Receive, send: Send, *, path: str, found: Match | Exception
@@ -80,26 +82,31 @@ class WebSocketDispatcher:
         *,
         path: str,
         found: Match | Exception,
+        loop: asyncio.AbstractEventLoop | None = None,
         group: TaskGroup | None = None,
     ) -> None:
         # The only coroutine between the server's call and the view's: each one more is in the way of each message.
         if (await receive())["type"] != "websocket.connect":
             return
-        options = self._options_of(found)
+        endpoint: WebSocketEndpoint | None
+        endpoint, params = (None, {}) if isinstance(found, Exception) else (found.route.endpoint, found.params)
+        options = self._options.get(endpoint) or self._remember_options(endpoint)
         transport = make_transport(
-            scope, receive, send, group=group, limits=self._limits, make_outbox=options.make_outbox
+            scope, receive, send, loop=loop, group=group, limits=self._limits, make_outbox=options.make_outbox
         )
-        params = {} if isinstance(found, Exception) else found.params
         ws = WebSocket(scope, transport, app=self._app, path=path, path_params=params, options=options)
         options.hub.connections += 1
         try:
             with transport.tasks:
-                if isinstance(found, Exception):
+                if endpoint is None:
+                    assert isinstance(found, Exception)
                     await self._answer(ws, error=found, hooks=self._hooks)
                 else:
-                    endpoint: WebSocketEndpoint = found.route.endpoint
                     try:
-                        if await self._admits(ws, endpoint):
+                        self._check_origin(ws, endpoint)
+                        if not endpoint.hooks.have_before_websocket() or await self._call_before(ws, endpoint.hooks):
+                            if endpoint.topics:
+                                await self._subscribe(ws, endpoint.topics)
                             returned = await endpoint.view(ws, params)
                             if returned is not None and not (ws.accepted or ws.closed):
                                 await _reject_with(ws, to_response(returned))
@@ -108,7 +115,7 @@ class WebSocketDispatcher:
                     finally:
                         if endpoint.hooks.have_after_websocket():
                             await self._call_after(ws, endpoint)
-            if transport.state is not State.CLOSED:
+            if transport.state is not CLOSED:
                 await ws.finish()
         finally:
             options.hub.connections -= 1
@@ -126,13 +133,16 @@ class WebSocketDispatcher:
             return HTTPException(405, headers={"allow": allowed(found)}) if found.allow else HTTPException(404)
         return found
 
-    async def _admits(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> bool:
-        """What comes before the view: whether it may run."""
-        if b"origin" in dict(ws.scope["headers"]):
+    def _check_origin(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
+        if has_header(ws.scope, b"origin"):
             origins = self._settings.origins if endpoint.origins is None else endpoint.origins
             raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
-        for hooks in endpoint.hooks.inwards():
-            for hook in hooks.before_websocket:
+
+    @staticmethod
+    async def _call_before(ws: WebSocket, hooks: Hooks) -> bool:
+        """Call the hooks before the view; whether it may run."""
+        for outer in hooks.inwards():
+            for hook in outer.before_websocket:
                 result = await call_hook(hook, ws)
                 if result is not None and not ws.closed:
                     if ws.accepted:
@@ -140,8 +150,6 @@ class WebSocketDispatcher:
                     await _reject_with(ws, to_response(result))
                 if ws.closed:
                     return False
-        if endpoint.topics:
-            await self._subscribe(ws, endpoint.topics)
         return True
 
     async def _call_after(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
@@ -199,12 +207,8 @@ class WebSocketDispatcher:
         endpoint: WebSocketEndpoint = found.route.endpoint
         return endpoint.codecs(self._codecs)
 
-    def _options_of(self, found: Match | Exception) -> WebSocketOptions:
-        """What the connections of a route share, or those to paths that have no view."""
-        endpoint = None if isinstance(found, Exception) else found.route.endpoint
-        options = self._options.get(endpoint)
-        if options is None:
-            options = self._options[endpoint] = self._make_options(endpoint)
+    def _remember_options(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:
+        options = self._options[endpoint] = self._make_options(endpoint)
         return options
 
     def _make_options(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:

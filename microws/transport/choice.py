@@ -1,5 +1,6 @@
 """Which transport a connection gets."""
 
+import asyncio
 from collections.abc import Callable
 
 from anyio.abc import TaskGroup
@@ -19,6 +20,7 @@ def make_transport(
     receive: Receive,
     send: Send,
     *,
+    loop: asyncio.AbstractEventLoop | None,
     group: TaskGroup | None,
     limits: Limits,
     make_outbox: Callable[[], Outbox],
@@ -29,7 +31,8 @@ def make_transport(
 
     Args:
         scope, receive, send: ASGI's.
-        group: A task group that lives as long as the connection; ``None`` on asyncio, which needs none.
+        loop: The running event loop of asyncio; ``None`` on trio.
+        group: On trio, a task group that lives as long as the connection.
         limits: The app's. What the server was told on its command line wins.
         make_outbox: Called once, when the connection first needs a queue.
     """
@@ -39,6 +42,6 @@ def make_transport(
         if asked is not None:
             limits = limits._replace(max_message_size=asked)
         wire = extension.get("transport")
-        if wire is not None and group is None and send == wire.send and receive == wire.receive:
+        if wire is not None and loop is not None and send == wire.send and receive == wire.receive:
             return DirectTransport(wire, limits=limits, make_outbox=make_outbox)
-    return PortableTransport(scope, receive, send, group=group, limits=limits, make_outbox=make_outbox)
+    return PortableTransport(scope, receive, send, loop=loop, group=group, limits=limits, make_outbox=make_outbox)

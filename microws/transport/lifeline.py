@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 
 from microws.closing import CloseCode
-from microws.state import Action, State, step
+from microws.state import CLOSED, Action, State, step
 from microws.transport.turns import Turns
 
 __all__ = ["Lifeline"]
@@ -75,7 +75,7 @@ class Lifeline(Turns):
 
     async def end(self) -> None:
         """Take the client for gone, and end the tasks beside the view."""
-        if self.state is not State.CLOSED:
+        if self.state is not CLOSED:
             self.abandon()
         await self.tasks.end()
 
@@ -90,11 +90,11 @@ class Lifeline(Turns):
 
     def _end(self, code: int, reason: str) -> None:
         """The client has gone. A close of our own keeps its code."""
-        if self.state is State.CLOSED:
+        if self.state is CLOSED:
             return
         if self.close_code is None:
             self.close_code, self.close_reason = code, reason
-        self.state = State.CLOSED
+        self.state = CLOSED
         self._close_due = False
         self._forget_frames()
         self._wake_all()

@@ -9,8 +9,8 @@ from anyio.abc import TaskGroup
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.outbox import Outbox
-from microws.state import Action, State, step
-from microws.tasks import AsyncioTasks, GroupTasks
+from microws.state import CLOSED, CLOSING, CONNECTING, Action, step
+from microws.tasks import AsyncioTasks, GroupTasks, Tasks
 from microws.transport.sending import Sending, ticks_of
 from microws.transport.turns import Limits
 
@@ -25,7 +25,8 @@ class PortableTransport(Sending):
 
     Args:
         scope, receive, send: ASGI's.
-        group: A task group that lives as long as the connection; ``None`` on asyncio, which needs none.
+        loop: The running event loop of asyncio; ``None`` on trio.
+        group: On trio, a task group that lives as long as the connection.
         limits: Shared by the connections of an app.
         make_outbox: Called once, when the connection first needs a queue.
 
@@ -40,15 +41,20 @@ class PortableTransport(Sending):
         receive: Receive,
         send: Send,
         *,
+        loop: asyncio.AbstractEventLoop | None,
         group: TaskGroup | None,
         limits: Limits,
         make_outbox: Callable[[], Outbox],
     ) -> None:
         # All in one place: a chain of constructors would take longer than they do.
-        self._loop = asyncio.get_running_loop() if group is None else None
-        tasks = GroupTasks(group) if group is not None else AsyncioTasks(asyncio.get_running_loop(), self._tick)
+        if loop is None:
+            assert group is not None
+            tasks: Tasks = GroupTasks(group)
+        else:
+            tasks = AsyncioTasks(loop, self._tick)
         super().__init__(tasks, limits, make_outbox)
-        self.state = State.CONNECTING
+        self._loop = loop
+        self.state = CONNECTING
         self.close_code = None
         self.close_reason = ""
         self._close_due = False
@@ -127,7 +133,7 @@ class PortableTransport(Sending):
 
     def _was_ended(self) -> bool:
         """Whether the client has gone or the connection was failed, which the view may not know yet."""
-        return self.state is State.CLOSED or (self.state is State.CLOSING and not self.has_learned)
+        return self.state is CLOSED or (self.state is CLOSING and not self.has_learned)
 
     def _tick(self) -> None:
         """Called now and then: somebody has to read, and no send takes for ever."""

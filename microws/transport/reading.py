@@ -8,7 +8,7 @@ import anyio
 
 from microws.closing import CloseCode
 from microws.interfaces import Event, Receive
-from microws.state import State
+from microws.state import CLOSED, OPEN
 from microws.transport.lifeline import Lifeline
 
 __all__ = ["Reading"]
@@ -18,7 +18,6 @@ _log = logging.getLogger("microws.websocket")
 _MAX_INBOX_BYTES = 1 << 20
 # Who reads, where it is no task of the view's.
 _PUMP = "pump"
-_OPEN = State.OPEN
 
 
 class Reading(Lifeline):
@@ -51,13 +50,13 @@ class Reading(Lifeline):
             RuntimeError: Not accepted yet.
         """
         while True:
-            while self._reader is not None or self._inbox or self.state is not _OPEN:
+            while self._reader is not None or self._inbox or self.state is not OPEN:
                 if self._inbox:
                     return self._take()
                 if self.close_code is not None:
                     self.learn()
                     return None
-                if self.state is not _OPEN:
+                if self.state is not OPEN:
                     raise self.unusable("receive")
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()
@@ -90,7 +89,7 @@ class Reading(Lifeline):
 
     def read_ahead(self) -> None:
         """Have messages read into the inbox until the view receives again. Never waits."""
-        if self._reader is None and self.state is not State.CLOSED:
+        if self._reader is None and self.state is not CLOSED:
             self._reader = _PUMP
             self.tasks.start_soon(self._pump)
 
@@ -107,7 +106,7 @@ class Reading(Lifeline):
         A client that neither goes nor says anything for ``close_timeout`` seconds is left to the server.
         """
         self.discard()
-        while self.state is not State.CLOSED:
+        while self.state is not CLOSED:
             with anyio.move_on_after(self._limits.close_timeout) as waiting:
                 if self._reader is not None:
                     self._arrived = self._arrived or anyio.Event()
@@ -123,7 +122,7 @@ class Reading(Lifeline):
 
     async def _pump(self) -> None:
         try:
-            while self.state is not State.CLOSED:
+            while self.state is not CLOSED:
                 message = self._message_of(await self._asgi_receive())
                 if message is None:
                     continue

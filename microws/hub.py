@@ -224,11 +224,6 @@ class Hub:
                 return settings
         return TopicSettings()
 
-    @property
-    def is_attached(self) -> bool:
-        """Whether ``publish_from_thread`` knows an event loop."""
-        return self._token is not None
-
     def attach(self) -> None:
         """Remember this thread's event loop as the one that ``publish_from_thread`` publishes in."""
         loop = running_loop()

@@ -113,7 +113,13 @@ class Serving:
         self.port = server.sockets[0].getsockname()[1]
         self.peers = []
         self.failures = []
+        self.tasks = set()
         self._server = server
+
+    async def wait_ended(self):
+        """Until every view has ended."""
+        while self.tasks:
+            await asyncio.wait(self.tasks)
 
     def stop(self):
         """Listen no more, and drop everybody."""
@@ -142,14 +148,12 @@ async def serving(view, *, answers_close=True):
         finally:
             peer.writer.close()
 
-    tasks = set()
-
     def start(reader, writer):
         peer = Peer(reader, writer)
         served.peers.append(peer)
         task = asyncio.get_running_loop().create_task(connected(peer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        served.tasks.add(task)
+        task.add_done_callback(served.tasks.discard)
 
     async with asyncio.timeout(LIMIT):
         server = await asyncio.start_server(start, "127.0.0.1", 0)
@@ -157,9 +161,9 @@ async def serving(view, *, answers_close=True):
         try:
             yield served
         finally:
-            for task in tasks:
+            for task in served.tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*served.tasks, return_exceptions=True)
             served.stop()
             # Loops close what was aborted in their next turn.
             await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Coroutine
 from typing import Any
 
 import anyio
@@ -73,11 +74,11 @@ class Lifeline(Turns):
         """Take the client for gone. Never waits."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
 
-    async def end(self) -> None:
+    def end(self) -> Coroutine[Any, Any, None]:
         """Take the client for gone, and end the tasks beside the view."""
         if self.state is not CLOSED:
             self.abandon()
-        await self.tasks.end()
+        return self.tasks.end()
 
     def _begin_close(self, code: int, reason: str) -> None:
         self.state = step(self.state, Action.CLOSE)

@@ -9,7 +9,7 @@ from anyio.abc import TaskGroup
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.outbox import Outbox
-from microws.state import CLOSED, CLOSING, CONNECTING, Action, step
+from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
 from microws.tasks import AsyncioTasks, GroupTasks, Tasks
 from microws.transport.sending import Sending, ticks_of
 from microws.transport.turns import Limits
@@ -85,16 +85,16 @@ class PortableTransport(Sending):
             WebSocketDisconnect: The client has gone.
             RuntimeError: Accepted, or rejected, already.
         """
-        if self._was_ended():
-            raise self.unusable("accept")
-        state = step(self.state, Action.ACCEPT)
-        if self._sender is not None:
+        if self.state is not CONNECTING or self._sender is not None:
+            if self._was_ended():
+                raise self.unusable("accept")
+            step(self.state, Action.ACCEPT)
             raise RuntimeError(_BEING_ANSWERED)
         # Until it has left the state stays: nothing may overtake it.
         await self._transmit_within(inf, {"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
         if self.close_code is not None:
             raise self.unusable("accept")
-        self.state = state
+        self.state = OPEN
         self.tasks.limit(inf)
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

@@ -117,18 +117,45 @@ async def test_what_was_flushed_or_forgotten_meanwhile_leaves_once_or_not_at_all
 async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
     flusher, outboxes = Flusher(), [connection() for _ in range(2500)]
     flusher.put(published("1"), outboxes)
+    while not outboxes[0].sink.writes:
+        await turn()
     turns = []
     while not outboxes[-1].sink.writes:
-        await turn()
         turns.append(sum(len(outbox.sink.writes) for outbox in outboxes))
         # Joins what has not left yet, and follows what has.
         flusher.put(published("2"), outboxes)
-    assert turns[0] < turns[1] < turns[-1]
+        await turn()
     assert turns[0] <= 512
-    for _ in range(10):
+    assert turns[0] < turns[1] < turns[-1]
+    for _ in range(20):
         await turn()
     texts = [b"".join(outbox.sink.writes) for outbox in outboxes]
     assert set(texts) == {frames("1", *"2" * len(turns))}
+
+
+async def test_for_many_connections_a_write_waits_while_each_turn_brings_more():
+    flusher, outboxes = Flusher(), [connection() for _ in range(400)]
+    for text in "abc":
+        flusher.put(published(text), outboxes)
+        await turn()
+    await turn()
+    await turn()
+    assert {outbox.sink.writes[0] for outbox in outboxes} == {frames(*"abc")}
+
+
+async def test_a_write_does_not_wait_for_ever():
+    flusher, outboxes = Flusher(), [connection() for _ in range(400)]
+    for number in range(20):
+        flusher.put(published(str(number)), outboxes)
+        await turn()
+    assert len(outboxes[0].sink.writes) >= 2
+
+
+async def test_for_a_few_connections_no_write_waits():
+    flusher, outboxes = Flusher(), [connection() for _ in range(50)]
+    flusher.put(published("a"), outboxes)
+    await turn()
+    assert [outbox.sink.writes for outbox in outboxes] == [[frames("a")]] * 50
 
 
 async def test_large_messages_take_more_turns():

@@ -12,6 +12,10 @@ __all__ = ["Flusher"]
 
 # What one turn of the event loop writes, so that others have theirs: some 500 small writes, 3 to 5 ms of work.
 _MAX_TURN_BYTES = 2 << 20
+# While each turn brings more messages, a flush waits for the next one, so that one write carries them all: a turn for so
+# many outboxes, as it takes some hundredths of what it may save, and at most so many turns.
+_WORTH_A_TURN = 64
+_MAX_WAIT = 8
 # What a write costs beside its bytes, in bytes.
 _WRITE_COST = 4 << 10
 
@@ -21,20 +25,23 @@ class Flusher:
     """
     The outboxes that something is to leave at the end of this turn of the event loop.
 
-    One callback serves all of them. After some milliseconds of writing it lets others have their turn; what is
-    published meanwhile joins what has not left yet.
+    One callback serves all of them. Where they are many it waits while each turn brings more. After some milliseconds of
+    writing it lets others have their turn; what is published meanwhile joins what has not left yet.
 
     Attributes:
         sizes: How many writes had how many messages.
     """
 
-    __slots__ = ("_due", "_flushed", "_large_until", "_loop", "sizes")
+    __slots__ = ("_due", "_flushed", "_is_fresh", "_large_until", "_loop", "_waited", "sizes")
 
     def __init__(self) -> None:
         self.sizes: Counter[int] = Counter()
         self._due: deque[Outbox] = deque()
         # The loop that will call ``_flush``.
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Whether something was published in this turn, and for how many turns a flush has waited for more.
+        self._is_fresh = False
+        self._waited = 0
         # How many outboxes were flushed so far, and how many will have been when no large batch waits any more.
         self._flushed = self._large_until = 0
 
@@ -70,6 +77,7 @@ class Flusher:
                     longer = behind[batch] = Batch(batch, message)
                 outbox.batch = longer
         if len(held) < len(outboxes):
+            self._is_fresh = True
             self._schedule()
             if message.size >= MAX_PART_BYTES or (behind and any(batch.previous for batch in behind.values())):
                 self._large_until = self._flushed + len(self._due)
@@ -79,10 +87,18 @@ class Flusher:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
-            loop.call_soon(self._flush)
+            loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._loop = None
+        if self._is_fresh and self._waited < min(len(self._due) // _WORTH_A_TURN, _MAX_WAIT):
+            self._is_fresh = False
+            self._waited += 1
+            self._schedule()
+        else:
+            self._flush()
 
     def _flush(self) -> None:
-        self._loop = None
         due, left = self._due, _MAX_TURN_BYTES
         last, frames, run = HELD, b"", 0
         try:
@@ -106,6 +122,7 @@ class Flusher:
                     outbox.flush()
         finally:
             self._count(run, last)
+            self._waited = _MAX_WAIT if due else 0
             if due:
                 self._schedule()
 

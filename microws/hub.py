@@ -315,15 +315,15 @@ class Hub:
     async def _give_way(self) -> None:
         crowded, self._crowded = self._crowded, []
         for _ in range(_MAX_ROUNDS):
-            before = [(outbox, settings, outbox.taken) for outbox, settings in crowded]
+            before = [(outbox, settings, outbox.progress) for outbox, settings in crowded]
             for _ in range(_IDLE_TURNS):
                 await anyio.lowlevel.checkpoint()
             # What nobody takes from belongs to a client that does not keep up: the policy of the topic rules it, and
             # nobody gives way to it again before something was taken.
             crowded = []
-            for outbox, settings, taken in before:
-                if outbox.taken == taken:
-                    outbox.stuck_at = taken
+            for outbox, settings, progress in before:
+                if outbox.progress == progress:
+                    outbox.stuck_at = progress
                 elif outbox.is_half_full(settings):
                     crowded.append((outbox, settings))
             if not crowded:
@@ -381,7 +381,7 @@ class Hub:
         if outcome is not Outcome.QUEUED:
             return False
         subscriber.wake()
-        if outbox.stuck_at != outbox.taken and outbox.is_half_full(message.settings):
+        if outbox.is_half_full(message.settings) and outbox.stuck_at != outbox.progress:
             self._crowded.append((outbox, message.settings))
         return True
 

@@ -642,3 +642,13 @@ async def test_what_the_server_was_told_of_message_sizes_wins():
         assert ws._transport._limits.max_message_size == 100
         await client.send(frame("x" * 101))
         assert (await read_until_close(client))[1][0] == 1009
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+async def test_a_publisher_that_never_waits_closes_no_client_that_reads_all_the_time(size):
+    async with served() as room:
+        _, client = await room.join("t", **SMALL)
+        texts = [str(number).ljust(size) for number in range(3000)]
+        reading = asyncio.ensure_future(read_texts(client, len(texts)))
+        await room.publish(*texts)
+        assert await within(reading) == texts

@@ -29,6 +29,10 @@ class Sink:
     def is_writable(self):
         return len(self.writes) < self.room
 
+    @property
+    def buffered(self):
+        return 0
+
     def write(self, frames):
         assert self.closed is None
         self.writes.append(frames)

@@ -32,6 +32,10 @@ class Sink:
     def __init__(self):
         self.writes = []
 
+    @property
+    def buffered(self):
+        return 0
+
     def write(self, frames):
         self.writes.append(frames)
         Sink.writes_to_all += 1

@@ -187,10 +187,18 @@ def test_clear_forgets_everything():
     assert texts(outbox) == ["3"]
 
 
-def test_what_was_taken_out_is_counted():
+def test_progress_is_what_was_taken_out_and_what_the_client_takes_of_it():
+    class Sink:
+        buffered = 5
+
     outbox = filled(TopicSettings(), "1", "2")
+    before = outbox.progress
     texts(outbox)
-    assert outbox.taken == 2
+    between = outbox.progress
+    outbox.sink = Sink()
+    stuck = outbox.progress
+    outbox.sink.buffered = 4
+    assert len({before, between, stuck, outbox.progress}) == 4
 
 
 TOPICS = {

@@ -12,8 +12,8 @@ __all__ = ["Flusher"]
 
 # What one turn of the event loop writes, so that others have theirs: some 500 small writes, 3 to 5 ms of work.
 _MAX_TURN_BYTES = 2 << 20
-# While each turn brings more messages, a flush waits for the next one, so that one write carries them all: a turn for so
-# many outboxes, as it takes some hundredths of what it may save, and at most so many turns.
+# While each turn brings more messages, a flush waits for the next one, so that one write carries them all: a turn for
+# so many outboxes, as it takes some hundredths of what it may save, and at most so many turns.
 _WORTH_A_TURN = 64
 _MAX_WAIT = 8
 # What a write costs beside its bytes, in bytes.
@@ -25,8 +25,8 @@ class Flusher:
     """
     The outboxes that something is to leave at the end of this turn of the event loop.
 
-    One callback serves all of them. Where they are many it waits while each turn brings more. After some milliseconds of
-    writing it lets others have their turn; what is published meanwhile joins what has not left yet.
+    One callback serves all of them. Where they are many it waits while each turn brings more. After some milliseconds
+    of writing it lets others have their turn; what is published meanwhile joins what has not left yet.
 
     Attributes:
         sizes: How many writes had how many messages.

@@ -40,6 +40,11 @@ class Sink(Protocol):
         """Whether it takes more: otherwise it piles up there."""
         ...
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that it has taken and the client has not."""
+        ...
+
     def write(self, frames: bytes) -> None:
         """Send frames that are encoded already. Never waits."""
         ...
@@ -63,8 +68,7 @@ class Outbox:
         batch: What leaves at the end of this turn of the event loop, after nothing that waits; ``None``: nothing.
             ``HELD``: nothing leaves by turns now; that is the rule where ``sink`` is ``None``.
         sink: Where batches go.
-        stuck_at: ``taken`` when publishers have last given way to this outbox in vain.
-        taken: How many frames were taken out so far.
+        stuck_at: ``progress`` when publishers have last given way to this outbox in vain.
 
     Source: docs/explanation.md, "A slow client".
     """
@@ -77,10 +81,10 @@ class Outbox:
         "_losses",
         "_marker",
         "_max_bytes",
+        "_taken",
         "batch",
         "sink",
         "stuck_at",
-        "taken",
     )
 
     def __init__(
@@ -99,8 +103,8 @@ class Outbox:
         self._marker = marker
         self._losses: Counter[str] = Counter() if losses is None else losses
         self._max_bytes = max_bytes
-        self.taken = 0
-        self.stuck_at = -1
+        self._taken = 0
+        self.stuck_at: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -114,6 +118,11 @@ class Outbox:
     def count(self) -> int:
         """Messages that wait, and those that leave at the end of this turn."""
         return len(self._items) + (0 if self.batch is None or self.batch is HELD else self.batch.count)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """What changes when the client takes something: how many frames were taken out, and the bytes behind them."""
+        return self._taken, 0 if self.sink is None else self.sink.buffered
 
     def has_room(self, frame: Frame) -> bool:
         """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""
@@ -162,7 +171,7 @@ class Outbox:
     def pop(self) -> Frame:
         """Take the oldest frame out."""
         item = self._items.popleft()
-        self.taken += 1
+        self._taken += 1
         if isinstance(item, Frame):
             self._bytes -= item.size
             return item
@@ -175,7 +184,7 @@ class Outbox:
         size = 0
         while self._items and size < max_bytes:
             item = self._items.popleft()
-            self.taken += 1
+            self._taken += 1
             if isinstance(item, Frame):
                 self._bytes -= item.size
                 frames.append(encoded(item))

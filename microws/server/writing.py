@@ -53,6 +53,11 @@ class Writing(asyncio.Protocol):
             self.write(encode_head(len(payload), opcode))
             self.write(payload)
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that were sent and that the system has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
     def write(self, frames: bytes) -> None:
         """Send frames that are encoded already, or a part of one."""
         # Lost a moment ago: asyncio would log each write, and ``connection_lost`` comes next.

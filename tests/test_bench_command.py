@@ -214,6 +214,12 @@ def test_a_fan_out_by_the_clock_tells_its_rate(server, capsys):
     assert "20 messages of 76 bytes a second" in capsys.readouterr().out
 
 
+def test_the_handlers_of_signals_are_put_back(server):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main(short(f"{server.ws_url}/ws")) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
 def test_json_is_one_object_and_nothing_else(server, capsys):
     assert main(short(f"{server.ws_url}/ws", "--json")) == 0
     printed = capsys.readouterr()

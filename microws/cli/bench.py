@@ -78,7 +78,13 @@ async def _run(plan: Plan, told: Callable[[Progress], None]) -> Result:
     with suppress(NotImplementedError, RuntimeError, ValueError):
         for number in _SIGNALS:
             loop.add_signal_handler(number, interrupted)
-    return await measure(plan, told=told, stop=stop)
+    try:
+        return await measure(plan, told=told, stop=stop)
+    finally:
+        # uvloop's outlive their loop.
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 TEST   := $(BIN)/python -m pytest
 # Many tests wait, for a socket or a clock, and few of them work: more processes than cores.
 WORKERS ?= 4
-# Processes, browsers and packages of others: what takes long, and adds nothing to what is covered.
+# Processes, browsers and packages of others, and searches: what takes long, and adds nothing to what is covered.
 SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py
+SEARCHES := tests/test_framing_differential.py tests/test_hub_fairness.py tests/test_hub_model.py
 # Servers end otherwise since Python 3.12: where the tests run on an older one, `make endurance` takes this one too.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
@@ -45,7 +46,7 @@ types: setup  ## Check types, strictly
 
 test: setup lint  ## Check style and types, run the tests, and measure their coverage
 	$(BIN)/coverage erase
-	FUZZ_CASES=$${FUZZ_CASES:-10000} $(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup $(SERVERS:%=--ignore=%)
+	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup $(addprefix --ignore=,$(SERVERS) $(SEARCHES))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -100,8 +101,8 @@ bench-hub: setup  ## Check what the hub bears, and count its losses: a quarter o
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
-servers: setup  ## Examples in a browser, real clients, servers and faults on real sockets, 100,000 conversations of frames
-	$(TEST) -q -n $(WORKERS) --dist loadgroup $(SERVERS) tests/test_framing_differential.py
+servers: setup  ## Examples in a browser, real clients, faults on real sockets, 100,000 conversations, the hub's model
+	$(TEST) -q -n $(WORKERS) --dist loadgroup $(SERVERS) $(SEARCHES)
 
 check: test servers autobahn  ## Exactly what CI runs
 

@@ -20,7 +20,7 @@ from microws.interfaces import Application, Event, Receipt, Scope
 from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
-from microws.state import State
+from microws.state import CONNECTING
 from microws.tasks import check_function
 from microws.transport import Transport, helping
 
@@ -220,7 +220,7 @@ class WebSocket(Connection):
         Source: RFC 6455 §5.5.1, §7.4.
         """
         check_close(code, reason)
-        if self._transport.state is State.CONNECTING:
+        if self._transport.state is CONNECTING:
             await self.reject(403)
             return
         await self._transport.close(code, reason)
@@ -474,7 +474,7 @@ class WebSocket(Connection):
     async def finish(self) -> None:
         """Behind the view: answer or close where it has not, and read until the client has gone."""
         transport = self._transport
-        if transport.state is State.CONNECTING:
+        if transport.state is CONNECTING:
             took_too_long = transport.tasks.was_cancelled
             _log.info("%r: the view %s without accepting", self.path, "was cancelled" if took_too_long else "returned")
             await self.reject(503 if took_too_long else 403)

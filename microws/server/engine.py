@@ -14,7 +14,7 @@ from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.upgrade import Headers, Upgrade
 from microws.server.wire import Upkeep, Wire
-from microws.state import State
+from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
 
 __all__ = ["Engine"]
 
@@ -24,8 +24,6 @@ _SWITCHING: Final = 101
 _FORBIDDEN: Final = 403
 _FAILED: Final = 500
 _EMPTY: Final = ((b"content-length", b"0"),)
-# Looking it up in its class, for each message, takes longer.
-_OPEN: Final = State.OPEN
 
 
 class Engine(Wire):
@@ -69,17 +67,17 @@ class Engine(Wire):
         try:
             await app(scope, self.receive, self.send)
             code = CloseCode.NORMAL_CLOSURE
-            if self.state is State.CONNECTING:
+            if self.state is CONNECTING:
                 _log.error("the app returned without an answer to %s", request_line(scope))
         except BaseException as error:
             if not is_failure(error):
                 raise
-            if self.state in (State.CONNECTING, State.OPEN) or not is_gone(error):
+            if self.state in (CONNECTING, OPEN) or not is_gone(error):
                 _log.error("the app raised in %s", request_line(scope), exc_info=error)
         finally:
-            if self.state is State.CONNECTING:
+            if self.state is CONNECTING:
                 self.refuse(_FAILED)
-            elif self.state is State.CLOSING and self._status != _SWITCHING:
+            elif self.state is CLOSING and self._status != _SWITCHING:
                 self.abort()  # its response will never be complete
             self.close(code, DEFAULT_REASONS.get(code, ""))
             if self._status is None:
@@ -119,7 +117,7 @@ class Engine(Wire):
         if not self._has_connected:
             self._has_connected = True
             return {"type": "websocket.connect"}
-        if self.state is State.CONNECTING:
+        if self.state is CONNECTING:
             await self.wait_answered()
         message = await self.next_message()
         if message is None:
@@ -144,7 +142,7 @@ class Engine(Wire):
             if kind == "websocket.http.response.body":
                 await self.wait_writable()
             return
-        if self.state is not _OPEN:
+        if self.state is not OPEN:
             self._check_open()
         text = event.get("text")
         self.send_message(
@@ -155,7 +153,7 @@ class Engine(Wire):
             self._check_open()
 
     def _send_other(self, kind: str, event: Event) -> None:
-        if self.state is State.CLOSED and not (kind == "websocket.close" and self._status == _SWITCHING):
+        if self.state is CLOSED and not (kind == "websocket.close" and self._status == _SWITCHING):
             raise self._gone()
         match kind:
             case "websocket.accept":
@@ -163,7 +161,7 @@ class Engine(Wire):
                 offered = self.scope["subprotocols"]
                 checked = check_accept(subprotocol=subprotocol, offered=offered, headers=headers)
                 self.accept(subprotocol=subprotocol, headers=checked)
-            case "websocket.close" if self.state is State.CONNECTING:
+            case "websocket.close" if self.state is CONNECTING:
                 self.refuse(_FORBIDDEN)
             case "websocket.close":
                 code, reason = event.get("code", CloseCode.NORMAL_CLOSURE), event.get("reason") or ""
@@ -179,9 +177,9 @@ class Engine(Wire):
                 raise RuntimeError(f"{kind} has no place in a WebSocket that is {self.state.value}")
 
     def _check_open(self) -> None:
-        if self.state is State.CONNECTING:
+        if self.state is CONNECTING:
             raise RuntimeError("websocket.send before websocket.accept")
-        if self.state is not State.OPEN:
+        if self.state is not OPEN:
             raise self._gone()
 
     def _gone(self) -> Gone:

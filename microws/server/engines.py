@@ -13,7 +13,7 @@ from microws.server.heads import head_size
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.upgrade import Upgrade, check_upgrade, scope_of
 from microws.server.wire import Upkeep, Wire
-from microws.state import State
+from microws.state import CONNECTING
 
 __all__ = ["Engines"]
 
@@ -120,7 +120,7 @@ class Engines:
         """Close every WebSocket with 1012, and refuse those that come from now on with 503."""
         self._is_draining = True
         for count, engine in enumerate(list(self._open), 1):
-            if engine.state is State.CONNECTING:
+            if engine.state is CONNECTING:
                 engine.refuse(_UNAVAILABLE)
                 engine.close_code, engine.close_reason = CloseCode.SERVICE_RESTART, _RESTART
             else:

@@ -11,7 +11,7 @@ from microws.framing import Close, FrameParser, Ping, Pong, Violation, encode_cl
 from microws.server.deadlines import Deadlines
 from microws.server.upgrade import Headers, Upgrade, accept_response, final_response
 from microws.server.writing import Writing
-from microws.state import Action, State, step
+from microws.state import CLOSED, CONNECTING, OPEN, Action, step
 
 __all__ = ["Upkeep", "Wire"]
 
@@ -25,8 +25,6 @@ _MAX_EARLY_BYTES: Final = 64 << 10
 _MAX_DEFLATED_BYTES: Final = 1 << 10
 # In a second. `nginx` and browsers send far fewer; what a flood of pings costs is the answers.
 _MAX_CONTROL_FRAMES: Final = 100
-# Looking it up in its class, for each message, takes longer.
-_OPEN: Final = State.OPEN
 
 
 class Upkeep(NamedTuple):
@@ -119,7 +117,7 @@ class Wire(Writing):
         Wait for a message, or for the end: ``None``. Cancelled, it has lost nothing; several tasks may wait.
         """
         while not self._inbox:
-            if self.state is not _OPEN:
+            if self.state is not OPEN:
                 return None
             if self._waiter is not None:
                 await asyncio.wait((self._waiter,))
@@ -151,7 +149,7 @@ class Wire(Writing):
         for item in self._parser.feed(data):
             if not isinstance(item, (str, bytes)):
                 self._handle(item)
-            elif self.state is _OPEN:
+            elif self.state is OPEN:
                 inbox.append(item)
         if inbox:
             if self._deflater is None:
@@ -160,7 +158,7 @@ class Wire(Writing):
                 self._inbox_bytes = sum(map(len, inbox))
             if self._waiter is not None:
                 self._wake()
-            if (len(inbox) >= self.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is _OPEN:
+            if (len(inbox) >= self.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES) and self.state is OPEN:
                 self._pause_reading()
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
@@ -179,7 +177,7 @@ class Wire(Writing):
                 self._count_control()
 
     def _keep_early(self, data: bytes) -> None:
-        if self.state is not State.CONNECTING:
+        if self.state is not CONNECTING:
             return  # refused, or failed: nothing more is read
         if self._unread is None:
             self._unread = bytearray()
@@ -233,7 +231,7 @@ class Wire(Writing):
 
     async def wait_answered(self) -> None:
         """Wait until the handshake is answered, or the client has gone."""
-        while self.state is State.CONNECTING:
+        while self.state is CONNECTING:
             await self._wait_change()
 
     def accept(self, *, subprotocol: str | None, headers: Headers) -> None:
@@ -297,7 +295,7 @@ class Wire(Writing):
 
     def close(self, code: int, reason: str) -> None:
         """Send a Close frame after all that was sent, and wait for the client's. Nothing happens after an end."""
-        if self.state is not State.OPEN:
+        if self.state is not OPEN:
             return
         self._begin_close(code, reason)
         self._upkeep.closings.start(self)
@@ -316,7 +314,7 @@ class Wire(Writing):
         Source: RFC 6455 §7.1.7.
         """
         self._parser = None
-        if self.state is State.OPEN:
+        if self.state is OPEN:
             self._begin_close(code, reason)
         self._hang_up(self._upkeep.failures)
 
@@ -344,7 +342,7 @@ class Wire(Writing):
         self._notify_end()
 
     def _closed_by_client(self, code: int | None, reason: str) -> None:
-        if self.state is State.OPEN:
+        if self.state is OPEN:
             self._transport.write(encode_close(code, reason))
             self._end(CloseCode.NO_STATUS_RECEIVED if code is None else code, reason)
         self._parser = None
@@ -373,9 +371,9 @@ class Wire(Writing):
                 self._transport.abort()
 
     def _end(self, code: int, reason: str) -> None:
-        if self.state is State.CLOSED:
+        if self.state is CLOSED:
             return
-        self.state = State.CLOSED
+        self.state = CLOSED
         self._upkeep.pings.stop(self)
         self._tell_change()
         # Otherwise this side has closed, and has told it then.

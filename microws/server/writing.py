@@ -6,7 +6,7 @@ from typing import Final
 
 from microws.deflate import Deflater
 from microws.framing import BINARY, PING, PONG, TEXT, encode_frame, encode_head
-from microws.state import State
+from microws.state import CLOSED, CONNECTING, OPEN
 
 __all__ = ["Writing"]
 
@@ -30,7 +30,7 @@ class Writing(asyncio.Protocol):
     __slots__ = ("_change", "_deflater", "_late_pong", "_transport", "is_writable", "on_writable", "state")
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self.state = State.CONNECTING
+        self.state = CONNECTING
         self.is_writable = True
         self.on_writable: Callable[[], None] | None = None
         self._transport = transport
@@ -66,7 +66,7 @@ class Writing(asyncio.Protocol):
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken most of what was sent, or has gone."""
-        while not self.is_writable and self.state is not State.CLOSED:
+        while not self.is_writable and self.state is not CLOSED:
             await self._wait_change()
 
     def pause_writing(self) -> None:
@@ -76,7 +76,7 @@ class Writing(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has taken most of it."""
         self.is_writable = True
-        if self._late_pong is not None and self.state is State.OPEN:
+        if self._late_pong is not None and self.state is OPEN:
             self._transport.write(encode_frame(self._late_pong, PONG))
         self._late_pong = None
         self._tell_change()
@@ -95,11 +95,11 @@ class Writing(asyncio.Protocol):
 
     def ping(self) -> None:
         """Ask the client for a sign of life."""
-        if self.state is State.OPEN and self.is_writable:
+        if self.state is OPEN and self.is_writable:
             self._transport.write(encode_frame(b"", PING))
 
     def _answer(self, payload: bytes) -> None:
-        if self.state is not State.OPEN:
+        if self.state is not OPEN:
             return
         if self.is_writable:
             self._transport.write(encode_frame(payload, PONG))

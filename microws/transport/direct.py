@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from microws.interfaces import Frame
 from microws.outbox import MAX_PART_BYTES, Outbox, Sink
-from microws.state import State
+from microws.state import CLOSED, CONNECTING, OPEN, State
 from microws.tasks import AsyncioTasks
 from microws.transport.turns import Limits, Turns
 
@@ -15,8 +15,6 @@ __all__ = ["DirectTransport", "Wire"]
 
 # Sends in a row that find their client quick: then others have their turn.
 _MAX_SENDS: Final = 64
-# Looking it up in its class, for each message, takes longer.
-_OPEN: Final = State.OPEN
 _FORBIDDEN: Final = 403
 _EMPTY: Final = ((b"content-length", b"0"),)
 
@@ -46,14 +44,17 @@ class DirectTransport(Turns):
 
     Args:
         wire: The server's side of it.
+        loop: The running one.
         limits: Shared by the connections of an app.
         make_outbox: Called once, when the connection first needs a queue.
     """
 
     __slots__ = ("_rejected", "_sends", "_wire")
 
-    def __init__(self, wire: Wire, *, limits: Limits, make_outbox: Callable[[], Outbox]) -> None:
-        super().__init__(AsyncioTasks(asyncio.get_running_loop()), limits, make_outbox)
+    def __init__(
+        self, wire: Wire, *, loop: asyncio.AbstractEventLoop, limits: Limits, make_outbox: Callable[[], Outbox]
+    ) -> None:
+        super().__init__(AsyncioTasks(loop), limits, make_outbox)
         self._wire = wire
         self._rejected: int | None = None
         self._sends = 0
@@ -87,7 +88,7 @@ class DirectTransport(Turns):
             WebSocketDisconnect: The client has gone.
             RuntimeError: Accepted, or rejected, already.
         """
-        if self._wire.state is State.CLOSED and self._rejected is None:
+        if self._wire.state is CLOSED and self._rejected is None:
             raise self.unusable("accept")
         self._wire.accept(subprotocol=subprotocol, headers=headers)
         self.tasks.limit(inf)
@@ -100,7 +101,7 @@ class DirectTransport(Turns):
         Raises:
             RuntimeError: Accepted, or rejected, already.
         """
-        if self._wire.state is State.CLOSED and self._rejected is None:
+        if self._wire.state is CLOSED and self._rejected is None:
             return
         self.learn()
         self._wire.refuse(status, headers, body)
@@ -118,7 +119,7 @@ class DirectTransport(Turns):
         """
         message = await self._wire.next_message()
         if message is None:
-            if self._wire.state is State.CONNECTING:
+            if self._wire.state is CONNECTING:
                 raise self.unusable("receive")
             self.learn()
         return message
@@ -138,7 +139,7 @@ class DirectTransport(Turns):
         wire = self._wire
         if self.outbox is not None and self.outbox.batch is not None:
             self.outbox.flush()
-        if wire.state is not _OPEN:
+        if wire.state is not OPEN:
             raise self.unusable("send")
         if not wire.is_writable:
             await self._wait_turn(Frame(message))
@@ -159,7 +160,7 @@ class DirectTransport(Turns):
 
     def wake(self) -> None:
         """Something waits in the outbox: send as much as the client takes. Never waits."""
-        if self.outbox is not None and self._wire.state is State.OPEN:
+        if self.outbox is not None and self._wire.state is OPEN:
             self._empty()
 
     def _empty(self) -> None:
@@ -194,7 +195,7 @@ class DirectTransport(Turns):
         wire = self._wire
         if self.outbox is not None:
             self.outbox.clear()
-        if wire.state is State.CONNECTING:
+        if wire.state is CONNECTING:
             # As with ASGI's websocket.close in place of an accept.
             wire.refuse(_FORBIDDEN, _EMPTY, b"")
             wire.close_code, wire.close_reason = code, reason
@@ -217,7 +218,7 @@ class DirectTransport(Turns):
 
     def _close(self, code: int, reason: str) -> None:
         wire = self._wire
-        if self.outbox is not None and wire.state is State.OPEN:
+        if self.outbox is not None and wire.state is OPEN:
             wire.write(self.outbox.take_all())
         wire.close(code, reason)
 

@@ -10,7 +10,7 @@ import anyio.lowlevel
 from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Frame, Send
-from microws.state import State
+from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
 from microws.tasks import TICK
 from microws.transport.reading import Reading
 
@@ -20,7 +20,6 @@ _log = logging.getLogger("microws.websocket")
 
 # Who sends, where it is no task of the view's.
 _LOSING = "losing"
-_OPEN = State.OPEN
 # Sends in a row, without a receive, after which somebody else has to watch for the disconnect.
 _MAX_UNWATCHED_SENDS = 8
 # Between a send that fails because the client has gone and the event that says so.
@@ -46,7 +45,7 @@ class Sending(Reading):
                 (1013).
             RuntimeError: Not accepted yet.
         """
-        if self._sender is not None or self.outbox or self.state is not _OPEN:
+        if self._sender is not None or self.outbox or self.state is not OPEN:
             await self._wait_turn(Frame(message))
             return
         if self._unpaused is not None:
@@ -101,7 +100,7 @@ class Sending(Reading):
     def close_soon(self, code: int, reason: str) -> None:
         """``close`` without waiting."""
         self.learn()
-        if self.state is State.OPEN:
+        if self.state is OPEN:
             self._begin_close(code, reason)
             self.wake()
 
@@ -115,7 +114,7 @@ class Sending(Reading):
         elif self._sender is None:
             return
         with anyio.move_on_after(self._limits.close_timeout) as waiting:
-            while self.state is State.CLOSING and (self._close_due or self._sender is not None):
+            while self.state is CLOSING and (self._close_due or self._sender is not None):
                 self._idle = self._idle or anyio.Event()
                 await self._idle.wait()
         if waiting.cancelled_caught:
@@ -131,9 +130,9 @@ class Sending(Reading):
 
     async def _drain(self) -> None:
         try:
-            while self.state is not State.CLOSED:
-                if self.state is State.CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
-                    if self.state is State.CLOSING and not self._close_due and self._sender is None:
+            while self.state is not CLOSED:
+                if self.state is CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
+                    if self.state is CLOSING and not self._close_due and self._sender is None:
                         return
                     self._work = anyio.Event()
                     await self._work.wait()
@@ -171,7 +170,7 @@ class Sending(Reading):
             pass
         except anyio.get_cancelled_exc_class():
             # It may not have left: let the drainer send it again.
-            self._close_due = self.state is State.CLOSING
+            self._close_due = self.state is CLOSING
             raise
 
     async def _transmit_within(self, seconds: float, event: Event) -> bool:
@@ -218,7 +217,7 @@ class Sending(Reading):
         """
         self._sender = _LOSING
         with anyio.move_on_after(_MAX_SECONDS_TO_DISCONNECT):
-            while self.state is not State.CLOSED:
+            while self.state is not CLOSED:
                 self.read_ahead()
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()

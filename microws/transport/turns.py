@@ -13,7 +13,7 @@ from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Frame
 from microws.outbox import Outbox
-from microws.state import State
+from microws.state import CONNECTING, OPEN, State
 from microws.tasks import Tasks
 
 __all__ = ["Limits", "Turns", "helping"]
@@ -90,7 +90,7 @@ class Turns(ABC):
 
     def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
         """What a call raises when the connection is not open. Whoever gets it knows of the end."""
-        if self.state is State.CONNECTING:
+        if self.state is CONNECTING:
             return RuntimeError(
                 f"ws.{method}() before the handshake is accepted: write `async with ws:` around it, or call ws.accept()"
             )
@@ -116,7 +116,7 @@ class Turns(ABC):
 
     async def _wait_turn(self, frame: Frame) -> None:
         """Send a frame that cannot leave at once: it waits in the outbox, or its sender for room there."""
-        if self.state is not State.OPEN:
+        if self.state is not OPEN:
             raise self.unusable("send")
         outbox = self.ensure_outbox()
         if not self._waiting and outbox.has_room(frame):

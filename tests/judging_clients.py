@@ -234,6 +234,9 @@ class DirectEnd(asyncio.Transport):
     def is_closing(self):
         return self._is_closing
 
+    def get_write_buffer_size(self):
+        return len(self._buffer)
+
     def pause_reading(self):
         raise AssertionError("the client says next to nothing")
 

@@ -77,6 +77,11 @@ def aiohttp_client(url, *, subprotocols=(), messages=(), close=None):
                 end = await ws.receive()
                 assert end.type is aiohttp.WSMsgType.CLOSE
                 reason = end.extra
+            socket = ws.get_extra_info("socket")
+        # aiohttp closes its transport a little later than itself, which the event loop has to outlive.
+        async with asyncio.timeout(LIMIT):
+            while socket is not None and socket.fileno() != -1:
+                await asyncio.sleep(0.01)
         return Conversation(ws.protocol or "", received, ws.close_code, reason)
 
     # In a thread of its own: the browser's event loop runs in this one.

@@ -80,7 +80,7 @@ def aiohttp_client(url, *, subprotocols=(), messages=(), close=None):
             socket = ws.get_extra_info("socket")
         # aiohttp closes its transport a little later than itself, which the event loop has to outlive.
         async with asyncio.timeout(LIMIT):
-            while socket is not None and socket.fileno() != -1:
+            while socket is not None and socket.fileno() != -1:  # noqa: ASYNC110  it has no event for that
                 await asyncio.sleep(0.01)
         return Conversation(ws.protocol or "", received, ws.close_code, reason)
 

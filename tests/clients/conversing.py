@@ -77,16 +77,15 @@ def aiohttp_client(url, *, subprotocols=(), messages=(), close=None):
                 end = await ws.receive()
                 assert end.type is aiohttp.WSMsgType.CLOSE
                 reason = end.extra
-            socket = ws.get_extra_info("socket")
-        # aiohttp closes its transport a little later than itself, which the event loop has to outlive.
-        async with asyncio.timeout(LIMIT):
-            while socket is not None and socket.fileno() != -1:  # noqa: ASYNC110  it has no event for that
-                await asyncio.sleep(0.01)
         return Conversation(ws.protocol or "", received, ws.close_code, reason)
 
     # In a thread of its own: the browser's event loop runs in this one.
     with anyio.from_thread.start_blocking_portal() as portal:
-        return portal.call(converse)
+        try:
+            return portal.call(converse)
+        finally:
+            # It closes transports later than itself, as its own guide has it: "Graceful shutdown".
+            portal.call(asyncio.sleep, 0.25)
 
 
 def _tls():

@@ -170,27 +170,16 @@ class Outbox:
 
     def pop(self) -> Frame:
         """Take the oldest frame out."""
-        item = self._items.popleft()
-        self._taken += 1
-        if isinstance(item, Frame):
-            self._bytes -= item.size
-            return item
-        self._forget(item)
-        return item.frame
+        item = self._take_oldest()
+        return item if isinstance(item, Frame) else item.frame
 
     def take(self, max_bytes: float = inf) -> bytes:
         """Take out the oldest frames, as a server sends them, until they are ``max_bytes`` or more."""
         frames = []
         size = 0
         while self._items and size < max_bytes:
-            item = self._items.popleft()
-            self._taken += 1
-            if isinstance(item, Frame):
-                self._bytes -= item.size
-                frames.append(encoded(item))
-            else:
-                self._forget(item)
-                frames.append(item.encoded)
+            item = self._take_oldest()
+            frames.append(encoded(item) if isinstance(item, Frame) else item.encoded)
             size += len(frames[-1])
         return b"".join(frames)
 
@@ -236,6 +225,15 @@ class Outbox:
         self._counts.clear()
         self._gaps.clear()
         self._bytes = 0
+
+    def _take_oldest(self) -> Published | Frame:
+        item = self._items.popleft()
+        self._taken += 1
+        if isinstance(item, Frame):
+            self._bytes -= item.size
+        else:
+            self._forget(item)
+        return item
 
     def _takes(self, message: Published) -> bool:
         if not self._items:

@@ -83,7 +83,8 @@ class AsyncioTasks:
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
-        self._clock = _clock_of(loop)
+        clock = _latest
+        self._clock = clock if clock is not None and clock.loop is loop else _new_clock(loop)
         self._is_ticking = on_tick is not None
         if on_tick is not None:
             # The clock has it, not this object: whoever owns both would be left to the garbage collector.
@@ -107,7 +108,7 @@ class AsyncioTasks:
         if seconds == inf:
             self._deadline = inf
             if not self._is_ticking:
-                self._clock.discard(self)
+                self._clock.connections.pop(self, None)
             return
         self._deadline = self._loop.time() + seconds
         if not self._is_ticking:
@@ -126,7 +127,7 @@ class AsyncioTasks:
 
     async def end(self) -> None:
         self._has_ended = True
-        self._clock.discard(self)
+        self._clock.connections.pop(self, None)
         while self._helpers:
             for task in self._helpers:
                 task.cancel()
@@ -189,38 +190,34 @@ class _Clock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._connections: dict[AsyncioTasks, Callable[[], None] | None] = {}
+        # Those that it looks at, and what it calls then.
+        self.connections: dict[AsyncioTasks, Callable[[], None] | None] = {}
         self._is_running = False
 
     def add(self, tasks: AsyncioTasks, on_tick: Callable[[], None] | None) -> None:
-        self._connections[tasks] = on_tick
+        self.connections[tasks] = on_tick
         if not self._is_running:
             self._is_running = True
             self.loop.call_later(TICK, self._tick)
 
-    def discard(self, tasks: AsyncioTasks) -> None:
-        self._connections.pop(tasks, None)
-
     def _tick(self) -> None:
-        for tasks, on_tick in tuple(self._connections.items()):
+        for tasks, on_tick in tuple(self.connections.items()):
             tasks.check()
             if on_tick is not None:
                 on_tick()
-        self._is_running = bool(self._connections)
+        self._is_running = bool(self.connections)
         if self._is_running:
             self.loop.call_later(TICK, self._tick)
 
 
+# That of the loop served last. Where loops take turns one may have several, each for the connections of a while.
 _latest: _Clock | None = None
 
 
-def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
-    """The clock of ``loop``. Where loops take turns one may have several, each for the connections of a while."""
+def _new_clock(loop: asyncio.AbstractEventLoop) -> _Clock:
     global _latest
-    clock = _latest
-    if clock is None or clock.loop is not loop:
-        clock = _latest = _Clock(loop)
-    return clock
+    _latest = _Clock(loop)
+    return _latest
 
 
 def check_function(function: object) -> None:

@@ -234,7 +234,9 @@ class WebSocket(Connection):
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if error is None:
-            await self._transport.close(_NORMAL_CLOSURE, "")
+            # Most often the client has gone, the view knows, and there is nothing left to do.
+            if not self._transport.has_learned or self._transport.close_code is None:
+                await self._transport.close(_NORMAL_CLOSURE, "")
         elif _is_disconnect_of(self._transport, error):
             return self._options.catch_disconnect
         elif isinstance(error, Exception):

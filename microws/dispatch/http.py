@@ -58,7 +58,8 @@ class HTTPDispatcher:
             method: str = scope["method"]
             found = self._router.resolve("http", method, path, segments)
             if isinstance(found, Match):
-                request.path_params = found.params
+                if found.params:
+                    request.path_params = found.params
                 endpoint: HTTPEndpoint = found.route.endpoint
                 hooks = endpoint.hooks
                 try:

@@ -89,7 +89,7 @@ class WebSocketDispatcher:
         if (await receive())["type"] != "websocket.connect":
             return
         endpoint: WebSocketEndpoint | None
-        endpoint, params = (None, {}) if isinstance(found, Exception) else (found.route.endpoint, found.params)
+        endpoint, params = (None, {}) if isinstance(found, Exception) else (found.route.endpoint, found.params or {})
         options = self._options.get(endpoint) or self._remember_options(endpoint)
         transport = make_transport(
             scope, receive, send, loop=loop, group=group, limits=self._limits, make_outbox=options.make_outbox
@@ -103,7 +103,8 @@ class WebSocketDispatcher:
                     await self._answer(ws, error=found, hooks=self._hooks)
                 else:
                     try:
-                        self._check_origin(ws, endpoint)
+                        if has_header(scope, b"origin"):
+                            self._check_origin(ws, endpoint)
                         if not endpoint.hooks.have_before_websocket() or await self._call_before(ws, endpoint.hooks):
                             if endpoint.topics:
                                 await self._subscribe(ws, endpoint.topics)
@@ -134,9 +135,8 @@ class WebSocketDispatcher:
         return found
 
     def _check_origin(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
-        if has_header(ws.scope, b"origin"):
-            origins = self._settings.origins if endpoint.origins is None else endpoint.origins
-            raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
+        origins = self._settings.origins if endpoint.origins is None else endpoint.origins
+        raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
 
     @staticmethod
     async def _call_before(ws: WebSocket, hooks: Hooks) -> bool:

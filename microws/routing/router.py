@@ -21,6 +21,8 @@ Kind: TypeAlias = Literal["http", "websocket"]
 
 # RFC 9110 §5.6.2, §9.1: a method is a token.
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# In place of a method, which is in upper case.
+_WEBSOCKET = "WebSocket"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Route:
 
 
 class Match(NamedTuple):
-    """A route that answers, and the values of its parameters."""
+    """A route that answers, and the values of its parameters. Where it has none the dict is the router's own."""
 
     route: Route
     params: dict[str, Any]
@@ -121,8 +123,8 @@ class Router:
         self.routes: list[Route] = []
         self.mounts: list[Mounted] = []
         self._root = _Node()
-        # The places of routes without parameters: ``_walk`` would try them first, and most requests ask for them.
-        self._literal: dict[str, _Node] = {}
+        # Routes without parameters, by method and path: ``_walk`` would try them first, and most requests want them.
+        self._literal: dict[tuple[str, str], Match] = {}
         self._names: dict[str, list[Route]] = {}
 
     def add(
@@ -218,9 +220,9 @@ class Router:
             path, segments: From ``path_of``.
         """
         if segments is None:
-            literal = self._literal.get(path)
-            if literal is not None and (route := literal.answer(kind, method)) is not None:
-                return Match(route, {})
+            literal = self._literal.get((method if kind == "http" else _WEBSOCKET, path))
+            if literal is not None:
+                return literal
             segments = path.split("/")[1:]
         found = self._walk(kind, method, segments)
         if isinstance(found, Match) or kind == "websocket" or not self.redirect_slashes:
@@ -286,13 +288,14 @@ class Router:
                     f"parameters, so url_for could not tell them apart; give one another name"
                 )
         node = self._descend(route.parsed)
-        for what in sorted(route.methods) or ["WebSocket"]:
+        answers = sorted(route.methods) or [_WEBSOCKET]
+        for what in answers:
             if taken := node.answer(route.kind, what):
                 raise RoutingError(
                     f"{what} {route.pattern!r} can never be reached: {taken.pattern!r} answers the same requests"
                 )
         if not route.parameters:
-            self._literal[route.pattern] = node
+            self._literal.update(dict.fromkeys([(what, route.pattern) for what in answers], Match(route, {})))
         if route.kind == "http":
             node.http.update(dict.fromkeys(route.methods, route))
         else:

@@ -223,6 +223,7 @@ class DirectTransport(Turns):
         wire.close(code, reason)
 
     def _end(self) -> None:
-        self._forget_frames()
+        if self.outbox is not None:
+            self.outbox.clear()
         self._release_waiting()
         self._finish()

@@ -66,7 +66,8 @@ class Lifeline(Turns):
         if self.close_code is not None:
             return
         self._begin_close(code, reason)
-        self._forget_frames()
+        if self.outbox is not None:
+            self.outbox.clear()
         self._interrupt(self._sender)
         self.wake()
 
@@ -97,7 +98,8 @@ class Lifeline(Turns):
             self.close_code, self.close_reason = code, reason
         self.state = CLOSED
         self._close_due = False
-        self._forget_frames()
+        if self.outbox is not None:
+            self.outbox.clear()
         self._wake_all()
         if self._reader is not None:
             self._interrupt(self._reader)

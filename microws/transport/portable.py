@@ -10,8 +10,8 @@ from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
-from microws.tasks import AsyncioTasks, GroupTasks, Tasks
-from microws.transport.sending import Sending, ticks_of
+from microws.tasks import TICK, AsyncioTasks, GroupTasks, Tasks
+from microws.transport.sending import Sending
 from microws.transport.turns import Limits
 
 __all__ = ["PortableTransport"]
@@ -72,8 +72,8 @@ class PortableTransport(Sending):
         self._sent_while_paused = False
         self._asgi_send = send
         self._has_drainer = False
-        self._max_send_ticks = ticks_of(limits.send_timeout)
-        self._send_ticks = 0.0
+        self._send_seconds = inf
+        self._send_ticks = 0
         if group is not None:
             self.read_ahead()
 
@@ -114,7 +114,8 @@ class PortableTransport(Sending):
         self.state = state
         self.learn()
         self.close_code = 3000 + status
-        self._forget_frames()
+        if self.outbox is not None:
+            self.outbox.clear()
         self.discard()
         self._wake_all()
         self._finish()
@@ -139,6 +140,7 @@ class PortableTransport(Sending):
         """Called now and then: somebody has to read, and no send takes for ever."""
         self.read_ahead()
         if self._sender is not None:
-            self._send_ticks -= 1
-            if self._send_ticks <= 0:
+            self._send_ticks += 1
+            # The first one may have come at once.
+            if self._send_ticks - 1 >= self._send_seconds / TICK:
                 self._interrupt(self._sender)

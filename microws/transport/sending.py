@@ -11,10 +11,9 @@ from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Frame, Send
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
-from microws.tasks import TICK
 from microws.transport.reading import Reading
 
-__all__ = ["Sending", "ticks_of"]
+__all__ = ["Sending"]
 
 _log = logging.getLogger("microws.websocket")
 
@@ -29,12 +28,13 @@ _MAX_SECONDS_TO_DISCONNECT = 1.0
 class Sending(Reading):
     """The outgoing side: the view sends or, where something had to wait its turn, the drainer, from the outbox."""
 
-    __slots__ = ("_asgi_send", "_has_drainer", "_max_send_ticks", "_send_ticks")
+    __slots__ = ("_asgi_send", "_has_drainer", "_send_seconds", "_send_ticks")
 
     _asgi_send: Send
     _has_drainer: bool
-    _max_send_ticks: float  # Of the view's own sends.
-    _send_ticks: float  # What is left for the send that is under way.
+    # How long the send that is under way may take, and how many ticks it has taken.
+    _send_seconds: float
+    _send_ticks: int
 
     async def send(self, message: str | bytes) -> None:
         """
@@ -56,7 +56,8 @@ class Sending(Reading):
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         else:
             self._sender = asyncio.current_task(self._loop)
-            self._send_ticks = self._max_send_ticks
+            self._send_seconds = self._limits.send_timeout
+            self._send_ticks = 0
             try:
                 await self._asgi_send(event)
             except asyncio.CancelledError:
@@ -68,7 +69,7 @@ class Sending(Reading):
             finally:
                 self._sender = None
                 if self._idle is not None or self._work is not None:
-                    self._release()
+                    self._tell_idle()
                 if self._interrupted:
                     self._was_interrupted()
         self._unwatched_sends += 1
@@ -182,7 +183,8 @@ class Sending(Reading):
         if self._loop is None:
             return await self._transmit_in_scope(seconds, event)
         self._sender = asyncio.current_task(self._loop)
-        self._send_ticks = ticks_of(seconds)
+        self._send_seconds = seconds
+        self._send_ticks = 0
         try:
             await self._asgi_send(event)
         except asyncio.CancelledError:
@@ -192,7 +194,9 @@ class Sending(Reading):
         except OSError:
             await self._lose()
         finally:
-            self._release()
+            self._sender = None
+            if self._idle is not None or self._work is not None:
+                self._tell_idle()
             if self._interrupted:
                 self._was_interrupted()
         return True
@@ -206,7 +210,8 @@ class Sending(Reading):
                 except OSError:
                     await self._lose()
         finally:
-            self._release()
+            self._sender = None
+            self._tell_idle()
         return not waiting.cancelled_caught
 
     async def _lose(self) -> None:
@@ -224,8 +229,8 @@ class Sending(Reading):
         self.abandon()
         raise self._disconnect() from None
 
-    def _release(self) -> None:
-        self._sender = None
+    def _tell_idle(self) -> None:
+        """Nobody is inside ASGI's send any more."""
         if self._idle is not None:
             self._wake("_idle")
         if self._work is not None:
@@ -240,12 +245,8 @@ class Sending(Reading):
             self._wake("_idle")
         if self._work is not None:
             self._wake("_work")
-        self._release_waiting()
-
-
-def ticks_of(seconds: float) -> float:
-    """How many ticks take ``seconds`` at least; the first one may come at once."""
-    return seconds / TICK + 1
+        if self._waiting:
+            self._release_waiting()
 
 
 def _event(frame: Frame) -> Event:

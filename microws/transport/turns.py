@@ -101,7 +101,9 @@ class Turns(ABC):
         """The view knows of the end, or has made it: it may take its time to clean up."""
         if not self.has_learned and helping.get() is not self:
             self.has_learned = True
-            self.tasks.limit(inf)
+            if self.state is not OPEN:
+                # An open one has no limit.
+                self.tasks.limit(inf)
 
     def ensure_outbox(self) -> Outbox:
         """The connection's queue. Who puts something in calls ``wake``."""
@@ -143,11 +145,6 @@ class Turns(ABC):
             frame, admitted = self._waiting.popleft()
             self.outbox.send_nowait(frame)
             admitted.set()
-
-    def _forget_frames(self) -> None:
-        """Nothing of what waits to be sent will be; who waits for room is told of the end."""
-        if self.outbox is not None:
-            self.outbox.clear()
 
     def _release_waiting(self) -> None:
         while self._waiting:

@@ -165,13 +165,13 @@ class Request(Connection):
     def __init__(
         self,
         scope: Scope,
-        *,
         app: Application,
         path: str,
         path_params: dict[str, Any],
         receive: Receive,
         max_body_size: int | None,
     ) -> None:
+        # Not by keywords: with them Python takes twice as long to make an object.
         self.scope = scope
         self.app = app
         self.path = path

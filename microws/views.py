@@ -135,7 +135,7 @@ def bind_view(
     if connection is None:
         return lambda _, params: call(**params)
     if connection == "":
-        return lambda value, params: call(value, **params)
+        return (lambda value, params: call(value, **params)) if parameters else (lambda value, _: call(value))
     return lambda value, params: call(**{connection: value}, **params)
 
 

@@ -47,9 +47,7 @@ class HTTPDispatcher:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
         path, segments = path_of(scope)
-        request = Request(
-            scope, app=self._app, path=path, path_params={}, receive=receive, max_body_size=self._settings.max_body_size
-        )
+        request = Request(scope, self._app, path, {}, receive, self._settings.max_body_size)
         answer = _Answer(send, request)
         hooks = self._hooks
         try:

@@ -94,7 +94,7 @@ class WebSocketDispatcher:
         transport = make_transport(
             scope, receive, send, loop=loop, group=group, limits=self._limits, make_outbox=options.make_outbox
         )
-        ws = WebSocket(scope, transport, app=self._app, path=path, path_params=params, options=options)
+        ws = WebSocket(scope, transport, self._app, path, params, options)
         options.hub.connections += 1
         try:
             with transport.tasks:

@@ -43,5 +43,5 @@ def make_transport(
             limits = limits._replace(max_message_size=asked)
         wire = extension.get("transport")
         if wire is not None and loop is not None and send == wire.send and receive == wire.receive:
-            return DirectTransport(wire, loop=loop, limits=limits, make_outbox=make_outbox)
-    return PortableTransport(scope, receive, send, loop=loop, group=group, limits=limits, make_outbox=make_outbox)
+            return DirectTransport(wire, loop, limits, make_outbox)
+    return PortableTransport(scope, receive, send, loop, group, limits, make_outbox)

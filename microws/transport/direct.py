@@ -52,7 +52,7 @@ class DirectTransport(Turns):
     __slots__ = ("_rejected", "_sends", "_wire")
 
     def __init__(
-        self, wire: Wire, *, loop: asyncio.AbstractEventLoop, limits: Limits, make_outbox: Callable[[], Outbox]
+        self, wire: Wire, loop: asyncio.AbstractEventLoop, limits: Limits, make_outbox: Callable[[], Outbox]
     ) -> None:
         super().__init__(AsyncioTasks(loop), limits, make_outbox)
         self._wire = wire

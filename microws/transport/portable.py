@@ -40,13 +40,12 @@ class PortableTransport(Sending):
         scope: Scope,
         receive: Receive,
         send: Send,
-        *,
         loop: asyncio.AbstractEventLoop | None,
         group: TaskGroup | None,
         limits: Limits,
         make_outbox: Callable[[], Outbox],
     ) -> None:
-        # All in one place: a chain of constructors would take longer than they do.
+        # All in one place, and not by keywords: a chain of constructors would take longer than they do.
         if loop is None:
             assert group is not None
             tasks: Tasks = GroupTasks(group)

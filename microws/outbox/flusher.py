@@ -100,19 +100,19 @@ class Flusher:
 
     def _flush(self) -> None:
         due, left = self._due, _MAX_TURN_BYTES
-        last, frames, run = HELD, b"", 0
+        count = len(due)
+        last, frames, cost, run = HELD, b"", 0, 0
         try:
-            while due and left > 0:
+            while left > 0 and due:
                 outbox = due.popleft()
                 batch = outbox.batch
-                self._flushed += 1
                 if batch is None or batch is HELD:
                     continue  # it has left already
                 if batch is not last:
                     # Most outboxes have the batch of the one before them.
                     self._count(run, last)
-                    last, frames, run = batch, batch.encoded, 0
-                left -= _WRITE_COST + batch.size
+                    last, frames, cost, run = batch, batch.encoded, _WRITE_COST + batch.size, 0
+                left -= cost
                 run += 1
                 sink = outbox.sink
                 if sink is not None and sink.is_writable and batch.previous is None:
@@ -121,6 +121,7 @@ class Flusher:
                 else:
                     outbox.flush()
         finally:
+            self._flushed += count - len(due)
             self._count(run, last)
             self._waited = _MAX_WAIT if due else 0
             if due:

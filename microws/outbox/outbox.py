@@ -45,7 +45,7 @@ class Sink(Protocol):
         """Bytes that it has taken and the client has not."""
         ...
 
-    def write(self, frames: bytes) -> None:
+    def write(self, frames: bytes, /) -> None:
         """Send frames that are encoded already. Never waits."""
         ...
 

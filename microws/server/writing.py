@@ -25,15 +25,18 @@ class Writing(asyncio.Protocol):
         state: ``CLOSING`` while this side has closed and the client has not yet.
         is_writable: Whether the client takes what is sent: otherwise it piles up here.
         on_writable: Called when ``is_writable`` has become true again.
+        write: Send frames that are encoded already, or a part of one. Not after the end.
     """
 
-    __slots__ = ("_change", "_deflater", "_late_pong", "_transport", "is_writable", "on_writable", "state")
+    __slots__ = ("_change", "_deflater", "_late_pong", "_transport", "is_writable", "on_writable", "state", "write")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.state = CONNECTING
         self.is_writable = True
         self.on_writable: Callable[[], None] | None = None
         self._transport = transport
+        # Itself: a broadcast calls it for each connection.
+        self.write = transport.write
         self._deflater: Deflater | None = None
         # Of ``state`` or ``is_writable``, for those who wait for one.
         self._change: asyncio.Event | None = None
@@ -41,6 +44,8 @@ class Writing(asyncio.Protocol):
 
     def send_message(self, payload: str | bytes) -> None:
         """Send a message; ``is_writable`` says whether the next one should wait. Only while the state is ``OPEN``."""
+        if self.is_lost:
+            return
         opcode = BINARY
         if isinstance(payload, str):
             payload, opcode = payload.encode(), TEXT
@@ -58,11 +63,10 @@ class Writing(asyncio.Protocol):
         """Bytes that were sent and that the system has not taken yet."""
         return self._transport.get_write_buffer_size()
 
-    def write(self, frames: bytes) -> None:
-        """Send frames that are encoded already, or a part of one."""
-        # Lost a moment ago: asyncio would log each write, and ``connection_lost`` comes next.
-        if not self._transport.is_closing():
-            self._transport.write(frames)
+    @property
+    def is_lost(self) -> bool:
+        """Whether ``connection_lost`` comes next. Nothing is to be written: asyncio would log it."""
+        return self._transport.is_closing()
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken most of what was sent, or has gone."""

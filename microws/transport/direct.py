@@ -31,6 +31,8 @@ class Wire(Sink, Protocol):
 
     @property
     def state(self) -> State: ...
+    @property
+    def is_lost(self) -> bool: ...
 
     def accept(self, *, subprotocol: str | None, headers: Any) -> None: ...
     def refuse(self, status: int, headers: Any, body: bytes) -> None: ...
@@ -167,7 +169,7 @@ class DirectTransport(Turns):
         wire, outbox = self._wire, self.outbox
         if outbox is None:
             return
-        while wire.is_writable:
+        while wire.is_writable and not wire.is_lost:
             if not outbox:
                 outbox.release()
                 return

@@ -376,6 +376,8 @@ class Hub:
         """Put ``message`` into an outbox that holds what it gets. ``False``: it is lost, and that was seen to."""
         outbox = subscriber.outbox
         outcome = outbox.put_nowait(message)
+        if outcome is Outcome.CONFLATED:
+            return True
         if outcome is Outcome.REFUSED:
             subscriber.refuse(1013, "too slow")
         if outcome is not Outcome.QUEUED:

@@ -360,6 +360,26 @@ class TestRoutes:
         app.add_route(lambda request, v: {"value": v, "params": request.path_params}, pattern)
         assert (await ask(app, path)).json() == {"value": value, "params": {"v": value}}
 
+    async def test_what_a_view_puts_into_its_path_params_is_gone_with_the_request(self):
+        app = App()
+
+        @app.route("/")
+        async def page(request):
+            request.path_params["seen"] = True
+            return request.path_params
+
+        @app.websocket_route("/", value_type="json")
+        async def talk(ws):
+            ws.path_params["heard"] = True
+            async with ws:
+                await ws.send(ws.path_params)
+
+        async with app.test_client() as client:
+            for _ in range(2):
+                assert (await client.get("/")).json() == {"seen": True}
+                async with client.websocket("/") as ws:
+                    assert await ws.receive() == {"heard": True}
+
     async def test_an_added_converter_parses_and_formats(self):
         app = App()
         app.add_converter("hex", "[0-9a-f]+", parse=lambda text: int(text, 16), format=lambda value: f"{value:x}")

@@ -159,6 +159,27 @@ def test_latest_keeps_the_newest_message_of_each_key_in_its_new_place():
     assert losses == {"latest": 2}
 
 
+def test_latest_tells_when_the_newest_has_the_place_of_the_last_one():
+    settings = TopicSettings(9, "latest")
+    outbox = filled(settings, "1")
+    assert outbox.put_nowait(published("2", settings)) is Outcome.CONFLATED
+    assert outbox.size == 1
+    outbox.send_nowait(Frame("sent"))
+    assert outbox.put_nowait(published("3", settings)) is Outcome.QUEUED
+    assert texts(outbox) == ["sent", "3"]
+
+
+def test_latest_in_the_last_place_keeps_to_the_bytes_as_any_message_does():
+    settings = TopicSettings(9, "latest")
+    alone = filled(settings, "1", max_bytes=4)
+    assert alone.put_nowait(published("12345", settings)) is Outcome.CONFLATED
+    behind = Outbox(max_bytes=4)
+    behind.send_nowait(Frame("abc"))
+    assert behind.put_nowait(published("1", settings)) is Outcome.QUEUED
+    assert behind.put_nowait(published("12", settings)) is Outcome.DROPPED
+    assert texts(behind) == ["abc"]
+
+
 def test_latest_without_room_for_one_more_key_drops_the_oldest_and_marks_it():
     settings = TopicSettings(2, "latest", "symbol")
     outbox = Outbox(marker=marker)
@@ -298,8 +319,13 @@ class OutboxMachine(RuleBasedStateMachine):
         self.number += 1
         key = key if topic == "latest" else None
         frame = self.frame("x" * size, (topic, self.number))
+        count = len(self.outbox)
         outcome = self.outbox.put_nowait(Published(frame, topic, TOPICS[topic], key=key))
-        assert outcome is self.model.put(topic, self.number, size, key)
+        expected = self.model.put(topic, self.number, size, key)
+        if outcome is Outcome.CONFLATED:
+            assert expected is Outcome.QUEUED and topic in ("last", "latest") and len(self.outbox) == count
+        else:
+            assert outcome is expected
         self.missing[topic].append(self.number)
         if outcome is Outcome.REFUSED:
             # The connection is closed now: what waited is gone, and the client is told by the close.

@@ -425,6 +425,17 @@ async def test_a_refusal_of_a_client_that_has_just_left_is_its_end(resets):
         assert app.wire.close_code == 1006
 
 
+async def test_nothing_is_written_where_the_connection_was_just_lost(caplog):
+    async with opened(connection={"tcp": True}) as (app, client):
+        client.server.abort()
+        # asyncio warns of the fifth write.
+        for _ in range(8):
+            app.wire.send_message("into the void")
+        await until(lambda: app.wire.close_code is not None)
+        assert app.wire.close_code == 1006
+        assert not caplog.records
+
+
 # What a client must not do
 
 VIOLATIONS = {

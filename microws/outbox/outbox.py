@@ -28,6 +28,7 @@ class Outcome(Enum):
     """What became of a message that was put into an outbox."""
 
     QUEUED = "queued"
+    CONFLATED = "conflated"
     DROPPED = "dropped"
     REFUSED = "refused"
 
@@ -144,12 +145,13 @@ class Outbox:
         Queue a published message by the policy of its topic. Never waits.
 
         Returns:
-            ``QUEUED``; ``DROPPED`` where the message itself was given up; ``REFUSED`` where the connection must now be
-            closed with 1013, because it would otherwise see a later message after a lost one.
+            ``QUEUED``; ``CONFLATED`` where it has the place of an older one; ``DROPPED`` where the message itself was
+            given up; ``REFUSED`` where the connection must now be closed with 1013, because it would otherwise see a
+            later message after a lost one.
         """
         settings = message.settings
-        if settings.overflow == "latest" and self._counts.get(message.topic):
-            self._conflate(message)
+        if settings.overflow == "latest" and self._counts.get(message.topic) and self._conflate(message):
+            return Outcome.CONFLATED
         if not self._takes(message):
             match settings.overflow:
                 case "close":
@@ -282,8 +284,10 @@ class Outbox:
                 self._bytes += marker.size
             return
 
-    def _conflate(self, message: Published) -> None:
-        for index, item in enumerate(self._items):
+    def _conflate(self, message: Published) -> bool:
+        """Give up the message of this key that waits. ``True``: it was the last one, and ``message`` has its place."""
+        items = self._items
+        for index, item in enumerate(items):
             if (
                 isinstance(item, Published)
                 and item.topic == message.topic
@@ -291,6 +295,12 @@ class Outbox:
                 and item.key == message.key
             ):
                 self._losses["latest"] += 1
+                size = self._bytes + message.size - item.size
+                if index == len(items) - 1 and (size <= self._max_bytes or not index) and not self._gaps:
+                    items[index] = message
+                    self._bytes = size
+                    return True
                 self._forget(item)
-                del self._items[index]
-                return
+                del items[index]
+                break
+        return False

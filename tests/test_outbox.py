@@ -323,7 +323,9 @@ class OutboxMachine(RuleBasedStateMachine):
         outcome = self.outbox.put_nowait(Published(frame, topic, TOPICS[topic], key=key))
         expected = self.model.put(topic, self.number, size, key)
         if outcome is Outcome.CONFLATED:
-            assert expected is Outcome.QUEUED and topic in ("last", "latest") and len(self.outbox) == count
+            assert expected is Outcome.QUEUED
+            assert topic in ("last", "latest")
+            assert len(self.outbox) == count
         else:
             assert outcome is expected
         self.missing[topic].append(self.number)

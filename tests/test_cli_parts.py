@@ -492,7 +492,9 @@ def test_without_a_command_the_help_is_shown(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["rum"], 2, "'rum'"),
+        (["rum"], 2, "error: there is no command 'rum'; did you mean 'run'?"),
+        (["chat:app"], 2, "error: there is no command 'chat:app'; to serve an app: microws run chat:app"),
+        (["http://h/ws"], 2, "error: there is no command 'http://h/ws'; to measure one: microws bench http://h/ws"),
         (["run", "--prot=1"], 2, "error: unknown argument '--prot'; did you mean '--port'?"),
         (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),
         (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, came 'x'"),

@@ -19,6 +19,7 @@ from microws.server.worker import check_server, choose_loop, run
 
 __all__ = ["main"]
 
+_COMMANDS = ("run", "bench")
 _USAGE = 2
 _NO_APP = 3
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
     supervised = Supervised.from_environment()
     environ = dict(os.environ)
+    _check_command(next((word for word in arguments if not word.startswith("-")), None))
     parser = build_parser(__version__)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -75,6 +77,15 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
         return supervise(invocation.settings, command=command, environ=environ)
     name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
     return run(app, invocation.settings, name=name, supervised=supervised)
+
+
+def _check_command(word: str | None) -> None:
+    if word is None or word in _COMMANDS:
+        return
+    hint = did_you_mean(word, _COMMANDS)
+    if not hint:
+        hint = f"; to measure one: microws bench {word}" if "://" in word else f"; to serve an app: microws run {word}"
+    raise UsageError(f"there is no command {word!r}{hint}")
 
 
 def _is_app(value: object) -> bool:

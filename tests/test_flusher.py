@@ -18,16 +18,21 @@ def anyio_backend():
 
 
 class Sink:
-    """A client's end, which takes ``room`` writes."""
+    """A client's end, which takes ``room`` writes, and goes at its write number ``lost_at``."""
 
-    def __init__(self, room=10**9):
+    def __init__(self, room=10**9, lost_at=10**9):
         self.room = room
+        self.lost_at = lost_at
         self.writes = []
         self.closed = None
 
     @property
     def is_writable(self):
         return len(self.writes) < self.room
+
+    @property
+    def is_lost(self):
+        return len(self.writes) >= self.lost_at
 
     @property
     def buffered(self):
@@ -195,6 +200,17 @@ async def test_what_the_client_does_not_take_waits_by_the_policy_of_its_topic():
     assert flusher.put(published("5"), [outbox]) == [outbox]
     assert (outbox.sink.writes, outbox.sink.closed) == ([frames("1")], None)
     assert outbox.take() == frames(*"34")
+
+
+def test_who_is_lost_in_the_middle_of_a_batch_is_sent_nothing_more_of_it():
+    outbox = connection()
+    outbox.sink.lost_at = 2
+    for _ in range(3):
+        message = published("x" * MAX_PART_BYTES)
+        outbox.batch = Batch(outbox.batch, message)
+    outbox.flush()
+    assert len(outbox.sink.writes) == 2
+    assert outbox.count == 0
 
 
 async def test_parts_that_the_client_does_not_take_wait_behind_one_that_it_did():

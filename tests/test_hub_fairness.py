@@ -27,6 +27,7 @@ class Sink:
     """A client's end that takes everything, and counts the writes to all of them."""
 
     is_writable = True
+    is_lost = False
     writes_to_all = 0
 
     def __init__(self):

@@ -46,6 +46,11 @@ class Sink(Protocol):
         """Bytes that it has taken and the client has not."""
         ...
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has just gone, and ``clear`` comes next."""
+        ...
+
     def write(self, frames: bytes, /) -> None:
         """Send frames that are encoded already. Never waits."""
         ...
@@ -211,6 +216,8 @@ class Outbox:
             return
         self.batch = None
         for part in batch.parts:
+            if sink.is_lost:
+                return
             if sink.is_writable and not self._items:
                 sink.write(part.encoded)
                 continue

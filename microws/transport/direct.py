@@ -193,8 +193,7 @@ class DirectTransport(Turns):
     def fail(self, code: int, reason: str) -> None:
         """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
         wire = self._wire
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         if wire.state is CONNECTING:
             # As with ASGI's websocket.close in place of an accept.
             wire.refuse(_FORBIDDEN, _EMPTY, b"")
@@ -223,7 +222,6 @@ class DirectTransport(Turns):
         wire.close(code, reason)
 
     def _end(self) -> None:
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         self._release_waiting()
         self._finish()

@@ -66,8 +66,7 @@ class Lifeline(Turns):
         if self.close_code is not None:
             return
         self._begin_close(code, reason)
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         self._interrupt(self._sender)
         self.wake()
 
@@ -98,8 +97,7 @@ class Lifeline(Turns):
             self.close_code, self.close_reason = code, reason
         self.state = CLOSED
         self._close_due = False
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         self._wake_all()
         if self._reader is not None:
             self._interrupt(self._reader)

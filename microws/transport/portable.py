@@ -113,8 +113,7 @@ class PortableTransport(Sending):
         self.state = state
         self.learn()
         self.close_code = 3000 + status
-        if self.outbox is not None:
-            self.outbox.clear()
+        self._forget_frames()
         self.discard()
         self._wake_all()
         self._finish()

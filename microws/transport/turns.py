@@ -146,6 +146,11 @@ class Turns(ABC):
             self.outbox.send_nowait(frame)
             admitted.set()
 
+    def _forget_frames(self) -> None:
+        """Nothing of what waits to be sent will be."""
+        if self.outbox is not None:
+            self.outbox.clear()
+
     def _release_waiting(self) -> None:
         while self._waiting:
             self._waiting.popleft()[1].set()

@@ -1,8 +1,11 @@
 """The direct transport: an app on the project's own engine, over real sockets, down to the bytes that a client gets."""
 
 import asyncio
+import platform
+import sys
 import zlib
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 
 import pytest
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
@@ -206,6 +209,119 @@ async def test_many_sends_to_a_quick_client_let_others_have_their_turn():
             await ws.send(str(number))
         assert others == ["turn"]
         assert await read_texts(client, 200) == numbers(200)
+
+
+# To many at once
+
+
+@asynccontextmanager
+async def crowd(count, *, connection=None, **options):
+    """A ``Room`` with so many that get "t", as pairs of ``ws`` and client."""
+    async with served(**options) as room:
+        yield room, [await room.join("t", **connection or {}) for _ in range(count)]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="the system call is Linux's"
+)
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_a_broadcast_goes_past_the_transports_that_have_nothing_to_send(tcp):
+    written = []
+    async with crowd(200, connection={"tcp": tcp}) as (room, members):
+        for ws, _ in members:
+            ws._transport._wire.write = written.append
+        await room.publish("1", "2")
+        for _, client in members:
+            assert await read_texts(client, 2) == ["1", "2"]
+    assert written == []
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_what_is_sent_to_some_of_many_and_published_to_all_keeps_its_order(tls):
+    async with crowd(20, server={"tls": tls}) as (room, members):
+        for number in range(0, 60, 2):
+            for ws, _ in members[::3]:
+                await ws.send(str(number))
+            await room.publish(str(number + 1))
+            if number % 3 == 0:
+                await turns(number % 5)
+        for index, (_, client) in enumerate(members):
+            expected = numbers(60) if index % 3 == 0 else numbers(1, 60, 2)
+            assert await read_texts(client, len(expected)) == expected
+
+
+async def test_of_many_those_that_take_a_part_get_the_rest_when_they_read_and_nobody_waits_for_them():
+    texts = [str(number) * 20_000 for number in range(10)]
+    async with crowd(12) as (room, members):
+        slow = [await room.join("t", **SMALL) for _ in range(3)]
+        reading = [asyncio.ensure_future(read_texts(client, 20)) for _, client in members]
+        for text in texts:
+            await room.publish(text)
+            await turns(1)
+        await room.publish(*texts)
+        assert [await within(texts_read) for texts_read in reading] == [texts * 2] * 12
+        for _, client in slow:
+            assert await read_texts(client, 20) == texts * 2
+        await room.publish("live")
+        for _, client in (*members, *slow):
+            assert await read_texts(client, 1) == ["live"]
+
+
+async def test_of_many_those_that_leave_meanwhile_take_nobody_with_them(caplog):
+    async with crowd(30, connection={"tcp": True}) as (room, members):
+        for number, (_, client) in enumerate(members[:20]):
+            client.reset() if number % 2 else client.sock.close()
+            await room.publish(str(number))
+            if number % 3 == 0:
+                await turns()
+        for _, client in members[20:]:
+            assert await read_texts(client, 20) == numbers(20)
+        await until(lambda: room.app.hub.statistics().subscribers == 10)
+    assert caplog.text == ""
+
+
+async def test_a_new_connection_gets_nothing_that_was_for_the_one_whose_descriptor_it_has():
+    async with crowd(20) as (room, members):
+        sockets = {ws._transport._wire.socket for ws, _ in members}
+        new = []
+        for number, (_, client) in enumerate(members):
+            client.sock.close()
+            await room.publish(f"secret {number}")
+            await turns(number % 4)
+            new.append(await room.join())
+            await room.publish("secret too")
+        await until(lambda: not room.app.hub._topics)
+        assert sockets & {ws._transport._wire.socket for ws, _ in new}
+        for ws, client in new:
+            await ws.send("for you")
+            assert await read_texts(client, 1) == ["for you"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_many_with_all_kinds_of_clients_get_everything_once_and_in_order(seed):
+    """Who reads, who reads late, who is sent to beside; messages from empty to larger than any buffer."""
+    random = Random(seed)
+    async with crowd(16) as (room, members):
+        members += [await room.join("t", **SMALL) for _ in range(4)]
+        expected = [[] for _ in members]
+        reading = []
+        for step in range(120):
+            if step == 40:
+                # The others begin to read at the end.
+                reading = [asyncio.ensure_future(client.read_payloads(1)) for _, client in members[:8]]
+            text = f"{step} " + "x" * random.choice([0, 60, 60, 60, 1000, 40_000])
+            chosen = random.randrange(len(members))
+            if random.random() < 0.5 and members[chosen][0]._transport._wire.is_writable:
+                await members[chosen][0].send("to you " + text)
+                expected[chosen].append("to you " + text)
+            await room.publish(text)
+            for texts in expected:
+                texts.append(text)
+            await turns(random.randrange(4))
+        first = [[payload.decode() for payload in await within(one)] for one in reading]
+        for index, (_, client) in enumerate(members):
+            already = first[index] if index < len(first) else []
+            assert already + await read_texts(client, len(expected[index]) - len(already)) == expected[index]
 
 
 # Before the accept

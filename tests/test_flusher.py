@@ -20,6 +20,8 @@ def anyio_backend():
 class Sink:
     """A client's end, which takes ``room`` writes, and goes at its write number ``lost_at``."""
 
+    socket = None
+
     def __init__(self, room=10**9, lost_at=10**9):
         self.room = room
         self.lost_at = lost_at
@@ -34,7 +36,6 @@ class Sink:
     def is_lost(self):
         return len(self.writes) >= self.lost_at
 
-    @property
     def buffered(self):
         return 0
 
@@ -176,6 +177,36 @@ async def test_large_messages_take_more_turns():
     while flusher.is_behind:
         await turn()
     assert [len(outbox.sink.writes) for outbox in outboxes] == [1] * 100
+
+
+async def test_what_does_not_fit_in_a_turn_leaves_in_the_next():
+    """Messages that fill the 2.5 MiB of a turn to the byte, with others behind them."""
+    flusher = Flusher()
+    for size in (6000, 6144, 6200):
+        large, others = [connection() for _ in range(256)], [connection() for _ in range(100)]
+        flusher.put(published("x" * size), large)
+        flusher.put(published("y"), others)
+        for _ in range(20):
+            await turn()
+        assert [len(outbox.sink.writes) for outbox in (*large, *others)] == [1] * 356
+
+
+async def test_a_connection_that_cannot_be_written_to_takes_nothing_from_others():
+    def fail(frames):
+        raise RuntimeError("write() after write_eof()")
+
+    failures = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(str(context["exception"])))
+    flusher, outboxes = Flusher(), [connection() for _ in range(30)]
+    outboxes[7].sink.write = fail
+    flusher.put(published("1"), outboxes)
+    for _ in range(20):
+        await turn()
+    flusher.put(published("2"), outboxes[:7])
+    for _ in range(20):
+        await turn()
+    assert failures == ["write() after write_eof()"]
+    assert [len(outbox.sink.writes) for outbox in outboxes] == [2] * 7 + [0] + [1] * 22
 
 
 async def test_a_batch_goes_on_in_parts_that_are_written_one_by_one():

@@ -28,12 +28,12 @@ class Sink:
 
     is_writable = True
     is_lost = False
+    socket = None
     writes_to_all = 0
 
     def __init__(self):
         self.writes = []
 
-    @property
     def buffered(self):
         return 0
 

@@ -2,7 +2,8 @@
 What leaves one connection, ``ws.send`` and published messages alike, in one order.
 
 ``published`` is a message for many connections, and the batch that a turn of the event loop makes of several;
-``outbox`` is the queue of one connection, with the policies for one that does not keep up; ``flusher`` has them leave.
+``outbox`` is the queue of one connection, with the policies for one that does not keep up; ``flusher`` says when what
+leaves, ``writer`` has it leave many outboxes, ``bulk`` many sockets by one system call.
 """
 
 from microws.outbox.flusher import Flusher

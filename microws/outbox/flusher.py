@@ -1,17 +1,19 @@
 """At the end of a turn of the event loop, what was published in it leaves: one write for each connection."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection
 from typing import final
 
 from microws.outbox.outbox import Outbox
 from microws.outbox.published import HELD, MAX_PART_BYTES, Batch, Published
+from microws.outbox.writer import Writer
 
 __all__ = ["Flusher"]
 
-# What one turn of the event loop writes, so that others have theirs: some 500 small writes, 3 to 5 ms of work.
-_MAX_TURN_BYTES = 2 << 20
+# What one turn of the event loop writes, so that others have theirs: 3 to 5 ms of work.
+_MAX_TURN_WRITES = 512
+_MAX_TURN_BYTES = 5 << 19
 # While each turn brings more messages, a flush waits for the next one, so that one write carries them all: a turn for
 # so many outboxes, as it takes some hundredths of what it may save, and at most so many turns.
 _WORTH_A_TURN = 64
@@ -32,11 +34,12 @@ class Flusher:
         sizes: How many writes had how many messages.
     """
 
-    __slots__ = ("_due", "_flushed", "_is_fresh", "_large_until", "_loop", "_waited", "sizes")
+    __slots__ = ("_due", "_flushed", "_is_fresh", "_large_until", "_loop", "_waited", "_writer", "sizes")
 
     def __init__(self) -> None:
         self.sizes: Counter[int] = Counter()
-        self._due: deque[Outbox] = deque()
+        self._due: list[Outbox] = []
+        self._writer = Writer()
         # The loop that will call ``_flush``.
         self._loop: asyncio.AbstractEventLoop | None = None
         # Whether something was published in this turn, and for how many turns a flush has waited for more.
@@ -100,33 +103,35 @@ class Flusher:
 
     def _flush(self) -> None:
         due, left = self._due, _MAX_TURN_BYTES
-        count = len(due)
-        last, frames, cost, run = HELD, b"", 0, 0
+        first = due[:_MAX_TURN_WRITES]
+        is_complete = False
         try:
-            while left > 0 and due:
-                outbox = due.popleft()
-                batch = outbox.batch
-                if batch is None or batch is HELD:
-                    continue  # it has left already
-                if batch is not last:
-                    # Most outboxes have the batch of the one before them.
-                    self._count(run, last)
-                    last, frames, cost, run = batch, batch.encoded, _WRITE_COST + batch.size, 0
-                left -= cost
-                run += 1
-                sink = outbox.sink
-                if sink is not None and sink.is_writable and batch.previous is None:
-                    outbox.batch = None
-                    sink.write(frames)
-                else:
-                    outbox.flush()
+            for batch, outboxes in _by_batch(first).items():
+                cost = _WRITE_COST + batch.size
+                some = outboxes[: max(0, -(-left // cost))]
+                left -= cost * len(some)
+                self.sizes[batch.count] += len(some)
+                self._writer.write(batch, some)
+            is_complete = left > 0
         finally:
-            self._flushed += count - len(due)
-            self._count(run, last)
+            rest = [] if is_complete else [outbox for outbox in first if outbox.batch not in (None, HELD)]
+            due[: len(first)] = rest
+            self._flushed += len(first) - len(rest)
             self._waited = _MAX_WAIT if due else 0
             if due:
                 self._schedule()
 
-    def _count(self, writes: int, batch: Batch) -> None:
-        if writes:
-            self.sizes[batch.count] += writes
+
+def _by_batch(outboxes: list[Outbox]) -> dict[Batch, list[Outbox]]:
+    """Those that have something to leave, by what it is."""
+    found: dict[Batch, list[Outbox]] = {}
+    last, same = HELD, list[Outbox]()
+    for outbox in outboxes:
+        batch = outbox.batch
+        if batch is not last:
+            # Most have the batch of the one before them.
+            if batch is None or batch is HELD:
+                continue  # it has left already
+            last, same = batch, found.setdefault(batch, [])
+        same.append(outbox)
+    return found

@@ -42,8 +42,16 @@ class Sink(Protocol):
         ...
 
     @property
+    def socket(self) -> int | None:
+        """
+        The descriptor of its socket, where that may be written to directly while nothing is ``buffered``.
+
+        ``None``: what goes over the socket is not what is written here, or the client has gone.
+        """
+        ...
+
     def buffered(self) -> int:
-        """Bytes that it has taken and the client has not."""
+        """Bytes that it has taken and its socket has not."""
         ...
 
     @property
@@ -128,7 +136,7 @@ class Outbox:
     @property
     def progress(self) -> tuple[int, int]:
         """What changes when the client takes something: how many frames were taken out, and the bytes behind them."""
-        return self._taken, 0 if self.sink is None else self.sink.buffered
+        return self._taken, 0 if self.sink is None else self.sink.buffered()
 
     def has_room(self, frame: Frame) -> bool:
         """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""

@@ -329,7 +329,8 @@ class Wire(Writing):
         self._upkeep.closings.start(self)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """The transport has ended."""
+        """The transport has ended, and closes its socket."""
+        self.socket = None
         upkeep = self._upkeep
         for deadlines in (upkeep.pings, upkeep.pongs, upkeep.closings, upkeep.failures):
             deadlines.stop(self)

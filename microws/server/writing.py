@@ -25,18 +25,33 @@ class Writing(asyncio.Protocol):
         state: ``CLOSING`` while this side has closed and the client has not yet.
         is_writable: Whether the client takes what is sent: otherwise it piles up here.
         on_writable: Called when ``is_writable`` has become true again.
+        buffered: Bytes that were sent and that the system has not taken yet.
+        socket: The descriptor of the connection's socket; ``None`` over TLS, and after the end.
         write: Send frames that are encoded already, or a part of one. Not after the end.
     """
 
-    __slots__ = ("_change", "_deflater", "_late_pong", "_transport", "is_writable", "on_writable", "state", "write")
+    __slots__ = (
+        "_change",
+        "_deflater",
+        "_late_pong",
+        "_transport",
+        "buffered",
+        "is_writable",
+        "on_writable",
+        "socket",
+        "state",
+        "write",
+    )
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.state = CONNECTING
         self.is_writable = True
         self.on_writable: Callable[[], None] | None = None
         self._transport = transport
-        # Itself: a broadcast calls it for each connection.
+        # The transport's own methods: a broadcast calls them for each connection.
         self.write = transport.write
+        self.buffered = transport.get_write_buffer_size
+        self.socket = _socket(transport)
         self._deflater: Deflater | None = None
         # Of ``state`` or ``is_writable``, for those who wait for one.
         self._change: asyncio.Event | None = None
@@ -57,11 +72,6 @@ class Writing(asyncio.Protocol):
             # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
             self.write(encode_head(len(payload), opcode))
             self.write(payload)
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that were sent and that the system has not taken yet."""
-        return self._transport.get_write_buffer_size()
 
     @property
     def is_lost(self) -> bool:
@@ -110,3 +120,11 @@ class Writing(asyncio.Protocol):
         else:
             # RFC 6455 §5.5.3: only the latest ping needs an answer.
             self._late_pong = payload
+
+
+def _socket(transport: asyncio.Transport) -> int | None:
+    """The descriptor of the socket that gets what is written to ``transport`` as it is."""
+    if transport.get_extra_info("sslcontext") is not None:
+        return None
+    socket = transport.get_extra_info("socket")
+    return None if socket is None else socket.fileno()

@@ -1,0 +1,129 @@
+"""The same bytes to many sockets by one system call: what each takes, and what a writer costs the system."""
+
+import gc
+import platform
+import socket
+import sys
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microws.outbox.bulk import MAX_SOCKETS, BulkWriter
+
+has_call = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's")
+
+
+@contextmanager
+def pairs(count):
+    """Ends that do not block, and the ends opposite."""
+    with ExitStack() as stack:
+        found = [socket.socketpair() for _ in range(count)]
+        for ours, theirs in found:
+            stack.enter_context(ours)
+            stack.enter_context(theirs)
+            ours.setblocking(False)
+            theirs.setblocking(False)
+        yield found
+
+
+def descriptors(found):
+    return [ours.fileno() for ours, _ in found]
+
+
+def fill(ours):
+    """Write until it takes no more; how much that was."""
+    size = 0
+    try:
+        while True:
+            size += ours.send(b"f" * 1000)
+    except BlockingIOError:
+        return size
+
+
+def read(theirs):
+    data = b""
+    try:
+        while more := theirs.recv(1 << 20):
+            data += more
+    except BlockingIOError:
+        pass
+    return data
+
+
+@pytest.mark.parametrize("count", [1, 2, MAX_SOCKETS])
+@pytest.mark.parametrize("data", [b"x", b"\x81\x00\x00\xffnull and others", bytes(range(256)) * 200])
+def test_each_socket_gets_the_bytes(count, data):
+    writer = BulkWriter()
+    with pairs(count) as found:
+        for _ in range(2):
+            assert writer.write(data, descriptors(found)) is None
+            assert [read(theirs) for _, theirs in found] == [data] * count
+
+
+def test_what_each_has_taken_is_told_when_one_takes_less():
+    data = b"0123456789" * 100_000
+    with pairs(5) as found:
+        fill(found[1][0])
+        found[3][1].close()
+        taken = BulkWriter().write(data, descriptors(found))
+        assert taken[1] == taken[3] == 0
+        for place in (0, 2, 4):
+            assert 0 < taken[place] < len(data)
+            assert read(found[place][1]) == data[: taken[place]]
+
+
+def test_behind_a_descriptor_that_is_none_nothing_is_written_and_that_is_told():
+    with pairs(4) as found:
+        sockets = descriptors(found)
+        sockets[2] = 1 << 20
+        assert BulkWriter().write(b"data", sockets) == [4, 4, 0, 0]
+        assert [read(theirs) for _, theirs in found] == [b"data", b"data", b"", b""]
+
+
+def test_a_descriptor_that_was_another_socket_before_is_the_one_that_it_is_now():
+    writer = BulkWriter()
+    for data in (b"first", b"second"):
+        with pairs(3) as found:
+            assert writer.write(data, descriptors(found)) is None
+            assert [read(theirs) for _, theirs in found] == [data] * 3
+
+
+@given(st.lists(st.tuples(st.integers(1, 60_000), st.sets(st.integers(0, 7), min_size=1)), max_size=30))
+def test_whoever_writes_on_where_it_stopped_gets_every_byte_across_in_order(writes):
+    writer = BulkWriter()
+    with pairs(8) as found:
+        sent, received = [b""] * 8, [b""] * 8
+        for number, (size, places) in enumerate(writes):
+            data = bytes([number]) * size
+            sockets = [found[place][0].fileno() for place in sorted(places)]
+            taken = writer.write(data, sockets) or [size] * len(sockets)
+            for place, count in zip(sorted(places), taken, strict=True):
+                sent[place] += data[:count]
+                if number % 3 == 0:
+                    received[place] += read(found[place][1])
+        assert [already + read(theirs) for already, (_, theirs) in zip(received, found, strict=True)] == sent
+
+
+def test_a_writer_that_is_gone_keeps_nothing_of_the_system():
+    writer = BulkWriter()
+    submit, context = writer._submit, writer._context
+    assert submit(context, 0, None) == 0
+    del writer
+    gc.collect()
+    assert submit(context, 0, None) == -1
+
+
+@pytest.mark.parametrize(("name", "value"), [("machine", "riscv64"), ("machine", "AMD64")])
+def test_elsewhere_there_is_none(monkeypatch, name, value):
+    monkeypatch.setattr(platform, name, lambda: value)
+    with pytest.raises(OSError, match="for Linux on x86_64 and aarch64"):
+        BulkWriter()
+
+
+def test_a_system_that_refuses_says_why(monkeypatch):
+    monkeypatch.setattr("microws.outbox.bulk.MAX_SOCKETS", 0)
+    with pytest.raises(OSError, match="io_setup: Invalid argument"):
+        BulkWriter()

@@ -127,3 +127,10 @@ def test_a_system_that_refuses_says_why(monkeypatch):
     monkeypatch.setattr("microws.outbox.bulk.MAX_SOCKETS", 0)
     with pytest.raises(OSError, match="io_setup: Invalid argument"):
         BulkWriter()
+
+
+def test_a_system_that_does_not_tell_what_it_wrote_is_an_error():
+    writer = BulkWriter()
+    writer._get_events = lambda *_: 0
+    with pairs(1) as found, pytest.raises(OSError, match="what became of some writes is unknown"):
+        writer.write(b"data", descriptors(found))

@@ -144,8 +144,8 @@ class BulkWriter:
         self._vector.data, self._vector.size = data, size
         done: int = max(0, self._submit(self._context, count, self._pointers))
         self._vector.data = None
-        if done:
-            self._get_events(self._context, done, done, self._events, None)
+        if done and self._get_events(self._context, done, done, self._events, None) != done:
+            raise OSError("io_getevents: what became of some writes is unknown")
         if done == count and self._results[:count] == array("q", (size,)) * count:
             return None
         taken = {event.mark: max(0, event.result) for event in self._events[:done]}

@@ -9,6 +9,7 @@ import anyio
 from microws.closing import CloseCode
 from microws.interfaces import Event, Receive
 from microws.state import CLOSED, OPEN
+from microws.tasks import current_task
 from microws.transport.lifeline import Lifeline
 
 __all__ = ["Reading"]
@@ -61,7 +62,7 @@ class Reading(Lifeline):
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()
             self._unwatched_sends = 0
-            self._reader = asyncio.current_task(self._loop)
+            self._reader = current_task(self._loop)
             try:
                 event = await self._asgi_receive()
             except asyncio.CancelledError:

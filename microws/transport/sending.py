@@ -11,6 +11,7 @@ from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
 from microws.interfaces import Event, Frame, Send
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
+from microws.tasks import current_task
 from microws.transport.reading import Reading
 
 __all__ = ["Sending"]
@@ -55,7 +56,7 @@ class Sending(Reading):
             if not await self._transmit_in_scope(self._limits.send_timeout, event):
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         else:
-            self._sender = asyncio.current_task(self._loop)
+            self._sender = current_task(self._loop)
             self._send_seconds = self._limits.send_timeout
             self._send_ticks = 0
             try:
@@ -182,7 +183,7 @@ class Sending(Reading):
         """
         if self._loop is None:
             return await self._transmit_in_scope(seconds, event)
-        self._sender = asyncio.current_task(self._loop)
+        self._sender = current_task(self._loop)
         self._send_seconds = seconds
         self._send_ticks = 0
         try:

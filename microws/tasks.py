@@ -75,15 +75,18 @@ class AsyncioTasks:
         loop: The running one.
         on_tick: Called every ``TICK`` seconds until ``end``. Default: the clock looks at this connection only while it
             has a deadline.
+
+    Attributes:
+        deadline: Of the view, on the loop's clock; ``inf`` for none.
     """
 
-    __slots__ = ("_clock", "_deadline", "_has_ended", "_helpers", "_is_ticking", "_loop", "_main", "was_cancelled")
+    __slots__ = ("_clock", "_has_ended", "_helpers", "_is_ticking", "_loop", "_main", "deadline", "was_cancelled")
 
     is_ticking = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[], None] | None = None) -> None:
         self.was_cancelled = False
-        self._deadline = inf
+        self.deadline = inf
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
@@ -111,11 +114,11 @@ class AsyncioTasks:
 
     def limit(self, seconds: float) -> None:
         if seconds == inf:
-            self._deadline = inf
+            self.deadline = inf
             if not self._is_ticking:
                 self._clock.connections.pop(self, None)
             return
-        self._deadline = self._loop.time() + seconds
+        self.deadline = self._loop.time() + seconds
         if not self._is_ticking:
             self._clock.add(self, None)
         if seconds < 2 * TICK:
@@ -141,8 +144,8 @@ class AsyncioTasks:
     def check(self) -> None:
         """Look whether the deadline has come. A view that swallows its cancellation is not asked twice."""
         # When the view has ended, its task is the server's again.
-        if self._main is not None and self._deadline <= self._loop.time():
-            self._deadline = inf
+        if self._main is not None and self.deadline <= self._loop.time():
+            self.deadline = inf
             self.was_cancelled = True
             self._main.cancel()
 
@@ -206,8 +209,10 @@ class _Clock:
             self.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
+        now = self.loop.time()
         for tasks, on_tick in tuple(self.connections.items()):
-            tasks.check()
+            if tasks.deadline <= now:
+                tasks.check()
             if on_tick is not None:
                 on_tick()
         self._is_running = bool(self.connections)

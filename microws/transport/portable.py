@@ -136,7 +136,8 @@ class PortableTransport(Sending):
 
     def _tick(self) -> None:
         """Called now and then: somebody has to read, and no send takes for ever."""
-        self.read_ahead()
+        if self._reader is None:
+            self.read_ahead()
         if self._sender is not None:
             self._send_ticks += 1
             # The first one may have come at once.

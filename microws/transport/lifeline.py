@@ -51,7 +51,7 @@ class Lifeline(Turns):
     _arrived: anyio.Event | None  # a message, the end, or a turn to read
     _unpaused: anyio.Event | None  # room in the inbox
     _idle: anyio.Event | None  # nobody is inside ASGI's send
-    _work: anyio.Event | None  # something for the drainer
+    _work: anyio.Event | None  # something for the drainer to send
 
     @abstractmethod
     def discard(self) -> None:

@@ -71,7 +71,7 @@ class PortableTransport(Sending):
         self._sent_while_paused = False
         self._asgi_send = send
         self._has_drainer = False
-        self._send_seconds = inf
+        self._send_seconds = limits.send_timeout
         self._send_ticks = 0
         if group is not None:
             self.read_ahead()
@@ -95,6 +95,8 @@ class PortableTransport(Sending):
             raise self.unusable("accept")
         self.state = OPEN
         self.tasks.limit(inf)
+        if self._has_drainer:
+            self.wake()
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """

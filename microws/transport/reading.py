@@ -62,9 +62,10 @@ class Reading(Lifeline):
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()
             self._unwatched_sends = 0
+            asgi_receive = self._asgi_receive
             self._reader = current_task(self._loop)
             try:
-                event = await self._asgi_receive()
+                event = await asgi_receive()
             except asyncio.CancelledError:
                 if not self._was_interrupted():
                     raise

@@ -33,7 +33,7 @@ class Sending(Reading):
 
     _asgi_send: Send
     _has_drainer: bool
-    # How long the send that is under way may take, and how many ticks it has taken.
+    # How long the send that is under way may take, a view's if nobody says otherwise, and how many ticks it has taken.
     _send_seconds: float
     _send_ticks: int
 
@@ -49,18 +49,17 @@ class Sending(Reading):
         if self._sender is not None or self.outbox or self.state is not OPEN:
             await self._wait_turn(Frame(message))
             return
-        if self._unpaused is not None:
-            self._sent_while_paused = True
+        self._sent_while_paused = True
         event = {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
-        if self._loop is None:
+        loop, asgi_send = self._loop, self._asgi_send
+        if loop is None:
             if not await self._transmit_in_scope(self._limits.send_timeout, event):
                 self.fail(CloseCode.TRY_AGAIN_LATER, "too slow")
         else:
-            self._sender = current_task(self._loop)
-            self._send_seconds = self._limits.send_timeout
+            self._sender = current_task(loop)
             self._send_ticks = 0
             try:
-                await self._asgi_send(event)
+                await asgi_send(event)
             except asyncio.CancelledError:
                 if not self._was_interrupted():
                     raise
@@ -69,8 +68,8 @@ class Sending(Reading):
                 await self._lose()
             finally:
                 self._sender = None
-                if self._idle is not None or self._work is not None:
-                    self._tell_idle()
+                if self._idle is not None:
+                    self._wake("_idle")
                 if self._interrupted:
                     self._was_interrupted()
         self._unwatched_sends += 1
@@ -133,13 +132,16 @@ class Sending(Reading):
     async def _drain(self) -> None:
         try:
             while self.state is not CLOSED:
-                if self.state is CONNECTING or self._sender is not None or not (self.outbox or self._close_due):
-                    if self.state is CLOSING and not self._close_due and self._sender is None:
-                        return
+                if self._sender is not None:
+                    self._idle = self._idle or anyio.Event()
+                    await self._idle.wait()
+                elif self.state is not CONNECTING and (self.outbox or self._close_due):
+                    await self._empty()
+                elif self.state is CLOSING:
+                    return
+                else:
                     self._work = anyio.Event()
                     await self._work.wait()
-                else:
-                    await self._empty()
         except Exception:
             _log.exception("the server's send failed")
             self.abandon()
@@ -152,8 +154,7 @@ class Sending(Reading):
         """
         try:
             while self.outbox:
-                if self._unpaused is not None:
-                    self._sent_while_paused = True
+                self._sent_while_paused = True
                 await self._transmit_within(inf, _event(self.outbox.pop()))
                 if self._waiting:
                     self._admit()
@@ -196,8 +197,8 @@ class Sending(Reading):
             await self._lose()
         finally:
             self._sender = None
-            if self._idle is not None or self._work is not None:
-                self._tell_idle()
+            self._send_seconds = self._limits.send_timeout
+            self._wake("_idle")
             if self._interrupted:
                 self._was_interrupted()
         return True
@@ -212,7 +213,7 @@ class Sending(Reading):
                     await self._lose()
         finally:
             self._sender = None
-            self._tell_idle()
+            self._wake("_idle")
         return not waiting.cancelled_caught
 
     async def _lose(self) -> None:
@@ -229,13 +230,6 @@ class Sending(Reading):
                 await self._arrived.wait()
         self.abandon()
         raise self._disconnect() from None
-
-    def _tell_idle(self) -> None:
-        """Nobody is inside ASGI's send any more."""
-        if self._idle is not None:
-            self._wake("_idle")
-        if self._work is not None:
-            self._wake("_work")
 
     def _wake_all(self) -> None:
         if self._arrived is not None:

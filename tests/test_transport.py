@@ -291,6 +291,20 @@ class TestReading:
 
 
 class TestTheHandshake:
+    async def test_what_was_published_before_it_leaves_behind_its_answer(self):
+        async def view(ws):
+            await ws.subscribe("t")
+            await app.publish("t", "early")
+            await anyio.wait_all_tasks_blocked()
+            async with ws:
+                await ws.receive()
+
+        app = app_of(view)
+        async with wired(app, Wire()) as wire:
+            await wire.wait_sent(2)
+            wire.put(DISCONNECT)
+        assert wire.texts == ["accept", "early"]
+
     async def test_frames_published_before_accept_wait_behind_it(self):
         async def view(ws):
             await ws.subscribe("t")

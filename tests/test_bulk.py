@@ -16,6 +16,12 @@ has_call = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64
 pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's")
 
 
+@pytest.fixture(scope="module")
+def writer():
+    """The system takes its time to end one."""
+    return BulkWriter()
+
+
 @contextmanager
 def pairs(count):
     """Ends that do not block, and the ends opposite."""
@@ -55,36 +61,34 @@ def read(theirs):
 
 @pytest.mark.parametrize("count", [1, 2, MAX_SOCKETS])
 @pytest.mark.parametrize("data", [b"x", b"\x81\x00\x00\xffnull and others", bytes(range(256)) * 200])
-def test_each_socket_gets_the_bytes(count, data):
-    writer = BulkWriter()
+def test_each_socket_gets_the_bytes(writer, count, data):
     with pairs(count) as found:
         for _ in range(2):
             assert writer.write(data, descriptors(found)) is None
             assert [read(theirs) for _, theirs in found] == [data] * count
 
 
-def test_what_each_has_taken_is_told_when_one_takes_less():
+def test_what_each_has_taken_is_told_when_one_takes_less(writer):
     data = b"0123456789" * 100_000
     with pairs(5) as found:
         fill(found[1][0])
         found[3][1].close()
-        taken = BulkWriter().write(data, descriptors(found))
+        taken = writer.write(data, descriptors(found))
         assert taken[1] == taken[3] == 0
         for place in (0, 2, 4):
             assert 0 < taken[place] < len(data)
             assert read(found[place][1]) == data[: taken[place]]
 
 
-def test_behind_a_descriptor_that_is_none_nothing_is_written_and_that_is_told():
+def test_behind_a_descriptor_that_is_none_nothing_is_written_and_that_is_told(writer):
     with pairs(4) as found:
         sockets = descriptors(found)
         sockets[2] = 1 << 20
-        assert BulkWriter().write(b"data", sockets) == [4, 4, 0, 0]
+        assert writer.write(b"data", sockets) == [4, 4, 0, 0]
         assert [read(theirs) for _, theirs in found] == [b"data", b"data", b"", b""]
 
 
-def test_a_descriptor_that_was_another_socket_before_is_the_one_that_it_is_now():
-    writer = BulkWriter()
+def test_a_descriptor_that_was_another_socket_before_is_the_one_that_it_is_now(writer):
     for data in (b"first", b"second"):
         with pairs(3) as found:
             assert writer.write(data, descriptors(found)) is None
@@ -92,8 +96,7 @@ def test_a_descriptor_that_was_another_socket_before_is_the_one_that_it_is_now()
 
 
 @given(st.lists(st.tuples(st.integers(1, 60_000), st.sets(st.integers(0, 7), min_size=1)), max_size=30))
-def test_whoever_writes_on_where_it_stopped_gets_every_byte_across_in_order(writes):
-    writer = BulkWriter()
+def test_whoever_writes_on_where_it_stopped_gets_every_byte_across_in_order(writer, writes):
     with pairs(8) as found:
         sent, received = [b""] * 8, [b""] * 8
         for number, (size, places) in enumerate(writes):
@@ -129,8 +132,7 @@ def test_a_system_that_refuses_says_why(monkeypatch):
         BulkWriter()
 
 
-def test_a_system_that_does_not_tell_what_it_wrote_is_an_error():
-    writer = BulkWriter()
-    writer._get_events = lambda *_: 0
+def test_a_system_that_does_not_tell_what_it_wrote_is_an_error(writer, monkeypatch):
+    monkeypatch.setattr(writer, "_get_events", lambda *_: 0)
     with pairs(1) as found, pytest.raises(OSError, match="what became of some writes is unknown"):
         writer.write(b"data", descriptors(found))

@@ -115,7 +115,8 @@ def notes(records):
         f"- {disturbed} of {len(samples)} samples were disturbed: others took more than {FOREIGN_LIMIT:.0%} of a core"
         f" (median of all samples {statistics.median(foreign):.1%}, most {max(foreign):.0%})."
     )
-    return lines + idle_servers(samples)
+    [run] = [record for record in records if record["type"] == "run"]
+    return lines if run.get("together") else lines + idle_servers(samples)
 
 
 def idle_servers(samples):

@@ -14,13 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from report import FOREIGN_LIMIT, render
-from sampling import Pin, Server, ServerError, Watch, build, run_loadgen, wait_calm
+from sampling import Pin, Server, ServerError, Watch, build, finish_loadgen, run_loadgen, start_loadgen, wait_calm
 from suites import MEASURES, SUITES
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 ATTEMPTS = 3
-WARM_UP = 0.1  # seconds before each sample
+WARM_UP = 0.1  # seconds before each sample, for each server that shares the core
 
 
 class Bench:
@@ -33,12 +33,15 @@ class Bench:
         rounds: How often each contender is started anew.
         slices: In how many samples a rate is measured in one round. All have their turn before the next slice.
         seconds: Length of all slices of a round together.
+        together: Whether all contenders are under load at once, so that whatever disturbs one disturbs all.
         server_pin, client_pin: Where they run.
         before: The checkout in which the contender ``before`` is started.
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(self, *, name, contenders, tests, rounds, slices, seconds, server_pin, client_pin, before, out):
+    def __init__(
+        self, *, name, contenders, tests, rounds, slices, seconds, together, server_pin, client_pin, before, out
+    ):
         self._name = name
         self._known = SUITES[name].contenders
         self._contenders = contenders
@@ -46,6 +49,7 @@ class Bench:
         self._rounds = rounds
         self._slices = slices
         self._seconds = seconds
+        self._together = together
         self._server_pin = server_pin
         self._client_pin = client_pin
         self._before = before
@@ -63,6 +67,7 @@ class Bench:
             rounds=self._rounds,
             slices=self._slices,
             seconds=self._seconds,
+            together=self._together,
             time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             versions=versions(self._known[name] for name in self._contenders),
             machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -105,49 +110,59 @@ class Bench:
         wait_calm(self._cores)
         self._turns += 1
         names = [name for name in servers if test in (self._known[name].tests or self._tests)]
-        for name in names if self._turns % 2 else reversed(names):
-            if measure.less_is_better:
-                sample = self._watched(self._memory, measure, name, servers)
-            else:
-                sample = self._undisturbed_rate(measure, name, servers)
-            figure = f"{sample['figure']:,.1f}" if "figure" in sample else sample["error"]
-            mark = "~" if sample["foreign"] > FOREIGN_LIMIT else " "
-            print(f"  {name} {mark}{figure}", end="", flush=True)
-            self._record(type="sample", round=round_, slice=slice_, measure=test, contender=name, **sample)
+        if self._turns % 2 == 0:
+            names.reverse()
+        at_once = self._together and not measure.less_is_better
+        for group in [names] if at_once else [[name] for name in names]:
+            for name, sample in self._take(measure, group, servers).items():
+                figure = f"{sample['figure']:,.1f}" if "figure" in sample else sample["error"]
+                mark = "~" if sample["foreign"] > FOREIGN_LIMIT else " "
+                print(f"  {name} {mark}{figure}", end="", flush=True)
+                self._record(type="sample", round=round_, slice=slice_, measure=test, contender=name, **sample)
         print()
 
-    def _undisturbed_rate(self, measure, name, servers):
-        """A rate that nobody disturbed; else the least disturbed one of ``ATTEMPTS``."""
-        samples = []
-        while len(samples) < ATTEMPTS:
-            sample = self._watched(self._rate, measure, name, servers)
-            if sample["foreign"] <= FOREIGN_LIMIT:
-                return sample
-            samples.append(sample)
-        return min(samples, key=lambda sample: ("error" in sample, sample["foreign"]))
+    def _take(self, measure, group, servers):
+        """A sample of each in the group, by its name. Rates that nobody disturbed, else the least disturbed ones."""
+        if measure.less_is_better:
+            return self._watched(self._memory, measure, group, servers)
+        attempts = []
+        while len(attempts) < ATTEMPTS:
+            samples = self._watched(self._rates, measure, group, servers)
+            foreign = max(sample["foreign"] for sample in samples.values())
+            if foreign <= FOREIGN_LIMIT:
+                return samples
+            attempts.append((any("error" in sample for sample in samples.values()), foreign, samples))
+        return min(attempts, key=lambda attempt: attempt[:2])[2]
 
-    def _watched(self, take_sample, measure, name, servers):
+    def _watched(self, take, measure, group, servers):
         watch = Watch(self._cores, servers.values())
         try:
-            sample = take_sample(measure, servers[name], self._known[name])
+            samples = take(measure, {name: servers[name] for name in group})
         except ServerError as error:
-            sample = {"error": str(error)}
-        sample["foreign"] = watch.foreign()
-        servers[name].wait_idle()
-        return sample
+            samples = {name: {"error": str(error)} for name in group}
+        foreign = watch.foreign()
+        for name in group:
+            servers[name].wait_idle()
+        return {name: {**sample, "foreign": foreign} for name, sample in samples.items()}
 
-    def _rate(self, measure, server, contender):
-        """How much the server does in a second of its CPU time."""
-        options = [*measure.options, *(contender.fan if measure.mode == "fan" else ())]
-        options += ["-t", self._seconds / self._slices, "-w", WARM_UP]
-        options += [option for pid in server.pids() for option in ("-P", pid)]
-        sample = run_loadgen(measure.mode, server, pin=self._client_pin, options=options)
-        if "error" not in sample:
-            sample["figure"] = round(sample["count"] * measure.scale / sample["server_cpu_s"], 1)
-        return sample
+    def _rates(self, measure, group):
+        """How much each server does in a second of its CPU time, all of them under load at once."""
+        pin = self._client_pin
+        times = ["-t", self._seconds / self._slices * len(group), "-w", WARM_UP * len(group)]
+        clients = {}
+        for name, server in group.items():
+            options = [*measure.options, *(self._known[name].fan if measure.mode == "fan" else ()), *times]
+            options += [option for pid in server.pids() for option in ("-P", pid)]
+            clients[name] = start_loadgen(measure.mode, server, pin=pin, options=options)
+        samples = {name: finish_loadgen(client) for name, client in clients.items()}
+        for sample in samples.values():
+            if "error" not in sample:
+                sample["figure"] = round(sample["count"] * measure.scale / sample["server_cpu_s"], 1)
+        return samples
 
-    def _memory(self, measure, server, _contender):
+    def _memory(self, measure, group):
         """KiB by which the server's resident memory grows, per connection, once a few have warmed it up."""
+        [(name, server)] = group.items()
         warm_up = ["-u", "/echo", "-c", 8, "-t", 0.3, "-w", 0]
         run_loadgen("connect", server, pin=self._client_pin, options=warm_up)
         before = self._settled_memory(server)
@@ -160,7 +175,7 @@ class Bench:
         )
         if "error" not in sample:
             sample["figure"] = round((sample.pop("held") - before) / sample["connections"], 2)
-        return sample
+        return {name: sample}
 
     def _settled_memory(self, server):
         wait_calm(self._cores)
@@ -229,6 +244,7 @@ def parse_arguments():
     add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
     add("--slices", type=int, help="samples of each rate in a round (6; of peers 2)")
     add("--seconds", type=float, help="all slices of a round together (3; of peers 2)")
+    add("--together", action="store_true", help="rates of all contenders at once, as the framework suite always has")
     add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")
     add("--tests", metavar="TEST,…", help="of the suite; an unknown one prints them all")
     add("--before", metavar="DIR", type=Path, help="checkout of an earlier commit, for the contender `before`")
@@ -271,6 +287,7 @@ def main():
             seconds=arguments.seconds,
             server_pin=Pin(server_core, arguments.nice),
             client_pin=Pin(client_core, arguments.nice),
+            together=arguments.together or SUITES[arguments.suite].together,
             before=arguments.before,
             out=out,
         )

@@ -13,7 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Pin", "Server", "ServerError", "Watch", "build", "run_loadgen", "wait_calm"]
+__all__ = [
+    "Pin",
+    "Server",
+    "ServerError",
+    "Watch",
+    "build",
+    "finish_loadgen",
+    "run_loadgen",
+    "start_loadgen",
+    "wait_calm",
+]
 
 HERE = Path(__file__).resolve().parent
 BINARIES = HERE / "bin"
@@ -221,18 +231,28 @@ def run_loadgen(mode, server, *, pin, options, while_running=None, while_holding
     Returns:
         What it printed: a rate and latencies, or ``{"error": ...}``.
     """
-    command = [BINARIES / "loadgen", mode, "-p", str(server.port), *(str(option) for option in options)]
-    with subprocess.Popen(
-        command,
+    client = start_loadgen(mode, server, pin=pin, options=options)
+    while while_running and client.poll() is None:
+        while_running()
+        time.sleep(0.5)
+    return finish_loadgen(client, while_holding=while_holding)
+
+
+def start_loadgen(mode, server, *, pin, options):
+    """Starts the load generator against ``server``; its process is for ``finish_loadgen``."""
+    return subprocess.Popen(
+        [BINARIES / "loadgen", mode, "-p", str(server.port), *(str(option) for option in options)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=pin,
-    ) as client:
-        while while_running and client.poll() is None:
-            while_running()
-            time.sleep(0.5)
+    )
+
+
+def finish_loadgen(client, *, while_holding=None):
+    """Waits for the end of a load generator, and returns what it printed as ``run_loadgen`` does."""
+    with client:
         result = json.loads(client.stdout.readline() or '{"error": "the load generator printed nothing"}')
         if while_holding and "error" not in result:
             result["held"] = while_holding()

@@ -68,6 +68,7 @@ class Suite(NamedTuple):
         on_request: Contenders and tests that are left out unless they are asked for.
         slices: In how many samples a rate is measured in one round.
         seconds: Length of all slices of a round together.
+        together: Whether rates are measured of all contenders at once.
     """
 
     contenders: dict
@@ -77,6 +78,7 @@ class Suite(NamedTuple):
     on_request: frozenset
     slices: int = 6
     seconds: float = 3
+    together: bool = False
 
 
 ECHO = ["-u", "/echo"]
@@ -138,6 +140,7 @@ FRAMEWORK = Suite(
         "microws": Contender("microws", hypercorn(MICROWS), ("microws",)),
         "starlette": Contender("Starlette", hypercorn("bench.apps.starlette_app:app"), ("starlette",)),
         "quart": Contender("Quart", hypercorn("bench.apps.quart_app:app"), ("quart",)),
+        "before": Contender("microws of an earlier commit", hypercorn(MICROWS), ()),
     },
     tests=("idle", "echo", "connect", "http", "fan1", "fan8"),
     baseline="bare",
@@ -150,7 +153,8 @@ FRAMEWORK = Suite(
             for peer in ("starlette", "quart")
         ),
     ],
-    on_request=frozenset({"fan1", "fan8"}),
+    on_request=frozenset({"fan1", "fan8", "before"}),
+    together=True,
 )
 
 SERVER = Suite(

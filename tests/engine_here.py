@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import operator
 import socket
 import ssl
 import struct
@@ -95,7 +96,7 @@ async def until(condition, *, step=0.001):
 
 def live(kind):
     """How many objects of this class there are."""
-    return sum(type(thing) is kind for thing in gc.get_objects())
+    return operator.countOf(map(type, gc.get_objects()), kind)
 
 
 class Handshaking(asyncio.Protocol):

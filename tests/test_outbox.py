@@ -392,4 +392,4 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 TestOutboxMachine = OutboxMachine.TestCase
-TestOutboxMachine.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestOutboxMachine.settings = hypothesis_settings(stateful_step_count=30)

@@ -61,6 +61,7 @@ class TestFraming:
         st.recursive(
             st.none() | st.booleans() | st.integers() | TEXT,
             lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+            max_leaves=20,
         )
     )
     def test_every_other_value_comes_back_as_json(self, value):

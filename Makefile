@@ -14,6 +14,9 @@ SEARCHES := tests/test_framing_differential.py tests/test_hub_fairness.py tests/
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
 
+# The tests start hundreds of processes: what each of them imports is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full servers endurance fuzz \
 	bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
@@ -108,3 +111,4 @@ check: test servers autobahn  ## Exactly what CI runs
 
 clean:  ## Remove everything that was made
 	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules tests/clients/node/node_modules dist build
+	find microws bench docs examples tests -name __pycache__ -prune -exec rm -rf {} +

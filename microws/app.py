@@ -20,7 +20,6 @@ from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Pattern, Router
 from microws.server.settings import RunOptions
-from microws.server.worker import run
 from microws.settings import AppSettings
 from microws.subscription import Stream, Subscription
 from microws.templates import Templates, directory_of_caller
@@ -608,6 +607,9 @@ class App:
             SystemExit: With code 1, where the start-up failed or the address could not be had; the log says why.
             ValueError: An option that cannot be.
         """
+        # Hypercorn's modules are a third of the time that `import microws` would take, and other servers need none.
+        from microws.server.worker import run
+
         if code := run(self, host=host, port=port, **options):
             raise SystemExit(code)
 

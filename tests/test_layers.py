@@ -31,6 +31,7 @@ FLOORS = {
 
 # Imports of own modules inside a function.
 DEFERRED = {
+    "app -> server.worker",  # which imports Hypercorn, of no use to an app on another server
     "server.worker -> server.handover_trio",  # which imports trio, an extra
     "server.worker -> server.handover_uvicorn",  # which imports uvicorn, an extra
 }

@@ -22,3 +22,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 @pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
 def anyio_backend(request):
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test has logged may hold lone surrogates, and a report with one cannot leave a worker of pytest-xdist."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report

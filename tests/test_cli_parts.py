@@ -494,6 +494,8 @@ def test_without_a_command_the_help_is_shown(capsys):
     [
         (["rum"], 2, "error: there is no command 'rum'; did you mean 'run'?"),
         (["chat:app"], 2, "error: there is no command 'chat:app'; to serve an app: microws run chat:app"),
+        (["dev", "chat:app"], 2, "error: this version has no command 'dev'; to serve an app: microws run chat:app"),
+        (["connect", "ws://h/ws"], 2, "error: this version has no command 'connect'; to serve an app: microws run"),
         (["http://h/ws"], 2, "error: there is no command 'http://h/ws'; to measure one: microws bench http://h/ws"),
         (["run", "--prot=1"], 2, "error: unknown argument '--prot'; did you mean '--port'?"),
         (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),

@@ -20,6 +20,7 @@ from microws.server.worker import check_server, choose_loop, run
 __all__ = ["main"]
 
 _COMMANDS = ("run", "bench")
+_COMMANDS_TO_COME = ("connect", "dev")
 _USAGE = 2
 _NO_APP = 3
 
@@ -82,6 +83,8 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
 def _check_command(word: str | None) -> None:
     if word is None or word in _COMMANDS:
         return
+    if word in _COMMANDS_TO_COME:
+        raise FeatureUnavailable(f"this version has no command {word!r}; to serve an app: microws run chat:app")
     hint = did_you_mean(word, _COMMANDS)
     if not hint:
         hint = f"; to measure one: microws bench {word}" if "://" in word else f"; to serve an app: microws run {word}"

@@ -344,6 +344,15 @@ async def answer_soon(room):
     room.go.set()
 
 
+async def test_who_has_accepted_in_time_has_no_deadline_any_more():
+    async with served(accept_timeout=0.1) as room:
+        ws, client = await room.join()
+        began = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() - began > 0.4)
+        await ws.send("still here")
+        assert await read_texts(client, 1) == ["still here"]
+
+
 async def test_subscribed_before_the_accept_a_client_gets_it_all_behind_the_101():
     async with served() as room:
         client = await room.connect()

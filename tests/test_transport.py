@@ -189,6 +189,29 @@ class TestReading:
             wire.put(DISCONNECT)
         assert got == [str(n) for n in range(200)]
 
+    async def test_a_time_out_loses_nothing_on_a_server_whose_own_receive_would(self):
+        timed_out = anyio.Event()
+
+        class Forgetful(Wire):
+            async def receive(self):
+                event = await super().receive()
+                if event["type"] == "websocket.receive":
+                    await timed_out.wait()
+                return event
+
+        async def view(ws):
+            async with ws:
+                with pytest.raises(TimeoutError):
+                    await ws.receive(timeout=0.01)
+                timed_out.set()
+                assert await ws.receive(timeout=5) == "1"
+
+        async with wired(app_of(view), Forgetful()) as wire:
+            wire.put("1")
+            await wire.wait_sent(2)
+            assert wire.texts == ["accept", "close 1000"]
+            wire.put(DISCONNECT)
+
     @pytest.mark.parametrize("message", ["€€€€", "x" * 11, b"x" * 11, "\U0001f600" * 3])
     async def test_a_message_over_the_limit_in_bytes_is_closed_with_1009_and_not_seen(self, message):
         async def view(ws):
@@ -1031,6 +1054,26 @@ class TestClosing:
             await wire.wait_sent(2)
             await anyio.wait_all_tasks_blocked()
             assert not wire.has_ended or not ended
+            wire.put(DISCONNECT)
+
+    async def test_a_helper_ends_with_the_view_though_the_client_stays(self):
+        ended = anyio.Event()
+
+        async def view(ws):
+            async def helper():
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    ended.set()
+
+            await ws.accept()
+            ws.start_soon(helper)
+            await anyio.lowlevel.checkpoint()
+
+        async with wired(app_of(view, close_timeout=30), Wire()) as wire:
+            with anyio.fail_after(5):
+                await ended.wait()
+            assert not wire.has_ended
             wire.put(DISCONNECT)
 
     async def test_nothing_can_be_started_or_sent_once_the_call_has_ended(self):

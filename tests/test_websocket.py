@@ -938,10 +938,12 @@ class TestAsyncWith:
             assert await ws.receive() == "sorry"
             assert await closed(ws) == (4000, "handled")
 
-    async def test_a_view_without_it_that_returns_closes_with_1000(self, app):
+    @pytest.mark.parametrize("value", [None, "too late", 403])
+    async def test_a_view_without_it_that_returns_closes_with_1000_whatever_it_returns(self, app, value):
         @app.websocket_route("/")
         async def view(ws):
             await ws.accept()
+            return value
 
         async with app.test_client() as client, client.websocket("/") as ws:
             assert await closed(ws) == (1000, "")
@@ -1405,6 +1407,22 @@ class TestTheEndOfAView:
             for _ in range(3):
                 async with client.websocket("/") as ws:
                     assert await closed(ws) == (1000, "")
+
+    async def test_a_block_that_is_cancelled_from_within_has_closed_before_the_view_goes_on(self, app):
+        notes, go = Notes(), anyio.Event()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            with anyio.move_on_after(0.01):
+                async with ws:
+                    await anyio.sleep_forever()
+            notes.append((ws.closed, ws.close_code))
+            await go.wait()
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            assert await closed(ws) == (1000, "")
+            assert await notes.wait() == [(True, 1000)]
+            go.set()
 
     async def test_a_flooding_client_does_not_keep_an_ended_view_s_connection(self, app):
         @app.websocket_route("/")

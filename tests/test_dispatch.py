@@ -288,6 +288,16 @@ class TestErrorTable:
         app = app_that_raises(lambda: HTTPException(400, "ü" * 200))
         assert await ending_of(app, path) == (3400, "ü" * 61)
 
+    @pytest.mark.parametrize(
+        ("error", "code", "words"),
+        [(InvalidMessage, 1007, ""), (PayloadTypeError, 1003, ""), (OSError, 1011, "OSError: ")],
+    )
+    @pytest.mark.parametrize("path", ["/accepted", "/block"])
+    async def test_so_are_a_decoder_s_words_and_in_debug_an_error_s(self, path, error, code, words):
+        app = app_that_raises(lambda: error("ü" * 200), debug=True)
+        reason = words + "ü" * ((123 - len(words)) // 2)
+        assert await ending_of(app, path) == (code, reason)
+
     async def test_without_the_denial_extension_it_is_403_and_the_code_is_still_seen(self):
         client = {"denial": False}
         app = app_that_raises(lambda: HTTPException(402, "pay"))
@@ -716,6 +726,11 @@ class TestBodies:
         assert before > 60
         assert body["more_body"]
         assert (end, left) == ({"type": "http.response.body", "body": b""}, 0)
+
+    async def test_a_stream_that_answers_a_body_nobody_reads_is_whole(self):
+        app = App()
+        app.add_route(lambda: StreamingResponse(iter("abc")), "/", methods=["POST"])
+        assert (await ask(app, method="POST", content=Body(3))).text == "abc"
 
     async def test_a_client_that_leaves_meanwhile_is_no_error(self):
         async def receive():

@@ -19,6 +19,8 @@ from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.listening import ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import (
+    DEFAULT_MAX_FRAGMENTS,
+    DEFAULT_MAX_MESSAGE_SIZE,
     FileDescriptor,
     InternetAddress,
     Settings,
@@ -118,6 +120,22 @@ def test_any_text_is_a_size_or_a_value_error(text):
         assert parse_size(text) >= 1
     except ValueError:
         pass
+
+
+def test_the_defaults_are_those_that_the_command_promises():
+    settings = Settings()
+    assert [str(address) for address in settings.addresses] == ["127.0.0.1:8000"]
+    assert settings.forwarded_allow_ips == ("127.0.0.1", "::1", "unix")
+    assert (settings.workers, settings.server, settings.loop) == (1, "hypercorn", "auto")
+    assert (settings.ping_interval, settings.ping_timeout, settings.drain_timeout) == (20, 20, 10)
+    assert (settings.max_message_size, DEFAULT_MAX_MESSAGE_SIZE, DEFAULT_MAX_FRAGMENTS) == (None, 1 << 20, 1024)
+    assert (settings.certfile, settings.keyfile, settings.root_path, settings.http2_websockets) == (
+        None,
+        None,
+        "",
+        False,
+    )
+    assert (settings.log_level, settings.log_format, settings.access_log) == ("info", "text", True)
 
 
 @pytest.mark.parametrize(

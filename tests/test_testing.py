@@ -1,5 +1,6 @@
 """The in-memory test client against small ASGI apps."""
 
+import inspect
 import math
 from urllib.parse import parse_qs, quote
 
@@ -796,6 +797,9 @@ class TestTimeouts:
         async with client_of(app) as client:
             with pytest.raises(TimeoutError, match=r"^no complete response from GET /x within 0\.1 s$"):
                 await client.get("/x", timeout=SHORT)
+
+    def test_a_wait_lasts_5_seconds_unless_it_is_told_otherwise(self):
+        assert inspect.signature(TestClient).parameters["timeout"].default == 5
 
     async def test_an_app_that_goes_on_after_its_response_is_said(self):
         async def app(scope, receive, send):

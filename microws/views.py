@@ -33,7 +33,6 @@ BoundView: TypeAlias = Callable[[Any, dict[str, Any]], Awaitable[Any]]
 OnInvalid: TypeAlias = Literal["close", "skip"]
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-_SENT_AS_IT_IS = (str, *BYTES_LIKE)
 _SENT_AS_JSON = (dict, list)
 _NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
 
@@ -187,8 +186,10 @@ def bind_topics(subscribe: str | Sequence[str] | None, pattern: str, parameters:
         except ValueError as error:
             raise ValueError(f"subscribe={topic!r}: {error}; a brace of the topic's own is written twice") from None
         for name, spec, conversion in fields:
-            if name not in parameters or spec or conversion:
+            if name not in parameters:
                 raise RoutingError(f"subscribe={topic!r} needs {name!r}, which the pattern {pattern!r} does not have")
+            if spec or conversion:
+                raise RoutingError(f"subscribe={topic!r}: a topic has its parameters' names alone; write {{{name}}}")
         check_topic(topic.format(**dict.fromkeys(parameters, "x")))
     return topics
 
@@ -231,8 +232,13 @@ def to_response(value: Any) -> Response:
 def _to_response(body: Any, status: int, headers: Any) -> Response:
     if body is None:
         return Response(b"", status, headers)
-    if isinstance(body, _SENT_AS_IT_IS):
+    if isinstance(body, str):
         return Response(body, status, headers)
+    if isinstance(body, BYTES_LIKE):
+        response = Response(body, status, headers)
+        # Also where there are none: an empty file has a type.
+        response.headers.add_default("content-type", "application/octet-stream")
+        return response
     if isinstance(body, _SENT_AS_JSON) or (is_dataclass(body) and not isinstance(body, type)):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):

@@ -272,6 +272,8 @@ class TestReturnValues:
             (b"\x00\xff", 200, "application/octet-stream", b"\x00\xff"),
             (bytearray(b"ab"), 200, "application/octet-stream", b"ab"),
             (memoryview(b"ab"), 200, "application/octet-stream", b"ab"),
+            (b"", 200, "application/octet-stream", b""),
+            ((b"", {"content-type": "image/png"}), 200, "image/png", b""),
             (None, 204, None, b""),
             (("made", 201), 201, HTML, b"made"),
             (({"a": 1}, HTTPStatus.ACCEPTED), 202, "application/json", b'{"a":1}'),

@@ -57,6 +57,15 @@ class TestSending:
         assert head.headers == got.headers
         assert head.body == b""
 
+    async def test_nothing_is_left_to_the_server_to_drop_from_the_answer_to_head(self):
+        sent = []
+
+        async def keep(event):
+            sent.append(event)
+
+        await Response("abc")({"type": "http", "method": "HEAD"}, None, keep)
+        assert sent[1] == {"type": "http.response.body", "body": b""}
+
     @pytest.mark.parametrize("status", [204, 304])
     async def test_a_status_without_a_body_is_sent_without_one_and_without_a_length(self, status):
         sent = await send(Response("abc", status))

@@ -11,8 +11,9 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol, get_args
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from concurrent.futures import wait
+from typing import Any, Final, NamedTuple, Protocol, get_args
 
 import anyio
 import anyio.from_thread
@@ -38,6 +39,8 @@ _MAX_ROUNDS = 32
 _MAX_PUT = 1 << 14
 # What a publish costs beside them, whomever it reaches, in such messages.
 _PUBLISH_COST = 64
+# Seconds between two looks of a thread that waits for its publish: an event loop that ends tells it nothing.
+_LOOK_INTERVAL: Final = 0.5
 _log = logging.getLogger("microws.hub")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -335,12 +338,15 @@ class Hub:
 
         Raises:
             RuntimeError: Called in the event loop's own thread, before the app has started, or when its loop has ended.
+                Where the loop ends meanwhile, the message may have been published or not.
         """
         if self._token is None:
             raise RuntimeError("publish_from_thread needs a running app: call it after the app has started")
         if threading.get_ident() == self._thread:
             raise RuntimeError("publish_from_thread is for other threads; here write `await app.publish(topic, value)`")
-        return anyio.from_thread.run(self.publish, topic, value, token=self._token)
+        if self._loop is None:
+            return anyio.from_thread.run(self.publish, topic, value, token=self._token)
+        return _run_in_loop(self._loop, self.publish(topic, value))
 
     def deliver(self, topic: str, payload: Payload, skip: str | None = None) -> int:
         """
@@ -432,6 +438,21 @@ class Hub:
             # An app's own codec that cannot carry what JSON can: no fault of the publisher.
             _log.exception("a message on %r cannot be encoded for some of its subscribers; they are closed", topic)
             return None
+
+
+def _run_in_loop(loop: asyncio.AbstractEventLoop, publishing: Coroutine[Any, Any, Receipt]) -> Receipt:
+    """Wait in this thread for what ``publishing`` returns in ``loop``, as long as there is a loop."""
+    try:
+        published = asyncio.run_coroutine_threadsafe(publishing, loop)
+    except RuntimeError:
+        pass  # it is closed
+    else:
+        while not wait((published,), _LOOK_INTERVAL).done and not loop.is_closed():
+            pass
+        if published.done() and not published.cancelled():
+            return published.result()
+    publishing.close()
+    raise RuntimeError("publish_from_thread needs a running app: its event loop has finished")
 
 
 def _check_url(url: str) -> None:

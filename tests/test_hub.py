@@ -522,6 +522,35 @@ def test_publishing_from_a_thread_when_the_loop_has_ended_is_an_error_and_no_han
     assert "finished" in errors[0]
 
 
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_threads_that_publish_all_the_time_learn_that_the_loop_has_ended_and_do_not_hang(hub, use_uvloop):
+    errors = []
+
+    def work():
+        try:
+            while True:
+                hub.publish_from_thread("t", 1)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
+
+    async def main():
+        # What a thread has begun in the last turn stays undone, which asyncio would log.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        hub.attach()
+        for thread in threads:
+            thread.start()
+        while hub.statistics().published < 100:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    anyio.run(main, backend_options={"use_uvloop": use_uvloop})
+    for thread in threads:
+        thread.join(5)
+    assert len(errors) == 8
+    assert all("finished" in error for error in errors)
+
+
 def test_one_hub_serves_one_event_loop_after_another(hub):
     async def main():
         hub.attach()

@@ -221,9 +221,12 @@ async def crowd(count, *, connection=None, **options):
         yield room, [await room.join("t", **connection or {}) for _ in range(count)]
 
 
-@pytest.mark.skipif(
+in_bulk = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="the system call is Linux's"
 )
+
+
+@in_bulk
 @pytest.mark.parametrize("tcp", [False, True])
 async def test_a_broadcast_goes_past_the_transports_that_have_nothing_to_send(tcp):
     written = []
@@ -265,6 +268,18 @@ async def test_of_many_those_that_take_a_part_get_the_rest_when_they_read_and_no
         await room.publish("live")
         for _, client in (*members, *slow):
             assert await read_texts(client, 1) == ["live"]
+
+
+@in_bulk
+async def test_what_many_have_not_taken_yet_is_copied_for_none_of_them():
+    async with crowd(0) as (room, _):
+        members = [await room.join("t", **SMALL) for _ in range(10)]
+        written = []
+        for ws, _ in members:
+            ws._transport._wire.write = written.append
+        await room.publish("x" * 100_000)
+        await until(lambda: len(written) == 10)
+        assert len({id(rest.obj) for rest in written}) == 1
 
 
 async def test_of_many_those_that_leave_meanwhile_take_nobody_with_them(caplog):

@@ -59,8 +59,8 @@ class Sink(Protocol):
         """Whether the client has just gone, and ``clear`` comes next."""
         ...
 
-    def write(self, frames: bytes, /) -> None:
-        """Send frames that are encoded already. Never waits."""
+    def write(self, frames: bytes | memoryview, /) -> None:
+        """Send frames that are encoded already, or the rest of some. Never waits."""
         ...
 
     def close(self, code: int, reason: str) -> None:

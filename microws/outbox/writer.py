@@ -63,9 +63,11 @@ class Writer:
             end = start + MAX_SOCKETS
             taken = bulk.write(frames, sockets[start:end])
             if taken is not None:
+                # What they have not taken is still one for all.
+                whole = memoryview(frames)
                 for sink, size in zip(sinks[start:end], taken, strict=True):
                     if size < len(frames):
-                        sink.write(frames[size:])
+                        sink.write(whole[size:])
         return others
 
     def _open(self) -> BulkWriter | None:

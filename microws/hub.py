@@ -363,13 +363,15 @@ class Hub:
         reached = 0
         # A subscriber that is refused leaves its group.
         for codec, group in tuple(entry.groups.items()):
-            message = self._frame(codec, topic, payload, entry.settings, key)
-            if message is None:
-                self._refuse_all(group)
-                continue
             outboxes: Collection[Outbox] = group
             if skipped is not None and skipped.outbox in group:
                 outboxes = [outbox for outbox in group if outbox is not skipped.outbox]
+                if not outboxes:
+                    continue
+            message = self._frame(codec, topic, payload, entry.settings, key)
+            if message is None:
+                self._refuse_all([group[outbox] for outbox in outboxes])
+                continue
             held = self._flusher.put(message, outboxes)
             reached += len(outboxes) - len(held)
             for outbox in held:
@@ -393,9 +395,9 @@ class Hub:
             self._crowded.append((outbox, message.settings))
         return True
 
-    def _refuse_all(self, group: Mapping[Outbox, Subscriber]) -> None:
-        self.losses["unencodable"] += len(group)
-        for subscriber in tuple(group.values()):
+    def _refuse_all(self, subscribers: list[Subscriber]) -> None:
+        self.losses["unencodable"] += len(subscribers)
+        for subscriber in subscribers:
             subscriber.refuse(1011, "message cannot be encoded")
 
     def statistics(self) -> Statistics:

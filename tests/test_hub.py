@@ -420,6 +420,20 @@ class TestOverflow:
         assert hub.statistics().dropped == {"unencodable": 1}
         assert "cannot be encoded for some of its subscribers" in caplog.text
 
+    async def test_the_publisher_that_is_left_out_stays_whatever_its_codec_can_carry(self, hub, caplog):
+        class Failing:
+            def frame(self, payload):
+                raise ValueError("no form for it")
+
+        codec = Failing()
+        publisher = Reader(hub, "t", codec=codec)
+        await hub.publish("t", 1, skip=publisher.subscriber.id)
+        assert caplog.text == ""
+        broken = Reader(hub, "t", codec=codec)
+        await hub.publish("t", 1, skip=publisher.subscriber.id)
+        assert (publisher.refusals, len(broken.refusals)) == ([], 1)
+        assert hub.statistics().dropped == {"unencodable": 1}
+
 
 class TestStatistics:
     async def test_they_count_what_happened_and_what_waits(self, hub):

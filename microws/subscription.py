@@ -27,6 +27,7 @@ class _Queue:
     def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         self._hub = hub
         self._topics = topics
+        self._is_open = False
         self._overflowed = False
         self._arrived: anyio.Event | None = None
         self._outbox = Outbox(marker=_gap, losses=hub.losses)
@@ -36,14 +37,19 @@ class _Queue:
 
     def open(self) -> None:
         self._hub.subscribe(self._subscriber, *self._topics)
+        self._is_open = True
 
     def close(self) -> None:
         self._hub.leave(self._subscriber)
         self._outbox.clear()
+        self._is_open = self._overflowed = False
+        self._wake()
 
-    async def get(self) -> Frame:
-        # Cancelled while it waits, it has taken nothing out.
+    async def get(self) -> Frame | None:
+        """``None``: it is not open. Cancelled while it waits, it has taken nothing out."""
         while not self._outbox:
+            if not self._is_open:
+                return None
             if self._overflowed:
                 self._overflowed = False
                 self.open()
@@ -93,26 +99,23 @@ class Subscription:
             raise TypeError("subscribe takes at least one topic")
         self._codec = codec
         self._queue = _Queue(hub, codec, topics)
-        self._open = False
 
     async def __aenter__(self) -> Self:
         self._queue.open()
-        self._open = True
         return self
 
     async def __aexit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._open = False
         self._queue.close()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        if not self._open:
-            raise RuntimeError("enter the subscription first: `async with app.subscribe(topic) as messages:`")
         frame = await self._queue.get()
+        if frame is None:
+            raise RuntimeError("read a subscription within its block: `async with app.subscribe(topic) as messages:`")
         return self._codec.decode(frame.text) if frame.is_text else frame.data
 
 
@@ -140,6 +143,8 @@ class Stream:
         except Overflow:
             await self.aclose()
             raise StopAsyncIteration from None
+        if frame is None:
+            raise StopAsyncIteration
         data = frame.text if frame.is_text else b64encode(frame.data).decode()
         return ServerSentEvent(data, event=self._topic)
 

@@ -114,6 +114,33 @@ class TestQueues:
                     got.append(Overflow)
         assert got == expected
 
+    async def test_an_overflow_of_one_block_is_not_told_in_the_next(self, app):
+        app.topic("t", queue=1)
+        subscription = app.subscribe("t")
+        async with subscription:
+            await app.publish("t", 1)
+            await app.publish("t", 2)
+        async with subscription as messages:
+            with anyio.move_on_after(0):
+                await anext(messages)
+            await app.publish("t", 3)
+            assert await take(messages, 1) == [3]
+
+    async def test_who_still_reads_at_the_end_of_the_block_is_told_and_does_not_wait_for_ever(self, app):
+        errors = []
+
+        async def read(messages):
+            try:
+                await anext(messages)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks, app.subscribe("t") as messages:
+                tasks.start_soon(read, messages)
+                await anyio.wait_all_tasks_blocked()
+        assert "within its block" in errors[0]
+
     async def test_reading_before_entering_says_what_to_write(self, app):
         with pytest.raises(RuntimeError, match="`async with app"):
             await anext(app.subscribe("t"))
@@ -168,6 +195,12 @@ class TestStreams:
         with anyio.fail_after(5):
             assert [event.data async for event in stream] == []
         assert app.hub.statistics().topics == 0
+
+    async def test_when_it_was_closed_it_has_ended(self, app):
+        stream = aiter(app.stream("t"))
+        await stream.aclose()
+        with anyio.fail_after(5), pytest.raises(StopAsyncIteration):
+            await anext(stream)
 
     async def test_history_is_not_there_yet_and_says_so(self, app):
         with pytest.raises(FeatureUnavailable, match="no history"):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from secrets import token_hex
 from types import TracebackType
@@ -29,7 +29,6 @@ __all__ = ["WebSocket", "WebSocketOptions"]
 _log = logging.getLogger("microws.websocket")
 # Looking it up in its class, at the end of each connection, takes longer than the rest of the call.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
-_PROCESS = token_hex(4)
 _numbers = count(1)
 
 
@@ -117,7 +116,7 @@ class WebSocket(Connection):
     def id(self) -> str:
         """A name for this connection, unique in this process and, by a random part, very likely everywhere."""
         if not self._id:
-            self._id = f"{_PROCESS}-{next(_numbers)}"
+            self._id = f"{_process()}-{next(_numbers)}"
         return self._id
 
     @property
@@ -489,6 +488,12 @@ class WebSocket(Connection):
                 scope.cancel()
         if self.accepted:
             await transport.linger()
+
+
+@cache
+def _process() -> str:
+    """Not when this is imported: processes may be forked behind that."""
+    return token_hex(4)
 
 
 def _is_disconnect_of(transport: Transport, error: BaseException) -> bool:

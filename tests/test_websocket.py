@@ -1,5 +1,8 @@
 """What a view holds: each row of "The WebSocket", and the rules below it, over the in-memory client."""
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import anyio
@@ -27,6 +30,29 @@ def after_disconnect(request):
 @pytest.fixture
 def app():
     return App(close_timeout=0.05)
+
+
+# A server that loads its app before it forks its workers.
+FORKED = """
+import asyncio, os
+from microws import App
+
+app = App()
+
+@app.websocket_route("/")
+async def view(ws):
+    async with ws:
+        print(ws.id, flush=True)
+
+async def main():
+    async with app.test_client() as client, client.websocket("/"):
+        pass
+
+child = os.fork()
+asyncio.run(main())
+if child:
+    os.waitpid(child, 0)
+"""
 
 
 class Notes(list):
@@ -122,6 +148,11 @@ class TestFromTheStart:
         ids = await notes.wait(3)
         assert all(first == second and first for first, second in ids)
         assert len(set(ids)) == 3
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no process")
+    def test_it_is_another_one_in_each_process_that_was_forked_with_the_app(self):
+        forked = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=30, check=True)
+        assert len(set(forked.stdout.split())) == 2
 
 
 class TestAccept:

@@ -1205,6 +1205,20 @@ class TestWebSockets:
             async with client.websocket("/") as ws:
                 assert [message async for message in ws] == ["1"]
 
+    async def test_the_servers_close_ends_receiving_at_once_though_its_app_goes_on(self):
+        left = anyio.Event()
+
+        async def app(scope, receive, send):
+            await receive()
+            await send(ACCEPT)
+            await send({"type": "websocket.close", "code": 4000, "reason": "done"})
+            await left.wait()
+
+        async with client_of(app) as client, client.websocket("/") as ws:
+            with pytest.raises(WebSocketDisconnect, match="4000 done"):
+                await ws.receive(timeout=1)
+            left.set()
+
     async def test_a_close_without_code_or_with_reason_none_is_1000(self):
         for close in ({"type": "websocket.close"}, {"type": "websocket.close", "reason": None}):
             async with answering(ACCEPT, close) as client, client.websocket("/") as ws:

@@ -273,7 +273,7 @@ class TestLoads:
             loads_json(f"[{text}, {more}]")
 
     @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**18, 10**19, -(10**18), -(10**19), 10**300])
-    @pytest.mark.parametrize("text", ["[{}]", '{{"a": {}}}', "[1.5, {} ]"])
+    @pytest.mark.parametrize("text", ["{}", "[{}]", '{{"a": {}}}', "[1.5, {} ]"])
     def test_an_integer_beyond_64_bits_arrives_as_that_integer(self, number, text):
         value = loads_json(text.format(number))
         assert same(value, json.loads(text.format(number)))

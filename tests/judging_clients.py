@@ -210,7 +210,7 @@ class DirectEnd(asyncio.Transport):
         self._largest = 0
         self._last = b""
         self._has_overrun = self._has_close = False
-        self._is_paused = self._is_moving = self._has_eof = self._is_closing = self._is_lost = False
+        self._is_paused = self._is_moving = self._has_eof = self._is_closing = self._is_lost = self._is_aborted = False
         self._incoming = bytearray()
 
     def connect(self, machine):
@@ -243,7 +243,7 @@ class DirectEnd(asyncio.Transport):
     def write(self, data):
         assert not self._has_eof
         assert isinstance(data, bytes)
-        if not data or self._is_lost:
+        if not data or self._is_lost or self._is_aborted:
             return
         self._largest = max(self._largest, len(data))
         # The payload of a large send follows its head.
@@ -272,6 +272,7 @@ class DirectEnd(asyncio.Transport):
         self._move_soon()
 
     def abort(self):
+        self._is_aborted = True
         self._buffer.clear()
         self.close()
 

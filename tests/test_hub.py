@@ -372,6 +372,17 @@ class TestOverflow:
             b'{"symbol":"a","n":3}',
         ]
 
+    @pytest.mark.parametrize(
+        ("overflow", "reached"), [("latest", [1, 1, 1]), ("drop_oldest", [1, 1, 1]), ("drop_newest", [1, 0, 0])]
+    )
+    async def test_a_subscriber_is_reached_where_the_message_waits_for_it_whatever_had_to_go(
+        self, hub, overflow, reached
+    ):
+        hub.configure("t", queue=1, overflow=overflow)
+        Reader(hub, "t")
+        assert [(await hub.publish("t", number)).subscribers for number in range(3)] == reached
+        assert hub.statistics().delivered == sum(reached)
+
     async def test_latest_by_a_function_gets_the_message_as_it_was_published(self, hub):
         seen = []
         hub.configure("t", overflow="latest", key=lambda value: seen.append(value) or len(seen) % 2)

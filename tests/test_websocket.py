@@ -1328,6 +1328,20 @@ class TestHelpers:
             assert ws.close_code == 1000
             assert await notes.wait() == ["ended"]
 
+    async def test_those_that_have_ended_leave_nothing_in_a_connection_that_lives_on(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                for _ in range(100):
+                    ws.start_soon(anyio.lowlevel.checkpoint)
+                await anyio.wait_all_tasks_blocked()
+                notes.append(len(ws._helpers))
+
+        async with app.test_client() as client, client.websocket("/"):
+            assert await notes.wait() == [0]
+
     async def test_a_coroutine_in_place_of_the_function_is_refused_with_the_call_to_write(self, app):
         @app.websocket_route("/")
         async def view(ws):

@@ -1,7 +1,7 @@
 """What stands behind a route: a view's signature and topics bound to its pattern; and what it returns as a response."""
 
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from inspect import Parameter
@@ -177,10 +177,14 @@ def bind_topics(subscribe: str | Sequence[str] | None, pattern: str, parameters:
         TypeError, ValueError: A topic that cannot be, whatever the parameters.
         RoutingError: A topic needs a parameter that the pattern does not have.
     """
-    topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe or ())
+    if subscribe is None:
+        return ()
+    if not isinstance(subscribe, Iterable):
+        raise _no_topic(subscribe)
+    topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe)
     for topic in topics:
         if not isinstance(topic, str):
-            raise TypeError(f'subscribe takes topics such as "chat:{{room}}", not {topic!r}')
+            raise _no_topic(topic)
         try:
             fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
         except ValueError as error:
@@ -192,6 +196,10 @@ def bind_topics(subscribe: str | Sequence[str] | None, pattern: str, parameters:
                 raise RoutingError(f"subscribe={topic!r}: a topic has its parameters' names alone; write {{{name}}}")
         check_topic(topic.format(**dict.fromkeys(parameters, "x")))
     return topics
+
+
+def _no_topic(value: object) -> TypeError:
+    return TypeError(f'subscribe takes topics such as "chat:{{room}}", not {value!r}')
 
 
 async def _call_in_thread(view: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

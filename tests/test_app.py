@@ -513,6 +513,8 @@ class TestWebSocketRoutes:
             ("", ValueError, "at least one character"),
             ("x" * 255 + "{room}", ValueError, "at most 255"),
             ([5], TypeError, "subscribe takes topics"),
+            (5, TypeError, "subscribe takes topics"),
+            (0, TypeError, "subscribe takes topics"),
             ([None], TypeError, "subscribe takes topics"),
         ],
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
@@ -92,7 +93,7 @@ class AsyncioTasks:
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
         clock = _latest
-        self._clock = clock if clock is not None and clock.loop is loop else _new_clock(loop)
+        self._clock = clock if clock is not None and clock.loop is loop else _clock_of(loop)
         self._is_ticking = on_tick is not None
         if on_tick is not None:
             # The clock has it, not this object: whoever owns both would be left to the garbage collector.
@@ -220,14 +221,18 @@ class _Clock:
             self.loop.call_later(TICK, self._tick)
 
 
-# That of the loop served last. Where loops take turns one may have several, each for the connections of a while.
+# That of the loop served last, which most often is the only one, and those of all that have one.
 _latest: _Clock | None = None
+_clocks: WeakValueDictionary[asyncio.AbstractEventLoop, _Clock] = WeakValueDictionary()
 
 
-def _new_clock(loop: asyncio.AbstractEventLoop) -> _Clock:
+def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
     global _latest
-    _latest = _Clock(loop)
-    return _latest
+    clock = _clocks.get(loop)
+    if clock is None:
+        clock = _clocks[loop] = _Clock(loop)
+    _latest = clock
+    return clock
 
 
 def check_function(function: object) -> None:

@@ -1,6 +1,7 @@
 """The portable transport under every server that it may meet: order, limits, cancellation, and an end in any case."""
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from wire import DISCONNECT, Gone, Wire, wired
 
 from microws import App, WebSocketDisconnect
+from microws.tasks import AsyncioTasks
 
 pytestmark = pytest.mark.anyio
 
@@ -1231,6 +1233,27 @@ class TestDeadlines:
             wire.resume()
             wire.put(DISCONNECT)
         assert cleaned == [1013]
+
+
+def test_loops_that_run_in_threads_at_once_have_one_clock_each():
+    clocks, alternate = [], threading.Barrier(2)
+
+    async def connect():
+        tasks = []
+        for _ in range(20):
+            alternate.wait(5)
+            tasks.append(AsyncioTasks(asyncio.get_running_loop(), lambda: None))
+        clocks.append({one._clock for one in tasks})
+        for one in tasks:
+            await one.end()
+
+    threads = [threading.Thread(target=asyncio.run, args=(connect(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert [len(one) for one in clocks] == [1, 1]
+    assert clocks[0] != clocks[1]
 
 
 class TestCancellation:

@@ -571,6 +571,15 @@ async def test_sends_wait_for_room_and_leave_in_the_order_of_their_calls():
         await within(asyncio.gather(*sends, small))
 
 
+async def test_a_send_does_not_wait_behind_a_topic_that_is_full_all_the_time():
+    async with served(topic={"queue": 300, "overflow": "drop_oldest"}) as room:
+        ws, client = await room.stall("t")
+        await room.publish(*numbers(300))
+        await within(ws.send("sent"), 1)
+        await room.publish("300")
+        assert await read_texts(client, 302) == [STALLING, *numbers(1, 300), "sent", "300"]
+
+
 async def test_a_send_that_is_cancelled_while_it_waits_has_sent_nothing():
     texts = [f"{number}" * 400_000 for number in range(4)]
     async with served() as room:

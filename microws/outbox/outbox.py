@@ -20,7 +20,7 @@ __all__ = ["MAX_BYTES", "Outbox", "Outcome", "Sink"]
 
 # Precedent: Centrifugo's client_queue_max_size, 1 MiB.
 MAX_BYTES = 1 << 20
-# As many as ws.send finds room behind; each topic has its own limit.
+# Of ws.send. Each topic has its own limit: where a policy drops, it may be reached all the time.
 _MAX_FRAMES = 256
 
 
@@ -90,6 +90,7 @@ class Outbox:
     __slots__ = (
         "_bytes",
         "_counts",
+        "_frames",
         "_gaps",
         "_items",
         "_losses",
@@ -111,6 +112,8 @@ class Outbox:
         self.batch: Batch | None = HELD
         self.sink: Sink | None = None
         self._items: deque[Published | Frame] = deque()
+        # Those of ws.send, and the messages of each topic.
+        self._frames = 0
         self._counts: dict[str, int] = {}
         self._gaps: set[str] = set()
         self._bytes = 0
@@ -142,7 +145,7 @@ class Outbox:
         """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""
         if not self._items:
             return True
-        return len(self._items) < _MAX_FRAMES and self._bytes + frame.size <= self._max_bytes
+        return self._frames < _MAX_FRAMES and self._bytes + frame.size <= self._max_bytes
 
     def is_half_full(self, settings: TopicSettings) -> bool:
         """Whether a topic with these settings may soon find no room."""
@@ -151,6 +154,7 @@ class Outbox:
     def send_nowait(self, frame: Frame) -> None:
         """Queue a frame of ``ws.send``. Never waits; the caller has waited until there was room for it."""
         self._items.append(frame)
+        self._frames += 1
         self._bytes += frame.size
 
     def put_nowait(self, message: Published) -> Outcome:
@@ -239,6 +243,7 @@ class Outbox:
         """Forget everything that waits, and hold what may still come."""
         self.batch = HELD
         self._items.clear()
+        self._frames = 0
         self._counts.clear()
         self._gaps.clear()
         self._bytes = 0
@@ -247,6 +252,7 @@ class Outbox:
         item = self._items.popleft()
         self._taken += 1
         if isinstance(item, Frame):
+            self._frames -= 1
             self._bytes -= item.size
         else:
             self._forget(item)

@@ -428,6 +428,24 @@ async def test_a_client_that_leaves_before_the_accept_is_seen_by_accept_and_by_r
         room.go.set()
 
 
+async def test_a_client_that_closes_behind_its_handshake_ends_a_view_that_does_not_look():
+    ended = asyncio.Event()
+    async with served(close_timeout=0.05) as room:
+
+        @room.app.websocket_route("/deaf", subscribe="t")
+        async def deaf(ws):
+            try:
+                async with ws:
+                    await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        client = await room.connect()
+        await client.open("/deaf", behind=close_frame(1000))
+        assert await client.read_close() == (1000, "")
+        await within(ended.wait())
+
+
 async def test_a_rejection_is_all_that_leaves_whatever_was_published_before_it():
     async with served() as room:
         client = await room.connect()

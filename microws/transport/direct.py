@@ -91,8 +91,10 @@ class DirectTransport(Turns):
         if self._wire.state is CLOSED and self._rejected is None:
             raise self.unusable("accept")
         self._wire.accept(subprotocol=subprotocol, headers=headers)
-        self.tasks.limit(inf)
-        self.wake()
+        if self._wire.state is OPEN:
+            # Else the client has closed behind its handshake already, and the view has a deadline to notice.
+            self.tasks.limit(inf)
+            self.wake()
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """

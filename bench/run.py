@@ -104,14 +104,15 @@ class Bench:
         return servers
 
     def _measure_all(self, round_, slice_, test, servers):
-        """One sample of each contender; every second time in reverse order."""
+        """One sample of each contender, who take turns at being the first."""
         measure = MEASURES[test]
         print(f"round {round_}/{self._rounds}  {test:<10}{slice_:<2}", end="", flush=True)
         wait_calm(self._cores)
         self._turns += 1
         names = [name for name in servers if test in (self._known[name].tests or self._tests)]
-        if self._turns % 2 == 0:
-            names.reverse()
+        # Each comes first as often as last, where for a moment it has the core for itself.
+        first = self._turns % len(names)
+        names = names[first:] + names[:first]
         at_once = self._together and not measure.less_is_better
         for group in [names] if at_once else [[name] for name in names]:
             for name, sample in self._take(measure, group, servers).items():

@@ -105,11 +105,13 @@ class Bench:
 
     def _measure_all(self, round_, slice_, test, servers):
         """One sample of each contender, who take turns at being the first."""
+        names = [name for name in servers if test in (self._known[name].tests or self._tests)]
+        if not names:
+            return
         measure = MEASURES[test]
         print(f"round {round_}/{self._rounds}  {test:<10}{slice_:<2}", end="", flush=True)
         wait_calm(self._cores)
         self._turns += 1
-        names = [name for name in servers if test in (self._known[name].tests or self._tests)]
         # Each comes first as often as last, where for a moment it has the core for itself.
         first = self._turns % len(names)
         names = names[first:] + names[:first]

@@ -23,6 +23,8 @@ ASYNCIO_BACKENDS = {"asyncio": ("asyncio", {"use_uvloop": False}), "uvloop": ("a
 
 # Seconds for what ought to take a fraction of one.
 LIMIT = 10
+# Seconds that a client waits for the server's end of TLS. Browsers do not.
+SHUTDOWN_TIMEOUT = 0.1
 
 TLS = Path(__file__).parent / "tls"
 
@@ -140,6 +142,10 @@ class Client:
     def half_close(self):
         self.sock.shutdown(socket.SHUT_WR)
 
+    async def hang_up(self):
+        """Leave as a browser does whose tab is closed."""
+        self.sock.close()
+
     def reset(self):
         """Leave with a RST in place of a FIN, where this is TCP."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -228,6 +234,9 @@ class TlsClient(Client):
         self._writer.transport.abort()
         await asyncio.sleep(0)
 
+    async def hang_up(self):
+        self._writer.close()
+
     async def send(self, *data):
         async with asyncio.timeout(self._limit):
             self._writer.write(b"".join(data))
@@ -273,7 +282,11 @@ class Serving:
         accepting = asyncio.get_running_loop().connect_accepted_socket(self._protocol, ours, ssl=context)
         async with asyncio.timeout(self._limit), asyncio.TaskGroup() as tasks:
             accepted = tasks.create_task(accepting)
-            opened = tasks.create_task(asyncio.open_connection(sock=theirs, ssl=trusting, server_hostname="localhost"))
+            opened = tasks.create_task(
+                asyncio.open_connection(
+                    sock=theirs, ssl=trusting, server_hostname="localhost", ssl_shutdown_timeout=SHUTDOWN_TIMEOUT
+                )
+            )
         client = TlsClient(theirs, self._limit, *opened.result())
         client.server, _ = accepted.result()
         return client

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import random
+import sys
 import threading
 import time
 
@@ -231,6 +232,18 @@ async def test_an_event_loop_that_stood_still_closes_nobody():
         client.sock.setblocking(False)
         # It answers no more.
         assert await within(app.receive()) == {"type": "websocket.disconnect", "code": 1011, "reason": "ping timeout"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("size", [10, 10_000])
+async def test_a_client_that_has_left_is_dropped_though_the_app_does_not_take_what_it_has_sent(tls, size):
+    """More than the app takes, or more than the system does."""
+    async with opened(tls=tls, ping_interval=0.2, ping_timeout=0.2, connection={"tcp": True}) as (app, client):
+        await client.send(frame("x" * size) * 64)
+        await until(lambda: not app.wire.is_reading)
+        await client.hang_up()
+        await until(lambda: app.wire.state is State.CLOSED)
 
 
 # Nothing is left

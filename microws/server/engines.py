@@ -164,7 +164,8 @@ class Engines:
         self._upkeep.pings.start(wire)
 
     def _give_up(self, wire: Wire) -> None:
-        if not wire.was_heard and wire.is_reading:
+        # While nobody reads, an end is not seen; over TLS what is sent then goes nowhere, without an error.
+        if not wire.was_heard and (wire.is_reading or wire.has_hung_up):
             wire.fail(CloseCode.INTERNAL_ERROR, "ping timeout")
             wire.abort()
 

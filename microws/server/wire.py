@@ -1,6 +1,8 @@
 """One WebSocket on a transport: RFC 6455 on one side, messages on the other."""
 
 import asyncio
+import select
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -209,6 +211,16 @@ class Wire(Writing):
         self._parse_unread()
         if self.is_reading and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether the client is known to send nothing more, also while nothing is taken from the system."""
+        socket = self._transport.get_extra_info("socket")
+        if sys.platform != "linux" or socket is None:
+            return False
+        poll = select.poll()
+        poll.register(socket.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -7,7 +7,7 @@ import stat
 import time
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from io import FileIO
 from mimetypes import MimeTypes
 from pathlib import Path, PurePath
@@ -29,8 +29,8 @@ __all__ = ["FileResponse", "StaticFiles"]
 # Read in one step in a worker thread; Starlette's and aiohttp's are 64 and 256 KiB.
 CHUNK_SIZE = 128 * 1024
 
-# Python's own table only, so that a file has one type on every machine; and what it lacks or has outdated.
-_CONTENT_TYPES = MimeTypes().types_map[True] | {
+# What Python's table of content types lacks or has outdated.
+_MORE_CONTENT_TYPES = {
     ".gz": "application/gzip",
     ".js": "text/javascript",
     ".m4a": "audio/mp4",
@@ -302,8 +302,15 @@ def _parse_date(value: str | None) -> float | None:
         return None
 
 
+@cache
+def _content_types() -> dict[str, str]:
+    """By suffix, from Python's own table only, so that a file has one type on every machine."""
+    # Not at the import: MimeTypes reads the machine's tables first.
+    return MimeTypes().types_map[True] | _MORE_CONTENT_TYPES
+
+
 def _content_type(path: str) -> str:
-    content_type = _CONTENT_TYPES.get(PurePath(path).suffix.lower(), "application/octet-stream")
+    content_type = _content_types().get(PurePath(path).suffix.lower(), "application/octet-stream")
     return f"{content_type}; charset=utf-8" if content_type.startswith("text/") else content_type
 
 

@@ -8,7 +8,8 @@ from wsproto.utilities import generate_accept_token
 from microws.bench.plan import Plan
 from microws.bench.run import measure
 from microws.bench.target import Target
-from microws.framing import BINARY, CLOSE, PONG, TEXT, Close, FrameParser, Ping, encode_close, encode_frame
+from microws.framing import BINARY, CLOSE, PONG, TEXT, Close, Ping, encode_close, encode_frame
+from microws.framing.parser import FrameParser
 
 # Seconds for a whole test.
 LIMIT = 20

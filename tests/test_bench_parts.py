@@ -26,7 +26,8 @@ from microws.bench.result import Result
 from microws.bench.tally import Tally
 from microws.bench.target import Target
 from microws.bench.verdict import problem_with
-from microws.framing import BINARY, PING, Close, FrameParser, Ping, Violation
+from microws.framing import BINARY, PING, Close, Ping, Violation
+from microws.framing.parser import FrameParser
 
 WS = ("ws", "wss")
 

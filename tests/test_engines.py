@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from microws.deflate import Deflater
-from microws.framing import FrameParser
+from microws.framing.parser import FrameParser
 from microws.server.engine import Engine
 from microws.server.gone import Gone
 from microws.state import State

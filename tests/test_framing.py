@@ -19,7 +19,6 @@ from microws.framing import (
     PONG,
     TEXT,
     Close,
-    FrameParser,
     Ping,
     Pong,
     Violation,
@@ -27,7 +26,7 @@ from microws.framing import (
     encode_frame,
     encode_head,
 )
-from microws.framing.parser import apply_mask
+from microws.framing.parser import FrameParser, apply_mask
 
 CONTINUATION = 0
 KEY = b"\x37\xfa\x21\x3d"

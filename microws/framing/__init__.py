@@ -1,4 +1,8 @@
-"""RFC 6455 frames, without I/O: the bytes of a client to messages, and payloads to frames of a server."""
+"""
+RFC 6455 frames, without I/O: payloads to frames of a server, and in ``parser`` the bytes of a client to messages.
+
+The parser stands apart because only a server needs it, and the C extension that it unmasks with.
+"""
 
 from microws.framing.frames import (
     BINARY,
@@ -15,7 +19,6 @@ from microws.framing.frames import (
     encode_frame,
     encode_head,
 )
-from microws.framing.parser import FrameParser, Inflater
 
 __all__ = [
     "BINARY",
@@ -24,9 +27,7 @@ __all__ = [
     "PONG",
     "TEXT",
     "Close",
-    "FrameParser",
     "Incoming",
-    "Inflater",
     "Ping",
     "Pong",
     "Violation",

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from microws.closing import CloseCode
 from microws.deflate import negotiate
-from microws.framing import Close, FrameParser, Ping, Pong, Violation, encode_close
+from microws.framing import Close, Ping, Pong, Violation, encode_close
+from microws.framing.parser import FrameParser
 from microws.server.deadlines import Deadlines
 from microws.server.upgrade import Headers, Upgrade, accept_response, final_response
 from microws.server.writing import Writing

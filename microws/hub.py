@@ -85,8 +85,8 @@ class Statistics(NamedTuple):
     What ``hub.statistics()`` tells of this process.
 
     Attributes:
-        topics: Topics with a subscriber.
         connections: WebSockets that are open or being opened.
+        topics: Topics with a subscriber.
         subscribers: Connections and ``app.subscribe`` blocks with a subscription.
         subscriptions: Pairs of subscriber and topic.
         published: Calls of ``publish`` so far.

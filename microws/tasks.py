@@ -7,7 +7,7 @@ timer. One clock per event loop looks after all of them.
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,6 +20,8 @@ __all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_tas
 
 # Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
 TICK = 0.25
+# A deadline that is nearer has a timer of its own.
+_SHORT = 2 * TICK
 # asyncio's own, which until 3.12 is a function in Python around this look-up, and takes four times as long.
 current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None] = (
     asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001
@@ -63,8 +65,8 @@ class Tasks(Protocol):
         """
         ...
 
-    async def end(self) -> None:
-        """Cancel what runs beside the view, and wait for it."""
+    def end(self) -> Awaitable[None] | None:
+        """Cancel what runs beside the view: what to wait for, if there is something."""
         ...
 
 
@@ -74,6 +76,7 @@ class AsyncioTasks:
 
     Args:
         loop: The running one.
+        seconds: The view's first limit.
         on_tick: Called every ``TICK`` seconds until ``end``. Default: the clock looks at this connection only while it
             has a deadline.
 
@@ -85,19 +88,26 @@ class AsyncioTasks:
 
     is_ticking = True
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, on_tick: Callable[[], None] | None = None
+    ) -> None:
         self.was_cancelled = False
-        self.deadline = inf
+        self.deadline = loop.time() + seconds
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
-        clock = _latest
-        self._clock = clock if clock is not None and clock.loop is loop else _clock_of(loop)
         self._is_ticking = on_tick is not None
-        if on_tick is not None:
-            # The clock has it, not this object: whoever owns both would be left to the garbage collector.
-            self._clock.add(self, on_tick)
+        clock = _latest
+        if clock is None or clock.loop is not loop:
+            clock = _clock_of(loop)
+        self._clock = clock
+        # The clock has it, not this object: whoever owns both would be left to the garbage collector.
+        clock.connections[self] = on_tick
+        if not clock.is_running:
+            clock.start()
+        if seconds < _SHORT:
+            loop.call_later(seconds, self.check)
 
     def __enter__(self) -> Self:
         self._main = current_task(self._loop)
@@ -121,8 +131,10 @@ class AsyncioTasks:
             return
         self.deadline = self._loop.time() + seconds
         if not self._is_ticking:
-            self._clock.add(self, None)
-        if seconds < 2 * TICK:
+            self._clock.connections[self] = None
+            if not self._clock.is_running:
+                self._clock.start()
+        if seconds < _SHORT:
             self._loop.call_later(seconds, self.check)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
@@ -134,9 +146,12 @@ class AsyncioTasks:
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
 
-    async def end(self) -> None:
+    def end(self) -> Awaitable[None] | None:
         self._has_ended = True
         self._clock.connections.pop(self, None)
+        return self._end_helpers() if self._helpers else None
+
+    async def _end_helpers(self) -> None:
         while self._helpers:
             for task in self._helpers:
                 task.cancel()
@@ -157,16 +172,17 @@ class GroupTasks:
 
     Args:
         group: The connection's own.
+        seconds: The view's first limit.
     """
 
     __slots__ = ("_group", "_has_ended", "_scope")
 
     is_ticking = False
 
-    def __init__(self, group: TaskGroup) -> None:
+    def __init__(self, group: TaskGroup, seconds: float) -> None:
         self._group = group
         self._has_ended = False
-        self._scope = anyio.CancelScope()
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
 
     @property
     def was_cancelled(self) -> bool:
@@ -189,7 +205,7 @@ class GroupTasks:
             raise RuntimeError(_ENDED)
         self._group.start_soon(function, *args)
 
-    async def end(self) -> None:
+    def end(self) -> None:
         self._has_ended = True
         self._group.cancel_scope.cancel()
 
@@ -201,13 +217,12 @@ class _Clock:
         self.loop = loop
         # Those that it looks at, and what it calls then.
         self.connections: dict[AsyncioTasks, Callable[[], None] | None] = {}
-        self._is_running = False
+        self.is_running = False
 
-    def add(self, tasks: AsyncioTasks, on_tick: Callable[[], None] | None) -> None:
-        self.connections[tasks] = on_tick
-        if not self._is_running:
-            self._is_running = True
-            self.loop.call_later(TICK, self._tick)
+    def start(self) -> None:
+        """Somebody has joined the connections."""
+        self.is_running = True
+        self.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
         now = self.loop.time()
@@ -216,8 +231,8 @@ class _Clock:
                 tasks.check()
             if on_tick is not None:
                 on_tick()
-        self._is_running = bool(self.connections)
-        if self._is_running:
+        self.is_running = bool(self.connections)
+        if self.is_running:
             self.loop.call_later(TICK, self._tick)
 
 

@@ -66,24 +66,23 @@ class WebSocketDispatcher:
         loop = running_loop()
         if loop is None:
             return self._converse_in_group(scope, receive, send, path=path, found=found)
-        return self._converse(scope, receive, send, path=path, found=found, loop=loop)
+        return self._converse(scope, receive, send, path, found, loop, None)
 
     async def _converse_in_group(
         self, scope: Scope, receive: Receive, send: Send, *, path: str, found: Match | Exception
     ) -> None:
         async with anyio.create_task_group() as group:
-            await self._converse(scope, receive, send, path=path, found=found, group=group)
+            await self._converse(scope, receive, send, path, found, None, group)
 
     async def _converse(
         self,
         scope: Scope,
         receive: Receive,
         send: Send,
-        *,
         path: str,
         found: Match | Exception,
-        loop: asyncio.AbstractEventLoop | None = None,
-        group: TaskGroup | None = None,
+        loop: asyncio.AbstractEventLoop | None,
+        group: TaskGroup | None,
     ) -> None:
         # The only coroutine between the server's call and the view's: each one more is in the way of each message.
         if (await receive())["type"] != "websocket.connect":
@@ -91,9 +90,7 @@ class WebSocketDispatcher:
         endpoint: WebSocketEndpoint | None
         endpoint, params = (None, {}) if isinstance(found, Exception) else (found.route.endpoint, found.params or {})
         options = self._options.get(endpoint) or self._remember_options(endpoint)
-        transport = make_transport(
-            scope, receive, send, loop=loop, group=group, limits=self._limits, make_outbox=options.make_outbox
-        )
+        transport = make_transport(scope, receive, send, loop, group, self._limits, options.make_outbox)
         ws = WebSocket(scope, transport, self._app, path, params, options)
         options.hub.connections += 1
         try:
@@ -120,7 +117,9 @@ class WebSocketDispatcher:
                 await ws.finish()
         finally:
             options.hub.connections -= 1
-            await transport.end()
+            ending = transport.end()
+            if ending is not None:
+                await ending
 
     def _find(self, path: str, segments: list[str] | None) -> Match | Mounted | Exception:
         """What answers, or why nothing does."""

@@ -19,7 +19,6 @@ def make_transport(
     scope: Scope,
     receive: Receive,
     send: Send,
-    *,
     loop: asyncio.AbstractEventLoop | None,
     group: TaskGroup | None,
     limits: Limits,

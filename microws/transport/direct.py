@@ -1,7 +1,7 @@
 """The direct transport: one WebSocket connection on this package's own server, without ASGI events in between."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -54,7 +54,7 @@ class DirectTransport(Turns):
     def __init__(
         self, wire: Wire, loop: asyncio.AbstractEventLoop, limits: Limits, make_outbox: Callable[[], Outbox]
     ) -> None:
-        super().__init__(AsyncioTasks(loop), limits, make_outbox)
+        super().__init__(AsyncioTasks(loop, limits.accept_timeout), limits, make_outbox)
         self._wire = wire
         self._rejected: int | None = None
         self._sends = 0
@@ -209,13 +209,13 @@ class DirectTransport(Turns):
     async def linger(self) -> None:
         """The server reads on until the client has gone."""
 
-    async def end(self) -> None:
-        """End the tasks beside the view."""
+    def end(self) -> Awaitable[None] | None:
+        """End the tasks beside the view: what to wait for, if there are any."""
         wire = self._wire
         wire.on_writable = wire.on_end = wire.on_shutdown = None
         if self.on_end is not None:
             self._end()
-        await self.tasks.end()
+        return self.tasks.end()
 
     def _close(self, code: int, reason: str) -> None:
         wire = self._wire

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any
 
 import anyio
@@ -74,8 +74,8 @@ class Lifeline(Turns):
         """Take the client for gone. Never waits."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
 
-    def end(self) -> Coroutine[Any, Any, None]:
-        """Take the client for gone, and end the tasks beside the view."""
+    def end(self) -> Awaitable[None] | None:
+        """Take the client for gone, and end the tasks beside the view: what to wait for, if there are any."""
         if self.state is not CLOSED:
             self.abandon()
         return self.tasks.end()

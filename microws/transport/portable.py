@@ -12,7 +12,7 @@ from microws.outbox import Outbox
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
 from microws.tasks import TICK, AsyncioTasks, GroupTasks, Tasks
 from microws.transport.sending import Sending
-from microws.transport.turns import Limits
+from microws.transport.turns import Limits, Turns
 
 __all__ = ["PortableTransport"]
 
@@ -45,13 +45,13 @@ class PortableTransport(Sending):
         limits: Limits,
         make_outbox: Callable[[], Outbox],
     ) -> None:
-        # All in one place, and not by keywords: a chain of constructors would take longer than they do.
+        # All in one place, not by keywords, and not by super(): each would take longer than what it does.
         if loop is None:
             assert group is not None
-            tasks: Tasks = GroupTasks(group)
+            tasks: Tasks = GroupTasks(group, limits.accept_timeout)
         else:
-            tasks = AsyncioTasks(loop, self._tick)
-        super().__init__(tasks, limits, make_outbox)
+            tasks = AsyncioTasks(loop, limits.accept_timeout, self._tick)
+        Turns.__init__(self, tasks, limits, make_outbox)
         self._loop = loop
         self.state = CONNECTING
         self.close_code = None

@@ -198,7 +198,8 @@ class Sending(Reading):
         finally:
             self._sender = None
             self._send_seconds = self._limits.send_timeout
-            self._wake("_idle")
+            if self._idle is not None:
+                self._wake("_idle")
             if self._interrupted:
                 self._was_interrupted()
         return True

@@ -1,6 +1,6 @@
 """What a ``WebSocket`` asks of the transport below it."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from microws.errors import WebSocketDisconnect
@@ -128,6 +128,6 @@ class Transport(Protocol):
         """Read and discard until the client has gone, or has been silent for ``close_timeout`` seconds."""
         ...
 
-    async def end(self) -> None:
-        """Take the client for gone, and end the tasks beside the view."""
+    def end(self) -> Awaitable[None] | None:
+        """Take the client for gone, and end the tasks beside the view: what to wait for, if there are any."""
         ...

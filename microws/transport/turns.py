@@ -63,7 +63,6 @@ class Turns(ABC):
         self._make_outbox = make_outbox
         # Frames without room in the outbox, in the order of the calls.
         self._waiting: deque[tuple[Frame, anyio.Event]] | None = None
-        tasks.limit(limits.accept_timeout)
 
     @property
     @abstractmethod

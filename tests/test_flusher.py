@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from microws.interfaces import Frame
 from microws.outbox import HELD, MAX_PART_BYTES, Batch, Flusher, Outbox, Published, TopicSettings
+from microws.outbox.bulk import MAX_SOCKETS
 
 pytestmark = pytest.mark.anyio
 
@@ -122,6 +123,29 @@ async def test_what_was_flushed_or_forgotten_meanwhile_leaves_once_or_not_at_all
     flusher.put(published("2"), [a])
     await turn()
     assert (a.sink.writes, b.sink.writes) == ([frames("1"), frames("2")], [])
+
+
+@pytest.mark.parametrize("failure", [OSError("what became of some writes is unknown"), MemoryError()])
+async def test_whoever_may_have_lost_something_to_an_error_in_a_bulk_write_is_closed(monkeypatch, failure):
+    class Bulk:
+        def write(self, data, sockets):
+            if 200 in sockets:
+                raise failure
+
+    monkeypatch.setattr("microws.outbox.writer.BulkWriter", Bulk)
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    flusher, outboxes = Flusher(), [connection() for _ in range(3 * MAX_SOCKETS)]
+    for number, outbox in enumerate(outboxes):
+        outbox.sink.socket = number
+    alone = connection()
+    flusher.put(published("1"), [*outboxes, alone])
+    while not alone.sink.writes:
+        await turn()
+    assert errors == [failure]
+    closed = [outbox.sink.closed for outbox in outboxes]
+    assert closed == [None] * MAX_SOCKETS + [(1011, "internal error")] * 2 * MAX_SOCKETS
+    assert alone.sink.writes == [frames("1")]
 
 
 async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():

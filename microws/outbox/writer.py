@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final, final
 
+from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.outbox.bulk import MAX_SOCKETS, BulkWriter
 from microws.outbox.outbox import Outbox, Sink
 from microws.outbox.published import Batch
@@ -61,13 +62,19 @@ class Writer:
                 sockets.append(socket)
         for start in range(0, len(sinks), MAX_SOCKETS):
             end = start + MAX_SOCKETS
-            taken = bulk.write(frames, sockets[start:end])
-            if taken is not None:
-                # What they have not taken is still one for all.
-                whole = memoryview(frames)
-                for sink, size in zip(sinks[start:end], taken, strict=True):
-                    if size < len(frames):
-                        sink.write(whole[size:])
+            try:
+                taken = bulk.write(frames, sockets[start:end])
+                if taken is not None:
+                    # What they have not taken is still one for all.
+                    whole = memoryview(frames)
+                    for sink, size in zip(sinks[start:end], taken, strict=True):
+                        if size < len(frames):
+                            sink.write(whole[size:])
+            except Exception:
+                # What they have got is unknown: none of them is to believe that it was everything.
+                for sink in sinks[start:]:
+                    sink.close(CloseCode.INTERNAL_ERROR, DEFAULT_REASONS[CloseCode.INTERNAL_ERROR])
+                raise
         return others
 
     def _open(self) -> BulkWriter | None:

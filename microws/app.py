@@ -11,7 +11,7 @@ from microws.dispatch import HTTPDispatcher, WebSocketDispatcher
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
 from microws.health import Health
-from microws.hooks import HookList, Hooks, Middleware
+from microws.hooks import HookList, Hooks, Middleware, check_mounted
 from microws.hub import Hub
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
@@ -303,8 +303,10 @@ class App:
 
         Raises:
             RoutingError: The prefix cannot be, or is taken.
+            TypeError: ``asgi_app`` is none.
         """
         self._check_registering()
+        check_mounted(asgi_app, prefix)
         self._router.mount(prefix, asgi_app)
 
     def include(self, other_app: "App", prefix: str = "") -> None:

@@ -1,13 +1,14 @@
 """What an app registers around its views, and how it is called."""
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
 from microws.answers import ErrorHandler, ErrorHandlers
 from microws.interfaces import ASGIApplication
 
-__all__ = ["HookList", "Hooks", "Middleware", "call_hook", "check_hook"]
+__all__ = ["HookList", "Hooks", "Middleware", "call_hook", "check_hook", "check_mounted"]
 
 
 class HookList(list[Callable[..., Any]]):
@@ -147,6 +148,18 @@ def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> Non
         raise TypeError(
             f"{name}{signature} does not fit @app.{decorator}: it is called as {name}({', '.join(arguments)})"
         ) from None
+
+
+def check_mounted(app: Any, prefix: str) -> None:
+    """Raise ``TypeError`` where what is to be mounted at ``prefix`` is no ASGI app."""
+    # Calling a class makes an object, which has to be awaited: Starlette's endpoints can be.
+    if callable(app) and (not inspect.isclass(app) or hasattr(app, "__await__")):
+        return
+    if isinstance(app, str | os.PathLike):
+        hint = f"the files of a directory are served by app.static({prefix!r}, {str(app)!r})"
+    else:
+        hint = "an ASGI app is called as app(scope, receive, send)"
+    raise TypeError(f"mount takes an ASGI app, not {app!r}: {hint}")
 
 
 async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TypedDict, get_type_hints
 
 import anyio
@@ -746,6 +747,32 @@ async def mirror(scope, receive, send):
 
 
 class TestMount:
+    @pytest.mark.parametrize(
+        ("mounted", "hint"),
+        [
+            ("public", r"not 'public': the files of a directory are served by app\.static\('/m', 'public'\)"),
+            (Path("public"), r"are served by app\.static\('/m', 'public'\)"),
+            (App, r"not <class 'microws\.app\.App'>: an ASGI app is called as app\(scope, receive, send\)"),
+            (None, "not None: an ASGI app is called as"),
+        ],
+    )
+    def test_what_is_no_asgi_app_is_refused_at_once(self, mounted, hint):
+        with pytest.raises(TypeError, match=hint):
+            App().mount("/m", mounted)
+
+    async def test_a_class_whose_instances_are_awaited_is_one(self):
+        class Page:
+            def __init__(self, scope, receive, send):
+                self.send = send
+
+            def __await__(self):
+                yield from self.send({"type": "http.response.start", "status": 200, "headers": []}).__await__()
+                yield from self.send({"type": "http.response.body", "body": b"page"}).__await__()
+
+        app = App()
+        app.mount("/m", Page)
+        assert (await ask(app, "/m/x")).text == "page"
+
     @pytest.mark.parametrize(
         ("root", "path", "scope"),
         [

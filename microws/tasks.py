@@ -26,6 +26,8 @@ _SHORT = 2 * TICK
 current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None] = (
     asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001
 )
+# The asyncio event loop that the caller runs in; ``None`` on trio, where asyncio.get_running_loop raises.
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop  # noqa: SLF001
 _ENDED = "this connection has ended: nothing more can be started for it"
 
 
@@ -257,11 +259,3 @@ def check_function(function: object) -> None:
             "start_soon takes a function and its arguments, such as start_soon(tick, 1), not what it gave, as in "
             f"start_soon(tick(1)); came {type(function).__name__}"
         )
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The asyncio event loop that the caller runs in; ``None`` on trio."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -342,7 +342,7 @@ class App:
             self._take_over(other_app)
 
     def _take_over(self, other_app: "App") -> None:
-        other_app._hooks.parent = self._hooks
+        self._hooks.include(other_app._hooks)
         self._lifespan.include(other_app._lifespan)
         for name, codec in other_app._added_codecs.items():
             if self._added_codecs.get(name) is not codec:

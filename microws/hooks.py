@@ -8,7 +8,7 @@ from typing import Any
 from microws.answers import ErrorHandler, ErrorHandlers
 from microws.interfaces import ASGIApplication
 
-__all__ = ["HookList", "Hooks", "Middleware", "call_hook", "check_hook", "check_mounted"]
+__all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
 
 
 class HookList(list[Callable[..., Any]]):
@@ -31,6 +31,38 @@ class HookList(list[Callable[..., Any]]):
         self.append(hook)
 
 
+class ViewHooks(HookList):
+    """
+    Hooks of one kind around the views of an app and of those that it includes.
+
+    Attributes:
+        chain: What is called around a view: the hooks of the including apps, outermost first, then these.
+    """
+
+    def __init__(self, decorator: str, *arguments: str) -> None:
+        super().__init__(decorator, *arguments)
+        self.chain: tuple[Callable[..., Any], ...] = ()
+        self._outer: tuple[Callable[..., Any], ...] = ()
+        self._inner: list[ViewHooks] = []
+
+    def add(self, hook: Callable[..., Any]) -> None:
+        """Register ``hook``. Raises ``TypeError`` where it could not be called."""
+        super().add(hook)
+        self.put_inside(self._outer)
+
+    def include(self, inner: "ViewHooks") -> None:
+        """Have these called around those of an included app, also what is registered later."""
+        self._inner.append(inner)
+        inner.put_inside(self.chain)
+
+    def put_inside(self, outer: tuple[Callable[..., Any], ...]) -> None:
+        """Have these called behind ``outer``."""
+        self._outer = outer
+        self.chain = (*outer, *self)
+        for inner in self._inner:
+            inner.put_inside(self.chain)
+
+
 class Hooks:
     """
     What one app registers around its views.
@@ -43,35 +75,18 @@ class Hooks:
     def __init__(self) -> None:
         self.handlers = ErrorHandlers()
         self.parent: Hooks | None = None
-        self._alone = (self,)
-        self.before_request = HookList("before_request", "request")
-        self.after_request = HookList("after_request", "request", "response")
-        self.before_websocket = HookList("before_websocket", "ws")
-        self.after_websocket = HookList("after_websocket", "ws")
+        self.before_request = ViewHooks("before_request", "request")
+        self.after_request = ViewHooks("after_request", "request", "response")
+        self.before_websocket = ViewHooks("before_websocket", "ws")
+        self.after_websocket = ViewHooks("after_websocket", "ws")
 
-    def inwards(self) -> "tuple[Hooks, ...]":
-        """These hooks behind those of the including apps, outermost first."""
-        return self._alone if self.parent is None else (*self.parent.inwards(), self)
-
-    def outwards(self) -> "tuple[Hooks, ...]":
-        """These hooks, then those of the including apps."""
-        return self._alone if self.parent is None else (self, *self.parent.outwards())
-
-    def have_before_request(self) -> bool:
-        """Whether there is a ``before_request`` hook, here or in an including app."""
-        return bool(self.before_request) or (self.parent is not None and self.parent.have_before_request())
-
-    def have_after_request(self) -> bool:
-        """Whether there is an ``after_request`` hook, here or in an including app."""
-        return bool(self.after_request) or (self.parent is not None and self.parent.have_after_request())
-
-    def have_before_websocket(self) -> bool:
-        """Whether there is a ``before_websocket`` hook, here or in an including app."""
-        return bool(self.before_websocket) or (self.parent is not None and self.parent.have_before_websocket())
-
-    def have_after_websocket(self) -> bool:
-        """Whether there is an ``after_websocket`` hook, here or in an including app."""
-        return bool(self.after_websocket) or (self.parent is not None and self.parent.have_after_websocket())
+    def include(self, other: "Hooks") -> None:
+        """Have these around those of an included app too."""
+        other.parent = self
+        self.before_request.include(other.before_request)
+        self.after_request.include(other.after_request)
+        self.before_websocket.include(other.before_websocket)
+        self.after_websocket.include(other.after_websocket)
 
     def add_handler(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
         """Register an error handler. Raises ``TypeError`` and ``ValueError``, as ``ErrorHandlers.check`` does."""
@@ -80,10 +95,8 @@ class Hooks:
 
     def find_handler(self, error: Exception) -> ErrorHandler | None:
         """The error handler of the innermost app that has one."""
-        for hooks in self.outwards():
-            if (handler := hooks.handlers.find(error)) is not None:
-                return handler
-        return None
+        handler = self.handlers.find(error)
+        return self.parent.find_handler(error) if handler is None and self.parent is not None else handler
 
 
 class Middleware:

@@ -32,6 +32,11 @@ from microws.testing import ClientOptions, TestClient
 pytestmark = pytest.mark.anyio
 
 
+async def accepting(ws):
+    async with ws:
+        pass
+
+
 async def nothing(request):
     """A view."""
 
@@ -907,6 +912,34 @@ class TestInclude:
             async with client.websocket("/inner/hex"):
                 pass
             assert log == ["outer before ws", "inner before ws", "inner after ws", "outer after ws"]
+
+    async def test_hooks_that_the_including_apps_register_later_are_around_its_own_as_well(self):
+        log = []
+
+        def register(app, name):
+            app.before_request(lambda request: log.append(f"{name} before"))
+            app.after_request(lambda request, response: log.append(f"{name} after"))
+            app.before_websocket(lambda ws: log.append(f"{name} before"))
+            app.after_websocket(lambda ws: log.append(f"{name} after"))
+
+        inner, middle, outer = App(), App(), App()
+        inner.get("/")(nothing)
+        inner.websocket_route("/")(accepting)
+        register(inner, "inner")
+        middle.include(inner, "/inner")
+        register(middle, "middle 1")
+        outer.include(middle)
+        async with outer.test_client() as client:
+            register(outer, "outer 1")
+            register(outer, "outer 2")
+            expected = [f"{name} before" for name in ("outer 1", "outer 2", "middle 1", "inner")]
+            expected += [f"{name} after" for name in ("inner", "middle 1", "outer 2", "outer 1")]
+            await client.get("/inner/")
+            assert log == expected
+            log.clear()
+            async with client.websocket("/inner/"):
+                pass
+            assert log == expected
 
     async def test_an_outer_hook_that_answers_keeps_the_inner_ones_out(self):
         log = []

@@ -63,13 +63,13 @@ class HTTPDispatcher:
                 try:
                     if method not in SAFE_METHODS:
                         self._check_origin(request)
-                    returned = await self._call_before(request, hooks) if hooks.have_before_request() else None
+                    returned = await self._call_before(request, hooks) if hooks.before_request.chain else None
                     if returned is None:
                         returned = await endpoint.view(request, found.params)
                     response = to_response(returned)
                 except Exception as error:
                     response = await self._answer(request, error, hooks)
-                if hooks.have_after_request():
+                if hooks.after_request.chain:
                     response = await self._call_after(request, response, hooks)
             elif isinstance(found, Mounted):
                 await found.endpoint(scope_below(scope, found.prefix), receive, answer.send_as_it_is)
@@ -87,21 +87,19 @@ class HTTPDispatcher:
     @staticmethod
     async def _call_before(request: Request, hooks: Hooks) -> Any:
         """What the hooks before the view return; anything but ``None`` is the answer in its place."""
-        for outer in hooks.inwards():
-            for hook in outer.before_request:
-                result = await call_hook(hook, request)
-                if result is not None:
-                    return result
+        for hook in hooks.before_request.chain:
+            result = await call_hook(hook, request)
+            if result is not None:
+                return result
         return None
 
     async def _call_after(self, request: Request, response: Response, hooks: Hooks) -> Response:
-        for outer in hooks.outwards():
-            for hook in reversed(outer.after_request):
-                try:
-                    replaced = await call_hook(hook, request, response)
-                    response = response if replaced is None else to_response(replaced)
-                except Exception as error:
-                    response = await self._answer(request, error, hooks)
+        for hook in reversed(hooks.after_request.chain):
+            try:
+                replaced = await call_hook(hook, request, response)
+                response = response if replaced is None else to_response(replaced)
+            except Exception as error:
+                response = await self._answer(request, error, hooks)
         return response
 
     async def _answer(self, request: Request, error: Exception, hooks: Hooks) -> Response:

@@ -102,7 +102,7 @@ class WebSocketDispatcher:
                     try:
                         if has_header(scope, b"origin"):
                             self._check_origin(ws, endpoint)
-                        if not endpoint.hooks.have_before_websocket() or await self._call_before(ws, endpoint.hooks):
+                        if not endpoint.hooks.before_websocket.chain or await self._call_before(ws, endpoint.hooks):
                             if endpoint.topics:
                                 await self._subscribe(ws, endpoint.topics)
                             returned = await endpoint.view(ws, params)
@@ -111,7 +111,7 @@ class WebSocketDispatcher:
                     except Exception as error:
                         await self._answer(ws, error=error, hooks=endpoint.hooks)
                     finally:
-                        if endpoint.hooks.have_after_websocket():
+                        if endpoint.hooks.after_websocket.chain:
                             await self._call_after(ws, endpoint)
             if transport.state is not CLOSED:
                 await ws.finish()
@@ -140,26 +140,24 @@ class WebSocketDispatcher:
     @staticmethod
     async def _call_before(ws: WebSocket, hooks: Hooks) -> bool:
         """Call the hooks before the view; whether it may run."""
-        for outer in hooks.inwards():
-            for hook in outer.before_websocket:
-                result = await call_hook(hook, ws)
-                if result is not None and not ws.closed:
-                    if ws.accepted:
-                        raise RuntimeError("a hook that has accepted ends the connection by ws.close(), not by return")
-                    await _reject_with(ws, to_response(result))
-                if ws.closed:
-                    return False
+        for hook in hooks.before_websocket.chain:
+            result = await call_hook(hook, ws)
+            if result is not None and not ws.closed:
+                if ws.accepted:
+                    raise RuntimeError("a hook that has accepted ends the connection by ws.close(), not by return")
+                await _reject_with(ws, to_response(result))
+            if ws.closed:
+                return False
         return True
 
     async def _call_after(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
         # Also where the view was cancelled.
         with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
-            for hooks in endpoint.hooks.outwards():
-                for hook in reversed(hooks.after_websocket):
-                    try:
-                        await call_hook(hook, ws)
-                    except Exception as error:
-                        await self._answer(ws, error=error, hooks=endpoint.hooks)
+            for hook in reversed(endpoint.hooks.after_websocket.chain):
+                try:
+                    await call_hook(hook, ws)
+                except Exception as error:
+                    await self._answer(ws, error=error, hooks=endpoint.hooks)
         if limit.cancelled_caught:
             _log.warning("%s: the after_websocket hooks did not end in time", shown(ws.path))
 

@@ -69,10 +69,6 @@ class WebSocket(Connection):
 
     When the connection has ended, every call raises ``WebSocketDisconnect`` at once. Any number of tasks may use one
     ``ws``; its messages leave in the order of the calls.
-
-    Attributes:
-        accepted: Whether the handshake was accepted, by the view or by a hook before it.
-        subprotocol: The one that was accepted, or ``None``.
     """
 
     __slots__ = (
@@ -82,8 +78,6 @@ class WebSocket(Connection):
         "_options",
         "_subscriber",
         "_transport",
-        "accepted",
-        "subprotocol",
     )
 
     def __init__(
@@ -101,8 +95,6 @@ class WebSocket(Connection):
         self.path = path
         self.path_params = path_params
         self._headers = self._query = self._cookies = self._state = None
-        self.accepted = False
-        self.subprotocol: str | None = None
         self._options = options
         self._id = ""
         self._subscriber: Subscriber | None = None
@@ -123,6 +115,16 @@ class WebSocket(Connection):
     def subprotocols(self) -> list[str]:
         """What the client offers, its preferred one first."""
         return list(self.scope.get("subprotocols") or ())
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the handshake was accepted, by the view or by a hook before it."""
+        return self._transport.accepted
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The one that was accepted, or ``None``."""
+        return self._transport.subprotocol
 
     @property
     def closed(self) -> bool:
@@ -161,14 +163,17 @@ class WebSocket(Connection):
 
         Source: RFC 6455 §4.2.2.
         """
+        await self._accept(subprotocol, headers)
+
+    def _accept(
+        self, subprotocol: str | None, headers: Mapping[str, str] | Iterable[tuple[str, str]] | None
+    ) -> Coroutine[Any, Any, None]:
         if subprotocol is None and self._options.subprotocols:
             subprotocol = choose_subprotocol(self.subprotocols, self._options.subprotocols)
         raw = []
         if subprotocol is not None or headers is not None:
             raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
-        await self._transport.accept(subprotocol, raw)
-        self.accepted = True
-        self.subprotocol = subprotocol
+        return self._transport.accept(subprotocol, raw)
 
     async def reject(
         self,
@@ -225,8 +230,8 @@ class WebSocket(Connection):
         await self._transport.close(code, reason)
 
     async def __aenter__(self) -> Self:
-        if not self.accepted:
-            await self.accept()
+        if not self._transport.accepted:
+            await self._accept(None, None)
         return self
 
     async def __aexit__(

@@ -91,6 +91,8 @@ class DirectTransport(Turns):
         if self._wire.state is CLOSED and self._rejected is None:
             raise self.unusable("accept")
         self._wire.accept(subprotocol=subprotocol, headers=headers)
+        self.accepted = True
+        self.subprotocol = subprotocol
         if self._wire.state is OPEN:
             # Else the client has closed behind its handshake already, and the view has a deadline to notice.
             self.tasks.limit(inf)

@@ -94,6 +94,8 @@ class PortableTransport(Sending):
         if self.close_code is not None:
             raise self.unusable("accept")
         self.state = OPEN
+        self.accepted = True
+        self.subprotocol = subprotocol
         self.tasks.limit(inf)
         if self._has_drainer:
             self.wake()

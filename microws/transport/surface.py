@@ -19,10 +19,14 @@ class Transport(Protocol):
     ``close_code`` is a number from the moment on at which the connection ends or begins to be closed.
 
     Attributes:
+        accepted: Whether the handshake was accepted.
+        subprotocol: The one that was accepted.
         has_learned: Whether the view knows of the end.
         on_end: Called once, when the client has gone or the connection begins to be closed; then forgotten.
     """
 
+    accepted: bool
+    subprotocol: str | None
     has_learned: bool
     on_end: Callable[[], None] | None
 

@@ -46,15 +46,29 @@ class Turns(ABC):
     A transport without a way to the client.
 
     Attributes:
+        accepted: Whether the handshake was accepted.
+        subprotocol: The one that was accepted.
         has_learned: Whether the view knows of the end.
         on_end: Called once, when the client has gone or the connection begins to be closed; then forgotten.
         outbox: What waits to be sent; made when it is first needed.
         tasks: Of this connection.
     """
 
-    __slots__ = ("_limits", "_make_outbox", "_waiting", "has_learned", "on_end", "outbox", "tasks")
+    __slots__ = (
+        "_limits",
+        "_make_outbox",
+        "_waiting",
+        "accepted",
+        "has_learned",
+        "on_end",
+        "outbox",
+        "subprotocol",
+        "tasks",
+    )
 
     def __init__(self, tasks: Tasks, limits: Limits, make_outbox: Callable[[], Outbox]) -> None:
+        self.accepted = False
+        self.subprotocol: str | None = None
         self.has_learned = False
         self.on_end: Callable[[], None] | None = None
         self.outbox: Outbox | None = None

@@ -78,7 +78,8 @@ class Bench:
                 servers = self._start_all(round_, stack)
                 for test in self._tests:
                     # The heap that a first sample leaves behind would hide the memory of a second one.
-                    slices = 1 if MEASURES[test].less_is_better else self._slices
+                    measure = MEASURES[test]
+                    slices = 1 if measure.less_is_better else self._slices * measure.weight
                     for slice_ in range(1, slices + 1):
                         self._measure_all(round_, slice_, test, servers)
 

@@ -340,6 +340,18 @@ def test_pings_are_sent_unasked(loop, figure):
 # No more files
 
 
+def is_accepted(port, loop):
+    with ByteClient(port) as client:
+        try:
+            client.open("/echo")
+        except (AssertionError, OSError):
+            # libuv hangs up on whoever connects while no files are left: until it knows that the crowd has gone.
+            if loop != "uvloop":
+                raise
+            return False
+    return True
+
+
 @on_each_loop
 def test_a_server_without_files_left_goes_on_and_recovers(loop, figure):
     count = max(share(1000), 300)
@@ -358,9 +370,9 @@ def test_a_server_without_files_left_goes_on_and_recovers(loop, figure):
                 client.send(frame("still here"))
                 assert client.read_message().payload == b"still here"
         began = time.monotonic()
-        with ByteClient(process.port) as client:
-            client.open("/echo")
-            seconds = time.monotonic() - began
+        while not is_accepted(process.port, loop):
+            assert time.monotonic() - began < LIMIT
+        seconds = time.monotonic() - began
         figure(
             f"{count} connects at 256 files: {worked:.2f} s of work in a second, "
             f"accepting again after {seconds:.2f} s, {len(process.server.output)} lines of log"

@@ -53,13 +53,17 @@ def cell(samples, contender, test, baseline):
     return text
 
 
-def margin(values):
-    """How far their median may be off: twice its standard error, from the quartiles, which strays do not move."""
+def error(values):
+    """How far their median may be off: twice its standard error, from the quartiles, which outliers do not move."""
     if len(values) < 3:
-        return ""
+        return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
     deviation = (upper - lower) / 1.349  # of a normal distribution with these quartiles
-    return f" ± {2 * 1.253 * deviation / math.sqrt(len(values)):.2f}"
+    return 2 * 1.253 * deviation / math.sqrt(len(values))
+
+
+def margin(values, digits=2):
+    return f" ± {error(values):.{digits}f}" if len(values) >= 3 else ""
 
 
 def verdicts(samples, suite, contenders, tests):
@@ -85,8 +89,9 @@ def verdict(samples, goal):
     if not values:
         return f"- **NOT MEASURED**: {words}"
     value = statistics.median(values)
-    met = value <= goal.bound if measure.less_is_better else value >= goal.bound
-    return f"- {'met' if met else '**MISSED**'}: {words} (it is {value:.3f}{margin(values)})"
+    slack = error(values) if goal.within_error else 0
+    met = value - slack <= goal.bound if measure.less_is_better else value + slack >= goal.bound
+    return f"- {'met' if met else '**MISSED**'}: {words} (it is {value:.3f}{margin(values, 3)})"
 
 
 def nearest(samples, goal):

@@ -413,7 +413,8 @@ class App:
         Wrap the app in plain ASGI middleware; the one added first is outermost.
 
         Args:
-            asgi_middleware: Called as ``asgi_middleware(app, **options)``.
+            asgi_middleware: Called as ``asgi_middleware(app, **options)``, where ``app`` is an ``async def`` function
+                that takes ``scope``, ``receive`` and ``send``.
 
         Raises:
             RuntimeError: The app serves already, or is included in another.

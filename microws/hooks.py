@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from microws.answers import ErrorHandler, ErrorHandlers
-from microws.interfaces import ASGIApplication
+from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
 __all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
 
@@ -126,6 +126,16 @@ class Middleware:
     def around(self, app: ASGIApplication) -> ASGIApplication:
         """``app`` in all of them; none may be added afterwards."""
         self._is_in_use = True
+        if not self.added:
+            return app
+        inner = app
+
+        # Sentry's and asgiref's detection (OpenTelemetry, ServeStatic) take anything but an `async def` function for
+        # an ASGI 2 app, and call it with the scope alone. Sentry's takes a bound method for one too.
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await inner(scope, receive, send)
+
+        app = serve
         for middleware, options in reversed(self.added):
             app = middleware(app, **options)
         return app

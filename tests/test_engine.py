@@ -59,15 +59,16 @@ async def test_an_app_gets_a_scope_of_the_handshake_and_its_state():
         scopes.append(scope)
         await send({"type": "websocket.close"})
 
-    async with serving(app, root_path="/root", extension={"answers": 42}) as served:
+    async with serving(app, extension={"answers": 42}) as served:
         served.state = {"database": "open"}
         async with await served.connect(tcp=True) as client:
             await client.refused("/a%20b?c=%20", "sec-websocket-protocol: one , two", "sec-websocket-protocol: three")
             own, theirs = client.sock.getsockname(), client.sock.getpeername()
     [scope] = scopes
     assert (scope["type"], scope["scheme"], scope["http_version"]) == ("websocket", "ws", "1.1")
+    assert scope["asgi"] == {"version": "3.0", "spec_version": "2.5"}
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == ("/a b", b"/a%20b", b"c=%20")
-    assert (scope["root_path"], scope["state"]) == ("/root", {"database": "open"})
+    assert (scope["root_path"], scope["state"]) == ("", {"database": "open"})
     assert (scope["client"], scope["server"]) == (own, theirs)
     assert scope["subprotocols"] == ["one", "two", "three"]
     assert scope["extensions"]["websocket.http.response"] == {}

@@ -103,17 +103,6 @@ async def test_a_response_has_one_date_and_names_no_server():
     assert "server" not in response.headers
 
 
-async def test_a_root_path_is_told_and_not_put_before_the_path():
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
-        else:
-            await respond(send, f"{scope['root_path']} {scope['path']} {scope['raw_path'].decode()}".encode())
-
-    async with served_by_uvicorn(app, root_path="/below") as served, httpx.AsyncClient() as client:
-        assert (await client.get(f"{served.url}/x%20y")).text == "/below /x y /x%20y"
-
-
 @pytest.mark.parametrize("size", [0, 1, (64 << 10), (64 << 10) + 1, 128 << 10, 5 * MIB + 7])
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_body_arrives_whole_whatever_its_size(size, is_chunked):

@@ -298,6 +298,11 @@ def test_paths_have_the_prefix_too_as_asgi_has_it():
     assert changes(("x-forwarded-prefix", "/chat"), path="*", raw_path=b"*") == {"root_path": "/chat"}
 
 
+@pytest.mark.parametrize(("path", "raw_path"), [("/chat", b"/chat"), ("/chat/", b"/chat/"), ("/chat/a", b"/%63hat/a")])
+def test_a_path_that_has_the_prefix_already_is_left_as_it_is(path, raw_path):
+    assert changes(("x-forwarded-prefix", "/chat"), path=path, raw_path=raw_path) == {"root_path": "/chat"}
+
+
 # RFC 7239
 
 
@@ -489,6 +494,38 @@ async def test_over_a_socket_too_nobody_else_is_believed(trusted):
     assert response.text == f"127.0.0.1 http ['127.0.0.1:{served.port}']  /x"
 
 
+async def tell_paths(scope, receive, send):
+    if scope["type"] != "lifespan":
+        await tell(
+            scope | {"client": None, "headers": [], "path": f"{scope['path']} {scope['raw_path']}"}, receive, send
+        )
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "raw_path"),
+    [
+        ("/", "/api/", "/api/"),
+        ("/a%2Fb", "/api/a/b", "/api/a%2Fb"),
+        ("/apix", "/api/apix", "/api/apix"),
+        ("/api", "/api", "/api"),
+        ("/api/", "/api/", "/api/"),
+        ("/api/a%2Fb", "/api/a/b", "/api/a%2Fb"),
+    ],
+)
+async def test_every_path_has_the_root_path_whether_a_proxy_removes_it_or_not(
+    target, path, raw_path, anyio_backend_name
+):
+    for server in ("hypercorn",) if anyio_backend_name == "trio" else ("hypercorn", "uvicorn"):
+        async with serving(tell_paths, root_path="/api/", server=server) as served, httpx.AsyncClient() as client:
+            told = await client.get(served.url + target, headers={"x-forwarded-prefix": "/other"})
+            async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+                ws = RawWebSocket(stream)
+                await ws.handshake(target)
+                told_ws = (await ws.next_event(Message)).data
+        paths = f"[] /api {path} {raw_path.encode()}"
+        assert (told.text, told_ws) == (f"None http {paths}", f"None ws {paths}")
+
+
 # What an app makes of it
 
 
@@ -519,6 +556,17 @@ async def test_urls_and_redirects_lead_to_the_outer_host_below_the_prefix():
     assert told == {"url": "https://outer.example:8443/chat/url?a=b", "client": CLIENT, "link": "/chat/url"}
     assert (redirect.status_code, redirect.headers["location"]) == (308, "/chat/folder/")
     assert (forged.status_code, forged.headers["location"]) == (308, "/folder/")
+
+
+@pytest.mark.parametrize("target", ["", "/chat"])
+async def test_the_routes_of_an_app_are_below_the_root_path(target):
+    async with serving(make_app(), root_path="/chat") as served, httpx.AsyncClient() as client:
+        told = (await client.post(f"{served.url}{target}/url")).json()
+        redirect = await client.get(f"{served.url}{target}/folder")
+        doubled = await client.post(f"{served.url}/chat/chat/url")
+    assert (told["url"], told["link"]) == (f"{served.url}/chat/url", "/chat/url")
+    assert redirect.headers["location"] == "/chat/folder/"
+    assert doubled.status_code == 404
 
 
 @pytest.mark.parametrize(

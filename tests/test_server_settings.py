@@ -219,11 +219,10 @@ def test_the_default_is_port_8000_of_this_machine():
 
 
 def test_hypercorn_is_told_the_limits_and_to_be_silent():
-    config = hypercorn_config(Settings(ping_interval=0, root_path="/api"))
+    config = hypercorn_config(Settings(ping_interval=0))
     assert config.websocket_max_message_size == 1 << 20
     assert config.websocket_ping_interval is None
     assert config.h11_max_incomplete_size == 16 << 10
-    assert config.root_path == "/api"
     assert config.accesslog is config.errorlog is None
     assert config.response_headers("h11")[0][0] == b"date"
     assert len(config.response_headers("h11")) == 1

@@ -27,7 +27,6 @@ def scope(target=b"/", headers=()):
     return scope_of(
         Upgrade(target, [*HEADERS, *headers]),
         scheme="ws",
-        root_path="",
         client=None,
         server=None,
         state={},

@@ -219,15 +219,6 @@ async def test_a_worker_that_is_cancelled_listens_no_more():
         await anyio.connect_tcp("127.0.0.1", served.port)
 
 
-async def test_root_path_is_in_the_scope():
-    async def app(scope, receive, send):
-        if scope["type"] == "http":
-            await respond(send, scope["root_path"].encode())
-
-    async with serving(app, root_path="/api/") as served, httpx.AsyncClient() as client:
-        assert (await client.get(served.url)).text == "/api"
-
-
 async def test_a_limit_that_was_asked_for_is_in_the_scope():
     async def app(scope, receive, send):
         if scope["type"] == "http":

@@ -40,7 +40,6 @@ class Engines:
         compression: Agree to permessage-deflate where a client offers it.
         ping_interval: Seconds between two pings; 0 sends none.
         ping_timeout: Seconds that a client has to answer one.
-        root_path: For every scope.
         extension: What every scope's ``extensions["microws"]`` says, beside the engine itself as ``"transport"``.
         access_log: Whether to log each answer to a handshake, and each end.
     """
@@ -54,12 +53,10 @@ class Engines:
         compression: bool,
         ping_interval: float,
         ping_timeout: float,
-        root_path: str = "",
         extension: Mapping[str, Any] | None = None,
         access_log: bool = True,
     ) -> None:
         self._app = app
-        self._root_path = root_path
         self._extension = dict(extension or {})
         self._log_access = log_access if access_log else log_nothing
         self._open: set[Engine] = set()
@@ -96,7 +93,6 @@ class Engines:
         engine.scope = scope_of(
             upgrade,
             scheme="ws" if transport.get_extra_info("sslcontext") is None else "wss",
-            root_path=self._root_path,
             client=_address(transport.get_extra_info("peername")),
             server=_address(transport.get_extra_info("sockname")),
             state=state,

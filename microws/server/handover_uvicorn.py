@@ -71,7 +71,6 @@ class UvicornServer(AcceptingServer):
         app: Called for each request.
         engines: Get the WebSockets.
         state: The lifespan's; each request gets a copy.
-        root_path: For every scope.
         tls: Speak TLS with it, and no HTTP/2.
 
     Source: uvicorn 0.54, protocols/http/httptools_impl.py and server.py.
@@ -83,15 +82,13 @@ class UvicornServer(AcceptingServer):
         engines: Engines,
         *,
         state: dict[str, Any],
-        root_path: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(app, engines, state=state, tls=tls)
         self._shared = _Shared(engines)
-        self._root_path = root_path
         if tls is not None:
             tls.set_alpn_protocols(["http/1.1"])
-        # Silent: what is worth a line is logged by this package. uvicorn would put its root_path before every path.
+        # Silent: what is worth a line is logged by this package.
         self._config = Config(
             self._serve,
             http=_Http,
@@ -144,7 +141,6 @@ class UvicornServer(AcceptingServer):
             http.data_received(data)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["root_path"] = self._root_path
         await self._app(scope, receive, partial(_send, send))
 
 

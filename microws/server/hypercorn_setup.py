@@ -47,7 +47,6 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
-    config.root_path = settings.root_path
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
     config.h2_max_header_list_size = MAX_HEAD_BYTES
     config.http2_websockets = settings.http2_websockets

@@ -1,4 +1,4 @@
-"""What a trusted proxy says of the client: ``Forwarded`` and ``X-Forwarded-…``, taken over into the scope."""
+"""What a proxy changes in the scope: the client and the URL, by trusted headers, and the path, by ``--root-path``."""
 
 import re
 from collections.abc import Awaitable, Iterator, Sequence
@@ -61,14 +61,19 @@ class ProxyHeaders:
     Args:
         app: Called with every scope.
         proxies: Whose word counts.
+        root_path: The prefix of every path, without a slash at its end; empty where there is none. It wins over
+            ``X-Forwarded-Prefix``.
     """
 
-    def __init__(self, app: ASGIApplication, proxies: TrustedProxies) -> None:
+    def __init__(self, app: ASGIApplication, proxies: TrustedProxies, *, root_path: str = "") -> None:
         self._app = app
         self._proxies = proxies
+        self._root_path = root_path
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request or WebSocket."""
+        if self._root_path:
+            scope.update(_below(scope, self._root_path))
         if changes := forwarded(scope, self._proxies):
             scope.update(changes)
         return self._app(scope, receive, send)
@@ -110,7 +115,7 @@ def forwarded(scope: Scope, proxies: TrustedProxies) -> dict[str, Any]:
         changes["scheme"] = ("ws" if scope["type"] == "websocket" else "http") + "s" * is_secure
     if host := _outer_host(scope, told.host, _last(fields, _PORT)):
         changes["headers"] = [(b"host", host), *((name, value) for name, value in scope["headers"] if name != b"host")]
-    if prefix := _clean_prefix(_last(fields, _PREFIX)):
+    if not scope.get("root_path") and (prefix := _clean_prefix(_last(fields, _PREFIX))):
         changes.update(_below(scope, prefix))
     return changes
 
@@ -263,15 +268,16 @@ def _clean_prefix(text: str) -> str | None:
 
 def _below(scope: Scope, prefix: str) -> dict[str, Any]:
     """
-    The paths of a scope from whose path a proxy has taken ``prefix``; a ``--root-path`` says the same, and wins.
+    The paths of a scope below ``prefix``. It is put before a path from which a proxy has removed it.
+
+    A path that begins with ``prefix`` is left as it is: that proxy has removed nothing.
 
     Source: ASGI HTTP specification, ``path`` includes ``root_path``.
     """
-    if scope.get("root_path"):
-        return {}
     changes: dict[str, Any] = {"root_path": prefix}
-    if scope["path"].startswith("/"):
-        changes["path"] = prefix + scope["path"]
+    path: str = scope["path"]
+    if path.startswith("/") and path != prefix and not path.startswith(f"{prefix}/"):
+        changes["path"] = prefix + path
         if scope.get("raw_path"):
             changes["raw_path"] = prefix.encode() + scope["raw_path"]
     return changes

@@ -280,7 +280,8 @@ class Settings:
             HTTP/2, and does not run on trio.
         loop: ``"auto"`` is uvloop where it is installed, else asyncio.
         certfile, keyfile: PEM files; both turn TLS on, and HTTP/2 with it. The key may stand in ``certfile``.
-        root_path: The prefix below which a proxy has put the app.
+        root_path: The prefix below which a proxy has put the app. ``path`` of every scope begins with it, whether the
+            proxy removes it or not (ASGI HTTP specification, ``root_path``).
         forwarded_allow_ips: Proxies whose ``Forwarded`` and ``X-Forwarded-…`` headers count: addresses, networks,
             ``"unix"`` for whoever connects over a Unix socket, ``"*"`` for whoever connects. Default: this machine, as
             in uvicorn; an empty list trusts nobody.

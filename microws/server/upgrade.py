@@ -125,7 +125,6 @@ def scope_of(
     upgrade: Upgrade,
     *,
     scheme: str,
-    root_path: str,
     client: tuple[str, int] | None,
     server: tuple[str, int | None] | None,
     state: dict[str, Any],
@@ -143,13 +142,13 @@ def scope_of(
             offered += [token for item in value.decode("latin-1").split(",") if (token := item.strip())]
     return {
         "type": "websocket",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
         "http_version": "1.1",
         "scheme": scheme,
         "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
         "raw_path": path,
         "query_string": query,
-        "root_path": root_path,
+        "root_path": "",
         "headers": upgrade.headers,
         "client": client,
         "server": server,

@@ -245,7 +245,7 @@ def _prepare(
     if settings.max_message_size is not None:
         extension["max_message_size"] = settings.max_message_size
     on_trio = not _on_asyncio()
-    served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips))
+    served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
     connections = Connections(
         served,
         waits=TrioWaits if on_trio else AsyncioWaits,
@@ -264,14 +264,13 @@ def _prepare(
         compression=getattr(app, "compression", False) is True,
         ping_interval=settings.ping_interval,
         ping_timeout=settings.ping_timeout,
-        root_path=settings.root_path,
         access_log=settings.access_log,
         extension=extension,
     )
     if settings.server == "uvicorn":
         from microws.server.handover_uvicorn import UvicornServer
 
-        return UvicornServer(connections, engines, state=state, root_path=settings.root_path, tls=tls)
+        return UvicornServer(connections, engines, state=state, tls=tls)
     return AsyncioServer(connections, engines, config, state=state, tls=tls)
 
 

@@ -1,19 +1,31 @@
 """What an exception, or a path without a view, becomes: a handler's answer, a response, or a close code."""
 
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from secrets import token_hex
 from typing import Any, TypeAlias
 
-from microws.closing import DEFAULT_REASONS, CloseCode, truncate_reason
+from microws.closing import DEFAULT_REASONS, MAX_REASON_BYTES, CloseCode, truncate_reason
+from microws.codec import dumps_json
+from microws.datastructures import Headers, parse_options
 from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.requests import Request
-from microws.responses import RedirectResponse, Response, TextResponse
+from microws.responses import JSONResponse, RedirectResponse, Response, TextResponse
 from microws.routing import Miss, encode_path
 
-__all__ = ["ErrorHandler", "ErrorHandlers", "allowed", "answer_miss", "close_for", "error_of", "response_for"]
+__all__ = [
+    "ErrorHandler",
+    "ErrorHandlers",
+    "allowed",
+    "answer_miss",
+    "close_for",
+    "error_of",
+    "prefers_json",
+    "response_for",
+]
 
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
 
@@ -100,21 +112,80 @@ def _leaves(error: Exception) -> Iterator[Exception]:
         yield error
 
 
-def response_for(error: Exception, *, path: str, debug: bool) -> Response:
-    """The default response to ``error``. An unexpected one is logged, and shows the client no more than an id."""
+def response_for(error: Exception, *, path: str, debug: bool, as_json: bool) -> Response:
+    """
+    The default response to ``error``. An unexpected one is logged, and shows the client no more than an id.
+
+    Args:
+        path: For the log.
+        debug: Show the client all of an unexpected error.
+        as_json: Whether ``prefers_json`` says so of the request.
+    """
     if isinstance(error, HTTPException):
         try:
-            return TextResponse(error.detail, error.status, error.headers)
+            return _response_to(error, as_json=as_json)
         except (TypeError, ValueError) as failure:
-            # Its headers cannot be sent.
+            # Its headers, or its JSON, cannot be sent.
             error = failure
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
         return TextResponse("Bad Request", 400)
     error_id = _report(error, path)
-    if debug:
-        return TextResponse("".join(traceback.format_exception(error)), 500)
-    return TextResponse(f"Internal Server Error (error id {error_id})", 500)
+    shown = "".join(traceback.format_exception(error)) if debug else None
+    if as_json:
+        content = {"error": "Internal Server Error", "error_id": error_id}
+        return JSONResponse(content if shown is None else {**content, "traceback": _sendable(shown)}, 500)
+    return TextResponse(f"Internal Server Error (error id {error_id})" if shown is None else shown, 500)
+
+
+def _response_to(error: HTTPException, *, as_json: bool) -> Response:
+    detail = error.detail
+    if not isinstance(detail, str):
+        return JSONResponse(detail, error.status, error.headers)
+    response = TextResponse(detail, error.status, error.headers)
+    if as_json and not any(name.lower() == "content-type" for name, _ in error.headers):
+        return JSONResponse({"error": _sendable(detail)}, error.status, error.headers)
+    return response
+
+
+def _sendable(text: str) -> str:
+    """``text`` with ``?`` for each lone surrogate, which UTF-8 cannot carry."""
+    return text.encode(errors="replace").decode()
+
+
+# RFC 9110 §12.4.2.
+_WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
+# Entries of Accept that are looked at; browsers send eight.
+_MAX_RANGES = 32
+
+
+def prefers_json(headers: Headers) -> bool:
+    """
+    Whether the client of a request wants an error as JSON and not as plain text.
+
+    It does where the body it sends is JSON, or where its ``Accept`` names JSON with a higher weight than text, or with
+    the same weight and before it. ``*/*`` is not enough, and neither is what browsers send for a page.
+
+    Source: RFC 9110 §12.4.2, §12.5.1; RFC 6839 §3.1 (``+json``).
+    """
+    if _is_json(parse_options(headers.get("content-type", ""))[0]):
+        return True
+    json = text = 0.0
+    for entry in ",".join(headers.getlist("accept")).split(",", _MAX_RANGES)[:_MAX_RANGES]:
+        kind, options = parse_options(entry)
+        weight = options.get("q", "1")
+        if not _WEIGHT.fullmatch(weight):
+            continue
+        if _is_json(kind) or kind == "application/*":
+            # The same weight as text counts where JSON was named first, as axios and Angular do.
+            json = max(json, float(weight) if float(weight) > text else 0.0)
+        elif kind in ("text/plain", "text/html", "text/*"):
+            text = max(text, float(weight))
+    return json > 0 and json >= text
+
+
+def _is_json(kind: str) -> bool:
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def answer_miss(request: Request, miss: Miss) -> Response:
@@ -151,7 +222,11 @@ def allowed(miss: Miss) -> str:
 def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool) -> tuple[int, str]:
     """The default close code and reason for ``error``; an unexpected one is logged."""
     if isinstance(error, HTTPException):
-        return 3000 + error.status, truncate_reason(error.detail)
+        try:
+            return 3000 + error.status, _reason_of(error)
+        except (TypeError, ValueError) as failure:
+            # Its JSON cannot be sent.
+            error = failure
     if isinstance(error, PayloadTypeError):
         return CloseCode.UNSUPPORTED_DATA, truncate_reason(str(error))
     if isinstance(error, InvalidMessage):
@@ -160,6 +235,18 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
     if debug:
         return error_close_code, truncate_reason(f"{type(error).__name__}: {error}")
     return error_close_code, f"{DEFAULT_REASONS[CloseCode.INTERNAL_ERROR]}, error id {error_id}"
+
+
+def _reason_of(error: HTTPException) -> str:
+    """The close reason for an error: its text, or what fits of its JSON."""
+    detail = error.detail
+    if isinstance(detail, dict) and isinstance(detail.get("error"), str):
+        detail = detail["error"]
+    if isinstance(detail, str):
+        return truncate_reason(detail)
+    encoded = dumps_json(detail)
+    # Cut JSON could not be read.
+    return encoded.decode() if len(encoded) <= MAX_REASON_BYTES else str(HTTPException(error.status).detail)
 
 
 def _report(error: Exception, path: str) -> str:

@@ -21,6 +21,7 @@ Misuse of the API (a wrong argument, a call in the wrong state) is a plain ``Typ
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 __all__ = [
     "ClientDisconnect",
@@ -46,22 +47,25 @@ class HTTPException(MicrowsError):
     Ends a view with an HTTP status.
 
     In an HTTP view it becomes that response; in a WebSocket view before ``accept`` a denial with that status, after
-    it a close with code 3000 + ``status`` and ``detail`` as reason.
+    it a close with code 3000 + ``status`` and ``detail`` as reason. The reason of a ``dict`` is its ``"error"``, where
+    that is a ``str``; of other JSON it is the JSON, where that fits, and else the status's phrase.
 
     Args:
         status: HTTP status, 400–599.
-        detail: Text for the client; the status's own phrase by default.
-        headers: More response headers, a mapping or ``(name, value)`` pairs.
+        detail: For the client; the status's own phrase by default. A ``dict`` or ``list`` is sent as JSON. A ``str`` is
+            sent as plain text, or as ``{"error": detail}`` to a client that sends JSON or prefers it in ``Accept``.
+        headers: More response headers, a mapping or ``(name, value)`` pairs. With a ``content-type`` among them a
+            ``str`` is sent as it is.
 
     Raises:
-        TypeError: ``status`` is no number.
+        TypeError: ``status`` is no number, or ``detail`` is of another type.
         ValueError: ``status`` is not an error status.
     """
 
     def __init__(
         self,
         status: int,
-        detail: str | None = None,
+        detail: str | dict[str, Any] | list[Any] | None = None,
         *,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
     ) -> None:
@@ -69,8 +73,11 @@ class HTTPException(MicrowsError):
             raise TypeError(f"HTTPException takes a status first, such as 404, not {status!r}")
         if not 400 <= status <= 599:
             raise ValueError(f"HTTPException takes an error status, 400 to 599, not {status}; return (body, {status})")
+        if detail is not None and not isinstance(detail, str | dict | list):
+            raise TypeError(f"HTTPException takes a str, dict or list as its detail, not {detail!r}; write str(…)")
         self.status = status
-        self.detail = _phrase(status) if detail is None else detail
+        # Not the union: most apps give text alone, and their handlers then need not ask. FastAPI's is Any too.
+        self.detail: Any = _phrase(status) if detail is None else detail
         self.headers: list[tuple[str, str]] = list(headers.items() if isinstance(headers, Mapping) else headers or ())
         super().__init__(f"{status} {self.detail}")
 

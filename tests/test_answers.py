@@ -1,5 +1,6 @@
 """What an exception becomes: the registered handler, or the default answer over HTTP and over a WebSocket."""
 
+import json
 import logging
 import re
 
@@ -8,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microws import CloseCode, HTTPException, InvalidMessage, MicrowsError, PayloadTypeError, WebSocketDisconnect
-from microws.answers import ErrorHandlers, close_for, error_of, response_for
+from microws.answers import ErrorHandlers, close_for, error_of, prefers_json, response_for
 from microws.closing import check_close
+from microws.datastructures import Headers
 from microws.errors import ClientDisconnect
 
 ID = re.compile(r"error id ([0-9a-f]{8})")
@@ -19,13 +21,19 @@ def close(error, *, debug=False, code=1011):
     return close_for(error, path="/x", error_close_code=code, debug=debug)
 
 
-def respond(error, *, debug=False):
-    return response_for(error, path="/x", debug=debug)
+def respond(error, *, debug=False, as_json=False):
+    return response_for(error, path="/x", debug=debug, as_json=as_json)
 
 
 def test_a_detail_in_place_of_the_status_is_a_type_error():
     with pytest.raises(TypeError, match=r"^HTTPException takes a status first, such as 404, not 'no such room'$"):
         HTTPException("no such room")
+
+
+@pytest.mark.parametrize("detail", [KeyError("x"), b"x", 5, {"x"}])
+def test_a_detail_that_is_neither_text_nor_json_is_a_type_error(detail):
+    with pytest.raises(TypeError, match=r"^HTTPException takes a str, dict or list as its detail, not "):
+        HTTPException(404, detail)
 
 
 class TestHandlers:
@@ -153,6 +161,120 @@ class TestResponses:
     def test_a_client_that_left_is_no_error(self, caplog):
         assert respond(ClientDisconnect("gone")).status == 400
         assert not caplog.records
+
+
+class TestJSON:
+    def test_a_text_is_the_error_of_an_object(self):
+        response = respond(HTTPException(404, "no such room", headers={"x-a": "b"}), as_json=True)
+        assert (response.status, response.headers["content-type"]) == (404, "application/json")
+        assert (json.loads(response.body), response.headers["x-a"]) == ({"error": "no such room"}, "b")
+
+    @pytest.mark.parametrize("as_json", [False, True])
+    @pytest.mark.parametrize("detail", [{"error": "no such room", "room": 5}, {}, [], [{"field": "name"}]])
+    def test_a_dict_or_list_is_sent_as_it_is_to_any_client(self, detail, as_json):
+        response = respond(HTTPException(404, detail), as_json=as_json)
+        assert (response.status, response.headers["content-type"]) == (404, "application/json")
+        assert json.loads(response.body) == detail
+
+    def test_a_text_with_a_content_type_of_its_own_is_sent_as_it_is(self):
+        headers = {"Content-Type": "application/problem+json"}
+        response = respond(HTTPException(404, '{"title": "x"}', headers=headers), as_json=True)
+        assert response.body == b'{"title": "x"}'
+        assert response.headers["content-type"] == "application/problem+json"
+
+    def test_json_that_cannot_be_sent_is_a_logged_500_and_a_close_of_the_app(self, caplog):
+        for detail in ({"x": object()}, {"x": float("nan")}):
+            assert respond(HTTPException(404, detail)).status == 500
+            assert close(HTTPException(404, detail))[0] == 1011
+        assert caplog.text.count("unexpected error") == 4
+
+    def test_of_an_unexpected_error_it_has_the_id_and_in_debug_the_traceback(self, caplog):
+        body = json.loads(respond(ValueError("secret"), as_json=True).body)
+        assert body == {"error": "Internal Server Error", "error_id": body["error_id"]}
+        assert f"id {body['error_id']}" in caplog.text
+        body = json.loads(respond(ValueError("secret \udc80"), as_json=True, debug=True).body)
+        assert "ValueError: secret" in body["traceback"]
+
+    @example("a lone surrogate \udc80")
+    @given(st.text(st.characters(exclude_categories=[])))
+    def test_any_text_can_be_sent(self, detail):
+        body = respond(HTTPException(400, detail), as_json=True).body
+        assert json.loads(body) == {"error": detail.encode(errors="replace").decode()}
+
+    @pytest.mark.parametrize(
+        ("detail", "reason"),
+        [
+            ({"error": "no such room", "room": 5}, "no such room"),
+            ({"error": "x" * 200}, "x" * 123),
+            ({"code": "no_room"}, '{"code":"no_room"}'),
+            ({"error": {"code": 5}}, '{"error":{"code":5}}'),
+            (["name", "age"], '["name","age"]'),
+            ({"errors": ["x" * 60, "y" * 60]}, "Not Found"),
+        ],
+    )
+    def test_after_accept_the_reason_is_its_error_or_json_that_fits_or_the_phrase(self, detail, reason):
+        assert close(HTTPException(404, detail)) == (3404, reason)
+        check_close(*close(HTTPException(404, detail)))
+
+
+class TestPrefersJSON:
+    @pytest.mark.parametrize(
+        "accept",
+        [
+            "application/json",
+            "APPLICATION/JSON; charset=utf-8",
+            "application/json, text/plain, */*",  # axios, Angular
+            "application/json, text/javascript, */*; q=0.01",  # jQuery
+            "application/problem+json",
+            "application/*",
+            "text/html;q=0.5, application/json;q=0.9",
+            "text/html; q=0, application/json; q=0.001",
+            "*/*, application/json;q=0.1",
+            "application/json;q=1.000",
+        ],
+    )
+    def test_where_it_is_named_with_more_weight_than_text_or_before_it(self, accept):
+        assert prefers_json(Headers([(b"accept", accept.encode())]))
+
+    @pytest.mark.parametrize(
+        "accept",
+        [
+            "",
+            "*/*",  # curl, fetch
+            "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",  # a browser
+            "text/html, */*",  # htmx
+            "text/html, application/json",
+            "text/plain, application/json;q=0.9",
+            "text/*, application/json;q=0.5",
+            "application/json;q=0",
+            "application/json;q=2",
+            "application/json;q=x",
+            "application/xml, image/svg+xml",
+            "text/event-stream",  # EventSource
+            ", " * 20_000 + "application/json",
+        ],
+    )
+    def test_not_where_text_or_anything_will_do(self, accept):
+        assert not prefers_json(Headers([(b"accept", accept.encode())]))
+
+    def test_several_lines_are_one_list(self):
+        html = (b"accept", b"text/html")
+        assert not prefers_json(Headers([html, (b"accept", b"application/json;q=0.9")]))
+        assert prefers_json(Headers([(b"accept", b"application/json"), html]))
+
+    @pytest.mark.parametrize(
+        ("kind", "is_json"),
+        [
+            ("application/json", True),
+            ("Application/JSON; charset=utf-8", True),
+            ("application/vnd.api+json", True),
+            ("text/plain", False),
+            ("application/x-www-form-urlencoded", False),
+        ],
+    )
+    def test_so_does_a_request_whose_body_is_json(self, kind, is_json):
+        headers = Headers([(b"content-type", kind.encode()), (b"accept", b"text/html")])
+        assert prefers_json(headers) is is_json
 
 
 class TestCloses:

@@ -249,6 +249,34 @@ class TestErrorTable:
         for path in ("/accepted", "/block"):
             assert await ending_of(app, path) == (3000 + status, "why")
 
+    async def test_a_client_that_asks_for_json_gets_each_error_as_json(self):
+        app, headers = app_that_raises(lambda: HTTPException(409, "taken")), {"accept": "application/json"}
+        for path, method, status, error in (
+            ("/", "GET", 409, "taken"),
+            ("/nowhere", "GET", 404, "Not Found"),
+            ("/", "DELETE", 405, "Method Not Allowed"),
+            ("/accepted", "GET", 426, "this path is a WebSocket: connect with a WebSocket client"),
+        ):
+            response = await ask(app, path, method=method, headers=headers)
+            assert (response.status, response.headers["content-type"]) == (status, "application/json")
+            assert response.json() == {"error": error}
+        rejection = await refusal_of(app, headers=headers)
+        assert (rejection.status, rejection.body) == (409, b'{"error":"taken"}')
+        assert dict(rejection.headers)["content-type"] == "application/json"
+
+    async def test_a_client_that_sends_json_gets_errors_as_json(self):
+        app = app_that_raises(lambda: HTTPException(409, "taken"))
+        assert (await ask(app, method="POST", json=[])).json() == {"error": "taken"}
+        assert (await ask(app, method="POST", content=b"x")).text == "taken"
+
+    async def test_an_exception_with_a_dict_is_that_json_or_its_error_as_the_reason(self):
+        app = app_that_raises(lambda: HTTPException(404, {"error": "no such room", "room": 5}))
+        response, rejection = await ask(app), await refusal_of(app)
+        assert (response.status, response.json()) == (404, {"error": "no such room", "room": 5})
+        assert (rejection.status, rejection.body) == (404, b'{"error":"no such room","room":5}')
+        for path in ("/accepted", "/block"):
+            assert await ending_of(app, path) == (3404, "no such room")
+
     async def test_a_mapping_and_pairs_are_headers(self):
         app = app_that_raises(lambda: HTTPException(401, headers=[("set-cookie", "a=1"), ("set-cookie", "b=2")]))
         assert (await ask(app)).headers.getlist("set-cookie") == ["a=1", "b=2"]

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import anyio
 
-from microws.answers import answer_miss, error_of, response_for
+from microws.answers import answer_miss, error_of, prefers_json, response_for
 from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, check_request_origin
@@ -110,7 +110,8 @@ class HTTPDispatcher:
                 return to_response(await call_hook(handler, request, error))
             except Exception as failure:
                 error = error_of(failure)
-        return response_for(error, path=request.path, debug=self._settings.debug)
+        as_json = prefers_json(request.headers)
+        return response_for(error, path=request.path, debug=self._settings.debug, as_json=as_json)
 
     async def _send_error(self, request: Request, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
         if answer.has_started:

@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from microws.answers import allowed, close_for, error_of, response_for
+from microws.answers import allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import Codecs, MessageCodec
 from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import HTTPException, WebSocketDisconnect
@@ -188,7 +188,8 @@ class WebSocketDispatcher:
             await ws.close(*self._close_for(error, ws.path))
             return
         # Made also where nobody gets it any more: an unexpected error has to be in the log.
-        response = response_for(error, path=ws.path, debug=self._settings.debug)
+        as_json = prefers_json(ws.headers)
+        response = response_for(error, path=ws.path, debug=self._settings.debug, as_json=as_json)
         if not ws.closed:
             await _reject_with(ws, response)
 

@@ -463,6 +463,8 @@ async def errors(ws: WebSocket) -> None:
     except (ClientDisconnect, Overflow) as other:
         in_one_tree: MicrowsError = other
         raise in_one_tree from None
+    HTTPException(404, {"error": "not found"})
+    HTTPException(404, b"not found")  # type: ignore[arg-type]
     HTTPException("not found")  # type: ignore[arg-type]
     HTTPException(404, "not found", {})  # type: ignore[call-arg]
 

@@ -178,6 +178,48 @@ obey()
     assert log.count("info all 2 workers are new") == 1
 
 
+def test_of_many_sighups_the_last_one_counts_and_processes_stay_few(run, directory):
+    code, log = run(
+        """
+def count_processes():
+    pids = [int(line.split()[1]) for line in open("pids") if line.endswith(".\\n")]
+    count = 0
+    for pid in pids:
+        try:
+            os.kill(pid, 0)
+            count += 1
+        except ProcessLookupError:
+            pass
+    return count
+
+with open("pids", "ab", buffering=0) as pids:
+    pids.write(b"%d %d .\\n" % (number, os.getpid()))
+if number == 2:
+    greet()
+    most = 0
+    for hups in range(1, 21):
+        ask("SIGHUP")
+        while os.path.getsize("starts") < 2 + hups:
+            time.sleep(0.001)
+        most = max(most, count_processes())
+    with open("most.new", "w") as file:
+        file.write(str(most))
+    os.rename("most.new", "most")
+    obey()
+while number > 2 and not os.path.exists("most"):
+    time.sleep(0.01)
+greet()
+if number == 23:
+    ask("SIGTERM")
+obey()
+"""
+    )
+    assert (code, starts(directory)) == (0, 23)
+    assert 3 <= int((directory / "most").read_text()) <= 2 * 2 + 1
+    assert sum(line.startswith("info SIGHUP") for line in log) == 1
+    assert not [line for line in log if line.startswith(("warning", "error"))]
+
+
 def test_where_new_code_does_not_start_the_old_workers_stay(run, directory):
     code, log = run(
         """

@@ -63,7 +63,9 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
     The sockets are bound here and shared by all. The first worker is started alone: what keeps it from serving is said
     once, and ends the start. A worker that dies is replaced at once, and with growing pauses where that goes on.
     SIGHUP replaces one worker after the other, so that new code comes into force: each new one serves before an old one
-    begins to drain, and where it does not come to serve, the old ones stay.
+    begins to drain, and where it does not come to serve, the old ones stay. A SIGHUP that arrives meanwhile starts over:
+    a worker that does not serve yet is ended, because its code is old by then. At no time are there more than twice as
+    many processes as ``settings.workers``, and one.
 
     The first signal drains, the second ends all workers at once, the third kills them.
 
@@ -250,9 +252,13 @@ class _Supervisor:
             # It was the terminal's end.
             self._stop()
         elif self._greeting is not None and not self._stops_heard:
-            _log.info("SIGHUP: new workers take the place of the old ones, one after the other")
+            if self._is_complete or self._generation == 0:
+                _log.info("SIGHUP: new workers take the place of the old ones, one after the other")
             self._generation += 1
             self._is_complete = False
+            for worker in self._active():
+                if not worker.is_serving:
+                    worker.tell(Command.DRAIN, limit=self._longest_end)
 
     # What is to be done
 
@@ -267,6 +273,9 @@ class _Supervisor:
         if self._greeting is None or old:
             # The first one of a kind shows whether the others will come to serve.
             missing = min(missing, 1 - sum(not worker.is_serving for worker in new))
+        if old:
+            # Old workers may take long to drain. Each SIGHUP would add as many as there are.
+            missing = min(missing, 2 * self._settings.workers + 1 - len(self._workers))
         for _ in range(missing):
             if time.monotonic() >= self._next_start:
                 self._start()

@@ -24,7 +24,15 @@ from microws.settings import AppSettings
 from microws.subscription import Stream, Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.testing import ClientOptions, TestClient
-from microws.views import HTTPEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions, bind_topics, bind_view
+from microws.views import (
+    HTTPEndpoint,
+    MountEndpoint,
+    OnInvalid,
+    WebSocketEndpoint,
+    WebSocketRouteOptions,
+    bind_topics,
+    bind_view,
+)
 from microws.websocket import WebSocket
 
 __all__ = ["App"]
@@ -98,20 +106,8 @@ class App:
         debug: bool = False,
         templates: str | Path = "templates",
     ) -> None:
-        settings = AppSettings(
-            max_message_size=max_message_size,
-            max_fragments=max_fragments,
-            receive_queue=receive_queue,
-            max_body_size=max_body_size,
-            send_timeout=send_timeout,
-            accept_timeout=accept_timeout,
-            close_timeout=close_timeout,
-            compression=compression,
-            origins=origins,
-            error_close_code=error_close_code,
-            hub=hub,
-            debug=debug,
-        )
+        # First of all: so far the arguments are the only local names.
+        settings = AppSettings.of(locals())
         self.max_message_size = max_message_size
         self.max_fragments = max_fragments
         self.compression = compression
@@ -297,9 +293,15 @@ class App:
         self._codecs.add(name, codec)
         self._added_codecs[name] = codec
 
-    def mount(self, prefix: str, asgi_app: ASGIApplication) -> None:
+    def mount(self, prefix: str, asgi_app: ASGIApplication, *, origins: bool = True) -> None:
         """
         Hand everything below ``prefix`` that no route answers to another ASGI app. Its lifespan is not run.
+
+        Args:
+            prefix: Literal text such as ``/admin``; ``""`` or ``/`` takes all.
+            asgi_app: Another ``App`` has its own ``origins``, and those of this app do not apply to it.
+            origins: Refuse WebSockets and unsafe HTTP methods from foreign web pages, as for this app's own routes.
+                ``False`` leaves that to ``asgi_app``, such as one with CORS or with webhooks of its own. Default: yes.
 
         Raises:
             RoutingError: The prefix cannot be, or is taken.
@@ -307,7 +309,7 @@ class App:
         """
         self._check_registering()
         check_mounted(asgi_app, prefix)
-        self._router.mount(prefix, asgi_app)
+        self._router.mount(prefix, MountEndpoint(asgi_app, origins and not isinstance(asgi_app, App)))
 
     def include(self, other_app: "App", prefix: str = "") -> None:
         """

@@ -1,9 +1,9 @@
 """The settings of an app, each of them checked."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from math import inf
-from typing import Any
+from typing import Any, Self
 
 from microws.closing import check_close
 from microws.handshake import check_origins_setting
@@ -47,6 +47,11 @@ class AppSettings:
         if not isinstance(self.hub, str):
             raise TypeError(f'hub is the name of a backplane, such as "memory", not {self.hub!r}')
         object.__setattr__(self, "origins", check_origins_setting(self.origins))
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """The settings among the arguments of ``App``, which has one of the same name for each. Raises as the class."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     @property
     def limits(self) -> Limits:

@@ -15,12 +15,13 @@ from microws.errors import RoutingError
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
 from microws.hub import check_topic
-from microws.interfaces import BYTES_LIKE
+from microws.interfaces import BYTES_LIKE, ASGIApplication
 from microws.responses import JSONResponse, Response
 
 __all__ = [
     "BoundView",
     "HTTPEndpoint",
+    "MountEndpoint",
     "OnInvalid",
     "WebSocketEndpoint",
     "WebSocketRouteOptions",
@@ -58,6 +59,14 @@ class HTTPEndpoint:
 
     hooks: Hooks
     view: BoundView
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MountEndpoint:
+    """What stands behind a mount: the app, and whether the origin rule is checked before it is called."""
+
+    app: ASGIApplication
+    checks_origin: bool
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

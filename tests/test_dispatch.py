@@ -846,6 +846,9 @@ UNSAFE = ["POST", "PUT", "PATCH", "DELETE", "PURGE"]
 SAFE = ["GET", "HEAD", "OPTIONS"]
 
 
+FOREIGN = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
+
+
 class TestOriginsOfRequests:
     def app(self, **settings):
         app = App(**settings)
@@ -954,6 +957,62 @@ class TestOriginsOfWebSockets:
         app.before_websocket(lambda ws: log.append("hook"))
         await refusal_of(app, origin="https://evil.example")
         assert log == []
+
+
+class TestOriginsOfMounts:
+    def app(self, *, mounted=None, mount=None, **settings):
+        async def echo(scope, receive, send):
+            if scope["type"] == "websocket":
+                await receive()
+                await send({"type": "websocket.accept"})
+                await send({"type": "websocket.send", "text": "in"})
+                await send({"type": "websocket.close"})
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"done"})
+
+        app = App(**settings)
+        app.mount("/m", mounted or echo, **(mount or {}))
+        return app
+
+    async def test_a_foreign_page_gets_403_in_front_of_a_mounted_app_too(self, caplog):
+        app = self.app()
+        for method in UNSAFE:
+            response = await ask(app, "/m/x", method=method, headers=FOREIGN)
+            assert (response.status, response.text) == (403, "origin not allowed")
+        rejection = await refusal_of(app, "/m/x", origin="https://evil.example")
+        assert (rejection.status, rejection.code) == (403, 3403)
+        assert caplog.text.count('App(origins=["https://evil.example"])') == len(UNSAFE) + 1
+
+    async def test_safe_methods_own_pages_and_clients_that_are_no_browsers_pass(self):
+        app = self.app()
+        for method in SAFE:
+            assert (await ask(app, "/m/x", method=method, headers=FOREIGN)).status == 200
+        for headers in ({}, {"origin": "http://testserver"}, {"sec-fetch-site": "same-origin"}):
+            assert (await ask(app, "/m/x", method="POST", headers=headers)).status == 200
+        for origin in (None, "http://testserver"):
+            assert await ask_websocket(app, "/m/x", origin=origin) == "in"
+
+    @pytest.mark.parametrize(
+        "settings", [{"origins": ["https://evil.example"]}, {"origins": ["*"]}, {"mount": {"origins": False}}]
+    )
+    async def test_the_apps_origins_may_pass_and_the_mount_can_turn_the_rule_off(self, settings):
+        app = self.app(**settings)
+        assert (await ask(app, "/m/x", method="POST", headers=FOREIGN)).text == "done"
+        assert await ask_websocket(app, "/m/x", origin="https://evil.example") == "in"
+
+    async def test_an_included_mount_keeps_its_choice(self):
+        for origins, status in ((True, 403), (False, 200)):
+            app = App()
+            app.include(self.app(mount={"origins": origins}), "/in")
+            assert (await ask(app, "/in/m/x", method="POST", headers=FOREIGN)).status == status
+
+    async def test_another_app_of_ours_keeps_to_its_own_origins(self):
+        for outer, inner, status in ((["*"], None, 403), (None, ["https://evil.example"], 200)):
+            mounted = App(origins=inner)
+            mounted.add_route(lambda: "done", "/x", methods=["POST"])
+            app = self.app(mounted=mounted, origins=outer)
+            assert (await ask(app, "/m/x", method="POST", headers=FOREIGN)).status == status
 
 
 class TestSubscribe:

@@ -16,7 +16,7 @@ from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Match, Mounted, Router, path_of, scope_below
 from microws.settings import AppSettings
-from microws.views import HTTPEndpoint, to_response
+from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
 __all__ = ["HTTPDispatcher"]
 
@@ -33,7 +33,7 @@ class HTTPDispatcher:
 
     Args:
         app: What requests know as their ``app``.
-        router: Its endpoints are ``HTTPEndpoint`` and mounted ASGI apps.
+        router: Its endpoints are ``HTTPEndpoint`` and, of mounts, ``MountEndpoint``.
         hooks: Those of ``app``, which also serve where no route matches.
         settings: The app's.
     """
@@ -72,7 +72,10 @@ class HTTPDispatcher:
                 if hooks.after_request.chain:
                     response = await self._call_after(request, response, hooks)
             elif isinstance(found, Mounted):
-                await found.endpoint(scope_below(scope, found.prefix), receive, answer.send_as_it_is)
+                mount: MountEndpoint = found.endpoint
+                if mount.checks_origin and method not in SAFE_METHODS:
+                    self._check_origin(request)
+                await mount.app(scope_below(scope, found.prefix), receive, answer.send_as_it_is)
                 return
             else:
                 response = answer_miss(request, found)

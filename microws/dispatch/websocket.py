@@ -10,12 +10,13 @@ from anyio.abc import TaskGroup
 
 from microws.answers import allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import Codecs, MessageCodec
+from microws.datastructures import Headers
 from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import check_handshake_origin
 from microws.hooks import Hooks, call_hook
 from microws.hub import Hub, topic_marker
-from microws.interfaces import Application, ASGIApplication, Receive, Scope, Send
+from microws.interfaces import Application, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
@@ -23,7 +24,7 @@ from microws.settings import AppSettings
 from microws.state import CLOSED
 from microws.tasks import running_loop
 from microws.transport import make_transport
-from microws.views import WebSocketEndpoint, to_response
+from microws.views import MountEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
 
 __all__ = ["WebSocketDispatcher"]
@@ -38,7 +39,7 @@ class WebSocketDispatcher:
 
     Args:
         app: What WebSockets know as their ``app``.
-        router: Its endpoints are ``WebSocketEndpoint`` and mounted ASGI apps.
+        router: Its endpoints are ``WebSocketEndpoint`` and, of mounts, ``MountEndpoint``.
         hooks: Those of ``app``, which also serve where no route matches.
         hub, codecs: For the WebSockets.
         settings: The app's.
@@ -59,10 +60,10 @@ class WebSocketDispatcher:
     def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one WebSocket connection, from the handshake until the client has gone."""
         path, segments = path_of(scope)
-        found = self._find(path, segments)
+        found = self._find(scope, path, segments)
         if isinstance(found, Mounted):
-            mounted: ASGIApplication = found.endpoint
-            return mounted(scope_below(scope, found.prefix), receive, send)
+            mount: MountEndpoint = found.endpoint
+            return mount.app(scope_below(scope, found.prefix), receive, send)
         loop = running_loop()
         if loop is None:
             return self._converse_in_group(scope, receive, send, path=path, found=found)
@@ -121,12 +122,15 @@ class WebSocketDispatcher:
             if ending is not None:
                 await ending
 
-    def _find(self, path: str, segments: list[str] | None) -> Match | Mounted | Exception:
+    def _find(self, scope: Scope, path: str, segments: list[str] | None) -> Match | Mounted | Exception:
         """What answers, or why nothing does."""
         try:
             if "\0" in path:
                 raise HTTPException(400, NO_NUL)
             found = self._router.resolve("websocket", "GET", path, segments)
+            if isinstance(found, Mounted) and found.endpoint.checks_origin and has_header(scope, b"origin"):
+                refusal = check_handshake_origin(Headers(scope["headers"]), allowed=self._settings.origins)
+                raise_refusal(refusal, path)
         except Exception as error:
             return error
         if isinstance(found, Miss):

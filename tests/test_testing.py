@@ -869,6 +869,16 @@ class TestAppErrors:
                 async with client.websocket("/"):
                     raise AssertionError
 
+    @pytest.mark.parametrize("outcome", [pytest.fail.Exception("no"), pytest.skip.Exception("no"), SystemExit(3)])
+    async def test_what_ends_a_test_is_raised_from_the_app_too(self, outcome):
+        async def app(scope, receive, send):
+            raise outcome
+
+        async with client_of(app) as client:
+            with pytest.raises(type(outcome)) as caught:
+                await client.get("/")
+        assert caught.value is outcome
+
     async def test_a_time_out_of_the_app_is_its_own_exception(self):
         async def app(scope, receive, send):
             raise TimeoutError("database")

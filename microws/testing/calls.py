@@ -1,16 +1,19 @@
 """One call of the app: its task, its end, and waits that always end too."""
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from traceback import format_exception
+from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.abc import TaskGroup
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from microws.interfaces import ASGIApplication, Event, Scope
 
-__all__ = ["AppCall", "ClientGone", "end_block", "note", "time_limit"]
+__all__ = ["AppCall", "CallTasks", "ClientGone", "check_loop", "end_block", "note", "time_limit"]
 
 
 class ClientGone(ConnectionError):
@@ -45,9 +48,10 @@ class AppCall(ABC):
         self.ended = False
         self.gone = False
         self.finished = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.reported = False
         self._raise_after_disconnect = raise_after_disconnect
+        self._token = current_token()
         self._changed = anyio.Event()
         self._cancel_scope = anyio.CancelScope()
 
@@ -100,6 +104,11 @@ class AppCall(ABC):
         except Exception as error:
             if not isinstance(error, ExceptionGroup) or error.split(ClientGone)[1] is not None:
                 self.fail(error)
+        except BaseException as error:
+            # Such as pytest.fail() in a view. On asyncio it would otherwise end this task only, and the test pass.
+            if _is_interrupt(error):
+                raise
+            self.fail(error)
         finally:
             self.ended = True
             self.disconnect()
@@ -108,12 +117,12 @@ class AppCall(ABC):
         """Cancel the app, which was given time enough."""
         self._cancel_scope.cancel()
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Keep the first error for the test."""
         self.error = self.error or error
         self.notify()
 
-    def take_error(self) -> Exception | None:
+    def take_error(self) -> BaseException | None:
         """The error that the test has not been told of; it counts as told now."""
         error = None if self.reported else self.error
         self.reported = self.reported or error is not None
@@ -141,7 +150,9 @@ class AppCall(ABC):
 
         Raises:
             TimeoutError: Neither came within ``timeout`` seconds.
+            RuntimeError: This is another event loop than the app's.
         """
+        check_loop(self._token)
         if condition():
             # Even a time-out of 0 takes what is there.
             await checkpoint()
@@ -183,6 +194,82 @@ class AppCall(ABC):
             self.reported = self.reported or isinstance(error, TimeoutError)
             self.disconnect()
             raise
+
+
+class CallTasks:
+    """
+    The tasks in which a client's calls run. Open and close them in one event loop, in whichever tasks.
+
+    On asyncio they belong to no task group: test frameworks set a fixture up and tear it down in different tasks, and
+    a task group must be left by the task that entered it. On trio they belong to a nursery of the task that opens.
+    """
+
+    def __init__(self) -> None:
+        self._token = current_token()
+        self._group: TaskGroup | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Let tasks be started."""
+        if not _is_asyncio():
+            self._group = anyio.create_task_group()
+            await self._group.__aenter__()
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
+        """
+        Run ``function(*args)``, which raises nothing, in a task of its own.
+
+        Raises:
+            RuntimeError: This is another event loop than the one that opened.
+        """
+        check_loop(self._token)
+        if self._group is not None:
+            self._group.start_soon(function, *args, name=name)
+            return
+        task = asyncio.get_running_loop().create_task(function(*args), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def close(self, error: BaseException | None) -> None:
+        """
+        Cancel what still runs, and wait until it has ended, also where the test was cancelled.
+
+        Args:
+            error: What ends the client's block.
+        """
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+            # Only a cancellation concerns the task group: it would wrap any other exception in a group.
+            cancellation = error if isinstance(error, anyio.get_cancelled_exc_class()) else None
+            await self._group.__aexit__(type(cancellation) if cancellation else None, cancellation, None)
+            return
+        with anyio.CancelScope(shield=True):
+            while self._running:
+                for task in self._running:
+                    task.cancel()
+                await asyncio.wait(self._running)
+
+
+def check_loop(token: EventLoopToken) -> None:
+    """Raise ``RuntimeError`` where another event loop runs than the one of ``token``."""
+    if current_token() != token:
+        raise RuntimeError(
+            "expected the event loop that the test client was entered in, got another one: set loop_scope= of "
+            "pytest-asyncio to the same scope for the fixture and the test; anyio's plugin does not work together "
+            "with asyncio_mode=auto"
+        )
+
+
+def _is_asyncio() -> bool:
+    return asyncio._get_running_loop() is not None  # noqa: SLF001
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether ``error`` is, or contains, a cancellation or Ctrl-C."""
+    interrupts = (anyio.get_cancelled_exc_class(), KeyboardInterrupt)
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(interrupts) is not None
+    return isinstance(error, interrupts)
 
 
 @contextmanager

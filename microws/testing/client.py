@@ -7,11 +7,10 @@ from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack
 
 import anyio
-from anyio.abc import TaskGroup
 
 from microws.datastructures import Headers
 from microws.interfaces import ASGIApplication, Scope
-from microws.testing.calls import AppCall, end_block, note, time_limit
+from microws.testing.calls import AppCall, CallTasks, end_block, note, time_limit
 from microws.testing.cookies import CookieJar
 from microws.testing.http import HTTPCall, TestResponse, TestStream
 from microws.testing.lifespan import LifespanCall
@@ -121,14 +120,14 @@ class TestClient:
         self._denial = denial
         self._codecs = codecs
         self._lifespan: LifespanCall | None = None
-        self._tasks: TaskGroup | None = None
+        self._tasks: CallTasks | None = None
         self._calls: list[AppCall] = []
 
     async def __aenter__(self) -> Self:
         if self._tasks:
             raise RuntimeError("the client is in use already; make another TestClient(app)")
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
+        tasks = CallTasks()
+        await tasks.open()
         self._tasks = tasks
         if self._has_lifespan:
             self._lifespan = LifespanCall(timeout=self._timeout)
@@ -137,7 +136,7 @@ class TestClient:
             try:
                 await self._lifespan.startup()
             except BaseException as error:
-                await self._cancel_tasks(error)
+                await self._close(error)
                 raise
         return self
 
@@ -147,9 +146,9 @@ class TestClient:
         try:
             await end_block(error, lambda: self._stop(patient=error is None))
         except BaseException as failure:
-            await self._cancel_tasks(failure)
+            await self._close(failure)
             raise
-        await self._cancel_tasks(error)
+        await self._close(error)
 
     async def get(self, path: str, **options: Unpack[RequestOptions]) -> TestResponse:
         """``request`` with GET."""
@@ -313,13 +312,13 @@ class TestClient:
         assert call.accept is not None
         self._store_cookies(Headers(call.accept["headers"]).multi_items(), scope)
 
-    def _start(self, call: AppCall, scope: Scope) -> TaskGroup:
+    def _start(self, call: AppCall, scope: Scope) -> CallTasks:
         if self._tasks is None:
             raise RuntimeError("the client is not in use: write `async with TestClient(app) as client:` around it")
         scope["state"] = dict(self._lifespan.state) if self._lifespan else {}
         self._calls = [call for call in self._calls if not call.ended or not call.reported]
-        self._calls.append(call)
         self._tasks.start_soon(call.run, self.app, scope, name=call.name)
+        self._calls.append(call)
         return self._tasks
 
     def _cookie_header(self, path: str, cookies: Mapping[str, str] | None) -> dict[str, str]:
@@ -359,14 +358,11 @@ class TestClient:
                 note(errors[0], second)
             raise errors[0]
 
-    async def _cancel_tasks(self, error: BaseException | None) -> None:
+    async def _close(self, error: BaseException | None) -> None:
         assert self._tasks is not None
         tasks, self._tasks = self._tasks, None
         self._lifespan, self._calls = None, []
-        tasks.cancel_scope.cancel()
-        # Only a cancellation is the task group's business: any other exception it would wrap in a group.
-        cancellation = error if isinstance(error, anyio.get_cancelled_exc_class()) else None
-        await tasks.__aexit__(type(cancellation) if cancellation else None, cancellation, None)
+        await tasks.close(error)
 
 
 def _check_max_queue(max_queue: int | None) -> int | None:

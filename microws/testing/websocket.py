@@ -12,7 +12,7 @@ from microws.codec import dumps_json, loads_json
 from microws.datastructures import Headers
 from microws.errors import PayloadTypeError, WebSocketDisconnect, WebSocketRejected
 from microws.interfaces import Event
-from microws.testing.calls import AppCall, end_block
+from microws.testing.calls import AppCall, check_loop, end_block
 from microws.testing.rules import WebSocketRules
 
 __all__ = ["FrameCodec", "TestWebSocket", "WebSocketCall"]
@@ -87,7 +87,8 @@ class WebSocketCall(AppCall):
                 self._deny(event)
 
     def put(self, event: Event) -> None:
-        """Hand a message of the client to the app."""
+        """Hand a message of the client to the app. Raises ``RuntimeError`` in another event loop than the app's."""
+        check_loop(self._token)
         self._inbox.append(event)
         self.notify()
 
@@ -333,7 +334,7 @@ class TestWebSocket:
             return event
         raise self._end()
 
-    def _end(self) -> Exception:
+    def _end(self) -> BaseException:
         # What the app raised behind its own close comes behind that close here too: at the end of the block.
         error = None if self._call.finished else self._call.take_error()
         return error or WebSocketDisconnect(*(self._call.close or (CloseCode.ABNORMAL_CLOSURE, "")))

@@ -284,7 +284,8 @@ def environment(port: int) -> dict[str, str]:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PORT": str(port),
-        "PYTEST_ADDOPTS": "-p no:cacheprovider",
+        # pytest-asyncio, which the pages do not install, would print a warning.
+        "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:asyncio",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(PROJECT),
     }

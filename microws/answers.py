@@ -12,6 +12,7 @@ from microws.closing import DEFAULT_REASONS, MAX_REASON_BYTES, CloseCode, trunca
 from microws.codec import dumps_json
 from microws.datastructures import Headers, parse_options
 from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError, WebSocketDisconnect
+from microws.interfaces import mark_reported, reported_id
 from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response, TextResponse
 from microws.routing import Miss, encode_path
@@ -30,8 +31,6 @@ __all__ = [
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
 
 _log = logging.getLogger("microws.errors")
-# Kept on the exception, so that whoever answers it second says the same id and does not log it again.
-_ID = "__microws_error_id__"
 
 
 class ErrorHandlers:
@@ -250,10 +249,10 @@ def _reason_of(error: HTTPException) -> str:
 
 
 def _report(error: Exception, path: str) -> str:
-    error_id: str = getattr(error, _ID, "")
+    error_id = reported_id(error)
     if not error_id:
         error_id = token_hex(4)
-        setattr(error, _ID, error_id)
+        mark_reported(error, error_id)
         # Encoded: a path may hold line breaks, and would else write lines of its own into the log.
         _log.error("%s: unexpected error, id %s", encode_path(path, keep_slashes=True), error_id, exc_info=error)
     return error_id

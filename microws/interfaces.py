@@ -17,6 +17,8 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "mark_reported",
+    "reported_id",
 ]
 
 # https://asgi.readthedocs.io/en/latest/specs/main.html
@@ -25,6 +27,9 @@ Event: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[Event], Awaitable[None]]
 ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# On an exception that is in the log: its id. In its ``__dict__``, since a class may refuse ``setattr``.
+_ERROR_ID = "__microws_error_id__"
 
 # What stands for bytes. A tuple, because `bytes | bytearray | memoryview` would be made anew for each isinstance.
 BYTES_LIKE = (bytes, bytearray, memoryview)
@@ -177,3 +182,22 @@ class Application(Protocol):
     def stream(self, topic: str) -> AsyncIterator[Any]:
         """A topic as server-sent events."""
         ...
+
+
+def mark_reported(error: BaseException, error_id: str) -> None:
+    """Note on ``error`` that it is in the log, under this id."""
+    error.__dict__[_ERROR_ID] = error_id
+
+
+def reported_id(error: BaseException) -> str:
+    """
+    The id under which ``error`` is in the log already; empty if it is not there.
+
+    An app answers an unexpected exception, logs it, marks it, and raises it: middleware sees it, and the server, which
+    then neither logs nor answers it. A group is in the log if all of its exceptions are.
+    """
+    found: str = error.__dict__.get(_ERROR_ID, "")
+    if not found and isinstance(error, BaseExceptionGroup):
+        ids = [reported_id(inner) for inner in error.exceptions]
+        found = ids[0] if all(ids) else ""
+    return found

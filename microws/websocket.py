@@ -16,7 +16,7 @@ from microws.codec import TEXT, Codecs, MessageCodec
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol
 from microws.hub import Hub, Subscriber, check_topic
-from microws.interfaces import Application, Event, Receipt, Scope
+from microws.interfaces import Application, Event, Receipt, Scope, mark_reported, reported_id
 from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
@@ -72,6 +72,7 @@ class WebSocket(Connection):
     """
 
     __slots__ = (
+        "_failure",
         "_has_told_end",
         "_helpers",
         "_id",
@@ -447,7 +448,8 @@ class WebSocket(Connection):
         """
         Run ``function(*args)`` as a task beside the view, which is cancelled when the view has ended.
 
-        An exception that leaves it closes the connection with 1011; ``WebSocketDisconnect`` just ends it.
+        An exception that leaves it is logged, closes the connection with 1011, and is raised to middleware when the
+        view has ended. ``WebSocketDisconnect`` just ends it.
 
         Raises:
             RuntimeError: The connection has ended.
@@ -456,6 +458,7 @@ class WebSocket(Connection):
         check_function(function)
         if self._helpers is None:
             self._helpers = set()
+            self._failure: Exception | None = None
         scope = anyio.CancelScope()
         self._transport.tasks.start_soon(self._run_helper, scope, function, args)
         self._helpers.add(scope)
@@ -470,12 +473,24 @@ class WebSocket(Connection):
                 await function(*args)
             except Exception as error:
                 if not _is_disconnect_of(self._transport, error):
-                    _log.exception("%r: a task of ws.start_soon failed; the connection is closed with 1011", self.path)
+                    error_id = reported_id(error) or token_hex(4)
+                    mark_reported(error, error_id)
+                    self._failure = self._failure or error
+                    _log.exception(
+                        "%r: a task of ws.start_soon failed, id %s; the connection is closed with 1011",
+                        self.path,
+                        error_id,
+                    )
                     self._transport.fail(CloseCode.INTERNAL_ERROR, "internal error")
             finally:
                 self._helpers.discard(scope)
 
     # For the app
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first exception that left a task of ``start_soon``; it is in the log."""
+        return None if self._helpers is None else self._failure
 
     async def finish(self) -> None:
         """Behind the view: answer or close where it has not, and read until the client has gone."""

@@ -1,14 +1,25 @@
 """ASGI middleware of others around an app, and in it: Sentry, OpenTelemetry, and what wraps ``send``."""
 
 import inspect
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
+import anyio
+import h11
 import pytest
+import sentry_sdk
 from asgiref.compatibility import guarantee_single_callable, is_double_callable
-from asking import ask, ask_websocket
+from asking import ask, ask_websocket, ending_of, refusal_of
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+from sentry_sdk.transport import Transport
+from worker_here import failures, serving
 
-from microws import App
+from microws import App, HTTPException, InvalidMessage, WebSocket
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +37,9 @@ class ForEitherVersion:
 def app_with_views():
     app = App()
 
-    @app.get("/users/{id:int}")
-    async def user(id):
-        return {"id": id}
+    @app.get("/users/{number:int}")
+    async def user(number):
+        return {"number": number}
 
     @app.websocket_route("/rooms/{room}")
     async def talk(ws, room):
@@ -43,7 +54,7 @@ class TestDetection:
     async def test_middleware_of_others_takes_the_app_for_asgi_3(self, middleware):
         app = app_with_views()
         app.add_middleware(middleware)
-        assert (await ask(app, "/users/7")).json() == {"id": 7}
+        assert (await ask(app, "/users/7")).json() == {"number": 7}
         assert await ask_websocket(app, "/rooms/a") == "a"
 
     @pytest.mark.parametrize("middleware", [SentryAsgiMiddleware, OpenTelemetryMiddleware, ForEitherVersion])
@@ -51,7 +62,7 @@ class TestDetection:
         app = app_with_views()
         around = App()
         around.mount("/", middleware(app))
-        assert (await ask(around, "/users/7")).json() == {"id": 7}
+        assert (await ask(around, "/users/7")).json() == {"number": 7}
         assert await ask_websocket(around, "/rooms/a") == "a"
 
     async def test_what_middleware_is_given_is_an_async_function(self):
@@ -66,3 +77,306 @@ class TestDetection:
         assert inspect.iscoroutinefunction(given[0])
         assert inspect.isfunction(given[0])
         assert not is_double_callable(given[0])
+
+
+class Watching:
+    """Middleware that keeps what was sent and what was raised, and ends the exceptions that reach it."""
+
+    def __init__(self, app, *, log):
+        self.app, self.log = app, log
+
+    async def __call__(self, scope, receive, send):
+        async def watched(event):
+            self.log.append(event.get("status") or event.get("code") or event["type"])
+            await send(event)
+
+        try:
+            await self.app(scope, receive, watched if scope["type"] != "lifespan" else send)
+        except Exception as error:
+            self.log.append(error)
+
+
+def watched_app():
+    app, log = App(), []
+    app.add_middleware(Watching, log=log)
+    return app, log
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Its attributes cannot be set."""
+
+    number: int
+
+
+BODY = "http.response.body"
+ERROR = KeyError("secret")
+
+
+class TestUnexpectedExceptions:
+    @pytest.mark.parametrize("error", [KeyError("x"), Frozen(3)])
+    async def test_a_views_is_raised_once_it_is_answered(self, error):
+        app, log = watched_app()
+
+        @app.get("/")
+        async def fails():
+            raise error
+
+        assert (await ask(app)).status == 500
+        assert log == [500, BODY, error]
+
+    async def test_a_hooks_is_raised_too_and_the_first_one_counts(self):
+        app, log = watched_app()
+
+        @app.get("/")
+        async def fails():
+            raise KeyError("first")
+
+        @app.after_request
+        async def fails_too(request, response):
+            raise ValueError("second")
+
+        assert (await ask(app)).status == 500
+        assert [repr(item) for item in log[2:]] == ["KeyError('first')"]
+
+    async def test_of_a_task_group_the_one_exception_is_raised(self):
+        app, log = watched_app()
+
+        async def fail():
+            raise ERROR
+
+        @app.get("/")
+        async def fails():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fail)
+
+        await ask(app)
+        assert log == [500, BODY, ERROR]
+
+    async def test_a_websocket_views_is_raised_once_the_connection_has_ended(self):
+        app, log = watched_app()
+
+        @app.websocket_route("/")
+        async def fails(ws):
+            async with ws:
+                raise ERROR
+
+        assert (await ending_of(app))[0] == 1011
+        assert log == ["websocket.accept", 1011, ERROR]
+
+    async def test_so_is_one_before_accept(self):
+        app, log = watched_app()
+
+        @app.websocket_route("/")
+        async def fails(ws):
+            raise ERROR
+
+        assert (await refusal_of(app)).status == 500
+        assert log == [500, "websocket.http.response.body", ERROR]
+
+    async def test_so_is_that_of_a_task_beside_the_view(self):
+        app, log = watched_app()
+
+        async def fail():
+            raise ERROR
+
+        @app.websocket_route("/")
+        async def waits(ws):
+            async with ws:
+                ws.start_soon(fail)
+                async for _ in ws:
+                    pass
+
+        assert (await ending_of(app))[0] == 1011
+        assert log == ["websocket.accept", 1011, ERROR]
+
+    async def test_so_is_that_of_a_hook_after_the_websocket(self):
+        app, log = watched_app()
+
+        @app.websocket_route("/")
+        async def closes(ws):
+            async with ws:
+                pass
+
+        @app.after_websocket
+        async def fails(ws):
+            raise ERROR
+
+        assert (await ending_of(app))[0] == 1000
+        assert log == ["websocket.accept", 1000, ERROR]
+
+    @pytest.mark.parametrize("error", [HTTPException(404), InvalidMessage("no"), LookupError("expected")])
+    async def test_what_a_handler_or_a_status_answers_is_not_raised(self, error):
+        app, log = watched_app()
+
+        @app.get("/")
+        async def fails():
+            raise error
+
+        @app.websocket_route("/")
+        async def fails_too(ws):
+            async with ws:
+                raise error
+
+        @app.error_handler(LookupError)
+        @app.error_handler(InvalidMessage)
+        async def answer(connection, error):
+            if isinstance(connection, WebSocket):
+                await connection.close(4000)
+            return "expected", 409
+
+        assert (await ask(app)).status in (404, 409)
+        await ending_of(app)
+        assert not any(isinstance(item, Exception) for item in log)
+
+    async def test_a_handler_for_500_changes_the_answer_and_the_exception_is_raised(self):
+        app, log = watched_app()
+
+        @app.get("/")
+        async def fails():
+            raise ERROR
+
+        @app.websocket_route("/")
+        async def fails_too(ws):
+            async with ws:
+                raise ERROR
+
+        @app.error_handler(500)
+        async def apologize(connection, error):
+            return "sorry", 503
+
+        assert (await ask(app)).text == "sorry"
+        await ending_of(app)
+        assert log == [503, BODY, ERROR, "websocket.accept", 1011, ERROR]
+
+    async def test_a_handler_that_fails_has_its_own_raised(self):
+        app, log = watched_app()
+
+        @app.get("/")
+        async def fails():
+            raise LookupError
+
+        @app.error_handler(LookupError)
+        async def fails_too(request, error):
+            raise ERROR
+
+        assert (await ask(app)).status == 500
+        assert log == [500, BODY, ERROR]
+
+    @pytest.mark.parametrize("answers", [True, False])
+    async def test_that_of_a_mounted_app_passes_as_it_is(self, answers):
+        app, log = watched_app()
+
+        async def foreign(scope, receive, send):
+            if answers:
+                await send({"type": "http.response.start", "status": 502, "headers": []})
+                await send({"type": BODY})
+            raise ERROR
+
+        app.mount("/", foreign)
+        assert (await ask(app)).status == (502 if answers else 500)
+        assert log == [502 if answers else 500, BODY, ERROR]
+
+
+@asynccontextmanager
+async def one_connection(port):
+    """Requests on one connection: what it yields sends one, and returns the status of the answer."""
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        client = h11.Connection(h11.CLIENT)
+
+        async def get(path):
+            await stream.send(client.send(h11.Request(method="GET", target=path, headers=[("host", "x")])))
+            client.send(h11.EndOfMessage())
+            status = None
+            with anyio.fail_after(10):
+                while not isinstance(event := client.next_event(), h11.EndOfMessage):
+                    if event is h11.NEED_DATA:
+                        client.receive_data(await stream.receive())
+                    else:
+                        status = getattr(event, "status_code", status)
+            client.start_next_cycle()
+            return status
+
+        yield get
+
+
+class TestUnexpectedExceptionsOnTheServer:
+    @pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+    async def test_one_is_logged_once_and_the_connection_goes_on(self, server, caplog, anyio_backend_name):
+        if server == "uvicorn" and anyio_backend_name == "trio":
+            return
+        app = App()
+
+        @app.get("/fails")
+        async def fails():
+            raise KeyError("fails")
+
+        @app.get("/works")
+        async def works():
+            return "works"
+
+        async with serving(app, server=server) as served, one_connection(served.port) as get:
+            assert [await get("/fails"), await get("/works"), await get("/fails")] == [500, 200, 500]
+        assert [(record.name, record.levelname) for record in failures(caplog)] == [("microws.errors", "ERROR")] * 2
+
+
+class Kept(Transport):
+    """Keeps what Sentry would send."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def capture_envelope(self, envelope):
+        self.events.append(envelope.get_event())
+
+
+@pytest.fixture
+def sentry():
+    kept = Kept()
+    client = sentry_sdk.Client("http://key@127.0.0.1:9/1", transport=kept, default_integrations=False)
+    sentry_sdk.get_global_scope().set_client(client)
+    yield kept.events
+    sentry_sdk.get_global_scope().set_client(None)
+
+
+@pytest.fixture
+def tracing():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider, lambda: [span for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+    provider.shutdown()
+
+
+def failing_app():
+    app = App()
+
+    @app.get("/users/{number:int}")
+    async def fails(number):
+        raise KeyError(number)
+
+    @app.websocket_route("/rooms/{room}")
+    async def fails_too(ws, room):
+        async with ws:
+            raise KeyError(room)
+
+    return app
+
+
+class TestMonitoring:
+    async def test_sentry_gets_the_exceptions_of_views(self, sentry):
+        app = failing_app()
+        app.add_middleware(SentryAsgiMiddleware)
+        await ask(app, "/users/7")
+        await ending_of(app, "/rooms/a")
+        assert [event["exception"]["values"][0]["type"] for event in sentry] == ["KeyError", "KeyError"]
+
+    async def test_opentelemetry_gets_them_too(self, tracing):
+        provider, spans = tracing
+        app = failing_app()
+        app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider)
+        await ask(app, "/users/7")
+        await ending_of(app, "/rooms/a")
+        assert [span.status.status_code for span in spans()] == [StatusCode.ERROR] * 2
+        # It ends an HTTP span with the response.
+        assert [event.attributes["exception.type"] for span in spans() for event in span.events] == ["KeyError"]

@@ -1200,7 +1200,8 @@ class TestDeadlines:
         app = app_of(view, close_timeout=0.2)
 
         async def server(scope, receive, send):
-            await app(scope, receive, send)
+            with pytest.raises(KeyError):
+                await app(scope, receive, send)
             went_on.append(True)
 
         async with wired(server, Wire()) as wire:

@@ -11,7 +11,7 @@ from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, check_request_origin
 from microws.hooks import Hooks, call_hook
-from microws.interfaces import Application, Event, Receive, Scope, Send
+from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
 from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Match, Mounted, Router, path_of, scope_below
@@ -45,7 +45,12 @@ class HTTPDispatcher:
         self._settings = settings
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request."""
+        """
+        Serve one HTTP request.
+
+        Raises:
+            Exception: An unexpected one of a view or hook, after it was logged and answered.
+        """
         path, segments = path_of(scope)
         request = Request(scope, self._app, path, {}, receive, self._settings.max_body_size)
         answer = _Answer(send, request)
@@ -68,9 +73,9 @@ class HTTPDispatcher:
                         returned = await endpoint.view(request, found.params)
                     response = to_response(returned)
                 except Exception as error:
-                    response = await self._answer(request, error, hooks)
+                    response = await self._answer(answer, error, hooks)
                 if hooks.after_request.chain:
-                    response = await self._call_after(request, response, hooks)
+                    response = await self._call_after(answer, response, hooks)
             elif isinstance(found, Mounted):
                 mount: MountEndpoint = found.endpoint
                 if mount.checks_origin and method not in SAFE_METHODS:
@@ -81,7 +86,9 @@ class HTTPDispatcher:
                 response = answer_miss(request, found)
             await response(scope, request.receive_event, answer.send)
         except Exception as error:
-            await self._send_error(request, answer, error, hooks)
+            await self._send_error(answer, error, hooks)
+        if answer.unexpected is not None:
+            raise answer.take_unexpected()
 
     def _check_origin(self, request: Request) -> None:
         allowed = self._settings.origins
@@ -96,51 +103,70 @@ class HTTPDispatcher:
                 return result
         return None
 
-    async def _call_after(self, request: Request, response: Response, hooks: Hooks) -> Response:
+    async def _call_after(self, answer: "_Answer", response: Response, hooks: Hooks) -> Response:
         for hook in reversed(hooks.after_request.chain):
             try:
-                replaced = await call_hook(hook, request, response)
+                replaced = await call_hook(hook, answer.request, response)
                 response = response if replaced is None else to_response(replaced)
             except Exception as error:
-                response = await self._answer(request, error, hooks)
+                response = await self._answer(answer, error, hooks)
         return response
 
-    async def _answer(self, request: Request, error: Exception, hooks: Hooks) -> Response:
-        error = error_of(error)
+    async def _answer(self, answer: "_Answer", error: Exception, hooks: Hooks) -> Response:
+        request, error = answer.request, error_of(error)
         handler = hooks.find_handler(error)
+        response = None
         if handler is not None:
             try:
-                return to_response(await call_hook(handler, request, error))
+                response = to_response(await call_hook(handler, request, error))
             except Exception as failure:
                 error = error_of(failure)
-        as_json = prefers_json(request.headers)
-        return response_for(error, path=request.path, debug=self._settings.debug, as_json=as_json)
+        if response is None:
+            as_json = prefers_json(request.headers)
+            response = response_for(error, path=request.path, debug=self._settings.debug, as_json=as_json)
+        if answer.unexpected is None and reported_id(error):
+            answer.unexpected = error
+        return response
 
-    async def _send_error(self, request: Request, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
+    async def _send_error(self, answer: "_Answer", error: Exception, hooks: Hooks) -> None:
+        request = answer.request
         if answer.has_started:
             if isinstance(error_of(error), ClientDisconnect):
                 _log.debug("%s: the client left within its response", shown(request.path))
                 return
             # The server then drops the connection: a client must not take a part for the whole.
             raise error
-        response = await self._answer(request, error, hooks)
+        response = await self._answer(answer, error, hooks)
         try:
             await response(request.scope, request.receive_event, answer.send)
         except Exception as failure:
             # Such as a handler's FileResponse of a file that is not there.
-            await self._send_error(request, answer, failure, _NO_HOOKS)
+            await self._send_error(answer, failure, _NO_HOOKS)
 
 
 class _Answer:
-    """ASGI's ``send`` for the response to ``request``, and whether it has begun."""
+    """
+    ASGI's ``send`` for the response to ``request``.
 
-    __slots__ = ("_has_body", "_request", "_send", "has_started")
+    Attributes:
+        has_started: Whether the response has begun.
+        unexpected: The first unexpected exception, which is raised once it is answered.
+    """
+
+    __slots__ = ("_has_body", "_send", "has_started", "request", "unexpected")
 
     def __init__(self, send: Send, request: Request) -> None:
         self._send = send
-        self._request = request
+        self.request = request
         self._has_body = _has_body(request.scope)
         self.has_started = False
+        self.unexpected: Exception | None = None
+
+    def take_unexpected(self) -> Exception:
+        """``unexpected``, which is then forgotten: its traceback holds this object."""
+        error, self.unexpected = self.unexpected, None
+        assert error is not None
+        return error
 
     async def send_as_it_is(self, event: Event) -> None:
         self.has_started = True
@@ -149,7 +175,7 @@ class _Answer:
     def send(self, event: Event) -> Awaitable[None]:
         """Send an event; where it is the last one, see that the client gets to read it."""
         self.has_started = True
-        if self._has_body and not self._request.body_complete and _is_last(event):
+        if self._has_body and not self.request.body_complete and _is_last(event):
             return self._send_last(event)
         return self._send(event)
 
@@ -164,7 +190,7 @@ class _Answer:
         """
         await self._send({**event, "more_body": True})
         with anyio.move_on_after(_DISCARD_TIMEOUT) as discarding:
-            await self._request.drain()
+            await self.request.drain()
         end = {"type": "http.response.body", "body": b""}
         if discarding.cancelled_caught:
             await self._send_and_discard(end)
@@ -174,7 +200,7 @@ class _Answer:
     async def _send_and_discard(self, event: Event) -> None:
         # Hypercorn keeps ten parts of a body, and its last send waits until the app takes one of them.
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._request.wait_disconnect)
+            tasks.start_soon(self.request.wait_disconnect)
             await self._send(event)
             tasks.cancel_scope.cancel()
 

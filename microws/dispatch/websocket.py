@@ -16,7 +16,7 @@ from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import check_handshake_origin
 from microws.hooks import Hooks, call_hook
 from microws.hub import Hub, topic_marker
-from microws.interfaces import Application, Receive, Scope, Send
+from microws.interfaces import Application, Receive, Scope, Send, reported_id
 from microws.outbox import Outbox
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
@@ -58,7 +58,13 @@ class WebSocketDispatcher:
         self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
 
     def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve one WebSocket connection, from the handshake until the client has gone."""
+        """
+        Serve one WebSocket connection, from the handshake until the client has gone.
+
+        Raises:
+            Exception: An unexpected one of a view, hook or task of ``ws.start_soon``, after it was logged and the
+                connection closed.
+        """
         path, segments = path_of(scope)
         found = self._find(scope, path, segments)
         if isinstance(found, Mounted):
@@ -72,8 +78,15 @@ class WebSocketDispatcher:
     async def _converse_in_group(
         self, scope: Scope, receive: Receive, send: Send, *, path: str, found: Match | Exception
     ) -> None:
+        unexpected = None
         async with anyio.create_task_group() as group:
-            await self._converse(scope, receive, send, path, found, None, group)
+            try:
+                await self._converse(scope, receive, send, path, found, None, group)
+            except Exception as error:
+                # The group would wrap it.
+                unexpected = error
+        if unexpected is not None:
+            raise unexpected
 
     async def _converse(
         self,
@@ -88,6 +101,7 @@ class WebSocketDispatcher:
         # The only coroutine between the server's call and the view's: each one more is in the way of each message.
         if (await receive())["type"] != "websocket.connect":
             return
+        unexpected: Exception | None = None
         endpoint: WebSocketEndpoint | None
         endpoint, params = (None, {}) if isinstance(found, Exception) else (found.route.endpoint, found.params or {})
         options = self._options.get(endpoint) or self._remember_options(endpoint)
@@ -98,7 +112,7 @@ class WebSocketDispatcher:
             with transport.tasks:
                 if endpoint is None:
                     assert isinstance(found, Exception)
-                    await self._answer(ws, error=found, hooks=self._hooks)
+                    unexpected = await self._answer(ws, error=found, hooks=self._hooks)
                 else:
                     try:
                         if has_header(scope, b"origin"):
@@ -110,10 +124,11 @@ class WebSocketDispatcher:
                             if returned is not None and not (ws.accepted or ws.closed):
                                 await _reject_with(ws, to_response(returned))
                     except Exception as error:
-                        await self._answer(ws, error=error, hooks=endpoint.hooks)
+                        unexpected = await self._answer(ws, error=error, hooks=endpoint.hooks)
                     finally:
                         if endpoint.hooks.after_websocket.chain:
-                            await self._call_after(ws, endpoint)
+                            failure = await self._call_after(ws, endpoint)
+                            unexpected = unexpected or failure
             if transport.state is not CLOSED:
                 await ws.finish()
         finally:
@@ -121,6 +136,13 @@ class WebSocketDispatcher:
             ending = transport.end()
             if ending is not None:
                 await ending
+        unexpected = unexpected or ws.failure
+        if unexpected is not None:
+            try:
+                raise unexpected
+            finally:
+                # Its traceback holds this frame.
+                del unexpected
 
     def _find(self, scope: Scope, path: str, segments: list[str] | None) -> Match | Mounted | Exception:
         """What answers, or why nothing does."""
@@ -154,16 +176,19 @@ class WebSocketDispatcher:
                 return False
         return True
 
-    async def _call_after(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
+    async def _call_after(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> Exception | None:
         # Also where the view was cancelled.
+        unexpected = None
         with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
             for hook in reversed(endpoint.hooks.after_websocket.chain):
                 try:
                     await call_hook(hook, ws)
                 except Exception as error:
-                    await self._answer(ws, error=error, hooks=endpoint.hooks)
+                    failure = await self._answer(ws, error=error, hooks=endpoint.hooks)
+                    unexpected = unexpected or failure
         if limit.cancelled_caught:
             _log.warning("%s: the after_websocket hooks did not end in time", shown(ws.path))
+        return unexpected
 
     @staticmethod
     async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
@@ -173,29 +198,32 @@ class WebSocketDispatcher:
         except ValueError as error:
             raise HTTPException(400, f"invalid topic: {error}") from None
 
-    async def _answer(self, ws: WebSocket, *, error: Exception, hooks: Hooks) -> None:
+    async def _answer(self, ws: WebSocket, *, error: Exception, hooks: Hooks) -> Exception | None:
+        """Answer an exception, or close by it. Returns the one to raise afterwards: that which nothing expected."""
         error = error_of(error)
         if isinstance(error, WebSocketDisconnect):
             _log.debug("%s: the view ended with %s", shown(ws.path), error)
-            return
+            return None
         handler = hooks.find_handler(error)
+        unexpected = None
         if handler is not None:
             try:
                 answer = await call_hook(handler, ws, error)
                 if answer is not None and not (ws.accepted or ws.closed):
                     await _reject_with(ws, to_response(answer))
             except Exception as failure:
-                await self._answer(ws, error=failure, hooks=_NO_HOOKS)
-            if ws.closed:
-                return
-        if ws.accepted:
+                unexpected = await self._answer(ws, error=failure, hooks=_NO_HOOKS)
+        if handler is not None and ws.closed:
+            pass
+        elif ws.accepted:
             await ws.close(*self._close_for(error, ws.path))
-            return
-        # Made also where nobody gets it any more: an unexpected error has to be in the log.
-        as_json = prefers_json(ws.headers)
-        response = response_for(error, path=ws.path, debug=self._settings.debug, as_json=as_json)
-        if not ws.closed:
-            await _reject_with(ws, response)
+        else:
+            # Made also where nobody gets it any more: an unexpected error has to be in the log.
+            as_json = prefers_json(ws.headers)
+            response = response_for(error, path=ws.path, debug=self._settings.debug, as_json=as_json)
+            if not ws.closed:
+                await _reject_with(ws, response)
+        return error if unexpected is None and reported_id(error) else unexpected
 
     def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
         """The codecs of what a client sends and receives at a path, where a WebSocket view answers."""

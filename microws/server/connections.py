@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from microws.closing import DEFAULT_REASONS, CloseCode
-from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
+from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
 from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
@@ -117,14 +117,15 @@ class _Connection(ABC):
         self._is_cut = False  # by a drain
 
     async def _call(self, app: ASGIApplication, receive: Receive, send: Send) -> bool:
-        """Whether the app returned. Where it did not, or said nothing, that is logged, and the answer is 500."""
+        """Whether the app returned. If it raised, or said nothing, that is logged once, and answered by 500."""
         try:
             await app(self._scope, receive, send)
         except BaseException as error:
             if not is_failure(error):
                 raise
             if not (self._is_cut and is_gone(error)):
-                _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
+                if not reported_id(error):
+                    _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
                 if self._status is None:
                     await self._refuse(_FAILED)
             return False

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
 from microws.handshake import check_accept, check_headers
-from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope
+from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, reported_id
 from microws.server.access_log import AccessLog, Ending, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
@@ -72,7 +72,7 @@ class Engine(Wire):
         except BaseException as error:
             if not is_failure(error):
                 raise
-            if self.state in (CONNECTING, OPEN) or not is_gone(error):
+            if not reported_id(error) and (self.state in (CONNECTING, OPEN) or not is_gone(error)):
                 _log.error("the app raised in %s", request_line(scope), exc_info=error)
         finally:
             if self.state is CONNECTING:

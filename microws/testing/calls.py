@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from microws.interfaces import ASGIApplication, Event, Scope
+from microws.interfaces import ASGIApplication, Event, Scope, reported_id
 
 __all__ = ["AppCall", "CallTasks", "ClientGone", "check_loop", "end_block", "note", "time_limit"]
 
@@ -29,7 +29,8 @@ class AppCall(ABC):
     One call of the app with a scope: what a server knows of it.
 
     An exception that leaves the app ends only the call. It is kept in ``error`` until ``raise_error`` raises it in the
-    test; so is a breach of ASGI's rules, which the app's ``send`` raises too.
+    test; so is a breach of ASGI's rules, which the app's ``send`` raises too. One that the app has logged and answered
+    is not kept.
 
     Args:
         name: What error messages call it: ``GET /path``.
@@ -102,7 +103,8 @@ class AppCall(ABC):
         except ClientGone:
             pass
         except Exception as error:
-            if not isinstance(error, ExceptionGroup) or error.split(ClientGone)[1] is not None:
+            is_gone = isinstance(error, ExceptionGroup) and error.split(ClientGone)[1] is None
+            if not (is_gone or reported_id(error)):
                 self.fail(error)
         except BaseException as error:
             # Such as pytest.fail() in a view. On asyncio it would otherwise end this task only, and the test pass.

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
+from microws.binding import bind_topics, bind_view
 from microws.codec import Codecs
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher
@@ -24,15 +25,7 @@ from microws.settings import AppSettings
 from microws.subscription import Stream, Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.testing import ClientOptions, TestClient
-from microws.views import (
-    HTTPEndpoint,
-    MountEndpoint,
-    OnInvalid,
-    WebSocketEndpoint,
-    WebSocketRouteOptions,
-    bind_topics,
-    bind_view,
-)
+from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
 
 __all__ = ["App"]
@@ -171,19 +164,25 @@ class App:
 
         Args:
             view: ``async def``, or a plain function, which runs in a worker thread. Its first parameter that is no
-                route parameter gets the ``Request``; it may have none. Route parameters are passed by name.
+                route parameter gets the ``Request``; it may have none. Route parameters are passed by name. Behind a
+                decorator's ``(*args, **kwargs)`` the signature of the function that it wraps counts.
             pattern: Such as ``/users/{id:int}``; see docs/reference.md, "Patterns".
             methods: ``GET`` brings ``HEAD``; ``OPTIONS`` is answered by itself.
             name: For ``url_for``; by default the view's own.
 
         Raises:
-            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it.
+            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it, such
+                as ``q: str`` where the ``Request`` is passed or ``x: str`` for ``{x:int}``.
         """
         self._check_registering()
-        parameters = Pattern.parse(pattern, self._router.converters).parameters
-        endpoint = HTTPEndpoint(self._hooks, bind_view(view, pattern, parameters, kind="http"))
+        bound = bind_view(view, Pattern.parse(pattern, self._router.converters), kind="http")
         self._router.add(
-            pattern, endpoint, kind="http", methods=methods, name=name, default_name=getattr(view, "__name__", None)
+            pattern,
+            HTTPEndpoint(self._hooks, bound),
+            kind="http",
+            methods=methods,
+            name=name,
+            default_name=getattr(view, "__name__", None),
         )
 
     def websocket_route(
@@ -204,8 +203,8 @@ class App:
         """
         Decorator: register a WebSocket view.
 
-        It is ``async def``. Its first parameter that is no route parameter gets the ``WebSocket``; route parameters
-        are passed by name.
+        It is ``async def``, or a decorator's plain function around one. Its first parameter that is no route parameter
+        gets the ``WebSocket``; route parameters are passed by name.
 
         Args:
             pattern: Such as ``/chat/{room}``; an HTTP view may stand at the same one.
@@ -233,15 +232,15 @@ class App:
 
         def register(view: WebSocketView) -> WebSocketView:
             self._check_registering()
-            parameters = Pattern.parse(pattern, self._router.converters).parameters
+            parsed = Pattern.parse(pattern, self._router.converters)
             endpoint = WebSocketEndpoint(
                 hooks=self._hooks,
-                view=bind_view(view, pattern, parameters, kind="websocket"),
+                view=bind_view(view, parsed, kind="websocket"),
                 receive_type=value_type if receive_type is None else receive_type,
                 send_type=value_type if send_type is None else send_type,
                 subprotocols=subprotocols,
                 origins=origins,
-                topics=bind_topics(subscribe, pattern, parameters),
+                topics=bind_topics(subscribe, parsed),
                 catch_disconnect=catch_disconnect,
                 gaps=gaps,
                 on_invalid=on_invalid,

@@ -9,12 +9,13 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
+from microws.binding import bind_view
 from microws.hooks import Hooks, check_hook
 from microws.interfaces import Scope
 from microws.requests import Request
 from microws.responses import Response, TextResponse
-from microws.routing import Router
-from microws.views import HTTPEndpoint, bind_view
+from microws.routing import Pattern, Router
+from microws.views import HTTPEndpoint
 
 __all__ = ["Health"]
 
@@ -59,7 +60,8 @@ class Health:
             RoutingError: A pattern that cannot be or that another route hides.
         """
         for pattern, view in ((live, self._live), (ready, self._ready)):
-            endpoint = HTTPEndpoint(Hooks(), bind_view(view, pattern, (), kind="http"))
+            parsed = Pattern.parse(pattern, router.converters)
+            endpoint = HTTPEndpoint(Hooks(), bind_view(view, parsed, kind="http"))
             router.add(pattern, endpoint, kind="http", methods=("GET",))
 
     async def _live(self, request: Request) -> Response:

@@ -9,6 +9,7 @@ __all__ = [
     "ASGIApplication",
     "Application",
     "Backplane",
+    "BoundView",
     "Codec",
     "Event",
     "Frame",
@@ -27,6 +28,9 @@ Event: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[Event], Awaitable[None]]
 ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# A view as a dispatcher calls it: with the connection and the route's parameters.
+BoundView: TypeAlias = Callable[[Any, dict[str, Any]], Awaitable[Any]]
 
 # On an exception that is in the log: its id. In its ``__dict__``, since a class may refuse ``setattr``.
 _ERROR_ID = "__microws_error_id__"

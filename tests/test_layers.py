@@ -21,7 +21,7 @@ FLOORS = {
     2: "backplanes/ bench/ outbox/ requests responses server/ sse tasks templates testing/",
     3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",
-    5: "lifespan views",
+    5: "binding lifespan views",
     6: "dispatch/ health",
     7: "app",
     8: "__init__",

@@ -30,12 +30,14 @@ class Converter(NamedTuple):
         pattern: Must match the whole decoded segment.
         parse: The segment's value. A ``ValueError`` means that the segment does not match.
         format: The text of a value. ``TypeError``, ``ValueError`` or ``ArithmeticError``: no such value.
+        type: The class of the values, or ``None`` if it is unknown.
     """
 
     name: str
     pattern: re.Pattern[str]
     parse: Callable[[str], Any]
     format: Callable[[Any], str]
+    type: type[Any] | None
 
     @property
     def takes_rest(self) -> bool:
@@ -62,11 +64,13 @@ def _format_float(value: Any) -> str:
 
 # Unsigned and in decimal notation, as in Starlette and Werkzeug. The bound keeps conversions from failing: a number
 # below 1e308 is a finite float, and a view may answer with it in JSON, which carries no longer integer either.
-_INT = Converter("int", re.compile(r"[0-9]{1,308}"), int, str)
-_UUID = Converter("uuid", re.compile(r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII), uuid.UUID, str)
-_FLOAT = Converter("float", re.compile(r"[0-9]{1,308}(?:\.[0-9]{1,330})?"), float, _format_float)
-_STR = Converter("str", re.compile(r"(?s:.+)"), str, str)
-_PATH = Converter("path", re.compile(r"(?s:.*)"), str, str)
+_INT = Converter("int", re.compile(r"[0-9]{1,308}"), int, str, int)
+_UUID = Converter(
+    "uuid", re.compile(r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII), uuid.UUID, str, uuid.UUID
+)
+_FLOAT = Converter("float", re.compile(r"[0-9]{1,308}(?:\.[0-9]{1,330})?"), float, _format_float, float)
+_STR = Converter("str", re.compile(r"(?s:.+)"), str, str, str)
+_PATH = Converter("path", re.compile(r"(?s:.*)"), str, str, str)
 
 
 class Converters:
@@ -108,7 +112,8 @@ class Converters:
             compiled = re.compile(pattern)
         except re.error as error:
             raise RoutingError(f"converter {name!r}: {pattern!r} is no regular expression: {error}") from None
-        self._by_name[name] = Converter(name, compiled, parse, format)
+        known = parse if isinstance(parse, type) else None
+        self._by_name[name] = Converter(name, compiled, parse, format, known)
         self._order.append(self._by_name[name])
 
     def get(self, name: str) -> Converter:
@@ -158,6 +163,11 @@ class Pattern:
                     f"pattern {self.text!r}: {{{segment.name}:path}} takes the rest of the path; it must stand last"
                 )
         object.__setattr__(self, "parameters", names)
+
+    @property
+    def converters(self) -> dict[str, Converter]:
+        """The converter of each parameter."""
+        return {segment.name: segment.converter for segment in self.segments if isinstance(segment, Parameter)}
 
     @staticmethod
     def check(text: object) -> None:

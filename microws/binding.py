@@ -1,0 +1,345 @@
+"""A view's signature, and the topics of its route, bound to a pattern."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from inspect import Parameter
+from string import Formatter
+from types import MethodType, NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, NewType, TypeAlias, Union, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import anyio.to_thread
+
+from microws.errors import RoutingError
+from microws.hub import check_topic
+from microws.interfaces import BoundView
+from microws.requests import Request
+from microws.routing import Pattern
+from microws.websocket import WebSocket
+
+__all__ = ["bind_topics", "bind_view"]
+
+Kind: TypeAlias = Literal["http", "websocket"]
+_Call: TypeAlias = Callable[[Any, dict[str, Any]], Any]
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
+_CONNECTIONS: dict[str, type[Any]] = {"http": Request, "websocket": WebSocket}
+_LRU_CACHE = type(lru_cache(lambda: None))
+# A decorator within a decorator; an object whose __wrapped__ is itself must not be followed without end.
+_MAX_LAYERS = 50
+# What a query or a path holds: an annotation with one of these asks for such a value, and never for the connection.
+_PLAIN = frozenset({str, bytes, int, float, complex, bool, UUID, NoneType})
+
+
+def bind_view(view: Callable[..., Any], pattern: Pattern, *, kind: Kind) -> BoundView:
+    """
+    A callable ``(connection, path_params)`` that calls ``view`` as its signature asks.
+
+    The first parameter that is no route parameter gets the connection; an HTTP view may do without. Route parameters
+    are passed by name. Where the signature is a decorator's ``(*args, **kwargs)``, that of the function which it wraps
+    (``__wrapped__``) says whether there is a connection to pass; it is then the first positional argument.
+
+    A plain ``def`` HTTP view runs in a worker thread. A plain function that wraps an ``async def`` view only makes its
+    coroutine, and is called in the event loop's thread.
+
+    Args:
+        view: The registered callable.
+        pattern: Its route parameters, and what their converters give.
+        kind: A WebSocket view has to be ``async def``, or to wrap one.
+
+    Raises:
+        TypeError: ``view`` cannot be called, is a generator, is a WebSocket view that is not ``async def``, or is an
+            ``async def`` view in ``functools.lru_cache``.
+        RoutingError: The signature, or an annotation in it, does not fit the pattern.
+    """
+    name = _name(view)
+    if isinstance(view, type) or not callable(view):
+        raise TypeError(f"a view is a function, or an object with __call__; {pattern.text!r} was given {view!r}")
+    layers = _layers(view)
+    functions = [_function(layer) for layer in layers]
+    if inspect.isasyncgenfunction(functions[0]) or inspect.isgeneratorfunction(functions[0]):
+        raise TypeError(
+            f"the view {name} of {pattern.text!r} has a `yield`: a view returns what it answers; for a stream, return "
+            "StreamingResponse(…) or EventStream(…) around a generator"
+        )
+    is_async = [inspect.iscoroutinefunction(function) for function in functions]
+    if kind == "websocket" and not any(is_async):
+        raise TypeError(f"the WebSocket view {name} of {pattern.text!r} must be `async def`: it waits for messages")
+    if any(is_async) and any(isinstance(function, _LRU_CACHE) for function in functions[: is_async.index(True)]):
+        raise TypeError(
+            f"the view {name} of {pattern.text!r} is an `async def` in functools.lru_cache, which would return the "
+            "same coroutine twice: cache the value inside the view"
+        )
+    call = _bind(view, _connection_parameter(layers, name, pattern, kind), has_parameters=bool(pattern.parameters))
+    if is_async[0]:
+        return call
+    return partial(_call_on_loop, call) if any(is_async) else partial(_call_in_thread, call)
+
+
+def _bind(view: Callable[..., Any], connection: str | None, *, has_parameters: bool) -> _Call:
+    if connection is None:
+        return lambda _, params: view(**params)
+    if connection == "":
+        return (lambda value, params: view(value, **params)) if has_parameters else (lambda value, _: view(value))
+    return lambda value, params: view(**{connection: value}, **params)
+
+
+def _call_on_loop(call: _Call, connection: Any, params: dict[str, Any]) -> Awaitable[Any]:
+    # The coroutine of the view that is wrapped, with none of our own around it; or what the wrapper gives in its place.
+    result = call(connection, params)
+    return result if inspect.isawaitable(result) else _give(result)
+
+
+async def _give(value: Any) -> Any:
+    return value
+
+
+async def _call_in_thread(call: _Call, connection: Any, params: dict[str, Any]) -> Any:
+    # In a tuple, because trio refuses a coroutine from a thread.
+    (result,) = await anyio.to_thread.run_sync(lambda: (call(connection, params),))
+    return await result if inspect.isawaitable(result) else result
+
+
+# Layers: a view, what it wraps, what that wraps, and so on down to the function that was written
+
+
+def _layers(view: Any) -> list[Any]:
+    layers = [view]
+    while len(layers) < _MAX_LAYERS and (wrapped := _wrapped(layers[-1])) is not None:
+        layers.append(wrapped)
+    return layers
+
+
+def _wrapped(view: Any) -> Any:
+    """What a decorator that uses ``functools.wraps`` has put into ``view``, called the same way; or ``None``."""
+    if isinstance(view, partial):
+        wrapped = _wrapped(view.func)
+        return None if wrapped is None else partial(wrapped, *view.args, **view.keywords)
+    if isinstance(view, MethodType):
+        wrapped = _wrapped(view.__func__)
+        return None if wrapped is None else MethodType(wrapped, view.__self__)
+    wrapped = getattr(view, "__wrapped__", None)
+    if wrapped is None and not inspect.isroutine(view):
+        # An object whose class has decorated its __call__.
+        call = getattr(view, "__call__", None)  # noqa: B004
+        wrapped = _wrapped(call) if isinstance(call, MethodType) else None
+    return wrapped if callable(wrapped) else None
+
+
+def _function(view: Any) -> Any:
+    """What runs when ``view`` is called, behind ``functools.partial`` and ``__call__``."""
+    while isinstance(view, partial | MethodType):
+        view = view.func if isinstance(view, partial) else view.__func__
+    if inspect.isroutine(view) or isinstance(view, _LRU_CACHE):
+        return view
+    call = getattr(view, "__call__", view)  # noqa: B004
+    return _function(call) if isinstance(call, MethodType) else call
+
+
+def _parameters(view: Any) -> list[Parameter]:
+    try:
+        return list(inspect.signature(view, follow_wrapped=False).parameters.values())
+    except ValueError:
+        # Some functions that are written in C do not tell; lru_cache hands on whatever it gets.
+        return [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
+
+
+class _Signature:
+    """The parameters of one layer, by what they are filled with."""
+
+    def __init__(self, layer: Any, pattern: Pattern) -> None:
+        parameters = _parameters(layer)
+        kinds = {parameter.kind for parameter in parameters}
+        self.takes_any_position = Parameter.VAR_POSITIONAL in kinds
+        self.takes_any_name = Parameter.VAR_KEYWORD in kinds
+        self.named = {parameter.name: parameter for parameter in parameters if parameter.kind in _NAMED}
+        # A keyword with a default beside *args is an option of the decorator.
+        self.others = [
+            parameter
+            for parameter in self.named.values()
+            if parameter.name not in pattern.parameters
+            and not (
+                self.takes_any_position
+                and parameter.kind is Parameter.KEYWORD_ONLY
+                and parameter.default is not Parameter.empty
+            )
+        ]
+        self.begins_with_connection = not parameters or parameters[0].name not in pattern.parameters
+        self.globals: dict[str, Any] = getattr(_function(layer), "__globals__", {})
+
+
+def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: Kind) -> str | None:
+    """Which parameter gets the connection: its name, ``""`` for the first positional one, or ``None`` for no one."""
+
+    def refuse(problem: str) -> RoutingError:
+        try:
+            written = f"{name}{inspect.signature(layers[0], follow_wrapped=False)}"
+        except ValueError:
+            written = name
+        return RoutingError(f"the view {written} does not fit the pattern {pattern.text!r}: {problem}")
+
+    outer = _Signature(layers[0], pattern)
+    for parameter in pattern.parameters:
+        if parameter in outer.named and outer.named[parameter].kind is Parameter.POSITIONAL_ONLY:
+            raise refuse(f"{parameter!r} is positional-only, but route parameters are passed by name")
+        if parameter not in outer.named and not outer.takes_any_name:
+            raise refuse(f"it has no parameter {parameter!r}")
+    unfilled = [parameter.name for parameter in outer.others[1:] if parameter.default is Parameter.empty]
+    if unfilled and outer.others[0].name == "self":
+        raise refuse("it is a method of no object yet; register that of an object, as in add_route(Views().view, …)")
+    if unfilled:
+        raise refuse(
+            f"nothing fills its parameter {unfilled[0]!r}; the pattern could: {{{unfilled[0]}}}; "
+            f"a value of the query is {outer.others[0].name}.query.get({unfilled[0]!r})"
+        )
+    inner, outside = outer, []
+    for depth, layer in enumerate(layers):
+        if depth:
+            outside.append(inner)
+            inner = _Signature(layer, pattern)
+        if problem := _wrong_annotation(inner, pattern, kind, is_wrapped=depth > 0):
+            raise refuse(problem)
+        if inner.others or not (inner.takes_any_position or inner.takes_any_name):
+            break
+    if inner.others:
+        first = inner.others[0]
+        goes_first = inner.begins_with_connection and first.kind in _POSITIONAL
+        if goes_first and all(each.takes_any_position and each.begins_with_connection for each in outside):
+            return ""
+        if first.kind is not Parameter.POSITIONAL_ONLY and all(each.takes_any_name for each in outside):
+            return first.name
+        raise refuse(f"it does not pass the connection on to {first.name!r} of what it wraps; give it *args")
+    if all(each.takes_any_position for each in (*outside, inner)):
+        return ""
+    if kind == "websocket":
+        raise refuse("it has no parameter for the WebSocket; write `ws` first")
+    return None
+
+
+# Annotations
+
+
+def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is_wrapped: bool) -> str | None:
+    """
+    What is wrong with an annotation of the connection or of a route parameter.
+
+    Behind a decorator only an annotation with a type such as ``str`` or ``int`` is looked at: the decorator may pass
+    an object of the app's own where the request or the parameter was.
+    """
+    for name, converter in pattern.converters.items():
+        if name not in signature.named or converter.type is None:
+            continue
+        arms = _arms(signature.named[name], signature.globals)
+        if not _allows(arms, converter.type) and (not is_wrapped or _PLAIN.issuperset(arms)):
+            written = inspect.formatannotation(signature.named[name].annotation)
+            return (
+                f"its parameter {name!r} is annotated as {written}, but {{{name}:{converter.name}}} gives "
+                f"{converter.type.__name__}: {_converter_for(name, arms)}"
+            )
+    if not signature.others:
+        return None
+    first = signature.others[0]
+    arms, connection = _arms(first, signature.globals), _CONNECTIONS[kind]
+    if _allows(arms, connection) or any(arm is not None and issubclass(arm, connection) for arm in arms):
+        return None
+    if is_wrapped and not _PLAIN.issuperset(arms):
+        return None
+    taken = "request" if kind == "http" else "ws"
+    if _PLAIN.issuperset(arms):
+        advice = f"take `{taken}` first and read {taken}.query.get({first.name!r})"
+    elif any(arm is not None and arm.__name__ in ("Request", "WebSocket") for arm in arms):
+        advice = f"write `from microws import {connection.__name__}` and annotate it as {connection.__name__}"
+    else:
+        body = ", the body is await request.json()" if kind == "http" else ""
+        advice = f"take `{taken}` first; the query is {taken}.query{body}"
+    return (
+        f"its parameter {first.name!r} is annotated as {inspect.formatannotation(first.annotation)}, but the first one "
+        f"that the pattern does not name gets the {connection.__name__}; {advice}"
+    )
+
+
+def _converter_for(name: str, arms: tuple[type[Any] | None, ...]) -> str:
+    for converter, given in {"int": int, "float": float, "uuid": UUID, "str": str}.items():
+        if given in arms:
+            return f"write {{{name}:{converter}}} in the pattern, or change the annotation"
+    return "change the annotation, or add a converter with app.add_converter"
+
+
+def _allows(arms: Iterable[type[Any] | None], given: type[Any]) -> bool:
+    """Whether a value of the class ``given`` fits an annotation."""
+    # PEP 484, "The numeric tower": where float is written, an int may be given.
+    wider = {int: (float, complex), float: (complex,)}.get(given, ())
+    return any(arm is None or arm in wider or issubclass(given, arm) for arm in arms)
+
+
+def _arms(parameter: Parameter, namespace: Mapping[str, Any]) -> tuple[type[Any] | None, ...]:
+    """The classes that an annotation names, one or several as in a union; ``None`` is one that could be anything."""
+    if parameter.annotation is Parameter.empty:
+        return (None,)
+    holder = SimpleNamespace(__annotations__={"it": parameter.annotation})
+    try:
+        # Evaluates what `from __future__ import annotations` has left as text, and takes Annotated off.
+        return _flatten(get_type_hints(holder, dict(namespace))["it"])
+    except Exception:
+        # Such as a name that is imported for type checkers only.
+        return (None,)
+
+
+def _flatten(annotation: Any) -> tuple[type[Any] | None, ...]:
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return tuple(arm for part in get_args(annotation) for arm in _flatten(part))
+    if origin is Literal:
+        return tuple(type(value) for value in get_args(annotation))
+    if isinstance(annotation, NewType):
+        return _flatten(annotation.__supertype__)
+    if hasattr(annotation, "__value__"):
+        # Python 3.12's `type Name = …`.
+        return _flatten(annotation.__value__)
+    named = origin or annotation
+    is_class = isinstance(named, type) and named is not Any and not getattr(named, "_is_protocol", False)
+    return (named if is_class else None,)
+
+
+# Topics
+
+
+def bind_topics(subscribe: str | Sequence[str] | None, pattern: Pattern) -> tuple[str, ...]:
+    """
+    The topics of a route, which ``str.format`` fills from its parameters.
+
+    Raises:
+        TypeError, ValueError: A topic that cannot be, whatever the parameters.
+        RoutingError: A topic needs a parameter that the pattern does not have.
+    """
+    if subscribe is None:
+        return ()
+    if not isinstance(subscribe, Iterable):
+        raise _no_topic(subscribe)
+    topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe)
+    for topic in topics:
+        if not isinstance(topic, str):
+            raise _no_topic(topic)
+        try:
+            fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"subscribe={topic!r}: {error}; a brace of the topic's own is written twice") from None
+        for name, spec, conversion in fields:
+            if name not in pattern.parameters:
+                raise RoutingError(
+                    f"subscribe={topic!r} needs {name!r}, which the pattern {pattern.text!r} does not have"
+                )
+            if spec or conversion:
+                raise RoutingError(f"subscribe={topic!r}: a topic has its parameters' names alone; write {{{name}}}")
+        check_topic(topic.format(**dict.fromkeys(pattern.parameters, "x")))
+    return topics
+
+
+def _no_topic(value: object) -> TypeError:
+    return TypeError(f'subscribe takes topics such as "chat:{{room}}", not {value!r}')
+
+
+def _name(view: Any) -> str:
+    return getattr(view, "__name__", None) or repr(view)

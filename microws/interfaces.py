@@ -13,6 +13,7 @@ __all__ = [
     "Codec",
     "Event",
     "Frame",
+    "Limits",
     "Payload",
     "Receipt",
     "Receive",
@@ -37,6 +38,30 @@ _ERROR_ID = "__microws_error_id__"
 
 # What stands for bytes. A tuple, because `bytes | bytearray | memoryview` would be made anew for each isinstance.
 BYTES_LIKE = (bytes, bytearray, memoryview)
+
+
+class Limits(NamedTuple):
+    """
+    What one WebSocket may cost. The app that serves it decides; precedents are named where ``App`` documents each.
+
+    Attributes:
+        max_message_size: Payload bytes of one incoming message.
+        max_fragments: Frames of one incoming message, on this package's own server.
+        receive_queue: Incoming messages that wait for the view before reading pauses; 1 MiB of them pauses it too.
+        send_timeout: Seconds that one ``ws.send`` waits for a slow client.
+        accept_timeout: Seconds from the request to ``accept``.
+        close_timeout: Seconds that a close waits for what is queued before it and for the client's answer, and that a
+            view has to notice the end.
+        compression: Whether permessage-deflate is agreed to where a client offers it, on this package's own server.
+    """
+
+    max_message_size: int = 1 << 20
+    max_fragments: int = 1024
+    receive_queue: int = 64
+    send_timeout: float = 10
+    accept_timeout: float = 10
+    close_timeout: float = 5
+    compression: bool = False
 
 
 @final

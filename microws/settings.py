@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from microws.closing import check_close
 from microws.handshake import check_origins_setting
-from microws.transport import Limits
+from microws.interfaces import Limits
 
 __all__ = ["AppSettings"]
 
@@ -58,10 +58,12 @@ class AppSettings:
         """Those of each WebSocket."""
         return Limits(
             max_message_size=self.max_message_size,
+            max_fragments=self.max_fragments,
             receive_queue=self.receive_queue,
             send_timeout=self.send_timeout,
             accept_timeout=self.accept_timeout,
             close_timeout=self.close_timeout,
+            compression=self.compression,
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import h11
 from byte_client import CLOSE, Frame, upgrade
 
+from microws.interfaces import Limits
 from microws.server.engines import Engines
 from microws.server.listening import tls_context
 from microws.server.upgrade import Upgrade
@@ -29,9 +30,6 @@ SHUTDOWN_TIMEOUT = 0.1
 TLS = Path(__file__).parent / "tls"
 
 DEFAULTS = {
-    "max_message_size": 1 << 20,
-    "max_fragments": 1024,
-    "compression": False,
     "ping_interval": 0,
     "ping_timeout": 0,
     "access_log": False,
@@ -304,7 +302,8 @@ async def serving(app, *, tls=False, limit=LIMIT, **options):
     loop = asyncio.get_running_loop()
     failures = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
-    engines = Engines(app, **(DEFAULTS | options))
+    limits = Limits(**{name: options.pop(name) for name in Limits._fields if name in options})
+    engines = Engines(app, **(DEFAULTS | options), limits=limits)
     try:
         yield Serving(engines, tls=tls, limit=limit)
     finally:

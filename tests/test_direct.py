@@ -159,7 +159,7 @@ async def test_a_send_behind_others_that_wait_keeps_the_order_when_the_client_re
 
 async def test_messages_published_in_one_turn_are_one_write_to_each_on_a_compressed_connection_too():
     offer = "sec-websocket-extensions: permessage-deflate"
-    async with served(server={"compression": True}) as room:
+    async with served(compression=True) as room:
         plain = await room.join("t")
         packed = await room.join("t", fields=[offer])
         await packed[0].send("x" * 5000)

@@ -10,6 +10,9 @@ import pytest
 import sentry_sdk
 from asgiref.compatibility import guarantee_single_callable, is_double_callable
 from asking import ask, ask_websocket, ending_of, refusal_of
+from byte_client import CONTINUATION, TEXT, frame
+from engine_here import ASYNCIO_BACKENDS, until
+from engine_here import serving as serving_engines
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -20,6 +23,8 @@ from sentry_sdk.transport import Transport
 from worker_here import failures, serving
 
 from microws import App, HTTPException, InvalidMessage, WebSocket
+from microws.interfaces import Limits
+from microws.state import CLOSING
 
 pytestmark = pytest.mark.anyio
 
@@ -380,3 +385,108 @@ class TestMonitoring:
         assert [span.status.status_code for span in spans()] == [StatusCode.ERROR] * 2
         # It ends an HTTP span with the response.
         assert [event.attributes["exception.type"] for span in spans() for event in span.events] == ["KeyError"]
+
+
+class Plain:
+    """Middleware that passes everything."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+
+class AroundSend(Plain):
+    """Middleware that gives its app a ``send`` of its own, as most does."""
+
+    async def __call__(self, scope, receive, send):
+        async def send_on(event):
+            await send(event)
+
+        await self.app(scope, receive, send_on)
+
+
+def added(app):
+    app.add_middleware(AroundSend)
+    return app
+
+
+def mounted(app):
+    around = App()
+    around.mount("/", app)
+    return around
+
+
+def included(app):
+    # Its settings are those of the app that includes it.
+    around = App(**SETTINGS)
+    around.include(app)
+    return around
+
+
+SETTINGS = {"max_message_size": 2 << 20, "max_fragments": 3, "compression": True, "close_timeout": 0.1}
+AROUND = {"nothing": lambda app: app, "added": added, "plain": Plain, "send": AroundSend, "mounted": mounted}
+
+
+@pytest.mark.parametrize("around", [*AROUND.values(), included], ids=[*AROUND, "included"])
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+class TestLimits:
+    """Those of the app that serves the connection count on the engine, whatever is around it."""
+
+    @pytest.fixture
+    async def client(self, around):
+        app = App(**(SETTINGS if around is not included else {}))
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                async for message in ws:
+                    if message == "close":
+                        return
+                    await ws.send(str(len(message)))
+
+        async with serving_engines(around(app)) as served, await served.connect() as client:
+            yield client
+
+    async def test_the_size_of_a_message(self, client):
+        await client.open()
+        await client.send(frame("x" * (2 << 20)))
+        assert await client.read_payloads(1) == [b"2097152"]
+        await client.send(frame("x" * ((2 << 20) + 1)))
+        assert (await client.read_close())[0] == 1009
+
+    async def test_the_fragments_of_a_message(self, client):
+        await client.open()
+        rest = [frame("x", CONTINUATION, final=False) for _ in range(3)]
+        await client.send(frame("x", TEXT, final=False), *rest)
+        assert (await client.read_close())[0] == 1008
+
+    async def test_compression(self, client):
+        headers = await client.open("/", "sec-websocket-extensions: permessage-deflate")
+        assert headers["sec-websocket-extensions"].startswith("permessage-deflate")
+
+    async def test_the_time_for_the_answer_to_a_close(self, client):
+        await client.open()
+        await client.send(frame("close"))
+        assert (await client.read_close())[0] == 1000
+        with anyio.fail_after(Limits().close_timeout / 2):
+            await client.read_rest()
+
+
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+async def test_a_slow_client_has_the_apps_close_timeout_to_take_what_is_queued():
+    app, wires = App(close_timeout=30), []
+
+    @app.websocket_route("/")
+    async def view(ws):
+        async with ws:
+            wires.append(ws.scope["extensions"]["microws"]["transport"])
+            await ws.send("x" * (8 << 20))
+
+    async with serving_engines(app) as served, await served.connect() as client:
+        await client.open()
+        await until(lambda: wires and wires[0].state is CLOSING)
+        assert wires[0] in served.engines._upkeep.closings[30]
+        assert len((await client.read_frame()).payload) == 8 << 20
+        assert (await client.read_close())[0] == 1000

@@ -19,7 +19,6 @@ from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.listening import ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import (
-    DEFAULT_MAX_FRAGMENTS,
     DEFAULT_MAX_MESSAGE_SIZE,
     FileDescriptor,
     InternetAddress,
@@ -128,7 +127,7 @@ def test_the_defaults_are_those_that_the_command_promises():
     assert settings.forwarded_allow_ips == ("127.0.0.1", "::1", "unix")
     assert (settings.workers, settings.server, settings.loop) == (1, "hypercorn", "auto")
     assert (settings.ping_interval, settings.ping_timeout, settings.drain_timeout) == (20, 20, 10)
-    assert (settings.max_message_size, DEFAULT_MAX_MESSAGE_SIZE, DEFAULT_MAX_FRAGMENTS) == (None, 1 << 20, 1024)
+    assert (settings.max_message_size, DEFAULT_MAX_MESSAGE_SIZE) == (None, 1 << 20)
     assert (settings.certfile, settings.keyfile, settings.root_path, settings.http2_websockets) == (
         None,
         None,

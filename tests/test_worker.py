@@ -24,6 +24,7 @@ from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws import App
 from microws.errors import FeatureUnavailable
+from microws.interfaces import Limits
 from microws.server.access_log import format_duration
 from microws.server.listening import tls_context
 from microws.server.settings import Settings
@@ -404,10 +405,12 @@ async def test_a_frame_before_the_101_reaches_the_app(caplog, anyio_backend_name
 
 async def test_a_client_that_does_not_answer_the_close_is_dropped(monkeypatch, caplog):
     monkeypatch.setattr("microws.server.connections.CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr("microws.server.engines._CLOSE_TIMEOUT", 0.1)
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
+            engine = scope["extensions"]["microws"].get("transport")
+            if engine is not None:
+                engine.limits = Limits(close_timeout=0.1)
             await send({"type": "websocket.accept"})
 
     async with serving(app) as served, connected(served.port) as ws:

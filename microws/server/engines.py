@@ -5,21 +5,20 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode
-from microws.interfaces import ASGIApplication
+from microws.interfaces import ASGIApplication, Limits
 from microws.server.access_log import log_access, log_nothing
 from microws.server.deadlines import Deadlines
 from microws.server.engine import Engine
 from microws.server.heads import head_size
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.upgrade import Upgrade, check_upgrade, scope_of
-from microws.server.wire import Upkeep, Wire
+from microws.server.wire import Closings, Upkeep, Wire
 from microws.state import CONNECTING
 
 __all__ = ["Engines"]
 
-# Seconds that a client has to answer a Close frame, as api.md's close_timeout; `websockets` waits 10.
-_CLOSE_TIMEOUT: Final = 5.0
-# The same for a client that broke a rule, and goes on sending.
+_LIMITS: Final = Limits()
+# Seconds that a client which broke a rule has to hang up, in place of the app's ``close_timeout``.
 _FAILURE_TIMEOUT: Final = 0.5
 # Closed in one turn of the event loop. So many take a few milliseconds.
 _DRAIN_BATCH: Final = 100
@@ -35,9 +34,7 @@ class Engines:
 
     Args:
         app: Gets each WebSocket.
-        max_message_size: Payload bytes of one incoming message.
-        max_fragments: Frames of one incoming message.
-        compression: Agree to permessage-deflate where a client offers it.
+        limits: Of a connection whose app names none.
         ping_interval: Seconds between two pings; 0 sends none.
         ping_timeout: Seconds that a client has to answer one.
         extension: What every scope's ``extensions["microws"]`` says, beside the engine itself as ``"transport"``.
@@ -48,11 +45,9 @@ class Engines:
         self,
         app: ASGIApplication,
         *,
-        max_message_size: int,
-        max_fragments: int,
-        compression: bool,
         ping_interval: float,
         ping_timeout: float,
+        limits: Limits = _LIMITS,
         extension: Mapping[str, Any] | None = None,
         access_log: bool = True,
     ) -> None:
@@ -64,12 +59,10 @@ class Engines:
         self._all_closed: asyncio.Future[None] | None = None
         self._is_draining = False
         self._upkeep = Upkeep(
-            max_message_size,
-            max_fragments,
-            compression,
+            limits,
             pings=Deadlines(ping_interval, self._ping),
             pongs=Deadlines(ping_timeout, self._give_up),
-            closings=Deadlines(_CLOSE_TIMEOUT, Wire.abort),
+            closings=Closings(),
             failures=Deadlines(_FAILURE_TIMEOUT, Wire.abort),
         )
 

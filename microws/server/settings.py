@@ -9,7 +9,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 __all__ = [
     "DEFAULT_HOST",
-    "DEFAULT_MAX_FRAGMENTS",
     "DEFAULT_MAX_MESSAGE_SIZE",
     "DEFAULT_PORT",
     "MAX_HEAD_BYTES",
@@ -28,7 +27,6 @@ __all__ = [
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 DEFAULT_MAX_MESSAGE_SIZE: Final = 1 << 20
-DEFAULT_MAX_FRAGMENTS: Final = 1024
 
 # Of a request's target and its fields: nginx takes 8 KiB a line and 32 KiB in all, h11 16 KiB.
 MAX_HEAD_BYTES: Final = 16 << 10

@@ -11,12 +11,13 @@ from microws.closing import CloseCode
 from microws.deflate import negotiate
 from microws.framing import Close, Ping, Pong, Violation, encode_close
 from microws.framing.parser import FrameParser
+from microws.interfaces import Limits
 from microws.server.deadlines import Deadlines
 from microws.server.upgrade import Headers, Upgrade, accept_response, final_response
 from microws.server.writing import Writing
 from microws.state import CLOSED, CONNECTING, OPEN, Action, step
 
-__all__ = ["Upkeep", "Wire"]
+__all__ = ["Closings", "Upkeep", "Wire"]
 
 # About as many bytes wait for the app before reading pauses.
 _MAX_INBOX_BYTES: Final = 1 << 20
@@ -35,22 +36,26 @@ class Upkeep(NamedTuple):
     What keeps the time for every WebSocket of a worker.
 
     Attributes:
-        max_message_size: Payload bytes of one incoming message.
-        max_fragments: Frames of one incoming message.
-        has_compression: Whether permessage-deflate is agreed to where a client offers it.
+        limits: Of a connection whose app names none.
         pings: When the next ping is due.
         pongs: How long a client has to answer one.
-        closings: How long a client has to take what was sent, and to answer a Close frame.
+        closings: How long a client has to take what was sent, and to answer a Close frame, by the seconds.
         failures: The same for a client that broke a rule.
     """
 
-    max_message_size: int
-    max_fragments: int
-    has_compression: bool
+    limits: Limits
     pings: "Deadlines[Wire]"
     pongs: "Deadlines[Wire]"
-    closings: "Deadlines[Wire]"
+    closings: "Closings"
     failures: "Deadlines[Wire]"
+
+
+class Closings(dict[float, "Deadlines[Wire]"]):
+    """One ``Deadlines`` for each ``close_timeout`` of an app, made when it is first asked for."""
+
+    def __missing__(self, seconds: float) -> "Deadlines[Wire]":
+        deadlines = self[seconds] = Deadlines(seconds, Wire.abort)
+        return deadlines
 
 
 class Wire(Writing):
@@ -66,6 +71,7 @@ class Wire(Writing):
         close_code, close_reason: Why it has ended, or is ending.
         was_heard: Whether anything has come since this was last set to ``False``.
         is_reading: Whether what the client sends is taken from the system: not while the app does not keep up.
+        limits: The app may set its own until it accepts, and ``receive_queue`` with them.
         receive_queue: Messages that wait for the app before reading pauses.
         on_end: Called once, when the client has gone or one of the sides has closed.
         on_shutdown: Called with a code and a reason in place of ``close`` when the server ends, by ``shut_down``.
@@ -84,6 +90,7 @@ class Wire(Writing):
         "close_code",
         "close_reason",
         "is_reading",
+        "limits",
         "on_end",
         "on_shutdown",
         "receive_queue",
@@ -107,6 +114,7 @@ class Wire(Writing):
         self._inbox: deque[str | bytes] | None = None
         self._inbox_bytes = 0
         self.is_reading = True
+        self.limits = upkeep.limits
         self.receive_queue = _RECEIVE_QUEUE
         self._waiter: asyncio.Future[None] | None = None
         self._controls = 0
@@ -255,12 +263,12 @@ class Wire(Writing):
             RuntimeError: It was answered already.
         """
         self.state = step(self.state, Action.ACCEPT)
-        upkeep = self._upkeep
-        agreement = negotiate(self._offers()) if upkeep.has_compression else None
+        limits = self.limits
+        agreement = negotiate(self._offers()) if limits.compression else None
         self._deflater = None if agreement is None else agreement.deflater()
         self._parser = FrameParser(
-            max_message_size=upkeep.max_message_size,
-            max_fragments=upkeep.max_fragments,
+            max_message_size=limits.max_message_size,
+            max_fragments=limits.max_fragments,
             inflater=None if agreement is None else agreement.inflater(),
         )
         self._transport.write(
@@ -271,7 +279,7 @@ class Wire(Writing):
                 extensions=None if agreement is None else agreement.header,
             )
         )
-        upkeep.pings.start(self)
+        self._upkeep.pings.start(self)
         self._tell_change()
         if self.is_reading:
             self._parse_unread()
@@ -301,7 +309,7 @@ class Wire(Writing):
     def end_response(self) -> None:
         """The response is complete."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
-        self._hang_up(self._upkeep.closings)
+        self._hang_up(self._closings)
         if not self._transport.can_write_eof():
             # Over TLS nothing less tells the client that the body is complete.
             self._transport.close()
@@ -311,7 +319,7 @@ class Wire(Writing):
         if self.state is not OPEN:
             return
         self._begin_close(code, reason)
-        self._upkeep.closings.start(self)
+        self._closings.start(self)
         if not self.is_reading:
             # Its answer stands behind what it has sent before.
             self._resume_reading()
@@ -339,13 +347,14 @@ class Wire(Writing):
     def eof_received(self) -> None:
         """The client sends nothing more: without a Close frame that is an end. The transport closes itself."""
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
-        self._upkeep.closings.start(self)
+        self._closings.start(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         """The transport has ended, and closes its socket."""
         self.socket = None
         upkeep = self._upkeep
-        for deadlines in (upkeep.pings, upkeep.pongs, upkeep.closings, upkeep.failures):
+        # All closings: one may have been started before the app has set its limits.
+        for deadlines in (upkeep.pings, upkeep.pongs, upkeep.failures, *upkeep.closings.values()):
             deadlines.stop(self)
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
 
@@ -362,7 +371,11 @@ class Wire(Writing):
         self._parser = None
         # RFC 6455 §7.1.1: the server is the first to close TCP.
         self._transport.close()
-        self._upkeep.closings.start(self)
+        self._closings.start(self)
+
+    @property
+    def _closings(self) -> "Deadlines[Wire]":
+        return self._upkeep.closings[self.limits.close_timeout]
 
     def _hang_up(self, deadlines: "Deadlines[Wire]") -> None:
         """

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
-from microws.interfaces import ASGIApplication
+from microws.interfaces import ASGIApplication, Limits
 from microws.server.connections import Connections
 from microws.server.engines import Engines
 from microws.server.handover import AsyncioServer
@@ -23,7 +23,7 @@ from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
 from microws.server.proxy import ProxyHeaders, TrustedProxies
-from microws.server.settings import DEFAULT_MAX_FRAGMENTS, Settings
+from microws.server.settings import Settings
 from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, Supervised
 from microws.server.supervisor import supervise, this_program
 from microws.server.waits import AsyncioWaits, TrioWaits
@@ -238,9 +238,9 @@ async def serve(
 def _prepare(
     app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None, shutdown: Shutdown
 ) -> _Server:
-    # What an app wants of its messages, it says in attributes; a limit that was asked for reaches it in the scope.
+    # On the engine an App sets its limits itself; a limit that was asked for reaches it in the scope. Hypercorn's own
+    # WebSockets (over HTTP/2, on trio), and other apps, have this one.
     own_limit = getattr(app, "max_message_size", None)
-    own_fragments = getattr(app, "max_fragments", None)
     extension: dict[str, Any] = {"is_draining": shutdown.requested.is_set}
     if settings.max_message_size is not None:
         extension["max_message_size"] = settings.max_message_size
@@ -259,9 +259,7 @@ def _prepare(
         return TrioServer(connections, config, state=state, tls=tls)
     engines = Engines(
         served,
-        max_message_size=config.websocket_max_message_size,
-        max_fragments=own_fragments if isinstance(own_fragments, int) else DEFAULT_MAX_FRAGMENTS,
-        compression=getattr(app, "compression", False) is True,
+        limits=Limits(max_message_size=config.websocket_max_message_size),
         ping_interval=settings.ping_interval,
         ping_timeout=settings.ping_timeout,
         access_log=settings.access_log,

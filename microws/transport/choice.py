@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 from anyio.abc import TaskGroup
 
-from microws.interfaces import Receive, Scope, Send
+from microws.interfaces import Limits, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.transport.direct import DirectTransport
 from microws.transport.portable import PortableTransport
 from microws.transport.surface import Transport
-from microws.transport.turns import Limits
 
 __all__ = ["make_transport"]
 
@@ -26,7 +25,8 @@ def make_transport(
 ) -> Transport:
     """
     The direct transport where ``send`` and ``receive`` are the server's own; else some middleware stands between, and
-    is to see every event.
+    is to see every event. This package's own server gets the app's limits in both cases: whatever is around the app
+    cannot tell it them.
 
     Args:
         scope, receive, send: ASGI's.
@@ -41,6 +41,9 @@ def make_transport(
         if asked is not None:
             limits = limits._replace(max_message_size=asked)
         wire = extension.get("transport")
-        if wire is not None and loop is not None and send == wire.send and receive == wire.receive:
-            return DirectTransport(wire, loop, limits, make_outbox)
+        if wire is not None and loop is not None:
+            wire.limits = limits
+            wire.receive_queue = limits.receive_queue
+            if send == wire.send and receive == wire.receive:
+                return DirectTransport(wire, loop, limits, make_outbox)
     return PortableTransport(scope, receive, send, loop, group, limits, make_outbox)

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Any, Final, Protocol
 
-from microws.interfaces import Frame
+from microws.interfaces import Frame, Limits
 from microws.outbox import MAX_PART_BYTES, Outbox, Sink
 from microws.state import CLOSED, CONNECTING, OPEN, State
 from microws.tasks import AsyncioTasks
-from microws.transport.turns import Limits, Turns
+from microws.transport.turns import Turns
 
 __all__ = ["DirectTransport", "Wire"]
 
@@ -25,6 +25,7 @@ class Wire(Sink, Protocol):
     on_end: Callable[[], None] | None
     on_writable: Callable[[], None] | None
     on_shutdown: Callable[[int, str], None] | None
+    limits: Limits
     receive_queue: int
     close_code: int | None
     close_reason: str
@@ -61,7 +62,6 @@ class DirectTransport(Turns):
         wire.on_end = self._end
         wire.on_writable = self._empty
         wire.on_shutdown = self._close
-        wire.receive_queue = limits.receive_queue
 
     @property
     def state(self) -> State:

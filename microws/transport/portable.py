@@ -7,12 +7,12 @@ from math import inf
 from anyio.abc import TaskGroup
 
 from microws.errors import WebSocketDisconnect
-from microws.interfaces import Event, Receive, Scope, Send
+from microws.interfaces import Event, Limits, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
 from microws.tasks import TICK, AsyncioTasks, GroupTasks, Tasks
 from microws.transport.sending import Sending
-from microws.transport.turns import Limits, Turns
+from microws.transport.turns import Turns
 
 __all__ = ["PortableTransport"]
 

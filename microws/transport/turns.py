@@ -5,40 +5,20 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from math import inf
-from typing import NamedTuple
 
 import anyio
 
 from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
-from microws.interfaces import Frame
+from microws.interfaces import Frame, Limits
 from microws.outbox import Outbox
 from microws.state import CONNECTING, OPEN, State
 from microws.tasks import Tasks
 
-__all__ = ["Limits", "Turns", "helping"]
+__all__ = ["Turns", "helping"]
 
 # In a task of ws.start_soon: the transport of its connection. What such a task learns, its view does not know yet.
 helping: ContextVar[object] = ContextVar("helping", default=None)
-
-
-class Limits(NamedTuple):
-    """
-    What one connection may cost. Precedents are named where ``App`` documents each.
-
-    Attributes:
-        max_message_size: Payload bytes of one incoming message.
-        receive_queue: Incoming messages that wait for the view before reading pauses; 1 MiB of them pauses it too.
-        send_timeout: Seconds that one ``ws.send`` waits for a slow client.
-        accept_timeout: Seconds from the request to ``accept``.
-        close_timeout: Seconds that a close waits for what is queued before it, and that a view has to notice the end.
-    """
-
-    max_message_size: int = 1 << 20
-    receive_queue: int = 64
-    send_timeout: float = 10
-    accept_timeout: float = 10
-    close_timeout: float = 5
 
 
 class Turns(ABC):

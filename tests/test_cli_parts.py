@@ -275,7 +275,11 @@ def test_a_hint_is_given_only_where_a_word_is_near():
 # Finding the app
 
 APP = "from microws import App\napp = App()\n"
-NO_ASGI = "is no ASGI app: it does not take scope, receive and send"
+NOT_ASGI = "is not an ASGI app: it does not take scope, receive and send"
+ASGI_2 = (
+    "takes one argument, as ASGI 2 apps do; microws serves ASGI 3 apps: async def app(scope, receive, send). asgiref's "
+    "guarantee_single_callable() makes one of an ASGI 2 app"
+)
 ASGI = "async def application(scope, receive, send): ...\nclass Nothing: ...\n"
 
 
@@ -360,19 +364,31 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
         ("space", "the package 'space' has no app; it needs a line such as: app = App()"),
         ("two", "two.py has 2 apps, one, two; name one: microws run two:one"),
         ("made", "made.py has no app, but a factory: microws run 'made:create_app()'"),
-        ("chat:number", "chat: 'number' is an int, no ASGI app"),
-        ("chat:nothing", "chat: 'nothing' is None, no ASGI app"),
+        ("chat:number", "chat: 'number' is an int, not an ASGI app"),
+        ("chat:nothing", "chat: 'nothing' is None, not an ASGI app"),
         (
             "chat:holder",
-            "chat: 'holder' is a class, no ASGI app; to serve what it returns: microws run 'chat:holder()'",
+            "chat: 'holder' is a class, not an ASGI app; to serve what it returns: microws run 'chat:holder()'",
         ),
         (
             "chat:create",
-            f"chat: 'create' {NO_ASGI}; to serve what it returns: microws run 'chat:create()'",
+            f"chat: 'create' {NOT_ASGI}; to serve what it returns: microws run 'chat:create()'",
         ),
         ("chat:wsgi", "chat: 'wsgi' looks like a WSGI app; microws serves ASGI apps"),
+        ("old:function", f"old: 'function' {ASGI_2}"),
+        ("old:Class", f"old: 'Class' {ASGI_2}"),
+        ("old:Named", "old: 'Named' is a class, not an ASGI app"),
+        (
+            "old:Three",
+            "old: 'Three' is a class, not an ASGI app; to serve what it returns: microws run 'old:Three()'",
+        ),
+        ("old:many", f"old: 'many' {NOT_ASGI}"),
+        (
+            "old:configured",
+            f"old: 'configured' {NOT_ASGI}; to serve what it returns: microws run 'old:configured()'",
+        ),
         ("chat:number()", "chat: 'number' is an int, and cannot be called"),
-        ("chat:nothing_made()", "chat: 'nothing_made' is None, no ASGI app"),
+        ("chat:nothing_made()", "chat: 'nothing_made' is None, not an ASGI app"),
         ("chat:late()", "chat: late is async; a factory is a plain function that returns the app"),
         ("chat:", "'chat:' names no app; expected module:attr, module, module:factory() or path.py"),
         (":app", "':app' names no app; expected module:attr, module, module:factory() or path.py"),
@@ -388,6 +404,10 @@ def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory
         "def nothing_made(): pass\nasync def late(): return app\ndef wsgi(environ, start_response): ...\n",
         two="from microws import App\none, two = App(), App()\n",
         made="def create_app(): ...\n",
+        old="def function(scope): ...\nclass Class:\n def __init__(self, scope): ...\n"
+        " def __call__(self, receive, send): ...\nclass Named:\n def __init__(self, name): ...\n"
+        "class Three:\n def __init__(self, a=1, b=2, c=3): ...\n"
+        "def many(a, b, c, d): ...\ndef configured(path=None, debug=False): ...\n",
         json="app = 1\n",
     )
     for package in ("shop", "space"):
@@ -454,9 +474,33 @@ def test_a_failure_in_the_users_code_shows_that_and_nothing_of_ours(directory, s
     assert "routing" not in error.value.traceback.replace("RoutingError", "").replace("microws.errors", "")
 
 
-def test_what_is_written_in_c_is_given_the_benefit_of_the_doubt(directory):
-    write(directory, chat="application = getattr\n")
-    assert find(directory, "chat:application")[0] == "chat:application"
+AROUND = """
+import functools
+from microws import App
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+
+inner = App()
+sentry = SentryAsgiMiddleware(inner)
+telemetry = OpenTelemetryMiddleware(inner)
+built_in = getattr
+partial = functools.partial(inner)
+
+def one(scope): ...
+
+@functools.wraps(one)
+async def wrapper(*args): await inner(*args)
+
+class Endpoint:
+    def __init__(self, scope, receive, send): ...
+    def __await__(self): yield
+"""
+
+
+@pytest.mark.parametrize("name", ["sentry", "telemetry", "built_in", "partial", "wrapper", "Endpoint"])
+def test_an_app_is_refused_only_if_its_signature_does_not_take_three_arguments(directory, name):
+    write(directory, around=AROUND)
+    assert find(directory, f"around:{name}")[0] == f"around:{name}"
 
 
 # The command

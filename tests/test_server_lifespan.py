@@ -66,9 +66,30 @@ async def raises(scope, receive, send):
     raise LookupError("no database")
 
 
-@pytest.mark.parametrize(
-    "app", [fails_with_a_message, fails_with_a_short_message, fails_with_a_message_and_raises, raises]
-)
+async def raises_in_a_group(scope, receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(raises, scope, receive, send)
+
+
+@pytest.mark.parametrize("app", [raises, raises_in_a_group])
+async def test_an_app_that_raises_without_an_answer_is_served_with_a_warning(caplog, app):
+    async def serves(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+        await respond(send)
+
+    async with serving(serves) as served, httpx.AsyncClient() as client:
+        assert (await client.get(served.url)).status_code == 200
+    assert served.exit_code == 0
+    [record] = failures(caplog)
+    assert (record.levelname, record.getMessage().partition(",")[0]) == (
+        "WARNING",
+        "the app raised at lifespan.startup and is served without a lifespan",
+    )
+    assert caplog.text.count("LookupError: no database") == 1
+
+
+@pytest.mark.parametrize("app", [fails_with_a_message, fails_with_a_short_message, fails_with_a_message_and_raises])
 async def test_a_startup_that_fails_is_exit_code_1_and_says_why_once(caplog, app):
     assert await start_only(app) == 1
     [record] = failures(caplog)

@@ -117,6 +117,35 @@ async def test_a_view_may_refuse_a_handshake_with_a_real_response():
         assert await ws.rejection(reject) == (404, b"not her")
 
 
+async def test_headers_may_be_any_iterable_or_none(anyio_backend_name):
+    def pairs(*names):
+        return ((name, b"yes") for name in names)
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            return
+        headers = {"/pairs": pairs(b"x-one", b"x-two"), "/none": None}.get(scope["path"], {b"x-one": b"yes"}.items())
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body"})
+        elif scope["query_string"]:
+            await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+            await send({"type": "websocket.http.response.body"})
+        else:
+            await send({"type": "websocket.accept", "headers": headers})
+
+    for server in ("hypercorn",) if anyio_backend_name == "trio" else ("hypercorn", "uvicorn"):
+        async with serving(app, server=server) as served, httpx.AsyncClient() as client:
+            for path, expected in ("/pairs", {b"x-one", b"x-two"}), ("/items", {b"x-one"}), ("/none", set()):
+                response = await client.get(served.url + path)
+                assert {name for name, _ in response.headers.raw if name.startswith(b"x-")} == expected
+                for target in (path, f"{path}?denied"):
+                    async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+                        answer = await RawWebSocket(stream).handshake(target)
+                    headers = answer.headers if isinstance(answer, RejectConnection) else answer.extra_headers
+                    assert {name for name, _ in headers if name.startswith(b"x-")} == expected
+
+
 async def test_a_close_before_accept_is_403(caplog):
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
@@ -694,6 +723,7 @@ def test_run_says_in_one_line_that_there_is_no_certificate(capfd, tmp_path):
 def test_run_logs_json_one_object_a_line(capfd):
     async def app(scope, receive, send):
         await receive()
+        await send({"type": "lifespan.startup.failed"})
         raise LookupError("no\ndatabase")
 
     assert run(app, port=0, log_format="json") == 1

@@ -18,6 +18,10 @@ __all__ = ["LoadError", "find_app"]
 _PLACES: Final = ("app.py", "main.py", "asgi.py")
 _USUAL_NAMES: Final = ("app", "application")
 _FACTORIES: Final = ("create_app", "make_app", "get_app")
+_ASGI_2: Final = (
+    "takes one argument, as ASGI 2 apps do; microws serves ASGI 3 apps: async def app(scope, receive, send). asgiref's "
+    "guarantee_single_callable() makes one of an ASGI 2 app"
+)
 _DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NOT_THEIRS: Final = (
     f"{Path(__file__).parents[1]}{os.sep}",
@@ -238,23 +242,32 @@ def _check_asgi(app: Any, target: _Target, app_dir: Path) -> None:
 def _why_no_asgi(app: Any) -> str | None:
     """``None`` for what may be an ASGI app: something to be called with scope, receive and send."""
     if not callable(app):
-        return f"is {_a(app)}, no ASGI app"
-    if inspect.isclass(app):
-        return "is a class, no ASGI app"
-    if _takes(app, 3):
+        return f"is {_a(app)}, not an ASGI app"
+    # Calling a class makes an object, which has to be awaited: Starlette's endpoints can be.
+    if _takes(app, 3) and (not inspect.isclass(app) or hasattr(app, "__await__")):
         return None
+    may_be_factory = _takes(app, 0)
+    if inspect.isclass(app):
+        is_asgi_2 = not may_be_factory and _takes(app, 1) and inspect.isfunction(app.__call__)
+        return _ASGI_2 if is_asgi_2 else "is a class, not an ASGI app"
+    if may_be_factory:
+        return "is not an ASGI app: it does not take scope, receive and send"
     if _takes(app, 2):
         return "looks like a WSGI app; microws serves ASGI apps"
-    return "is no ASGI app: it does not take scope, receive and send"
+    return _ASGI_2 if _takes(app, 1) else "is not an ASGI app: it does not take scope, receive and send"
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether ``function`` may be called with so many arguments: it is not refused by its signature."""
     try:
-        inspect.signature(function).bind(*range(count))
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        # Some callables have none that can be found: those written in C, and instances whose __call__ is a slot.
+        return True
+    try:
+        signature.bind(*range(count))
     except TypeError:
         return False
-    except ValueError:  # written in C: nobody knows
-        return True
     return True
 
 

@@ -13,7 +13,7 @@ from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, rep
 from microws.server.access_log import AccessLog, Ending, log_access, log_nothing, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
-from microws.server.heads import as_last, empty_and_last, head_size, is_event_stream
+from microws.server.heads import as_last, empty_and_last, head_size, is_event_stream, with_header_list
 from microws.server.link import Link
 from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.waits import Waits
@@ -191,6 +191,7 @@ class _Request(_Connection):
             raise Gone("the server is stopping: this event stream has ended")
         kind = event["type"]
         if kind == "http.response.start":
+            event = with_header_list(event)
             self._status = event["status"]
             self._is_event_stream = is_event_stream(event)
             if self.is_draining:
@@ -321,7 +322,7 @@ class _WebSocket(_Connection):
         elif kind == "websocket.accept":
             self._status = _SWITCHING
             try:
-                await self._send(event)
+                await self._send(with_header_list(event))
             except Exception:
                 self._status = None
                 raise
@@ -335,6 +336,7 @@ class _WebSocket(_Connection):
             if kind == "websocket.close":
                 self._status = 403
             elif kind == "websocket.http.response.start":
+                event = with_header_list(event)
                 self._status = event["status"]
             await self._send(event)
             if kind == "websocket.close" or (kind == "websocket.http.response.body" and not event.get("more_body")):

@@ -57,8 +57,11 @@ class Lifespan:
         """
         Ask for the startup and wait for its end, ``timeout`` seconds at most.
 
-        An app that raises at the sight of the scope, or answers it as if it were a request, has no lifespan: it is
-        served all the same.
+        An app that returns or raises an ``Exception`` without an answer, or answers as if it got a request, has no
+        lifespan, and is served. A warning says so if it raised after it had taken ``lifespan.startup``. An app that
+        must not be served answers ``lifespan.startup.failed``, or raises ``SystemExit``.
+
+        Source: ASGI lifespan specification, "Scope": if an exception is raised, "the server must continue".
 
         Returns:
             Whether the app may be served. If not, the log says why.
@@ -71,9 +74,16 @@ class Lifespan:
             return False
         if self._has_succeeded("startup"):
             return True
-        has_none = "startup" not in self._taken or self._is_foreign or self._error is None
-        if has_none and "startup" not in self._answers:
-            _log.debug("the app has no lifespan", exc_info=self._error)
+        has_taken_it = "startup" in self._taken and not self._is_foreign
+        if "startup" not in self._answers and (not has_taken_it or isinstance(self._error, Exception | None)):
+            if has_taken_it and self._error is not None:
+                _log.warning(
+                    "the app raised at lifespan.startup and is served without a lifespan, as ASGI says; "
+                    "an app that must not be served sends lifespan.startup.failed",
+                    exc_info=self._error,
+                )
+            else:
+                _log.debug("the app has no lifespan", exc_info=self._error)
             self._error = None
             return True
         await self._log_failure("startup")

@@ -25,13 +25,6 @@ async def app(scope, receive, send):
         await WEBSOCKETS.get(scope["path"], _echo)(scope, receive, send)
 
 
-async def fails_at_startup(scope, receive, send):
-    if scope["type"] == "lifespan":
-        await receive()
-        raise LookupError("no database")
-    await app(scope, receive, send)
-
-
 async def starts_slowly(scope, receive, send):
     if scope["type"] == "lifespan":
         await asyncio.sleep(1.5)

@@ -323,24 +323,6 @@ def test_h5_a_client_that_does_not_read_does_not_hold_the_end_up(program):
         assert exit_code(server, within=3) == 0
 
 
-@row("H16", "it is served all the same, with a warning (lifespan.py:71-75)")
-def test_h16_an_app_whose_startup_fails_is_not_served(program):
-    command = [sys.executable, "-m", *PROGRAMS[program].command, *PROGRAMS[program].bind, *FLAGS.get(program, ())]
-    output = ""
-    with subprocess.Popen(
-        [*command, "bare:fails_at_startup"], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            for line in process.stdout:
-                output += line
-                assert "unning on" not in line
-                assert "serving" not in line
-        finally:
-            process.kill()
-    assert "LookupError: no database" in output
-    assert process.returncode == 1
-
-
 @row("H17", "connections are cut, without a Close frame, before the app's shutdown (asyncio/run.py:169-178)")
 def test_h17_websockets_are_closed_with_1012_then_the_app_learns_of_it_then_its_lifespan_ends(program):
     with serving(program) as server, ByteClient(server.port) as client:

@@ -64,8 +64,8 @@ class App:
         send_timeout: Seconds that one ``ws.send`` waits for a slow client; then it is closed with 1013. Default 10.
         accept_timeout: Seconds that a view has to accept; then it is cancelled and the answer is 503. Default 10, as
             in ``websockets``.
-        close_timeout: Seconds that a close waits for what is queued and for the client's answer, and that a view has to
-            notice that the client has left. Default 5.
+        close_timeout: Seconds that a close waits for what is queued and for the client's answer, that a view has to
+            notice that the client has left, and that the source of a stream has to clean up then. Default 5.
         compression: Agree to permessage-deflate where a client offers it, under ``microws run``; what is published goes
             uncompressed. Other servers, and trio, decide by themselves. Default: no, for it takes memory and time.
         origins: Web pages that may connect, and send unsafe HTTP methods, beside those of the same origin:
@@ -101,6 +101,7 @@ class App:
     ) -> None:
         # First of all: so far the arguments are the only local names.
         settings = AppSettings.of(locals())
+        self.close_timeout = close_timeout
         self.max_message_size = max_message_size
         self._directory = directory_of_caller()
         self._parent: App | None = None

@@ -6,13 +6,14 @@ from typing import Any
 
 from microws.codec import dumps_json
 
-__all__ = ["KEEPALIVE", "ServerSentEvent"]
+__all__ = ["KEEPALIVE", "OPENING", "ServerSentEvent"]
 
 # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 _END_OF_LINE = re.compile(r"\r\n|\r|\n")
 _UNSAFE_IN_FIELD = re.compile(r"[\x00\r\n]")
 
-# A comment: clients take no notice of it.
+# Comments: clients ignore them.
+OPENING = b":\n"
 KEEPALIVE = b": keepalive\n\n"
 
 

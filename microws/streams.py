@@ -1,8 +1,10 @@
 """Responses whose body is made while it is sent: streams, and server-sent events."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from functools import partial
-from typing import Any, Self, TypeAlias
+from types import AsyncGeneratorType, coroutine
+from typing import Any, ClassVar, Self, TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -11,14 +13,16 @@ from anyio.to_thread import run_sync
 from microws.handshake import HeadersLike
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.responses import BODILESS_STATUSES, Response
-from microws.sse import KEEPALIVE, ServerSentEvent
+from microws.sse import KEEPALIVE, OPENING, ServerSentEvent
 
-__all__ = ["CLOSE_TIMEOUT", "EventStream", "StreamingResponse", "send_until_disconnect"]
+__all__ = ["EventStream", "StreamingResponse", "send_until_disconnect"]
 
-# How long a source may clean up after the client has left, in seconds: as long as App(close_timeout=) gives a view.
-CLOSE_TIMEOUT = 5.0
+# Seconds that a source has to clean up where the response is not sent by an App, whose close_timeout else counts.
+_CLOSE_TIMEOUT = 5.0
 
 _Part: TypeAlias = Callable[[Send], Coroutine[Any, Any, None]]
+
+_log = logging.getLogger("microws")
 
 
 class StreamingResponse(Response):
@@ -26,13 +30,15 @@ class StreamingResponse(Response):
     A response whose body is made while it is sent.
 
     Takes the next chunk when the server took the one before. When the client leaves, the source is cancelled where it
-    waits, or closed where it does not, so that its ``finally`` runs; it may clean up for 5 s. An error in the source
-    leaves the response without its end, and the server then drops the connection: a client never takes a part for the
-    whole.
+    waits, or closed where it does not, so that its ``finally`` and ``async with`` run. They may wait: nothing cancels
+    them for ``App(close_timeout=5)`` seconds. A generator whose client left before the first chunk is begun all the
+    same, and cancelled at its first wait. An error in the source leaves the response without its end, and the server
+    then drops the connection: a client never takes a part for the whole.
 
     Args:
         source: An async iterable of ``str`` or ``bytes``; or a plain iterable, which is run in worker threads.
-        status: 200 to 599. With 204 and 304, and for HEAD, the source is closed without having begun.
+        status: 200 to 599. With 204 and 304, and for HEAD, the source is closed without having begun, so that the
+            ``finally`` of a generator does not run; see ``Request.on_close``.
         headers: A mapping or ``(name, value)`` pairs.
         content_type: By default that of ``headers``, else none.
 
@@ -58,40 +64,40 @@ class StreamingResponse(Response):
         else:
             raise TypeError(f"{name} takes an iterator, such as an async generator, not {type(source).__name__}")
 
+    # What is sent at once: some servers keep the headers until something follows them.
+    _opening: ClassVar[bytes] = b""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until the source ends or the client leaves. Cancelled, it closes the source."""
+        seconds: float = getattr(scope.get("app"), "close_timeout", _CLOSE_TIMEOUT)
         if self.status in BODILESS_STATUSES or scope["method"] == "HEAD":
-            await _close(self._source)
+            with anyio.move_on_after(seconds, shield=True):
+                await _close(self._source)
             await send(self._start())
             await send({"type": "http.response.body", "body": b""})
             return
         # A source that subscribes to something has done so before the client can know of the response.
-        iterator = aiter(self._source)
+        source = _Source(aiter(self._source), seconds, scope["path"])
         try:
             await send(self._start())
         except BaseException:
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSE_TIMEOUT):
-                await _close(iterator)
+            with source.leaving:
+                source.leaving.cancel()
+                await self._send_chunks(source, _send_nothing)
             raise
-        if await self._send_source(iterator, receive, send):
+        if await self._send_source(source, receive, send):
             await send({"type": "http.response.body", "body": b""})
 
-    async def _send_source(self, iterator: AsyncIterator[Any], receive: Receive, send: Send) -> bool:
-        return await send_until_disconnect(receive, send, partial(self._send_chunks, iterator))
+    async def _send_source(self, source: "_Source", receive: Receive, send: Send) -> bool:
+        return await send_until_disconnect(receive, send, partial(self._send_chunks, source), leaving=source.leaving)
 
-    async def _send_chunks(self, iterator: AsyncIterator[Any], send: Send) -> None:
-        # Entered before any scope that the source holds while it yields, so that it is also left behind those.
-        with anyio.CancelScope() as cleaning:
-            try:
-                # Some servers keep the headers until something follows them.
-                await send(_chunk(b""))
-                async for item in iterator:
-                    await send(_chunk(self._encode(item)))
-            finally:
-                # Whoever was cancelled, from here on the source is not: it may wait while it cleans up.
-                cleaning.shield = True
-                cleaning.deadline = anyio.current_time() + CLOSE_TIMEOUT
-                await _close(iterator)
+    async def _send_chunks(self, source: "_Source", send: Send) -> None:
+        async def send_all() -> None:
+            await send(_chunk(self._opening))
+            async for item in source:
+                await send(_chunk(self._encode(item)))
+
+        await source.use(send_all)
 
     def _encode(self, item: Any) -> bytes:
         if isinstance(item, str):
@@ -107,8 +113,9 @@ class EventStream(StreamingResponse):
     """
     Server-sent events, for a browser's ``EventSource``. Ends when the source does; the browser then comes back.
 
-    Holds one item at a time: a slow client slows the source down. A comment in every ``keepalive`` seconds of silence
-    keeps proxies from giving up; the source is not disturbed by it. Leaving is as in ``StreamingResponse``.
+    Holds one item at a time: a slow client slows the source down. A comment at the beginning tells the client that the
+    stream is open, and one in every ``keepalive`` seconds of silence keeps proxies from giving up; the source is not
+    disturbed by them. Leaving is as in ``StreamingResponse``.
 
     Args:
         source: An async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or a plain iterable, which is
@@ -121,6 +128,9 @@ class EventStream(StreamingResponse):
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
     """
+
+    # Not empty: gunicorn's worker holds the headers until the first byte of the body.
+    _opening = OPENING
 
     def __init__(
         self,
@@ -137,13 +147,14 @@ class EventStream(StreamingResponse):
         self.headers.setdefault("x-accel-buffering", "no")
         self._keepalive = keepalive
 
-    async def _send_source(self, iterator: AsyncIterator[Any], receive: Receive, send: Send) -> bool:
+    async def _send_source(self, source: "_Source", receive: Receive, send: Send) -> bool:
         stream = _KeptAlive(self._keepalive)
         return await send_until_disconnect(
             receive,
             send,
-            lambda send: self._send_chunks(iterator, partial(stream.send, send)),
+            lambda send: self._send_chunks(source, partial(stream.send, send)),
             stream.keep_alive,
+            leaving=source.leaving,
         )
 
     def _encode(self, item: Any) -> bytes:
@@ -172,55 +183,182 @@ class _KeptAlive:
                     self._due = anyio.current_time() + self._keepalive
 
 
+class _Source:
+    """
+    The items of an iterator, which may clean up for ``seconds`` wherever it is cancelled.
+
+    Args:
+        iterator: Used once.
+        seconds: From its cancellation on, or from the end of the response.
+        path: For the log.
+
+    Attributes:
+        leaving: Cancelled when no more is to be sent.
+    """
+
+    def __init__(self, iterator: AsyncIterator[Any], seconds: float, path: str) -> None:
+        self.leaving = anyio.CancelScope(shield=True)
+        self._iterator = iterator
+        self._seconds = seconds
+        self._path = path
+        # Left once the iterator was closed, and entered before any scope that it holds while it yields.
+        self._cleaning = anyio.CancelScope()
+        # A generator that has not begun would not run its finally when it is closed.
+        self._has_begun = not isinstance(iterator, AsyncGeneratorType | _InThreads)
+
+    async def use(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Call ``function``, which iterates over this, and close the iterator."""
+        failure: BaseException | None = None
+        try:
+            with self._cleaning:
+                try:
+                    await function()
+                except BaseException as error:
+                    failure = error
+                    raise
+                finally:
+                    await self._end()
+            if failure is not None:
+                # The end of the time to clean up has hidden it.
+                raise failure
+        finally:
+            # It holds this frame.
+            failure = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    @coroutine
+    def __anext__(self) -> Generator[Any, Any, Any]:
+        """
+        Await the next item, and from its cancellation on let the iterator wait as it likes.
+
+        trio and anyio cancel each wait in a cancelled scope, not the first alone. So a shield has to be put up between
+        the moment at which the event loop cancels the wait and the one at which the iterator gets to know it.
+        """
+        self._has_begun = True
+        step = self._step()
+        try:
+            waits_for = step.send(None)
+            while True:
+                try:
+                    value = yield waits_for
+                except BaseException as error:
+                    # asyncio throws the cancellation.
+                    self._notice(error)
+                    waits_for = step.throw(error)
+                else:
+                    # trio sends an outcome that holds it.
+                    self._notice(getattr(value, "error", None))
+                    waits_for = step.send(value)
+        except StopIteration as stop:
+            item = stop.value
+        if self._cleaning.shield:
+            raise StopAsyncIteration
+        return item
+
+    async def _step(self) -> Any:
+        return await anext(self._iterator)
+
+    def _notice(self, error: object) -> None:
+        # A cancellation while nobody leaves is the iterator's own, such as its time-out.
+        if self.leaving.cancel_called and isinstance(error, anyio.get_cancelled_exc_class()):
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        if not self._cleaning.shield:
+            self._cleaning.shield = True
+            self._cleaning.deadline = anyio.current_time() + self._seconds
+
+    async def _end(self) -> None:
+        try:
+            if not self._has_begun:
+                self.leaving.cancel()
+                if isinstance(self._iterator, _InThreads):
+                    # Nothing can cancel a thread, but a wait for one that has not begun.
+                    self._clean_up()
+                async for _ in self:
+                    break
+        finally:
+            self._clean_up()
+            try:
+                await _close(self._iterator)
+            finally:
+                if self._cleaning.cancel_called:
+                    _log.warning("%r: the source of a stream did not clean up within %g s", self._path, self._seconds)
+
+
 async def send_until_disconnect(
     receive: Receive,
     send: Send,
     function: _Part,
     *beside: _Part,
+    leaving: anyio.CancelScope | None = None,
 ) -> bool:
     """
     Run ``function(send)``, and other functions beside it, until it ends or the client leaves.
 
-    Then the others are cancelled; when the client leaves, ``function`` too. What ``function`` raises is raised as it
-    is, in no group.
+    Then the others are cancelled; when the client leaves, or this is cancelled, ``function`` too. What ``function``
+    raises is raised as it is, in no group.
+
+    Args:
+        leaving: The scope that is cancelled in order to cancel ``function``, and that shields it from any other.
 
     Returns:
         ``False`` when the client has left.
     """
     left = False
-    error: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    failure: Exception | None = None
+    ended = anyio.Event()
+    watching = anyio.CancelScope()
+    stopping = anyio.CancelScope(shield=True) if leaving is None else leaving
 
-        def leave() -> None:
-            nonlocal left
-            left = True
-            tasks.cancel_scope.cancel()
+    def leave() -> None:
+        nonlocal left
+        left = True
+        stopping.cancel()
 
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+    async def send_or_leave(event: Event) -> None:
+        try:
+            await send(event)
+        except OSError:
+            # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
             leave()
+        # Some servers' send never waits: a source that does not either would hold up the whole process.
+        await checkpoint()
 
-        async def send_or_leave(event: Event) -> None:
-            try:
-                await send(event)
-            except OSError:
-                # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
-                leave()
-            # Some servers' send never waits: a source that does not either would hold up the whole process.
-            await checkpoint()
+    async def run() -> None:
+        nonlocal failure
+        try:
+            with stopping:
+                await function(send_or_leave)
+        except Exception as error:
+            failure = error
+        finally:
+            ended.set()
+            watching.cancel()
 
-        tasks.start_soon(watch)
+    async with anyio.create_task_group() as tasks:
         for other in beside:
             tasks.start_soon(other, send_or_leave)
+        tasks.start_soon(run)
         try:
-            await function(send_or_leave)
-        except Exception as caught:
-            error = caught
-        tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
+            with watching:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                leave()
+        finally:
+            stopping.cancel()
+            with anyio.CancelScope(shield=True):
+                await ended.wait()
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return not left
+
+
+async def _send_nothing(_: Event) -> None:
+    await checkpoint()
 
 
 _END = object()

@@ -1,11 +1,18 @@
 """Streams: they end with their source, stop with their client, and never pass a part off as the whole."""
 
+import asyncio
+import logging
+import socket
+import struct
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from worker_here import serving
 
+from microws.app import App
 from microws.datastructures import Headers
 from microws.sse import ServerSentEvent
 from microws.streams import EventStream, StreamingResponse
@@ -37,15 +44,19 @@ class Source:
             self.closed.set()
 
 
+# What an event stream begins with.
+OPENING = b":\n"
+
+
 class Server:
     """
     The other end of one response.
 
-    ``receive`` waits until the client leaves; ``send`` keeps the bytes, or waits while ``stalled``.
+    ``receive`` waits until the client leaves; ``send`` keeps the bytes, or waits at the first chunk while ``stalled``.
     """
 
     def __init__(self, *, method="GET", stalled=False):
-        self.scope = {"type": "http", "method": method, "headers": []}
+        self.scope = {"type": "http", "method": method, "path": "/", "headers": []}
         self.events = []
         self.leaves = anyio.Event()
         self.changed = anyio.Event()
@@ -60,7 +71,7 @@ class Server:
         self.events.append(event)
         self.changed.set()
         self.changed = anyio.Event()
-        if self.stalled and event.get("body"):
+        if self.stalled and event.get("body", b"") not in (b"", OPENING):
             await anyio.sleep_forever()
 
     @property
@@ -304,7 +315,7 @@ class TestLeaving:
             finally:
                 await anyio.sleep_forever()
 
-        monkeypatch.setattr("microws.streams.CLOSE_TIMEOUT", 0.01)
+        monkeypatch.setattr("microws.streams._CLOSE_TIMEOUT", 0.01)
         server = Server(stalled=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.run, kind(source()))
@@ -356,7 +367,250 @@ class TestLeaving:
             server.leaves.set()
 
 
+class Cleaning:
+    """A source that waits in its ``finally`` and in an ``async with``, and says how far it came."""
+
+    def __init__(self, kind):
+        self.steps = []
+        self.waits = anyio.Event()
+        self.cleaned = anyio.Event()
+        self._kind = kind
+
+    def __aiter__(self):
+        return getattr(self, self._kind)()
+
+    @asynccontextmanager
+    async def resource(self):
+        try:
+            yield
+        finally:
+            await checkpoint()
+            self.steps.append("exit")
+            self.cleaned.set()
+
+    async def waiting(self):
+        async with self.resource():
+            try:
+                self.waits.set()
+                await anyio.sleep_forever()
+                yield "never"
+            finally:
+                await anyio.sleep(0.01)
+                self.steps.append("finally")
+
+    async def giving(self):
+        async with self.resource():
+            try:
+                while True:
+                    self.waits.set()
+                    yield "x"
+            finally:
+                await anyio.sleep(0.01)
+                self.steps.append("finally")
+
+    async def in_a_group(self):
+        async with self.resource(), anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            try:
+                self.waits.set()
+                await anyio.Event().wait()
+                yield "never"
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.01)
+                self.steps.append("finally")
+
+
+@pytest.mark.parametrize("response", [StreamingResponse, EventStream])
+@pytest.mark.parametrize("kind", ["waiting", "giving", "in_a_group"])
+class TestCleaningUp:
+    """Wherever a source is when it is ended, its ``finally`` and its ``async with`` may wait."""
+
+    async def test_when_the_client_leaves(self, response, kind):
+        source = Cleaning(kind)
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, response(source))
+            await source.waits.wait()
+            server.leaves.set()
+        assert source.steps == ["finally", "exit"]
+        assert not server.complete
+
+    async def test_when_the_client_has_left_before_the_first_chunk(self, response, kind):
+        source = Cleaning(kind)
+        server = Server()
+        server.leaves.set()
+        await server.run(response(source))
+        assert source.steps == ["finally", "exit"]
+
+    async def test_when_the_headers_cannot_be_sent(self, response, kind):
+        async def broken_send(event):
+            raise BrokenPipeError
+
+        source = Cleaning(kind)
+        server = Server()
+        with anyio.fail_after(5), pytest.raises(BrokenPipeError):
+            await response(source)(server.scope, server.receive, broken_send)
+        assert source.steps == ["finally", "exit"]
+
+    async def test_when_the_response_is_cancelled(self, response, kind):
+        source = Cleaning(kind)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Server().run, response(source))
+            await source.waits.wait()
+            tasks.cancel_scope.cancel()
+        assert source.steps == ["finally", "exit"]
+
+    async def test_when_its_task_is_cancelled_as_asyncio_does(self, response, kind, anyio_backend_name):
+        if anyio_backend_name != "asyncio":
+            return
+        source = Cleaning(kind)
+        task = asyncio.create_task(Server().run(response(source)))
+        await source.waits.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert source.steps == ["finally", "exit"]
+
+    async def test_when_the_client_resets_the_connection(self, response, kind):
+        app = App()
+        called = anyio.Event()
+        left = anyio.Event()
+        sources = []
+
+        @app.get("/{when}")
+        async def view(when):
+            sources.append(Cleaning(kind))
+            called.set()
+            if when == "before":
+                await left.wait()
+            return response(sources[-1])
+
+        async with serving(app) as served:
+            for when in "before", "within":
+                client = socket.create_connection(("127.0.0.1", served.port))
+                client.sendall(b"GET /%s HTTP/1.1\r\nhost: x\r\n\r\n" % when.encode())
+                await called.wait()
+                called = anyio.Event()
+                if when == "within":
+                    await sources[-1].waits.wait()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+                left.set()
+                await sources[-1].cleaned.wait()
+        assert [source.steps for source in sources] == [["finally", "exit"]] * 2
+
+
+class TestLimits:
+    async def test_cleaning_up_takes_close_timeout_at_most_and_the_log_names_the_path(self, caplog):
+        app = App(close_timeout=0.01)
+
+        @app.get("/slow")
+        async def view():
+            async def source():
+                try:
+                    yield "x"
+                    await anyio.sleep_forever()
+                finally:
+                    await anyio.sleep_forever()
+
+            return StreamingResponse(source())
+
+        async with app.test_client() as client, client.stream("GET", "/slow") as response:
+            assert await anext(response.iter_bytes())
+        assert caplog.record_tuples == [
+            ("microws", logging.WARNING, "'/slow': the source of a stream did not clean up within 0.01 s")
+        ]
+
+    async def test_a_source_that_goes_on_where_it_was_cancelled_is_closed_at_its_next_item(self):
+        steps = []
+
+        async def source():
+            try:
+                while True:
+                    steps.append("waits")
+                    try:
+                        await anyio.sleep_forever()
+                    except anyio.get_cancelled_exc_class():
+                        steps.append("goes on")
+                    yield "x"
+            finally:
+                steps.append("finally")
+
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, StreamingResponse(source()))
+            await anyio.wait_all_tasks_blocked()
+            server.leaves.set()
+        assert steps == ["waits", "goes on", "finally"]
+
+    async def test_a_time_out_of_the_sources_own_ends_nothing(self):
+        async def source():
+            for number in range(3):
+                with anyio.move_on_after(0.001):
+                    await anyio.sleep_forever()
+                yield str(number)
+
+        server = Server()
+        await server.run(StreamingResponse(source()))
+        assert (server.body, server.complete) == (b"012", True)
+
+    async def test_an_error_is_not_hidden_by_a_cleaning_that_takes_too_long(self, monkeypatch):
+        async def source():
+            try:
+                yield object()
+            finally:
+                await anyio.sleep_forever()
+
+        monkeypatch.setattr("microws.streams._CLOSE_TIMEOUT", 0.01)
+        server = Server()
+        with pytest.raises(TypeError, match="not object"):
+            await server.run(StreamingResponse(source()))
+        assert not server.complete
+
+    async def test_a_generator_in_a_thread_is_begun_too_where_the_client_has_left_before(self):
+        steps = []
+
+        def source():
+            try:
+                steps.append("begins")
+                yield "x"
+            finally:
+                steps.append("finally")
+
+        server = Server()
+        server.leaves.set()
+        await server.run(StreamingResponse(source()))
+        assert steps == ["begins", "finally"]
+
+    @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204)])
+    async def test_without_a_body_the_source_may_close_as_slowly(self, method, status):
+        closed = []
+
+        class Source:
+            def __aiter__(self):
+                raise AssertionError("it is not begun")
+
+            async def aclose(self):
+                await anyio.sleep(0.01)
+                closed.append(True)
+
+        server = Server(method=method)
+        async with anyio.create_task_group() as tasks:
+            tasks.cancel_scope.cancel()
+            await server.run(StreamingResponse(Source(), status))
+        assert closed
+
+
 class TestEventStream:
+    async def test_it_begins_with_a_comment_that_no_server_holds_back(self):
+        server = Server()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.run, EventStream(Source(pause=anyio.sleep_forever)))
+            await server.wait_for(b"1")
+            assert server.events[1] == {"type": "http.response.body", "body": OPENING, "more_body": True}
+            server.leaves.set()
+
     async def test_its_headers_keep_caches_and_proxies_away(self):
         async with TestClient(EventStream(numbers(0)), lifespan=False) as client:
             headers = (await client.get("/")).headers
@@ -403,7 +657,7 @@ class TestEventStream:
             items.close()
         source.close()
         assert server.complete
-        assert server.body.replace(b": keepalive\n\n", b"") == b"data: one\n\ndata: two\n\n"
+        assert server.body.replace(b": keepalive\n\n", b"") == OPENING + b"data: one\n\ndata: two\n\n"
 
     async def test_a_comment_waits_its_turn_behind_an_event_that_is_being_sent(self):
         server = Server()
@@ -423,7 +677,7 @@ class TestEventStream:
         with anyio.fail_after(5):
             await EventStream(source(), keepalive=0.005)(server.scope, server.receive, slow_send)
         events = server.body.replace(b": keepalive\n\n", b"")
-        assert events == b"".join(b"data: %d\n\n" % number for number in range(5))
+        assert events == OPENING + b"".join(b"data: %d\n\n" % number for number in range(5))
 
     async def test_a_stream_that_is_not_silent_has_no_comments(self):
         async with TestClient(EventStream(numbers(100)), lifespan=False) as client:

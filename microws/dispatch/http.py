@@ -52,6 +52,7 @@ class HTTPDispatcher:
             Exception: An unexpected one of a view or hook, after it was logged and answered.
         """
         path, segments = path_of(scope)
+        scope["app"] = self._app
         request = Request(scope, self._app, path, {}, receive, self._settings.max_body_size)
         answer = _Answer(send, request)
         hooks = self._hooks

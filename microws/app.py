@@ -600,6 +600,10 @@ class App:
         """
         Serve the app until SIGTERM or Ctrl-C, as ``microws run`` does. Blocks; call it in the main thread.
 
+        What stands behind this call in a script runs after the shutdown of the app. A view that is still blocked in a
+        thread then does not keep the process when the script has ended. On trio, and where a view blocks the event loop
+        itself, the process ends within this call, after what is registered with ``atexit``.
+
         Args:
             host: Address to listen on; ``"0.0.0.0"`` is every network of this machine. Default 127.0.0.1.
             port: Port to listen on; 0 takes a free one. Default 8000.

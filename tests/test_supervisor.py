@@ -5,7 +5,6 @@ import signal
 import socket
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 
@@ -256,7 +255,7 @@ obey()
 
 def test_the_end_of_the_terminal_is_the_end(run, monkeypatch):
     is_there = iter([True, False])
-    monkeypatch.setattr("microws.server.supervisor._is_terminal", lambda: next(is_there))
+    monkeypatch.setattr("microws.server.supervisor.is_terminal", lambda: next(is_there))
     code, log = run("greet()\nask('SIGHUP')\nobey()\n", workers=1)
     assert code == 0
     assert log[-1].startswith("info stopping")
@@ -328,7 +327,7 @@ def test_it_needs_the_main_thread():
 
 
 def test_it_needs_unix(monkeypatch):
-    monkeypatch.setattr("microws.server.supervisor.os", SimpleNamespace(name="nt"))
+    monkeypatch.delattr("signal.pthread_sigmask")
     with pytest.raises(FeatureUnavailable, match="--workers 1"):
         supervise(Settings(port=0, workers=2), command=["true"])
 

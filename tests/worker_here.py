@@ -7,7 +7,8 @@ import anyio
 
 from microws.server.listening import bind
 from microws.server.settings import Settings
-from microws.server.worker import Shutdown, serve
+from microws.server.stopping import Shutdown
+from microws.server.worker import serve
 
 
 async def lifespan(receive, send, on_startup=None, on_shutdown=None):

@@ -129,7 +129,7 @@ async def _start_accepting(
     if tls is not None:
         options |= {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
     start = loop.create_server
-    if sock.family == socket.AF_UNIX:
+    if sock.family == getattr(socket, "AF_UNIX", None):
         start = loop.create_unix_server
         if sys.version_info >= (3, 13):
             # The first worker to end would remove the file from under the others.

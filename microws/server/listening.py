@@ -1,6 +1,7 @@
 """The sockets that a worker listens on: bound before the app starts, answering only after it has."""
 
 import errno
+import os
 import socket
 import ssl
 import stat
@@ -155,7 +156,8 @@ def _bind_internet(address: InternetAddress, *, secure: bool) -> list[Listener]:
         sock: socket.socket | None = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # on Windows, two servers could then listen on the same port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6 and len(found) > 1:
                 # The IPv4 number of the same name has its own socket.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -189,6 +191,8 @@ def _explain(address: InternetAddress, error: OSError) -> str:
 
 
 def _bind_unix(address: UnixPath, *, secure: bool) -> Listener:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ListenError(f"cannot listen on {address}: this system has no Unix sockets; use --host and --port")
     path = Path(address.path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

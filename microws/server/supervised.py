@@ -19,7 +19,7 @@ __all__ = ["SHARED_SIGNALS", "Command", "Greeting", "Supervised", "environment_o
 _VARIABLE: Final = "MICROWS_SUPERVISOR"
 
 # A terminal sends these to the whole process group: they are the supervisor's to understand.
-SHARED_SIGNALS: Final = (signal.SIGINT, signal.SIGHUP) if os.name == "posix" else (signal.SIGINT,)
+SHARED_SIGNALS: Final = (signal.SIGINT, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
 
 
 class Command(enum.Enum):

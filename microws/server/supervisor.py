@@ -8,14 +8,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from microws.errors import FeatureUnavailable
 from microws.server.listening import Listener, ListenError, bind
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import Settings
+from microws.server.stopping import heard, is_terminal
 from microws.server.supervised import Command, Greeting
 from microws.server.worker_process import WorkerProcess, describe_exit
 from microws.version import __version__
@@ -63,8 +64,8 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
     The sockets are bound here and shared by all. The first worker is started alone: what keeps it from serving is said
     once, and ends the start. A worker that dies is replaced at once, and with growing pauses where that goes on.
     SIGHUP replaces one worker after the other, so that new code comes into force: each new one serves before an old one
-    begins to drain, and where it does not come to serve, the old ones stay. A SIGHUP that arrives meanwhile starts over:
-    a worker that does not serve yet is ended, because its code is old by then. At no time are there more than twice as
+    begins to drain, and where it does not come to serve, the old ones stay. Another SIGHUP meanwhile starts over: a
+    worker that does not serve yet is ended, because its code is old by then. At no time are there more than twice as
     many processes as ``settings.workers``, and one.
 
     The first signal drains, the second ends all workers at once, the third kills them.
@@ -82,7 +83,7 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
         FeatureUnavailable: This system cannot share sockets this way.
         RuntimeError: Called outside the main thread, where signals cannot be heard.
     """
-    if os.name != "posix":
+    if not hasattr(signal, "pthread_sigmask"):
         raise FeatureUnavailable("several workers need a Unix system; take one: --workers 1")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("several workers need the main thread, where signals are heard; take one: workers=1")
@@ -120,7 +121,7 @@ class _Supervisor:
         self._next_start = 0.0
         self._stops_heard = 0
         self._exit_code = 0
-        self._has_terminal = _is_terminal()
+        self._has_terminal = is_terminal()
 
     def run(self) -> int:
         signals: dict[int, Callable[[], None]] = {
@@ -129,7 +130,7 @@ class _Supervisor:
             signal.SIGHUP: self._renew,
             signal.SIGCHLD: _do_nothing,  # it wakes up
         }
-        with self._selector, _heard(signals) as wakeup:
+        with self._selector, heard(signals) as wakeup:
             self._selector.register(wakeup, selectors.EVENT_READ)
             try:
                 self._adjust()
@@ -248,7 +249,7 @@ class _Supervisor:
             worker.tell(command, limit=limit)
 
     def _renew(self) -> None:
-        if self._has_terminal and not _is_terminal():
+        if self._has_terminal and not is_terminal():
             # It was the terminal's end.
             self._stop()
         elif self._greeting is not None and not self._stops_heard:
@@ -326,36 +327,10 @@ class _Supervisor:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
 
-@contextmanager
-def _heard(signals: Iterable[int]) -> Iterator[socket.socket]:
-    """A socket that has a byte for each of the signals that comes, its number, within the block."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        # Around the handlers: a signal that comes between the two would be lost.
-        fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, _ignore) for number in signals}
-        try:
-            yield ours
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            signal.set_wakeup_fd(fd_before)
-
-
 def _read(wakeup: socket.socket) -> bytes:
     with suppress(BlockingIOError):
         return wakeup.recv(4096)
     return b""
-
-
-def _is_terminal() -> bool:
-    return os.isatty(2)
-
-
-def _ignore(number: int, frame: object) -> None:
-    pass  # its byte is on the socket
 
 
 def _do_nothing() -> None:

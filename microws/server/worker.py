@@ -3,7 +3,6 @@
 import asyncio
 import importlib.util
 import logging
-import signal
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,14 +21,16 @@ from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
+from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.settings import Settings
-from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, Supervised
+from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
+from microws.server.supervised import Command, Greeting, Supervised
 from microws.server.supervisor import supervise, this_program
 from microws.server.waits import AsyncioWaits, TrioWaits
 from microws.version import __version__
 
-__all__ = ["Shutdown", "check_server", "choose_loop", "run", "serve"]
+__all__ = ["check_server", "choose_loop", "run", "serve"]
 
 _log = logging.getLogger("microws.server")
 
@@ -54,6 +55,11 @@ def run(
 
     The first signal lets requests finish, the second ends everything at once, the third kills. Outside the main
     thread signals cannot be heard.
+
+    A view that is blocked in a thread cannot be cancelled. It does not keep the process after the shutdown of the app:
+    in the main thread, this call returns, and the process ends with the same exit code as soon as the main thread does.
+    Where the event loop does not end either, on trio or because it is blocked itself, the process ends within this
+    call, after what is registered with ``atexit``. One warning names the view and the line.
 
     Several workers start the program of this process anew, each of them, and serve when they come to this call.
 
@@ -91,8 +97,11 @@ def run(
         except ListenError as error:
             _log.error("%s", error)
             return 1
+        is_main = threading.current_thread() is threading.main_thread()
+        end = ProcessEnd() if is_main else None
+        code = 1
         try:
-            return anyio.run(
+            code = anyio.run(
                 _serve_until_signal,
                 app,
                 settings,
@@ -100,10 +109,14 @@ def run(
                 tls,
                 name,
                 supervised,
+                end,
                 backend="trio" if loop == "trio" else "asyncio",
                 backend_options={"use_uvloop": True} if loop == "uvloop" else {},
             )
+            return code
         finally:
+            if end is not None:
+                end.let_go(code)
             for listener in listeners:
                 listener.close()
             if supervised is not None:
@@ -139,26 +152,6 @@ def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
     if settings.loop == "uvloop" and not importlib.util.find_spec("uvloop"):
         raise FeatureUnavailable("the loop uvloop is not installed: pip install uvloop; or take --loop asyncio")
     return settings.loop
-
-
-class Shutdown:
-    """
-    How a worker is told to stop.
-
-    Attributes:
-        requested: Drain, then stop.
-        forced: Stop at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = anyio.Event()
-        self.forced = anyio.Event()
-
-    def request(self) -> None:
-        """Ask to stop. Asked once more: at once."""
-        if self.requested.is_set():
-            self.forced.set()
-        self.requested.set()
 
 
 class _Server(Protocol):
@@ -226,13 +219,17 @@ async def serve(
                 announce()
             task_status.started()
             await shutdown.requested.wait()
+            shutdown.limit(settings.drain_timeout)
             await _drain(server, shutdown, timeout=settings.drain_timeout)
+        shutdown.limit(settings.shutdown_timeout)
         if shutdown.forced.is_set():
             stopped: bool | None = await lifespan.shutdown(timeout=_GRACE)
         else:
             stopped = await _unless(shutdown.forced, lambda: lifespan.shutdown(timeout=settings.shutdown_timeout))
+        code = code if stopped else 1
+        shutdown.limit(0, code=code)
         tasks.cancel_scope.cancel()
-    return code if stopped else 1
+    return code
 
 
 def _prepare(
@@ -327,17 +324,18 @@ async def _serve_until_signal(
     tls: ssl.SSLContext | None,
     name: str,
     supervised: Supervised | None,
+    end: ProcessEnd | None,
 ) -> int:
-    shutdown = Shutdown()
+    shutdown = Shutdown(end)
     announce = None
     async with anyio.create_task_group() as tasks:
         if supervised is not None:
             greeting = Greeting(name, getattr(app, "spans_processes", None))
             announce = partial(supervised.greet, greeting)
             tasks.start_soon(_obey, supervised, shutdown)
-            await tasks.start(_watch_signals_of_a_worker, shutdown)
-        elif threading.current_thread() is threading.main_thread():
-            await tasks.start(_watch_signals, shutdown)
+        if end is not None:
+            watch = watch_signals if supervised is None else watch_signals_of_a_worker
+            await tasks.start(partial(watch, shutdown, drain_timeout=settings.drain_timeout))
         code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name, announce=announce)
         tasks.cancel_scope.cancel()
     return code
@@ -348,28 +346,3 @@ async def _obey(supervised: Supervised, shutdown: Shutdown) -> None:
         shutdown.requested.set()
         if command is Command.END_NOW:
             shutdown.forced.set()
-
-
-async def _watch_signals_of_a_worker(shutdown: Shutdown, *, task_status: TaskStatus[None]) -> None:
-    # Where a signal goes to the whole process group the supervisor has it too, and says what is to be done.
-    with anyio.open_signal_receiver(signal.SIGTERM, *SHARED_SIGNALS) as signals:
-        task_status.started()
-        async for number in signals:
-            if number == signal.SIGTERM:
-                shutdown.requested.set()
-
-
-async def _watch_signals(shutdown: Shutdown, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            shutdown.request()
-            if shutdown.forced.is_set():
-                break
-    # Whatever the app does now, the next signal ends it.
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        await anyio.sleep_forever()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

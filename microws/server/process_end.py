@@ -1,0 +1,189 @@
+"""How a process ends where its own code does not let it: a blocked thread, a blocked event loop."""
+
+import _thread
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import takewhile
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Final, NoReturn
+
+__all__ = ["ProcessEnd"]
+
+_log = logging.getLogger("microws.server")
+
+# Seconds for threads to end after the server; and for what was registered with atexit, when they did not.
+_GRACE: Final = 0.4
+_LAST_WORDS: Final = 2.0
+
+# A thread is in these packages before it comes to a view.
+_FRAMEWORKS: Final = frozenset(
+    {
+        "anyio",
+        "asyncio",
+        "concurrent",
+        "contextvars",
+        "hypercorn",
+        "microws",
+        "outcome",
+        "queue",
+        "runpy",
+        "selectors",
+        "starlette",
+        "threading",
+        "trio",
+        "uvicorn",
+        "uvloop",
+    }
+)
+# Of these, the ones that run functions of others in threads; and where such a thread waits for the next function.
+_POOLS: Final = frozenset({"anyio", "concurrent", "trio"})
+_IDLE: Final = frozenset({"_worker", "_work"})
+
+
+class ProcessEnd:
+    """
+    Ends this process where its own code does not: neither a blocked thread nor a blocked event loop can be cancelled.
+
+    The seconds are counted in a thread, which starts with the first call of ``limit``. A process that only serves has
+    no such thread, because Python warns of each fork of a process with threads.
+    """
+
+    def __init__(self) -> None:
+        self._limits: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
+        self._is_counting = False
+        self._before = {thread.ident for thread in threading.enumerate()}
+
+    def limit(self, seconds: float, *, code: int) -> None:
+        """
+        End the process with ``code`` in so many seconds. A later call takes the place of an earlier one.
+
+        A signal handler may call this: it takes no lock that the interrupted code may hold.
+        """
+        self._limits.put((time.monotonic() + seconds, code))
+        if not self._is_counting:
+            self._is_counting = True
+            _thread.start_new_thread(self._count, ())
+
+    def let_go(self, code: int) -> None:
+        """
+        The server has ended: from now on nothing is limited.
+
+        Python waits for each thread when the main thread has ended. It will not wait for those that a pool has started
+        in the meantime and that are still at work, such as a view's: the process then ends with ``code``. Threads that
+        the app has started itself are waited for, as always.
+        """
+        if self._is_counting:
+            self._limits.put(None)
+            self._is_counting = False
+        calls = _blocked_calls(loop_has_ended=True)
+        busy = [
+            thread
+            for thread in threading.enumerate()
+            if thread.ident in calls and thread.ident not in self._before and not thread.daemon
+        ]
+        if busy and _are_alive(busy):
+            _warn(calls[thread.ident] for thread in busy if thread.is_alive())
+            threading.Thread(target=_end_after_main, args=(busy, code), daemon=True).start()
+
+    def _count(self) -> None:
+        limit = self._limits.get()
+        while limit is not None:
+            deadline, code = limit
+            try:
+                limit = self._limits.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                _end(code, warn=True)
+
+
+def _are_alive(threads: Iterable[threading.Thread]) -> bool:
+    """Whether one of them is, after a moment for all."""
+    end = time.monotonic() + _GRACE
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return any(thread.is_alive() for thread in threads)
+
+
+def _end_after_main(threads: Iterable[threading.Thread], code: int) -> None:
+    threading.main_thread().join()
+    if _are_alive(threads):
+        _end(code, warn=False)
+
+
+def _end(code: int, *, warn: bool) -> NoReturn:
+    def last_words() -> None:
+        if warn:
+            _warn(_blocked_calls(loop_has_ended=False).values())
+        atexit._run_exitfuncs()  # noqa: SLF001
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+
+    # This may be blocked, too: by a pipe that nobody reads.
+    thread = threading.Thread(target=last_words, daemon=True)
+    with suppress(RuntimeError):
+        thread.start()
+        thread.join(_LAST_WORDS)
+    os._exit(code)
+
+
+def _warn(calls: Iterable[str]) -> None:
+    blocked = "; ".join(calls) or "a task that ignores its cancellation"
+    _log.warning("still running, and cut off by the end of the process: %s", blocked)
+
+
+def _blocked_calls(*, loop_has_ended: bool) -> dict[int | None, str]:
+    """What the event loop and the threads of pools are at, by the thread's number: the view, and the line."""
+    calls: dict[int | None, str] = {}
+    main = threading.main_thread().ident
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001
+        stack = _stack(frame)
+        if ident == main:
+            # The frames before this one are the program that has started the server.
+            while stack and _module(stack[0]) != "microws.server.worker":
+                stack.pop(0)
+        outer = list(takewhile(lambda frame: _package(frame) in _FRAMEWORKS, stack))
+        inner = stack[len(outer) :]
+        if ident != main and not any(_package(frame) in _POOLS for frame in outer):
+            continue
+        if inner:
+            view, last = inner[0], inner[-1]
+            calls[ident] = _place(view) if view is last else f"{_place(view)}, in {_place(last)}"
+        elif ident != main and _is_busy(outer[-1], loop_has_ended=loop_has_ended):
+            calls[ident] = _place(outer[-1])
+    return calls
+
+
+def _is_busy(frame: FrameType, *, loop_has_ended: bool) -> bool:
+    # It runs a function that is not written in Python. While it waits for one, anyio's is within a queue; anyio has
+    # ended those at the end of the event loop, so that any other wait is one of the function.
+    if _package(frame) in _POOLS:
+        return frame.f_code.co_name not in _IDLE
+    return loop_has_ended
+
+
+def _stack(frame: FrameType | None) -> list[FrameType]:
+    """The frames of a thread, the outermost one first."""
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames[::-1]
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _package(frame: FrameType) -> str:
+    return _module(frame).partition(".")[0]
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_qualname}() at {frame.f_code.co_filename}:{frame.f_lineno}"

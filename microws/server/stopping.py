@@ -1,0 +1,173 @@
+"""How a process is told to stop: signals reach the event loop, on every system and every loop."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import anyio
+from anyio.abc import TaskStatus
+
+from microws.server.process_end import ProcessEnd
+from microws.server.supervised import SHARED_SIGNALS
+
+__all__ = ["Shutdown", "heard", "is_terminal", "watch_signals", "watch_signals_of_a_worker"]
+
+_log = logging.getLogger("microws.server")
+
+# Seconds that a step of the end may take beyond its own time-out, and each of them after the second signal.
+_SLACK: Final = 2.0
+_HURRY: Final = 1.0
+
+_HANGUP: Final = getattr(signal, "SIGHUP", None)
+# SIGBREAK is Ctrl-Break, on Windows.
+_STOPS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+
+
+class Shutdown:
+    """
+    How a worker is told to stop.
+
+    Args:
+        end: Ends the process where a step takes too long. Default: nothing does, as the process is not the server's.
+
+    Attributes:
+        requested: Drain, then stop.
+        forced: Stop at once.
+    """
+
+    def __init__(self, end: ProcessEnd | None = None) -> None:
+        self.requested = anyio.Event()
+        self.forced = anyio.Event()
+        self._end = end
+
+    def request(self) -> None:
+        """Ask to stop. Asked once more: at once."""
+        if self.requested.is_set():
+            self.forced.set()
+        self.requested.set()
+
+    def limit(self, seconds: float, *, code: int = 1) -> None:
+        """
+        The next step of the end begins, and may take so many seconds; after the second signal only a moment.
+
+        Args:
+            seconds: As the step itself counts them. The process ends a little later.
+            code: The exit code of the process then.
+        """
+        if self._end is not None:
+            self._end.limit(_SLACK + (min(seconds, _HURRY) if self.forced.is_set() else seconds), code=code)
+
+
+async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:
+    """
+    Drain at the first signal, and stop at once at the second one. The third one kills.
+
+    They count also while the event loop is blocked: then the process ends a little later than it would have.
+
+    SIGHUP is the end of the terminal that the server was started in, or else somebody expects new code from it: that
+    takes several workers, and is only logged.
+    """
+    count = hangups = 0
+    had_terminal = is_terminal()
+
+    def handle(number: int) -> None:
+        nonlocal count, hangups
+        if number == _HANGUP and not (had_terminal and not is_terminal()):
+            hangups += 1
+            return
+        count += 1
+        if count == 1:
+            shutdown.limit(drain_timeout)
+        else:
+            shutdown.limit(_HURRY)
+            for stop in _STOPS:
+                signal.signal(stop, signal.SIG_DFL)
+
+    signals = list(_STOPS)
+    # ``nohup`` has it ignored.
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+        signals.append(_HANGUP)
+    with heard(signals, handle) as wakeup:
+        task_status.started()
+        seen = 0
+        while True:
+            await _wait_for(wakeup)
+            while seen < count:
+                seen += 1
+                shutdown.request()
+            if hangups:
+                hangups = 0
+                _log.warning("SIGHUP: one worker alone cannot be replaced by a new one; restart it, or use --workers 2")
+
+
+async def watch_signals_of_a_worker(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:
+    """Drain at SIGTERM. What a terminal sends to the whole process group is for the supervisor, which passes it on."""
+    is_told = False
+
+    def handle(number: int) -> None:
+        nonlocal is_told
+        if number == signal.SIGTERM and not is_told:
+            is_told = True
+            shutdown.limit(drain_timeout)
+
+    with heard((signal.SIGTERM, *SHARED_SIGNALS), handle) as wakeup:
+        task_status.started()
+        while True:
+            await _wait_for(wakeup)
+            if is_told:
+                shutdown.requested.set()
+
+
+async def _wait_for(wakeup: socket.socket) -> None:
+    await anyio.wait_readable(wakeup)
+    with suppress(BlockingIOError):
+        wakeup.recv(4096)
+
+
+@contextmanager
+def heard(signals: Iterable[int], handle: Callable[[int], None] | None = None) -> Iterator[socket.socket]:
+    """
+    A socket that becomes readable when one of the signals arrives, within the block. In the main thread only.
+
+    Works on every system and every event loop. On Windows there is no ``loop.add_signal_handler``; and a callback of
+    the loop would come to nothing while the loop is blocked.
+
+    Args:
+        signals: Their numbers, one byte each on the socket as long as there is no event loop.
+        handle: Called with the number, also while the main thread is blocked in Python. Afterwards there is a byte 0 on
+            the socket.
+    """
+
+    def handler(number: int, frame: object) -> None:
+        if handle is not None:
+            handle(number)
+            with suppress(OSError):
+                theirs.send(b"\0")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        # Around the handlers: a signal that comes between the two would be lost.
+        fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        if fd_before != -1:
+            # The event loop's own wakes it as well, and the app may have handlers that depend on it.
+            signal.set_wakeup_fd(fd_before, warn_on_full_buffer=False)
+        before = {number: signal.signal(number, handler) for number in signals}
+        try:
+            yield ours
+        finally:
+            for number, old in before.items():
+                signal.signal(number, signal.SIG_DFL if old is None else old)
+            if fd_before == -1 and (fd := signal.set_wakeup_fd(-1)) != theirs.fileno():
+                # The app has had one set since, by ``loop.add_signal_handler``.
+                signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+
+
+def is_terminal() -> bool:
+    """Whether the process has a terminal, which has not ended."""
+    return any(os.isatty(number) for number in (0, 1, 2))

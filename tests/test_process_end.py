@@ -1,0 +1,234 @@
+"""How a server's process ends while something in it is blocked, and where signals have to be heard without the loop."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import suppress
+
+import pytest
+from serving import running
+from websockets.sync.client import connect
+
+APP = """
+import asyncio, atexit, os, threading, time
+
+from microws import App, StreamingResponse
+
+app = App()
+atexit.register(os.write, 1, b"atexit\\n")
+
+
+def block():
+    os.write(1, b"blocked\\n")
+    time.sleep(60)
+
+
+@app.get("/view")
+def view():
+    block()
+
+
+@app.get("/generator")
+def generator():
+    def chunks():
+        block()
+        yield "never"
+
+    return StreamingResponse(chunks())
+
+
+@app.get("/queue")
+def in_a_queue():
+    os.write(1, b"blocked\\n")
+    threading.Event().wait(60)
+
+
+@app.get("/own-thread")
+async def in_a_thread():
+    await asyncio.to_thread(block)
+
+
+@app.get("/loop")
+async def in_the_loop():
+    block()
+
+
+@app.websocket_route("/ws")
+async def websocket(ws):
+    async with ws:
+        await ws.send("hello")
+
+
+@app.on_shutdown
+def stopped():
+    os.write(1, b"stopped\\n")
+
+
+def run(**options):
+    app.run(port=0, drain_timeout=0.1, **options)
+    os.write(1, b"after run\\n")
+"""
+
+
+def script(directory, source, loop="auto"):
+    (directory / "chat.py").write_text(f"{APP}\n{source}")
+    return running([sys.executable, "chat.py"], cwd=directory, PYTHONPATH=os.pathsep.join(sys.path), MICROWS_LOOP=loop)
+
+
+def blocked(server, path):
+    """A client whose request is blocked."""
+    sock = socket.create_connection(("127.0.0.1", server.port), 10)
+    sock.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    server.wait_for_line("^blocked$")
+    return sock
+
+
+@pytest.mark.parametrize(
+    ("path", "loop"),
+    [("/view", "asyncio"), ("/view", "uvloop"), ("/view", "trio"), ("/generator", "asyncio"), ("/queue", "uvloop")],
+)
+def test_a_blocked_thread_does_not_keep_the_process(tmp_path, path, loop):
+    with script(tmp_path, f"run(loop={loop!r})") as server, blocked(server, path):
+        assert server.stop() == 0
+    [line] = server.find_lines("warning still running, and cut off by the end of the process: (.*)")
+    place = re.search(r"(\w+)\(\) at \S*chat\.py:(\d+)", line[1])
+    assert place[1] == {"/view": "view", "/generator": "chunks", "/queue": "in_a_queue"}[path]
+    assert APP.splitlines()[int(place[2]) - 1].strip().startswith(("block()", "threading.Event().wait"))
+    # Everything that would run at an orderly end has run, in its order; trio does not let go of such a thread.
+    ends = ["stopped", "after run", "atexit"] if loop != "trio" else ["stopped", "atexit"]
+    assert [line for line in server.output if line in ("stopped", "after run", "atexit")] == ends
+
+
+def test_a_thread_that_the_event_loop_waits_for_does_not_keep_the_process(tmp_path):
+    with script(tmp_path, "run(loop='asyncio')") as server, blocked(server, "/own-thread"):
+        assert server.stop() == 0
+    server.wait_for_line(r"warning still running, .*: block\(\) at .*chat\.py:\d+$")
+    assert server.find_lines("^stopped$")
+    assert server.find_lines("^atexit$")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+def test_a_blocked_event_loop_does_not_keep_the_process(tmp_path, loop):
+    """Its app cannot be told to shut down: that is exit code 1."""
+    with script(tmp_path, f"run(loop={loop!r})") as server, blocked(server, "/loop"):
+        server.signal(signal.SIGINT)
+        assert server.wait() == 1
+    server.wait_for_line(r"warning still running, .*: in_the_loop\(\) at .*chat\.py:\d+, in block\(\) at .*")
+
+
+def test_the_third_signal_kills_also_while_the_event_loop_is_blocked(tmp_path):
+    with script(tmp_path, "app.run(port=0, drain_timeout=60)") as server, blocked(server, "/loop"):
+        # The system makes one of two signals that wait.
+        for _ in range(100):
+            server.signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(0.1)
+                break
+        assert server.wait() == -signal.SIGTERM
+
+
+def test_a_pool_that_is_idle_and_threads_of_the_script_change_nothing(tmp_path):
+    source = """
+from concurrent.futures import ThreadPoolExecutor
+
+pool = ThreadPoolExecutor()
+before = threading.Thread(target=lambda: threading.main_thread().join())
+before.start()
+
+@app.on_startup
+def use_threads():
+    pool.submit(int).result()
+    threading.Thread(target=lambda: (threading.main_thread().join(), os.write(1, b"mine\\n"))).start()
+
+run()
+import sys
+sys.exit(7)
+"""
+    with script(tmp_path, source) as server:
+        assert server.stop() == 7
+    assert not server.find_lines("warning")
+    assert [line for line in server.output if line in ("after run", "mine", "atexit")] == [
+        "after run",
+        "mine",
+        "atexit",
+    ]
+
+
+# SIGHUP
+
+
+def test_one_worker_goes_on_after_sighup_and_says_what_it_needs(tmp_path):
+    with script(tmp_path, "run()") as server, connect(f"{server.ws_url}/ws", proxy=None) as ws:
+        server.signal(signal.SIGHUP)
+        server.wait_for_line(
+            "warning SIGHUP: one worker alone cannot be replaced by a new one; restart it, or use --wor"
+        )
+        assert ws.recv(timeout=10) == "hello"
+        assert server.stop() == 0
+    assert server.find_lines("^stopped$")
+
+
+# Windows
+
+LIKE_WINDOWS = """
+import asyncio, signal, socket, sys
+
+asyncio.SelectorEventLoop.add_signal_handler = asyncio.AbstractEventLoop.add_signal_handler
+asyncio.SelectorEventLoop.remove_signal_handler = asyncio.AbstractEventLoop.remove_signal_handler
+sys.modules["uvloop"] = None
+
+def socketpair():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return socket.create_connection(server.getsockname()), server.accept()[0]
+
+socket.socketpair = socketpair
+del socket.AF_UNIX
+for name in ("SIGHUP", "SIGCHLD", "pthread_sigmask"):
+    delattr(signal, name)
+
+from microws.cli import main
+
+sys.exit(main(["run", "chat:app", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture
+def like_windows(tmp_path):
+    (tmp_path / "chat.py").write_text(APP)
+    (tmp_path / "like_windows.py").write_text(LIKE_WINDOWS)
+    return {"cwd": tmp_path, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_system_without_unix_sockets_and_signal_handlers_of_the_loop_serves(like_windows, number):
+    command = [sys.executable, "like_windows.py", "--port", "0"]
+    with running(command, **like_windows) as server, connect(f"{server.ws_url}/ws", proxy=None) as ws:
+        assert ws.recv(timeout=10) == "hello"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{server.url}/nothing", timeout=10)
+        server.signal(number)
+        assert server.wait() == 0
+    assert server.find_lines("^stopped$")
+    assert not server.find_lines("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--workers", "2"], 2, "error: several workers need a Unix system; take one: --workers 1"),
+        (["--bind", "unix:x"], 1, "cannot listen on unix:x: this system has no Unix sockets; use --host and --port"),
+    ],
+)
+def test_what_such_a_system_does_not_have_is_refused_in_one_line(like_windows, arguments, code, line):
+    cwd = like_windows.pop("cwd")
+    command = [sys.executable, "like_windows.py", *arguments]
+    environ = os.environ | like_windows
+    result = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode == code
+    [only] = result.stderr.splitlines()
+    assert only.endswith(line)

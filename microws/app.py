@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack
 from microws.binding import bind_topics, bind_view
 from microws.codec import Codecs
 from microws.datastructures import State
-from microws.dispatch import HTTPDispatcher, WebSocketDispatcher
+from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
 from microws.health import Health
@@ -68,8 +68,13 @@ class App:
             notice that the client has left, and that the source of a stream has to clean up then. Default 5.
         compression: Agree to permessage-deflate where a client offers it, under ``microws run``; what is published goes
             uncompressed. Other servers, and trio, decide by themselves. Default: no, for it takes memory and time.
-        origins: Web pages that may connect, and send unsafe HTTP methods, beside those of the same origin:
-            ``["https://app.example"]``; ``["*"]`` allows all. Default: the same origin only.
+        origins: Web pages that may connect, send unsafe HTTP methods and read answers (CORS), beside those of the same
+            origin: ``["https://app.example"]``. Browsers may send cookies with their requests. ``["*"]`` allows all
+            pages, without cookies. Default: the same origin only, without CORS.
+        allowed_hosts: Names and addresses that ``Host`` may have, without port: ``["app.example", "*.app.example"]``.
+            Other requests are answered with 421, except those of ``health``. Set it where no proxy checks the name, as
+            on a developer's machine: a page whose name resolves to this server (DNS rebinding) has the same origin.
+            Default: any.
         error_close_code: Close code after an unexpected error. Default 1011.
         hub: The backplane. Default ``"memory"``, for one process.
         redirect_slashes: Answer 308 where only the other slash form of a path exists. Default: yes.
@@ -93,6 +98,7 @@ class App:
         close_timeout: float = 5,
         compression: bool = False,
         origins: Sequence[str] | None = None,
+        allowed_hosts: Sequence[str] | None = None,
         error_close_code: int = 1011,
         hub: str = "memory",
         redirect_slashes: bool = True,
@@ -100,7 +106,7 @@ class App:
         templates: str | Path = "templates",
     ) -> None:
         # First of all: so far the arguments are the only local names.
-        settings = AppSettings.of(locals())
+        self._settings = settings = AppSettings.of(locals())
         self.close_timeout = close_timeout
         self.max_message_size = max_message_size
         self._directory = directory_of_caller()
@@ -625,8 +631,10 @@ class App:
         An in-memory client for tests: ``async with app.test_client() as client``.
 
         Args:
-            options: Those of ``microws.testing.TestClient``.
+            options: Those of ``microws.testing.TestClient``. The default ``base_url`` has the first of
+                ``allowed_hosts``.
         """
+        options.setdefault("base_url", f"http://{self._settings.test_host}")
         root_path = options.get("root_path", "")
         return TestClient(self, codecs=lambda path: self._websocket.codecs_of(path, root_path=root_path), **options)
 
@@ -637,7 +645,8 @@ class App:
         if self._asgi is None:
             # Where no lifespan is served the first request tells the loop, and then whoever subscribes.
             self._hub.attach()
-            self._asgi = self._middleware.around(self._serve)
+            app = self._middleware.around(self._serve)
+            self._asgi = guard(app, settings=self._settings, http=self._http, websocket=self._websocket)
         await self._asgi(scope, receive, send)
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -1,4 +1,4 @@
-"""Yes, or a reason: may this page open a connection, which subprotocol is it, and may these headers be sent."""
+"""Yes, or a reason: may this page connect, is the host ours, which subprotocol is it, may these headers be sent."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +14,13 @@ __all__ = [
     "check_accept",
     "check_handshake_origin",
     "check_headers",
+    "check_host",
+    "check_hosts_setting",
     "check_origin",
     "check_origins_setting",
     "check_request_origin",
     "choose_subprotocol",
+    "is_allowed_origin",
 ]
 
 HeadersLike: TypeAlias = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
@@ -61,12 +64,22 @@ def check_origin(
 
     Source: RFC 6455 §4.2.2, §10.2; RFC 6454 §7.
     """
-    if origin is None or _is_allowed(origin, allowed, any_localhost=any_localhost):
+    if origin is None or is_allowed_origin(origin, allowed, any_localhost=any_localhost):
         return None
     parsed = _parse_origin(origin)
     if parsed is not None and host is not None and _is_own(parsed, host):
         return None
     return _refusal(origin, host)
+
+
+def is_allowed_origin(origin: str | None, allowed: Sequence[str] | None, *, any_localhost: bool = False) -> bool:
+    """Whether ``origin`` is one of ``allowed``, which ``check_origins_setting`` has returned."""
+    if allowed and ("*" in allowed or origin in allowed):
+        return True
+    parsed = None if origin is None else _parse_origin(origin)
+    if parsed is None:
+        return False
+    return (allowed is not None and str(parsed) in allowed) or (any_localhost and _is_localhost(parsed))
 
 
 def check_handshake_origin(
@@ -102,7 +115,7 @@ def check_request_origin(
     origin, host = _origin(headers), _host(headers)
     foreign = sites & {"cross-site", "same-site"}
     if foreign and (origin is None or "cross-site" in foreign):
-        if _is_allowed(origin, allowed, any_localhost=any_localhost):
+        if is_allowed_origin(origin, allowed, any_localhost=any_localhost):
             return None
         return _refusal(origin, host, site=min(foreign))
     return check_origin(origin=origin, host=host, allowed=allowed, any_localhost=any_localhost)
@@ -125,6 +138,60 @@ def check_origins_setting(origins: Sequence[str] | None) -> tuple[str, ...] | No
     if isinstance(origins, str):
         raise ValueError(f"origins takes a list: origins=[{origins!r}]")
     return tuple(origin if origin == "*" else _check_origins_entry(origin) for origin in origins)
+
+
+def check_host(
+    headers: Iterable[tuple[bytes, bytes]], *, allowed: Sequence[str], received: bytes | None = None
+) -> Refusal | None:
+    """
+    Whether a request asks for a host of the app. A page whose name was made to resolve to this machine does not.
+
+    Args:
+        headers: Of the request, as ASGI has them. None, several or a malformed ``Host`` is refused.
+        allowed: As ``check_hosts_setting`` returns them.
+        received: The ``Host`` that came from this machine beside another one in ``X-Forwarded-Host``, which is then
+            that of ``headers``. Such a page can send that header too, so a name that only the DNS of others knows has
+            to be allowed as well; what proxies of this machine write (``127.0.0.1``, ``localhost``, ``app``) does not.
+
+    Returns:
+        ``None``, or why not.
+
+    Source: RFC 9110 §7.2, §15.5.20 (421); https://en.wikipedia.org/wiki/DNS_rebinding
+    """
+    hosts = [value for name, value in headers if name == b"host"]
+    host = hosts[0].decode("latin-1") if len(hosts) == 1 else None
+    name = None if host is None else _host_name(host)
+    if name is not None and _is_allowed_host(name, allowed):
+        if received is None:
+            return None
+        host = received.decode("latin-1")
+        name = _host_name(host)
+        if name is None or not _is_public(name) or _is_allowed_host(name, allowed):
+            return None
+    if name is not None:
+        log = f'Host {_cut(host)} is not in allowed_hosts; to allow it: App(allowed_hosts=["{name}"])'
+    else:
+        log = f"expected one Host, of allowed_hosts; got {', '.join(map(_cut, hosts)) or 'none'}"
+    return Refusal(421, "host not allowed", log)
+
+
+def check_hosts_setting(hosts: Sequence[str] | None) -> tuple[str, ...] | None:
+    """
+    ``App(allowed_hosts=…)`` in the form that ``check_host`` compares with; ``None`` where it allows every host.
+
+    Args:
+        hosts: Names and addresses as in ``Host`` without a port; ``"*.app.example"`` for every name below one; ``"*"``.
+
+    Raises:
+        TypeError: An entry is no ``str``.
+        ValueError: One ``str`` in place of a list, or an entry that is no name; says what to write instead.
+    """
+    if hosts is None:
+        return None
+    if isinstance(hosts, str):
+        raise ValueError(f"allowed_hosts takes a list: allowed_hosts=[{hosts!r}]")
+    checked = tuple(entry if entry == "*" else _check_hosts_entry(entry) for entry in hosts)
+    return None if "*" in checked else checked
 
 
 def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
@@ -283,13 +350,43 @@ def _is_own(origin: _Origin, host: str) -> bool:
     return origin.host == own_host and origin.port == (_DEFAULT_PORTS[origin.scheme] if own_port is None else own_port)
 
 
-def _is_allowed(origin: str | None, allowed: Sequence[str] | None, *, any_localhost: bool) -> bool:
-    if allowed and "*" in allowed:
-        return True
-    parsed = None if origin is None else _parse_origin(origin)
-    if parsed is None:
+def _host_name(host: str) -> str | None:
+    """The name or address of a ``Host``, without port; ``None`` where it is malformed."""
+    netloc = _parse_netloc(_HOST.fullmatch(host))
+    return (netloc and netloc[0]) or None
+
+
+def _is_allowed_host(name: str, allowed: Sequence[str]) -> bool:
+    return name in allowed or any(entry[0] == "*" and name.endswith(entry[1:]) for entry in allowed)
+
+
+def _is_public(name: str) -> bool:
+    """Whether whoever owns a domain may make ``name`` resolve to any address. Browsers keep ``localhost`` to itself."""
+    if "." not in name or name.startswith("[") or name.endswith(".localhost"):
         return False
-    return (allowed is not None and str(parsed) in allowed) or (any_localhost and _is_localhost(parsed))
+    try:
+        IPv4Address(name)
+    except AddressValueError:
+        return True
+    return False
+
+
+def _check_hosts_entry(entry: Any) -> str:
+    if not isinstance(entry, str):
+        raise TypeError(f'allowed_hosts takes str such as "app.example", not {_cut(entry)}')
+    try:
+        return f"[{IPv6Address(entry)}]"
+    except AddressValueError:
+        pass
+    prefix, name = ("*.", entry[2:]) if entry.startswith("*.") else ("", entry)
+    found = _HOST.fullmatch(name)
+    if found is not None and found["port"] is None and (host := _host_name(name)) is not None:
+        return prefix + host
+    bare = re.split("[/?#]", name.rpartition("://")[2])[0]
+    raise ValueError(
+        "allowed_hosts takes names as in Host, in ASCII, without scheme and port, or *.name for all below one, not "
+        f'{_cut(entry)}; write "{prefix}{_host_name(bare) or "app.example"}"'
+    )
 
 
 def _is_localhost(origin: _Origin) -> bool:

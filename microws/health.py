@@ -54,14 +54,15 @@ class Health:
 
     def register(self, router: Router, *, live: str, ready: str) -> None:
         """
-        Add both routes. No hooks stand around them: a probe does not log in.
+        Add both routes. No hooks stand around them, and they answer any ``Host``: a probe does not log in, and it asks
+        an address.
 
         Raises:
             RoutingError: A pattern that cannot be or that another route hides.
         """
         for pattern, view in ((live, self._live), (ready, self._ready)):
             parsed = Pattern.parse(pattern, router.converters)
-            endpoint = HTTPEndpoint(Hooks(), bind_view(view, parsed, kind="http"))
+            endpoint = HTTPEndpoint(Hooks(), bind_view(view, parsed, kind="http"), is_health_check=True)
             router.add(pattern, endpoint, kind="http", methods=("GET",))
 
     async def _live(self, request: Request) -> Response:

@@ -6,7 +6,8 @@ from math import inf
 from typing import Any, Self
 
 from microws.closing import check_close
-from microws.handshake import check_origins_setting
+from microws.cors import CORS
+from microws.handshake import check_hosts_setting, check_origins_setting
 from microws.interfaces import Limits
 
 __all__ = ["AppSettings"]
@@ -30,6 +31,7 @@ class AppSettings:
     close_timeout: float
     compression: bool
     origins: Sequence[str] | None
+    allowed_hosts: Sequence[str] | None
     error_close_code: int
     hub: str
     debug: bool
@@ -47,11 +49,22 @@ class AppSettings:
         if not isinstance(self.hub, str):
             raise TypeError(f'hub is the name of a backplane, such as "memory", not {self.hub!r}')
         object.__setattr__(self, "origins", check_origins_setting(self.origins))
+        object.__setattr__(self, "allowed_hosts", check_hosts_setting(self.allowed_hosts))
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """The settings among the arguments of ``App``, which has one of the same name for each. Raises as the class."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    @property
+    def cors(self) -> CORS | None:
+        """What answers say to browsers; ``None`` where there are no ``origins``."""
+        return None if self.origins is None else CORS(self.origins)
+
+    @property
+    def test_host(self) -> str:
+        """A host that the app answers for, for tests."""
+        return self.allowed_hosts[0].replace("*", "test") if self.allowed_hosts else "testserver"
 
     @property
     def limits(self) -> Limits:

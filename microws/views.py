@@ -42,10 +42,11 @@ class WebSocketRouteOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class HTTPEndpoint:
-    """What stands behind an HTTP route."""
+    """What stands behind an HTTP route, and whether ``App.health`` has registered it."""
 
     hooks: Hooks
     view: BoundView
+    is_health_check: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)

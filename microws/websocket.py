@@ -13,6 +13,7 @@ import anyio
 
 from microws.closing import CloseCode, check_close
 from microws.codec import TEXT, Codecs, MessageCodec
+from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol
 from microws.hub import Hub, Subscriber, check_topic
@@ -39,6 +40,7 @@ class WebSocketOptions:
 
     Attributes:
         hub, codecs: The app's.
+        cors: Marks rejections; ``None`` without ``App(origins=…)``.
         make_outbox: Makes the queue of a connection.
         closing_for: The close code and reason for an exception on a path; ``None`` where an error handler has its say.
         receive_codec, send_codec: The route's.
@@ -48,6 +50,7 @@ class WebSocketOptions:
 
     hub: Hub
     codecs: Codecs
+    cors: CORS | None
     make_outbox: Callable[[], Outbox]
     closing_for: Callable[[str, Exception], tuple[int, str] | None]
     receive_codec: MessageCodec = TEXT
@@ -199,15 +202,12 @@ class WebSocket(Connection):
 
         Source: https://asgi.readthedocs.io/en/latest/extensions.html#websocket-denial-response
         """
-        response: Response
-        if isinstance(body, str):
-            response = TextResponse(body, status, headers)
-        elif isinstance(body, bytes):
-            response = Response(body, status, headers)
-        else:
-            response = JSONResponse(body, status, headers)
-        length = (b"content-length", b"%d" % len(response.body))
-        await self._transport.reject(response.status, [*response.headers.raw(), length], response.body)
+        make: Any = TextResponse if isinstance(body, str) else Response if isinstance(body, bytes) else JSONResponse
+        response: Response = make(body, status, headers)
+        raw = [*response.headers.raw(), (b"content-length", b"%d" % len(response.body))]
+        if (cors := self._options.cors) is not None:
+            raw = cors.mark(raw, cors.allow(self.scope["headers"]))
+        await self._transport.reject(response.status, raw, response.body)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """

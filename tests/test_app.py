@@ -77,6 +77,7 @@ class TestSettings:
             "close_timeout": 5,
             "compression": False,
             "origins": None,
+            "allowed_hosts": None,
             "error_close_code": 1011,
             "hub": "memory",
             "redirect_slashes": True,

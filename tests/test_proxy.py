@@ -84,7 +84,9 @@ EVERYTHING = (
 )
 def test_a_trusted_proxy_is_believed(trusted, client):
     server = ("/run/app.sock", None) if client is None else ("127.0.0.1", 8000)
+    is_here = client is not None and client[0].endswith(("127.0.0.1", "::1"))
     assert changes(*EVERYTHING, trusted=trusted, client=client, server=server) == {
+        **({"microws.received_host": b"inner:8000"} if is_here else {}),
         "client": (CLIENT, 0),
         "scheme": "https",
         "headers": [
@@ -381,7 +383,8 @@ any_headers = st.lists(st.tuples(names, values), max_size=8)
 @given(any_headers, st.sampled_from(["http", "websocket"]), st.sampled_from([None, ("127.0.0.1", 1)]))
 def test_no_header_of_a_proxy_fails_and_what_is_taken_over_is_clean(headers, kind, client):
     changed = forwarded(scope_of(kind=kind, client=client, server=None) | {"headers": headers}, TrustedProxies(["*"]))
-    assert changed.keys() <= {"client", "scheme", "headers", "root_path", "path", "raw_path"}
+    expected = {"client", "scheme", "headers", "root_path", "path", "raw_path", "microws.received_host"}
+    assert changed.keys() <= expected
     if "client" in changed:
         host, port = changed["client"]
         assert str(ip_address(host)) == host

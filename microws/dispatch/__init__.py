@@ -1,6 +1,7 @@
 """The way of a request to its view, and of an error to its answer."""
 
+from microws.dispatch.gate import guard
 from microws.dispatch.http import HTTPDispatcher
 from microws.dispatch.websocket import WebSocketDispatcher
 
-__all__ = ["HTTPDispatcher", "WebSocketDispatcher"]
+__all__ = ["HTTPDispatcher", "WebSocketDispatcher", "guard"]

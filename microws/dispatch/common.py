@@ -7,7 +7,7 @@ from microws.handshake import Refusal
 from microws.interfaces import Scope
 from microws.routing import encode_path
 
-__all__ = ["NO_NUL", "has_header", "raise_refusal", "shown"]
+__all__ = ["NO_NUL", "has_header", "raise_refusal", "refused", "shown"]
 
 # Refused because C libraries below a view (a file system, a database) would read another path than was checked.
 NO_NUL = "a path has no NUL"
@@ -26,8 +26,13 @@ def has_header(scope: Scope, *names: bytes) -> bool:
 def raise_refusal(refusal: Refusal | None, path: str) -> None:
     """Log a refusal, if there is one, and raise it as ``HTTPException``."""
     if refusal is not None:
-        _log.warning("%s: %s", shown(path), refusal.log)
-        raise HTTPException(refusal.status, refusal.detail)
+        raise refused(refusal, path)
+
+
+def refused(refusal: Refusal, path: str) -> HTTPException:
+    """Log a refusal; the exception that answers it."""
+    _log.warning("%s: %s", shown(path), refusal.log)
+    return HTTPException(refusal.status, refusal.detail)
 
 
 def shown(path: str) -> str:

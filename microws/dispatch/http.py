@@ -6,15 +6,15 @@ from typing import Any, Final
 
 import anyio
 
-from microws.answers import answer_miss, error_of, prefers_json, response_for
-from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
+from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
+from microws.dispatch.common import NO_NUL, has_header, raise_refusal, refused, shown
 from microws.errors import ClientDisconnect, HTTPException
-from microws.handshake import SAFE_METHODS, check_request_origin
+from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
 from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
 from microws.requests import Request
 from microws.responses import Response
-from microws.routing import Match, Mounted, Router, path_of, scope_below
+from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
 from microws.settings import AppSettings
 from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
@@ -91,9 +91,35 @@ class HTTPDispatcher:
         if answer.unexpected is not None:
             raise answer.take_unexpected()
 
+    async def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> None:
+        """Answer a request that no view shall see."""
+        path, _ = path_of(scope)
+        answer = _Answer(send, Request(scope, self._app, path, {}, receive, self._settings.max_body_size))
+        await self._send_error(answer, refused(refusal, path), self._hooks)
+        if answer.unexpected is not None:
+            raise answer.take_unexpected()
+
+    def methods_at(self, scope: Scope) -> str | None:
+        """The value of ``Allow`` for a path; ``None`` where no route is there, or others may answer too."""
+        try:
+            # No route has this method, so that all those at the path are told.
+            found = self._router.resolve("http", "", *path_of(scope))
+        except Exception:
+            # A converter that fails: the request itself will show it.
+            return None
+        return allowed(found) if isinstance(found, Miss) and found.allow else None
+
+    def is_health_check(self, scope: Scope) -> bool:
+        """Whether a route of ``App.health`` answers."""
+        try:
+            found = self._router.resolve("http", scope["method"], *path_of(scope))
+        except Exception:
+            return False
+        return isinstance(found, Match) and found.route.endpoint.is_health_check
+
     def _check_origin(self, request: Request) -> None:
-        allowed = self._settings.origins
-        raise_refusal(check_request_origin(request.method, request.headers, allowed=allowed), request.path)
+        origins = self._settings.origins
+        raise_refusal(check_request_origin(request.method, request.headers, allowed=origins), request.path)
 
     @staticmethod
     async def _call_before(request: Request, hooks: Hooks) -> Any:

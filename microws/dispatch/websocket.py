@@ -11,9 +11,9 @@ from anyio.abc import TaskGroup
 from microws.answers import allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import Codecs, MessageCodec
 from microws.datastructures import Headers
-from microws.dispatch.common import NO_NUL, has_header, raise_refusal, shown
+from microws.dispatch.common import NO_NUL, has_header, raise_refusal, refused, shown
 from microws.errors import HTTPException, WebSocketDisconnect
-from microws.handshake import check_handshake_origin
+from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
 from microws.hub import Hub, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
@@ -55,6 +55,7 @@ class WebSocketDispatcher:
         self._codecs = codecs
         self._settings = settings
         self._limits = settings.limits
+        self._cors = settings.cors
         self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
 
     def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -70,6 +71,16 @@ class WebSocketDispatcher:
         if isinstance(found, Mounted):
             mount: MountEndpoint = found.endpoint
             return mount.app(scope_below(scope, found.prefix), receive, send)
+        return self._begin(scope, receive, send, path, found)
+
+    def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> Awaitable[None]:
+        """Answer a handshake that no view shall see."""
+        path, _ = path_of(scope)
+        return self._begin(scope, receive, send, path, refused(refusal, path))
+
+    def _begin(
+        self, scope: Scope, receive: Receive, send: Send, path: str, found: Match | Exception
+    ) -> Awaitable[None]:
         loop = running_loop()
         if loop is None:
             return self._converse_in_group(scope, receive, send, path=path, found=found)
@@ -245,12 +256,17 @@ class WebSocketDispatcher:
         hub, codecs = self._hub, self._codecs
         if endpoint is None:
             return WebSocketOptions(
-                hub=hub, codecs=codecs, make_outbox=Outbox, closing_for=partial(self._closing_for, self._hooks)
+                hub=hub,
+                codecs=codecs,
+                cors=self._cors,
+                make_outbox=Outbox,
+                closing_for=partial(self._closing_for, self._hooks),
             )
         receive_codec, send_codec = endpoint.codecs(codecs)
         return WebSocketOptions(
             hub=hub,
             codecs=codecs,
+            cors=self._cors,
             make_outbox=partial(Outbox, marker=topic_marker if endpoint.gaps else None, losses=hub.losses),
             closing_for=partial(self._closing_for, endpoint.hooks),
             receive_codec=receive_codec,

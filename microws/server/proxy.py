@@ -114,6 +114,9 @@ def forwarded(scope: Scope, proxies: TrustedProxies) -> dict[str, Any]:
     if is_secure is not None:
         changes["scheme"] = ("ws" if scope["type"] == "websocket" else "http") + "s" * is_secure
     if host := _outer_host(scope, told.host, _last(fields, _PORT)):
+        if _is_of_this_machine(scope):
+            # A page in a browser on this machine can send X-Forwarded-Host too: see App(allowed_hosts=…).
+            changes["microws.received_host"] = _own_host(scope)
         changes["headers"] = [(b"host", host), *((name, value) for name, value in scope["headers"] if name != b"host")]
     if not scope.get("root_path") and (prefix := _clean_prefix(_last(fields, _PREFIX))):
         changes.update(_below(scope, prefix))
@@ -254,6 +257,11 @@ def _outer_host(scope: Scope, host: str, port: str) -> bytes | None:
 def _own_host(scope: Scope) -> bytes:
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     return hosts[0] if len(hosts) == 1 else b""
+
+
+def _is_of_this_machine(scope: Scope) -> bool:
+    address = _parse_address(scope["client"][0]) if scope.get("client") else None
+    return address is not None and address.is_loopback
 
 
 _SEGMENT: Final = r"/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z!$+:=@._~-]+"

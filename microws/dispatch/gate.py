@@ -1,0 +1,62 @@
+"""What stands in front of an app and its middleware: the hosts that it answers for, and CORS."""
+
+from collections.abc import Awaitable
+
+from microws.cors import CORS, RawHeaders
+from microws.dispatch.http import HTTPDispatcher
+from microws.dispatch.websocket import WebSocketDispatcher
+from microws.handshake import check_host
+from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
+from microws.responses import Response
+from microws.settings import AppSettings
+
+__all__ = ["guard"]
+
+
+def guard(
+    app: ASGIApplication, *, settings: AppSettings, http: HTTPDispatcher, websocket: WebSocketDispatcher
+) -> ASGIApplication:
+    """
+    ``app`` behind ``App(allowed_hosts=…)`` and ``App(origins=…)``; ``app`` itself where neither is set.
+
+    Args:
+        app: The app within its middleware, whose answers are looked at too.
+        settings: The app's.
+        http, websocket: Answer what is refused, and know the routes.
+    """
+    hosts, cors = settings.allowed_hosts, settings.cors
+    if hosts is None and cors is None:
+        return app
+
+    # No coroutine of its own: each one is in the way of each message.
+    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            return app(scope, receive, send)
+        headers = scope["headers"]
+        allow: RawHeaders = []
+        if cors is not None and kind == "http":
+            allow = cors.allow(headers)
+            send = _marking(cors, send, allow)
+        if hosts is not None:
+            refusal = check_host(headers, allowed=hosts, received=scope.get("microws.received_host"))
+            if refusal is not None and not (kind == "http" and http.is_health_check(scope)):
+                return (http if kind == "http" else websocket).refuse(scope, receive, send, refusal)
+        if cors is not None and allow and kind == "http" and scope["method"] == "OPTIONS":
+            answer = cors.answer_preflight(headers, http.methods_at(scope))
+            if answer is not None:
+                return Response(b"", 204, answer)(scope, receive, send)
+        return app(scope, receive, send)
+
+    return serve
+
+
+def _marking(cors: CORS, send: Send, allow: RawHeaders) -> Send:
+    """``send`` that adds CORS to the head of the answer."""
+
+    def send_marked(event: Event) -> Awaitable[None]:
+        if event["type"] == "http.response.start":
+            event = {**event, "headers": cors.mark(event.get("headers", ()), allow)}
+        return send(event)
+
+    return send_marked

@@ -34,7 +34,7 @@ from byte_client import (
     frame,
     upgrade,
 )
-from servers import HERE, PROGRAMS, failures, started
+from servers import HERE, failures, started
 
 MICROWS = ("microws-asyncio", "microws-uvloop")
 # Without a worker process besides, which would outlive the test.
@@ -299,7 +299,7 @@ def test_h14_a_client_that_answers_no_ping_is_dropped(program):
         client.wait_dropped(within=2)
 
 
-# H4, H5, H16, H17, H20: how a server begins and ends
+# H4, H5, H17, H20: how a server begins and ends
 
 
 @row("H4", "shutdown hangs while a WebSocket is open (asyncio/run.py:164-170)" if sys.version_info >= (3, 12) else None)

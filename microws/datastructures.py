@@ -3,9 +3,9 @@
 import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
-__all__ = ["URL", "Headers", "MultiDict", "State", "parse_options", "parse_query"]
+__all__ = ["URL", "Headers", "MultiDict", "State", "mask_secrets", "parse_options", "parse_query"]
 
 V_co = TypeVar("V_co", covariant=True)
 
@@ -148,7 +148,32 @@ class URL:
         return hash(str(self))
 
     def __repr__(self) -> str:
-        return f"URL({str(self)!r})"
+        return f"URL({mask_secrets(str(self))!r})"
+
+
+# Nearly every URL has none of these, and is not taken apart.
+_MAY_HOLD_SECRET = re.compile(r"token|ticket|key|secret|password|%", re.IGNORECASE)
+_SECRET = re.compile(r"(?:.*[^a-z0-9])?(?:token|ticket|key|secret|password)", re.IGNORECASE | re.DOTALL)
+
+
+def mask_secrets(url: str) -> str:
+    """
+    A URL or a request's target for the log: ``***`` stands for the value of each query parameter that is a secret.
+
+    The name tells: its last word is ``token``, ``ticket``, ``key``, ``secret`` or ``password``, as in ``access_token``
+    and ``api-key``, in any case and percent-encoded or not. A log is read by more people than may use a token.
+
+    Source: RFC 6750 §2.3 (``access_token`` in the query ends up in logs); CWE-532.
+    """
+    before, mark, query = url.partition("?")
+    if not query or not _MAY_HOLD_SECRET.search(query):
+        return url
+    return before + mark + "&".join([_masked(pair) for pair in query.split("&")])
+
+
+def _masked(pair: str) -> str:
+    name, _, value = pair.partition("=")
+    return f"{name}=***" if value and _SECRET.fullmatch(unquote_plus(name)) else pair
 
 
 class State:

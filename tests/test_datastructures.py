@@ -108,6 +108,28 @@ class TestURL:
         assert {url, "http://a/b"} == {url}
         assert repr(url) == "URL('http://a/b')"
 
+    @pytest.mark.parametrize(
+        ("query", "masked"),
+        [
+            ("token=a", "token=***"),
+            ("a=b&token=c&token=d%26&e", "a=b&token=***&token=***&e"),
+            ("Access_Token=a=b", "Access_Token=***"),
+            ("tok%65n=a&%74icket=b", "tok%65n=***&%74icket=***"),
+            ("x+key=a&api-key=b&user[password]=c", "x+key=***&api-key=***&user[password]=c"),
+            ("client.secret=a;b", "client.secret=***"),
+            # Not a secret by its name, or without a value.
+            ("monkey=a&tokens=b&q=token", "monkey=a&tokens=b&q=token"),
+            ("token=&key", "token=&key"),
+            # Only "&" divides: this is the parameter "a".
+            ("a=b;token=c", "a=b;token=c"),
+            ("%zz=%&%=%80", "%zz=%&%=%80"),
+        ],
+    )
+    def test_secrets_in_the_query_are_masked_for_people_to_read(self, query, masked):
+        url = URL(scheme="http", netloc="a", path="/token=/", query=query)
+        assert repr(url) == f"URL('http://a/token=/?{masked}')"
+        assert str(url) == f"http://a/token=/?{query}"
+
 
 class TestState:
     def test_what_was_set_can_be_read_and_deleted(self):

@@ -27,6 +27,7 @@ from microws.errors import FeatureUnavailable
 from microws.interfaces import Limits
 from microws.server.access_log import format_duration
 from microws.server.listening import tls_context
+from microws.server.logs import JSONFormatter, TextFormatter
 from microws.server.settings import Settings
 from microws.server.worker import choose_loop, run
 
@@ -93,6 +94,27 @@ async def test_the_access_log_can_be_turned_off(caplog):
     async with serving(echo, access_log=False) as served, httpx.AsyncClient() as client:
         await client.get(served.url)
     assert not [record for record in caplog.records if record.name == "microws.access"]
+
+
+@pytest.mark.parametrize("query", ["token=s3cret", "a=b&Acc%65ss_Token=s3cret", "ticket=%733cret&password=s3cret"])
+async def test_no_line_of_the_log_holds_a_secret_of_the_query(caplog, query, anyio_backend_name):
+    async def app(scope, receive, send):
+        if scope["type"] != "lifespan" and scope["path"] == "/raises":
+            raise LookupError
+        if scope["type"] != "lifespan" and scope["path"] == "/echo":
+            await echo(scope, receive, send)
+
+    for server in ("hypercorn",) if anyio_backend_name == "trio" else ("hypercorn", "uvicorn"):
+        async with serving(app, server=server) as served, httpx.AsyncClient() as client:
+            for path in ("/echo", "/raises", "/is_silent"):
+                await client.get(f"{served.url}{path}?{query}")
+                async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+                    await RawWebSocket(stream).handshake(f"{path}?{query}")
+    access = [record.access["path"] for record in caplog.records if record.name == "microws.access"]
+    assert access
+    assert all(path.endswith("=***") for path in access)
+    for formatter in (TextFormatter(), JSONFormatter()):
+        assert "3cret" not in "".join(formatter.format(record) for record in caplog.records)
 
 
 async def test_a_path_cannot_write_a_log_line_of_its_own(caplog):

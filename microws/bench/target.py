@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import final
 from urllib.parse import quote, urlsplit
 
+from microws.datastructures import mask_secrets
+
 __all__ = ["Target"]
 
 _PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
@@ -18,7 +20,7 @@ class Target:
     One URL, taken apart.
 
     Attributes:
-        url: As it was given.
+        url: As it was given, with secrets in the query masked.
         scheme: ``ws``, ``wss``, ``http`` or ``https``.
         host: A name or an address, without brackets.
         port: As given, or the scheme's.
@@ -67,7 +69,7 @@ class Target:
             f"?{quote(parts.query, safe=_UNCHANGED)}" if parts.query else ""
         )
         return cls(
-            url=url,
+            url=mask_secrets(url),
             scheme=parts.scheme,
             host=name,
             port=port or _PORTS[parts.scheme],

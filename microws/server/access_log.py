@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Final, NamedTuple, Protocol
 
+from microws.datastructures import mask_secrets
 from microws.interfaces import Scope
 
 __all__ = ["AccessLog", "Ending", "format_duration", "log_access", "log_nothing", "request_line"]
@@ -32,7 +33,8 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
 
     At debug level where a probe got what it wants to hear: it comes every second, and somebody reads the log.
 
-    The path is the one on the wire: percent-encoded, so that no client can write a line of its own.
+    The path is the one on the wire: percent-encoded, so that no client can write a line of its own. Secrets in the
+    query are masked, as ``mask_secrets`` says.
 
     Args:
         scope: Its ASGI scope.
@@ -70,7 +72,9 @@ def format_duration(milliseconds: float) -> str:
 
 
 def request_line(scope: Scope) -> str:
-    """``GET /path?query HTTP/1.1``, the path as on the wire; ``WebSocket`` stands for the method of a handshake."""
+    """
+    ``GET /path?query HTTP/1.1``, the path as on the wire, secrets in the query masked; ``WebSocket`` stands for the method of a handshake.
+    """
     return f"{_method(scope)} {_target(scope)} HTTP/{scope.get('http_version', '1.1')}"
 
 
@@ -81,7 +85,7 @@ def _method(scope: Scope) -> str:
 def _target(scope: Scope) -> str:
     query: bytes = scope["query_string"]
     target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
-    text = target.decode("latin-1")
+    text = mask_secrets(target.decode("latin-1"))
     return text if text.isascii() and text.isprintable() else text.encode("unicode_escape").decode()
 
 

@@ -79,6 +79,10 @@ class App:
         hub: The backplane. Default ``"memory"``, for one process.
         redirect_slashes: Answer 308 where only the other slash form of a path exists. Default: yes.
         debug: Show unexpected errors to clients. Default: no.
+        json_default: Called with each value that JSON has no form for, such as a ``Decimal``, a set or a pydantic
+            model, in what views return, ``ws.send``, ``publish``, ``JSONResponse`` and ``ServerSentEvent``. It returns
+            a value that JSON has a form for, or raises ``TypeError``, as the ``default`` of ``json.dumps``. Default:
+            each of these is a ``TypeError``.
         templates: Directory of the templates, relative to the file that creates the app.
 
     Raises:
@@ -103,6 +107,7 @@ class App:
         hub: str = "memory",
         redirect_slashes: bool = True,
         debug: bool = False,
+        json_default: Callable[[Any], Any] | None = None,
         templates: str | Path = "templates",
     ) -> None:
         # First of all: so far the arguments are the only local names.
@@ -115,7 +120,7 @@ class App:
         self._hooks = Hooks()
         self._lifespan = Lifespan()
         self._middleware = Middleware()
-        self._codecs = Codecs()
+        self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub)
         self.spans_processes = self._hub.spans_processes
@@ -176,14 +181,14 @@ class App:
             name: For ``url_for``; by default the view's own.
 
         Raises:
-            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it, such
-                as ``q: str`` where the ``Request`` is passed or ``x: str`` for ``{x:int}``.
+            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it
+                (``q: str`` where the ``Request`` is passed, or ``x: str`` for ``{x:int}``).
         """
         self._check_registering()
         bound = bind_view(view, Pattern.parse(pattern, self._router.converters), kind="http")
         self._router.add(
             pattern,
-            HTTPEndpoint(self._hooks, bound),
+            HTTPEndpoint(self._hooks, bound, view),
             kind="http",
             methods=methods,
             name=name,
@@ -241,6 +246,7 @@ class App:
             endpoint = WebSocketEndpoint(
                 hooks=self._hooks,
                 view=bind_view(view, parsed, kind="websocket"),
+                function=view,
                 receive_type=value_type if receive_type is None else receive_type,
                 send_type=value_type if send_type is None else send_type,
                 subprotocols=subprotocols,

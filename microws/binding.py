@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from inspect import Parameter
 from string import Formatter
-from types import MethodType, NoneType, SimpleNamespace, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, NewType, TypeAlias, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import anyio.to_thread
 
+from microws.callables import LRU_CACHE, function_of, layers_of, name_of
 from microws.errors import RoutingError
 from microws.hub import check_topic
 from microws.interfaces import BoundView
@@ -26,9 +27,6 @@ _Call: TypeAlias = Callable[[Any, dict[str, Any]], Any]
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
 _CONNECTIONS: dict[str, type[Any]] = {"http": Request, "websocket": WebSocket}
-_LRU_CACHE = type(lru_cache(lambda: None))
-# A decorator within a decorator; an object whose __wrapped__ is itself must not be followed without end.
-_MAX_LAYERS = 50
 # What a query or a path holds: an annotation with one of these asks for such a value, and never for the connection.
 _PLAIN = frozenset({str, bytes, int, float, complex, bool, UUID, NoneType})
 
@@ -54,11 +52,11 @@ def bind_view(view: Callable[..., Any], pattern: Pattern, *, kind: Kind) -> Boun
             ``async def`` view in ``functools.lru_cache``.
         RoutingError: The signature, or an annotation in it, does not fit the pattern.
     """
-    name = _name(view)
+    name = name_of(view)
     if isinstance(view, type) or not callable(view):
         raise TypeError(f"a view is a function, or an object with __call__; {pattern.text!r} was given {view!r}")
-    layers = _layers(view)
-    functions = [_function(layer) for layer in layers]
+    layers = layers_of(view)
+    functions = [function_of(layer) for layer in layers]
     if inspect.isasyncgenfunction(functions[0]) or inspect.isgeneratorfunction(functions[0]):
         raise TypeError(
             f"the view {name} of {pattern.text!r} has a `yield`: a view returns what it answers; for a stream, return "
@@ -67,7 +65,7 @@ def bind_view(view: Callable[..., Any], pattern: Pattern, *, kind: Kind) -> Boun
     is_async = [inspect.iscoroutinefunction(function) for function in functions]
     if kind == "websocket" and not any(is_async):
         raise TypeError(f"the WebSocket view {name} of {pattern.text!r} must be `async def`: it waits for messages")
-    if any(is_async) and any(isinstance(function, _LRU_CACHE) for function in functions[: is_async.index(True)]):
+    if any(is_async) and any(isinstance(function, LRU_CACHE) for function in functions[: is_async.index(True)]):
         raise TypeError(
             f"the view {name} of {pattern.text!r} is an `async def` in functools.lru_cache, which would return the "
             "same coroutine twice: cache the value inside the view"
@@ -102,42 +100,6 @@ async def _call_in_thread(call: _Call, connection: Any, params: dict[str, Any]) 
     return await result if inspect.isawaitable(result) else result
 
 
-# Layers: a view, what it wraps, what that wraps, and so on down to the function that was written
-
-
-def _layers(view: Any) -> list[Any]:
-    layers = [view]
-    while len(layers) < _MAX_LAYERS and (wrapped := _wrapped(layers[-1])) is not None:
-        layers.append(wrapped)
-    return layers
-
-
-def _wrapped(view: Any) -> Any:
-    """What a decorator that uses ``functools.wraps`` has put into ``view``, called the same way; or ``None``."""
-    if isinstance(view, partial):
-        wrapped = _wrapped(view.func)
-        return None if wrapped is None else partial(wrapped, *view.args, **view.keywords)
-    if isinstance(view, MethodType):
-        wrapped = _wrapped(view.__func__)
-        return None if wrapped is None else MethodType(wrapped, view.__self__)
-    wrapped = getattr(view, "__wrapped__", None)
-    if wrapped is None and not inspect.isroutine(view):
-        # An object whose class has decorated its __call__.
-        call = getattr(view, "__call__", None)  # noqa: B004
-        wrapped = _wrapped(call) if isinstance(call, MethodType) else None
-    return wrapped if callable(wrapped) else None
-
-
-def _function(view: Any) -> Any:
-    """What runs when ``view`` is called, behind ``functools.partial`` and ``__call__``."""
-    while isinstance(view, partial | MethodType):
-        view = view.func if isinstance(view, partial) else view.__func__
-    if inspect.isroutine(view) or isinstance(view, _LRU_CACHE):
-        return view
-    call = getattr(view, "__call__", view)  # noqa: B004
-    return _function(call) if isinstance(call, MethodType) else call
-
-
 def _parameters(view: Any) -> list[Parameter]:
     try:
         return list(inspect.signature(view, follow_wrapped=False).parameters.values())
@@ -167,7 +129,7 @@ class _Signature:
             )
         ]
         self.begins_with_connection = not parameters or parameters[0].name not in pattern.parameters
-        self.globals: dict[str, Any] = getattr(_function(layer), "__globals__", {})
+        self.globals: dict[str, Any] = getattr(function_of(layer), "__globals__", {})
 
 
 def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: Kind) -> str | None:
@@ -339,7 +301,3 @@ def bind_topics(subscribe: str | Sequence[str] | None, pattern: Pattern) -> tupl
 
 def _no_topic(value: object) -> TypeError:
     return TypeError(f'subscribe takes topics such as "chat:{{room}}", not {value!r}')
-
-
-def _name(view: Any) -> str:
-    return getattr(view, "__name__", None) or repr(view)

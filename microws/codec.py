@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
+from functools import partial
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ import orjson
 
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
 from microws.interfaces import BYTES_LIKE, Codec, Frame, Payload
+from microws.json_default import JSONDefault, dump_converted
 
 __all__ = ["AUTO", "BYTES", "JSON", "MAX_DEPTH", "TEXT", "Codecs", "MessageCodec", "dumps_json", "loads_json"]
 
@@ -20,13 +22,15 @@ __all__ = ["AUTO", "BYTES", "JSON", "MAX_DEPTH", "TEXT", "Codecs", "MessageCodec
 MAX_DEPTH = 1024
 
 
-def dumps_json(value: Any) -> bytes:
+def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
     """
     ``value`` as JSON in UTF-8, exactly or not at all.
 
     Args:
         value: What orjson takes by itself: ``dict`` with ``str`` keys, ``list``, ``tuple``, ``str``, ``int``,
             ``float``, ``bool``, ``None``, dataclasses, enums, dates, times and UUIDs.
+        default: Makes such a value of any other, or raises ``TypeError``. Default: that of the app which serves the
+            request or WebSocket.
 
     Raises:
         TypeError: It holds a type that JSON has no form for, or a key that is no ``str``.
@@ -39,7 +43,7 @@ def dumps_json(value: Any) -> bytes:
         data = orjson.dumps(value)
     except TypeError:
         # Also for what JSON can carry: integers beyond 64 bits, a depth over 254. And it never says where.
-        return _dumps_slowly(value)
+        return dump_converted(value, default, dump=_dumps_slowly)
     # orjson writes NaN and Infinity as null. (`find`, because `in` takes twice as long on bytes.)
     if data.find(b"null") >= 0 and _holds_non_finite(value):
         return _dumps_slowly(value)
@@ -156,7 +160,7 @@ def _dumps_scalar(value: Any, where: _Where) -> bytes:
     except TypeError:
         raise TypeError(
             f"{_path(where)} is of type {type(value).__name__}, which JSON has no form for; "
-            "send dict, list, str, int, float, bool or None"
+            "send dict, list, str, int, float, bool or None, or convert it with App(json_default=…)"
         ) from None
 
 
@@ -306,8 +310,11 @@ class _Auto(_Text):
 class _JSON(MessageCodec):
     name = "json"
 
+    def __init__(self, default: JSONDefault | None = None) -> None:
+        self._default = default
+
     def encode(self, value: Any) -> str | bytes:
-        return dumps_json(value).decode()
+        return dumps_json(value, self._default).decode()
 
     def decode(self, payload: str | bytes) -> Any:
         return loads_json(_expect_text(payload))
@@ -377,12 +384,17 @@ class _AddedJSON(_Added):
 
 
 class Codecs:
-    """The codecs that an app knows by name. ``"json"`` may be replaced, for published values too."""
+    """
+    The codecs that an app knows by name. ``"json"`` may be replaced, for published values too.
 
-    def __init__(self) -> None:
-        self._by_name = {codec.name: codec for codec in (TEXT, BYTES, JSON, AUTO)}
+    Args:
+        json_default: What ``dumps_json`` takes as ``default``.
+    """
+
+    def __init__(self, json_default: JSONDefault | None = None) -> None:
+        self._by_name = {each.name: each for each in (TEXT, BYTES, _JSON(json_default) if json_default else JSON, AUTO)}
         self._added: set[str] = set()
-        self._dump_json = dumps_json
+        self._dump_json: Callable[[Any], bytes] = partial(dumps_json, default=json_default)
 
     def add(self, name: str, codec: Codec) -> None:
         """
@@ -400,7 +412,7 @@ class Codecs:
             raise ValueError('a codec needs a name, such as "cbor"')
         if name in self._added:
             raise ValueError(f"the codec {_cut(name)} was added before; give the second one another name")
-        if name in _BUILT_IN:
+        if name in ("text", "bytes", "auto", "msgpack"):
             raise ValueError(f'{name!r} is built in and only "json" may be replaced; use another name')
         if not all(callable(getattr(codec, method, None)) for method in ("encode", "decode")):
             raise TypeError(f"a codec has the methods encode and decode; {_cut(codec)} has not")
@@ -408,12 +420,10 @@ class Codecs:
         if getattr(codec, "frames", None) not in expected:
             choice = " or ".join(f'"{frames}"' for frames in expected)
             raise ValueError(f"the codec {_cut(name)} needs an attribute frames = {choice}")
-        if name == "json":
-            replacement = _AddedJSON(name, codec, load_json=self._load_json)
-            self._by_name[name] = replacement
-            self._dump_json = replacement.dump
-        else:
-            self._by_name[name] = _Added(name, codec, load_json=self._load_json)
+        added = (_AddedJSON if name == "json" else _Added)(name, codec, load_json=self._load_json)
+        if isinstance(added, _AddedJSON):
+            self._dump_json = added.dump
+        self._by_name[name] = added
         self._added.add(name)
 
     def get(self, value_type: Any) -> MessageCodec:
@@ -458,9 +468,6 @@ class Codecs:
 
     def _load_json(self, text: str) -> Any:
         return self._by_name["json"].decode(text)
-
-
-_BUILT_IN = frozenset({"text", "bytes", "auto", "msgpack"})
 
 
 def _expect_text(payload: str | bytes) -> str:

@@ -62,7 +62,7 @@ class Health:
         """
         for pattern, view in ((live, self._live), (ready, self._ready)):
             parsed = Pattern.parse(pattern, router.converters)
-            endpoint = HTTPEndpoint(Hooks(), bind_view(view, parsed, kind="http"), is_health_check=True)
+            endpoint = HTTPEndpoint(Hooks(), bind_view(view, parsed, kind="http"), view, is_health_check=True)
             router.add(pattern, endpoint, kind="http", methods=("GET",))
 
     async def _live(self, request: Request) -> Response:

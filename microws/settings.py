@@ -9,6 +9,7 @@ from microws.closing import check_close
 from microws.cors import CORS
 from microws.handshake import check_hosts_setting, check_origins_setting
 from microws.interfaces import Limits
+from microws.json_default import JSONDefault, check_json_default
 
 __all__ = ["AppSettings"]
 
@@ -35,6 +36,7 @@ class AppSettings:
     error_close_code: int
     hub: str
     debug: bool
+    json_default: JSONDefault | None
 
     def __post_init__(self) -> None:
         for name in ("max_message_size", "max_fragments", "receive_queue"):
@@ -48,6 +50,8 @@ class AppSettings:
             raise TypeError(f"compression is True or False, not {self.compression!r}")
         if not isinstance(self.hub, str):
             raise TypeError(f'hub is the name of a backplane, such as "memory", not {self.hub!r}')
+        if self.json_default is not None:
+            check_json_default(self.json_default)
         object.__setattr__(self, "origins", check_origins_setting(self.origins))
         object.__setattr__(self, "allowed_hosts", check_hosts_setting(self.allowed_hosts))
 

@@ -1,14 +1,16 @@
 """What stands behind a route, and what a view returns as a response."""
 
 import inspect
-from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
+from microws.callables import describe
 from microws.codec import Codecs, MessageCodec
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
 from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView
+from microws.json_default import JSON_DEFAULT
 from microws.responses import JSONResponse, Response
 
 __all__ = [
@@ -42,10 +44,18 @@ class WebSocketRouteOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class HTTPEndpoint:
-    """What stands behind an HTTP route, and whether ``App.health`` has registered it."""
+    """
+    What stands behind an HTTP route.
+
+    Attributes:
+        view: Bound to the pattern.
+        function: The view as it was registered.
+        is_health_check: Whether ``App.health`` has registered it.
+    """
 
     hooks: Hooks
     view: BoundView
+    function: Callable[..., Any]
     is_health_check: bool = False
 
 
@@ -68,6 +78,7 @@ class WebSocketEndpoint:
 
     hooks: Hooks
     view: BoundView
+    function: Callable[..., Any]
     receive_type: Any
     send_type: Any
     subprotocols: Sequence[str]
@@ -94,12 +105,17 @@ class WebSocketEndpoint:
         return known.get(self.receive_type), known.get(self.send_type)
 
 
-def to_response(value: Any) -> Response:
+def to_response(value: Any, source: Callable[..., Any]) -> Response:
     """
     What a view returned, as a response.
 
     ``str`` is HTML; ``dict``, ``list`` and dataclasses are JSON; ``bytes`` are sent as they are; ``None`` is 204;
-    ``(body, status)``, ``(body, status, headers)`` and ``(body, headers)`` say more; a ``Response`` is itself.
+    ``(body, status)``, ``(body, status, headers)`` and ``(body, headers)`` say more; a ``Response`` is itself. Anything
+    else is JSON where the app has a ``json_default``.
+
+    Args:
+        value: What was returned.
+        source: The view, hook or error handler that returned it, which the error names.
 
     Raises:
         TypeError: Anything else.
@@ -107,19 +123,25 @@ def to_response(value: Any) -> Response:
     """
     if isinstance(value, Response):
         return value
-    if not isinstance(value, tuple):
-        return _to_response(value, 204 if value is None else 200, None)
-    match value:
-        case (body, int(status)) if not isinstance(status, bool):
-            return _to_response(body, status, None)
-        case (body, int(status), headers) if not isinstance(status, bool):
-            return _to_response(body, status, headers)
-        case (body, Mapping() | list() as headers):
-            return _to_response(body, 204 if body is None else 200, headers)
-    raise TypeError(
-        "a tuple that a view returns is (body, status), (body, status, headers) or (body, headers), not "
-        f"({', '.join(type(item).__name__ for item in value)})"
-    )
+    try:
+        if not isinstance(value, tuple):
+            return _to_response(value, 204 if value is None else 200, None)
+        match value:
+            case (body, int(status)) if not isinstance(status, bool):
+                return _to_response(body, status, None)
+            case (body, int(status), headers) if not isinstance(status, bool):
+                return _to_response(body, status, headers)
+            case (body, Mapping() | list() as headers):
+                return _to_response(body, 204 if body is None else 200, headers)
+        raise TypeError(
+            "a tuple that a view returns is (body, status), (body, status, headers) or (body, headers), not "
+            f"({', '.join(type(item).__name__ for item in value)})"
+        )
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        # An error of the app's own json_default keeps its traceback; one of ours has none worth reading.
+        cause = None if JSON_DEFAULT.get() is None else error
+        raise kind(f"{describe(source)} returned what cannot be sent: {error}") from cause
 
 
 def _to_response(body: Any, status: int, headers: Any) -> Response:
@@ -136,15 +158,22 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):
         raise TypeError("a Response has its own status and headers: return it alone")
+    hint = _instead_of(body)
+    if hint is None and JSON_DEFAULT.get() is not None:
+        return JSONResponse(body, status, headers)
+    hint = hint or "; return it as dict or list, or convert it with App(json_default=…)"
     raise TypeError(
         "a view returns str, bytes, dict, list, a dataclass, None, a tuple or a Response, "
-        f"not {type(body).__name__}{_instead_of(body)}"
+        f"not {type(body).__name__}{hint}"
     )
 
 
-def _instead_of(body: Any) -> str:
+def _instead_of(body: Any) -> str | None:
+    """What to return in place of ``body``, or ``None`` where ``json_default`` may convert it."""
     if inspect.isawaitable(body):
         return "; write `await` before the call that made it"
     if isinstance(body, AsyncIterable | Iterator):
         return "; to send what it gives, return StreamingResponse(…) or EventStream(…) around it"
-    return ""
+    if isinstance(body, int | float | type):
+        return "; return it as str, or in a JSONResponse"
+    return None

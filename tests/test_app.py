@@ -82,6 +82,7 @@ class TestSettings:
             "hub": "memory",
             "redirect_slashes": True,
             "debug": False,
+            "json_default": None,
             "templates": "templates",
         }
 

@@ -16,8 +16,8 @@ PACKAGE = PROJECT / "microws"
 # The same table, with the job of each module, stands in CONTRIBUTING.md. A name with a slash is a package, which may
 # import within itself.
 FLOORS = {
-    0: "interfaces errors closing datastructures version",
-    1: "codec cookies deflate forms framing/ handshake routing/ state",
+    0: "interfaces errors closing datastructures json_default version",
+    1: "callables codec cookies deflate forms framing/ handshake routing/ state",
     2: "backplanes/ bench/ cors outbox/ requests responses server/ sse tasks templates testing/",
     3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",

@@ -1,12 +1,16 @@
 """What a view returns as a response."""
 
+import functools
+import json
+import re
 from dataclasses import dataclass
+from decimal import Decimal
 from http import HTTPStatus
 
 import pytest
-from asking import ask
+from asking import ask, ask_websocket
 
-from microws import App, JSONResponse, Response
+from microws import App, EventStream, JSONResponse, Response, ServerSentEvent, WebSocketRejected
 from microws.views import to_response
 
 pytestmark = pytest.mark.anyio
@@ -16,6 +20,10 @@ pytestmark = pytest.mark.anyio
 class Point:
     x: int
     y: int
+
+
+def page():
+    """The view that has returned."""
 
 
 HTML = "text/html; charset=utf-8"
@@ -48,22 +56,23 @@ class TestReturnValues:
         ],
     )
     def test_each_kind_of_value_has_its_status_and_type(self, value, status, content_type, body):
-        response = to_response(value)
+        response = to_response(value, page)
         assert (response.status, response.headers.get("content-type"), response.body) == (status, content_type, body)
 
     def test_headers_are_kept_in_number(self):
-        response = to_response(("x", 200, [("set-cookie", "a=1"), ("set-cookie", "b=2")]))
+        response = to_response(("x", 200, [("set-cookie", "a=1"), ("set-cookie", "b=2")]), page)
         assert response.headers.getlist("set-cookie") == ["a=1", "b=2"]
 
     def test_a_response_is_itself(self):
         response = Response("x")
-        assert to_response(response) is response
+        assert to_response(response, page) is response
 
     @pytest.mark.parametrize(
         ("value", "complaint"),
         [
-            (5, "not int$"),
-            (object(), "not object$"),
+            (5, "not int; return it as str, or in a JSONResponse$"),
+            (object(), r"not object; return it as dict or list, or convert it with App\(json_default=…\)$"),
+            ({1}, "not set; return it as dict or list, or convert it"),
             (iter([1]), r"return StreamingResponse\(…\) or EventStream\(…\) around it"),
             (App().stream("chat"), r"return StreamingResponse\(…\) or EventStream\(…\) around it"),
             (Point, "not type"),
@@ -77,7 +86,19 @@ class TestReturnValues:
     )
     def test_anything_else_is_a_type_error_that_says_what_to_return(self, value, complaint):
         with pytest.raises(TypeError, match=complaint):
-            to_response(value)
+            to_response(value, page)
+
+    def test_the_error_names_the_view_its_file_and_its_line(self):
+        line = page.__code__.co_firstlineno
+        for value, problem in (({1}, "a view returns str"), ({"a": {1}}, "$.a is of type set")):
+            with pytest.raises(
+                TypeError, match=re.escape(f"page ({__file__}:{line}) returned what cannot be sent: {problem}")
+            ):
+                to_response(value, page)
+        with pytest.raises(
+            ValueError, match=re.escape(f"page ({__file__}:{line}) returned what cannot be sent: $[0] is nan")
+        ):
+            to_response([float("nan")], functools.partial(page))
 
     async def test_what_was_not_waited_for_says_so(self):
         async def text():
@@ -85,13 +106,195 @@ class TestReturnValues:
 
         text = text()
         with pytest.raises(TypeError, match=r"not coroutine; write `await` before the call that made it$"):
-            to_response(text)
+            to_response(text, page)
         text.close()
 
     @pytest.mark.parametrize("value", [("x", 99), ("x", 600), ("x", 200, {"a\n": "b"}), ("x", {"a": "b\r\nc: d"})])
     def test_a_bad_status_or_header_is_a_value_error(self, value):
         with pytest.raises(ValueError, match=r"status|header"):
-            to_response(value)
+            to_response(value, page)
+
+
+@dataclass
+class Order:
+    """Holds what JSON has no form for."""
+
+    price: Decimal
+
+
+class Model:
+    """As pydantic's and SQLAlchemy's: none of JSON's types."""
+
+    def __init__(self, **fields):
+        self.fields = fields
+
+
+def to_json(value):
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Model):
+        return value.fields
+    if isinstance(value, set):
+        return sorted(value)
+    raise TypeError(f"no rule for {type(value).__name__}")
+
+
+MODEL = Model(tags={"b", "a"}, order=Order(Decimal("1.50")))
+AS_JSON = '{"tags":["a","b"],"order":{"price":"1.50"}}'
+
+
+async def failure_of(app, view, *, inside=None):
+    """What the app's error handler gets, where the app is perhaps mounted inside another."""
+    errors = []
+    app.error_handler(Exception)(lambda request, error: errors.append(error))
+    app.add_route(view, "/")
+    if inside is not None:
+        inside.mount("/other", app)
+    await ask(inside or app, "/other/" if inside else "/")
+    return errors[0]
+
+
+class TestJSONDefault:
+    @pytest.mark.parametrize(
+        ("answer", "status"),
+        [
+            (lambda: MODEL, 200),
+            (lambda: (MODEL, 201), 201),
+            (lambda: {"tags": {"b", "a"}, "order": Order(Decimal("1.50"))}, 200),
+            (lambda: JSONResponse(MODEL, 202), 202),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["view", "thread", "before", "after", "handler"])
+    async def test_http_answers_with_it_wherever_the_answer_is_made(self, answer, status, place):
+        app = App(json_default=to_json)
+
+        @app.get("/view")
+        async def view():
+            return answer()
+
+        @app.get("/thread")
+        def plain_view():
+            return answer()
+
+        @app.get("/{name}")
+        async def other(name):
+            raise LookupError(name)
+
+        @app.error_handler(LookupError)
+        async def handler(request, error):
+            return answer()
+
+        @app.before_request
+        async def before(request):
+            return answer() if request.path == "/before" else None
+
+        @app.after_request
+        async def after(request, response):
+            return answer() if request.path == "/after" else None
+
+        response = await ask(app, f"/{place}")
+        assert (response.status, response.text) == (status, AS_JSON)
+
+    async def test_messages_and_publishes_and_events_and_refusals_too(self):
+        app = App(json_default=to_json)
+
+        @app.websocket_route("/", value_type="json", subscribe="topic")
+        async def view(ws):
+            if "refused" in ws.query:
+                await ws.reject(403, {"model": MODEL})
+            async with ws:
+                await ws.send(MODEL)
+                await ws.publish("topic", MODEL)
+                await app.publish("topic", MODEL)
+                await ws.send_json(MODEL)
+                await ws.receive()
+
+        @app.get("/events")
+        async def events():
+            async def source():
+                yield MODEL
+                yield ServerSentEvent(MODEL)
+
+            return EventStream(source())
+
+        async with app.test_client() as client:
+            async with client.websocket("/") as ws:
+                assert [await ws.receive() for _ in range(3)] == [json.loads(AS_JSON)] * 3
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/?refused"):
+                    pass
+            assert caught.value.body.decode() == f'{{"model":{AS_JSON}}}'
+            assert (await client.get("/events")).text.count(f"data: {AS_JSON}\n") == 2
+
+    async def test_a_background_task_publishes_with_it(self):
+        app = App(json_default=to_json)
+
+        @app.websocket_route("/", subscribe="topic")
+        async def view(ws):
+            async with ws:
+                app.start_soon(app.publish, "topic", MODEL)
+                await ws.receive()
+
+        assert await ask_websocket(app) == AS_JSON
+
+    @pytest.mark.parametrize(
+        ("value", "problem"),
+        [
+            ({"a": [object()]}, "$.a[0] is of type object, which JSON has no form for"),
+            ({"x": {float("nan")}}, "$.x[0] is nan"),
+            ({Decimal(1): 1}, "$ has a key of type Decimal"),
+            ((i for i in "ab"), "not generator; to send what it gives"),
+        ],
+    )
+    async def test_what_it_does_not_convert_is_refused_as_without_it(self, value, problem):
+        error = await failure_of(App(json_default=to_json), lambda: value)
+        assert re.search(r"<lambda> \(.*test_views\.py:\d+\) returned what cannot be sent: ", str(error))
+        assert problem in str(error)
+
+    @pytest.mark.parametrize("kind", [TypeError, ValueError, LookupError])
+    async def test_its_own_error_is_the_cause(self, kind):
+        def broken(value):
+            raise kind("from within")
+
+        error = await failure_of(App(json_default=broken), lambda: {"a": MODEL})
+        causes = [error, error.__cause__, error.__cause__ and error.__cause__.__cause__]
+        assert "from within" in [cause and cause.args[0] for cause in causes]
+
+    async def test_one_that_returns_what_it_was_given_ends(self):
+        error = await failure_of(App(json_default=lambda value: value), lambda: {"a": MODEL})
+        assert str(error).endswith("json_default returned Model, which JSON has no form for either")
+
+    async def test_a_value_that_holds_itself_ends(self):
+        value = [MODEL]
+        value.extend([value, value])
+        error = await failure_of(App(json_default=to_json), lambda: value)
+        assert str(error).endswith("this is deeper, or holds itself")
+
+    async def test_another_app_that_is_mounted_does_not_have_it(self):
+        app = App(json_default=to_json)
+        error = await failure_of(App(), lambda: {"a": MODEL}, inside=app)
+        assert "$.a is of type Model" in str(error)
+
+    async def test_it_is_called_once_for_each_value(self):
+        calls = []
+
+        def default(value):
+            calls.append(value)
+            return [None, 2**64]
+
+        app = App(json_default=default)
+        app.add_route(lambda: {"a": MODEL}, "/")
+        assert (await ask(app)).text == '{"a":[null,18446744073709551616]}'
+        assert calls == [MODEL]
+
+    @pytest.mark.parametrize("value", ["str", 5])
+    def test_one_that_is_no_plain_function_is_refused(self, value):
+        async def coroutine(value):
+            return value
+
+        for default in (value, coroutine):
+            with pytest.raises(TypeError, match="json_default is a plain function of one value"):
+                App(json_default=default)
 
 
 class TestThroughTheApp:

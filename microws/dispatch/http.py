@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Final
 
 import anyio
 
@@ -12,6 +12,7 @@ from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
 from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
+from microws.json_default import JSON_DEFAULT
 from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
@@ -66,13 +67,14 @@ class HTTPDispatcher:
                     request.path_params = found.params
                 endpoint: HTTPEndpoint = found.route.endpoint
                 hooks = endpoint.hooks
+                if self._settings.json_default is not None:
+                    JSON_DEFAULT.set(self._settings.json_default)
                 try:
                     if method not in SAFE_METHODS:
                         self._check_origin(request)
-                    returned = await self._call_before(request, hooks) if hooks.before_request.chain else None
-                    if returned is None:
-                        returned = await endpoint.view(request, found.params)
-                    response = to_response(returned)
+                    response = await self._call_before(request, hooks) if hooks.before_request.chain else None
+                    if response is None:
+                        response = to_response(await endpoint.view(request, found.params), endpoint.function)
                 except Exception as error:
                     response = await self._answer(answer, error, hooks)
                 if hooks.after_request.chain:
@@ -122,19 +124,19 @@ class HTTPDispatcher:
         raise_refusal(check_request_origin(request.method, request.headers, allowed=origins), request.path)
 
     @staticmethod
-    async def _call_before(request: Request, hooks: Hooks) -> Any:
-        """What the hooks before the view return; anything but ``None`` is the answer in its place."""
+    async def _call_before(request: Request, hooks: Hooks) -> Response | None:
+        """The answer of the first hook before the view that returns one."""
         for hook in hooks.before_request.chain:
             result = await call_hook(hook, request)
             if result is not None:
-                return result
+                return to_response(result, hook)
         return None
 
     async def _call_after(self, answer: "_Answer", response: Response, hooks: Hooks) -> Response:
         for hook in reversed(hooks.after_request.chain):
             try:
                 replaced = await call_hook(hook, answer.request, response)
-                response = response if replaced is None else to_response(replaced)
+                response = response if replaced is None else to_response(replaced, hook)
             except Exception as error:
                 response = await self._answer(answer, error, hooks)
         return response
@@ -145,7 +147,7 @@ class HTTPDispatcher:
         response = None
         if handler is not None:
             try:
-                response = to_response(await call_hook(handler, request, error))
+                response = to_response(await call_hook(handler, request, error), handler)
             except Exception as failure:
                 error = error_of(failure)
         if response is None:

@@ -17,6 +17,7 @@ from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
 from microws.hub import Hub, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
+from microws.json_default import JSON_DEFAULT
 from microws.outbox import Outbox
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
@@ -125,6 +126,8 @@ class WebSocketDispatcher:
                     assert isinstance(found, Exception)
                     unexpected = await self._answer(ws, error=found, hooks=self._hooks)
                 else:
+                    if self._settings.json_default is not None:
+                        JSON_DEFAULT.set(self._settings.json_default)
                     try:
                         if has_header(scope, b"origin"):
                             self._check_origin(ws, endpoint)
@@ -133,7 +136,7 @@ class WebSocketDispatcher:
                                 await self._subscribe(ws, endpoint.topics)
                             returned = await endpoint.view(ws, params)
                             if returned is not None and not (ws.accepted or ws.closed):
-                                await _reject_with(ws, to_response(returned))
+                                await _reject_with(ws, to_response(returned, endpoint.function))
                     except Exception as error:
                         unexpected = await self._answer(ws, error=error, hooks=endpoint.hooks)
                     finally:
@@ -182,7 +185,7 @@ class WebSocketDispatcher:
             if result is not None and not ws.closed:
                 if ws.accepted:
                     raise RuntimeError("a hook that has accepted ends the connection by ws.close(), not by return")
-                await _reject_with(ws, to_response(result))
+                await _reject_with(ws, to_response(result, hook))
             if ws.closed:
                 return False
         return True
@@ -221,7 +224,7 @@ class WebSocketDispatcher:
             try:
                 answer = await call_hook(handler, ws, error)
                 if answer is not None and not (ws.accepted or ws.closed):
-                    await _reject_with(ws, to_response(answer))
+                    await _reject_with(ws, to_response(answer, handler))
             except Exception as failure:
                 unexpected = await self._answer(ws, error=failure, hooks=_NO_HOOKS)
         if handler is not None and ws.closed:

@@ -20,6 +20,7 @@ __all__ = [
     "check_origins_setting",
     "check_request_origin",
     "choose_subprotocol",
+    "explain_no_subprotocol",
     "is_allowed_origin",
 ]
 
@@ -203,6 +204,23 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
     return next((subprotocol for subprotocol in supported if subprotocol in offered), None)
 
 
+def explain_no_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str:
+    """
+    For the log, where a client offers subprotocols and none is accepted: a browser then fails the connection.
+
+    Args:
+        offered: Those of the client. What follows ``bearer`` in them is not shown, because it is a token: a page can
+            set no other header.
+        supported: Those of the route.
+
+    Source: https://websockets.spec.whatwg.org/#feedback-from-the-protocol; RFC 6455 §4.1.
+    """
+    return (
+        f"accepted without a subprotocol, which browsers refuse; the client offers {_show_subprotocols(offered)}, the "
+        f"route has {_show_subprotocols(supported)}: write subprotocols=[…] at the route or ws.accept(subprotocol=…)"
+    )
+
+
 def check_accept(
     *, subprotocol: str | None, offered: Sequence[str], headers: HeadersLike | None = None
 ) -> list[tuple[bytes, bytes]]:
@@ -226,10 +244,11 @@ def check_accept(
     """
     if subprotocol is not None:
         if subprotocol not in offered:
-            choice = ", ".join(map(_cut, offered)) or "none"
-            raise ValueError(f"subprotocol {_cut(subprotocol)} was not offered by the client, which offers: {choice}")
+            chosen, choice = _show_subprotocols([subprotocol]), _show_subprotocols(offered)
+            raise ValueError(f"subprotocol {chosen} was not offered by the client, which offers: {choice}")
         if not _TOKEN.fullmatch(subprotocol.encode(errors="replace")):
-            raise ValueError(f"subprotocol {_cut(subprotocol)} is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+            chosen = _shown_subprotocols(offered)[offered.index(subprotocol)]
+            raise ValueError(f"subprotocol {chosen} is no token: letters, digits and !#$%&'*+-.^_`|~ only")
     checked = check_headers(headers)
     for name, _ in checked:
         if name in _HANDSHAKE_HEADERS or name.startswith(b"sec-websocket-"):
@@ -238,6 +257,33 @@ def check_accept(
                 + ("; use accept(subprotocol=…)" if name == b"sec-websocket-protocol" else "")
             )
     return checked
+
+
+# More do not fit a line of a log.
+_SHOWN_SUBPROTOCOLS = 10
+# "bearer, TOKEN", and in one: "base64url.bearer.authorization.k8s.io.TOKEN".
+_BEARER = re.compile("bearer", re.IGNORECASE)
+
+
+def _show_subprotocols(names: Sequence[str]) -> str:
+    shown = _shown_subprotocols(names)
+    return ", ".join(shown[:_SHOWN_SUBPROTOCOLS] + ["…"] * (len(shown) > _SHOWN_SUBPROTOCOLS)) or "none"
+
+
+def _shown_subprotocols(names: Sequence[str]) -> list[str]:
+    """Each name as it may be shown: after ``bearer`` nothing is."""
+    shown: list[str] = []
+    is_secret = False
+    for name in names:
+        found = None if is_secret else _BEARER.search(name)
+        if is_secret:
+            shown.append("'…'")
+        elif found is None:
+            shown.append(_cut(name))
+        else:
+            is_secret = True
+            shown.append(_cut(name[: found.end()] + ("…" if name[found.end() :] else "")))
+    return shown
 
 
 def check_headers(headers: HeadersLike | None) -> list[tuple[bytes, bytes]]:

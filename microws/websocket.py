@@ -15,7 +15,7 @@ from microws.closing import CloseCode, check_close
 from microws.codec import TEXT, Codecs, MessageCodec
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
-from microws.handshake import check_accept, choose_subprotocol
+from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
 from microws.hub import Hub, Subscriber, check_topic
 from microws.interfaces import Application, Event, Receipt, Scope, mark_reported, reported_id
 from microws.outbox import Outbox
@@ -172,8 +172,10 @@ class WebSocket(Connection):
     def _accept(
         self, subprotocol: str | None, headers: Mapping[str, str] | Iterable[tuple[str, str]] | None
     ) -> Coroutine[Any, Any, None]:
-        if subprotocol is None and self._options.subprotocols:
-            subprotocol = choose_subprotocol(self.subprotocols, self._options.subprotocols)
+        if subprotocol is None and (offered := self.scope.get("subprotocols")):
+            subprotocol = choose_subprotocol(offered, self._options.subprotocols)
+            if subprotocol is None:
+                _log.info("%r: %s", self.path, explain_no_subprotocol(offered, self._options.subprotocols))
         raw = []
         if subprotocol is not None or headers is not None:
             raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)

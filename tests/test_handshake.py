@@ -15,6 +15,7 @@ from microws.handshake import (
     check_origins_setting,
     check_request_origin,
     choose_subprotocol,
+    explain_no_subprotocol,
 )
 
 HOST = "app.example"
@@ -342,6 +343,26 @@ class TestSubprotocols:
             check_accept(subprotocol="chat", offered=["a", "b"])
         with pytest.raises(ValueError, match=r"which offers: none$"):
             check_accept(subprotocol="chat", offered=[])
+
+    @pytest.mark.parametrize(
+        ("offered", "shown"),
+        [
+            (["bearer", "s3cret"], "'bearer', '…'"),
+            (["v1", "Bearer", "s3cret", "s3cret2"], "'v1', 'Bearer', '…', '…'"),
+            (["v1", "bearer.s3cret"], "'v1', 'bearer…'"),
+            (["base64url.bearer.authorization.k8s.io.s3cret", "v1"], "'base64url.bearer…', '…'"),
+            (["x" * 99, *"abcdefghijk"], f"'{'x' * 58}…, 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', …"),
+        ],
+    )
+    def test_what_follows_bearer_is_not_shown_and_neither_is_more_than_fits(self, offered, shown):
+        with pytest.raises(ValueError, match="was not offered") as caught:
+            check_accept(subprotocol="bearer-s3cret", offered=offered)
+        assert str(caught.value).endswith(f"which offers: {shown}")
+        assert f"client offers {shown}, the route has none:" in explain_no_subprotocol(offered, ())
+        assert "s3cret" not in str(caught.value) + explain_no_subprotocol(offered, ["bearer-s3cret"])
+        with pytest.raises(ValueError, match="'…' is no token") as caught:
+            check_accept(subprotocol="s3 cret", offered=["bearer", "s3 cret"])
+        assert "cret" not in str(caught.value)
 
     @pytest.mark.parametrize("subprotocol", ["", "a b", "a,b", "a\r\nx: y", "é", "\u20ac", "a\x00", '"a"', "a/b"])
     def test_one_that_is_no_token_is_refused_although_offered(self, subprotocol):

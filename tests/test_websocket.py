@@ -180,6 +180,34 @@ class TestAccept:
         async with app.test_client() as client, client.websocket("/", subprotocols=offered) as ws:
             assert ws.subprotocol == chosen
 
+    async def test_an_offer_of_which_none_is_accepted_is_a_line_in_the_log(self, app, caplog):
+        caplog.set_level("INFO", logger="microws.websocket")
+
+        @app.websocket_route("/a", subprotocols=["v2"])
+        async def has_others(ws):
+            await ws.accept()
+
+        @app.websocket_route("/b")
+        async def has_none(ws):
+            await ws.accept(ws.query.get("chosen"))
+
+        async with app.test_client() as client:
+            for path, offered in (
+                ("/a", ["v1", "bearer", "s3cret"]),
+                ("/b", ["v1"]),
+                ("/a", ["v2"]),
+                ("/a", []),
+                ("/b?chosen=v1", ["v1"]),
+            ):
+                async with client.websocket(path, subprotocols=offered):
+                    pass
+        said = "accepted without a subprotocol, which browsers refuse; the client offers"
+        fix = "write subprotocols=[…] at the route or ws.accept(subprotocol=…)"
+        assert caplog.messages == [
+            f"'/a': {said} 'v1', 'bearer', '…', the route has 'v2': {fix}",
+            f"'/b': {said} 'v1', the route has none: {fix}",
+        ]
+
     @pytest.mark.parametrize(
         ("subprotocol", "headers"),
         [("v9", None), (None, {"x\n": "1"}), (None, {"x": "1\r\ny: 2"}), (None, {"sec-websocket-protocol": "v1"})],

@@ -653,6 +653,7 @@ class App:
             self._hub.attach()
             app = self._middleware.around(self._serve)
             self._asgi = guard(app, settings=self._settings, http=self._http, websocket=self._websocket)
+        scope["app"] = self
         await self._asgi(scope, receive, send)
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -70,7 +70,7 @@ class MountEndpoint:
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class WebSocketEndpoint:
     """
-    What stands behind a WebSocket route; ``App.websocket_route`` documents it.
+    What stands behind a WebSocket route; ``App.websocket_route`` documents it. ``function`` is the view as registered.
 
     Raises:
         ValueError: An option that cannot be.

@@ -13,7 +13,10 @@ from asking import ask, ask_websocket, ending_of, refusal_of
 from byte_client import CONTINUATION, TEXT, frame
 from engine_here import ASYNCIO_BACKENDS, until
 from engine_here import serving as serving_engines
+from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -386,15 +389,112 @@ class TestMonitoring:
         # It ends an HTTP span with the response.
         assert [event.attributes["exception.type"] for span in spans() for event in span.events] == ["KeyError"]
 
+    async def test_a_hook_names_the_span_of_opentelemetry(self, tracing):
+        provider, spans = tracing
+        app = app_with_views()
+        app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider)
 
-class Plain:
-    """Middleware that passes everything."""
+        @app.before_request
+        async def name_span(request):
+            trace.get_current_span().update_name(f"{request.method} {request.scope['route'].path}")
 
-    def __init__(self, app):
-        self.app = app
+        await ask(app, "/users/7")
+        assert [span.name for span in spans()] == ["GET /users/{number:int}"]
+
+
+class Naming:
+    """Middleware that looks at its own scope when the app has returned."""
+
+    def __init__(self, app, *, log):
+        self.app, self.log = app, log
 
     async def __call__(self, scope, receive, send):
         await self.app(scope, receive, send)
+        if scope["type"] != "lifespan":
+            route = scope.get("route")
+            self.log.append((route and route.path, scope.get("endpoint"), scope.get("path_params"), scope["app"]))
+
+
+class TestTheNameOfTheRoute:
+    async def test_a_request_and_a_websocket_have_route_view_parameters_and_app(self):
+        app, log = App(), []
+        app.add_middleware(Naming, log=log)
+
+        @app.get("/users/{number:int}")
+        def user(number):
+            return "a user"
+
+        @app.websocket_route("/rooms/{room}")
+        async def talk(ws, room):
+            async with ws:
+                await ws.send(room)
+
+        await ask(app, "/users/7")
+        await ask_websocket(app, "/rooms/a")
+        assert log == [
+            ("/users/{number:int}", user, {"number": 7}, app),
+            ("/rooms/{room}", talk, {"room": "a"}, app),
+        ]
+
+    async def test_the_pattern_of_an_included_app_has_its_prefix(self):
+        app, inner, log = App(), App(), []
+        app.add_middleware(Naming, log=log)
+        view = inner.get("/users/{number:int}")(lambda number: "a user")
+        app.include(inner, "/api")
+        await ask(app, "/api/users/7")
+        assert log == [("/api/users/{number:int}", view, {"number": 7}, app)]
+
+    async def test_a_mount_is_named_by_its_prefix_and_its_app_names_its_own(self):
+        app, inner, log, log_of_inner = App(), app_with_views(), [], []
+        app.add_middleware(Naming, log=log)
+        inner.add_middleware(Naming, log=log_of_inner)
+        app.mount("/api", inner)
+        await ask(app, "/api/users/7")
+        await ask_websocket(app, "/api/rooms/a")
+        assert log == [("/api", inner, {}, app)] * 2
+        assert [entry[0] for entry in log_of_inner] == ["/users/{number:int}", "/rooms/{room}"]
+        assert {entry[3] for entry in log_of_inner} == {inner}
+
+    async def test_where_no_route_answers_there_is_the_app_alone(self):
+        app, log = App(), []
+        app.add_middleware(Naming, log=log)
+        await ask(app, "/nowhere")
+        assert log == [(None, None, None, app)]
+
+    async def test_parameters_of_an_app_around_stay(self):
+        app, log = App(), []
+        app.add_middleware(Naming, log=log)
+        app.get("/users/{number:int}")(lambda number: "a user")
+        around = App()
+        around.mount("/", Plain(app, path_params={"tenant": "a"}))
+        await ask(around, "/users/7")
+        assert log[0][2] == {"tenant": "a", "number": 7}
+
+    async def test_sentry_names_its_transactions_by_view_or_by_route(self, sentry):
+        for style, name in [("endpoint", "test_middleware.failing_app.<locals>.fails"), ("url", "/users/{number:int}")]:
+            app = failing_app()
+            app.add_middleware(SentryAsgiMiddleware, transaction_style=style)
+            await ask(app, "/users/7")
+            assert sentry.pop()["transaction"] == name
+
+    async def test_opentelemetry_labels_its_metrics_by_route(self):
+        reader = InMemoryMetricReader()
+        app = app_with_views()
+        app.add_middleware(OpenTelemetryMiddleware, meter_provider=MeterProvider([reader]))
+        await ask(app, "/users/7")
+        metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        (points,) = (metric.data.data_points for metric in metrics if metric.name == "http.server.duration")
+        assert points[0].attributes["http.target"] == "/users/{number}"
+
+
+class Plain:
+    """Middleware that passes everything, with ``more`` in the scope."""
+
+    def __init__(self, app, **more):
+        self.app, self.more = app, more
+
+    async def __call__(self, scope, receive, send):
+        await self.app({**scope, **self.more}, receive, send)
 
 
 class AroundSend(Plain):

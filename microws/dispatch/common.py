@@ -1,13 +1,15 @@
 """What both kinds of requests have in common on their way to a view."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from microws.errors import HTTPException
 from microws.handshake import Refusal
 from microws.interfaces import Scope
-from microws.routing import encode_path
+from microws.routing import Mounted, Route, encode_path
 
-__all__ = ["NO_NUL", "has_header", "raise_refusal", "refused", "shown"]
+__all__ = ["NO_NUL", "has_header", "name_route", "raise_refusal", "refused", "shown"]
 
 # Refused because C libraries below a view (a file system, a database) would read another path than was checked.
 NO_NUL = "a path has no NUL"
@@ -21,6 +23,18 @@ def has_header(scope: Scope, *names: bytes) -> bool:
         if name in names:
             return True
     return False
+
+
+def name_route(scope: Scope, route: Route | Mounted, endpoint: Callable[..., Any], params: dict[str, Any]) -> None:
+    """
+    Say in ``scope`` what answers, under the names that Starlette and FastAPI use.
+
+    In place: middleware that wraps the app, and labels what it measures by route, reads its own scope afterwards.
+    """
+    scope["route"] = route
+    scope["endpoint"] = endpoint
+    outer = scope.get("path_params")
+    scope["path_params"] = {**outer, **params} if outer else params
 
 
 def raise_refusal(refusal: Refusal | None, path: str) -> None:

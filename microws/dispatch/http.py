@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 
 from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
-from microws.dispatch.common import NO_NUL, has_header, raise_refusal, refused, shown
+from microws.dispatch.common import NO_NUL, has_header, name_route, raise_refusal, refused, shown
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
 from microws.hooks import Hooks, call_hook
@@ -66,6 +66,7 @@ class HTTPDispatcher:
                 if found.params:
                     request.path_params = found.params
                 endpoint: HTTPEndpoint = found.route.endpoint
+                name_route(scope, found.route, endpoint.function, request.path_params)
                 hooks = endpoint.hooks
                 if self._settings.json_default is not None:
                     JSON_DEFAULT.set(self._settings.json_default)
@@ -81,6 +82,7 @@ class HTTPDispatcher:
                     response = await self._call_after(answer, response, hooks)
             elif isinstance(found, Mounted):
                 mount: MountEndpoint = found.endpoint
+                name_route(scope, found, mount.app, {})
                 if mount.checks_origin and method not in SAFE_METHODS:
                     self._check_origin(request)
                 await mount.app(scope_below(scope, found.prefix), receive, answer.send_as_it_is)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from functools import partial
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -11,7 +12,7 @@ from anyio.abc import TaskGroup
 from microws.answers import allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import Codecs, MessageCodec
 from microws.datastructures import Headers
-from microws.dispatch.common import NO_NUL, has_header, raise_refusal, refused, shown
+from microws.dispatch.common import NO_NUL, has_header, name_route, raise_refusal, refused, shown
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
@@ -71,6 +72,7 @@ class WebSocketDispatcher:
         found = self._find(scope, path, segments)
         if isinstance(found, Mounted):
             mount: MountEndpoint = found.endpoint
+            name_route(scope, found, mount.app, {})
             return mount.app(scope_below(scope, found.prefix), receive, send)
         return self._begin(scope, receive, send, path, found)
 
@@ -115,7 +117,12 @@ class WebSocketDispatcher:
             return
         unexpected: Exception | None = None
         endpoint: WebSocketEndpoint | None
-        endpoint, params = (None, {}) if isinstance(found, Exception) else (found.route.endpoint, found.params or {})
+        params: dict[str, Any]
+        if isinstance(found, Exception):
+            endpoint, params = None, {}
+        else:
+            endpoint, params = found.route.endpoint, found.params or {}
+            name_route(scope, found.route, endpoint.function, params)
         options = self._options.get(endpoint) or self._remember_options(endpoint)
         transport = make_transport(scope, receive, send, loop, group, self._limits, options.make_outbox)
         ws = WebSocket(scope, transport, self._app, path, params, options)

@@ -52,6 +52,17 @@ class Route:
         return self.parsed.text
 
     @property
+    def path(self) -> str:
+        """``pattern`` by the name that Starlette gives it, for middleware that labels by route."""
+        return self.parsed.text
+
+    @property
+    def path_format(self) -> str:
+        """``path`` without converters, such as ``/users/{id}``: FastAPI's name."""
+        parts = (part if isinstance(part, str) else f"{{{part.name}}}" for part in self.parsed.segments)
+        return "/" + "/".join(parts)
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the pattern's parameters in order."""
         return self.parsed.parameters
@@ -69,6 +80,16 @@ class Mounted(NamedTuple):
 
     endpoint: Any
     prefix: str
+
+    @property
+    def path(self) -> str:
+        """As of ``Route``: all paths below the mount are one label."""
+        return self.prefix or "/"
+
+    @property
+    def path_format(self) -> str:
+        """As of ``Route``."""
+        return self.path
 
 
 class Miss(NamedTuple):

@@ -67,6 +67,33 @@ async def test_the_greeting_arrives_and_nobody_may_be_there_to_hear_it(ends):
     supervised.close()
 
 
+async def test_signs_of_life_and_steps_of_the_end_come_after_the_greeting(ends):
+    supervisor, worker = ends
+    supervised = Supervised(worker, [])
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(supervised.beat, 0.01)
+            supervised.report_limit(1)
+            await anyio.sleep(0.05)
+            supervised.greet(Greeting("chat:app", None))
+            supervised.report_limit(12.5)
+            lines = b""
+            while not lines.endswith(b"\n\n"):
+                await anyio.wait_readable(supervisor)
+                lines += supervisor.recv(1000)
+            tasks.cancel_scope.cancel()
+    greeting, limit, beat = lines.split(b"\n")[:3]
+    assert (parse_greeting(greeting).app, limit, beat) == ("chat:app", b"12.5", b"")
+
+
+async def test_a_supervisor_that_does_not_read_holds_nobody_up(ends):
+    _, worker = ends
+    supervised = Supervised(worker, [])
+    supervised.greet(Greeting("chat:app", None))
+    for _ in range(10_000):
+        supervised.report_limit(1)
+
+
 @pytest.mark.usefixtures("_handlers")
 async def test_a_supervisor_that_ended_before_its_worker_looked_has_told_it_to_end():
     with socket.create_server(("127.0.0.1", 0)) as listening:

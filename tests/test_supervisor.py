@@ -1,10 +1,12 @@
 """The supervisor, with workers that only pretend to serve and so start in no time."""
 
 import re
+import selectors
 import signal
 import socket
 import sys
 import threading
+import time
 
 import pytest
 
@@ -156,6 +158,50 @@ def test_a_command_that_is_not_there_is_the_end(run):
     assert line.startswith("error no worker can be started: ")
 
 
+# Workers that are silent
+
+# Number 1 says nothing more; the others are told to end as soon as they serve.
+SILENT = """
+greet()
+if number == 1:
+    time.sleep({seconds})
+ask("SIGTERM")
+obey()
+"""
+
+
+def test_a_worker_from_which_nothing_is_heard_is_replaced(run, directory):
+    code, log = run(SILENT.format(seconds=60), workers=1, worker_timeout=0.3)
+    assert code == 0
+    assert [line for line in log if line.startswith("error")] == [
+        "error worker is killed: nothing heard from it for 0.3 s (--worker-timeout); it is blocked or stopped",
+        "error worker was killed by SIGABRT; another one is started",
+    ]
+
+
+def test_without_a_limit_a_worker_may_be_silent(run, directory):
+    code, log = run(SILENT.format(seconds=0.5), workers=1, worker_timeout=0)
+    assert (code, starts(directory)) == (0, 1)
+    assert not [line for line in log if line.startswith("error")]
+
+
+def test_a_supervisor_that_was_stopped_itself_kills_nobody(run, directory, monkeypatch):
+    """As with Ctrl-Z, or when the machine sleeps."""
+    select = selectors.DefaultSelector.select
+    pauses = iter([0.0, 1.0])
+
+    def late(self, timeout=None):
+        events = select(self, timeout)
+        if timeout is not None and not events:
+            time.sleep(next(pauses, 0.0))
+        return events
+
+    monkeypatch.setattr(selectors.DefaultSelector, "select", late)
+    source = "greet()\nfor _ in range(30): time.sleep(0.05); line.send(b'\\n')\nask('SIGTERM')\nobey()\n"
+    code, _ = run(source, workers=1, worker_timeout=0.3)
+    assert (code, starts(directory)) == (0, 1)
+
+
 # SIGHUP
 
 
@@ -264,11 +310,22 @@ def test_the_end_of_the_terminal_is_the_end(run, monkeypatch):
 # The end
 
 
-def test_a_worker_that_does_not_end_in_time_is_killed(run, monkeypatch):
-    monkeypatch.setattr("microws.server.supervisor._EXIT_TIMEOUT", 0.1)
-    code, log = run("greet()\nask('SIGTERM')\ntime.sleep(60)\n", workers=1, drain_timeout=0, shutdown_timeout=0)
+@pytest.mark.parametrize(("handler", "signal_name"), [("SIG_DFL", "SIGABRT"), ("SIG_IGN", "SIGKILL")])
+def test_a_worker_that_does_not_end_in_time_is_killed(run, monkeypatch, handler, signal_name):
+    monkeypatch.setattr("microws.server.supervisor.EXIT_TIMEOUT", 0.1)
+    monkeypatch.setattr("microws.server.worker_process._ABORT_TIMEOUT", 0.1)
+    source = f"signal.signal(signal.SIGABRT, signal.{handler})\ngreet()\nask('SIGTERM')\ntime.sleep(60)\n"
+    code, log = run(source, workers=1, drain_timeout=0)
     assert code == 1
-    assert log[-2:] == ["error worker does not end and is killed", "error worker was killed by SIGKILL"]
+    assert log[-2:] == ["error worker does not end and is killed", f"error worker was killed by {signal_name}"]
+
+
+def test_a_worker_has_as_long_for_a_step_of_its_end_as_it_says(run, monkeypatch):
+    monkeypatch.setattr("microws.server.supervisor.EXIT_TIMEOUT", 0.1)
+    source = "greet()\nask('SIGTERM')\nline.recv(1)\nline.send(b'60\\n')\ntime.sleep(0.5)\nsys.exit(0)\n"
+    code, log = run(source, workers=1, drain_timeout=0.3)
+    assert code == 0
+    assert not [line for line in log if line.startswith("error")]
 
 
 def test_a_worker_that_does_not_serve_in_time_is_killed(run, monkeypatch):

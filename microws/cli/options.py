@@ -63,6 +63,7 @@ _OPTIONS: Final = (
     _Option("host", "HOST", "default 127.0.0.1; 0.0.0.0 for every network"),
     _Option("port", "PORT", "default 8000; 0 takes a free one"),
     _Option("workers", "N", "processes that share the port, default 1; WEB_CONCURRENCY is heard too"),
+    _Option("worker_timeout", "SECONDS", "until a silent worker is replaced, default 30; 0: never"),
     _Option("server", "SERVER", "what speaks HTTP: hypercorn (default), uvicorn (if installed; faster, no HTTP/2)"),
     _Option("loop", "LOOP", "auto (default: uvloop if installed), asyncio, uvloop, trio"),
     _Option("certfile", "FILE", "PEM certificate: serve TLS"),

@@ -235,6 +235,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "host": _optional(_text),
     "port": _optional(_port),
     "workers": _workers,
+    "worker_timeout": _seconds,
     "server": _choice("hypercorn", "uvicorn"),
     "loop": _choice("auto", "asyncio", "uvloop", "trio"),
     "certfile": _optional(_text),
@@ -274,6 +275,8 @@ class Settings:
         host: Default 127.0.0.1: reachable from this machine only.
         port: Default 8000; 0 takes a free one.
         workers: Processes that share the sockets, 1 by default; more than one are looked after by a supervisor.
+        worker_timeout: Seconds without a sign of life from the event loop of one of several workers, after which it is
+            killed and replaced; 30 by default, as in gunicorn; 0 waits forever. Not counted while the app starts.
         server: What speaks HTTP. ``"uvicorn"``, an extra, answers several times as many requests a second; it has no
             HTTP/2, and does not run on trio.
         loop: ``"auto"`` is uvloop where it is installed, else asyncio.
@@ -303,6 +306,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     workers: int = 1
+    worker_timeout: float = 30
     server: Literal["hypercorn", "uvicorn"] = "hypercorn"
     loop: Literal["auto", "asyncio", "uvloop", "trio"] = "auto"
     certfile: str | None = None
@@ -351,6 +355,7 @@ class RunOptions(TypedDict, total=False):
 
     bind: str | Sequence[str]
     workers: int
+    worker_timeout: float
     server: Literal["hypercorn", "uvicorn"]
     loop: Literal["auto", "asyncio", "uvloop", "trio"]
     certfile: str | None

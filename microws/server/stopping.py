@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.server.process_end import ProcessEnd
-from microws.server.supervised import SHARED_SIGNALS
+from microws.server.supervised import SHARED_SIGNALS, Supervised
 
 __all__ = ["Shutdown", "heard", "is_terminal", "watch_signals", "watch_signals_of_a_worker"]
 
@@ -33,16 +33,18 @@ class Shutdown:
 
     Args:
         end: Ends the process where a step takes too long. Default: nothing does, as the process is not the server's.
+        supervised: Learns of each step as well. Default: there is no supervisor.
 
     Attributes:
         requested: Drain, then stop.
         forced: Stop at once.
     """
 
-    def __init__(self, end: ProcessEnd | None = None) -> None:
+    def __init__(self, end: ProcessEnd | None = None, supervised: Supervised | None = None) -> None:
         self.requested = anyio.Event()
         self.forced = anyio.Event()
         self._end = end
+        self._supervised = supervised
 
     def request(self) -> None:
         """Ask to stop. Asked once more: at once."""
@@ -50,16 +52,27 @@ class Shutdown:
             self.forced.set()
         self.requested.set()
 
-    def limit(self, seconds: float, *, code: int = 1) -> None:
+    def limit(self, seconds: float) -> None:
         """
         The next step of the end begins, and may take so many seconds; after the second signal only a moment.
 
-        Args:
-            seconds: As the step itself counts them. The process ends a little later.
-            code: The exit code of the process then.
+        The process ends a little later, with exit code 1.
         """
+        seconds = min(seconds, _HURRY) if self.forced.is_set() else seconds
         if self._end is not None:
-            self._end.limit(_SLACK + (min(seconds, _HURRY) if self.forced.is_set() else seconds), code=code)
+            self._end.limit(seconds + _SLACK, code=1)
+        if self._supervised is not None:
+            self._supervised.report_limit(seconds + _SLACK)
+
+    def finish(self, code: int) -> None:
+        """Only the event loop has to end now. Where it does not, the process ends all the same, with ``code``."""
+        if self._end is not None:
+            self._end.limit(_SLACK, code=code)
+
+    def abort(self) -> None:
+        """End the process now, with exit code 1; the log says where it is blocked."""
+        if self._end is not None:
+            self._end.limit(0, code=1)
 
 
 async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:
@@ -105,16 +118,22 @@ async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status
 
 
 async def watch_signals_of_a_worker(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:
-    """Drain at SIGTERM. What a terminal sends to the whole process group is for the supervisor, which passes it on."""
+    """
+    Drain at SIGTERM. At SIGABRT, which the supervisor sends when nothing was heard for long, end at once.
+
+    What a terminal sends to the whole process group is for the supervisor, which passes it on.
+    """
     is_told = False
 
     def handle(number: int) -> None:
         nonlocal is_told
-        if number == signal.SIGTERM and not is_told:
+        if number == signal.SIGABRT:
+            shutdown.abort()
+        elif number == signal.SIGTERM and not is_told:
             is_told = True
             shutdown.limit(drain_timeout)
 
-    with heard((signal.SIGTERM, *SHARED_SIGNALS), handle) as wakeup:
+    with heard((signal.SIGTERM, signal.SIGABRT, *SHARED_SIGNALS), handle) as wakeup:
         task_status.started()
         while True:
             await _wait_for(wakeup)

@@ -64,6 +64,7 @@ class Supervised:
     def __init__(self, line: socket.socket, sockets: Sequence[socket.socket]) -> None:
         self._line = line
         self._sockets = sockets
+        self._has_greeted = False
         line.setblocking(False)
 
     @classmethod
@@ -99,8 +100,25 @@ class Supervised:
 
     def greet(self, greeting: Greeting) -> None:
         """Tell the supervisor that clients can connect."""
-        with suppress(OSError):  # it has ended: ``commands`` says so
-            self._line.send(json.dumps(greeting._asdict()).encode() + b"\n")
+        self._say(json.dumps(greeting._asdict()).encode())
+        self._has_greeted = True
+
+    def report_limit(self, seconds: float) -> None:
+        """Tell the supervisor that the next step of the end has begun, and how long it may take."""
+        if self._has_greeted:
+            self._say(b"%g" % seconds)
+
+    async def beat(self, interval: float) -> None:
+        """Tell the supervisor that the event loop runs, every ``interval`` seconds once this process serves."""
+        while True:
+            await anyio.sleep(interval)
+            if self._has_greeted:
+                self._say(b"")
+
+    def _say(self, data: bytes) -> None:
+        # The supervisor may have ended: ``commands`` says so. Or it was stopped, and does not read.
+        with suppress(OSError):
+            self._line.send(data + b"\n")
 
     async def commands(self) -> AsyncIterator[Command]:
         """What the supervisor says. Its own end is a ``DRAIN``, and the last."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 from microws.errors import FeatureUnavailable
@@ -18,7 +19,7 @@ from microws.server.logs import logging_to_stderr
 from microws.server.settings import Settings
 from microws.server.stopping import heard, is_terminal
 from microws.server.supervised import Command, Greeting
-from microws.server.worker_process import WorkerProcess, describe_exit
+from microws.server.worker_process import EXIT_TIMEOUT, WorkerProcess, describe_exit
 from microws.version import __version__
 
 __all__ = ["supervise", "this_program"]
@@ -35,9 +36,11 @@ _LONGEST_PAUSE: Final = 30.0
 # Starts in a row that may fail while no worker serves.
 _MAX_FAILED_STARTS: Final = 5
 
-# Seconds that a worker has for its import beyond the limit of the app's startup, and for its end beyond the others.
+# Seconds that a worker has for its import beyond the limit of the app's startup.
 _IMPORT_TIMEOUT: Final = 60.0
-_EXIT_TIMEOUT: Final = 5.0
+
+# Seconds after which the supervisor was late, because it was stopped itself or the machine slept.
+_LATE: Final = 0.1
 
 # These the worker has explained: the app did not start, a mistake in the command, no app.
 _EXPLAINED: Final = (1, 2, 3)
@@ -67,6 +70,9 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
     begins to drain, and where it does not come to serve, the old ones stay. Another SIGHUP meanwhile starts over: a
     worker that does not serve yet is ended, because its code is old by then. At no time are there more than twice as
     many processes as ``settings.workers``, and one.
+
+    A worker from which nothing is heard for ``settings.worker_timeout`` seconds is killed and replaced: a view blocks
+    its event loop, or it was stopped. At the end it has ``settings.drain_timeout``, and a little more.
 
     The first signal drains, the second ends all workers at once, the third kills them.
 
@@ -135,7 +141,7 @@ class _Supervisor:
             try:
                 self._adjust()
                 while self._workers or not self._stops_heard:
-                    for key, _ in self._selector.select(self._patience()):
+                    for key, _ in self._wait():
                         if isinstance(key.data, WorkerProcess):
                             self._hear(key.data)
                         else:
@@ -148,6 +154,16 @@ class _Supervisor:
                 for worker in self._workers:
                     worker.line.close()
         return self._exit_code
+
+    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
+        asleep_at = time.monotonic()
+        patience = self._patience()
+        events = self._selector.select(patience)
+        if patience is not None and time.monotonic() > asleep_at + patience + _LATE:
+            # The workers may have been stopped with the supervisor: they have all their time again.
+            for worker in self._workers:
+                worker.heard_at = time.monotonic()
+        return events
 
     # What happens
 
@@ -176,9 +192,24 @@ class _Supervisor:
         for worker in list(self._workers):
             if (code := worker.poll()) is not None:
                 self._forget(worker, code)
-            elif worker.deadline is not None and worker.deadline <= now:
-                _log.error("worker %d does not %s and is killed", worker.pid, "end" if worker.is_ending else "start")
-                worker.kill()
+            elif worker.due(self._settings.worker_timeout) <= now:
+                self._end_hard(worker)
+
+    def _end_hard(self, worker: WorkerProcess) -> None:
+        if worker.is_aborted:
+            worker.kill()
+        elif not worker.is_serving:
+            _log.error("worker %d does not %s and is killed", worker.pid, "end" if worker.is_ending else "start")
+            worker.kill()
+        else:
+            if worker.is_ending:
+                _log.error("worker %d does not end and is killed", worker.pid)
+            else:
+                text = (
+                    "worker %d is killed: nothing heard from it for %g s (--worker-timeout); it is blocked or stopped"
+                )
+                _log.error(text, worker.pid, self._settings.worker_timeout)
+            worker.abort()
 
     def _forget(self, worker: WorkerProcess, code: int) -> None:
         self._workers.remove(worker)
@@ -220,7 +251,7 @@ class _Supervisor:
     def _give_up(self, code: int) -> None:
         self._stops_heard += 1
         self._exit_code = code
-        self._end_all(Command.DRAIN, limit=self._longest_end)
+        self._end_all(Command.DRAIN, limit=self._longest_drain)
 
     def _replace(self, message: str) -> None:
         # Each worker may die once and be replaced at once: they may all have been killed together.
@@ -237,9 +268,9 @@ class _Supervisor:
             _log.info("stopping all workers (Ctrl-C again: at once)")
             for listener in self._listeners:
                 listener.close()
-            self._end_all(Command.DRAIN, limit=self._longest_end)
+            self._end_all(Command.DRAIN, limit=self._longest_drain)
         elif self._stops_heard == 2:
-            self._end_all(Command.END_NOW, limit=_EXIT_TIMEOUT)
+            self._end_all(Command.END_NOW, limit=EXIT_TIMEOUT)
         else:
             for worker in self._workers:
                 worker.kill()
@@ -259,7 +290,7 @@ class _Supervisor:
             self._is_complete = False
             for worker in self._active():
                 if not worker.is_serving:
-                    worker.tell(Command.DRAIN, limit=self._longest_end)
+                    worker.tell(Command.DRAIN, limit=self._longest_drain)
 
     # What is to be done
 
@@ -282,7 +313,7 @@ class _Supervisor:
                 self._start()
         serving = [worker for worker in active if worker.is_serving]
         for worker in old[: max(0, len(serving) - self._settings.workers)]:
-            worker.tell(Command.DRAIN, limit=self._longest_end)
+            worker.tell(Command.DRAIN, limit=self._longest_drain)
         if not self._is_complete and not old and len(serving) == self._settings.workers:
             self._is_complete = True
             self._announce()
@@ -316,15 +347,16 @@ class _Supervisor:
         return [worker for worker in self._workers if not worker.is_ending]
 
     @property
-    def _longest_end(self) -> float:
-        return self._settings.drain_timeout + self._settings.shutdown_timeout + _EXIT_TIMEOUT
+    def _longest_drain(self) -> float:
+        return self._settings.drain_timeout + EXIT_TIMEOUT
 
     def _patience(self) -> float | None:
         """Seconds until something is to be done though nothing happens."""
-        times = [worker.deadline for worker in self._workers if worker.deadline is not None]
+        times = [worker.due(self._settings.worker_timeout) for worker in self._workers]
         if not self._stops_heard and self._next_start > time.monotonic():
             times.append(self._next_start)
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        first = min(times, default=inf)
+        return None if first == inf else max(0.0, first - time.monotonic())
 
 
 def _read(wakeup: socket.socket) -> bytes:

@@ -38,6 +38,9 @@ _log = logging.getLogger("microws.server")
 # the app's shutdown where somebody is in a hurry.
 _GRACE: Final = 0.4
 
+# Seconds between two signs of life of a worker.
+_LONGEST_INTERVAL: Final = 5.0
+
 # Seconds from the system's connection to one that the server counts.
 _ACCEPT_TIMEOUT: Final = 0.05
 
@@ -227,7 +230,7 @@ async def serve(
         else:
             stopped = await _unless(shutdown.forced, lambda: lifespan.shutdown(timeout=settings.shutdown_timeout))
         code = code if stopped else 1
-        shutdown.limit(0, code=code)
+        shutdown.finish(code)
         tasks.cancel_scope.cancel()
     return code
 
@@ -326,13 +329,15 @@ async def _serve_until_signal(
     supervised: Supervised | None,
     end: ProcessEnd | None,
 ) -> int:
-    shutdown = Shutdown(end)
+    shutdown = Shutdown(end, supervised)
     announce = None
     async with anyio.create_task_group() as tasks:
         if supervised is not None:
             greeting = Greeting(name, getattr(app, "spans_processes", None))
             announce = partial(supervised.greet, greeting)
             tasks.start_soon(_obey, supervised, shutdown)
+            if settings.worker_timeout:
+                tasks.start_soon(supervised.beat, min(settings.worker_timeout / 4, _LONGEST_INTERVAL))
         if end is not None:
             watch = watch_signals if supervised is None else watch_signals_of_a_worker
             await tasks.start(partial(watch, shutdown, drain_timeout=settings.drain_timeout))

@@ -6,10 +6,17 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
+from typing import Final
 
 from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, environment_of_worker, parse_greeting
 
-__all__ = ["WorkerProcess", "describe_exit"]
+__all__ = ["EXIT_TIMEOUT", "WorkerProcess", "describe_exit"]
+
+# Seconds that a worker has for each step of its end beyond the limit of the step.
+EXIT_TIMEOUT: Final = 3.0
+# Seconds to log where it is blocked.
+_ABORT_TIMEOUT: Final = 2.5
 
 
 class WorkerProcess:
@@ -29,10 +36,12 @@ class WorkerProcess:
     Attributes:
         generation: How many SIGHUPs came before its start.
         since: When it was started; when it began to serve, as soon as it does. Seconds, as ``time.monotonic`` counts.
-        deadline: When it is killed, unless it has taken its next step by then.
+        heard_at: When it last said something.
+        deadline: When it is killed, unless it has taken its next step by then; ``None`` while it serves.
         is_serving: It has greeted.
         is_ending: It was told to.
         is_terminated: It was told to by SIGTERM as well, which it may not handle yet.
+        is_aborted: It was told by SIGABRT to say where it is blocked, and to end.
     """
 
     def __init__(
@@ -50,6 +59,9 @@ class WorkerProcess:
         self.is_serving = False
         self.is_ending = False
         self.is_terminated = False
+        self.is_aborted = False
+        self.heard_at = self.since
+        self._greeting: Greeting | None = None
         self._said = b""
         self.line, theirs = socket.socketpair()
         self.line.setblocking(False)
@@ -77,21 +89,32 @@ class WorkerProcess:
         data = b""
         with suppress(ConnectionError):
             data = self.line.recv(65536)
-        self._said += data
+        self.heard_at = time.monotonic()
+        *lines, self._said = (self._said + data).split(b"\n")
+        for line in lines:
+            if not self.is_serving:
+                self._greeting = parse_greeting(line)
+                self.is_serving = True
+                self.since = self.heard_at
+                if not self.is_ending:
+                    self.deadline = None
+            elif line and self.is_ending and not self.is_aborted:
+                self.deadline = self.heard_at + float(line) + EXIT_TIMEOUT
         return bool(data)
 
     def greeting(self) -> Greeting | None:
-        """What it has said, when that is complete; once. From now on it serves."""
-        if self.is_serving or not self._said.endswith(b"\n"):
-            return None
-        self.is_serving = True
-        self.since = time.monotonic()
-        if not self.is_ending:
-            self.deadline = None
-        return parse_greeting(self._said)
+        """What it has said as soon as it served; once."""
+        greeting, self._greeting = self._greeting, None
+        return greeting
+
+    def due(self, timeout: float) -> float:
+        """When it is to be killed: at its deadline, or ``timeout`` seconds after it last said something, if not 0."""
+        if self.deadline is not None:
+            return self.deadline
+        return self.heard_at + timeout if timeout else inf
 
     def tell(self, command: Command, *, limit: float) -> None:
-        """Have it end, in ``limit`` seconds at most."""
+        """Have it end, in ``limit`` seconds at most, or what it then says itself of each step."""
         self.is_ending = True
         self.deadline = time.monotonic() + limit
         with suppress(OSError):
@@ -101,8 +124,14 @@ class WorkerProcess:
             self.is_terminated = True
             self._process.terminate()
 
+    def abort(self) -> None:
+        """Kill it in a moment, in which it may log where it is blocked."""
+        self.is_aborted = True
+        self.deadline = time.monotonic() + _ABORT_TIMEOUT
+        self._process.send_signal(signal.SIGABRT)
+
     def kill(self) -> None:
-        self.deadline = None
+        self.deadline = inf
         self._process.kill()
 
 

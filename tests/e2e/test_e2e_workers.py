@@ -102,6 +102,75 @@ def test_workers_whose_supervisor_was_killed_end_by_themselves(directory):
             get(server.port)
 
 
+BLOCKING = """
+import time
+
+@app.get("/block")
+async def block(request):
+    print("blocked", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def blocking(server):
+    """A client that has one of the workers blocked."""
+    with socket.create_connection(("127.0.0.1", server.port), LIMIT) as sock:
+        sock.sendall(b"GET /block HTTP/1.1\r\nhost: x\r\n\r\n")
+        server.wait_for_line("^blocked$")
+        yield
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_worker_whose_event_loop_is_blocked_is_replaced_and_says_where(directory, loop):
+    write(directory, APP + BLOCKING)
+    with supervised(directory, "--workers", "2", "--worker-timeout", "1", "--loop", loop) as server, blocking(server):
+        pid = server.wait_for_line(r"error worker (\d+) is killed: nothing heard from it for 1 s")[1]
+        server.wait_for_line(rf"\[{pid}\] warning still running, .*: block\(\) at .*chat\.py:\d+$")
+        server.wait_for_line(rf"error worker {pid} ended with exit code 1; another one is started")
+        server.wait_for_line(r"info worker \d+ serves", times=2)
+        assert get(server.port)[0] == 200
+        assert server.stop() == 0
+    assert len(server.find_lines("is killed")) == 1
+
+
+def test_a_worker_that_is_stopped_is_replaced_and_does_not_hold_up_the_end(directory):
+    arguments = ("--workers", "2", "--worker-timeout", "1", "--drain-timeout", "0.1")
+    with supervised(directory, *arguments) as server, contextlib.ExitStack() as stack:
+        first, second = one_websocket_each(stack, server, 2)
+        os.kill(first, signal.SIGSTOP)
+        server.wait_for_line(rf"error worker {first} is killed: nothing heard from it for 1 s")
+        server.wait_for_line(rf"error worker {first} was killed by SIGKILL; another one is started")
+        server.wait_for_line(r"info worker \d+ serves", times=2)
+        os.kill(second, signal.SIGSTOP)
+        server.signal(signal.SIGTERM)
+        # 3.1 s for the drain, and 2.5 s to say where it is blocked.
+        assert server.wait(within=10) == 1
+    assert server.find_lines(rf"error worker {second} does not end and is killed")
+
+
+def test_workers_that_were_stopped_with_their_supervisor_go_on(directory):
+    with supervised(directory, "--workers", "2", "--worker-timeout", "1") as server, contextlib.ExitStack() as stack:
+        websockets = one_websocket_each(stack, server, 2)
+        os.killpg(server.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.killpg(server.pid, signal.SIGCONT)
+        assert all(echoes(ws) for ws in websockets.values())
+        time.sleep(1.5)
+        assert all(echoes(ws) for ws in websockets.values())
+        stack.close()
+        assert server.stop() == 0
+    assert not server.find_lines("error")
+
+
+def test_a_blocked_event_loop_does_not_hold_up_the_end(directory):
+    write(directory, APP + BLOCKING)
+    with supervised(directory, "--workers", "2", "--drain-timeout", "0.1") as server, blocking(server):
+        server.signal(signal.SIGTERM)
+        assert server.wait(within=10) == 1
+    assert server.find_lines(r"warning still running, .*: block\(\) at .*chat\.py:\d+$")
+
+
 # SIGHUP
 
 

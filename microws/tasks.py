@@ -6,8 +6,10 @@ timer. One clock per event loop looks after all of them.
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,6 +17,8 @@ from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
+
+from microws.interfaces import Scope
 
 __all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task", "running_loop"]
 
@@ -29,6 +33,12 @@ current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | N
 # The asyncio event loop that the caller runs in; ``None`` on trio, where asyncio.get_running_loop raises.
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop  # noqa: SLF001
 _ENDED = "this connection has ended: nothing more can be started for it"
+# Seconds that a view may outlive its connection before the log says so.
+_MAX_SECONDS_AFTER_END = 60.0
+# What the clock does to a view whose deadline has come.
+_CANCEL, _WARN, _NOTHING = range(3)
+
+_log = logging.getLogger("microws.websocket")
 
 
 class Tasks(Protocol):
@@ -54,8 +64,24 @@ class Tasks(Protocol):
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool: ...
 
-    def limit(self, seconds: float) -> None:
-        """Cancel the view when it has not ended in ``seconds`` from now; ``inf`` takes the limit back."""
+    def is_view(self) -> bool:
+        """Whether the view itself is running, and not a task that it has started. After the view: ``True``."""
+        ...
+
+    def lift_limit(self) -> None:
+        """Take back the view's first limit."""
+        ...
+
+    def expire(self, seconds: float) -> None:
+        """
+        The connection has ended: cancel the view in ``seconds`` from now, ``inf`` for never.
+
+        A view that is still running after a minute is logged, once.
+        """
+        ...
+
+    def spare(self) -> None:
+        """Do not cancel the view: it knows of the end."""
         ...
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
@@ -78,6 +104,7 @@ class AsyncioTasks:
 
     Args:
         loop: The running one.
+        scope: The connection's, for the log.
         seconds: The view's first limit.
         on_tick: Called every ``TICK`` seconds until ``end``. Default: the clock looks at this connection only while it
             has a deadline.
@@ -86,14 +113,33 @@ class AsyncioTasks:
         deadline: Of the view, on the loop's clock; ``inf`` for none.
     """
 
-    __slots__ = ("_clock", "_has_ended", "_helpers", "_is_ticking", "_loop", "_main", "deadline", "was_cancelled")
+    __slots__ = (
+        "_clock",
+        "_ended_at",
+        "_has_ended",
+        "_helpers",
+        "_is_ticking",
+        "_loop",
+        "_main",
+        "_next",
+        "_scope",
+        "deadline",
+        "was_cancelled",
+    )
 
     is_ticking = True
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, seconds: float, on_tick: Callable[[], None] | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        scope: Scope,
+        seconds: float,
+        on_tick: Callable[[], None] | None = None,
     ) -> None:
         self.was_cancelled = False
+        self._scope = scope
+        self._next = _CANCEL
+        self._ended_at = inf
         self.deadline = loop.time() + seconds
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
@@ -125,19 +171,36 @@ class AsyncioTasks:
         # Somebody else's cancellation goes on; ours ends here.
         return main.uncancel() == 0 and error_type is asyncio.CancelledError
 
-    def limit(self, seconds: float) -> None:
-        if seconds == inf:
-            self.deadline = inf
-            if not self._is_ticking:
-                self._clock.connections.pop(self, None)
+    def is_view(self) -> bool:
+        main = self._main
+        if main is None:
+            return True
+        task = current_task(self._loop)
+        return task is main or _waits_for(main, task)
+
+    def lift_limit(self) -> None:
+        self.deadline = inf
+        if not self._is_ticking:
+            self._clock.connections.pop(self, None)
+
+    def expire(self, seconds: float) -> None:
+        if self._main is None or self._next == _NOTHING:
             return
-        self.deadline = self._loop.time() + seconds
+        if seconds == inf:
+            self._next = _WARN
+        self._ended_at = now = self._loop.time()
+        self.deadline = now + (seconds if self._next == _CANCEL else _MAX_SECONDS_AFTER_END)
         if not self._is_ticking:
             self._clock.connections[self] = None
             if not self._clock.is_running:
                 self._clock.start()
         if seconds < _SHORT:
             self._loop.call_later(seconds, self.check)
+
+    def spare(self) -> None:
+        if self._next == _CANCEL:
+            self._next = _WARN
+            self.deadline = self._ended_at + _MAX_SECONDS_AFTER_END
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         if self._has_ended:
@@ -162,10 +225,17 @@ class AsyncioTasks:
     def check(self) -> None:
         """Look whether the deadline has come. A view that swallows its cancellation is not asked twice."""
         # When the view has ended, its task is the server's again.
-        if self._main is not None and self.deadline <= self._loop.time():
-            self.deadline = inf
+        if self._main is None or self.deadline > self._loop.time():
+            return
+        if self._next == _CANCEL:
+            self._next = _WARN
+            self.deadline = self._ended_at + _MAX_SECONDS_AFTER_END
             self.was_cancelled = True
             self._main.cancel()
+        else:
+            self._next = _NOTHING
+            self.deadline = inf
+            _warn_of_view(self._scope)
 
 
 class GroupTasks:
@@ -174,16 +244,21 @@ class GroupTasks:
 
     Args:
         group: The connection's own.
+        scope: The connection's, for the log.
         seconds: The view's first limit.
     """
 
-    __slots__ = ("_group", "_has_ended", "_scope")
+    __slots__ = ("_asgi_scope", "_group", "_has_ended", "_is_spared", "_is_watched", "_scope", "_view")
 
     is_ticking = False
 
-    def __init__(self, group: TaskGroup, seconds: float) -> None:
+    def __init__(self, group: TaskGroup, scope: Scope, seconds: float) -> None:
         self._group = group
+        self._asgi_scope = scope
         self._has_ended = False
+        self._is_spared = False
+        self._is_watched = False
+        self._view: anyio.TaskInfo | None = None
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
 
     @property
@@ -191,16 +266,34 @@ class GroupTasks:
         return self._scope.cancelled_caught
 
     def __enter__(self) -> Self:
+        self._view = anyio.get_current_task()
         self._scope.__enter__()
         return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        self._view = None
         return bool(self._scope.__exit__(error_type, error, traceback))
 
-    def limit(self, seconds: float) -> None:
-        self._scope.deadline = anyio.current_time() + seconds
+    def is_view(self) -> bool:
+        return self._view is None or self._view == anyio.get_current_task()
+
+    def lift_limit(self) -> None:
+        self._scope.deadline = inf
+
+    def expire(self, seconds: float) -> None:
+        if self._view is None:
+            return
+        if not self._is_spared:
+            self._scope.deadline = anyio.current_time() + seconds
+        if not self._is_watched:
+            self._is_watched = True
+            self._group.start_soon(self._watch)
+
+    def spare(self) -> None:
+        self._is_spared = True
+        self._scope.deadline = inf
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         if self._has_ended:
@@ -210,6 +303,11 @@ class GroupTasks:
     def end(self) -> None:
         self._has_ended = True
         self._group.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        await anyio.sleep(_MAX_SECONDS_AFTER_END)
+        if self._view is not None:
+            _warn_of_view(self._asgi_scope)
 
 
 class _Clock:
@@ -250,6 +348,41 @@ def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
         clock = _clocks[loop] = _Clock(loop)
     _latest = clock
     return clock
+
+
+def _waits_for(main: asyncio.Task[Any], task: Any) -> bool:
+    """
+    Whether ``main`` is inside an ``asyncio.wait_for`` that runs ``task``.
+
+    Until Python 3.11 ``wait_for`` runs what it waits for in a task of its own, and waits for a future that
+    ``_release_waiter``, a callback of that task, sets.
+
+    Source: CPython 3.11, asyncio/tasks.py:445-473.
+    """
+    if sys.version_info >= (3, 12):
+        return False
+    while task is not None and task is not main:
+        task = next((caller for callback in task._callbacks or () if (caller := _caller(*callback)) is not None), None)  # noqa: SLF001
+    return task is main
+
+
+def _caller(callback: Any, _: object) -> Any:
+    """The task that waits in ``asyncio.wait_for`` for the task that has this callback."""
+    if not isinstance(callback, partial) or callback.func is not asyncio.tasks._release_waiter:  # type: ignore[attr-defined]  # noqa: SLF001
+        return None
+    wake_up = next(iter(callback.args[0]._callbacks or ()), (None,))[0]  # noqa: SLF001
+    return getattr(wake_up, "__self__", None)
+
+
+def _warn_of_view(scope: Scope) -> None:
+    view = scope.get("endpoint")
+    _log.warning(
+        "%r: the view %s is still running %d s after its connection ended; work that takes longer belongs in "
+        "app.start_soon",
+        scope["path"],
+        getattr(view, "__qualname__", None) or repr(view),
+        _MAX_SECONDS_AFTER_END,
+    )
 
 
 def check_function(function: object) -> None:

@@ -23,7 +23,7 @@ from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
 from microws.tasks import check_function
-from microws.transport import Transport, helping
+from microws.transport import Transport
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 
@@ -245,6 +245,7 @@ class WebSocket(Connection):
             if not self._transport.has_learned or self._transport.close_code is None:
                 await self._transport.close(_NORMAL_CLOSURE, "")
         elif _is_disconnect_of(self._transport, error):
+            self._transport.learn()
             return self._options.catch_disconnect
         elif isinstance(error, Exception):
             closing = self._options.closing_for(self.path, error)
@@ -469,7 +470,6 @@ class WebSocket(Connection):
         self, scope: anyio.CancelScope, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]
     ) -> None:
         assert self._helpers is not None
-        helping.set(self._transport)
         with scope:
             try:
                 await function(*args)

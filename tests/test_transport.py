@@ -1243,7 +1243,7 @@ def test_loops_that_run_in_threads_at_once_have_one_clock_each():
         tasks = []
         for _ in range(20):
             alternate.wait(5)
-            tasks.append(AsyncioTasks(asyncio.get_running_loop(), 10, lambda: None))
+            tasks.append(AsyncioTasks(asyncio.get_running_loop(), {}, 10, lambda: None))
         clocks.append({one._clock for one in tasks})
         for one in tasks:
             one.end()

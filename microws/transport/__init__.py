@@ -9,6 +9,5 @@ of each other: one task at a time is inside ``receive``, and one inside ``send``
 
 from microws.transport.choice import make_transport
 from microws.transport.surface import Transport
-from microws.transport.turns import helping
 
-__all__ = ["Transport", "helping", "make_transport"]
+__all__ = ["Transport", "make_transport"]

@@ -45,5 +45,5 @@ def make_transport(
             wire.limits = limits
             wire.receive_queue = limits.receive_queue
             if send == wire.send and receive == wire.receive:
-                return DirectTransport(wire, loop, limits, make_outbox)
+                return DirectTransport(wire, loop, scope, limits, make_outbox)
     return PortableTransport(scope, receive, send, loop, group, limits, make_outbox)

@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from math import inf
 from typing import Any, Final, Protocol
 
-from microws.interfaces import Frame, Limits
+from microws.interfaces import Frame, Limits, Scope
 from microws.outbox import MAX_PART_BYTES, Outbox, Sink
 from microws.state import CLOSED, CONNECTING, OPEN, State
 from microws.tasks import AsyncioTasks
@@ -46,6 +45,7 @@ class DirectTransport(Turns):
     Args:
         wire: The server's side of it.
         loop: The running one.
+        scope: ASGI's, for the log.
         limits: Shared by the connections of an app.
         make_outbox: Called once, when the connection first needs a queue.
     """
@@ -53,9 +53,14 @@ class DirectTransport(Turns):
     __slots__ = ("_rejected", "_sends", "_wire")
 
     def __init__(
-        self, wire: Wire, loop: asyncio.AbstractEventLoop, limits: Limits, make_outbox: Callable[[], Outbox]
+        self,
+        wire: Wire,
+        loop: asyncio.AbstractEventLoop,
+        scope: Scope,
+        limits: Limits,
+        make_outbox: Callable[[], Outbox],
     ) -> None:
-        super().__init__(AsyncioTasks(loop, limits.accept_timeout), limits, make_outbox)
+        super().__init__(AsyncioTasks(loop, scope, limits.accept_timeout), limits, make_outbox)
         self._wire = wire
         self._rejected: int | None = None
         self._sends = 0
@@ -95,7 +100,7 @@ class DirectTransport(Turns):
         self.subprotocol = subprotocol
         if self._wire.state is OPEN:
             # Else the client has closed behind its handshake already, and the view has a deadline to notice.
-            self.tasks.limit(inf)
+            self.tasks.lift_limit()
             self.wake()
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

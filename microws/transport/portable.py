@@ -48,9 +48,9 @@ class PortableTransport(Sending):
         # All in one place, not by keywords, and not by super(): each would take longer than what it does.
         if loop is None:
             assert group is not None
-            tasks: Tasks = GroupTasks(group, limits.accept_timeout)
+            tasks: Tasks = GroupTasks(group, scope, limits.accept_timeout)
         else:
-            tasks = AsyncioTasks(loop, limits.accept_timeout, self._tick)
+            tasks = AsyncioTasks(loop, scope, limits.accept_timeout, self._tick)
         Turns.__init__(self, tasks, limits, make_outbox)
         self._loop = loop
         self.state = CONNECTING
@@ -96,7 +96,7 @@ class PortableTransport(Sending):
         self.state = OPEN
         self.accepted = True
         self.subprotocol = subprotocol
-        self.tasks.limit(inf)
+        self.tasks.lift_limit()
         if self._has_drainer:
             self.wake()
 

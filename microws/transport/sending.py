@@ -230,6 +230,7 @@ class Sending(Reading):
                 self._arrived = self._arrived or anyio.Event()
                 await self._arrived.wait()
         self.abandon()
+        self.learn()
         raise self._disconnect() from None
 
     def _wake_all(self) -> None:

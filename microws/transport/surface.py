@@ -120,6 +120,10 @@ class Transport(Protocol):
         """Close from outside the view: what waits is lost, the view learns of it at its next call. Never waits."""
         ...
 
+    def learn(self) -> None:
+        """The caller knows of the end. Only the view's own task counts."""
+        ...
+
     def unusable(self, method: str) -> WebSocketDisconnect | RuntimeError:
         """What ``ws.method`` raises where the connection is not open. Whoever gets it knows of the end."""
         ...

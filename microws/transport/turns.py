@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextvars import ContextVar
 from math import inf
 
 import anyio
@@ -15,10 +14,7 @@ from microws.outbox import Outbox
 from microws.state import CONNECTING, OPEN, State
 from microws.tasks import Tasks
 
-__all__ = ["Turns", "helping"]
-
-# In a task of ws.start_soon: the transport of its connection. What such a task learns, its view does not know yet.
-helping: ContextVar[object] = ContextVar("helping", default=None)
+__all__ = ["Turns"]
 
 
 class Turns(ABC):
@@ -91,12 +87,17 @@ class Turns(ABC):
         return self._disconnect()
 
     def learn(self) -> None:
-        """The view knows of the end, or has made it: it may take its time to clean up."""
-        if not self.has_learned and helping.get() is not self:
+        """
+        The caller knows of the end, or has made it. A view that does may take its time to clean up.
+
+        Another task that does is no reason to think that the view will: while one of two tasks that it runs has seen
+        the end, it may wait for the other one, which never ends.
+        """
+        if not self.has_learned and self.tasks.is_view():
             self.has_learned = True
             if self.state is not OPEN:
                 # An open one has no limit.
-                self.tasks.limit(inf)
+                self.tasks.spare()
 
     def ensure_outbox(self) -> Outbox:
         """The connection's queue. Who puts something in calls ``wake``."""
@@ -153,5 +154,4 @@ class Turns(ABC):
         if self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
-        if not self.has_learned:
-            self.tasks.limit(self._limits.close_timeout)
+        self.tasks.expire(inf if self.has_learned else self._limits.close_timeout)

@@ -268,7 +268,7 @@ class TestJSONDefault:
         value = [MODEL]
         value.extend([value, value])
         error = await failure_of(App(json_default=to_json), lambda: value)
-        assert str(error).endswith("this is deeper, or holds itself")
+        assert str(error).endswith("is deeper, or holds itself")
 
     async def test_another_app_that_is_mounted_does_not_have_it(self):
         app = App(json_default=to_json)

@@ -123,8 +123,8 @@ def response_for(error: Exception, *, path: str, debug: bool, as_json: bool) -> 
     if isinstance(error, HTTPException):
         try:
             return _response_to(error, as_json=as_json)
-        except (TypeError, ValueError) as failure:
-            # Its headers, or its JSON, cannot be sent.
+        except Exception as failure:
+            # Its headers, or its JSON, cannot be sent; or the app's json_default fails.
             error = failure
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
@@ -223,8 +223,8 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
     if isinstance(error, HTTPException):
         try:
             return 3000 + error.status, _reason_of(error)
-        except (TypeError, ValueError) as failure:
-            # Its JSON cannot be sent.
+        except Exception as failure:
+            # Its JSON cannot be sent, or the app's json_default fails.
             error = failure
     if isinstance(error, PayloadTypeError):
         return CloseCode.UNSUPPORTED_DATA, truncate_reason(str(error))

@@ -14,7 +14,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 _MAX_AGE: Final = b"600"
 _ALLOW_ORIGIN: Final = b"access-control-allow-origin"
 _ALLOW_CREDENTIALS: Final = (b"access-control-allow-credentials", b"true")
-# RFC 9110 §5.6.1, §5.6.2: a list of tokens. What else a client may send is not sent back.
+# RFC 9110 §5.6.1, §5.6.2: a list of tokens. Anything else in a preflight is not sent back.
 _NAMES: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, \t]+")
 
 
@@ -23,7 +23,7 @@ class CORS:
     What the answers of an app with ``App(origins=…)`` say to browsers.
 
     Args:
-        origins: As ``check_origins_setting`` returns them. ``"*"`` lets every page read, and none send cookies.
+        origins: As ``check_origins_setting`` returns them. ``"*"`` lets every page read, but without cookies.
 
     Source: https://fetch.spec.whatwg.org/#http-cors-protocol
     """
@@ -67,11 +67,11 @@ class CORS:
 
     def answer_preflight(self, headers: Iterable[tuple[bytes, bytes]], methods: str | None) -> RawHeaders | None:
         """
-        The headers of the answer to a preflight from a page that may read it; ``None`` where a request is none.
+        The headers that answer a preflight. ``None``: the request is not a preflight.
 
         Args:
-            headers: Of the OPTIONS request.
-            methods: Those of the routes at its path; ``None`` allows the one that it asks for.
+            headers: Of an OPTIONS request from a page that may read the answer.
+            methods: Those of the routes at its path. ``None`` allows the method that the preflight asks for.
         """
         asked = dict(headers)
         method = asked.get(b"access-control-request-method", b"")
@@ -83,8 +83,8 @@ class CORS:
         ]
         if _NAMES.fullmatch(names := asked.get(b"access-control-request-headers", b"")):
             answer.append((b"access-control-allow-headers", names))
-        # https://wicg.github.io/private-network-access/: a public page that asks a server of this network. Not for any
-        # page: ["*"] says that the answers are public, not that the network is.
+        # https://wicg.github.io/private-network-access/: a page from the internet asks a server in a private network.
+        # ["*"] does not allow that: it says that the answers are public, not that the network is.
         if not self._has_any and asked.get(b"access-control-request-private-network") == b"true":
             answer.append((b"access-control-allow-private-network", b"true"))
         return answer

@@ -145,14 +145,17 @@ def check_host(
     headers: Iterable[tuple[bytes, bytes]], *, allowed: Sequence[str], received: bytes | None = None
 ) -> Refusal | None:
     """
-    Whether a request asks for a host of the app. A page whose name was made to resolve to this machine does not.
+    Whether a request asks for a host that the app answers for.
+
+    In DNS rebinding a page of ``evil.example`` has that name resolve to this server. Its requests have the page's own
+    origin, but the wrong ``Host``.
 
     Args:
-        headers: Of the request, as ASGI has them. None, several or a malformed ``Host`` is refused.
+        headers: Of the request, as ASGI has them. A missing, repeated or malformed ``Host`` is refused.
         allowed: As ``check_hosts_setting`` returns them.
-        received: The ``Host`` that came from this machine beside another one in ``X-Forwarded-Host``, which is then
-            that of ``headers``. Such a page can send that header too, so a name that only the DNS of others knows has
-            to be allowed as well; what proxies of this machine write (``127.0.0.1``, ``localhost``, ``app``) does not.
+        received: The ``Host`` that a client on this machine sent, where ``X-Forwarded-Host`` has replaced it in
+            ``headers``. A page can send that header too. So this one has to be allowed as well, unless it is an address
+            or a name without a dot, as proxies write them: a page cannot have such a host.
 
     Returns:
         ``None``, or why not.
@@ -172,7 +175,7 @@ def check_host(
     if name is not None:
         log = f'Host {_cut(host)} is not in allowed_hosts; to allow it: App(allowed_hosts=["{name}"])'
     else:
-        log = f"expected one Host, of allowed_hosts; got {', '.join(map(_cut, hosts)) or 'none'}"
+        log = f"expected one Host that is in allowed_hosts, got {', '.join(map(_cut, hosts)) or 'none'}"
     return Refusal(421, "host not allowed", log)
 
 
@@ -407,7 +410,7 @@ def _is_allowed_host(name: str, allowed: Sequence[str]) -> bool:
 
 
 def _is_public(name: str) -> bool:
-    """Whether whoever owns a domain may make ``name`` resolve to any address. Browsers keep ``localhost`` to itself."""
+    """Whether the owner of a domain can make ``name`` resolve to any address. For ``*.localhost`` browsers do not ask."""
     if "." not in name or name.startswith("[") or name.endswith(".localhost"):
         return False
     try:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from decimal import Decimal
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +14,7 @@ from microws.answers import ErrorHandlers, close_for, error_of, prefers_json, re
 from microws.closing import check_close
 from microws.datastructures import Headers
 from microws.errors import ClientDisconnect
+from microws.json_default import JSON_DEFAULT
 
 ID = re.compile(r"error id ([0-9a-f]{8})")
 
@@ -187,6 +189,15 @@ class TestJSON:
             assert respond(HTTPException(404, detail)).status == 500
             assert close(HTTPException(404, detail))[0] == 1011
         assert caplog.text.count("unexpected error") == 4
+
+    def test_a_json_default_that_fails_is_a_logged_500_and_a_close_of_the_app(self, caplog):
+        token = JSON_DEFAULT.set(lambda value: {}[value])
+        try:
+            assert respond(HTTPException(404, {"x": Decimal(1)})).status == 500
+            assert close(HTTPException(404, {"x": Decimal(1)}))[0] == 1011
+        finally:
+            JSON_DEFAULT.reset(token)
+        assert caplog.text.count("KeyError") == 2
 
     def test_of_an_unexpected_error_it_has_the_id_and_in_debug_the_traceback(self, caplog):
         body = json.loads(respond(ValueError("secret"), as_json=True).body)

@@ -1,6 +1,7 @@
 """The way of a request to its view, and of an error to its answer."""
 
 import re
+from decimal import Decimal
 
 import anyio
 import pytest
@@ -276,6 +277,12 @@ class TestErrorTable:
         assert (rejection.status, rejection.body) == (404, b'{"error":"no such room","room":5}')
         for path in ("/accepted", "/block"):
             assert await ending_of(app, path) == (3404, "no such room")
+
+    async def test_what_the_apps_json_default_makes_of_a_value_is_sent_too(self):
+        app = app_that_raises(lambda: HTTPException(404, {"price": Decimal("1.5")}), json_default=str)
+        assert (await ask(app)).json() == {"price": "1.5"}
+        assert (await refusal_of(app)).body == b'{"price":"1.5"}'
+        assert await ending_of(app, "/accepted") == (3404, '{"price":"1.5"}')
 
     async def test_a_mapping_and_pairs_are_headers(self):
         app = app_that_raises(lambda: HTTPException(401, headers=[("set-cookie", "a=1"), ("set-cookie", "b=2")]))

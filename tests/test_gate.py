@@ -362,7 +362,7 @@ class TestAllowedHosts:
     async def test_none_at_all_is_421(self, caplog):
         await ask_raw(self.app(), "/items", events := [])
         assert events[0]["status"] == 421
-        assert "/items: expected one Host, of allowed_hosts; got none" in caplog.text
+        assert "/items: expected one Host that is in allowed_hosts, got none" in caplog.text
 
     async def test_the_log_says_the_line_that_would_allow_it(self, caplog):
         await ask(self.app(), "/a%0Ab", headers={"host": "Other.example:8000"})

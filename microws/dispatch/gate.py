@@ -1,4 +1,4 @@
-"""What stands in front of an app and its middleware: the hosts that it answers for, and CORS."""
+"""In front of an app and its middleware: the check of the host, and CORS."""
 
 from collections.abc import Awaitable
 
@@ -20,9 +20,9 @@ def guard(
     ``app`` behind ``App(allowed_hosts=…)`` and ``App(origins=…)``; ``app`` itself where neither is set.
 
     Args:
-        app: The app within its middleware, whose answers are looked at too.
+        app: The app within its middleware, so that the middleware's own answers get CORS too.
         settings: The app's.
-        http, websocket: Answer what is refused, and know the routes.
+        http, websocket: Answer what is refused; ``http`` knows the routes for a preflight.
     """
     hosts, cors = settings.allowed_hosts, settings.cors
     if hosts is None and cors is None:

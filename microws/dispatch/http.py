@@ -96,7 +96,7 @@ class HTTPDispatcher:
             raise answer.take_unexpected()
 
     async def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> None:
-        """Answer a request that no view shall see."""
+        """Answer a request that is refused before routing; an error handler may answer it."""
         path, _ = path_of(scope)
         answer = _Answer(send, Request(scope, self._app, path, {}, receive, self._settings.max_body_size))
         await self._send_error(answer, refused(refusal, path), self._hooks)
@@ -104,9 +104,9 @@ class HTTPDispatcher:
             raise answer.take_unexpected()
 
     def methods_at(self, scope: Scope) -> str | None:
-        """The value of ``Allow`` for a path; ``None`` where no route is there, or others may answer too."""
+        """The value of ``Allow`` for a path; ``None`` where there is no route, or a mount answers other methods."""
         try:
-            # No route has this method, so that all those at the path are told.
+            # No route has the method "": the answer lists those of all routes at the path.
             found = self._router.resolve("http", "", *path_of(scope))
         except Exception:
             # A converter that fails: the request itself will show it.

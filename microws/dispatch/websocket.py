@@ -77,7 +77,7 @@ class WebSocketDispatcher:
         return self._begin(scope, receive, send, path, found)
 
     def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> Awaitable[None]:
-        """Answer a handshake that no view shall see."""
+        """Answer a handshake that is refused before routing; an error handler may answer it."""
         path, _ = path_of(scope)
         return self._begin(scope, receive, send, path, refused(refusal, path))
 

@@ -624,7 +624,10 @@ class App:
 
         Raises:
             SystemExit: With code 1, where the start-up failed or the address could not be had; the log says why.
+            TypeError: An option that does not exist; the text says which was probably meant.
             ValueError: An option that cannot be.
+            RuntimeError: ``microws run`` imports the script at this moment, and serves the app then: write
+                ``if __name__ == "__main__":`` above the call.
         """
         # Hypercorn's modules are a third of the time that `import microws` would take, and other servers need none.
         from microws.server.worker import run

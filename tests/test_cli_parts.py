@@ -15,7 +15,6 @@ from microws import App, __version__
 from microws.cli import main
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.envfile import parse_env_file, read_env_file
-from microws.cli.hints import did_you_mean
 from microws.cli.options import UsageError, build_parser, resolve, unknown_variables
 
 
@@ -267,11 +266,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         read_env_file(str(path))
 
 
-def test_a_hint_is_given_only_where_a_word_is_near():
-    assert did_you_mean("ap", ["app", "b"]) == "; did you mean 'app'?"
-    assert did_you_mean("zzz", ["app", "b"]) == ""
-
-
 # Finding the app
 
 APP = "from microws import App\napp = App()\n"
@@ -348,7 +342,7 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
         ("chta", "no module 'chta' in DIR; did you mean 'chat'?  microws run chat"),
         ("zzz:app", "no module 'zzz' in DIR"),
         ("shop.wbe:app", "no module 'shop.wbe' in DIR; did you mean 'web'?  microws run shop.web:app"),
-        ("shpo.web:app", "no module 'shpo' in DIR; did you mean 'shop'?  microws run shop:app"),
+        ("shpo.web:app", "no module 'shpo' in DIR; did you mean 'shop'?  microws run shop.web:app"),
         ("chat.app", "no module 'chat.app'; did you mean an attribute?  microws run chat:app"),
         ("cht.py", "no file cht.py; did you mean 'chat.py'?  microws run chat.py"),
         ("cht.py:app", "no file cht.py; did you mean 'chat.py'?  microws run chat.py:app"),
@@ -393,7 +387,16 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
         ("chat:", "'chat:' names no app; expected module:attr, module, module:factory() or path.py"),
         (":app", "':app' names no app; expected module:attr, module, module:factory() or path.py"),
         ("chat:a b", "'chat:a b' names no app; expected module:attr, module, module:factory() or path.py"),
-        ("chat-room:app", "'chat-room' is no name of a module; expected module:attr, or path.py"),
+        ("Chat:app", "no module 'Chat' in DIR; did you mean 'chat'?  microws run chat:app"),
+        ("chat:App", "chat: 'App' is a class, not an ASGI app; did you mean 'app'?  microws run chat:app"),
+        ("chat:APP", "chat.py has no attribute 'APP'; did you mean 'app'?  microws run chat:app"),
+        ("shop/wbe.py:app", "no file shop/wbe.py; did you mean 'web.py'?  microws run shop/web.py:app"),
+        ("web:server", "no module 'web' in DIR; did you mean 'shop/web.py'?  microws run shop/web.py:server"),
+        ("web.py", "no file web.py; did you mean 'shop/web.py'?  microws run shop/web.py"),
+        ("./shop", "./shop is a directory; to serve the app in it: microws run --app-dir ./shop"),
+        (".", "'.' is not the name of a module; to serve the app in this directory: microws run --app-dir ."),
+        ("chat-room:app", "'chat-room' is not the name of a module; expected module:attr, or path.py"),
+        ("two-rooms:app", "'two-rooms' is not the name of a module; write its path: microws run two-rooms.py:app"),
         ("json.py", "json.py is hidden by another module 'json', JSON: rename it"),
     ],
 )
@@ -409,6 +412,7 @@ def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory
         "class Three:\n def __init__(self, a=1, b=2, c=3): ...\n"
         "def many(a, b, c, d): ...\ndef configured(path=None, debug=False): ...\n",
         json="app = 1\n",
+        **{"two-rooms": APP},
     )
     for package in ("shop", "space"):
         (directory / package).mkdir()
@@ -472,6 +476,19 @@ def test_a_failure_in_the_users_code_shows_that_and_nothing_of_ours(directory, s
     assert "importlib" not in error.value.traceback
     assert "discovery.py" not in error.value.traceback
     assert "routing" not in error.value.traceback.replace("RoutingError", "").replace("microws.errors", "")
+
+
+@pytest.mark.parametrize("argument", ["chat:app", "chat", "chat.py", "factory:create()", None])
+def test_a_script_that_serves_while_it_is_loaded_is_named_with_its_line(directory, capsys, argument):
+    write(directory, chat=f"{APP}app.run(port=0)\n", app=f"{APP}app.run(port=0)\n")
+    write(directory, factory=f"{APP}def create():\n    app.run(port=0)\n")
+    assert main(["run", *([argument] if argument else [])]) == 3
+    [line] = capsys.readouterr().err.splitlines()
+    file = "factory.py, line 4" if argument == "factory:create()" else f"{'chat' if argument else 'app'}.py, line 3"
+    assert line == (
+        f"error: {file}: app.run() is called while `microws run` loads the app, which would be served twice; "
+        'write above the call: if __name__ == "__main__":'
+    )
 
 
 AROUND = """
@@ -538,10 +555,24 @@ def test_without_a_command_the_help_is_shown(capsys):
     [
         (["rum"], 2, "error: there is no command 'rum'; did you mean 'run'?"),
         (["chat:app"], 2, "error: there is no command 'chat:app'; to serve an app: microws run chat:app"),
-        (["dev", "chat:app"], 2, "error: this version has no command 'dev'; to serve an app: microws run chat:app"),
-        (["connect", "ws://h/ws"], 2, "error: this version has no command 'connect'; to serve an app: microws run"),
-        (["http://h/ws"], 2, "error: there is no command 'http://h/ws'; to measure one: microws bench http://h/ws"),
+        (["chat:app", "--port", "1"], 2, "no command 'chat:app'; to serve an app: microws run chat:app --port 1"),
+        (["chat.py"], 2, "error: there is no command 'chat.py'; to serve an app: microws run chat.py"),
+        (["serve", "m:app"], 2, "error: there is no command 'serve'; to serve an app: microws run m:app"),
+        (["start", "m:f()", "--factory"], 2, "no command 'start'; to serve an app: microws run 'm:f()' --factory"),
+        (["runserver"], 2, "error: there is no command 'runserver'; to serve an app: microws run chat:app"),
+        (["zzz"], 2, "error: there is no command 'zzz'; to serve an app: microws run chat:app"),
+        (["--port=1", "m:app"], 2, "error: --port stands before the command; write: microws run --port=1 m:app"),
+        (["--host", "::", "run", "m"], 2, "--host stands before the command; write: microws run --host :: m"),
+        (["--zzz", "run", "m"], 2, "error: unknown argument '--zzz'; see microws run --help"),
+        (["dev", "m:app"], 2, "error: this version has no command 'dev'; to serve an app: microws run m:app"),
+        (["dev"], 2, "error: this version has no command 'dev'; to serve an app: microws run chat:app"),
+        (["connect", "ws://h/"], 2, "no command 'connect'; to measure a server: microws bench ws://h/"),
+        (["http://h/"], 2, "error: there is no command 'http://h/'; to measure a server: microws bench http://h/"),
         (["run", "--prot=1"], 2, "error: unknown argument '--prot'; did you mean '--port'?"),
+        (["run", "--ssl-certfile", "x"], 2, "error: unknown argument '--ssl-certfile'; did you mean '--certfile'?"),
+        (["run", "-w", "4"], 2, "error: unknown argument '-w'; did you mean '--workers'?"),
+        (["run", "--no-acces-log"], 2, "error: unknown argument '--no-acces-log'; did you mean '--no-access-log'?"),
+        (["run", "--reload"], 2, "'--reload'; this version does not reload, so start it again after a change"),
         (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),
         (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, came 'x'"),
         (["run"], 3, "name it: microws run chat:app"),

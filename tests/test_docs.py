@@ -36,7 +36,7 @@ import pytest
 
 import microws
 from microws.cli.bench_options import BENCH_FLAGS
-from microws.cli.options import option_flags
+from microws.cli.options import flag_of, option_names
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")]
@@ -326,13 +326,10 @@ def test_only_the_pages_that_are_typed_through_have_files_and_show_what_commands
         assert not any(command.shown for command in commands_of(block)), f"{block} would not be tried"
 
 
-SWITCHES = ("--access-log", "--factory", "--http2-websockets")
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_flag_of_a_command_that_a_page_names_exists(page: Path) -> None:
     known = {
-        "run": {*option_flags(), *(flag.replace("--", "--no-", 1) for flag in SWITCHES)},
+        "run": {*map(flag_of, option_names())},
         "bench": {*BENCH_FLAGS},
     }
     text = page.read_text()

@@ -755,6 +755,25 @@ def test_run_logs_json_one_object_a_line(capfd):
     assert "LookupError: no\ndatabase" in line["exception"]
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("prot", "did you mean 'port'?"),
+        ("Host", "did you mean 'host'?"),
+        ("ssl_certfile", "did you mean 'certfile'?"),
+        ("reload", "this version does not reload, so start it again after a change"),
+        ("debug", "write App(debug=True)"),
+        ("env_file", "only the command has it: microws run"),
+        ("zzz", "expected one of bind, host, port, workers,"),
+    ],
+)
+def test_an_option_of_run_that_does_not_exist_is_one_line_with_the_right_one(option, hint):
+    with pytest.raises(TypeError) as error:
+        App().run(**{option: 1})
+    assert str(error.value).startswith(f"app.run() has no option {option!r}; {hint}")
+    assert "\n" not in str(error.value)
+
+
 def test_run_takes_settings_or_options():
     with pytest.raises(TypeError, match="not both"):
         run(echo, Settings(), port=1)

@@ -1,18 +1,21 @@
 """The command ``microws``."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from microws import __version__
 from microws.app import App
 from microws.cli.bench import bench
 from microws.cli.bench_options import BENCH_FLAGS
 from microws.cli.discovery import LoadError, find_app
-from microws.cli.hints import did_you_mean
-from microws.cli.options import build_parser, option_flags, resolve, unknown_variables
+from microws.cli.options import build_parser, flag_of, option_names, resolve, unknown_variables
 from microws.cli.usage import UsageError
 from microws.errors import FeatureUnavailable
+from microws.server.hints import did_you_mean, option_hint
+from microws.server.loading import loading
 from microws.server.supervised import Supervised
 from microws.server.supervisor import supervise, this_program
 from microws.server.worker import check_server, choose_loop, run
@@ -21,6 +24,8 @@ __all__ = ["main"]
 
 _COMMANDS = ("run", "bench")
 _COMMANDS_TO_COME = ("connect", "dev")
+# What other programs call `run`.
+_SERVE = ("runserver", "serve", "server", "start", "up")
 _USAGE = 2
 _NO_APP = 3
 
@@ -54,13 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
     supervised = Supervised.from_environment()
     environ = dict(os.environ)
-    _check_command(next((word for word in arguments if not word.startswith("-")), None))
+    _check_command(arguments)
     parser = build_parser(__version__)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         word = unknown[0].partition("=")[0]
-        flags = BENCH_FLAGS if known.command == "bench" else option_flags()
-        hint = did_you_mean(word, flags) or f"; see microws {known.command or 'run'} --help"
+        if known.command == "bench":
+            hint = did_you_mean(word, BENCH_FLAGS)
+        else:
+            hint = (
+                option_hint(word.lstrip("-").replace("-", "_"), option_names(), written=flag_of)
+                if word[0] == "-"
+                else ""
+            )
+        hint = hint or f"; see microws {known.command or 'run'} --help"
         raise UsageError(f"unknown argument {word!r}{hint}")
     if known.command is None:
         _say(parser.format_help().rstrip())
@@ -76,19 +88,42 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
     if invocation.settings.workers > 1 and supervised is None:
         # The workers load the app, and read the sources of the settings: both may be others after a SIGHUP.
         return supervise(invocation.settings, command=command, environ=environ)
-    name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
+    with loading():
+        name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
     return run(app, invocation.settings, name=name, supervised=supervised)
 
 
-def _check_command(word: str | None) -> None:
+def _check_command(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: The command does not exist, or stands behind its options; the line to write instead.
+        FeatureUnavailable: The command does not exist yet.
+    """
+    first = arguments[0].partition("=")[0] if arguments else ""
+    if first in map(flag_of, option_names()):
+        rest = shlex.join(word for word in arguments if word != "run")
+        raise UsageError(f"{first} stands before the command; write: microws run {rest}")
+    word = next((word for word in arguments if not word.startswith("-")), None)
     if word is None or word in _COMMANDS:
         return
     if word in _COMMANDS_TO_COME:
-        raise FeatureUnavailable(f"this version has no command {word!r}; to serve an app: microws run chat:app")
-    hint = did_you_mean(word, _COMMANDS)
+        hint = _right_command(arguments[arguments.index(word) + 1 :])
+        raise FeatureUnavailable(f"this version has no command {word!r}{hint}")
+    hint = "" if word in _SERVE else did_you_mean(word, _COMMANDS)
     if not hint:
-        hint = f"; to measure one: microws bench {word}" if "://" in word else f"; to serve an app: microws run {word}"
+        is_argument = "://" in word or _may_be_app(word)
+        hint = _right_command(arguments if is_argument else arguments[arguments.index(word) + 1 :])
     raise UsageError(f"there is no command {word!r}{hint}")
+
+
+def _right_command(arguments: Sequence[str]) -> str:
+    if any("://" in word for word in arguments):
+        return f"; to measure a server: microws bench {shlex.join(arguments)}"
+    return f"; to serve an app: microws run {shlex.join(arguments) or 'chat:app'}"
+
+
+def _may_be_app(word: str) -> bool:
+    return ":" in word or word.endswith(".py") or Path(f"{word}.py").is_file() or Path(word, "__init__.py").is_file()
 
 
 def _is_app(value: object) -> bool:

@@ -11,7 +11,8 @@ from traceback import StackSummary, TracebackException
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from microws.cli.hints import nearest
+from microws.server.hints import nearest
+from microws.server.loading import RunWhileLoading
 
 __all__ = ["LoadError", "find_app"]
 
@@ -73,7 +74,7 @@ def find_app(name: str | None, *, factory: bool, app_dir: Path, is_app: Callable
     found = _get(module, target, is_app, app_dir)
     if factory or target.is_call:
         found = _call(found, target, app_dir)
-    _check_asgi(found, target, app_dir)
+    _check_asgi(found, module, target, is_app)
     return f"{target.module}:{target.attribute}{'()' if target.is_call else ''}", found
 
 
@@ -105,12 +106,36 @@ def _parse(name: str, app_dir: Path) -> _Target:
     if place.endswith(".py") or "/" in place:
         file = (app_dir / place).absolute()
         if not file.is_file():
-            names = [path.name for path in file.parent.glob("*.py")]
-            raise LoadError(f"no file {place}{_suggest(file.name, names, lambda near: _join(near, rest))}")
+            raise LoadError(_missing_file(place, rest, app_dir))
         return _Target(place, _dotted_name(file), attribute, is_call, file)
     if not _DOTTED.fullmatch(place):
-        raise LoadError(f"{place!r} is no name of a module; expected module:attr, or path.py")
+        if Path(app_dir, f"{place}.py").is_file():
+            hint = f"write its path: microws run {_join(f'{place}.py', rest)}"
+        elif Path(app_dir, place).is_dir():
+            hint = f"to serve the app in this directory: microws run --app-dir {place}"
+        else:
+            hint = "expected module:attr, or path.py"
+        raise LoadError(f"{place!r} is not the name of a module; {hint}")
     return _Target(place, place, attribute, is_call)
+
+
+def _missing_file(place: str, rest: str, app_dir: Path) -> str:
+    path = Path(place)
+    if (app_dir / path).is_dir():
+        return f"{place} is a directory; to serve the app in it: microws run --app-dir {place}"
+    near = nearest(path.stem, [found.stem for found in (app_dir / path).parent.glob("*.py")])
+    if near is None:
+        return f"no file {place}{_elsewhere(f'{path.stem}.py', rest, app_dir)}"
+    return f"no file {place}; did you mean '{near}.py'?  microws run {_join(str(path.with_name(f'{near}.py')), rest)}"
+
+
+def _elsewhere(name: str, rest: str, app_dir: Path) -> str:
+    """Where there is a file of that name, in a folder or two below: a hint, or nothing."""
+    for pattern in (f"*/{name}", f"*/*/{name}"):
+        for file in sorted(app_dir.glob(pattern)):
+            place = _shorter(file, app_dir)
+            return f"; did you mean {place!r}?  microws run {_join(place, rest)}"
+    return ""
 
 
 def _dotted_name(file: Path) -> str:
@@ -146,10 +171,13 @@ def _missing_module(target: _Target, missing: str, app_dir: Path) -> str:
     names = [path.stem for path in folder.glob("*.py")] + [path.parent.name for path in folder.glob("*/__init__.py")]
     rest = _attribute(target)
 
-    def full(near: str) -> str:
-        return _join(f"{parent}.{near}" if parent else near, rest)
+    below = target.module.removeprefix(missing)
 
-    return f"no module {missing!r} in {app_dir}{_suggest(last, names, full)}"
+    def full(near: str) -> str:
+        return _join(f"{parent}.{near}{below}" if parent else f"{near}{below}", rest)
+
+    hint = _suggest(last, names, full) or _elsewhere(f"{target.module.replace('.', '/')}.py", rest, app_dir)
+    return f"no module {missing!r} in {app_dir}{hint}"
 
 
 def _search(app_dir: Path, is_app: Callable[[object], bool]) -> tuple[str, Any]:
@@ -199,7 +227,7 @@ def _get(module: ModuleType, target: _Target, is_app: Callable[[object], bool], 
     path = ""
     for name in target.attribute.split("."):
         if not hasattr(found, name):
-            names = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            names = _own_names(found)
             owner = _shown(module, app_dir) + (f": {path}" if path else "")
 
             def full(near: str, path: str = path) -> str:
@@ -213,6 +241,16 @@ def _get(module: ModuleType, target: _Target, is_app: Callable[[object], bool], 
         found = getattr(found, name)
         path = f"{path}.{name}" if path else name
     return found
+
+
+def _own_names(owner: Any) -> list[str]:
+    """The public attributes of a module or an object. A class that a module imports, such as App, is not meant."""
+    return [
+        name
+        for name, value in getattr(owner, "__dict__", {}).items()
+        if not name.startswith("_")
+        and not (inspect.isclass(value) and inspect.ismodule(owner) and value.__module__ != owner.__name__)
+    ]
 
 
 def _call(factory: Any, target: _Target, app_dir: Path) -> Any:
@@ -230,11 +268,15 @@ def _call(factory: Any, target: _Target, app_dir: Path) -> Any:
     return app
 
 
-def _check_asgi(app: Any, target: _Target, app_dir: Path) -> None:
+def _check_asgi(app: Any, module: ModuleType, target: _Target, is_app: Callable[[object], bool]) -> None:
     reason = _why_no_asgi(app)
     if reason is None:
         return
-    if not target.is_call and callable(app) and _takes(app, 0):
+    # The class App stands in the module too.
+    same = next((name for name in _apps(module, is_app) if name.lower() == str(target.attribute).lower()), None)
+    if same is not None:
+        reason += f"; did you mean {same!r}?  microws run {target.place}:{same}"
+    elif not target.is_call and callable(app) and _takes(app, 0):
         reason += f"; to serve what it returns: microws run '{target.place}:{target.attribute}()'"
     raise LoadError(f"{target.place}: {target.attribute!r} {reason}")
 
@@ -274,6 +316,9 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 def _failed(message: str, error: BaseException) -> LoadError:
     report = TracebackException.from_exception(error)
     _cut(report)
+    if isinstance(error, RunWhileLoading):
+        where = f"{Path(report.stack[-1].filename).name}, line {report.stack[-1].lineno}: " if report.stack else ""
+        return LoadError(f'{where}{error}; write above the call: if __name__ == "__main__":')
     return LoadError(f"{message}: {type(error).__name__}", traceback="".join(report.format()))
 
 
@@ -314,7 +359,10 @@ def _join(place: str, attribute: str) -> str:
 def _shown(module: ModuleType, app_dir: Path) -> str:
     if module.__file__ is None:
         return f"the package {module.__name__!r}"
-    file = Path(module.__file__)
+    return _shorter(Path(module.__file__), app_dir)
+
+
+def _shorter(file: Path, app_dir: Path) -> str:
     return str(file.relative_to(app_dir)) if file.is_relative_to(app_dir) else str(file)
 
 

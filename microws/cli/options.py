@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.cli.bench_options import add_bench
 from microws.cli.envfile import read_env_file
-from microws.cli.hints import did_you_mean, nearest
 from microws.cli.usage import Parser, UsageError
+from microws.server.hints import did_you_mean, nearest
 from microws.server.settings import Settings, check_setting, parse_bool
 
-__all__ = ["Invocation", "UsageError", "build_parser", "option_flags", "resolve", "unknown_variables"]
+__all__ = ["Invocation", "UsageError", "build_parser", "flag_of", "option_names", "resolve", "unknown_variables"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class _Option(NamedTuple):
 
     @property
     def flag(self) -> str:
-        return f"--{self.key}"
+        return flag_of(self.name)
 
     @property
     def key(self) -> str:
@@ -134,9 +134,14 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     return parser
 
 
-def option_flags() -> list[str]:
-    """The flags that the help names."""
-    return [option.flag for option in _OPTIONS]
+def option_names() -> list[str]:
+    """The options that the help names, with underscores, and the opposites of the switches among them."""
+    return [option.name for option in _OPTIONS] + [f"no_{option.name}" for option in _OPTIONS if option.is_switch]
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets the option ``name``."""
+    return f"--{name.replace('_', '-')}"
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -202,7 +207,7 @@ def _from_flags(flags: Mapping[str, Any]) -> _Level:
 
 
 def _flag(name: str) -> str:
-    return "APP" if name == "app" else _BY_NAME[name].flag
+    return "APP" if name == "app" else flag_of(name)
 
 
 def _from_environment(environ: Mapping[str, str]) -> _Level:

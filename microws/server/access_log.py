@@ -73,7 +73,9 @@ def format_duration(milliseconds: float) -> str:
 
 def request_line(scope: Scope) -> str:
     """
-    ``GET /path?query HTTP/1.1``, the path as on the wire, secrets in the query masked; ``WebSocket`` stands for the method of a handshake.
+    ``GET /path?query HTTP/1.1``: the path as on the wire, secrets in the query masked.
+
+    ``WebSocket`` stands for the method of a handshake.
     """
     return f"{_method(scope)} {_target(scope)} HTTP/{scope.get('http_version', '1.1')}"
 

@@ -5,7 +5,8 @@ import importlib.util
 import logging
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -17,9 +18,11 @@ from microws.interfaces import ASGIApplication, Limits
 from microws.server.connections import Connections
 from microws.server.engines import Engines
 from microws.server.handover import AsyncioServer
+from microws.server.hints import option_hint
 from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, bind, tls_context
+from microws.server.loading import check_not_loading
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
@@ -78,11 +81,14 @@ def run(
         not be had. The log says why.
 
     Raises:
+        TypeError: An option that does not exist; the text says which was probably meant.
         ValueError: An option that cannot be.
+        RunWhileLoading: The command ``microws run`` loads the app at this moment, and serves it then.
         FeatureUnavailable: The server or the loop asked for is not installed.
     """
+    check_not_loading()
     if settings is None:
-        settings = Settings(**options)
+        settings = _settings_of(options)
     elif options:
         raise TypeError(f"run takes settings or {', '.join(options)}, not both")
     check_server(settings)
@@ -124,6 +130,15 @@ def run(
                 listener.close()
             if supervised is not None:
                 supervised.close()
+
+
+def _settings_of(options: Mapping[str, Any]) -> Settings:
+    names = [field.name for field in fields(Settings)]
+    unknown = next((name for name in options if name not in names), None)
+    if unknown is not None:
+        hint = option_hint(unknown, names) or f"; expected one of {', '.join(names)}"
+        raise TypeError(f"app.run() has no option {unknown!r}{hint}")
+    return Settings(**options)
 
 
 def check_server(settings: Settings) -> None:

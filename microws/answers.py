@@ -4,7 +4,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import wraps
 from secrets import token_hex
 from typing import Any, TypeAlias
 
@@ -69,7 +69,7 @@ class ErrorHandlers:
             return
         self._by_status[key] = handler
         if key == 500:
-            self._of_unexpected = partial(_report_and_call, handler)
+            self._of_unexpected = _reporting(handler)
 
     def find(self, error: Exception) -> ErrorHandler | None:
         """
@@ -85,9 +85,13 @@ class ErrorHandlers:
         return None if isinstance(error, HTTPException) else self._of_unexpected
 
 
-def _report_and_call(handler: ErrorHandler, connection: Any, error: Exception) -> Any:
-    _report(error, connection.path)
-    return handler(connection, error)
+def _reporting(handler: ErrorHandler) -> ErrorHandler:
+    @wraps(handler, updated=())
+    def report_and_call(connection: Any, error: Exception) -> Any:
+        _report(error, connection.path)
+        return handler(connection, error)
+
+    return report_and_call
 
 
 def error_of(error: Exception) -> Exception:

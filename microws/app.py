@@ -25,6 +25,7 @@ from microws.settings import AppSettings
 from microws.subscription import Stream, Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.testing import ClientOptions, TestClient
+from microws.threads import Threads
 from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
 
@@ -83,6 +84,8 @@ class App:
             model, in what views return, ``ws.send``, ``publish``, ``JSONResponse`` and ``ServerSentEvent``. It returns
             a value that JSON has a form for, or raises ``TypeError``, as the ``default`` of ``json.dumps``. Default:
             each of these is a ``TypeError``.
+        threads: Worker threads for plain ``def`` views; as many again for plain hooks and error handlers, and for the
+            plain generators of streams. What finds them all at work waits. Default 40, as in anyio and Starlette.
         templates: Directory of the templates, relative to the file that creates the app.
 
     Raises:
@@ -108,12 +111,14 @@ class App:
         redirect_slashes: bool = True,
         debug: bool = False,
         json_default: Callable[[Any], Any] | None = None,
+        threads: int = 40,
         templates: str | Path = "templates",
     ) -> None:
         # First of all: so far the arguments are the only local names.
         self._settings = settings = AppSettings.of(locals())
         self.close_timeout = close_timeout
         self.max_message_size = max_message_size
+        self.threads = Threads(threads)
         self._directory = directory_of_caller()
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
@@ -436,7 +441,11 @@ class App:
         self._middleware.add(asgi_middleware, options)
 
     def before_request(self, hook: RequestHook) -> RequestHook:
-        """Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer."""
+        """
+        Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer.
+
+        A plain function runs in a worker thread, as do the other hooks around views and the error handlers.
+        """
         return self._add_hook(self._hooks.before_request, hook)
 
     def after_request(self, hook: ResponseHook) -> ResponseHook:
@@ -479,7 +488,11 @@ class App:
         return register
 
     def on_startup(self, hook: AppHook) -> AppHook:
-        """Decorator: call ``hook()`` before the first request. If it raises, the server does not start."""
+        """
+        Decorator: call ``hook()`` before the first request. If it raises, the server does not start.
+
+        It runs in the event loop's thread, ``async def`` or not.
+        """
         return self._add_hook(self._lifespan.on_startup, hook)
 
     def on_shutdown(self, hook: AppHook) -> AppHook:

@@ -9,8 +9,6 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, NewType, TypeAlias, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-import anyio.to_thread
-
 from microws.callables import LRU_CACHE, function_of, layers_of, name_of
 from microws.errors import RoutingError
 from microws.hub import check_topic
@@ -95,9 +93,7 @@ async def _give(value: Any) -> Any:
 
 
 async def _call_in_thread(call: _Call, connection: Any, params: dict[str, Any]) -> Any:
-    # In a tuple, because trio refuses a coroutine from a thread.
-    (result,) = await anyio.to_thread.run_sync(lambda: (call(connection, params),))
-    return await result if inspect.isawaitable(result) else result
+    return await connection.app.threads.run("views", call, connection, params)
 
 
 def _parameters(view: Any) -> list[Parameter]:

@@ -3,9 +3,11 @@
 import inspect
 import os
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from microws.answers import ErrorHandler, ErrorHandlers
+from microws.callables import is_async
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
 __all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
@@ -46,8 +48,9 @@ class ViewHooks(HookList):
         self._inner: list[ViewHooks] = []
 
     def add(self, hook: Callable[..., Any]) -> None:
-        """Register ``hook``. Raises ``TypeError`` where it could not be called."""
-        super().add(hook)
+        """Register ``hook``, to be called in a worker thread if it is a plain function. Raises as ``HookList.add``."""
+        check_hook(hook, self._decorator, *self._arguments)
+        self.append(_off_the_loop(hook))
         self.put_inside(self._outer)
 
     def include(self, inner: "ViewHooks") -> None:
@@ -91,7 +94,7 @@ class Hooks:
     def add_handler(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
         """Register an error handler. Raises ``TypeError`` and ``ValueError``, as ``ErrorHandlers.check`` does."""
         check_hook(handler, "error_handler", "connection", "error")
-        self.handlers.add(key, handler)
+        self.handlers.add(key, _off_the_loop(handler))
 
     def find_handler(self, error: Exception) -> ErrorHandler | None:
         """The error handler of the innermost app that has one."""
@@ -185,7 +188,19 @@ def check_mounted(app: Any, prefix: str) -> None:
     raise TypeError(f"mount takes an ASGI app, not {app!r}: {hint}")
 
 
+def _off_the_loop(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """``hook`` itself if it is ``async def``; else a function that calls it in a worker thread."""
+    if is_async(hook):
+        return hook
+
+    @wraps(hook, updated=())
+    async def call_in_thread(connection: Any, *args: Any) -> Any:
+        return await connection.app.threads.run("hooks", hook, connection, *args)
+
+    return call_in_thread
+
+
 async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:
-    """Call a hook or a handler and wait for it; a plain function runs in the event loop's thread."""
+    """Call a hook or a handler as it was registered, and wait for it."""
     result = hook(*args)
     return await result if inspect.isawaitable(result) else result

@@ -184,6 +184,11 @@ class Application(Protocol):
         """The topics and subscribers of this process."""
         ...
 
+    @property
+    def threads(self) -> Any:
+        """The worker threads of the app."""
+        ...
+
     def url_for(self, name: str, /, **params: Any) -> str:
         """The path of the route of that name."""
         ...

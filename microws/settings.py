@@ -37,9 +37,10 @@ class AppSettings:
     hub: str
     debug: bool
     json_default: JSONDefault | None
+    threads: int
 
     def __post_init__(self) -> None:
-        for name in ("max_message_size", "max_fragments", "receive_queue"):
+        for name in ("max_message_size", "max_fragments", "receive_queue", "threads"):
             _check_count(name, getattr(self, name), minimum=1)
         _check_count("max_body_size", self.max_body_size, minimum=0)
         for name in ("send_timeout", "accept_timeout", "close_timeout"):

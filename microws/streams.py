@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
-from anyio.to_thread import run_sync
 
 from microws.handshake import HeadersLike
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.responses import BODILESS_STATUSES, Response
 from microws.sse import KEEPALIVE, OPENING, ServerSentEvent
+from microws.threads import Threads, threads_of
 
 __all__ = ["EventStream", "StreamingResponse", "send_until_disconnect"]
 
@@ -70,6 +70,8 @@ class StreamingResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until the source ends or the client leaves. Cancelled, it closes the source."""
         seconds: float = getattr(scope.get("app"), "close_timeout", _CLOSE_TIMEOUT)
+        if isinstance(self._source, _InThreads):
+            self._source.threads = threads_of(scope)
         if self.status in BODILESS_STATUSES or scope["method"] == "HEAD":
             with anyio.move_on_after(seconds, shield=True):
                 await _close(self._source)
@@ -367,6 +369,8 @@ _END = object()
 class _InThreads(AsyncIterator[Any]):
     """A plain iterable as an async one: each step in a worker thread. A step that has begun is waited for."""
 
+    threads: Threads
+
     def __init__(self, iterable: Iterable[Any]) -> None:
         self._iterator: Any = iterable
 
@@ -375,7 +379,7 @@ class _InThreads(AsyncIterator[Any]):
         return self
 
     async def __anext__(self) -> Any:
-        item = await run_sync(next, self._iterator, _END)
+        item = await self.threads.run("generators", next, self._iterator, _END)
         if item is _END:
             raise StopAsyncIteration
         return item
@@ -383,7 +387,7 @@ class _InThreads(AsyncIterator[Any]):
     async def aclose(self) -> None:
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            await run_sync(close)
+            await self.threads.run("generators", close)
 
 
 async def _close(source: AsyncIterable[Any]) -> None:

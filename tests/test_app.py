@@ -83,13 +83,14 @@ class TestSettings:
             "redirect_slashes": True,
             "debug": False,
             "json_default": None,
+            "threads": 40,
             "templates": "templates",
         }
 
     def test_a_server_can_read_what_it_has_to_know(self):
         assert App(max_message_size=5).max_message_size == 5
 
-    @pytest.mark.parametrize("name", ["max_message_size", "max_fragments", "receive_queue"])
+    @pytest.mark.parametrize("name", ["max_message_size", "max_fragments", "receive_queue", "threads"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("nan")])
     def test_a_number_of_things_is_1_or_more(self, name, value):
         with pytest.raises(ValueError, match=f"{name} is a whole number, 1 or more, not {value!r}"):

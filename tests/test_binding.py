@@ -19,13 +19,16 @@ from microws.routing import Converters, Pattern
 pytestmark = pytest.mark.anyio
 
 
+CONNECTION = Request({"type": "http", "method": "GET", "headers": []}, App(), "/", {}, None, None)
+
+
 def bind(view, pattern, *, kind):
     return bind_view(view, Pattern.parse(pattern, Converters()), kind=kind)
 
 
 async def bound(view, *, kind="http", **params):
-    """What the view makes of the connection ``"conn"``."""
-    return await bind(view, "/items/{item}", kind=kind)("conn", params or {"item": 7})
+    """What the view makes of a connection."""
+    return await bind(view, "/items/{item}", kind=kind)(CONNECTION, params or {"item": 7})
 
 
 async def first_then_named(request, item):
@@ -203,11 +206,11 @@ class TestSignatures:
     @pytest.mark.parametrize("kind", ["http", "websocket"])
     @pytest.mark.parametrize("view", VIEWS, ids=range(len(VIEWS)))
     async def test_the_first_other_parameter_gets_the_connection_and_route_parameters_go_by_name(self, view, kind):
-        assert await bound(view, kind=kind) == ("conn", 7)
+        assert await bound(view, kind=kind) == (CONNECTION, 7)
 
     @pytest.mark.parametrize("view", [plain, behind_a_plain_decorator, lambda request, item: (request, item)])
     async def test_an_http_view_may_be_a_plain_function(self, view):
-        assert await bound(view) == ("conn", 7)
+        assert await bound(view) == (CONNECTION, 7)
 
     async def test_an_http_view_may_leave_the_request_out(self):
         async def no_parameters():
@@ -219,7 +222,7 @@ class TestSignatures:
         async def any_name(**kwargs):
             return kwargs
 
-        assert await bind(no_parameters, "/", kind="http")("conn", {}) == "nothing"
+        assert await bind(no_parameters, "/", kind="http")(CONNECTION, {}) == "nothing"
         assert await bound(only_its_own) == 7
         assert await bound(any_name) == {"item": 7}
 
@@ -227,19 +230,19 @@ class TestSignatures:
         async def view(prefix, request, item):
             return prefix, request, item
 
-        assert await bound(functools.partial(view, "prefix")) == ("prefix", "conn", 7)
+        assert await bound(functools.partial(view, "prefix")) == ("prefix", CONNECTION, 7)
 
     async def test_a_route_parameter_may_be_called_like_the_request(self):
         async def view(request):
             return request
 
-        assert await bind(view, "/{request}", kind="http")("conn", {"request": "x"}) == "x"
+        assert await bind(view, "/{request}", kind="http")(CONNECTION, {"request": "x"}) == "x"
 
     async def test_a_plain_function_runs_in_a_worker_thread(self):
         def view():
             return threading.get_ident()
 
-        assert await bind(view, "/", kind="http")("conn", {}) != threading.get_ident()
+        assert await bind(view, "/", kind="http")(CONNECTION, {}) != threading.get_ident()
 
 
 async def without_id(request):
@@ -279,7 +282,7 @@ class TestDecorators:
     async def test_a_view_that_takes_the_connection_gets_it(self, decorator, outer, kind):
         for view in (first_then_named, behind, of_a_name):
             decorated = decorator(view)
-            assert await bound(outer(decorated) if outer else decorated, kind=kind) == ("conn", 7)
+            assert await bound(outer(decorated) if outer else decorated, kind=kind) == (CONNECTION, 7)
 
     @pytest.mark.parametrize("decorator", DECORATORS)
     @pytest.mark.parametrize("outer", [None, *DECORATORS])
@@ -295,8 +298,8 @@ class TestDecorators:
 
             return wrapper
 
-        assert await bound(with_request(nothing)) == ("conn", ("nothing", 7))
-        assert await bound(async_decorator(with_request(nothing)), kind="websocket") == ("conn", ("nothing", 7))
+        assert await bound(with_request(nothing)) == (CONNECTION, ("nothing", 7))
+        assert await bound(async_decorator(with_request(nothing)), kind="websocket") == (CONNECTION, ("nothing", 7))
 
     async def test_it_may_take_route_parameters_off_and_put_others_in(self):
         def load(function):
@@ -309,7 +312,7 @@ class TestDecorators:
         async def view(request, thing):
             return request, thing
 
-        assert await bound(load(view)) == ("conn", [7])
+        assert await bound(load(view)) == (CONNECTION, [7])
 
     async def test_the_coroutine_of_an_async_view_is_made_in_the_event_loops_thread(self):
         def decorator(function):
@@ -321,7 +324,7 @@ class TestDecorators:
 
         threads = []
         for kind in ("http", "websocket"):
-            assert await bound(decorator(first_then_named), kind=kind) == ("conn", 7)
+            assert await bound(decorator(first_then_named), kind=kind) == (CONNECTION, 7)
         assert set(threads) == {threading.get_ident()}
 
     @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -419,7 +422,7 @@ class TestAnnotations:
         ],
     )
     async def test_the_connection_may_be_annotated_as_what_it_is_or_might_be(self, annotation):
-        assert await bind(annotated(annotation), "/", kind="http")("conn", {}) == "conn"
+        assert await bind(annotated(annotation), "/", kind="http")(CONNECTION, {}) == CONNECTION
 
     @pytest.mark.parametrize(
         ("annotation", "advice"),

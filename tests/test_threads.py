@@ -1,0 +1,286 @@
+"""Where plain functions run: in threads of their own kind, with the context variables of their caller."""
+
+import functools
+import threading
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from asking import ask, refusal_of
+
+from microws import App, EventStream, StreamingResponse
+from microws.threads import threads_of
+
+pytestmark = pytest.mark.anyio
+
+USER: ContextVar[str] = ContextVar("USER", default="nobody")
+
+
+class Blocking:
+    """An app with one thread for each kind of work, and functions of each kind that block until ``release`` is set."""
+
+    def __init__(self, directory, threads=1):
+        (directory / "a.txt").write_text("file")
+        self.release = threading.Event()
+        self.begun = threading.Event()
+        app = self.app = App(threads=threads)
+        app.static("/static", directory)
+
+        @app.before_request
+        def hook(request):
+            if "hook" in request.query:
+                self.block()
+
+        @app.error_handler(LookupError)
+        def handler(request, error):
+            if "handler" in request.query:
+                self.block()
+            return "handled"
+
+        @app.get("/view")
+        def view(request):
+            if "view" in request.query:
+                self.block()
+            return "view"
+
+        @app.get("/error")
+        async def fail(request):
+            raise LookupError
+
+        @app.get("/stream")
+        async def stream(request):
+            def generate():
+                if "stream" in request.query:
+                    self.block()
+                yield "stream"
+
+            return StreamingResponse(generate())
+
+        @app.get("/async")
+        async def async_view():
+            return "async"
+
+    def block(self):
+        self.begun.set()
+        assert self.release.wait(50)
+
+    async def wait_until_begun(self):
+        await anyio.to_thread.run_sync(self.begun.wait, 50)
+
+    @asynccontextmanager
+    async def blocked(self, path):
+        """A client, while a request to ``path`` blocks a thread."""
+        async with self.app.test_client() as client, anyio.create_task_group() as tasks:
+            try:
+                tasks.start_soon(client.get, path)
+                await self.wait_until_begun()
+                yield client
+            finally:
+                self.release.set()
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("blocked", "others"),
+        [
+            ("/view?view", ["/async", "/error", "/stream", "/static/a.txt"]),
+            ("/stream?stream", ["/async", "/error", "/view", "/static/a.txt"]),
+        ],
+    )
+    async def test_a_kind_whose_threads_are_blocked_does_not_stop_the_others(self, tmp_path, blocked, others):
+        async with Blocking(tmp_path).blocked(blocked) as client:
+            answers = [(await client.get(path)).text for path in others]
+        assert answers == [
+            {"/async": "async", "/error": "handled", "/static/a.txt": "file"}.get(path, path[1:]) for path in others
+        ]
+
+    @pytest.mark.parametrize("blocked", ["/async?hook", "/error?handler"])
+    async def test_a_hook_that_blocks_does_not_stop_the_event_loop(self, tmp_path, blocked):
+        blocking = Blocking(tmp_path, threads=2)
+        async with blocking.blocked(blocked) as client:
+            assert (await client.get("/async")).text == "async"
+            assert (await client.get("/view")).text == "view"
+
+    async def test_the_setting_is_how_many_run_at_a_time(self):
+        app, running, most = App(threads=2), [], []
+        both = threading.Barrier(2, timeout=50)
+
+        @app.get("/")
+        def view():
+            running.append(None)
+            most.append(len(running))
+            both.wait()
+            running.pop()
+            both.wait()
+            return "done"
+
+        async with app.test_client() as client, anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(client.get, "/")
+        assert max(most) == 2
+
+    def test_one_app_may_run_in_several_event_loops(self):
+        app = App(threads=1)
+        app.add_route(lambda: "done", "/")
+        for backend in ("asyncio", "trio", "asyncio"):
+            assert anyio.run(ask, app, backend=backend).text == "done"
+
+    async def test_a_stream_outside_of_an_app_has_threads_too(self):
+        sent = []
+
+        async def send(event):
+            sent.append(event.get("body"))
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "app": "Starlette's"}
+        await EventStream(iter(["a"]))(scope, anyio.sleep_forever, send)
+        assert b"data: a\n\n" in sent
+
+    def test_those_of_a_scope_are_its_apps(self):
+        app = App()
+        assert threads_of({"app": app}) is app.threads
+        assert threads_of({}) is threads_of({"app": object()})
+
+
+class TestHooks:
+    @pytest.mark.parametrize("decorate", [lambda hook: hook, functools.lru_cache, lambda hook: functools.partial(hook)])
+    async def test_plain_hooks_and_handlers_run_in_a_worker_thread(self, decorate):
+        app, threads = App(), []
+
+        def hook(*args):
+            threads.append(threading.get_ident())
+
+        def refuse(connection, error):
+            threads.append(threading.get_ident())
+            return "refused", 418
+
+        for register in (app.before_request, app.after_request, app.before_websocket, app.after_websocket):
+            register(decorate(hook))
+        app.error_handler(KeyError)(decorate(refuse))
+
+        @app.get("/")
+        async def page():
+            raise KeyError
+
+        @app.websocket_route("/")
+        async def view(ws):
+            raise KeyError
+
+        assert (await ask(app)).status == 418
+        assert (await refusal_of(app)).status == 418
+        assert len(threads) == 6
+        assert threading.get_ident() not in threads
+
+    async def test_async_ones_and_plain_decorators_around_them_run_in_the_event_loops_thread(self):
+        app, threads = App(), []
+
+        async def hook(*args):
+            threads.append(threading.get_ident())
+
+        @functools.wraps(hook)
+        def decorated(*args):
+            threads.append(threading.get_ident())
+            return hook(*args)
+
+        class Hook:
+            async def __call__(self, *args):
+                threads.append(threading.get_ident())
+
+        for each in (hook, decorated, Hook(), functools.partial(hook)):
+            app.before_request(each)
+            app.after_request(each)
+        app.add_route(lambda: "page", "/")
+        assert (await ask(app)).text == "page"
+        assert threads == [threading.get_ident()] * 10
+
+    async def test_those_of_start_up_and_shutdown_run_in_the_event_loops_thread(self):
+        # What they make often belongs to it: SQLite's connections, tasks, signal handlers.
+        app, threads = App(), []
+        app.on_startup(lambda: threads.append(threading.get_ident()))
+        app.on_shutdown(lambda: threads.append(threading.get_ident()))
+        async with app.test_client():
+            pass
+        assert threads == [threading.get_ident()] * 2
+
+    async def test_those_of_an_included_app_use_the_threads_of_the_app_that_serves(self, tmp_path):
+        blocking, outer = Blocking(tmp_path), App(threads=2)
+        outer.include(blocking.app)
+        blocking.app = outer
+        async with blocking.blocked("/async?hook") as client:
+            assert (await client.get("/async")).text == "async"
+
+
+class TestContext:
+    async def test_what_a_plain_hook_sets_is_set_in_the_view_and_in_later_hooks(self):
+        app, seen = App(), []
+
+        @app.before_request
+        def log_in(request):
+            USER.set("Anna")
+
+        @app.get("/async")
+        async def view():
+            seen.append(USER.get())
+            USER.set("Bert")
+            return "done"
+
+        @app.get("/plain")
+        def plain_view():
+            seen.append(USER.get())
+            USER.set("Bert")
+            return "done"
+
+        @app.after_request
+        def after(request, response):
+            seen.append(USER.get())
+
+        async with app.test_client() as client:
+            for path in ("/async", "/plain"):
+                assert (await client.get(path)).status == 200
+        assert seen == ["Anna", "Bert"] * 2
+        assert USER.get() == "nobody"
+
+    async def test_the_same_where_it_raises(self):
+        app = App()
+
+        @app.before_websocket
+        def log_in(ws):
+            USER.set("Anna")
+            raise LookupError
+
+        @app.error_handler(LookupError)
+        async def handler(ws, error):
+            return USER.get(), 401
+
+        @app.websocket_route("/")
+        async def view(ws):
+            """Not reached."""
+
+        assert (await refusal_of(app)).body == b"Anna"
+
+    async def test_steps_of_a_plain_generator_share_theirs(self):
+        app = App()
+
+        @app.get("/")
+        async def view():
+            def count():
+                for number in range(3):
+                    yield f"{USER.get()} "
+                    USER.set(str(number))
+
+            return StreamingResponse(count())
+
+        assert (await ask(app)).text == "nobody 0 1 "
+
+    async def test_the_view_behind_a_plain_hook_may_wait(self):
+        app = App()
+        app.before_request(lambda request: None)
+
+        @app.get("/")
+        async def view():
+            await anyio.lowlevel.checkpoint()
+            return "done"
+
+        assert (await ask(app)).text == "done"

@@ -320,10 +320,10 @@ class App:
 
         Raises:
             RoutingError: The prefix cannot be, or is taken.
-            TypeError: ``asgi_app`` is none.
+            TypeError: ``asgi_app`` is not an ASGI app, or ``origins`` not a ``bool``.
         """
         self._check_registering()
-        check_mounted(asgi_app, prefix)
+        check_mounted(asgi_app, prefix, origins)
         self._router.mount(prefix, MountEndpoint(asgi_app, origins and not isinstance(asgi_app, App)))
 
     def include(self, other_app: "App", prefix: str = "") -> None:

@@ -410,7 +410,7 @@ def _is_allowed_host(name: str, allowed: Sequence[str]) -> bool:
 
 
 def _is_public(name: str) -> bool:
-    """Whether the owner of a domain can make ``name`` resolve to any address. For ``*.localhost`` browsers do not ask."""
+    """Whether the owner of a domain can make ``name`` resolve to any address. Browsers resolve ``*.localhost``."""
     if "." not in name or name.startswith("[") or name.endswith(".localhost"):
         return False
     try:

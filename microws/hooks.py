@@ -176,8 +176,10 @@ def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> Non
         ) from None
 
 
-def check_mounted(app: Any, prefix: str) -> None:
-    """Raise ``TypeError`` where what is to be mounted at ``prefix`` is no ASGI app."""
+def check_mounted(app: Any, prefix: str, origins: Any) -> None:
+    """Raise ``TypeError`` where what is to be mounted at ``prefix`` is no ASGI app, or ``origins`` is not a bool."""
+    if not isinstance(origins, bool):
+        raise TypeError(f"mount takes origins=True or False, not {origins!r}: a list is given to App(origins=…)")
     # Calling a class makes an object, which has to be awaited: Starlette's endpoints can be.
     if callable(app) and (not inspect.isclass(app) or hasattr(app, "__await__")):
         return

@@ -767,6 +767,13 @@ class TestMount:
         with pytest.raises(TypeError, match=hint):
             App().mount("/m", mounted)
 
+    @pytest.mark.parametrize("origins", [["https://app.example"], None])
+    def test_a_list_of_origins_is_the_apps_and_not_the_mounts(self, origins):
+        with pytest.raises(
+            TypeError, match=r"^mount takes origins=True or False, .*: a list is given to App\(origins=…"
+        ):
+            App().mount("/m", mirror, origins=origins)
+
     async def test_a_class_whose_instances_are_awaited_is_one(self):
         class Page:
             def __init__(self, scope, receive, send):

@@ -123,11 +123,11 @@ class App:
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
-        self._lifespan = Lifespan()
         self._middleware = Middleware()
         self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub)
+        self._lifespan = Lifespan(self._hub)
         self.spans_processes = self._hub.spans_processes
         self._topics: list[tuple[str, dict[str, Any]]] = []
         self._state_values: dict[str, Any] = {}
@@ -503,7 +503,10 @@ class App:
         """
         Decorator: enter the async context manager ``context(app)`` at start-up, and leave it at shutdown.
 
-        An async generator function with one ``yield`` is taken for one.
+        An async generator function with one ``yield`` is taken for one. A mapping that it yields becomes ASGI's
+        lifespan state: after ``yield {"db": db}`` views read ``request.state.db`` and ``ws.state.db``.
+
+        Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html#lifespan-state
         """
         self._check_registering()
         self._lifespan.add_context(context)
@@ -514,10 +517,10 @@ class App:
         Run ``function(*args)`` as a background task until it ends or the app shuts down. Its failure is logged.
 
         Raises:
-            RuntimeError: The app is not running.
+            RuntimeError: The app is not running, or runs in another event loop.
             TypeError: ``function`` is none, but what it has returned.
         """
-        self._root._lifespan.tasks.start_soon(function, *args)
+        self._root._lifespan.start_soon(function, *args)
 
     @property
     def state(self) -> State:
@@ -579,6 +582,8 @@ class App:
 
         Raises:
             TypeError, ValueError: The topic, or a value that JSON cannot carry; nobody got anything.
+            RuntimeError: The app is not running, or runs in another event loop; in another thread write
+                ``publish_from_thread``.
         """
         return await self.hub.publish(topic, value)
 
@@ -597,6 +602,7 @@ class App:
 
         Raises:
             TypeError, ValueError: A topic that cannot be; raised on entering.
+            RuntimeError: The app is not running, or runs in another event loop; raised on entering.
         """
         return Subscription(self.hub, self._root._codecs.get("json"), topics)
 
@@ -660,13 +666,41 @@ class App:
         root_path = options.get("root_path", "")
         return TestClient(self, codecs=lambda path: self._websocket.codecs_of(path, root_path=root_path), **options)
 
+    def running(self) -> AbstractAsyncContextManager[dict[str, Any]]:
+        """
+        Start the app on entering, and end it on leaving: for an app that another framework serves.
+
+        A server does it by itself. Other frameworks do not do it for an app that is mounted in theirs:
+
+        ::
+
+            @asynccontextmanager
+            async def lifespan(fastapi_app):
+                async with app.running() as state:
+                    yield state
+
+            fastapi_app = FastAPI(lifespan=lifespan)
+            fastapi_app.mount("/live", app)
+
+        Enter and leave it in one task.
+
+        Returns:
+            A context manager, which yields a dict of what the contexts of ``@app.lifespan`` have yielded.
+
+        Raises:
+            RuntimeError: The app runs in another event loop.
+            Exception: Whatever its start-up or its shutdown has raised.
+        """
+        return self._root._lifespan.run(self._root, {})
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: serve that one")
+        if not self._hub.loop.runs:
+            # Where no lifespan is served the app runs in the event loop that serves a request.
+            self._hub.loop.attach()
         if self._asgi is None:
-            # Where no lifespan is served the first request tells the loop, and then whoever subscribes.
-            self._hub.attach()
             app = self._middleware.around(self._serve)
             self._asgi = guard(app, settings=self._settings, http=self._http, websocket=self._websocket)
         scope["app"] = self
@@ -679,8 +713,7 @@ class App:
         if kind == "websocket":
             return self._websocket.serve(scope, receive, send)
         if kind == "lifespan":
-            self._hub.attach()
-            return self._lifespan.serve(receive, send, app=self)
+            return self._lifespan.serve(scope, receive, send, app=self)
         raise RuntimeError(f"microws serves http, websocket and lifespan, not {kind!r}")
 
     @property

@@ -3,26 +3,34 @@
 import inspect
 import logging
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
 from microws.hooks import HookList, call_hook, check_hook
-from microws.interfaces import Receive, Send
+from microws.hub import Hub
+from microws.interfaces import Receive, Scope, Send
 from microws.tasks import check_function
 
 __all__ = ["BackgroundTasks", "Lifespan"]
 
+_NO_TASKS: Final = "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan"
 _log = logging.getLogger("microws.lifespan")
 
 
 class BackgroundTasks:
-    """The tasks of ``app.start_soon``: they run from start-up to shutdown, and a failing one disturbs nobody."""
+    """
+    The tasks of ``app.start_soon`` in one run of an app: from start-up to shutdown. A failing one disturbs nobody.
+
+    Attributes:
+        is_serving: Whether the app has started, and has not begun to end.
+    """
 
     def __init__(self) -> None:
+        self.is_serving = False
         self._group: TaskGroup | None = None
         self._ended: anyio.Event | None = None
 
@@ -36,9 +44,7 @@ class BackgroundTasks:
         """
         check_function(function)
         if self._group is None:
-            raise RuntimeError(
-                "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan"
-            )
+            raise RuntimeError(_NO_TASKS)
         self._group.start_soon(_run_task, function, args)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -73,16 +79,38 @@ class Lifespan:
     """
     What an app does when it starts and when it ends, and its tasks in between.
 
-    Attributes:
-        is_serving: Not while the app starts or ends. Where no lifespan is served it always is.
+    It may run several times at once in one event loop, as under two test clients. Each run starts and ends by itself.
+
+    Args:
+        hub: The app's; it publishes while there is a run.
     """
 
-    def __init__(self) -> None:
-        self.is_serving = True
+    def __init__(self, hub: Hub) -> None:
         self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
         self.on_startup = HookList("on_startup")
         self.on_shutdown = HookList("on_shutdown")
-        self.tasks = BackgroundTasks()
+        self._hub = hub
+        self._runs: list[BackgroundTasks] = []
+        self._has_run = False
+
+    @property
+    def is_serving(self) -> bool:
+        """Not while the app starts or ends. Where no lifespan is run it always is."""
+        return not self._has_run or any(run.is_serving for run in self._runs)
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """
+        Run ``function(*args)`` until it ends or the latest run does.
+
+        Raises:
+            RuntimeError: The app does not run, or runs in another event loop.
+            TypeError: ``function`` is not a function.
+        """
+        check_function(function)
+        if not self._runs:
+            raise RuntimeError(_NO_TASKS)
+        self._hub.loop.check()
+        self._runs[-1].start_soon(function, *args)
 
     def add_context(self, context: Callable[[Any], Any]) -> None:
         """
@@ -102,42 +130,88 @@ class Lifespan:
         self.on_startup.extend(other.on_startup)
         self.on_shutdown.extend(other.on_shutdown)
 
-    async def serve(self, receive: Receive, send: Send, *, app: Any) -> None:
+    @asynccontextmanager
+    async def run(self, app: Any, state: dict[str, Any] | None) -> AsyncIterator[dict[str, Any]]:
         """
-        Answer ASGI's lifespan events.
+        Start the app on entering, and end it on leaving; leave in the task that entered.
 
         Start-up enters the contexts in order, then calls the hooks in order. Shutdown ends the background tasks, calls
         the shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something
-        fails on the way; a failure is told to the server with its traceback, and raised.
+        fails on the way; the failure is raised.
 
         Args:
             app: What the contexts are made with.
+            state: Gets the mappings that the contexts yield, and is yielded. ``None``: there is no place for them.
         """
-        self.is_serving = False
+        with self._hub.loop.running():
+            async with self._run(app, state):
+                yield {} if state is None else state
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, *, app: Any) -> None:
+        """
+        Answer ASGI's lifespan events: ``run`` from start-up to shutdown.
+
+        A failure is told to the server with its traceback, and raised.
+        """
         await receive()
         phase = "startup"
-        failure: Exception | SystemExit | None = None
-        async with anyio.create_task_group() as group:
-            await group.start(self.tasks.run)
-            try:
-                async with AsyncExitStack() as stack:
-                    try:
-                        for context in self.contexts:
-                            await stack.enter_async_context(context(app))
-                        for hook in self.on_startup:
-                            await call_hook(hook)
-                        self.is_serving = True
-                        await send({"type": "lifespan.startup.complete"})
-                        phase = "shutdown"
-                        await receive()
-                    finally:
-                        self.is_serving = False
-                        await self.tasks.stop()
-                    for hook in reversed(self.on_shutdown):
-                        stack.push_async_callback(call_hook, hook)
-            except (Exception, SystemExit) as error:
-                failure = error
-        if failure is not None:
+        try:
+            async with self.run(app, scope.get("state")):
+                await send({"type": "lifespan.startup.complete"})
+                phase = "shutdown"
+                await receive()
+        except (Exception, SystemExit) as failure:
             await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
-            raise failure
+            raise
         await send({"type": "lifespan.shutdown.complete"})
+
+    @asynccontextmanager
+    async def _run(self, app: Any, state: dict[str, Any] | None) -> AsyncIterator[None]:
+        failure: Exception | SystemExit | None = None
+        tasks = BackgroundTasks()
+        self._runs.append(tasks)
+        self._has_run = True
+        try:
+            async with anyio.create_task_group() as group:
+                await group.start(tasks.run)
+                try:
+                    async with AsyncExitStack() as stack:
+                        try:
+                            for context in self.contexts:
+                                await _enter(stack, context(app), state)
+                            for hook in self.on_startup:
+                                await call_hook(hook)
+                            for hook in reversed(self.on_shutdown):
+                                stack.push_async_callback(call_hook, hook)
+                            tasks.is_serving = True
+                            yield
+                        finally:
+                            tasks.is_serving = False
+                            await tasks.stop()
+                except (Exception, SystemExit) as error:
+                    failure = error
+        finally:
+            self._runs.remove(tasks)
+        # Outside of the task group, which would wrap it.
+        if failure is not None:
+            raise failure
+
+
+async def _enter(
+    stack: AsyncExitStack, context: AbstractAsyncContextManager[Any], state: dict[str, Any] | None
+) -> None:
+    """Enter a context. A mapping that it yields becomes lifespan state. Source: Starlette, "Lifespan State"."""
+    entered = await stack.enter_async_context(context)
+    # Many contexts return themselves, such as a pool of connections.
+    if entered is None or entered is context:
+        return
+    if not isinstance(entered, Mapping):
+        raise TypeError(
+            "expected a mapping or nothing from the lifespan, got "
+            f'{type(entered).__name__}: write `yield {{"name": value}}`, which views read as request.state.name'
+        )
+    if state is None:
+        raise RuntimeError(
+            "expected a server that keeps the state of a lifespan, got none: set app.state.name and yield nothing"
+        )
+    state.update(entered)

@@ -111,14 +111,17 @@ class Connection:
         """
         A place for what middleware, hooks and the view tell each other about this connection.
 
-        It begins with what the lifespan put into ASGI's ``state``. Setting a name here is not seen by other
-        connections.
+        It begins with what the lifespan has yielded, which is ASGI's ``state``, and shares the dict in
+        ``scope["state"]`` with the middleware around the app. Setting a name here is not seen by other connections:
+        the server makes the dict for each.
+
+        Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html#lifespan-state
         """
         if self._state is None:
-            # ASGI asks the server for a copy for each connection, but some give all of them the same dict. The copy
-            # goes back into the scope so that middleware around the app can read what was set.
-            self.scope["state"] = dict(self.scope.get("state") or {})
-            self._state = State(self.scope["state"])
+            values = self.scope.get("state")
+            if values is None:
+                values = self.scope["state"] = {}
+            self._state = State(values)
         return self._state
 
     def url_for(self, name: str, /, **params: Any) -> str:

@@ -36,6 +36,7 @@ class _Queue:
         )
 
     def open(self) -> None:
+        self._hub.loop.check()
         self._hub.subscribe(self._subscriber, *self._topics)
         self._is_open = True
 

@@ -418,6 +418,7 @@ class WebSocket(Connection):
         if self.closed:
             raise self._transport.unusable("subscribe")
         if self._subscriber is None:
+            self._options.hub.loop.check()
             self._subscriber = Subscriber(
                 id=self.id,
                 codec=self._options.send_codec,
@@ -426,7 +427,6 @@ class WebSocket(Connection):
                 refuse=self._transport.fail,
             )
             self._transport.on_end = partial(self._options.hub.leave, self._subscriber)
-            self._options.hub.attach()
         self._options.hub.subscribe(self._subscriber, *topics)
 
     async def unsubscribe(self, *topics: str) -> None:

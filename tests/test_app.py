@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, get_type_hints
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from asking import ask, ask_websocket, ending_of, refusal_of
@@ -1199,14 +1201,90 @@ class TestTopics:
 
     @pytest.mark.parametrize("topic", ["", "x" * 256, "a\nb", "a\x7f", "\ud800"])
     async def test_a_topic_that_cannot_be_is_refused(self, topic):
-        with pytest.raises(ValueError, match="a topic"):
-            await App().publish(topic, "x")
+        app = App()
+        async with app.running():
+            with pytest.raises(ValueError, match="a topic"):
+                await app.publish(topic, "x")
 
     async def test_a_value_that_json_cannot_carry_raises_in_the_publisher(self):
         app = App()
-        for value, error in ((float("nan"), ValueError), (object(), TypeError), ({1: 2}, TypeError)):
-            with pytest.raises(error, match="JSON"):
-                await app.publish("news", value)
+        async with app.running():
+            for value, error in ((float("nan"), ValueError), (object(), TypeError), ({1: 2}, TypeError)):
+                with pytest.raises(error, match="JSON"):
+                    await app.publish("news", value)
+
+    async def test_an_app_that_does_not_run_says_where_to_publish_and_subscribe(self):
+        app = App()
+        uses = [
+            partial(app.publish, "t", 1),
+            app.subscribe("t").__aenter__,
+            lambda: anext(aiter(app.stream("t"))),
+        ]
+        for use in uses:
+            with pytest.raises(
+                RuntimeError, match=r"^expected a running app, got one that has not started: publish and"
+            ):
+                await use()
+        async with app.test_client():
+            assert (await app.publish("t", 1)).subscribers == 0
+        for use in uses:
+            with pytest.raises(RuntimeError, match="expected a running app"):
+                await use()
+
+    async def test_serving_a_request_is_running(self):
+        app, receipts = App(), []
+
+        @app.post("/")
+        async def announce():
+            receipts.append(await app.publish("t", 1))
+
+        @app.websocket_route("/", subscribe="t", value_type="json")
+        async def feed(ws):
+            async with ws:
+                await ws.receive()
+
+        async with app.test_client(lifespan=False) as client, client.websocket("/") as ws:
+            await client.post("/")
+            await app.publish("t", 2)
+            assert [await ws.receive(), await ws.receive()] == [1, 2]
+        assert receipts == [Receipt(1, None)]
+
+    @pytest.mark.parametrize("backend", ["asyncio", "trio"])
+    async def test_another_event_loop_is_told_what_to_write_and_changes_nothing(self, backend):
+        app, errors = App(), []
+
+        @app.websocket_route("/")
+        async def feed(ws):
+            views.append(ws)
+            async with ws:
+                await ws.receive()
+
+        async def elsewhere():
+            uses = [
+                partial(app.publish, "t", 1),
+                partial(views[0].publish, "t", 1),
+                partial(views[0].subscribe, "t"),
+                app.subscribe("t").__aenter__,
+                lambda: anext(aiter(app.stream("t"))),
+            ]
+            for use in uses:
+                try:
+                    await use()
+                except RuntimeError as error:
+                    errors.append(str(error))
+            try:
+                app.start_soon(anyio.sleep, 0)
+            except RuntimeError as error:
+                errors.append(str(error))
+            return await anyio.to_thread.run_sync(app.publish_from_thread, "t", 2)
+
+        views = []
+        async with app.test_client() as client, client.websocket("/"), app.subscribe("t") as messages:
+            receipt = await anyio.to_thread.run_sync(partial(anyio.run, elsewhere, backend=backend))
+            assert receipt.subscribers == 1
+            assert await anext(messages) == 2
+        advice = "in another thread write app.publish_from_thread(topic, value)"
+        assert errors == [f"expected the event loop that the app runs in, got another one: {advice}"] * 6
 
     async def test_subscribe_reads_topics_in_the_app(self):
         app = App()

@@ -71,6 +71,7 @@ APP = {
     "render",
     "route",
     "run",
+    "running",
     "start_soon",
     "state",
     "static",

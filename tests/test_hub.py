@@ -19,6 +19,14 @@ from microws.outbox import Outbox, TopicSettings
 pytestmark = pytest.mark.anyio
 
 
+class RunningHub(Hub):
+    """A hub that runs in the event loop of whoever publishes."""
+
+    async def publish(self, topic, value, *, skip=None):
+        self.loop.attach()
+        return await super().publish(topic, value, skip=skip)
+
+
 class CountingCodec:
     """A codec that counts how often it was asked for a frame."""
 
@@ -63,7 +71,7 @@ class Reader:
 
 @pytest.fixture
 def hub():
-    return Hub(Codecs())
+    return RunningHub(Codecs())
 
 
 def assert_empty(hub):
@@ -249,7 +257,7 @@ class TestLeaving:
 
     @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.sampled_from("tuv")), max_size=30))
     def test_after_any_subscriptions_each_publish_reaches_exactly_the_subscribed(self, steps):
-        hub = Hub(Codecs())
+        hub = RunningHub(Codecs())
         readers = [Reader(hub) for _ in range(4)]
         expected = {topic: set() for topic in "tuv"}
         for joins, number, topic in steps:
@@ -309,7 +317,7 @@ class TestSettings:
                 return any(fits(pattern[1:], topic[skipped:]) for skipped in range(len(topic) + 1))
             return topic[:1] == pattern[0] and fits(pattern[1:], topic[1:])
 
-        hub = Hub(Codecs())
+        hub = RunningHub(Codecs())
         hub.configure(pattern, queue=7)
         assert (hub.settings(topic).queue == 7) is fits(pattern, topic)
 
@@ -411,7 +419,7 @@ class TestOverflow:
 
         codecs = Codecs()
         codecs.add("json", Doubling())
-        hub = Hub(codecs)
+        hub = RunningHub(codecs)
         hub.configure("t", overflow="latest", key="k")
         reader = Reader(hub, "t", codec=codecs.get("json"))
         for k in "aba":
@@ -485,7 +493,7 @@ class TestStatistics:
 
 class TestPublishingFromAThread:
     async def test_it_publishes_in_the_event_loop_and_returns_the_receipt(self, hub):
-        hub.attach()
+        hub.loop.attach()
         reader = Reader(hub, "t")
         threads = []
         reader.subscriber.wake = lambda: threads.append(threading.current_thread())
@@ -495,7 +503,7 @@ class TestPublishingFromAThread:
         assert threads == [threading.current_thread()]
 
     async def test_a_thread_of_any_make_may_publish(self, hub):
-        hub.attach()
+        hub.loop.attach()
         reader, receipts, done = Reader(hub, "t"), [], anyio.Event()
         token = anyio.lowlevel.current_token()
 
@@ -512,12 +520,12 @@ class TestPublishingFromAThread:
         assert reader.take() == ["1"]
 
     async def test_what_publish_raises_is_raised_in_the_thread(self, hub):
-        hub.attach()
+        hub.loop.attach()
         with pytest.raises(ValueError, match="at least one character"):
             await anyio.to_thread.run_sync(hub.publish_from_thread, "", 1)
 
     async def test_in_the_loops_own_thread_it_says_what_to_write_instead(self, hub):
-        hub.attach()
+        hub.loop.attach()
         with pytest.raises(RuntimeError, match=r"write `await app\.publish\(topic, value\)`"):
             hub.publish_from_thread("t", 1)
 
@@ -529,7 +537,7 @@ class TestPublishingFromAThread:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_publishing_from_a_thread_when_the_loop_has_ended_is_an_error_and_no_hang(hub, backend):
     async def main():
-        hub.attach()
+        hub.loop.attach()
 
     anyio.run(main, backend=backend)
     errors = []
@@ -563,7 +571,7 @@ def test_threads_that_publish_all_the_time_learn_that_the_loop_has_ended_and_do_
     async def main():
         # What a thread has begun in the last turn stays undone, which asyncio would log.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        hub.attach()
+        hub.loop.attach()
         for thread in threads:
             thread.start()
         while hub.statistics().published < 100:  # noqa: ASYNC110
@@ -578,7 +586,7 @@ def test_threads_that_publish_all_the_time_learn_that_the_loop_has_ended_and_do_
 
 def test_one_hub_serves_one_event_loop_after_another(hub):
     async def main():
-        hub.attach()
+        hub.loop.attach()
         reader = Reader(hub, "t")
         await anyio.to_thread.run_sync(hub.publish_from_thread, "t", 1)
         assert reader.take() == ["1"]

@@ -23,6 +23,14 @@ def anyio_backend():
     return "asyncio"
 
 
+class RunningHub(Hub):
+    """A hub that runs in the event loop of whoever publishes."""
+
+    async def publish(self, topic, value, *, skip=None):
+        self.loop.attach()
+        return await super().publish(topic, value, skip=skip)
+
+
 class Sink:
     """A client's end that takes everything, and counts the writes to all of them."""
 
@@ -117,7 +125,7 @@ def texts_of(subscriber):
 
 
 async def test_a_broadcast_to_10_000_is_cut_in_slices_between_which_others_have_their_turns():
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     subscribers = audience(hub, 10_000, "t")
     async with counted_turns() as turns:
         receipt = await hub.publish("t", "x")
@@ -131,7 +139,7 @@ async def test_a_broadcast_to_10_000_is_cut_in_slices_between_which_others_have_
 
 async def test_each_connection_keeps_its_order_across_the_slices_of_several_broadcasts():
     """Whoever had its slice gets what is published meanwhile in another one, and the rest joined; nobody twice."""
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     subscribers = audience(hub, 10_000, "t")
     some = subscribers[::3]
     for one in some:
@@ -149,7 +157,7 @@ async def test_each_connection_keeps_its_order_across_the_slices_of_several_broa
 
 
 async def test_large_messages_make_smaller_slices():
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     audience(hub, 1000, "t")
     async with counted_turns() as turns:
         await hub.publish("t", "x" * 60_000)
@@ -161,7 +169,7 @@ async def test_large_messages_make_smaller_slices():
 @pytest.mark.parametrize(("subscribers", "publishes"), [(0, 100_000), (1, 20_000), (30, 10_000), (1000, 500)])
 async def test_a_publisher_in_a_tight_loop_lets_others_have_their_turns(subscribers, publishes):
     """Whomever it reaches: after 16,384 messages put into outboxes or, where they are few, after 256 publishes."""
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     members = audience(hub, subscribers, "t")
     ahead = [0]
     async with counted_turns() as turns:
@@ -177,7 +185,7 @@ async def test_a_publisher_in_a_tight_loop_lets_others_have_their_turns(subscrib
 
 async def test_a_publisher_of_large_messages_is_never_far_ahead():
     """What it has published and nobody has taken is one part of a batch, not the whole burst."""
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     subscribers = audience(hub, 50, "t")
     for number in range(100):
         await hub.publish("t", "x" * 50_000)
@@ -187,7 +195,7 @@ async def test_a_publisher_of_large_messages_is_never_far_ahead():
 
 
 async def test_who_leaves_amid_a_broadcast_gets_nothing_more_and_holds_nobody_up():
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     subscribers = audience(hub, 5000, "t")
     await hub.publish("t", "x")
     await asyncio.sleep(0)
@@ -241,7 +249,7 @@ def counting(hub):
 
 @pytest.mark.parametrize("others", [10, 10_000])
 async def test_subscribe_unsubscribe_and_leave_touch_the_topics_of_that_connection_only(others):
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     crowd = [subscriber(number) for number in range(others)]
     for number, one in enumerate(crowd):
         hub.subscribe(one, f"topic-{number}")
@@ -262,7 +270,7 @@ async def test_subscribe_unsubscribe_and_leave_touch_the_topics_of_that_connecti
 
 
 async def test_100_000_topics_of_one_subscriber_each_leave_nothing():
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     crowd = [subscriber(number, has_sink=False) for number in range(100_000)]
     for number, one in enumerate(crowd):
         hub.subscribe(one, f"topic-{number}")
@@ -279,7 +287,7 @@ async def test_100_000_topics_of_one_subscriber_each_leave_nothing():
 
 
 async def test_one_subscriber_of_100_000_topics_leaves_nothing():
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     one, other = subscriber("one"), subscriber("other", JSON)
     hub.subscribe(one, *[f"topic-{number}" for number in range(100_000)])
     hub.subscribe(other, "topic-5")
@@ -295,7 +303,7 @@ async def test_a_topic_without_subscribers_costs_no_frame_and_leaves_nothing():
         def frame(self, payload):
             raise AssertionError("a frame for nobody")
 
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     hub.subscribe(subscriber("elsewhere", Refusing()), "another")
     for number in range(1000):
         assert (await hub.publish(f"nobody-{number}", "x")).subscribers == 0
@@ -314,7 +322,7 @@ async def test_a_message_is_encoded_once_for_10_000_subscribers_of_two_codecs():
             self.calls += 1
             return self.codec.frame(payload)
 
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     codecs = [Counting(TEXT), Counting(JSON)]
     subscribers = [subscriber(number, codecs[number % 2]) for number in range(10_000)]
     for one in subscribers:
@@ -333,7 +341,7 @@ async def test_a_message_is_encoded_once_for_10_000_subscribers_of_two_codecs():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_what_an_event_loop_left_behind_at_its_end_holds_no_publisher_in_the_next(backend):
-    hub = Hub(Codecs())
+    hub = RunningHub(Codecs())
     audience(hub, 100, "t")
 
     async def leave():

@@ -18,7 +18,7 @@ PACKAGE = PROJECT / "microws"
 FLOORS = {
     0: "interfaces errors closing datastructures json_default version",
     1: "callables codec/ cookies deflate forms framing/ handshake routing/ state",
-    2: "backplanes/ bench/ cors outbox/ requests responses server/ sse tasks templates testing/ threads",
+    2: "backplanes/ bench/ cors loop outbox/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers hub streams transport/",
     4: "files hooks settings subscription websocket",
     5: "binding lifespan views",

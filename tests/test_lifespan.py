@@ -1,9 +1,12 @@
 """The life of an app: start-up, background tasks, shutdown."""
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from microws import App
@@ -120,6 +123,240 @@ class TestOrder:
 
         with pytest.raises(TypeError, match=r"^@app\.lifespan takes an async generator: write a `yield` between"):
             App().lifespan(start)
+
+
+class TestSeveralRuns:
+    async def test_two_at_a_time_start_and_end_in_order_each_with_its_own_tasks(self):
+        app, log = App(), []
+        app.lifespan(context(log, "pool"))
+        app.health()
+
+        async def work():
+            try:
+                await anyio.sleep_forever()
+            finally:
+                log.append("task ended")
+
+        @app.get("/")
+        async def start_another():
+            app.start_soon(note(log, "task of a view"))
+
+        app.on_startup(lambda: app.start_soon(work))
+        async with running(app) as outer:
+            async with running(app) as inner, app.subscribe("t") as messages:
+                assert (await inner.get("/")).status == 204
+                await anyio.wait_all_tasks_blocked()
+                await app.publish("t", "to both")
+                assert await anext(messages) == "to both"
+            assert log == ["enter pool", "enter pool", "task of a view", "task ended", "leave pool"]
+            assert (await outer.get("/readyz")).status == 200
+            assert (await outer.get("/")).status == 204
+            await anyio.wait_all_tasks_blocked()
+            assert (await app.publish("t", "nobody")).subscribers == 0
+        assert log[5:] == ["task of a view", "task ended", "leave pool"]
+
+    @pytest.mark.parametrize("backend", ["asyncio", "trio"])
+    async def test_one_in_another_event_loop_is_refused_at_once_and_the_first_goes_on(self, backend):
+        app = App()
+
+        async def second():
+            async with app.test_client():
+                pytest.fail("it runs")
+
+        async with running(app), app.subscribe("t") as messages:
+            with pytest.raises(
+                RuntimeError, match="expected the event loop that this app runs in already, got another"
+            ):
+                await anyio.to_thread.run_sync(partial(anyio.run, second, backend=backend))
+            await app.publish("t", 1)
+            assert await anext(messages) == 1
+
+    async def test_the_server_is_told_of_the_refusal(self):
+        app = App()
+
+        async def second():
+            return await events_of(app)
+
+        async with running(app):
+            [event], error = await anyio.to_thread.run_sync(anyio.run, second)
+        assert event["type"] == "lifespan.startup.failed"
+        assert "got another one: end that run first" in event["message"]
+        assert isinstance(error, RuntimeError)
+
+
+async def end_the_first_before_the_second():
+    app = App()
+    first = app.test_client()
+    await first.__aenter__()
+    async with running(app):
+        await first.__aexit__(None, None, None)
+        app.start_soon(anyio.sleep, 0)
+        assert (await app.publish("t", "x")).subscribers == 0
+    with pytest.raises(RuntimeError, match="expected a running app"):
+        await app.publish("t", "x")
+
+
+def test_the_first_of_two_runs_may_end_first():
+    asyncio.run(end_the_first_before_the_second())
+
+
+def test_an_app_lives_in_one_event_loop_after_another():
+    app, log = App(), []
+    app.on_startup(note(log, "up"))
+
+    async def live():
+        async with running(app), app.subscribe("t") as messages:
+            await app.publish("t", 1)
+            assert await anext(messages) == 1
+            app.start_soon(anyio.sleep, 0)
+
+    for backend in ("asyncio", "trio", "asyncio"):
+        anyio.run(live, backend=backend)
+    assert log == ["up"] * 3
+
+
+def test_a_run_whose_event_loop_was_closed_is_in_nobodys_way():
+    app = App()
+
+    async def live():
+        async with running(app):
+            await app.publish("t", 1)
+
+    abandoned, lifespan = asyncio.new_event_loop(), app.running()
+    abandoned.run_until_complete(lifespan.__aenter__())
+    for task in asyncio.all_tasks(abandoned):
+        task.cancel()
+    abandoned.run_until_complete(asyncio.sleep(0))
+    abandoned.close()
+    asyncio.run(live())
+    asyncio.run(live())
+
+
+class TestState:
+    async def test_what_the_contexts_yield_is_the_state_of_each_connection(self):
+        app = App()
+
+        @app.lifespan
+        async def database(app):
+            yield {"db": "DB", "users": []}
+
+        @app.lifespan
+        @asynccontextmanager
+        async def cache(app):
+            yield {"cache": "C"}
+
+        @app.get("/")
+        async def page(request):
+            request.state.users.append("ann")
+            request.state.db += "!"
+            return [request.state.db, request.state.cache, request.state.users]
+
+        @app.websocket_route("/", value_type="json")
+        async def feed(ws):
+            async with ws:
+                await ws.send([ws.state.db, ws.state.cache])
+
+        async with running(app) as client:
+            assert (await client.get("/")).json() == ["DB!", "C", ["ann"]]
+            assert (await client.get("/")).json() == ["DB!", "C", ["ann", "ann"]]
+            async with client.websocket("/") as ws:
+                assert await ws.receive() == ["DB", "C"]
+
+    async def test_each_run_has_its_own(self):
+        app = App()
+
+        @app.lifespan
+        async def begin(app):
+            yield {"run": []}
+
+        @app.get("/")
+        async def page(request):
+            request.state.run.append(1)
+            return request.state.run
+
+        async with running(app) as outer:
+            assert (await outer.get("/")).json() == [1]
+            async with running(app) as inner:
+                assert (await inner.get("/")).json() == [1]
+            assert (await outer.get("/")).json() == [1, 1]
+
+    async def test_a_context_that_returns_itself_or_nothing_adds_none(self):
+        app = App()
+
+        class Pool:
+            async def __aenter__(self):
+                return self
+
+            async def __aexit__(self, *args):
+                pass
+
+        app.lifespan(lambda app: Pool())
+        app.lifespan(context([], "a"))
+        async with app.running() as state:
+            assert state == {}
+
+    async def test_what_is_no_mapping_is_refused_with_what_to_write(self):
+        app = App()
+
+        @app.lifespan
+        async def begin(app):
+            yield "DB"
+
+        with pytest.raises(TypeError, match=r'got str: write `yield \{"name": value\}`, which views read as request'):
+            async with running(app):
+                pytest.fail("it runs")
+
+    async def test_a_server_that_keeps_no_state_is_named(self):
+        app = App()
+
+        @app.lifespan
+        async def begin(app):
+            yield {"db": 1}
+
+        [event], _ = await events_of(app)
+        assert event["type"] == "lifespan.startup.failed"
+        assert "expected a server that keeps the state of a lifespan" in event["message"]
+
+
+class TestRunning:
+    async def test_it_starts_and_ends_the_app_and_yields_its_state(self):
+        app, log = App(), []
+        app.on_startup(note(log, "up"))
+        app.on_shutdown(note(log, "down"))
+
+        @app.lifespan
+        async def begin(app):
+            yield {"db": 1}
+
+        async with app.running() as state:
+            assert state == {"db": 1}
+            app.start_soon(note(log, "task"))
+            await anyio.wait_all_tasks_blocked()
+        assert log == ["up", "task", "down"]
+
+    async def test_what_its_block_raises_is_raised_as_it_is_after_the_shutdown(self):
+        app, log = App(), []
+        app.on_shutdown(note(log, "down"))
+        with pytest.raises(LookupError, match=r"^block$"):
+            async with app.running():
+                raise LookupError("block")
+        assert log == ["down"]
+
+    async def test_a_failed_startup_is_raised(self):
+        app = App()
+        app.on_startup(note([], "start", fail=True))
+        with pytest.raises(LookupError, match="start"):
+            async with app.running():
+                pytest.fail("it runs")
+
+    async def test_of_an_included_app_it_runs_the_app_that_includes_it(self):
+        app, part, log = App(), App(), []
+        app.on_startup(note(log, "app"))
+        part.on_startup(note(log, "part"))
+        app.include(part)
+        async with part.running():
+            assert log == ["app", "part"]
+            await part.publish("t", 1)
 
 
 PHASES = ("startup", "shutdown")

@@ -164,17 +164,17 @@ class TestState:
         assert connect(state={"db": 1}).state.db == 1
         assert "db" not in connect(state=None).state
 
-    def test_connections_whose_server_shares_one_dict_do_not_see_each_other(self):
-        shared = {"db": 1}
-        one, two = connect(state=shared), connect(state=shared)
-        one.state.user = "ann"
-        assert "user" not in two.state
-        assert shared == {"db": 1}
+    def test_middleware_around_the_app_sees_what_was_set_and_the_other_way_round(self):
+        state = {"started": 1}
+        connection = connect(state=state)
+        connection.state.user = "ann"
+        assert state == {"started": 1, "user": "ann"}
+        state["later"] = 2
+        assert connection.state.later == 2
 
-    def test_middleware_around_the_app_sees_what_was_set(self):
+    def test_where_the_server_has_none_it_is_put_into_the_scope(self):
         connection = connect()
         connection.state.user = "ann"
-        assert connection.state.user == "ann"
         assert connection.scope["state"] == {"user": "ann"}
 
 

@@ -13,8 +13,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def app():
-    return App()
+async def app():
+    app = App()
+    async with app.running():
+        yield app
 
 
 async def take(source, count):

@@ -267,7 +267,7 @@ class TestReading:
                     wire.notify()
 
         app = app_of(view, receive_queue=2, send_timeout=0.1, close_timeout=0.1)
-        async with wired(app, Wire()) as wire:
+        async with app.running(), wired(app, Wire()) as wire:
             wire.put("1", "2", "3")
             with anyio.fail_after(5):
                 while not ended:
@@ -1262,7 +1262,7 @@ class TestCancellation:
 
     async def check(self, view, *, stalled=False, puts=(), sent=1):
         app = app_of(view, subscribe="t", close_timeout=30, send_timeout=30, accept_timeout=30)
-        async with no_task_is_left(), wired(app, Wire()) as wire:
+        async with app.running(), no_task_is_left(), wired(app, Wire()) as wire:
             await wire.wait_sent(sent)
             if stalled:
                 wire.stall()

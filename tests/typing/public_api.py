@@ -524,6 +524,13 @@ app.before_websocket(check_key)  # type: ignore[type-var]
 app.on_startup(note)  # type: ignore[type-var]
 app.on_shutdown("connect")  # type: ignore[type-var]
 app.lifespan(connect)  # type: ignore[type-var]
+
+
+async def serve_elsewhere() -> dict[str, Any]:
+    async with app.running() as state:
+        return state
+
+
 app.start_soon(no_coroutine, 1)  # type: ignore[arg-type]
 
 

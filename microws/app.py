@@ -129,7 +129,6 @@ class App:
         self._hub = Hub(self._codecs, hub)
         self._lifespan = Lifespan(self._hub)
         self.spans_processes = self._hub.spans_processes
-        self._topics: list[tuple[str, dict[str, Any]]] = []
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
         self._templates = Templates(self._directory / templates, url_for=self.url_for)
@@ -364,8 +363,7 @@ class App:
         for name, codec in other_app._added_codecs.items():
             if self._added_codecs.get(name) is not codec:
                 self.add_codec(name, codec)
-        for pattern, settings in other_app._topics:
-            self.topic(pattern, **settings)
+        self._hub.include(other_app._hub)
         for name, value in other_app._state_values.items():
             self._state_values.setdefault(name, value)
 
@@ -564,7 +562,6 @@ class App:
             raise FeatureUnavailable("this version has no history: use app.topic without history= and ttl=")
         self._check_registering()
         self._hub.configure(pattern, queue=queue, overflow=overflow, key=key)
-        self._topics.append((pattern, {"queue": queue, "overflow": overflow, "key": key}))
 
     async def publish(self, topic: str, value: Any) -> Receipt:
         """

@@ -216,6 +216,10 @@ class Hub:
             raise ValueError(f"key is a field's name or a function, not {key!r}")
         self._patterns.append((_expression(pattern), TopicSettings(queue, overflow, key)))
 
+    def include(self, other: "Hub") -> None:
+        """Settle what ``other`` settles too, behind what is settled here."""
+        self._patterns.extend(other._patterns)
+
     def settings(self, topic: str) -> TopicSettings:
         """The settings of the first pattern that fits ``topic``, or the defaults."""
         for pattern, settings in self._patterns:

@@ -14,6 +14,9 @@ The decorator micro-framework for real-time Python.
                 await ws.send(message)
 """
 
+from typing import TYPE_CHECKING
+
+from microws import habits, testing
 from microws.app import App
 from microws.closing import CloseCode
 from microws.datastructures import URL, Headers, MultiDict, State
@@ -71,3 +74,16 @@ __all__ = [
     "WebSocketDisconnect",
     "WebSocketRejected",
 ]
+
+habits.add_names(App, habits.APP)
+habits.add_names(Request, habits.REQUEST, self="request")
+habits.add_names(WebSocket, habits.WEBSOCKET, self="ws")
+habits.add_names(Response, habits.RESPONSE)
+habits.add_names(testing.TestClient, habits.TEST_CLIENT)
+habits.add_names(testing.TestResponse, habits.TEST_RESPONSE)
+
+# A type checker would take every name to be in a module that has this.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        raise habits.missing_name(name, __all__)

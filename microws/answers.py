@@ -11,7 +11,14 @@ from typing import Any, TypeAlias
 from microws.closing import DEFAULT_REASONS, MAX_REASON_BYTES, CloseCode, truncate_reason
 from microws.codec import dumps_json
 from microws.datastructures import Headers, parse_options
-from microws.errors import ClientDisconnect, HTTPException, InvalidMessage, PayloadTypeError, WebSocketDisconnect
+from microws.errors import (
+    ClientDisconnect,
+    HTTPException,
+    InvalidMessage,
+    PayloadTypeError,
+    ReceiveTimeout,
+    WebSocketDisconnect,
+)
 from microws.interfaces import mark_reported, reported_id
 from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response, TextResponse
@@ -235,6 +242,8 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
     if isinstance(error, InvalidMessage):
         return CloseCode.INVALID_PAYLOAD, truncate_reason(str(error))
     error_id = _report(error, path)
+    if isinstance(error, ReceiveTimeout):
+        return error_close_code, f"no message within {error.seconds:g} s"
     if debug:
         return error_close_code, truncate_reason(f"{type(error).__name__}: {error}")
     return error_close_code, f"{DEFAULT_REASONS[CloseCode.INTERNAL_ERROR]}, error id {error_id}"
@@ -258,5 +267,20 @@ def _report(error: Exception, path: str) -> str:
         error_id = token_hex(4)
         mark_reported(error, error_id)
         # Encoded: a path may hold line breaks, and would else write lines of its own into the log.
-        _log.error("%s: unexpected error, id %s", encode_path(path, keep_slashes=True), error_id, exc_info=error)
+        shown = encode_path(path, keep_slashes=True)
+        if isinstance(error, ReceiveTimeout):
+            # What happened is clear, and where: a traceback would say nothing more.
+            _log.error("%s: unexpected TimeoutError, id %s, at %s: %s", shown, error_id, _place_of(error), error)
+        else:
+            _log.error("%s: unexpected error, id %s", shown, error_id, exc_info=error)
     return error_id
+
+
+def _place_of(error: Exception) -> str:
+    """The file and line of the app's own code that the error went through last."""
+    places = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("microws", "contextlib")
+    ]
+    return places[-1] if places else "an unknown line"

@@ -141,6 +141,22 @@ class PublishTimeout(MicrowsError, TimeoutError):
     """The backplane gave no answer in time: the message may or may not have been published."""
 
 
+class ReceiveTimeout(TimeoutError):
+    """
+    ``ws.receive(timeout=…)`` got no message: a ``TimeoutError``, and caught as one. The log shows it in one line.
+
+    Attributes:
+        seconds: The time-out.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(
+            f"ws.receive(timeout={seconds:g}) got no message within {seconds:g} s; catch TimeoutError to go on, or "
+            "leave timeout out to wait for as long as the connection lives"
+        )
+
+
 class RoutingError(MicrowsError, ValueError):
     """A pattern that is malformed, a route that another one hides, or a name or parameter that ``url_for`` lacks."""
 

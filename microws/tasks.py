@@ -8,7 +8,8 @@ timer. One clock per event loop looks after all of them.
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from types import TracebackType
@@ -18,9 +19,18 @@ from weakref import WeakValueDictionary
 import anyio
 from anyio.abc import TaskGroup
 
+from microws.errors import ReceiveTimeout
 from microws.interfaces import Scope
 
-__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task", "running_loop"]
+__all__ = [
+    "AsyncioTasks",
+    "GroupTasks",
+    "Tasks",
+    "check_function",
+    "current_task",
+    "fail_after_silence",
+    "running_loop",
+]
 
 # Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
 TICK = 0.25
@@ -383,6 +393,15 @@ def _warn_of_view(scope: Scope) -> None:
         getattr(view, "__qualname__", None) or repr(view),
         _MAX_SECONDS_AFTER_END,
     )
+
+
+@contextmanager
+def fail_after_silence(seconds: float) -> Iterator[None]:
+    """Raise ``ReceiveTimeout`` in the place of what still waits for a message after ``seconds``."""
+    with anyio.move_on_after(seconds) as limit:
+        yield
+    if limit.cancelled_caught:
+        raise ReceiveTimeout(seconds) from None
 
 
 def check_function(function: object) -> None:

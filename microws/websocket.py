@@ -22,7 +22,7 @@ from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
-from microws.tasks import check_function
+from microws.tasks import check_function, fail_after_silence
 from microws.transport import Transport
 
 __all__ = ["WebSocket", "WebSocketOptions"]
@@ -269,7 +269,7 @@ class WebSocket(Connection):
 
         Raises:
             WebSocketDisconnect: The connection has ended and every message was received.
-            TimeoutError: Nothing came in time.
+            TimeoutError: Nothing came in time. Where a view does not catch it, the connection is closed.
             PayloadTypeError: A binary frame where text was due, or the reverse. The view may go on receiving.
             InvalidMessage: A message that cannot be decoded. The view may go on receiving.
             RuntimeError: Not accepted yet.
@@ -279,7 +279,7 @@ class WebSocket(Connection):
             return await self._receive(codec)
         # A wait of the view's own inside the server's receive might lose what comes as it is cancelled.
         self._transport.read_ahead()
-        with anyio.fail_after(timeout):
+        with fail_after_silence(timeout):
             return await self._receive(codec)
 
     async def receive_text(self, *, timeout: float | None = None) -> str:

@@ -375,6 +375,25 @@ class TestErrorTable:
             assert await ending_of(app, "/block") == (3404, "alone")
             assert not caplog.records
 
+    @pytest.mark.parametrize("call", ["receive", "receive_text", "receive_json"])
+    async def test_a_time_out_of_receive_that_no_view_catches_is_one_line_in_the_log(self, call, caplog):
+        app = App()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                await getattr(ws, call)(timeout=0.01)
+
+        line = view.__code__.co_firstlineno + 3
+        assert await ending_of(app) == (1011, "no message within 0.01 s")
+        [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert record.exc_info is None
+        assert re.fullmatch(
+            rf"/: unexpected TimeoutError, id [0-9a-f]{{8}}, at {re.escape(__file__)}:{line}: "
+            r"ws\.receive\(timeout=0\.01\) got no message within 0\.01 s; catch TimeoutError to go on, or leave .*",
+            record.getMessage(),
+        )
+
     async def test_several_exceptions_in_a_group_are_an_unexpected_error(self, caplog):
         app = app_that_raises(lambda: ExceptionGroup("several", [HTTPException(404), ValueError("secret")]))
         assert (await ask(app)).status == 500

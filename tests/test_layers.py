@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "microws"
 # The same table, with the job of each module, stands in CONTRIBUTING.md. A name with a slash is a package, which may
 # import within itself.
 FLOORS = {
-    0: "interfaces errors closing datastructures json_default version",
+    0: "interfaces errors closing datastructures habits json_default version",
     1: "callables codec/ cookies deflate forms framing/ handshake routing/ state",
     2: "backplanes/ bench/ cors loop outbox/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers hub streams transport/",

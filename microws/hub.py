@@ -218,7 +218,7 @@ class Hub:
 
     def include(self, other: "Hub") -> None:
         """Settle what ``other`` settles too, behind what is settled here."""
-        self._patterns.extend(other._patterns)
+        self._patterns.extend(other._patterns)  # noqa: SLF001 - of the same class
 
     def settings(self, topic: str) -> TopicSettings:
         """The settings of the first pattern that fits ``topic``, or the defaults."""

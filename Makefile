@@ -40,9 +40,10 @@ fmt: setup  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix --quiet . || true
 
-lint: setup types  ## Check style and types
+lint: setup types  ## Check style and types, and that no dependency may be a version with a known security fault
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(TEST) -q tests/test_dependencies.py
 
 types: setup  ## Check types, strictly
 	$(BIN)/mypy

@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from microws.server.log_pipe import PipeHandler, is_pipe
 from microws.server.settings import Settings
 
 __all__ = ["JSONFormatter", "ShortageFilter", "TextFormatter", "logging_to_stderr"]
@@ -99,16 +101,28 @@ class ShortageFilter(logging.Filter):
 
 
 @contextmanager
-def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[None]:
+def logging_to_stderr(
+    settings: Settings, *, process: bool = False, may_start_threads: bool = True
+) -> Iterator[Callable[[], None]]:
     """
     Log to stderr within the block, in the format and from the level of ``settings``; with ``process`` each line has
     the number of the process.
 
+    Where stderr is a pipe or a socket, no line waits for its reader. With ``may_start_threads=False`` the function that
+    the block is given has to be called now and then: it writes what the reader has left no room for.
+
     The loggers below ``microws`` always do. So does every other one, the app's own among them, unless the app has
     given the root logger a handler: then it has decided for itself.
     """
+    _open_standard_files()
     level = settings.log_level.upper()
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler
+    if is_pipe(sys.stderr):
+        handler = pipe = PipeHandler(sys.stderr, may_start_threads=may_start_threads)
+        retry = pipe.retry
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        retry = handler.flush
     formatter = JSONFormatter if settings.log_format == "json" else TextFormatter
     handler.setFormatter(formatter(process=process))
     loggers = [logging.getLogger("microws")]
@@ -126,7 +140,7 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
     for name in _ACCEPTING:
         logging.getLogger(name).addFilter(shortage)
     try:
-        yield
+        yield retry
     finally:
         for name in _ACCEPTING:
             logging.getLogger(name).removeFilter(shortage)
@@ -135,3 +149,13 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
         for logger, old_level, propagate in before:
             logger.setLevel(old_level)
             logger.propagate = propagate
+        handler.close()
+
+
+def _open_standard_files() -> None:
+    # A service may be started without them. A socket would get such a number, and libuv aborts when it closes that.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

@@ -93,14 +93,15 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
         raise FeatureUnavailable("several workers need a Unix system; take one: --workers 1")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("several workers need the main thread, where signals are heard; take one: workers=1")
-    with logging_to_stderr(settings):
+    # A fork of a process with threads is not safe.
+    with logging_to_stderr(settings, may_start_threads=False) as retry:
         try:
             listeners = bind(settings.addresses, secure=settings.certfile is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
         try:
-            return _Supervisor(settings, listeners, command, os.environ if environ is None else environ).run()
+            return _Supervisor(settings, listeners, command, os.environ if environ is None else environ, retry).run()
         finally:
             for listener in listeners:
                 listener.close()
@@ -110,13 +111,19 @@ class _Supervisor:
     """The workers and what is to be done about them. One thread, no event loop, one place that waits."""
 
     def __init__(
-        self, settings: Settings, listeners: Sequence[Listener], command: Sequence[str], environ: Mapping[str, str]
+        self,
+        settings: Settings,
+        listeners: Sequence[Listener],
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        retry_log: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._listeners = listeners
         self._sockets = [listener.sock.fileno() for listener in listeners]
         self._command = command
         self._environ = environ
+        self._retry_log = retry_log
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
         self._generation = 0
@@ -159,6 +166,7 @@ class _Supervisor:
         asleep_at = time.monotonic()
         patience = self._patience()
         events = self._selector.select(patience)
+        self._retry_log()
         if patience is not None and time.monotonic() > asleep_at + patience + _LATE:
             # The workers may have been stopped with the supervisor: they have all their time again.
             for worker in self._workers:

@@ -350,6 +350,41 @@ def test_a_second_signal_is_at_once(directory):
         assert time.monotonic() - began < 5
 
 
+# Nobody reads the log
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_log_that_nobody_reads_stops_neither_the_server_nor_its_end(directory, count):
+    write(directory, APP.replace('os.write(1, b"stopped\\n")', "pass"))
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        arguments = command("--workers", str(count), "--bind", f"fd://{sock.fileno()}")
+        started = stack.enter_context(process(directory, arguments, pass_fds=[sock.fileno()]))
+        connection = http.client.HTTPConnection(*sock.getsockname(), timeout=LIMIT)
+        stack.callback(connection.close)
+        # The socket listens already. 600 lines of 300 bytes are more than twice what a pipe takes.
+        for _ in range(600):
+            connection.request("GET", f"/?{'x' * 200}")
+            assert connection.getresponse().read()
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(LIMIT) == 0
+        lines = started.stdout.read().splitlines()
+    assert len(lines) > 100
+    assert [line for line in lines if not re.search(r" (info|warning) \S", line)] == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_server_without_standard_files_serves_and_ends(directory, count):
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        arguments = command("--workers", str(count), "--bind", f"fd://{sock.fileno()}")
+        shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *arguments]
+        started = stack.enter_context(process(directory, shell, pass_fds=[sock.fileno()]))
+        assert get(sock.getsockname()[1])[0] == 200
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(LIMIT) == 0
+
+
 # Too many connections
 
 

@@ -1,0 +1,180 @@
+"""Logging to a pipe or a socket whose reader does not read."""
+
+import fcntl
+import logging
+import os
+import re
+import socket
+import threading
+import time
+
+import pytest
+
+from microws.server.log_pipe import PipeHandler, is_pipe
+
+# Bytes that a pipe takes here without a reader.
+SMALL = 4096
+
+
+class Output:
+    """What a handler writes to, and its reader."""
+
+    def __init__(self, kind):
+        if kind == "socket":
+            ours, theirs = socket.socketpair()
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+            self.reader, writer = ours.detach(), theirs.detach()
+        else:
+            self.reader, writer = os.pipe()
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, SMALL)
+        self.stream = os.fdopen(writer, "w", encoding="utf-8")
+        self.data = b""
+
+    def read_until(self, pattern):
+        """The lines up to the one in which ``pattern`` is found, which is to come."""
+        while not re.search(pattern, self.data):
+            data = os.read(self.reader, 65536)
+            assert data
+            self.data += data
+        return self.data.decode().splitlines()
+
+    def close(self):
+        self.stream.close()
+        if self.reader is not None:
+            os.close(self.reader)
+
+
+@pytest.fixture(params=["pipe", "foreign pipe", "socket"])
+def output(request, monkeypatch):
+    """Three kinds; the second one cannot be opened anew, as on other systems than Linux."""
+    if request.param == "foreign pipe":
+
+        def refuse(*_):
+            raise PermissionError
+
+        monkeypatch.setattr("microws.server.log_pipe.os.open", refuse)
+    output = Output(request.param)
+    yield output
+    output.close()
+
+
+def make_handler(output, **options):
+    handler = PipeHandler(output.stream, **({"may_start_threads": True} | options))
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler
+
+
+def log(handler, *messages):
+    for message in messages:
+        handler.handle(logging.LogRecord("microws", logging.INFO, __file__, 1, message, (), None))
+
+
+def messages(begin, end):
+    return [f"{number:06d} {'x' * 300}" for number in range(begin, end)]
+
+
+def test_what_is_read_arrives_in_order_and_at_once(output):
+    handler = make_handler(output)
+    log(handler, "first", "sécond", "a traceback\n  of lines")
+    assert output.read_until(b"of lines\n") == ["first", "sécond", "a traceback", "  of lines"]
+    handler.close()
+
+
+def test_without_a_reader_nothing_waits_and_the_reader_learns_what_was_dropped(output):
+    handler = make_handler(output)
+    log(handler, *messages(0, 5000))
+    lines = output.read_until(rb"dropped.*: \d+\n")
+    dropped = int(re.fullmatch("log lines dropped, because nobody read them: ([0-9]+)", lines[-1])[1])
+    assert 1000 < dropped < 4000
+    assert lines[:-1] == messages(0, 5000 - dropped)
+    log(handler, *messages(5000, 5010))
+    assert output.read_until(rb"005009 x+\n")[len(lines) :] == messages(5000, 5010)
+    handler.close()
+
+
+def test_without_threads_the_rest_is_written_when_it_is_asked_for(output):
+    threads = threading.active_count()
+    handler = make_handler(output, may_start_threads=False)
+    log(handler, *messages(0, 100))
+    assert threading.active_count() == threads
+    while not output.data.endswith(b"\n") or len(output.data.splitlines()) < 100:
+        handler.retry()
+        output.data += os.read(output.reader, 65536)
+    assert output.data.decode().splitlines() == messages(0, 100)
+    handler.close()
+
+
+def test_the_next_line_takes_the_rest_along(output):
+    handler = make_handler(output, may_start_threads=False)
+    log(handler, *messages(0, 20))
+    for number in range(20, 200):
+        output.data += os.read(output.reader, 65536)
+        log(handler, *messages(number, number + 1))
+    lines = output.data.decode().splitlines()
+    assert len(lines) > 100
+    assert lines == messages(0, len(lines))
+    handler.close()
+
+
+def test_the_end_does_not_wait_for_long(output):
+    handler = make_handler(output)
+    log(handler, *messages(0, 100))
+    began = time.monotonic()
+    handler.close()
+    assert time.monotonic() - began < 5
+
+
+def test_a_slow_reader_gets_the_rest_at_the_end(output):
+    handler = make_handler(output)
+    log(handler, *messages(0, 100))
+    reader = threading.Thread(target=output.read_until, args=[rb"000099 x+\n"])
+    reader.start()
+    handler.close()
+    reader.join(10)
+    assert output.data.decode().splitlines() == messages(0, 100)
+
+
+def test_a_reader_that_has_left_is_no_error(output):
+    handler = make_handler(output)
+    log(handler, *messages(0, 100))
+    os.close(output.reader)
+    output.reader = None
+    log(handler, *messages(0, 100))
+    handler.close()
+
+
+def test_lines_of_several_writers_are_not_torn(output):
+    handlers = [make_handler(output) for _ in range(4)]
+    texts = ["short", "y" * 2000, "\n".join(["z" * 900] * 9)]
+
+    def write(handler):
+        for _ in range(10):
+            log(handler, *texts)
+
+    threads = [threading.Thread(target=write, args=[handler]) for handler in handlers]
+    for thread in threads:
+        thread.start()
+    lines = []
+    while len(lines) < 4 * 10 * 11:
+        output.data += os.read(output.reader, 700)
+        lines = output.data.split(b"\n")[:-1]
+    assert {*lines} == {b"short", b"y" * 2000, b"z" * 900}
+    for thread in threads:
+        thread.join(10)
+    for handler in handlers:
+        handler.close()
+
+
+def test_a_record_that_cannot_be_formatted_is_reported(output, capsys):
+    handler = make_handler(output)
+    handler.handle(logging.LogRecord("microws", logging.INFO, __file__, 1, "%d", ("x",), None))
+    assert "--- Logging error ---" in capsys.readouterr().err
+    handler.close()
+
+
+def test_only_what_may_be_left_unread_is_a_pipe(output, tmp_path):
+    assert is_pipe(output.stream)
+    with (tmp_path / "log").open("w") as file:
+        assert not is_pipe(file)
+    assert not is_pipe(file)
+    assert not is_pipe(None)

@@ -140,6 +140,7 @@ def test_an_env_file_fills_the_environment_up(directory):
         ([], {}, "app = 1", "pyproject.toml, [tool.microws] app: expected a text that is not empty, came 1"),
         ([], {}, "factory = 1", "pyproject.toml, [tool.microws] factory: expected true or false, came 1"),
         ([], {}, "prot = 1", "pyproject.toml: [tool.microws] has no key 'prot'; did you mean 'port'?"),
+        ([], {}, "ws-max-size = 1", "[tool.microws] has no key 'ws-max-size'; did you mean 'max-message-size'?"),
         ([], {}, "startup-timeout = -1", "pyproject.toml, [tool.microws] startup-timeout: expected seconds, 0 or more"),
         (["--bind", "a:1", "--port", "1"], {}, "", "--bind takes the place of --port; give the one or the other"),
         (
@@ -193,10 +194,11 @@ def test_a_pyproject_that_is_no_toml_is_named(directory):
 
 
 def test_a_variable_that_is_no_option_is_named_with_the_nearest():
-    environ = {"MICROWS_LOGLEVEL": "debug", "MICROWS_RELOAD": "", "MICROWS_PORT": "1", "MICROWS_APP": "a", "HOME": "/"}
-    assert unknown_variables(environ) == [
-        "MICROWS_LOGLEVEL is no option; did you mean MICROWS_LOG_LEVEL?",
-        "MICROWS_RELOAD is no option",
+    names = ("MICROWS_LOGLEVEL", "MICROWS_RELOAD", "MICROWS_PORT", "MICROWS_APP", "MICROWS_Host", "HOME")
+    assert unknown_variables(dict.fromkeys(names, "1")) == [
+        "MICROWS_Host is no option; did you mean 'MICROWS_HOST'?",
+        "MICROWS_LOGLEVEL is no option; did you mean 'MICROWS_LOG_LEVEL'?",
+        "MICROWS_RELOAD is no option; this version does not reload, so start it again after a change",
     ]
 
 

@@ -66,7 +66,12 @@ def app_of_all(origins=(PAGE,), **settings):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": scope["method"].encode()})
 
+    async def without_headers(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": None})
+        await send({"type": "http.response.body"})
+
     app.mount("/mounted", mounted)
+    app.mount("/without_headers", without_headers)
     return app
 
 
@@ -114,6 +119,7 @@ class TestCORS:
             ("/static/page.css", 200),
             ("/static/none.css", 404),
             ("/mounted/x", 200),
+            ("/without_headers/", 200),
             ("/items/", 308),
             ("/nowhere", 404),
             ("/denied", 403),

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from microws.cli.bench_options import add_bench
 from microws.cli.envfile import read_env_file
 from microws.cli.usage import Parser, UsageError
-from microws.server.hints import did_you_mean, nearest
+from microws.server.hints import option_hint
 from microws.server.settings import Settings, check_setting, parse_bool
 
 __all__ = ["Invocation", "UsageError", "build_parser", "flag_of", "option_names", "resolve", "unknown_variables"]
@@ -145,13 +145,13 @@ def flag_of(name: str) -> str:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """A line on each variable ``MICROWS_…`` that is none of ours: nobody else would notice the slip of the finger."""
-    known = {option.variable.removeprefix(_PREFIX) for option in _BY_NAME.values()}
-    unknown = sorted(name.removeprefix(_PREFIX) for name in environ if name.startswith(_PREFIX))
+    """A line on each variable ``MICROWS_…`` that is not an option: otherwise a misspelt one goes unnoticed."""
+    known = {option.variable for option in _BY_NAME.values()}
     return [
-        f"{_PREFIX}{word} is no option" + (f"; did you mean {_PREFIX}{near}?" if (near := nearest(word, known)) else "")
-        for word in unknown
-        if word not in known
+        f"{name} is no option"
+        + option_hint(name.removeprefix(_PREFIX).lower(), _BY_NAME, written=lambda near: _BY_NAME[near].variable)
+        for name in sorted(environ)
+        if name.startswith(_PREFIX) and name not in known
     ]
 
 
@@ -237,8 +237,8 @@ def _from_pyproject(path: Path) -> _Level:
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in _BY_NAME:
-            known = sorted(option.key for option in _BY_NAME.values())
-            raise UsageError(f"{path.name}: [tool.microws] has no key {key!r}{did_you_mean(key, known)}")
+            hint = option_hint(name, _BY_NAME, written=lambda near: _BY_NAME[near].key)
+            raise UsageError(f"{path.name}: [tool.microws] has no key {key!r}{hint}")
         level[name] = _Given(f"{path.name}, [tool.microws] {key}", value)
     return level
 

@@ -56,7 +56,7 @@ def _marking(cors: CORS, send: Send, allow: RawHeaders) -> Send:
 
     def send_marked(event: Event) -> Awaitable[None]:
         if event["type"] == "http.response.start":
-            event = {**event, "headers": cors.mark(event.get("headers", ()), allow)}
+            event = {**event, "headers": cors.mark(event.get("headers") or (), allow)}
         return send(event)
 
     return send_marked

@@ -32,6 +32,7 @@ __all__ = [
     "close_for",
     "error_of",
     "prefers_json",
+    "report",
     "response_for",
 ]
 
@@ -95,7 +96,7 @@ class ErrorHandlers:
 def _reporting(handler: ErrorHandler) -> ErrorHandler:
     @wraps(handler, updated=())
     def report_and_call(connection: Any, error: Exception) -> Any:
-        _report(error, connection.path)
+        report(error, connection.path)
         return handler(connection, error)
 
     return report_and_call
@@ -140,7 +141,7 @@ def response_for(error: Exception, *, path: str, debug: bool, as_json: bool) -> 
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
         return TextResponse("Bad Request", 400)
-    error_id = _report(error, path)
+    error_id = report(error, path)
     shown = "".join(traceback.format_exception(error)) if debug else None
     if as_json:
         content = {"error": "Internal Server Error", "error_id": error_id}
@@ -241,7 +242,7 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
         return CloseCode.UNSUPPORTED_DATA, truncate_reason(str(error))
     if isinstance(error, InvalidMessage):
         return CloseCode.INVALID_PAYLOAD, truncate_reason(str(error))
-    error_id = _report(error, path)
+    error_id = report(error, path)
     if isinstance(error, ReceiveTimeout):
         return error_close_code, f"no message within {error.seconds:g} s"
     if debug:
@@ -261,7 +262,8 @@ def _reason_of(error: HTTPException) -> str:
     return encoded.decode() if len(encoded) <= MAX_REASON_BYTES else str(HTTPException(error.status).detail)
 
 
-def _report(error: Exception, path: str) -> str:
+def report(error: Exception, path: str, event: str = "unexpected error") -> str:
+    """Log ``error``, unless it is in the log; its id there."""
     error_id = reported_id(error)
     if not error_id:
         error_id = token_hex(4)
@@ -272,7 +274,7 @@ def _report(error: Exception, path: str) -> str:
             # What happened is clear, and where: a traceback would say nothing more.
             _log.error("%s: unexpected TimeoutError, id %s, at %s: %s", shown, error_id, _place_of(error), error)
         else:
-            _log.error("%s: unexpected error, id %s", shown, error_id, exc_info=error)
+            _log.error("%s: %s, id %s", shown, event, error_id, exc_info=error)
     return error_id
 
 

@@ -450,7 +450,8 @@ class App:
         """
         Decorator: call ``hook(request, response)`` after each HTTP view, also where it or a hook before it failed.
 
-        It may change the response, or return another.
+        It may change the response, or return another, because nothing was sent yet. What is to happen after the
+        response is given to ``request.on_close``.
         """
         return self._add_hook(self._hooks.after_request, hook)
 

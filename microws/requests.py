@@ -1,8 +1,8 @@
 """What a view is given: the ``Connection`` that HTTP and WebSocket share, and HTTP's ``Request``."""
 
 import re
-from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from microws.codec import loads_json
@@ -13,7 +13,7 @@ from microws.forms import FORM_TYPES, UploadFile, parse_form
 from microws.interfaces import Application, Event, Receive, Scope
 from microws.routing import encode_path
 
-__all__ = ["Address", "Connection", "Request"]
+__all__ = ["OVER", "Address", "Connection", "Request"]
 
 # RFC 3986 §3.3, §3.4: what the client wrote stays, but for what may not stand in a URL.
 _PATH_CHARACTERS = "/%!$&'()*+,;=:@"
@@ -27,6 +27,10 @@ _CHARSET = re.compile(
     r"gbk|gb2312|gb18030|big5|euc-(jp|kr)|shift_jis|iso-2022-jp",
     re.IGNORECASE,
 )
+
+
+# The ``closers`` of what has ended: nothing can be added to it.
+OVER: Final = ()
 
 
 class Address(NamedTuple):
@@ -51,12 +55,14 @@ class Connection:
         path_params: What the route's parameters matched, converted.
     """
 
-    __slots__ = ("_cookies", "_headers", "_query", "_state", "app", "path", "path_params", "scope")
+    __slots__ = ("_cookies", "_headers", "_query", "_state", "app", "closers", "path", "path_params", "scope")
 
     scope: Scope
     app: Application
     path: str
     path_params: dict[str, Any]
+    # For the dispatchers: what on_close was given.
+    closers: list[tuple[Callable[..., Any], tuple[Any, ...]]] | tuple[()] | None
     # ``None`` until it is asked for.
     _headers: Headers | None
     _query: MultiDict[str] | None
@@ -133,6 +139,35 @@ class Connection:
         """
         return encode_path(_root_path(self.scope), keep_slashes=True) + self.app.url_for(name, **params)
 
+    def on_close(self, function: Callable[..., Any], *args: Any) -> None:
+        """
+        Call ``function(*args)`` once this is over, whatever happened: an answer, an error, a client that has left.
+
+        A request is over when its response has been sent, a stream to its end. A WebSocket is over when the view, its
+        hooks and its tasks have ended, and the connection has or its Close frame is on the way. Functions are called
+        one by one, the last one first. Each has ``App(close_timeout=5)`` seconds, in which nothing cancels it. One that
+        fails is logged, and the others are called all the same.
+
+        Args:
+            function: ``async def``; or a plain function, which runs in a worker thread. What it returns is ignored.
+
+        Raises:
+            RuntimeError: It is over already.
+            TypeError: ``function`` cannot be called.
+
+        Source: contextlib.AsyncExitStack, for the order.
+        """
+        if not callable(function):
+            raise TypeError(
+                "on_close takes a function and its arguments, such as on_close(release, slot), not what it gave, as in "
+                f"on_close(release(slot)); came {type(function).__name__}"
+            )
+        if self.closers is None:
+            self.closers = []
+        if isinstance(self.closers, tuple):
+            raise RuntimeError("on_close was called when everything was over: call it in the view or in a hook")
+        self.closers.append((function, args))
+
     def _server(self) -> str:
         host, port = self.scope.get("server") or ("localhost", None)
         if port is None:
@@ -179,7 +214,7 @@ class Request(Connection):
         self.app = app
         self.path = path
         self.path_params = path_params
-        self._headers = self._query = self._cookies = self._state = None
+        self._headers = self._query = self._cookies = self._state = self.closers = None
         self._receive = receive
         self._max_body_size = max_body_size
         self._chunks: list[bytes] = []

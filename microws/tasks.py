@@ -258,7 +258,17 @@ class GroupTasks:
         seconds: The view's first limit.
     """
 
-    __slots__ = ("_asgi_scope", "_group", "_has_ended", "_is_spared", "_is_watched", "_scope", "_view")
+    __slots__ = (
+        "_asgi_scope",
+        "_group",
+        "_has_ended",
+        "_is_spared",
+        "_is_watched",
+        "_none_runs",
+        "_running",
+        "_scope",
+        "_view",
+    )
 
     is_ticking = False
 
@@ -268,6 +278,8 @@ class GroupTasks:
         self._has_ended = False
         self._is_spared = False
         self._is_watched = False
+        self._running = 0
+        self._none_runs: anyio.Event | None = None
         self._view: anyio.TaskInfo | None = None
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
 
@@ -299,7 +311,7 @@ class GroupTasks:
             self._scope.deadline = anyio.current_time() + seconds
         if not self._is_watched:
             self._is_watched = True
-            self._group.start_soon(self._watch)
+            self.start_soon(self._watch)
 
     def spare(self) -> None:
         self._is_spared = True
@@ -308,11 +320,29 @@ class GroupTasks:
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         if self._has_ended:
             raise RuntimeError(_ENDED)
-        self._group.start_soon(function, *args)
+        self._running += 1
+        self._group.start_soon(self._run, function, args)
 
-    def end(self) -> None:
+    def end(self) -> Awaitable[None] | None:
         self._has_ended = True
         self._group.cancel_scope.cancel()
+        if not self._running:
+            return None
+        self._none_runs = anyio.Event()
+        return self._wait_until_none_runs(self._none_runs)
+
+    @staticmethod
+    async def _wait_until_none_runs(event: anyio.Event) -> None:
+        with anyio.CancelScope(shield=True):
+            await event.wait()
+
+    async def _run(self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        finally:
+            self._running -= 1
+            if self._none_runs is not None and not self._running:
+                self._none_runs.set()
 
     async def _watch(self) -> None:
         await anyio.sleep(_MAX_SECONDS_AFTER_END)

@@ -11,13 +11,14 @@ from typing import Any, Final, Literal, Self
 
 import anyio
 
+from microws.answers import report
 from microws.closing import CloseCode, check_close
 from microws.codec import TEXT, Codecs, MessageCodec
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
 from microws.hub import Hub, Subscriber, check_topic
-from microws.interfaces import Application, Event, Receipt, Scope, mark_reported, reported_id
+from microws.interfaces import Application, Event, Receipt, Scope
 from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
@@ -98,7 +99,7 @@ class WebSocket(Connection):
         self.app = app
         self.path = path
         self.path_params = path_params
-        self._headers = self._query = self._cookies = self._state = None
+        self._headers = self._query = self._cookies = self._state = self.closers = None
         self._options = options
         self._id = ""
         self._subscriber: Subscriber | None = None
@@ -308,6 +309,21 @@ class WebSocket(Connection):
             return {"type": "websocket.disconnect", "code": self.close_code, "reason": self.close_reason}
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
+    async def wait_closed(self) -> None:
+        """
+        Wait until the connection has ended: for a view whose client is sent what others publish, and says nothing.
+
+        Reads, and discards what the client sends. Returns at once where the connection has ended, whatever
+        ``catch_disconnect``; ``close_code`` says how.
+
+        Raises:
+            RuntimeError: Not accepted yet.
+        """
+        if self._transport.state is CONNECTING:
+            raise self._transport.unusable("wait_closed")
+        while await self._transport.receive() is not None:
+            pass
+
     def __aiter__(self) -> Self:
         return self
 
@@ -475,14 +491,8 @@ class WebSocket(Connection):
                 await function(*args)
             except Exception as error:
                 if not _is_disconnect_of(self._transport, error):
-                    error_id = reported_id(error) or token_hex(4)
-                    mark_reported(error, error_id)
                     self._failure = self._failure or error
-                    _log.exception(
-                        "%r: a task of ws.start_soon failed, id %s; the connection is closed with 1011",
-                        self.path,
-                        error_id,
-                    )
+                    report(error, self.path, "a task of ws.start_soon failed and the connection is closed with 1011")
                     self._transport.fail(CloseCode.INTERNAL_ERROR, "internal error")
             finally:
                 self._helpers.discard(scope)

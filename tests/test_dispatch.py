@@ -1,11 +1,15 @@
 """The way of a request to its view, and of an error to its answer."""
 
+import asyncio
 import re
+from contextlib import suppress
 from decimal import Decimal
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from asking import ask, ask_websocket, ending_of, refusal_of
+from worker_here import requesting, serving
 
 from microws import (
     App,
@@ -16,6 +20,7 @@ from microws import (
     Response,
     StreamingResponse,
     WebSocketDisconnect,
+    WebSocketRejected,
 )
 from microws.errors import ClientDisconnect
 
@@ -1124,3 +1129,293 @@ async def test_a_server_that_speaks_of_a_websocket_without_connect_gets_no_answe
 
     scope = {"type": "websocket", "path": "/ws/x", "headers": []}
     await both_kinds()(scope, receive, send)
+
+
+class TestOnClose:
+    """What a view or hook asks to be called when everything is over."""
+
+    async def test_it_is_called_behind_the_response_and_the_last_one_first(self):
+        app, log = App(), []
+
+        @app.before_request
+        async def before(request):
+            request.on_close(log.append, "of the hook")
+
+        @app.after_request
+        async def after(request, response):
+            log.append("after_request")
+
+        @app.get("/")
+        async def view(request):
+            async def release(name):
+                await checkpoint()
+                log.append(name)
+
+            async def source():
+                log.append("stream begins")
+                yield "x"
+                await checkpoint()
+                log.append("stream ends")
+
+            request.on_close(release, "async")
+            request.on_close(log.append, "plain")
+            return StreamingResponse(source())
+
+        async with app.test_client() as client:
+            await client.get("/")
+        assert log == ["after_request", "stream begins", "stream ends", "plain", "async", "of the hook"]
+
+    @pytest.mark.parametrize(
+        "way",
+        ["answers", "fails", "denies", "is not found", "breaks off", "is a file that is not there", "is too large"],
+    )
+    async def test_it_is_called_once_whatever_the_answer(self, way):
+        app, log = App(max_body_size=1), []
+
+        @app.error_handler(404)
+        async def missing(request, error):
+            if way == "is not found":
+                request.on_close(log.append, way)
+            return "missing", 404
+
+        @app.get("/")
+        @app.post("/")
+        async def view(request):
+            async def source():
+                yield "x"
+                raise LookupError
+
+            request.on_close(log.append, way)
+            if way == "fails":
+                raise LookupError
+            if way == "denies":
+                raise HTTPException(403)
+            if way == "breaks off":
+                return StreamingResponse(source())
+            if way == "is a file that is not there":
+                return FileResponse("/nowhere")
+            if way == "is too large":
+                await request.body()
+            return "x"
+
+        with suppress(Exception):
+            async with app.test_client() as client:
+                path = "/no" if way == "is not found" else "/"
+                await client.request("POST" if way == "is too large" else "GET", path, content=b"xx")
+        assert log == [way]
+
+    @pytest.mark.parametrize("when", ["before the response", "within the response"])
+    async def test_it_is_called_when_the_client_leaves(self, when):
+        app, called, closed = App(), anyio.Event(), anyio.Event()
+
+        async def close():
+            await checkpoint()
+            closed.set()
+
+        @app.get("/")
+        async def view(request):
+            async def source():
+                called.set()
+                yield "x"
+                await anyio.sleep_forever()
+
+            request.on_close(close)
+            if when == "before the response":
+                called.set()
+                await request.wait_disconnect()
+            return StreamingResponse(source())
+
+        async with serving(app) as served:
+            async with requesting(served):
+                await called.wait()
+            await closed.wait()
+
+    async def test_it_is_called_when_the_request_is_cancelled(self):
+        app, log, called = App(), [], anyio.Event()
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+
+        async def close():
+            await checkpoint()
+            log.append("closed")
+
+        @app.get("/")
+        async def view(request):
+            request.on_close(close)
+            request.on_close(close)
+            called.set()
+            await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app, scope, anyio.sleep_forever, anyio.sleep)
+            await called.wait()
+            tasks.cancel_scope.cancel()
+        assert log == ["closed"] * 2
+
+    async def test_a_cancelled_task_of_asyncio_calls_all_of_them_and_stays_cancelled(self, anyio_backend_name):
+        if anyio_backend_name != "asyncio":
+            return
+        app, log, called = App(), [], anyio.Event()
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+
+        async def close(number):
+            called.set()
+            await asyncio.sleep(0.01)
+            log.append(number)
+
+        @app.get("/")
+        async def view(request):
+            request.on_close(log.append, "plain")
+            request.on_close(close, 2)
+            request.on_close(close, 1)
+            return "x"
+
+        async def send(_):
+            pass
+
+        task = asyncio.create_task(app(scope, anyio.sleep_forever, send))
+        await called.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert log == [2, "plain"]
+
+    async def test_one_that_fails_or_hangs_keeps_none_from_its_turn(self, caplog):
+        app, log = App(close_timeout=0.01), []
+
+        async def fail():
+            raise LookupError("lost")
+
+        async def hang():
+            await anyio.sleep_forever()
+
+        @app.get("/")
+        async def view(request):
+            request.on_close(log.append, "first")
+            request.on_close(fail)
+            request.on_close(hang)
+            return "x"
+
+        with suppress(LookupError):
+            async with app.test_client() as client:
+                assert (await client.get("/")).text == "x"
+        assert log == ["first"]
+        messages = [record.getMessage() for record in caplog.records if record.name in ("microws", "microws.errors")]
+        assert len(messages) == 2
+        assert re.fullmatch(r"/: <function .*hang.*> of on_close did not end within 0\.01 s", messages[0])
+        assert re.fullmatch(r"/: a function of on_close failed, id [0-9a-f]{8}", messages[1])
+        assert "LookupError: lost" in caplog.text
+
+    async def test_its_error_is_raised_out_of_the_app(self):
+        app, events = App(), []
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+
+        async def fail():
+            raise LookupError("lost")
+
+        @app.get("/")
+        async def view(request):
+            request.on_close(fail)
+            return "x"
+
+        async def send(event):
+            events.append(event["type"])
+
+        with pytest.raises(LookupError, match="lost"):
+            await app(scope, anyio.sleep_forever, send)
+        assert events == ["http.response.start", "http.response.body"]
+
+    async def test_it_may_ask_for_more_until_everything_is_over(self):
+        app, log, kept = App(), [], []
+
+        @app.get("/")
+        async def view(request):
+            kept.append(request)
+            request.on_close(lambda: request.on_close(log.append, "more"))
+            return "x"
+
+        @app.get("/none")
+        async def none(request):
+            kept.append(request)
+            return "x"
+
+        async with app.test_client() as client:
+            await client.get("/")
+            await client.get("/none")
+        assert log == ["more"]
+        for request in kept:
+            with pytest.raises(RuntimeError, match="everything was over"):
+                request.on_close(log.append, "late")
+
+    async def test_what_is_no_function_is_refused_with_the_call_to_write(self):
+        app = App()
+
+        @app.get("/")
+        async def view(request):
+            with pytest.raises(TypeError, match=r"such as on_close\(release, slot\), .*; came NoneType$"):
+                request.on_close(print())
+            return "x"
+
+        async with app.test_client() as client:
+            assert (await client.get("/")).text == "x"
+
+
+class TestOnCloseOfWebSockets:
+    @pytest.mark.parametrize(
+        "way", ["returns", "fails", "rejects", "is refused", "hears the client leave", "is cancelled"]
+    )
+    async def test_it_is_called_once_behind_everything_else(self, way):
+        app, log = App(close_timeout=0.05), []
+
+        @app.before_websocket
+        async def before(ws):
+            ws.on_close(log.append, "on_close")
+            if way == "is refused":
+                raise HTTPException(403)
+
+        @app.after_websocket
+        async def after(ws):
+            log.append("after_websocket")
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async def help_out():
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    log.append("task")
+
+            if way == "rejects":
+                await ws.reject(400)
+                return
+            await ws.accept()
+            ws.start_soon(help_out)
+            await checkpoint()
+            if way == "fails":
+                raise LookupError
+            if way == "hears the client leave":
+                await ws.wait_closed()
+            if way == "is cancelled":
+                await anyio.sleep_forever()
+
+        with suppress(WebSocketRejected, WebSocketDisconnect, LookupError):
+            async with app.test_client() as client, client.websocket("/") as ws:
+                await anyio.wait_all_tasks_blocked()
+                await ws.close()
+        assert [step for step in log if step != "task"] == ["after_websocket", "on_close"]
+        assert log[-1] == "on_close"
+
+    async def test_its_error_is_logged(self, caplog):
+        app = App()
+
+        async def fail():
+            raise LookupError("lost")
+
+        @app.websocket_route("/")
+        async def view(ws):
+            async with ws:
+                ws.on_close(fail)
+
+        with suppress(LookupError):
+            async with app.test_client() as client, client.websocket("/") as ws:
+                await ws.wait_closed()
+        assert "/: a function of on_close failed" in caplog.text

@@ -174,6 +174,12 @@ async def iterates(ws, life):
         await life.clean_up()
 
 
+async def waits_until_it_is_closed(ws, life):
+    async with ws:
+        await ws.wait_closed()
+        await life.clean_up()
+
+
 async def receives_with_a_time_out(ws, life):
     async with ws:
         with pytest.raises(WebSocketDisconnect):
@@ -208,6 +214,7 @@ async def leaves_its_block_behind_a_task(ws, life):
     "view",
     [
         iterates,
+        waits_until_it_is_closed,
         receives_with_a_time_out,
         sends,
         leaves_its_block_by_an_error_of_a_task,

@@ -864,6 +864,63 @@ class TestEvents:
             assert await closed(ws) == (4000, "")
 
 
+class TestWaitClosed:
+    async def test_it_discards_whatever_comes_until_the_client_leaves(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/", value_type="json", subscribe="t", catch_disconnect=False)
+        async def view(ws):
+            await ws.accept()
+            await ws.wait_closed()
+            notes.append((ws.close_code, ws.close_reason))
+            await ws.wait_closed()
+
+        async with app.test_client() as client:
+            async with client.websocket("/") as ws:
+                for number in range(200):
+                    await ws.send_text("no JSON")
+                    await ws.send_bytes(b"\x00")
+                    await app.publish("t", number)
+                    assert await ws.receive() == number
+                await ws.close(4000, "enough")
+            assert await notes.wait() == [(4000, "enough")]
+
+    @pytest.mark.parametrize("end", ["close", "reject"])
+    async def test_it_returns_at_once_where_this_side_has_ended_the_connection(self, app, end):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            if end == "reject":
+                await ws.reject(400)
+            else:
+                await ws.accept()
+                await ws.close(4001)
+            await ws.wait_closed()
+            notes.append(ws.close_code)
+
+        async with app.test_client() as client:
+            with suppress(WebSocketRejected):
+                async with client.websocket("/"):
+                    pass
+            assert await notes.wait() == [3400 if end == "reject" else 4001]
+
+    async def test_before_accept_it_says_what_to_write(self, app):
+        notes = Notes()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(RuntimeError, match=r"ws\.wait_closed\(\) before the handshake is accepted"):
+                await ws.wait_closed()
+            notes.append(True)
+
+        async with app.test_client() as client:
+            with suppress(WebSocketRejected):
+                async with client.websocket("/"):
+                    pass
+        assert notes
+
+
 class TestClose:
     async def test_a_reason_in_place_of_the_code_is_a_type_error_that_says_how_to_write_it(self, app):
         @app.websocket_route("/")

@@ -7,13 +7,13 @@ from typing import Final
 import anyio
 
 from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
-from microws.dispatch.common import NO_NUL, has_header, name_route, raise_refusal, refused, shown
+from microws.dispatch.common import NO_NUL, close_down, has_header, name_route, raise_refusal, refused, shown
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
 from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
 from microws.json_default import JSON_DEFAULT
-from microws.requests import Request
+from microws.requests import OVER, Request
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
 from microws.settings import AppSettings
@@ -92,6 +92,11 @@ class HTTPDispatcher:
             await response(scope, request.receive_event, answer.send)
         except Exception as error:
             await self._send_error(answer, error, hooks)
+        finally:
+            if request.closers:
+                await self._close_down(answer)
+            else:
+                request.closers = OVER
         if answer.unexpected is not None:
             raise answer.take_unexpected()
 
@@ -99,7 +104,10 @@ class HTTPDispatcher:
         """Answer a request that is refused before routing; an error handler may answer it."""
         path, _ = path_of(scope)
         answer = _Answer(send, Request(scope, self._app, path, {}, receive, self._settings.max_body_size))
-        await self._send_error(answer, refused(refusal, path), self._hooks)
+        try:
+            await self._send_error(answer, refused(refusal, path), self._hooks)
+        finally:
+            await self._close_down(answer)
         if answer.unexpected is not None:
             raise answer.take_unexpected()
 
@@ -173,6 +181,10 @@ class HTTPDispatcher:
         except Exception as failure:
             # Such as a handler's FileResponse of a file that is not there.
             await self._send_error(answer, failure, _NO_HOOKS)
+
+    async def _close_down(self, answer: "_Answer") -> None:
+        failure = await close_down(answer.request, seconds=self._settings.close_timeout)
+        answer.unexpected = answer.unexpected or failure
 
 
 class _Answer:

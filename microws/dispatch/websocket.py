@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from microws.answers import allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import Codecs, MessageCodec
 from microws.datastructures import Headers
-from microws.dispatch.common import NO_NUL, has_header, name_route, raise_refusal, refused, shown
+from microws.dispatch.common import NO_NUL, close_down, has_header, name_route, raise_refusal, refused, shown
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
@@ -20,6 +20,7 @@ from microws.hub import Hub, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
 from microws.json_default import JSON_DEFAULT
 from microws.outbox import Outbox
+from microws.requests import OVER
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
 from microws.settings import AppSettings
@@ -154,9 +155,16 @@ class WebSocketDispatcher:
                 await ws.finish()
         finally:
             options.hub.connections -= 1
-            ending = transport.end()
-            if ending is not None:
-                await ending
+            try:
+                ending = transport.end()
+                if ending is not None:
+                    await ending
+            finally:
+                if ws.closers:
+                    failure = await close_down(ws, seconds=self._limits.close_timeout)
+                    unexpected = unexpected or failure
+                else:
+                    ws.closers = OVER
         unexpected = unexpected or ws.failure
         if unexpected is not None:
             try:

@@ -313,6 +313,10 @@ async def use(ws: WebSocket) -> None:
     await ws.subscribe(["a", "b"])  # type: ignore[arg-type]
 
     ws.start_soon(announce, ws, "x")
+    await ws.wait_closed()
+    ws.on_close(announce, ws, "x")
+    ws.on_close(print, 1)
+    ws.on_close()  # type: ignore[call-arg]
     ws.start_soon(no_coroutine, ws)  # type: ignore[arg-type]
     ws.start_soon(echo(ws))  # type: ignore[arg-type]
 

@@ -30,6 +30,7 @@ from microws.errors import (
     PayloadTypeError,
     PublishTimeout,
     RoutingError,
+    TooManySubscriptions,
     WebSocketDisconnect,
     WebSocketRejected,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "ServerSentEvent",
     "State",
     "StreamingResponse",
+    "TooManySubscriptions",
     "UploadFile",
     "WebSocket",
     "WebSocketDisconnect",

@@ -17,6 +17,7 @@ from microws.errors import (
     InvalidMessage,
     PayloadTypeError,
     ReceiveTimeout,
+    TooManySubscriptions,
     WebSocketDisconnect,
 )
 from microws.interfaces import mark_reported, reported_id
@@ -138,6 +139,9 @@ def response_for(error: Exception, *, path: str, debug: bool, as_json: bool) -> 
         except Exception as failure:
             # Its headers, or its JSON, cannot be sent; or the app's json_default fails.
             error = failure
+    if isinstance(error, TooManySubscriptions):
+        _log.warning("%s: handshake refused with 403: %s", encode_path(path, keep_slashes=True), error)
+        return _response_to(HTTPException(403, _too_many(error)), as_json=as_json)
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
         return TextResponse("Bad Request", 400)
@@ -242,12 +246,20 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
         return CloseCode.UNSUPPORTED_DATA, truncate_reason(str(error))
     if isinstance(error, InvalidMessage):
         return CloseCode.INVALID_PAYLOAD, truncate_reason(str(error))
+    if isinstance(error, TooManySubscriptions):
+        _log.warning("%s: closed with 1008: %s", encode_path(path, keep_slashes=True), error)
+        return CloseCode.POLICY_VIOLATION, _too_many(error)
     error_id = report(error, path)
     if isinstance(error, ReceiveTimeout):
         return error_close_code, f"no message within {error.seconds:g} s"
     if debug:
         return error_close_code, truncate_reason(f"{type(error).__name__}: {error}")
     return error_close_code, f"{DEFAULT_REASONS[CloseCode.INTERNAL_ERROR]}, error id {error_id}"
+
+
+def _too_many(error: TooManySubscriptions) -> str:
+    """What the client is told."""
+    return f"more than {error.maximum} subscriptions"
 
 
 def _reason_of(error: HTTPException) -> str:

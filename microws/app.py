@@ -61,6 +61,8 @@ class App:
             ``websockets``.
         max_fragments: Fragments of one incoming message, under ``microws run``. Default 1,024.
         receive_queue: Incoming messages that wait for a view before reading pauses. Default 64.
+        max_subscriptions: Topics that one WebSocket may be subscribed to; ``ws.subscribe`` raises
+            ``TooManySubscriptions`` beyond that. Default 128, as in Centrifugo.
         max_body_size: Bytes of a request's body; a larger one is 413. Default 1 MiB, as in nginx.
         send_timeout: Seconds that one ``ws.send`` waits for a slow client; then it is closed with 1013. Default 10.
         accept_timeout: Seconds that a view has to accept; then it is cancelled and the answer is 503. Default 10, as
@@ -99,6 +101,7 @@ class App:
         max_message_size: int = 1 << 20,
         max_fragments: int = 1024,
         receive_queue: int = 64,
+        max_subscriptions: int = 128,
         max_body_size: int = 1 << 20,
         send_timeout: float = 10,
         accept_timeout: float = 10,

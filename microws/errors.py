@@ -11,6 +11,7 @@ Every exception that microws raises, in one tree.
     ├── PayloadTypeError          TypeError: a text frame where bytes were due, or the reverse
     ├── InvalidMessage            ValueError: a message that its codec cannot decode
     ├── Overflow                  a subscription was read too slowly
+    ├── TooManySubscriptions      a connection would have more than App(max_subscriptions=…)
     ├── PublishTimeout            TimeoutError: unknown whether the message was published
     ├── RoutingError              ValueError: a pattern, a name or two routes that cannot be
     └── FeatureUnavailable        NotImplementedError: this version does not have it
@@ -33,6 +34,7 @@ __all__ = [
     "PayloadTypeError",
     "PublishTimeout",
     "RoutingError",
+    "TooManySubscriptions",
     "WebSocketDisconnect",
     "WebSocketRejected",
 ]
@@ -135,6 +137,26 @@ class InvalidMessage(MicrowsError, ValueError):
 
 class Overflow(MicrowsError):
     """A subscription's queue was full when a message came: at least one message was lost."""
+
+
+class TooManySubscriptions(MicrowsError):
+    """
+    A connection would have more subscriptions than ``App(max_subscriptions=…)`` allows; none was added.
+
+    A WebSocket view that does not catch it closes with 1008, or answers 403 where it has not accepted yet.
+
+    Args:
+        count: What it would have had.
+        maximum: What it may have.
+    """
+
+    def __init__(self, count: int, maximum: int) -> None:
+        self.count = count
+        self.maximum = maximum
+        super().__init__(
+            f"expected at most {maximum} subscriptions of one connection, got {count}; unsubscribe from some, or raise "
+            "App(max_subscriptions=…)"
+        )
 
 
 class PublishTimeout(MicrowsError, TimeoutError):

@@ -26,6 +26,7 @@ class AppSettings:
     max_message_size: int
     max_fragments: int
     receive_queue: int
+    max_subscriptions: int
     max_body_size: int
     send_timeout: float
     accept_timeout: float
@@ -40,7 +41,7 @@ class AppSettings:
     threads: int
 
     def __post_init__(self) -> None:
-        for name in ("max_message_size", "max_fragments", "receive_queue", "threads"):
+        for name in ("max_message_size", "max_fragments", "receive_queue", "max_subscriptions", "threads"):
             _check_count(name, getattr(self, name), minimum=1)
         _check_count("max_body_size", self.max_body_size, minimum=0)
         for name in ("send_timeout", "accept_timeout", "close_timeout"):

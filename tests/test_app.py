@@ -73,6 +73,7 @@ class TestSettings:
             "max_message_size": 1 << 20,
             "max_fragments": 1024,
             "receive_queue": 64,
+            "max_subscriptions": 128,
             "max_body_size": 1 << 20,
             "send_timeout": 10,
             "accept_timeout": 10,
@@ -92,7 +93,9 @@ class TestSettings:
     def test_a_server_can_read_what_it_has_to_know(self):
         assert App(max_message_size=5).max_message_size == 5
 
-    @pytest.mark.parametrize("name", ["max_message_size", "max_fragments", "receive_queue", "threads"])
+    @pytest.mark.parametrize(
+        "name", ["max_message_size", "max_fragments", "receive_queue", "max_subscriptions", "threads"]
+    )
     @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("nan")])
     def test_a_number_of_things_is_1_or_more(self, name, value):
         with pytest.raises(ValueError, match=f"{name} is a whole number, 1 or more, not {value!r}"):

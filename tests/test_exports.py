@@ -36,6 +36,7 @@ PUBLIC = {
     "ServerSentEvent",
     "State",
     "StreamingResponse",
+    "TooManySubscriptions",
     "UploadFile",
     "WebSocket",
     "WebSocketDisconnect",

@@ -292,9 +292,59 @@ async def test_one_subscriber_of_100_000_topics_leaves_nothing():
     hub.subscribe(one, *[f"topic-{number}" for number in range(100_000)])
     hub.subscribe(other, "topic-5")
     hub.leave(one)
+    async with counted_turns() as turns:
+        await turns.until(lambda: not hub._leaving)
     assert list(hub._topics) == ["topic-5"]
     assert list(hub._topics["topic-5"].groups) == [JSON]
     hub.leave(other)
+    assert hub._topics == hub._subscribers == {}
+
+
+async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothing_more():
+    hub = RunningHub(Codecs())
+    topics = [f"topic-{number}" for number in range(128)]
+    crowd = [subscriber(number) for number in range(200)]
+    for one in crowd:
+        hub.subscribe(one, *topics)
+    stays = subscriber("stays")
+    hub.subscribe(stays, "topic-127")
+    steps = counting(hub)
+    for one in crowd:
+        hub.leave(one)
+        hub.leave(one)
+    assert steps() < 200 * 5
+    # All of them have left, though the topics do not know yet.
+    assert (await hub.publish("topic-127", "x")).subscribers == 1
+    assert (await hub.publish("topic-1", "x", skip="s-7")).subscribers == 0
+    for one in crowd:
+        one.outbox.release()
+    turns = 0
+    while hub._leaving:
+        before = steps()
+        await asyncio.sleep(0)
+        assert steps() - before <= 5 * (1 << 11)
+        assert (await hub.publish("topic-2", "x")).subscribers == 0
+        turns += 1
+    assert turns > 10
+    assert not any(one.outbox.count or one.topics for one in crowd)
+    assert len(hub._topics) == 1
+    assert (await hub.publish("topic-127", "y")).subscribers == 1
+
+
+async def test_one_that_subscribes_again_while_it_leaves_has_what_it_asked_for_last():
+    hub = RunningHub(Codecs())
+    one, other = subscriber("one", has_sink=False), subscriber("other", has_sink=False)
+    topics = [f"topic-{number}" for number in range(5000)]
+    for each in one, other:
+        hub.subscribe(each, *topics)
+        hub.leave(each)
+    hub.subscribe(one, "topic-1", "new")
+    async with counted_turns() as turns:
+        await turns.until(lambda: not hub._leaving)
+    assert one.topics == {"topic-1", "new"}
+    assert hub.statistics().subscriptions == len(hub._topics) == 2
+    assert (await hub.publish("topic-1", "x")).subscribers == 1
+    hub.leave(one)
     assert hub._topics == hub._subscribers == {}
 
 

@@ -18,6 +18,7 @@ from judging_clients import MAX_HEAD, TOPICS, UNLIMITED, Client, DirectEnd, Mess
 from virtual_clock import VirtualClockLoop
 
 from microws import App, WebSocketDisconnect
+from microws.interfaces import Limits
 from microws.outbox import MAX_BYTES
 from microws.server.engines import Engines
 
@@ -130,14 +131,14 @@ class HubMachine(RuleBasedStateMachine):
         self.loop = Loop()
         self.failures = []
         self.loop.set_exception_handler(lambda _, context: self.failures.append(context.get("exception") or context))
-        self.app = App()
+        self.app = App(compression=True)
         for topic, options in TOPICS.items():
             self.app.topic(topic, **options)
         for codec in ("text", "json"):
             for gaps in (False, True):
                 path = f"/{codec}-gaps" if gaps else f"/{codec}"
                 self.app.websocket_route(path, value_type=codec, gaps=gaps)(self.view)
-        self.engines = Engines(self.app, **(DEFAULTS | {"compression": True}))
+        self.engines = Engines(self.app, **DEFAULTS, limits=Limits(compression=True))
         self.members = []
         self.messages = []
         self.tasks = []

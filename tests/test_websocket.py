@@ -14,6 +14,7 @@ from microws import (
     HTTPException,
     InvalidMessage,
     PayloadTypeError,
+    TooManySubscriptions,
     WebSocketDisconnect,
     WebSocketRejected,
 )
@@ -1267,6 +1268,66 @@ class TestTopics:
             assert await ws.receive() == "y"
             assert await closed(ws) == (1000, "")
         assert notes == [2, 1, 0]
+
+    async def test_a_connection_has_at_most_so_many_subscriptions_as_the_app_allows(self):
+        app, notes = App(max_subscriptions=3), Notes()
+
+        @app.websocket_route("/", subscribe="of the route")
+        async def view(ws):
+            async with ws:
+                await ws.subscribe("a", "a", "of the route")
+                with pytest.raises(
+                    TooManySubscriptions, match="at most 3 subscriptions of one connection, got 4"
+                ) as caught:
+                    await ws.subscribe("b", "c")
+                assert (caught.value.count, caught.value.maximum) == (4, 3)
+                notes.append(app.hub.statistics().subscriptions)
+                await ws.subscribe("b")
+                await ws.subscribe("a", "b")
+                await ws.unsubscribe("a")
+                await ws.subscribe("c")
+                # What the app reads itself is not counted.
+                async with app.subscribe("a", "b", "c", "d"):
+                    notes.append(app.hub.statistics().subscriptions)
+
+        async with app.test_client() as client, client.websocket("/"):
+            assert await notes.wait(2) == [2, 3 + 4]
+
+    @pytest.mark.parametrize("accepts_before", [True, False])
+    async def test_one_too_many_closes_with_1008_or_is_403(self, accepts_before, caplog):
+        app = App(max_subscriptions=2)
+
+        @app.websocket_route("/")
+        async def view(ws):
+            if accepts_before:
+                await ws.accept()
+            await ws.subscribe("a", "b", "c")
+
+        async with app.test_client() as client:
+            if accepts_before:
+                async with client.websocket("/") as ws:
+                    assert await closed(ws) == (1008, "more than 2 subscriptions")
+            else:
+                with pytest.raises(WebSocketRejected) as caught:
+                    async with client.websocket("/"):
+                        pass
+                assert (caught.value.status, caught.value.body) == (403, b"more than 2 subscriptions")
+        assert app.hub.statistics().topics == 0
+        (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "App(max_subscriptions=" in record.getMessage()
+
+    async def test_a_route_with_too_many_topics_of_its_own_refuses_its_clients(self):
+        app = App(max_subscriptions=1)
+
+        @app.websocket_route("/{room}", subscribe=["room:{room}", "all"])
+        async def view(ws, room):
+            raise AssertionError("called")
+
+        async with app.test_client() as client:
+            with pytest.raises(WebSocketRejected) as caught:
+                async with client.websocket("/1"):
+                    pass
+        assert caught.value.status == 403
 
     async def test_bad_topics_raise_and_none_of_them_is_subscribed(self, app):
         notes = Notes()

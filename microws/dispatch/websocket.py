@@ -292,6 +292,7 @@ class WebSocketDispatcher:
             subprotocols=tuple(endpoint.subprotocols),
             catch_disconnect=endpoint.catch_disconnect,
             on_invalid=endpoint.on_invalid,
+            max_subscriptions=self._settings.max_subscriptions,
         )
 
     def _closing_for(self, hooks: Hooks, path: str, error: Exception) -> tuple[int, str] | None:

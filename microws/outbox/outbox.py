@@ -92,6 +92,7 @@ class Outbox:
         "_counts",
         "_frames",
         "_gaps",
+        "_is_retired",
         "_items",
         "_losses",
         "_marker",
@@ -117,6 +118,7 @@ class Outbox:
         self._counts: dict[str, int] = {}
         self._gaps: set[str] = set()
         self._bytes = 0
+        self._is_retired = False
         self._marker = marker
         self._losses: Counter[str] = Counter() if losses is None else losses
         self._max_bytes = max_bytes
@@ -214,8 +216,13 @@ class Outbox:
 
         Not while a client has still to be told of a loss: the gap marker goes before the next message of its topic.
         """
-        if self.batch is HELD and not self._gaps:
+        if self.batch is HELD and not self._gaps and not self._is_retired:
             self.batch = None
+
+    def retire(self) -> None:
+        """From now on nothing leaves by turns, whatever ``release`` says: the connection ends."""
+        self.batch = HELD
+        self._is_retired = True
 
     def flush(self) -> None:
         """

@@ -41,6 +41,7 @@ from microws import (
     ServerSentEvent,
     State,
     StreamingResponse,
+    TooManySubscriptions,
     UploadFile,
     WebSocket,
     WebSocketDisconnect,
@@ -464,6 +465,9 @@ async def errors(ws: WebSocket) -> None:
     except FeatureUnavailable as missing:
         not_implemented: NotImplementedError = missing
         raise not_implemented from None
+    except TooManySubscriptions as limit:
+        assert_type(limit.maximum, int)
+        assert_type(limit.count, int)
     except (ClientDisconnect, Overflow) as other:
         in_one_tree: MicrowsError = other
         raise in_one_tree from None

@@ -6,27 +6,31 @@ per codec into the outbox of each subscriber: into the batch that leaves at the 
 where the client does not take it at once, into its queue.
 """
 
+import asyncio
 import logging
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
+from itertools import islice
 from threading import get_ident
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
 
 from microws.backplanes.memory import MemoryBackplane
-from microws.codec import Codecs, dumps_json
-from microws.errors import FeatureUnavailable
-from microws.interfaces import Backplane, Frame, Payload, Receipt
+from microws.codec import Codecs
+from microws.errors import FeatureUnavailable, TooManySubscriptions
+from microws.hub.subscribers import FrameCodec, Subscriber
+from microws.hub.topics import check_topic, expression_of, settings_of
+from microws.interfaces import Backplane, Payload, Receipt
 from microws.loop import AppLoop
-from microws.outbox import MAX_MESSAGES, Flusher, Outbox, Outcome, Published, TopicSettings, gap_marker
+from microws.outbox import MAX_MESSAGES, Flusher, Outbox, Outcome, Published, TopicSettings
 from microws.outbox import Overflow as OverflowPolicy
+from microws.tasks import running_loop
 
-__all__ = ["Hub", "Statistics", "Subscriber", "check_topic", "topic_marker"]
+__all__ = ["Hub", "Statistics"]
 
-MAX_TOPIC_BYTES = 255
 _BACKPLANES_TO_COME = ("local", "redis", "rediss", "nats")
 # How long ``publish`` gives way to outboxes that fill up: turns of the event loop in which nothing is taken from them
 # (a server needs some for a frame), and how many times so many.
@@ -36,43 +40,11 @@ _MAX_ROUNDS = 32
 _MAX_PUT = 1 << 14
 # What a publish costs beside them, whomever it reaches, in such messages.
 _PUBLISH_COST = 64
+# A subscriber that leaves is removed from so many topics at once; all that leave from so many in one turn of the loop:
+# one or two milliseconds.
+_MAX_LEFT_AT_ONCE = 16
+_MAX_LEFT_IN_A_TURN = 1 << 11
 _log = logging.getLogger("microws.hub")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def check_topic(topic: object) -> None:
-    """
-    Refuse what cannot name a topic.
-
-    Raises:
-        TypeError: Not a ``str``.
-        ValueError: Empty, over 255 UTF-8 bytes, not encodable, or with control characters.
-    """
-    if not isinstance(topic, str):
-        raise TypeError(f"a topic is a str, not {type(topic).__name__}")
-    if not topic:
-        raise ValueError("a topic has at least one character")
-    if _CONTROL.search(topic):
-        raise ValueError(f"a topic has no control characters: {topic[:60]!r}")
-    try:
-        size = len(topic.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"a topic is valid Unicode: {topic[:60]!r}") from None
-    if size > MAX_TOPIC_BYTES:
-        raise ValueError(f"a topic is at most {MAX_TOPIC_BYTES} UTF-8 bytes; this one has {size}")
-
-
-def topic_marker(topic: str, settings: TopicSettings) -> Published:
-    """The gap marker that a client sees: ``{"topic": …, "gap": true}`` as a text frame."""
-    return gap_marker(topic, settings, Frame(dumps_json({"topic": topic, "gap": True}), is_text=True))
-
-
-class FrameCodec(Protocol):
-    """What the hub needs of a connection's codec."""
-
-    def frame(self, payload: Payload) -> Frame:
-        """The frame that this codec makes of a published payload."""
-        ...
 
 
 class Statistics(NamedTuple):
@@ -103,37 +75,6 @@ class Statistics(NamedTuple):
     queued: int
     largest_queue: int
     flush_sizes: dict[str, int]
-
-
-class Subscriber:
-    """
-    One receiver of published messages, as the hub knows it.
-
-    Args:
-        id: Unique in this process; what ``publish(skip=…)`` names.
-        codec: Frames each payload; subscribers with one codec share the frame.
-        outbox: Where messages are put.
-        wake: Called after a message was put.
-        refuse: Called with a close code and reason when the subscriber cannot go on without a loss.
-    """
-
-    __slots__ = ("codec", "id", "outbox", "refuse", "topics", "wake")
-
-    def __init__(
-        self,
-        *,
-        id: str,  # noqa: A002
-        codec: FrameCodec,
-        outbox: Outbox,
-        wake: Callable[[], None],
-        refuse: Callable[[int, str], None],
-    ) -> None:
-        self.id = id
-        self.codec = codec
-        self.outbox = outbox
-        self.wake = wake
-        self.refuse = refuse
-        self.topics: set[str] = set()
 
 
 class _Topic:
@@ -182,6 +123,9 @@ class Hub:
         self._put = 0
         self._crowded: list[tuple[Outbox, TopicSettings]] = []
         self.loop = AppLoop()
+        # Subscribers that have left some topics still to be told so, and the loop that goes on with that.
+        self._leaving: deque[Subscriber] = deque()
+        self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.connections = 0
         self.losses: Counter[str] = Counter()
 
@@ -206,15 +150,7 @@ class Hub:
             ValueError: A setting that cannot be.
         """
         check_topic(pattern)
-        if overflow not in get_args(OverflowPolicy):
-            raise ValueError(f"overflow is one of {', '.join(get_args(OverflowPolicy))}, not {overflow!r}")
-        if type(queue) is not int or queue < 1:
-            raise ValueError(f"queue is a number of messages, 1 or more, not {queue!r}")
-        if key is not None and overflow != "latest":
-            raise ValueError(f'key= belongs to overflow="latest", not to "{overflow}"')
-        if key is not None and not isinstance(key, str) and not callable(key):
-            raise ValueError(f"key is a field's name or a function, not {key!r}")
-        self._patterns.append((_expression(pattern), TopicSettings(queue, overflow, key)))
+        self._patterns.append((expression_of(pattern), settings_of(queue, overflow, key)))
 
     def include(self, other: "Hub") -> None:
         """Settle what ``other`` settles too, behind what is settled here."""
@@ -232,10 +168,18 @@ class Hub:
         Deliver what is published to ``topics`` from now on. Subscribing twice is subscribing once.
 
         Raises:
-            TypeError, ValueError: A topic that cannot be; then none of them is subscribed.
+            TypeError, ValueError: An invalid topic; then none of them is subscribed.
+            TooManySubscriptions: More than ``subscriber.max_topics``; then none of them is subscribed.
         """
         for topic in topics:
             check_topic(topic)
+        if len(subscriber.topics) + len(topics) > subscriber.max_topics:
+            count = len(subscriber.topics.union(topics))
+            if count > subscriber.max_topics:
+                raise TooManySubscriptions(count, int(subscriber.max_topics))
+        if subscriber.has_left:
+            self._leave_some(subscriber, len(subscriber.topics))
+            subscriber.has_left = False
         for topic in topics:
             entry = self._topics.get(topic)
             if entry is None:
@@ -252,9 +196,44 @@ class Hub:
             self._remove(subscriber, topic)
 
     def leave(self, subscriber: Subscriber) -> None:
-        """End every subscription of ``subscriber``."""
-        for topic in list(subscriber.topics):
+        """
+        End every subscription of ``subscriber``: it gets nothing more. Never waits.
+
+        Where it has many, the event loop takes it off most of its topics later, so that 100,000 connections that leave
+        at once do not keep it for seconds. On trio all is done at once.
+        """
+        if subscriber.has_left:
+            return
+        if len(subscriber.topics) <= _MAX_LEFT_AT_ONCE or (loop := running_loop()) is None:
+            self._leave_some(subscriber, len(subscriber.topics))
+            return
+        subscriber.has_left = True
+        subscriber.outbox.retire()
+        del self._subscribers[subscriber.id]
+        self._leaving.append(subscriber)
+        if self._leaving_loop is not loop:
+            self._leaving_loop = loop
+            loop.call_soon(self._go_on_leaving)
+
+    def _go_on_leaving(self) -> None:
+        left = _MAX_LEFT_IN_A_TURN
+        while self._leaving and left > 0:
+            subscriber = self._leaving[0]
+            # One that has subscribed again meanwhile has left all that it had before.
+            if subscriber.has_left:
+                left -= self._leave_some(subscriber, left)
+            if not (subscriber.has_left and subscriber.topics):
+                self._leaving.popleft()
+        self._leaving_loop = None
+        if self._leaving:
+            self._leaving_loop = asyncio.get_running_loop()
+            self._leaving_loop.call_soon(self._go_on_leaving)
+
+    def _leave_some(self, subscriber: Subscriber, count: int) -> int:
+        topics = list(islice(subscriber.topics, count))
+        for topic in topics:
             self._remove(subscriber, topic)
+        return len(topics)
 
     def _remove(self, subscriber: Subscriber, topic: str) -> None:
         if topic not in subscriber.topics:
@@ -267,7 +246,7 @@ class Hub:
             del groups[subscriber.codec]
             if not groups:
                 del self._topics[topic]
-        if not subscriber.topics:
+        if not subscriber.topics and not subscriber.has_left:
             del self._subscribers[subscriber.id]
 
     async def publish(self, topic: str, value: Any, *, skip: str | None = None) -> Receipt:
@@ -357,7 +336,7 @@ class Hub:
                     continue
             message = self._frame(codec, topic, payload, entry.settings, key)
             if message is None:
-                self._refuse_all([group[outbox] for outbox in outboxes])
+                self._refuse_all([group[outbox] for outbox in outboxes if not group[outbox].has_left])
                 continue
             held = self._flusher.put(message, outboxes)
             reached += len(outboxes) - len(held)
@@ -369,6 +348,8 @@ class Hub:
 
     def _queue(self, message: Published, subscriber: Subscriber) -> bool:
         """Put ``message`` into an outbox that holds what it gets. ``False``: it is lost, and that was seen to."""
+        if subscriber.has_left:
+            return False
         outbox = subscriber.outbox
         outcome = outbox.put_nowait(message)
         if outcome is Outcome.CONFLATED:
@@ -436,11 +417,3 @@ def _check_url(url: str) -> None:
     if scheme in _BACKPLANES_TO_COME:
         raise FeatureUnavailable(f'this version has no {scheme!r} backplane; App(hub="memory") serves one process')
     raise ValueError(f'hub={url!r} names no backplane; this version has "memory"')
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    """What fits a pattern; each part behind a ``*`` is looked for once, so that no topic takes long to match."""
-    first, *parts = (re.escape(part) for part in pattern.split("*"))
-    between = "".join(f"(?>.*?{part})" for part in parts[:-1])
-    last = f".*{parts[-1]}" if parts else ""
-    return re.compile(first + between + last, re.DOTALL)

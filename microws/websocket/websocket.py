@@ -2,63 +2,34 @@
 
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import anyio
 
 from microws.answers import report
 from microws.closing import CloseCode, check_close
-from microws.codec import TEXT, Codecs, MessageCodec
-from microws.cors import CORS
+from microws.codec import MessageCodec
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
-from microws.hub import Hub, Subscriber, check_topic
+from microws.hub import Subscriber, check_topic
 from microws.interfaces import Application, Event, Receipt, Scope
-from microws.outbox import Outbox
 from microws.requests import Connection
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
 from microws.tasks import check_function, fail_after_silence
 from microws.transport import Transport
+from microws.websocket.options import WebSocketOptions
 
-__all__ = ["WebSocket", "WebSocketOptions"]
+__all__ = ["WebSocket"]
 
 _log = logging.getLogger("microws.websocket")
 # Looking it up in its class, at the end of each connection, takes longer than the rest of the call.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _numbers = count(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebSocketOptions:
-    """
-    What the connections of one route share.
-
-    Attributes:
-        hub, codecs: The app's.
-        cors: Marks rejections; ``None`` without ``App(origins=…)``.
-        make_outbox: Makes the queue of a connection.
-        closing_for: The close code and reason for an exception on a path; ``None`` where an error handler has its say.
-        receive_codec, send_codec: The route's.
-        subprotocols: Those that the route speaks, the preferred one first.
-        catch_disconnect, on_invalid: As in ``App.websocket_route``.
-    """
-
-    hub: Hub
-    codecs: Codecs
-    cors: CORS | None
-    make_outbox: Callable[[], Outbox]
-    closing_for: Callable[[str, Exception], tuple[int, str] | None]
-    receive_codec: MessageCodec = TEXT
-    send_codec: MessageCodec = TEXT
-    subprotocols: tuple[str, ...] = ()
-    catch_disconnect: bool = True
-    on_invalid: Literal["close", "skip"] = "close"
 
 
 class WebSocket(Connection):
@@ -422,7 +393,9 @@ class WebSocket(Connection):
 
         Raises:
             FeatureUnavailable: ``since`` or ``presence`` was given.
-            TypeError, ValueError: A topic that cannot be; then none is subscribed.
+            TypeError, ValueError: An invalid topic; then none is subscribed.
+            TooManySubscriptions: The connection would have more than ``App(max_subscriptions=…)``; then none is added.
+                Uncaught it closes with 1008.
             WebSocketDisconnect: The connection has ended.
         """
         if since is not None:
@@ -441,6 +414,7 @@ class WebSocket(Connection):
                 outbox=self._transport.ensure_outbox(),
                 wake=self._transport.wake,
                 refuse=self._transport.fail,
+                max_topics=self._options.max_subscriptions,
             )
             self._transport.on_end = partial(self._options.hub.leave, self._subscriber)
         self._options.hub.subscribe(self._subscriber, *topics)

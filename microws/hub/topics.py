@@ -1,0 +1,67 @@
+"""Topics: their names, and how they treat a subscriber that does not keep up."""
+
+import re
+from collections.abc import Callable
+from typing import Any, get_args
+
+from microws.codec import dumps_json
+from microws.interfaces import Frame
+from microws.outbox import Overflow, Published, TopicSettings, gap_marker
+
+__all__ = ["MAX_TOPIC_BYTES", "check_topic", "expression_of", "settings_of", "topic_marker"]
+
+MAX_TOPIC_BYTES = 255
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def check_topic(topic: object) -> None:
+    """
+    Refuse what cannot name a topic.
+
+    Raises:
+        TypeError: Not a ``str``.
+        ValueError: Empty, over 255 UTF-8 bytes, not encodable, or with control characters.
+    """
+    if not isinstance(topic, str):
+        raise TypeError(f"a topic is a str, not {type(topic).__name__}")
+    if not topic:
+        raise ValueError("a topic has at least one character")
+    if _CONTROL.search(topic):
+        raise ValueError(f"a topic has no control characters: {topic[:60]!r}")
+    try:
+        size = len(topic.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"a topic is valid Unicode: {topic[:60]!r}") from None
+    if size > MAX_TOPIC_BYTES:
+        raise ValueError(f"a topic is at most {MAX_TOPIC_BYTES} UTF-8 bytes; this one has {size}")
+
+
+def topic_marker(topic: str, settings: TopicSettings) -> Published:
+    """The gap marker that a client sees: ``{"topic": …, "gap": true}`` as a text frame."""
+    return gap_marker(topic, settings, Frame(dumps_json({"topic": topic, "gap": True}), is_text=True))
+
+
+def settings_of(queue: int, overflow: Overflow, key: str | Callable[[Any], Any] | None) -> TopicSettings:
+    """
+    The settings of a topic, checked.
+
+    Raises:
+        ValueError: An invalid setting.
+    """
+    if overflow not in get_args(Overflow):
+        raise ValueError(f"overflow is one of {', '.join(get_args(Overflow))}, not {overflow!r}")
+    if type(queue) is not int or queue < 1:
+        raise ValueError(f"queue is a number of messages, 1 or more, not {queue!r}")
+    if key is not None and overflow != "latest":
+        raise ValueError(f'key= belongs to overflow="latest", not to "{overflow}"')
+    if key is not None and not isinstance(key, str) and not callable(key):
+        raise ValueError(f"key is a field's name or a function, not {key!r}")
+    return TopicSettings(queue, overflow, key)
+
+
+def expression_of(pattern: str) -> re.Pattern[str]:
+    """What fits a pattern; each part behind a ``*`` is looked for once, so that no topic takes long to match."""
+    first, *parts = (re.escape(part) for part in pattern.split("*"))
+    between = "".join(f"(?>.*?{part})" for part in parts[:-1])
+    last = f".*{parts[-1]}" if parts else ""
+    return re.compile(first + between + last, re.DOTALL)

@@ -107,8 +107,11 @@ def _parameters(view: Any) -> list[Parameter]:
 class _Signature:
     """The parameters of one layer, by what they are filled with."""
 
-    def __init__(self, layer: Any, pattern: Pattern) -> None:
+    def __init__(self, layer: Any, pattern: Pattern, *, drops_self: bool) -> None:
         parameters = _parameters(layer)
+        if drops_self and inspect.isfunction(layer) and parameters and parameters[0].name == "self":
+            # The method behind an object that is bound to another, as those of async_lru are: it passes itself.
+            del parameters[0]
         kinds = {parameter.kind for parameter in parameters}
         self.takes_any_position = Parameter.VAR_POSITIONAL in kinds
         self.takes_any_name = Parameter.VAR_KEYWORD in kinds
@@ -138,16 +141,14 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
             written = name
         return RoutingError(f"the view {written} does not fit the pattern {pattern.text!r}: {problem}")
 
-    outer = _Signature(layers[0], pattern)
+    outer = _Signature(layers[0], pattern, drops_self=False)
     for parameter in pattern.parameters:
         if parameter in outer.named and outer.named[parameter].kind is Parameter.POSITIONAL_ONLY:
             raise refuse(f"{parameter!r} is positional-only, but route parameters are passed by name")
         if parameter not in outer.named and not outer.takes_any_name:
             raise refuse(f"it has no parameter {parameter!r}")
     unfilled = [parameter.name for parameter in outer.others[1:] if parameter.default is Parameter.empty]
-    if unfilled and outer.others[0].name == "self":
-        raise refuse("it is a method of no object yet; register that of an object, as in add_route(Views().view, …)")
-    if unfilled:
+    if unfilled and outer.others[0].name != "self":
         raise refuse(
             f"nothing fills its parameter {unfilled[0]!r}; the pattern could: {{{unfilled[0]}}}; "
             f"a value of the query is {outer.others[0].name}.query.get({unfilled[0]!r})"
@@ -156,13 +157,17 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
     for depth, layer in enumerate(layers):
         if depth:
             outside.append(inner)
-            inner = _Signature(layer, pattern)
+            inner = _Signature(layer, pattern, drops_self=not inspect.isfunction(layers[0]))
         if problem := _wrong_annotation(inner, pattern, kind, is_wrapped=depth > 0):
             raise refuse(problem)
         if inner.others or not (inner.takes_any_position or inner.takes_any_name):
             break
     if inner.others:
         first = inner.others[0]
+        if first.name == "self":
+            raise refuse(
+                "it is a method of no object yet; register that of an object, as in add_route(Views().view, …)"
+            )
         goes_first = inner.begins_with_connection and first.kind in _POSITIONAL
         if goes_first and all(each.takes_any_position and each.begins_with_connection for each in outside):
             return ""

@@ -134,6 +134,15 @@ class Timed:
         return self._function(*args, **kwargs)
 
 
+class Bindable(Timed):
+    """The same, where the object is the method of another, as in async_lru."""
+
+    def __get__(self, instance, owner):
+        bound = Timed(functools.partial(self._function, instance))
+        bound.__wrapped__ = self._function
+        return bound
+
+
 class Span(ContextDecorator):
     """As those of OpenTelemetry, whose wrapper is a plain function."""
 
@@ -167,6 +176,14 @@ class Views:
     async def decorated(self, request, item):
         return request, item
 
+    @Bindable
+    async def bindable(self, request, item):
+        return request, item
+
+    @Bindable
+    async def without_request(self, item):
+        return "nothing", item
+
     @classmethod
     async def class_method(cls, request, item):
         return request, item
@@ -193,6 +210,7 @@ VIEWS = [
     behind_a_plain_decorator,
     functools.partial(async_decorator(with_two_flags), flag=True),
     Views().decorated,
+    Views().bindable,
     staticmethod(first_then_named),
     Views().method,
     Views(),
@@ -289,6 +307,9 @@ class TestDecorators:
     async def test_an_http_view_that_does_not_is_called_without_it(self, decorator, outer):
         decorated = decorator(nothing)
         assert await bound(outer(decorated) if outer else decorated) == ("nothing", 7)
+
+    async def test_a_method_that_is_an_object_counts_without_self(self):
+        assert await bound(Views().without_request) == ("nothing", 7)
 
     async def test_what_the_decorator_names_it_gets(self):
         def with_request(function):
@@ -550,6 +571,7 @@ class TestSignaturesThatDoNotFit:
             (connection_behind_a_route_parameter, "'item' is positional-only"),
             (functools.partial(first_then_named, "conn", 7), "it has no parameter 'item'"),
             (Views.method, "it is a method of no object yet; register that of an object"),
+            (Views.decorated, "it is a method of no object yet; register that of an object"),
         ],
     )
     @pytest.mark.parametrize("kind", ["http", "websocket"])

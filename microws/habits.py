@@ -1,8 +1,8 @@
 """
-What is called otherwise in other frameworks: a name that does not exist here says what to write instead.
+Names from other frameworks: looking one up raises an error that says what to write here.
 
-The names of a class are descriptors, so that no other attribute is looked up more slowly; ``__getattr__`` would do that
-in Python 3.11. They are not there for ``hasattr``, and type checkers do not see them.
+On a class they are descriptors, because ``__getattr__`` makes Python 3.11 look up every other attribute more slowly.
+``hasattr`` does not find them, and type checkers do not see them.
 """
 
 import difflib

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from microws.binding import bind_view
+from microws.callables import is_async
 from microws.hooks import Hooks, check_hook
 from microws.interfaces import Scope
 from microws.requests import Request
@@ -46,9 +47,7 @@ class Health:
             check_hook(check, "health")
         self._is_serving = is_serving
         self._check = check
-        self._is_in_thread = not (
-            inspect.iscoroutinefunction(check) or inspect.iscoroutinefunction(getattr(check, "__call__", None))  # noqa: B004
-        )
+        self._is_in_thread = not is_async(check)
         self._late: threading.Event | None = None
         self._was_well = True
 

@@ -4,10 +4,11 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import wraps
+from inspect import Parameter
 from typing import Any
 
 from microws.answers import ErrorHandler, ErrorHandlers
-from microws.callables import is_async
+from microws.callables import is_async, layers_of, name_of
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
 __all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
@@ -162,18 +163,22 @@ def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> Non
     """
     if not callable(hook):
         raise TypeError(f"@app.{decorator} takes a function, not {hook!r}")
-    try:
-        signature = inspect.signature(hook, follow_wrapped=False)
-    except ValueError:
-        # Some functions that are written in C do not tell.
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        name = getattr(hook, "__name__", repr(hook))
-        raise TypeError(
-            f"{name}{signature} does not fit @app.{decorator}: it is called as {name}({', '.join(arguments)})"
-        ) from None
+    for layer in layers_of(hook):
+        try:
+            signature = inspect.signature(layer, follow_wrapped=False)
+        except ValueError:
+            # Some functions that are written in C do not tell.
+            continue
+        try:
+            # A decorator may pass more on, but not less.
+            signature.bind(*arguments) if layer is hook else signature.bind_partial(*arguments)
+        except TypeError:
+            name = name_of(hook)
+            raise TypeError(
+                f"{name}{signature} does not fit @app.{decorator}: it is called as {name}({', '.join(arguments)})"
+            ) from None
+        if all(parameter.kind is not Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
+            return
 
 
 def check_mounted(app: Any, prefix: str, origins: Any) -> None:

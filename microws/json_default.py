@@ -21,7 +21,7 @@ _MAX_CALLS = 20
 
 
 def check_json_default(default: Any) -> None:
-    """Raise ``TypeError`` where ``default`` is no plain function."""
+    """Raise ``TypeError`` unless ``default`` is a plain function."""
     if not callable(default) or inspect.iscoroutinefunction(default):
         raise TypeError(f"json_default is a plain function of one value, not {default!r}")
 

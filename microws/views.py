@@ -124,7 +124,8 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
     if isinstance(value, Response):
         return value
     try:
-        if not isinstance(value, tuple):
+        # A class derived from it, such as a row of a database, is a value.
+        if type(value) is not tuple:
             return _to_response(value, 204 if value is None else 200, None)
         match value:
             case (body, int(status)) if not isinstance(status, bool):
@@ -134,14 +135,14 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
             case (body, Mapping() | list() as headers):
                 return _to_response(body, 204 if body is None else 200, headers)
         raise TypeError(
-            "a tuple that a view returns is (body, status), (body, status, headers) or (body, headers), not "
+            "expected a tuple (body, status), (body, status, headers) or (body, headers), got "
             f"({', '.join(type(item).__name__ for item in value)})"
         )
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        # An error of the app's own json_default keeps its traceback; one of ours has none worth reading.
+        # An error in the app's own json_default keeps its traceback; ours only leads through this module.
         cause = None if JSON_DEFAULT.get() is None else error
-        raise kind(f"{describe(source)} returned what cannot be sent: {error}") from cause
+        raise kind(f"{describe(source)} returned a value that cannot be sent: {error}") from cause
 
 
 def _to_response(body: Any, status: int, headers: Any) -> Response:
@@ -163,8 +164,7 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         return JSONResponse(body, status, headers)
     hint = hint or "; return it as dict or list, or convert it with App(json_default=…)"
     raise TypeError(
-        "a view returns str, bytes, dict, list, a dataclass, None, a tuple or a Response, "
-        f"not {type(body).__name__}{hint}"
+        f"expected str, bytes, dict, list, a dataclass, None, a tuple or a Response, got {type(body).__name__}{hint}"
     )
 
 

@@ -582,7 +582,7 @@ class TestErrorHandlers:
         app.error_handler(DomainError)(lambda connection, error: object())
         assert (await ask(app)).status == 500
         assert (await refusal_of(app)).status == 500
-        assert "a view returns str" in caplog.text
+        assert "expected str, bytes, dict" in caplog.text
 
     async def test_an_answer_of_it_that_cannot_be_sent_gives_way_to_the_default(self, tmp_path):
         app = App()

@@ -97,6 +97,24 @@ class TestWhatCannotBeCalled:
 
         assert App().before_request(with_user) is with_user
 
+    def test_behind_a_decorator_that_passes_everything_on_the_hook_counts(self):
+        def passing(function):
+            @functools.wraps(function)
+            async def wrapper(*args, **kwargs):
+                return await function(*args, **kwargs)
+
+            return wrapper
+
+        async def without_arguments():
+            """As hooks of Quart are."""
+
+        async def with_more(request, user):
+            """Which the decorator may fill."""
+
+        with pytest.raises(TypeError, match=r"it is called as without_arguments\(request\)$"):
+            App().before_request(passing(passing(without_arguments)))
+        App().before_request(passing(with_more))
+
 
 class TestHTTP:
     async def test_they_are_called_in_order_and_back_in_reverse(self):
@@ -191,7 +209,7 @@ class TestHTTP:
         app = app_with_views()
         app.before_request(lambda request: object())
         assert (await ask(app, "/x")).status == 500
-        assert "a view returns str" in caplog.text
+        assert "expected str, bytes, dict" in caplog.text
 
     async def test_decorators_give_the_function_back(self):
         app = App()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from http import HTTPStatus
+from typing import NamedTuple
 
 import pytest
 from asking import ask, ask_websocket
@@ -14,6 +15,13 @@ from microws import App, EventStream, JSONResponse, Response, ServerSentEvent, W
 from microws.views import to_response
 
 pytestmark = pytest.mark.anyio
+
+
+class Row(NamedTuple):
+    """As a row of a database."""
+
+    id: int
+    name: str
 
 
 @dataclass
@@ -70,13 +78,14 @@ class TestReturnValues:
     @pytest.mark.parametrize(
         ("value", "complaint"),
         [
-            (5, "not int; return it as str, or in a JSONResponse$"),
-            (object(), r"not object; return it as dict or list, or convert it with App\(json_default=…\)$"),
-            ({1}, "not set; return it as dict or list, or convert it"),
+            (5, "got int; return it as str, or in a JSONResponse$"),
+            (object(), r"got object; return it as dict or list, or convert it with App\(json_default=…\)$"),
+            ({1}, "got set; return it as dict or list, or convert it"),
             (iter([1]), r"return StreamingResponse\(…\) or EventStream\(…\) around it"),
             (App().stream("chat"), r"return StreamingResponse\(…\) or EventStream\(…\) around it"),
-            (Point, "not type"),
+            (Point, "got type"),
             ((), r"\(\)"),
+            (Row(1, "a"), "got Row; return it as dict or list, or convert it with"),
             (("x",), r"\(str\)"),
             (("x", "200"), r"\(str, str\)"),
             (("x", True), r"\(str, bool\)"),
@@ -90,13 +99,13 @@ class TestReturnValues:
 
     def test_the_error_names_the_view_its_file_and_its_line(self):
         line = page.__code__.co_firstlineno
-        for value, problem in (({1}, "a view returns str"), ({"a": {1}}, "$.a is of type set")):
+        for value, problem in (({1}, "expected str"), ({"a": {1}}, "$.a is of type set")):
             with pytest.raises(
-                TypeError, match=re.escape(f"page ({__file__}:{line}) returned what cannot be sent: {problem}")
+                TypeError, match=re.escape(f"page ({__file__}:{line}) returned a value that cannot be sent: {problem}")
             ):
                 to_response(value, page)
         with pytest.raises(
-            ValueError, match=re.escape(f"page ({__file__}:{line}) returned what cannot be sent: $[0] is nan")
+            ValueError, match=re.escape(f"page ({__file__}:{line}) returned a value that cannot be sent: $[0] is nan")
         ):
             to_response([float("nan")], functools.partial(page))
 
@@ -105,7 +114,7 @@ class TestReturnValues:
             return "x"
 
         text = text()
-        with pytest.raises(TypeError, match=r"not coroutine; write `await` before the call that made it$"):
+        with pytest.raises(TypeError, match=r"got coroutine; write `await` before the call that made it$"):
             to_response(text, page)
         text.close()
 
@@ -136,6 +145,8 @@ def to_json(value):
         return value.fields
     if isinstance(value, set):
         return sorted(value)
+    if isinstance(value, Row):
+        return value._asdict()
     raise TypeError(f"no rule for {type(value).__name__}")
 
 
@@ -226,6 +237,13 @@ class TestJSONDefault:
             assert caught.value.body.decode() == f'{{"model":{AS_JSON}}}'
             assert (await client.get("/events")).text.count(f"data: {AS_JSON}\n") == 2
 
+    async def test_a_row_is_a_value_and_no_body_with_a_status(self):
+        app = App(json_default=to_json)
+        app.add_route(lambda: Row(1, "a"), "/one")
+        app.add_route(lambda: ([Row(1, "a")], 201), "/several")
+        assert (await ask(app, "/one")).text == '{"id":1,"name":"a"}'
+        assert (await ask(app, "/several")).text == '[{"id":1,"name":"a"}]'
+
     async def test_a_background_task_publishes_with_it(self):
         app = App(json_default=to_json)
 
@@ -243,12 +261,12 @@ class TestJSONDefault:
             ({"a": [object()]}, "$.a[0] is of type object, which JSON has no form for"),
             ({"x": {float("nan")}}, "$.x[0] is nan"),
             ({Decimal(1): 1}, "$ has a key of type Decimal"),
-            ((i for i in "ab"), "not generator; to send what it gives"),
+            ((i for i in "ab"), "got generator; to send what it gives"),
         ],
     )
     async def test_what_it_does_not_convert_is_refused_as_without_it(self, value, problem):
         error = await failure_of(App(json_default=to_json), lambda: value)
-        assert re.search(r"<lambda> \(.*test_views\.py:\d+\) returned what cannot be sent: ", str(error))
+        assert re.search(r"<lambda> \(.*test_views\.py:\d+\) returned a value that cannot be sent: ", str(error))
         assert problem in str(error)
 
     @pytest.mark.parametrize("kind", [TypeError, ValueError, LookupError])

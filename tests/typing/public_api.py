@@ -75,6 +75,8 @@ App(
     debug=True,
     templates=Path("pages"),
 )
+App(threads=100, json_default=str)
+App(json_default="str")  # type: ignore[arg-type]
 App(1024)  # type: ignore[call-arg]
 App(origin=["*"])  # type: ignore[call-arg]
 App(max_message_size="1MiB")  # type: ignore[arg-type]

@@ -522,6 +522,14 @@ def test_an_app_is_refused_only_if_its_signature_does_not_take_three_arguments(d
     assert find(directory, f"around:{name}")[0] == f"around:{name}"
 
 
+def test_a_package_that_is_the_current_directory_is_found_from_above(directory):
+    (directory / "shop").mkdir()
+    write(directory / "shop", web=APP)
+    with pytest.raises(LoadError) as error:
+        find(directory / "shop", "shop.web:app")
+    assert str(error.value).endswith(f"; from the directory above:  microws run --app-dir {directory} shop.web:app")
+
+
 # The command
 
 

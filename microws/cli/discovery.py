@@ -170,13 +170,15 @@ def _missing_module(target: _Target, missing: str, app_dir: Path) -> str:
     folder = app_dir.joinpath(*parent.split(".")) if parent else app_dir
     names = [path.stem for path in folder.glob("*.py")] + [path.parent.name for path in folder.glob("*/__init__.py")]
     rest = _attribute(target)
-
     below = target.module.removeprefix(missing)
 
     def full(near: str) -> str:
         return _join(f"{parent}.{near}{below}" if parent else f"{near}{below}", rest)
 
-    hint = _suggest(last, names, full) or _elsewhere(f"{target.module.replace('.', '/')}.py", rest, app_dir)
+    if missing == app_dir.name and below and Path(app_dir, f"{below[1:].replace('.', '/')}.py").is_file():
+        hint = f"; from the directory above:  microws run --app-dir {app_dir.parent} {full(missing)}"
+    else:
+        hint = _suggest(last, names, full) or _elsewhere(f"{target.module.replace('.', '/')}.py", rest, app_dir)
     return f"no module {missing!r} in {app_dir}{hint}"
 
 

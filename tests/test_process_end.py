@@ -1,7 +1,9 @@
 """How a server's process ends while something in it is blocked, and where signals have to be heard without the loop."""
 
 import os
+import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,6 +58,16 @@ async def in_a_thread():
 @app.get("/loop")
 async def in_the_loop():
     block()
+
+
+@app.get("/stubborn")
+async def stubborn():
+    os.write(1, b"blocked\\n")
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
 
 
 @app.websocket_route("/ws")
@@ -121,6 +133,19 @@ def test_a_blocked_event_loop_does_not_keep_the_process(tmp_path, loop):
     server.wait_for_line(r"warning still running, .*: in_the_loop\(\) at .*chat\.py:\d+, in block\(\) at .*")
 
 
+def test_a_view_that_ignores_its_cancellation_does_not_keep_the_process(tmp_path):
+    with script(tmp_path, "run(loop='asyncio')") as server, blocked(server, "/stubborn"):
+        assert server.stop() == 0
+    server.wait_for_line("warning still running, and cut off by the end of the process: a task that ignores its canc")
+    assert [line for line in server.output if line in ("stopped", "after run", "atexit")] == ["stopped", "atexit"]
+
+
+def test_a_script_that_fails_after_its_server_fails(tmp_path):
+    with script(tmp_path, "run()\n1 / 0") as server, blocked(server, "/view"):
+        assert server.stop() == 1
+    assert server.find_lines("^ZeroDivisionError")
+
+
 def test_the_third_signal_kills_also_while_the_event_loop_is_blocked(tmp_path):
     with script(tmp_path, "app.run(port=0, drain_timeout=60)") as server, blocked(server, "/loop"):
         # The system makes one of two signals that wait.
@@ -171,6 +196,46 @@ def test_one_worker_goes_on_after_sighup_and_says_what_it_needs(tmp_path):
         assert ws.recv(timeout=10) == "hello"
         assert server.stop() == 0
     assert server.find_lines("^stopped$")
+
+
+HANGING_UP = """
+from microws import App
+
+app = App()
+
+
+@app.on_shutdown
+def stopped():
+    open("stopped", "x").close()
+
+
+app.run(port=0)
+"""
+
+
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="setsid(1) starts a process in a terminal of its own")
+def test_the_end_of_the_terminal_is_the_end_of_one_worker(tmp_path):
+    (tmp_path / "chat.py").write_text(HANGING_UP)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "chat.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    try:
+        os.close(theirs)
+        output = b""
+        while b"serving" not in output:
+            output += os.read(ours, 1000)
+        os.close(ours)
+        assert process.wait(20) == 0
+        assert (tmp_path / "stopped").exists()
+    finally:
+        process.kill()
+        process.wait(10)
 
 
 # Windows

@@ -26,9 +26,12 @@ _LAST_WORDS: Final = 2.0
 _FRAMEWORKS: Final = frozenset(
     {
         "anyio",
+        "asgiref",
         "asyncio",
         "concurrent",
         "contextvars",
+        "django",
+        "fastapi",
         "hypercorn",
         "microws",
         "outcome",
@@ -58,7 +61,7 @@ class ProcessEnd:
     def __init__(self) -> None:
         self._limits: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
         self._is_counting = False
-        self._before = {thread.ident for thread in threading.enumerate()}
+        self._before = set(threading.enumerate())
 
     def limit(self, seconds: float, *, code: int) -> None:
         """
@@ -86,7 +89,7 @@ class ProcessEnd:
         busy = [
             thread
             for thread in threading.enumerate()
-            if thread.ident in calls and thread.ident not in self._before and not thread.daemon
+            if thread.ident in calls and thread not in self._before and not thread.daemon
         ]
         if busy and _are_alive(busy):
             _warn(calls[thread.ident] for thread in busy if thread.is_alive())
@@ -113,7 +116,8 @@ def _are_alive(threads: Iterable[threading.Thread]) -> bool:
 def _end_after_main(threads: Iterable[threading.Thread], code: int) -> None:
     threading.main_thread().join()
     if _are_alive(threads):
-        _end(code, warn=False)
+        # A traceback was printed: the script failed after the server.
+        _end(code or int(hasattr(sys, "last_type")), warn=False)
 
 
 def _end(code: int, *, warn: bool) -> NoReturn:

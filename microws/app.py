@@ -692,7 +692,7 @@ class App:
             RuntimeError: The app runs in another event loop.
             Exception: Whatever its start-up or its shutdown has raised.
         """
-        return self._root._lifespan.run(self._root, {})
+        return self._root._lifespan.run(self._root, {"state": {}})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""

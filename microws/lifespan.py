@@ -25,12 +25,16 @@ class BackgroundTasks:
     """
     The tasks of ``app.start_soon`` in one run of an app: from start-up to shutdown. A failing one disturbs nobody.
 
+    Args:
+        report: Called with the exception of a task that fails, once it is logged.
+
     Attributes:
         is_serving: Whether the app has started, and has not begun to end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[Exception], None] | None) -> None:
         self.is_serving = False
+        self._report = report
         self._group: TaskGroup | None = None
         self._ended: anyio.Event | None = None
 
@@ -45,7 +49,7 @@ class BackgroundTasks:
         check_function(function)
         if self._group is None:
             raise RuntimeError(_NO_TASKS)
-        self._group.start_soon(_run_task, function, args)
+        self._group.start_soon(self._run_task, function, args)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Keep the tasks until ``stop``."""
@@ -67,12 +71,13 @@ class BackgroundTasks:
         if self._ended is not None:
             await self._ended.wait()
 
-
-async def _run_task(function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
-    try:
-        await function(*args)
-    except Exception:
-        _log.exception("the background task %s failed", getattr(function, "__qualname__", function))
+    async def _run_task(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except Exception as error:
+            _log.exception("the background task %s failed", getattr(function, "__qualname__", function))
+            if self._report is not None:
+                self._report(error)
 
 
 class Lifespan:
@@ -131,7 +136,7 @@ class Lifespan:
         self.on_shutdown.extend(other.on_shutdown)
 
     @asynccontextmanager
-    async def run(self, app: Any, state: dict[str, Any] | None) -> AsyncIterator[dict[str, Any]]:
+    async def run(self, app: Any, scope: Scope) -> AsyncIterator[dict[str, Any]]:
         """
         Start the app on entering, and end it on leaving; leave in the task that entered.
 
@@ -141,11 +146,12 @@ class Lifespan:
 
         Args:
             app: What the contexts are made with.
-            state: Gets the mappings that the contexts yield, and is yielded. ``None``: there is no place for them.
+            scope: ASGI's, or one without anything. Its ``state`` gets the mappings that the contexts yield, and is
+                yielded. ``extensions["microws"]["report_error"]`` is called with what leaves a background task.
         """
         with self._hub.loop.running():
-            async with self._run(app, state):
-                yield {} if state is None else state
+            async with self._run(app, scope):
+                yield scope.get("state") or {}
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, *, app: Any) -> None:
         """
@@ -156,7 +162,7 @@ class Lifespan:
         await receive()
         phase = "startup"
         try:
-            async with self.run(app, scope.get("state")):
+            async with self.run(app, scope):
                 await send({"type": "lifespan.startup.complete"})
                 phase = "shutdown"
                 await receive()
@@ -166,9 +172,10 @@ class Lifespan:
         await send({"type": "lifespan.shutdown.complete"})
 
     @asynccontextmanager
-    async def _run(self, app: Any, state: dict[str, Any] | None) -> AsyncIterator[None]:
+    async def _run(self, app: Any, scope: Scope) -> AsyncIterator[None]:
         failure: Exception | SystemExit | None = None
-        tasks = BackgroundTasks()
+        extension = (scope.get("extensions") or {}).get("microws") or {}
+        tasks = BackgroundTasks(extension.get("report_error"))
         self._runs.append(tasks)
         self._has_run = True
         try:
@@ -178,7 +185,7 @@ class Lifespan:
                     async with AsyncExitStack() as stack:
                         try:
                             for context in self.contexts:
-                                await _enter(stack, context(app), state)
+                                await _enter(stack, context(app), scope.get("state"))
                             for hook in self.on_startup:
                                 await call_hook(hook)
                             for hook in reversed(self.on_shutdown):

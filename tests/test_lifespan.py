@@ -535,7 +535,7 @@ class TestBackgroundTasks:
         logged, watch = anyio.Event(), Watch()
         logging.getLogger("microws.lifespan").addHandler(watch)
         try:
-            async with running(app):
+            async with app.test_client(raise_errors=False):
                 app.start_soon(go_on)
                 app.start_soon(fail, "boom")
                 await logged.wait()

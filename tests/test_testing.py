@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 from urllib.parse import parse_qs, quote
 
 import anyio
@@ -10,6 +11,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microws import App
 from microws.codec import BYTES, JSON, TEXT
 from microws.errors import InvalidMessage, PayloadTypeError, WebSocketDisconnect, WebSocketRejected
 from microws.testing import CookieJar, ReceivedEvent, TestClient
@@ -855,6 +857,181 @@ class TestTimeouts:
             with pytest.raises(TimeoutError, match="did not end"):
                 async with client.websocket("/"):
                     pass
+
+
+class TestErrorsOfAnApp:
+    """What an ``App`` has answered, and then raises."""
+
+    @pytest.fixture
+    def app(self):
+        app = App()
+
+        async def fail(*_):
+            raise LookupError("crash")
+
+        @app.get("/view")
+        async def view():
+            await fail()
+
+        @app.get("/stream")
+        async def stream():
+            await fail()
+
+        @app.websocket_route("/before")
+        async def before(ws):
+            await fail()
+
+        @app.websocket_route("/message")
+        async def message(ws):
+            async with ws:
+                await ws.send("hello")
+                async for _ in ws:
+                    await fail()
+
+        @app.websocket_route("/late")
+        async def late(ws):
+            async with ws:
+                async for _ in ws:
+                    pass
+            await fail()
+
+        @app.websocket_route("/helper")
+        async def helper(ws):
+            async with ws:
+                ws.start_soon(fail)
+                await ws.receive()
+
+        @app.after_websocket
+        async def hook(ws):
+            if ws.path == "/hook":
+                await fail()
+
+        @app.websocket_route("/hook")
+        async def hooked(ws):
+            async with ws:
+                await ws.send("hello")
+
+        @app.get("/task")
+        async def task():
+            app.start_soon(fail)
+
+        return app
+
+    async def test_a_request_and_a_handshake_raise_them(self, app):
+        async with app.test_client() as client:
+            with pytest.raises(LookupError, match="crash"):
+                await client.get("/view")
+            with pytest.raises(LookupError, match="crash"):
+                async with client.stream("GET", "/stream") as response:
+                    await response.read()
+            with pytest.raises(LookupError, match="crash"):
+                async with client.websocket("/before"):
+                    raise AssertionError
+
+    @pytest.mark.parametrize("path", ["/late", "/hook"])
+    async def test_the_block_of_a_websocket_raises_what_the_app_raises_after_its_end(self, app, path):
+        async with app.test_client() as client:
+            with pytest.raises(LookupError, match="crash"):
+                async with client.websocket(path):
+                    pass
+
+    @pytest.mark.parametrize("path", ["/message", "/helper"])
+    async def test_they_are_raised_in_place_of_the_close_that_they_cause(self, app, path):
+        async def read_all(client):
+            async with client.websocket(path) as ws:
+                await ws.send("x")
+                while True:
+                    await ws.receive()
+
+        async with app.test_client() as client:
+            with pytest.raises(LookupError, match="crash") as caught:
+                await read_all(client)
+        assert caught.value.__context__.code == 1011
+
+    async def test_a_test_that_expects_the_close_gets_them_at_the_end_of_the_block(self, app):
+        async def read_and_see_the_close(client):
+            async with client.websocket("/helper") as ws:
+                with pytest.raises(WebSocketDisconnect) as closed:
+                    await ws.receive()
+                assert closed.value.code == 1011
+
+        async with app.test_client() as client:
+            with pytest.raises(LookupError, match="crash"):
+                await read_and_see_the_close(client)
+
+    async def test_a_background_task_s_is_raised_by_the_next_request_or_at_the_end(self, app):
+        async with app.test_client() as client:
+            await client.get("/task")
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(LookupError, match="crash"):
+                await client.get("/task")
+
+        async def start_task():
+            async with app.test_client() as client:
+                await client.get("/task")
+                await anyio.wait_all_tasks_blocked()
+
+        with pytest.raises(LookupError, match="crash"):
+            await start_task()
+
+    async def test_without_raise_errors_only_the_answers_show_them(self, app, caplog):
+        async with app.test_client(raise_errors=False) as client:
+            assert (await client.get("/view")).status == 500
+            async with client.stream("GET", "/stream") as response:
+                assert response.status == 500
+            with pytest.raises(WebSocketRejected) as refused:
+                async with client.websocket("/before"):
+                    raise AssertionError
+            assert refused.value.status == 500
+            for path, code in {"/message": 1011, "/helper": 1011, "/hook": 1000}.items():
+                async with client.websocket(path) as ws:
+                    await ws.send("x")
+                    await ws.wait_closed()
+                    assert ws.close_code == code
+            async with client.websocket("/late"):
+                pass
+            await client.get("/task")
+            await anyio.wait_all_tasks_blocked()
+            await client.get("/task")
+        assert caplog.text.count("LookupError: crash") >= 8
+
+    async def test_what_an_error_handler_answers_is_not_raised(self, app):
+        @app.error_handler(LookupError)
+        async def handle(connection, error):
+            return "sorry", 418
+
+        async with app.test_client() as client:
+            assert (await client.get("/view")).status == 418
+
+    async def test_an_app_that_has_not_answered_raises_always(self):
+        async with client_of(crash, raise_errors=False) as client:
+            with pytest.raises(LookupError, match="crash"):
+                await client.get("/")
+
+
+class TestBlocksThatWereNotEntered:
+    async def test_every_use_of_a_websocket_says_what_to_write(self):
+        async with client_of(crash) as client:
+            ws = client.websocket("/")
+            uses = [partial(ws.send, "x"), ws.receive, ws.close, ws.wait_closed, partial(anext, ws)]
+            for use in uses:
+                with pytest.raises(RuntimeError, match=r"write `async with client\.websocket\(…\) as …:`"):
+                    await use()
+            for name in ("closed", "close_code", "close_reason"):
+                with pytest.raises(RuntimeError, match="expected an entered block"):
+                    getattr(ws, name)
+            with pytest.raises(RuntimeError, match="expected an entered block"):
+                ws.abort()
+
+    async def test_every_use_of_a_stream_says_what_to_write(self):
+        async with client_of(crash) as client:
+            response = client.stream("GET", "/")
+            for use in (response.read, partial(anext, response.iter_lines()), partial(anext, response.events())):
+                with pytest.raises(RuntimeError, match=r"write `async with client\.stream\(…\) as …:`"):
+                    await use()
+            for name in ("status", "headers"):
+                with pytest.raises(RuntimeError, match="expected an entered block"):
+                    getattr(response, name)
 
 
 class TestAppErrors:

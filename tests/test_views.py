@@ -228,7 +228,7 @@ class TestJSONDefault:
 
             return EventStream(source())
 
-        async with app.test_client() as client:
+        async with app.test_client(raise_errors=False) as client:
             async with client.websocket("/") as ws:
                 assert [await ws.receive() for _ in range(3)] == [json.loads(AS_JSON)] * 3
             with pytest.raises(WebSocketRejected) as caught:

@@ -1035,7 +1035,7 @@ class TestAsyncWith:
             finally:
                 notes.append((ws.closed, ws.close_code))
 
-        async with app.test_client() as client, client.websocket("/") as ws:
+        async with app.test_client(raise_errors=False) as client, client.websocket("/") as ws:
             code, reason = await closed(ws)
             assert (code, reason.partition(", error id")[0]) == expected
         assert notes == [(True, expected[0])]
@@ -1173,7 +1173,7 @@ class TestCatchDisconnect:
         async def handle(ws, error):
             notes.append(type(error))
 
-        async with app.test_client() as client:
+        async with app.test_client(raise_errors=False) as client:
             async with client.websocket("/") as ws:
                 await ws.close()
             assert await notes.wait() == [KeyError]
@@ -1517,7 +1517,7 @@ class TestHelpers:
                 except WebSocketDisconnect as end:
                     notes.append(end_of(end))
 
-        async with app.test_client() as client, client.websocket("/") as ws:
+        async with app.test_client(raise_errors=False) as client, client.websocket("/") as ws:
             assert await ws.receive() == "soon"
             assert await closed(ws) == (1011, "internal error")
             assert await notes.wait() == [(1011, "internal error")]

@@ -5,13 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from traceback import format_exception
-from typing import Any
+from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from microws.interfaces import ASGIApplication, Event, Scope, reported_id
+from microws.interfaces import ASGIApplication, Event, Scope
 
 __all__ = ["AppCall", "CallTasks", "ClientGone", "check_loop", "end_block", "note", "time_limit"]
 
@@ -29,14 +29,16 @@ class AppCall(ABC):
     One call of the app with a scope: what a server knows of it.
 
     An exception that leaves the app ends only the call. It is kept in ``error`` until ``raise_error`` raises it in the
-    test; so is a breach of ASGI's rules, which the app's ``send`` raises too. One that the app has logged and answered
-    is not kept.
+    test; so is a breach of ASGI's rules, which the app's ``send`` raises too.
 
     Args:
         name: What error messages call it: ``GET /path``.
+        raise_errors: Whether an exception is kept that leaves the app when it has said its last word, or the client has
+            left. One that leaves the app before is always kept.
         raise_after_disconnect: Whether the app's ``send`` raises once the client has left, or does nothing.
 
     Attributes:
+        is_started: The test has entered the block that starts the call.
         ended: The app has returned, raised, or was cancelled.
         gone: The client has left.
         finished: The app has said its last word: response complete, WebSocket closed or refused.
@@ -44,13 +46,15 @@ class AppCall(ABC):
         reported: The test has been told of ``error``, or of the time-out that made it give up.
     """
 
-    def __init__(self, name: str, *, raise_after_disconnect: bool = True) -> None:
+    def __init__(self, name: str, *, raise_errors: bool, raise_after_disconnect: bool = True) -> None:
         self.name = name
+        self.is_started = False
         self.ended = False
         self.gone = False
         self.finished = False
         self.error: BaseException | None = None
         self.reported = False
+        self._raise_errors = raise_errors
         self._raise_after_disconnect = raise_after_disconnect
         self._token = current_token()
         self._changed = anyio.Event()
@@ -104,7 +108,7 @@ class AppCall(ABC):
             pass
         except Exception as error:
             is_gone = isinstance(error, ExceptionGroup) and error.split(ClientGone)[1] is None
-            if not (is_gone or reported_id(error)):
+            if not is_gone and (self._raise_errors or not (self.finished or self.gone)):
                 self.fail(error)
         except BaseException as error:
             # Such as pytest.fail() in a view. On asyncio it would otherwise end this task only, and the test pass.
@@ -114,6 +118,20 @@ class AppCall(ABC):
         finally:
             self.ended = True
             self.disconnect()
+
+    def started(self, method: str) -> Self:
+        """
+        This call, once it was started.
+
+        Raises:
+            RuntimeError: The test has not entered the block.
+        """
+        if not self.is_started:
+            raise RuntimeError(
+                f"expected an entered block, got client.{method}(…) alone, which does nothing: write "
+                f"`async with client.{method}(…) as …:`"
+            )
+        return self
 
     def cancel(self) -> None:
         """Cancel the app, which was given time enough."""

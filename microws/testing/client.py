@@ -36,6 +36,7 @@ class ClientOptions(TypedDict, total=False):
     client: tuple[str, int] | None
     root_path: str
     lifespan: bool
+    raise_errors: bool
     denial: bool
     send_after_disconnect: Literal["raise", "ignore"]
 
@@ -64,6 +65,8 @@ class TestClient:
     Entering runs the app's startup, leaving its shutdown. Each request and WebSocket is a call of the app in a task of
     the client. An exception that leaves the app is raised in the test by the request, by the WebSocket's next use, or
     at the end of a block; so is a breach of ASGI's rules, which the app gets from its ``send`` as ``RuntimeError``.
+    An ``App`` answers an unexpected exception of a view or hook first, and raises it then. What leaves a task of
+    ``app.start_soon`` is raised by the client's next request or at its end.
     A send of the app to a client that has left raises ``OSError`` in the app, and is no error when it leaves the app.
 
     Every wait has a limit and says what it waited for. An app that has not ended within ``timeout`` after its client
@@ -80,6 +83,9 @@ class TestClient:
         client: Address and port that the app sees as the client's.
         root_path: Where the app is mounted; paths are given with it.
         lifespan: Whether the lifespan is run.
+        raise_errors: Whether exceptions are raised in the test that leave the app once it has answered, or its client
+            has left. ``False`` shows what a client sees: a 500, a close with 1011. One that leaves the app before it
+            has answered is always raised. Default: yes, as ``raise_server_exceptions`` of Starlette.
         denial: Whether the ``websocket.http.response`` extension is offered. Without it a refusal is always 403.
         send_after_disconnect: ``raise``: ``OSError``, as ASGI 2.4 asks of servers. ``ignore``: nothing happens, as on
             Hypercorn; ``spec_version`` is then 2.3.
@@ -101,6 +107,7 @@ class TestClient:
         client: tuple[str, int] | None = ("testclient", 50000),
         root_path: str = "",
         lifespan: bool = True,
+        raise_errors: bool = True,
         denial: bool = True,
         send_after_disconnect: Literal["raise", "ignore"] = "raise",
         codecs: Callable[[str], tuple[FrameCodec, FrameCodec] | None] | None = None,
@@ -117,11 +124,14 @@ class TestClient:
             spec_version="2.5" if self._raise_after_disconnect else "2.3",
         )
         self._has_lifespan = lifespan
+        self._raise_errors = raise_errors
         self._denial = denial
         self._codecs = codecs
         self._lifespan: LifespanCall | None = None
         self._tasks: CallTasks | None = None
         self._calls: list[AppCall] = []
+        # Of the app's background tasks, until they are raised.
+        self._failures: list[Exception] = []
 
     async def __aenter__(self) -> Self:
         if self._tasks:
@@ -131,8 +141,13 @@ class TestClient:
         self._tasks = tasks
         if self._has_lifespan:
             self._lifespan = LifespanCall(timeout=self._timeout)
-            scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
-            tasks.start_soon(self._lifespan.run, self.app, {**scope, "state": self._lifespan.state}, name="lifespan")
+            scope = {
+                "type": "lifespan",
+                "asgi": {"version": "3.0", "spec_version": "2.0"},
+                "state": self._lifespan.state,
+                "extensions": {"microws": {"report_error": self._failures.append}} if self._raise_errors else {},
+            }
+            tasks.start_soon(self._lifespan.run, self.app, scope, name="lifespan")
             try:
                 await self._lifespan.startup()
             except BaseException as error:
@@ -266,6 +281,7 @@ class TestClient:
             subprotocols=list(subprotocols),
             denial=self._denial,
             max_queue=_check_max_queue(max_queue),
+            raise_errors=self._raise_errors,
             raise_after_disconnect=self._raise_after_disconnect,
         )
         codecs = self._codecs(scope["path"]) if self._codecs else None
@@ -287,6 +303,7 @@ class TestClient:
             method=method,
             body=body,
             max_queue=_check_max_queue(max_queue),
+            raise_errors=self._raise_errors,
             raise_after_disconnect=self._raise_after_disconnect,
         )
         return call, partial(self._start_http, call, scope, body=body, timeout=timeout)
@@ -315,9 +332,12 @@ class TestClient:
     def _start(self, call: AppCall, scope: Scope) -> CallTasks:
         if self._tasks is None:
             raise RuntimeError("the client is not in use: write `async with TestClient(app) as client:` around it")
+        if self._failures:
+            raise self._failures.pop(0)
         scope["state"] = dict(self._lifespan.state) if self._lifespan else {}
         self._calls = [call for call in self._calls if not call.ended or not call.reported]
         self._tasks.start_soon(call.run, self.app, scope, name=call.name)
+        call.is_started = True
         self._calls.append(call)
         return self._tasks
 
@@ -353,6 +373,8 @@ class TestClient:
                 await self._lifespan.shutdown()
             except Exception as error:
                 errors.append(error)
+        errors += self._failures
+        self._failures.clear()
         if errors:
             for second in errors[1:]:
                 note(errors[0], second)

@@ -41,9 +41,10 @@ class HTTPCall(AppCall):
         method: str,
         body: bytes | AsyncIterable[bytes],
         max_queue: int | None,
+        raise_errors: bool,
         raise_after_disconnect: bool,
     ) -> None:
-        super().__init__(name, raise_after_disconnect=raise_after_disconnect)
+        super().__init__(name, raise_errors=raise_errors, raise_after_disconnect=raise_after_disconnect)
         self.status = 0
         self.headers = Headers()
         self.chunks: deque[bytes] = deque()
@@ -189,7 +190,7 @@ class TestStream:
     __test__ = False
 
     def __init__(self, call: HTTPCall, start: Callable[[], Awaitable[None]], *, timeout: float) -> None:
-        self._call = call
+        self._made_call = call
         self._start = start
         self._timeout = timeout
         self._lines: deque[str] = deque()
@@ -197,6 +198,10 @@ class TestStream:
         utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
         self._parser = EventStreamParser()
+
+    @property
+    def _call(self) -> HTTPCall:
+        return self._made_call.started("stream")
 
     @property
     def status(self) -> int:

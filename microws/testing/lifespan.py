@@ -20,7 +20,7 @@ class LifespanCall(AppCall):
     """
 
     def __init__(self, *, timeout: float) -> None:
-        super().__init__("lifespan")
+        super().__init__("lifespan", raise_errors=True)
         self.state: dict[str, Any] = {}
         self._timeout = timeout
         self._rules = LifespanRules()

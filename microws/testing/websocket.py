@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from microws.closing import CloseCode, check_close
@@ -42,9 +43,16 @@ class WebSocketCall(AppCall):
     """
 
     def __init__(
-        self, name: str, *, subprotocols: list[str], denial: bool, max_queue: int | None, raise_after_disconnect: bool
+        self,
+        name: str,
+        *,
+        subprotocols: list[str],
+        denial: bool,
+        max_queue: int | None,
+        raise_errors: bool,
+        raise_after_disconnect: bool,
     ) -> None:
-        super().__init__(name, raise_after_disconnect=raise_after_disconnect)
+        super().__init__(name, raise_errors=raise_errors, raise_after_disconnect=raise_after_disconnect)
         self.accept: Event | None = None
         self.rejection: WebSocketRejected | None = None
         self.close: tuple[int, str] | None = None
@@ -135,8 +143,9 @@ class TestWebSocket:
     """
     The client's side of a WebSocket: ``async with client.websocket("/chat/x") as ws``.
 
-    Entering the block is the handshake; leaving it closes with 1000 and waits for the app's end. Whatever left the app
-    is raised by the next ``receive`` or ``send``, or at the end of the block; what the app sent before comes first.
+    Entering the block is the handshake, and before it every use is a ``RuntimeError``; leaving it closes with 1000 and
+    waits for the app's end. Whatever left the app is raised by the next ``receive`` or ``send``, or at the end of the
+    block; what the app sent before comes first. With ``raise_errors=False`` the close code is all that shows it.
     Every wait is limited, by the client's ``timeout`` where none is given. A ``receive`` that timed out or was
     cancelled has lost nothing.
 
@@ -157,7 +166,7 @@ class TestWebSocket:
     ) -> None:
         self.subprotocol: str | None = None
         self.accept_headers = Headers()
-        self._call = call
+        self._made_call = call
         self._start = start
         self._codecs = codecs
         self._timeout = timeout
@@ -175,7 +184,16 @@ class TestWebSocket:
         # A test that was cancelled vanishes; every other one is polite.
         code = CloseCode.NORMAL_CLOSURE if isinstance(error, Exception | None) else CloseCode.ABNORMAL_CLOSURE
         self._call.leave(code, "")
+        if isinstance(error, WebSocketDisconnect) and self._call.finished:
+            # Such as a close with 1011: the exception that the app raises after it says why.
+            with anyio.move_on_after(self._timeout):
+                await self._call.wait_until(self._call.is_over)
+            self._call.raise_error()
         await end_block(error, lambda: self._call.wait_ended(self._timeout))
+
+    @property
+    def _call(self) -> WebSocketCall:
+        return self._made_call.started("websocket")
 
     @property
     def closed(self) -> bool:

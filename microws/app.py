@@ -236,7 +236,8 @@ class App:
                 parameters: ``"chat:{room}"``.
             gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages.
             on_invalid: What a message that cannot be decoded does: ``"close"`` raises in the view, and closes with 1003
-                or 1007 where that does not catch it; ``"skip"`` logs it and waits for the next one.
+                or 1007 where that does not catch it; ``"skip"`` waits for the next one. It logs the first that it skips
+                and, at the end of the connection, how many there were.
             name: For ``url_for``; by default the view's own.
 
         Raises:
@@ -555,7 +556,9 @@ class App:
             overflow: What happens to the next one. ``"close"`` closes that connection with 1013; ``"drop_oldest"``
                 and ``"drop_newest"`` drop one, and say so where the route has ``gaps=True``; ``"latest"`` keeps only
                 the newest message of each ``key``.
-            key: With ``"latest"``: a field of the message, or a function of it. Default: all have one key.
+            key: With ``"latest"``: a field of the message, or a plain function of it that returns something hashable or
+                JSON. Where the function fails, ``publish`` raises that, and nobody got anything. Default: all have one
+                key.
             history, ttl: Which this version does not have.
 
         Raises:

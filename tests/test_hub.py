@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+from decimal import Decimal
+from enum import Enum
 
 import anyio
 import anyio.to_thread
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.codec import BYTES, JSON, TEXT, Codecs, dumps_json
+from microws.codec import BYTES, JSON, MAX_DEPTH, TEXT, Codecs, dumps_json, loads_json
 from microws.errors import FeatureUnavailable
 from microws.hub import Hub, Subscriber, check_topic
 from microws.interfaces import Receipt
@@ -25,6 +27,14 @@ class RunningHub(Hub):
     async def publish(self, topic, value, *, skip=None):
         self.loop.attach()
         return await super().publish(topic, value, skip=skip)
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+async def coroutine(value):
+    return value
 
 
 class CountingCodec:
@@ -339,6 +349,7 @@ class TestSettings:
             ({"overflow": "drop"}, "overflow is one of close, drop_oldest, drop_newest, latest"),
             ({"key": "symbol"}, 'key= belongs to overflow="latest"'),
             ({"overflow": "latest", "key": 7}, "a field's name or a function"),
+            ({"overflow": "latest", "key": coroutine}, "expected a plain function, got"),
         ],
     )
     def test_a_setting_that_cannot_be_is_refused(self, hub, options, message):
@@ -406,6 +417,45 @@ class TestOverflow:
         with pytest.raises(KeyError):
             await hub.publish("t", {})
         assert [reader.take() for reader in readers] == [[], []]
+
+    @pytest.mark.parametrize("is_dict", [True, False])
+    async def test_a_key_that_is_nested_deep_conflates_as_any_other(self, hub, is_dict):
+        def deep(innermost):
+            for _ in range(MAX_DEPTH - 2):
+                innermost = {"a": innermost} if is_dict else [innermost]
+            return innermost
+
+        hub.configure("t", overflow="latest", key="symbol")
+        a, b = Reader(hub, "t"), Reader(hub, "t")
+        for number, innermost in enumerate("xxyx"):
+            receipt = await hub.publish("t", {"symbol": deep(innermost), "number": number})
+            assert receipt.subscribers == 2
+        for reader in a, b:
+            assert [loads_json(text)["number"] for text in reader.take()] == [2, 3]
+
+    @pytest.mark.parametrize(
+        ("key", "complaint"),
+        [
+            (lambda value: {1, 2}, "unhashable type: 'set'"),
+            (lambda value: [object(), []], "unhashable type: 'list'"),
+            (lambda value: float("nan") if value else [float("nan")], "is nan"),
+            (lambda value: 1 / 0, "division by zero"),
+        ],
+    )
+    async def test_what_is_no_key_is_refused_before_anybody_got_anything(self, hub, key, complaint):
+        hub.configure("t", overflow="latest", key=key)
+        readers = [Reader(hub, "t") for _ in range(3)]
+        for _ in range(2):
+            with pytest.raises((TypeError, ValueError, ArithmeticError), match=complaint):
+                await hub.publish("t", [])
+        assert [reader.take() for reader in readers] == [[], [], []]
+
+    async def test_a_key_may_be_what_a_function_makes_of_the_message(self, hub):
+        hub.configure("t", overflow="latest", key=lambda value: (Decimal(value), Colour.RED))
+        reader = Reader(hub, "t")
+        for value in ("1.0", "2", "1", "2.0"):
+            await hub.publish("t", value)
+        assert reader.take() == ['"1"', '"2.0"']
 
     async def test_the_apps_own_json_is_what_a_key_is_looked_up_in(self):
         class Doubling:

@@ -587,7 +587,27 @@ class TestReceive:
             await ws.send_bytes(b"3")
             await ws.send_text("4")
             assert await notes.wait(3) == [1, 2, 4]
-        assert caplog.text.count("skipped a message") == 4
+        assert caplog.text.count("skipped a message") == 1
+        assert caplog.text.count("skipped 4 messages of one connection in all") == 1
+
+    async def test_the_log_has_one_line_for_a_message_that_is_skipped_and_two_for_many(self, app, caplog):
+        @app.websocket_route("/", value_type="json", on_invalid="skip")
+        async def view(ws):
+            async with ws:
+                assert await ws.receive() == "end"
+                await ws.close(4001)
+
+        async with app.test_client() as client:
+            for count in (1, 500):
+                caplog.clear()
+                async with client.websocket("/") as ws:
+                    for _ in range(count):
+                        await ws.send_text("{garbage")
+                    await ws.send("end")
+                    assert (await closed(ws))[0] == 4001
+                lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+                assert lines[0].startswith("'/': skipped a message: invalid JSON: ")
+                assert lines[1:] == (["'/': skipped 500 messages of one connection in all"] if count > 1 else [])
 
     async def test_a_message_over_the_limit_is_closed_with_1009(self):
         app = App(max_message_size=100)

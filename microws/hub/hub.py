@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from itertools import islice
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from microws.backplanes.memory import MemoryBackplane
 from microws.codec import Codecs
 from microws.errors import FeatureUnavailable, TooManySubscriptions
 from microws.hub.subscribers import FrameCodec, Subscriber
-from microws.hub.topics import check_topic, expression_of, settings_of
+from microws.hub.topics import check_topic, expression_of, key_of, settings_of
 from microws.interfaces import Backplane, Payload, Receipt
 from microws.loop import AppLoop
 from microws.outbox import MAX_MESSAGES, Flusher, Outbox, Outcome, Published, TopicSettings
@@ -396,9 +396,7 @@ class Hub:
             value = payload.data.decode()
         if payload.kind == "json":
             value = self._codecs.get("json").decode(value)
-        if callable(settings.key):
-            return settings.key(value)
-        return value.get(settings.key) if isinstance(value, Mapping) else None
+        return key_of(settings, value)
 
     @staticmethod
     def _frame(codec: FrameCodec, topic: str, payload: Payload, settings: TopicSettings, key: Any) -> Published | None:

@@ -1,14 +1,15 @@
 """Topics: their names, and how they treat a subscriber that does not keep up."""
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from microws.codec import dumps_json
 from microws.interfaces import Frame
 from microws.outbox import Overflow, Published, TopicSettings, gap_marker
 
-__all__ = ["MAX_TOPIC_BYTES", "check_topic", "expression_of", "settings_of", "topic_marker"]
+__all__ = ["MAX_TOPIC_BYTES", "check_topic", "expression_of", "key_of", "settings_of", "topic_marker"]
 
 MAX_TOPIC_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -56,7 +57,38 @@ def settings_of(queue: int, overflow: Overflow, key: str | Callable[[Any], Any] 
         raise ValueError(f'key= belongs to overflow="latest", not to "{overflow}"')
     if key is not None and not isinstance(key, str) and not callable(key):
         raise ValueError(f"key is a field's name or a function, not {key!r}")
+    if inspect.iscoroutinefunction(key):
+        raise ValueError(f"key is called for each message and cannot wait: expected a plain function, got {key!r}")
     return TopicSettings(queue, overflow, key)
+
+
+# Comparing two of them neither fails nor takes long.
+_SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def key_of(settings: TopicSettings, value: Any) -> Any:
+    """
+    What a published value is conflated by; ``None`` where it does not have the field.
+
+    Outboxes compare keys in the midst of a delivery, when some subscribers have the message already. So whatever may
+    fail does so here: lists and dicts, which may be nested deep, become their JSON.
+
+    Raises:
+        TypeError: A key that is neither hashable nor JSON.
+        ValueError: A key that JSON cannot carry.
+        Exception: Whatever a function of the app raises.
+    """
+    if callable(settings.key):
+        key = settings.key(value)
+    else:
+        key = value.get(settings.key) if isinstance(value, Mapping) else None
+    if type(key) in _SCALARS:
+        return key
+    try:
+        return dumps_json(key)
+    except TypeError:
+        hash(key)
+        return key
 
 
 def expression_of(pattern: str) -> re.Pattern[str]:

@@ -52,6 +52,7 @@ class WebSocket(Connection):
         "_helpers",
         "_id",
         "_options",
+        "_skipped",
         "_subscriber",
         "_transport",
     )
@@ -76,6 +77,7 @@ class WebSocket(Connection):
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
         self._has_told_end = False
+        self._skipped = 0
         self._transport = transport
 
     # What it is
@@ -323,8 +325,16 @@ class WebSocket(Connection):
         """Whether the route passes over a message that cannot be decoded."""
         if self._options.on_invalid == "close":
             return False
-        _log.warning("%r: skipped a message: %s", self.path, error)
+        if not self._skipped and not isinstance(self.closers, tuple):
+            # A line for each would let a client fill the log.
+            _log.warning("%r: skipped a message: %s; further ones of this connection are counted", self.path, error)
+            self.on_close(self._report_skipped)
+        self._skipped += 1
         return True
+
+    async def _report_skipped(self) -> None:
+        if self._skipped > 1:
+            _log.warning("%r: skipped %d messages of one connection in all", self.path, self._skipped)
 
     # Messages out
 

@@ -9,7 +9,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, NewType, TypeAlias, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from microws.callables import LRU_CACHE, function_of, layers_of, name_of
+from microws.callables import LRU_CACHE, function_of, layers_of, name_of, signature_of
 from microws.errors import RoutingError
 from microws.hub import check_topic
 from microws.interfaces import BoundView
@@ -98,7 +98,7 @@ async def _call_in_thread(call: _Call, connection: Any, params: dict[str, Any]) 
 
 def _parameters(view: Any) -> list[Parameter]:
     try:
-        return list(inspect.signature(view, follow_wrapped=False).parameters.values())
+        return list(signature_of(view).parameters.values())
     except ValueError:
         # Some functions that are written in C do not tell; lru_cache hands on whatever it gets.
         return [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
@@ -136,7 +136,7 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
 
     def refuse(problem: str) -> RoutingError:
         try:
-            written = f"{name}{inspect.signature(layers[0], follow_wrapped=False)}"
+            written = f"{name}{signature_of(layers[0])}"
         except ValueError:
             written = name
         return RoutingError(f"the view {written} does not fit the pattern {pattern.text!r}: {problem}")

@@ -1,11 +1,15 @@
 """What stands behind the functions that an app registers: partials, methods, objects, and decorators around them."""
 
 import inspect
+import sys
 from functools import lru_cache, partial
 from types import MethodType
 from typing import Any
 
-__all__ = ["LRU_CACHE", "describe", "function_of", "is_async", "layers_of", "name_of"]
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+__all__ = ["LRU_CACHE", "describe", "function_of", "is_async", "layers_of", "name_of", "signature_of"]
 
 LRU_CACHE = type(lru_cache(lambda: None))
 # An object whose __wrapped__ is itself must not be followed without end.
@@ -43,6 +47,19 @@ def function_of(called: Any) -> Any:
         return called
     call = getattr(called, "__call__", called)  # noqa: B004
     return function_of(call) if isinstance(call, MethodType) else call
+
+
+def signature_of(function: Any) -> inspect.Signature:
+    """
+    The signature of ``function`` itself, not that of what it wraps.
+
+    Raises:
+        ValueError: Some functions that are written in C do not tell.
+    """
+    if sys.version_info >= (3, 14):
+        # Annotations are evaluated when they are asked for, and may name what is imported for type checkers only.
+        return inspect.signature(function, follow_wrapped=False, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(function, follow_wrapped=False)
 
 
 def is_async(function: Any) -> bool:

@@ -8,7 +8,7 @@ from inspect import Parameter
 from typing import Any
 
 from microws.answers import ErrorHandler, ErrorHandlers
-from microws.callables import is_async, layers_of, name_of
+from microws.callables import is_async, layers_of, name_of, signature_of
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
 __all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
@@ -165,7 +165,7 @@ def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> Non
         raise TypeError(f"@app.{decorator} takes a function, not {hook!r}")
     for layer in layers_of(hook):
         try:
-            signature = inspect.signature(layer, follow_wrapped=False)
+            signature = signature_of(layer)
         except ValueError:
             # Some functions that are written in C do not tell.
             continue

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import pytest
-from asking import ask, ask_websocket
+from asking import ask, ask_websocket, refusal_of
 
-from microws import App, EventStream, JSONResponse, Response, ServerSentEvent, WebSocketRejected
+from microws import App, EventStream, HTTPException, JSONResponse, Response, ServerSentEvent, WebSocketRejected
 from microws.views import to_response
 
 pytestmark = pytest.mark.anyio
@@ -236,6 +236,23 @@ class TestJSONDefault:
                     pass
             assert caught.value.body.decode() == f'{{"model":{AS_JSON}}}'
             assert (await client.get("/events")).text.count(f"data: {AS_JSON}\n") == 2
+
+    async def test_an_error_handler_has_it_where_no_route_is_too(self):
+        app = App(json_default=to_json)
+        app.error_handler(404)(lambda connection, error: (MODEL, 404))
+        app.add_route(lambda: None, "/")
+        response = await ask(app, "/absent")
+        assert (response.status, response.text) == (404, AS_JSON)
+        assert (await refusal_of(app, "/absent")).body.decode() == AS_JSON
+
+    async def test_the_json_of_an_http_exception_too(self):
+        app = App(json_default=to_json)
+
+        @app.get("/")
+        async def view():
+            raise HTTPException(404, {"model": MODEL})
+
+        assert (await ask(app)).text == f'{{"model":{AS_JSON}}}'
 
     async def test_a_row_is_a_value_and_no_body_with_a_status(self):
         app = App(json_default=to_json)

@@ -153,6 +153,8 @@ class HTTPDispatcher:
 
     async def _answer(self, answer: "_Answer", error: Exception, hooks: Hooks) -> Response:
         request, error = answer.request, error_of(error)
+        if self._settings.json_default is not None:
+            JSON_DEFAULT.set(self._settings.json_default)
         handler = hooks.find_handler(error)
         response = None
         if handler is not None:

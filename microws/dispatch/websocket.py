@@ -130,12 +130,12 @@ class WebSocketDispatcher:
         options.hub.connections += 1
         try:
             with transport.tasks:
+                if self._settings.json_default is not None:
+                    JSON_DEFAULT.set(self._settings.json_default)
                 if endpoint is None:
                     assert isinstance(found, Exception)
                     unexpected = await self._answer(ws, error=found, hooks=self._hooks)
                 else:
-                    if self._settings.json_default is not None:
-                        JSON_DEFAULT.set(self._settings.json_default)
                     try:
                         if has_header(scope, b"origin"):
                             self._check_origin(ws, endpoint)

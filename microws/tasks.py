@@ -215,9 +215,11 @@ class AsyncioTasks:
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         if self._has_ended:
             raise RuntimeError(_ENDED)
-        if self._helpers is None:
-            self._helpers = set()
-        task = self._loop.create_task(function(*args))
+        self.adopt(self._loop.create_task(function(*args)))
+
+    def adopt(self, task: asyncio.Task[None]) -> None:
+        """Have ``end`` cancel a task that goes on for this connection."""
+        self._helpers = self._helpers or set()
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
 

@@ -18,6 +18,7 @@ from microws.outbox.published import (
     TopicSettings,
     gap_marker,
 )
+from microws.outbox.writer import Writer
 
 __all__ = [
     "HELD",
@@ -32,5 +33,6 @@ __all__ = [
     "Published",
     "Sink",
     "TopicSettings",
+    "Writer",
     "gap_marker",
 ]

@@ -82,6 +82,7 @@ class Outbox:
         batch: What leaves at the end of this turn of the event loop, after nothing that waits; ``None``: nothing.
             ``HELD``: nothing leaves by turns now; that is the rule where ``sink`` is ``None``.
         sink: Where batches go.
+        carry: Called in place of it: have ``batch`` leave. It never waits.
         stuck_at: ``progress`` when publishers have last given way to this outbox in vain.
 
     Source: docs/explanation.md, "A slow client".
@@ -99,6 +100,7 @@ class Outbox:
         "_max_bytes",
         "_taken",
         "batch",
+        "carry",
         "sink",
         "stuck_at",
     )
@@ -112,6 +114,7 @@ class Outbox:
     ) -> None:
         self.batch: Batch | None = HELD
         self.sink: Sink | None = None
+        self.carry: Callable[[], None] | None = None
         self._items: deque[Published | Frame] = deque()
         # Those of ws.send, and the messages of each topic.
         self._frames = 0
@@ -137,6 +140,11 @@ class Outbox:
     def count(self) -> int:
         """Messages that wait, and those that leave at the end of this turn."""
         return len(self._items) + (0 if self.batch is None or self.batch is HELD else self.batch.count)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether anything is to leave before what is sent now."""
+        return bool(self._items) or not (self.batch is None or self.batch is HELD)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -231,7 +239,11 @@ class Outbox:
         A connection that would then miss a message is closed with 1013.
         """
         batch, sink = self.batch, self.sink
-        if batch is None or batch is HELD or sink is None:
+        if batch is None or batch is HELD:
+            return
+        if sink is None:
+            if self.carry is not None:
+                self.carry()
             return
         self.batch = None
         for part in batch.parts:
@@ -245,6 +257,14 @@ class Outbox:
                 self.clear()
                 sink.close(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
                 return
+
+    def hold(self) -> None:
+        """Nothing leaves by turns now. What would have left at the end of this one waits; no policy takes any of it."""
+        batch, self.batch = self.batch, HELD
+        if batch is not None and batch is not HELD:
+            for part in batch.parts:
+                for message in part.messages:
+                    self._append(message)
 
     def clear(self) -> None:
         """Forget everything that waits, and hold what may still come."""

@@ -60,22 +60,22 @@ class Writer:
                 outbox.batch = None
                 sinks.append(sink)
                 sockets.append(socket)
-        for start in range(0, len(sinks), MAX_SOCKETS):
-            end = start + MAX_SOCKETS
-            try:
-                taken = bulk.write(frames, sockets[start:end])
-                if taken is not None:
-                    # What they have not taken is still one for all.
-                    whole = memoryview(frames)
-                    for sink, size in zip(sinks[start:end], taken, strict=True):
-                        if size < len(frames):
-                            sink.write(whole[size:])
-            except Exception:
-                # What they have got is unknown: none of them is to believe that it was everything.
-                for sink in sinks[start:]:
-                    sink.close(CloseCode.INTERNAL_ERROR, DEFAULT_REASONS[CloseCode.INTERNAL_ERROR])
-                raise
+        _submit(bulk, frames, sinks, sockets)
         return others
+
+    def write_to(self, frames: bytes, sinks: Sequence[Sink]) -> None:
+        """Write the same to many. Never waits."""
+        bulk = (self._bulk or self._open()) if len(sinks) >= _WORTH_BULK else None
+        ready: list[Sink] = []
+        sockets: list[int] = []
+        for sink in sinks:
+            if bulk is None or (socket := sink.socket) is None or sink.buffered():
+                sink.write(frames)
+            else:
+                ready.append(sink)
+                sockets.append(socket)
+        if bulk is not None:
+            _submit(bulk, frames, ready, sockets)
 
     def _open(self) -> BulkWriter | None:
         if not self._has_asked:
@@ -85,3 +85,21 @@ class Writer:
             except OSError as error:
                 _log.debug("each connection is written to on its own: %s", error)
         return self._bulk
+
+
+def _submit(bulk: BulkWriter, frames: bytes, sinks: Sequence[Sink], sockets: Sequence[int]) -> None:
+    for start in range(0, len(sinks), MAX_SOCKETS):
+        end = start + MAX_SOCKETS
+        try:
+            taken = bulk.write(frames, sockets[start:end])
+            if taken is not None:
+                # What they have not taken is still one for all.
+                whole = memoryview(frames)
+                for sink, size in zip(sinks[start:end], taken, strict=True):
+                    if size < len(frames):
+                        sink.write(whole[size:])
+        except Exception:
+            # What they have got is unknown: none of them is to believe that it was everything.
+            for sink in sinks[start:]:
+                sink.close(CloseCode.INTERNAL_ERROR, DEFAULT_REASONS[CloseCode.INTERNAL_ERROR])
+            raise

@@ -145,9 +145,10 @@ class Engine(Wire):
         if self.state is not OPEN:
             self._check_open()
         text = event.get("text")
-        self.send_message(
-            text if isinstance(text, str) else _checked_bytes(event.get("bytes") if text is None else text)
-        )
+        payload = text if isinstance(text, str) else _checked_bytes(event.get("bytes") if text is None else text)
+        if self.unwritten is not None and self.takes_carried(payload):
+            return
+        self.send_message(payload)
         if not self.is_writable:
             await self.wait_writable()
             self._check_open()

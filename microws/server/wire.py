@@ -361,6 +361,7 @@ class Wire(Writing):
     def _begin_close(self, code: int, reason: str) -> None:
         self.state = step(self.state, Action.CLOSE)
         self.close_code, self.close_reason = code, reason
+        self.write_unwritten()
         self._transport.write(encode_close(code, reason))
         self._notify_end()
 

@@ -28,6 +28,9 @@ class Writing(asyncio.Protocol):
         buffered: Bytes that were sent and that the system has not taken yet.
         socket: The descriptor of the connection's socket; ``None`` over TLS, and after the end.
         write: Send frames that are encoded already, or a part of one. Not after the end.
+        carried: While middleware is sent a published message: its payload, and the frame of it.
+        unwritten: The frames of those that have come through unchanged, and are about to be written to many connections
+            at once; ``None`` unless that is under way.
     """
 
     __slots__ = (
@@ -36,10 +39,12 @@ class Writing(asyncio.Protocol):
         "_late_pong",
         "_transport",
         "buffered",
+        "carried",
         "is_writable",
         "on_writable",
         "socket",
         "state",
+        "unwritten",
         "write",
     )
 
@@ -52,6 +57,8 @@ class Writing(asyncio.Protocol):
         self.write = transport.write
         self.buffered = transport.get_write_buffer_size
         self.socket = _socket(transport)
+        self.carried: tuple[str | bytes, bytes, str] | None = None
+        self.unwritten: list[bytes] | None = None
         self._deflater: Deflater | None = None
         # Of ``state`` or ``is_writable``, for those who wait for one.
         self._change: asyncio.Event | None = None
@@ -72,6 +79,23 @@ class Writing(asyncio.Protocol):
             # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
             self.write(encode_head(len(payload), opcode))
             self.write(payload)
+
+    def takes_carried(self, payload: str | bytes) -> bool:
+        """Whether ``payload`` is what is ``carried``, and is written later. If not, what came before it is written."""
+        carried = self.carried
+        if carried is not None and payload is carried[0] and self.unwritten is not None:
+            self.carried = None
+            self.unwritten.append(carried[1])
+            return True
+        self.write_unwritten()
+        return False
+
+    def write_unwritten(self) -> None:
+        """Write what has come through middleware, here alone."""
+        if self.unwritten:
+            if not self.is_lost:
+                self.write(b"".join(self.unwritten))
+            self.unwritten.clear()
 
     @property
     def is_lost(self) -> bool:

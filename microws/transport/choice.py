@@ -35,15 +35,17 @@ def make_transport(
         limits: The app's. What the server was told on its command line wins.
         make_outbox: Called once, when the connection first needs a queue.
     """
+    wire = None
     extension = (scope.get("extensions") or {}).get("microws")
     if extension is not None:
         asked = extension.get("max_message_size")
         if asked is not None:
             limits = limits._replace(max_message_size=asked)
-        wire = extension.get("transport")
-        if wire is not None and loop is not None:
+        wire = extension.get("transport") if loop is not None else None
+        if wire is not None:
             wire.limits = limits
             wire.receive_queue = limits.receive_queue
             if send == wire.send and receive == wire.receive:
+                assert loop is not None
                 return DirectTransport(wire, loop, scope, limits, make_outbox)
-    return PortableTransport(scope, receive, send, loop, group, limits, make_outbox)
+    return PortableTransport(scope, receive, send, loop, group, limits, make_outbox, wire)

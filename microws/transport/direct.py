@@ -26,6 +26,8 @@ class Wire(Sink, Protocol):
     on_shutdown: Callable[[int, str], None] | None
     limits: Limits
     receive_queue: int
+    carried: tuple[str | bytes, bytes, str] | None
+    unwritten: list[bytes] | None
     close_code: int | None
     close_reason: str
 
@@ -36,6 +38,7 @@ class Wire(Sink, Protocol):
     def refuse(self, status: int, headers: Any, body: bytes) -> None: ...
     async def next_message(self) -> str | bytes | None: ...
     def send_message(self, payload: str | bytes) -> None: ...
+    def write_unwritten(self) -> None: ...
 
 
 class DirectTransport(Turns):

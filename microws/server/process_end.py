@@ -4,12 +4,14 @@ import _thread
 import atexit
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import takewhile
+from math import inf
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, NoReturn
@@ -18,9 +20,13 @@ __all__ = ["ProcessEnd"]
 
 _log = logging.getLogger("microws.server")
 
+# Seconds that a step of the end may take beyond its own time-out.
+_SLACK: Final = 2.0
 # Seconds for threads to end after the server; and for what was registered with atexit, when they did not.
 _GRACE: Final = 0.4
 _LAST_WORDS: Final = 2.0
+# Seconds between two looks at threads.
+_TICK: Final = 0.02
 
 # A thread is in these packages before it comes to a view.
 _FRAMEWORKS: Final = frozenset(
@@ -62,38 +68,56 @@ class ProcessEnd:
         self._limits: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
         self._is_counting = False
         self._before = set(threading.enumerate())
+        self._drained_by = inf
 
-    def limit(self, seconds: float, *, code: int) -> None:
+    def limit(self, seconds: float) -> None:
         """
-        End the process with ``code`` in so many seconds. A later call takes the place of an earlier one.
+        The drain or the next step of the end begins. It may take so many seconds, and a little more: after that the
+        process ends with exit code 1.
 
         A signal handler may call this: it takes no lock that the interrupted code may hold.
         """
-        self._limits.put((time.monotonic() + seconds, code))
-        if not self._is_counting:
-            self._is_counting = True
-            _thread.start_new_thread(self._count, ())
+        deadline = time.monotonic() + seconds
+        # Threads have as long as requests have. A second signal shortens that.
+        self._drained_by = min(self._drained_by, deadline)
+        self._count_until(deadline + _SLACK, 1)
+
+    def finish(self, code: int) -> None:
+        """Only the event loop has to end now. It may wait for threads until the end of the drain and a little more."""
+        self._count_until(max(time.monotonic() + _SLACK, self._drained_by), code)
+
+    def abort(self) -> None:
+        """End the process now, with exit code 1."""
+        self._count_until(time.monotonic(), 1)
 
     def let_go(self, code: int) -> None:
         """
-        The server has ended: from now on nothing is limited.
+        The event loop has ended. Threads of a pool may go on until the end of the drain.
 
         Python waits for each thread when the main thread has ended. It will not wait for those that a pool has started
-        in the meantime and that are still at work, such as a view's: the process then ends with ``code``. Threads that
+        in the meantime and that are still at work then, such as a view's: the process ends with ``code``. Threads that
         the app has started itself are waited for, as always.
         """
         if self._is_counting:
             self._limits.put(None)
             self._is_counting = False
-        calls = _blocked_calls(loop_has_ended=True)
-        busy = [
-            thread
-            for thread in threading.enumerate()
-            if thread.ident in calls and thread not in self._before and not thread.daemon
-        ]
-        if busy and _are_alive(busy):
-            _warn(calls[thread.ident] for thread in busy if thread.is_alive())
+        busy = _wait_for_pools(set(threading.enumerate()) - self._before, within=0)
+        if not busy:
+            return
+        with suppress(KeyboardInterrupt), _interruptible():
+            busy = _wait_for_pools(busy)
+            if busy and 0 < (seconds := self._drained_by - time.monotonic()) < inf:
+                _log.info("waiting for %.0f s at most (Ctrl-C: at once) for %s", seconds, "; ".join(busy.values()))
+                busy = _wait_for_pools(busy, within=seconds)
+        if busy:
+            _warn("; ".join(busy.values()))
             threading.Thread(target=_end_after_main, args=(busy, code), daemon=True).start()
+
+    def _count_until(self, deadline: float, code: int) -> None:
+        self._limits.put((deadline, code))
+        if not self._is_counting:
+            self._is_counting = True
+            _thread.start_new_thread(self._count, ())
 
     def _count(self) -> None:
         limit = self._limits.get()
@@ -105,17 +129,37 @@ class ProcessEnd:
                 _end(code, warn=True)
 
 
-def _are_alive(threads: Iterable[threading.Thread]) -> bool:
-    """Whether one of them is, after a moment for all."""
-    end = time.monotonic() + _GRACE
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    return any(thread.is_alive() for thread in threads)
+def _wait_for_pools(threads: Iterable[threading.Thread], *, within: float = _GRACE) -> dict[threading.Thread, str]:
+    """Those of the threads that are still at work for a pool after so many seconds, and what they are at."""
+    end = time.monotonic() + within
+    while True:
+        calls = _blocked_calls(loop_has_ended=True)
+        busy = {thread: calls[thread.ident] for thread in threads if thread.ident in calls and not thread.daemon}
+        if not busy or time.monotonic() >= end:
+            return busy
+        # A thread that has done its work may stay, idle.
+        next(iter(busy)).join(_TICK)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGINT and SIGTERM raise ``KeyboardInterrupt``, unless the app or a worker has a handler of its own."""
+    plain = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number, handler in before.items():
+            if handler in plain:
+                signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler in plain:
+                signal.signal(number, handler)
 
 
 def _end_after_main(threads: Iterable[threading.Thread], code: int) -> None:
     threading.main_thread().join()
-    if _are_alive(threads):
+    if _wait_for_pools(threads):
         # A traceback was printed: the script failed after the server.
         _end(code or int(hasattr(sys, "last_type")), warn=False)
 
@@ -123,7 +167,8 @@ def _end_after_main(threads: Iterable[threading.Thread], code: int) -> None:
 def _end(code: int, *, warn: bool) -> NoReturn:
     def last_words() -> None:
         if warn:
-            _warn(_blocked_calls(loop_has_ended=False).values())
+            calls = _blocked_calls(loop_has_ended=False)
+            _warn("; ".join(calls.values()) or "a task that ignores its cancellation")
         atexit._run_exitfuncs()  # noqa: SLF001
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
@@ -137,8 +182,7 @@ def _end(code: int, *, warn: bool) -> NoReturn:
     os._exit(code)
 
 
-def _warn(calls: Iterable[str]) -> None:
-    blocked = "; ".join(calls) or "a task that ignores its cancellation"
+def _warn(blocked: str) -> None:
     _log.warning("still running, and cut off by the end of the process: %s", blocked)
 
 

@@ -18,8 +18,7 @@ __all__ = ["Shutdown", "heard", "is_terminal", "watch_signals", "watch_signals_o
 
 _log = logging.getLogger("microws.server")
 
-# Seconds that a step of the end may take beyond its own time-out, and each of them after the second signal.
-_SLACK: Final = 2.0
+# Seconds that each step of the end may take after the second signal.
 _HURRY: Final = 1.0
 
 _HANGUP: Final = getattr(signal, "SIGHUP", None)
@@ -60,19 +59,19 @@ class Shutdown:
         """
         seconds = min(seconds, _HURRY) if self.forced.is_set() else seconds
         if self._end is not None:
-            self._end.limit(seconds + _SLACK, code=1)
+            self._end.limit(seconds)
         if self._supervised is not None:
-            self._supervised.report_limit(seconds + _SLACK)
+            self._supervised.report_limit(seconds)
 
     def finish(self, code: int) -> None:
         """Only the event loop has to end now. Where it does not, the process ends all the same, with ``code``."""
         if self._end is not None:
-            self._end.limit(_SLACK, code=code)
+            self._end.finish(code)
 
     def abort(self) -> None:
         """End the process now, with exit code 1; the log says where it is blocked."""
         if self._end is not None:
-            self._end.limit(0, code=1)
+            self._end.abort()
 
 
 async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:

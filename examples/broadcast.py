@@ -123,11 +123,11 @@ PAGE = """\
   }
   connect();
 
-  // An EventSource comes back by itself. The events of a topic are named after it.
+  // An EventSource comes back by itself.
   const source = new EventSource("events");
   source.onopen = () => setConnected("events", true, "Connected");
   source.onerror = () => setConnected("events", false, "Disconnected. Trying again …");
-  source.addEventListener("messages", ({ data }) => show("events", data));
+  source.onmessage = ({ data }) => show("events", data);
 
   form.onsubmit = async (event) => {
     event.preventDefault();

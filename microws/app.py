@@ -22,7 +22,7 @@ from microws.responses import Response
 from microws.routing import Pattern, Router
 from microws.server.settings import RunOptions
 from microws.settings import AppSettings
-from microws.subscription import Stream, Subscription
+from microws.subscription import EventName, Stream, Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.testing import ClientOptions, TestClient
 from microws.threads import Threads
@@ -604,26 +604,35 @@ class App:
         """
         Read topics in the app itself: ``async with app.subscribe("chat:1") as messages:``, then ``async for`` over it.
 
+        ``messages.topic`` is the topic of the message that was read last.
+
         Raises:
             TypeError, ValueError: A topic that cannot be; raised on entering.
             RuntimeError: The app is not running, or runs in another event loop; raised on entering.
         """
         return Subscription(self.hub, self._root._codecs.get("json"), topics)
 
-    def stream(self, topic: str, *, since: str | None = None) -> Stream:
+    def stream(self, *topics: str, event: EventName = None, since: str | None = None) -> Stream:
         """
-        A topic as server-sent events: ``return EventStream(app.stream("chat:1"))``.
+        Topics as server-sent events: ``return EventStream(app.stream("chat:1"))``.
+
+        What is published once the client has the head of the response is for it.
 
         Args:
-            topic: The topic, which is also the name of the events.
+            topics: One or several.
+            event: The type of the events, which a browser's ``addEventListener`` names: a ``str``, or a function of the
+                topic, called once for each of ``topics``. Default: no type, for a browser's ``onmessage`` and htmx.
             since: A position; this version has no history and takes ``None`` only.
 
         Raises:
+            TypeError, ValueError: An invalid topic, or an ``event`` that cannot be sent.
             FeatureUnavailable: ``since`` was given.
+
+        Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
         """
         if since is not None:
             raise FeatureUnavailable("this version has no history: use app.stream without since=")
-        return Stream(self.hub, self._root._codecs.get("text"), topic)
+        return Stream(self.hub, self._root._codecs.get("text"), topics, event)
 
     def members(self, topic: str) -> Any:
         """Presence, which this version does not have: raises ``FeatureUnavailable``."""

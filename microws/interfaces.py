@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, final
 
 __all__ = [
     "BYTES_LIKE",
@@ -14,6 +14,7 @@ __all__ = [
     "Event",
     "Frame",
     "Limits",
+    "Messages",
     "Payload",
     "Receipt",
     "Receive",
@@ -171,6 +172,19 @@ class Backplane(Protocol):
         ...
 
 
+class Messages(Protocol):
+    """What ``async with app.subscribe(…) as messages`` iterates over: an async iterator."""
+
+    @property
+    def topic(self) -> str:
+        """The topic of the message that was read last."""
+        ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> Any: ...
+
+
 class Application(Protocol):
     """What a view may ask of the app that its ``Request`` or ``WebSocket`` belongs to; ``App`` documents it."""
 
@@ -209,12 +223,12 @@ class Application(Protocol):
         """``publish`` from a worker thread."""
         ...
 
-    def subscribe(self, *topics: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+    def subscribe(self, *topics: str) -> AbstractAsyncContextManager[Messages]:
         """Read topics as a queue."""
         ...
 
-    def stream(self, topic: str) -> AsyncIterator[Any]:
-        """A topic as server-sent events."""
+    def stream(self, *topics: str, event: str | Callable[[str], str | None] | None = None) -> AsyncIterator[Any]:
+        """Topics as server-sent events."""
         ...
 
 

@@ -1,24 +1,25 @@
 """Topics read by the app itself: ``app.subscribe`` as a queue to iterate, ``app.stream`` as server-sent events."""
 
 from base64 import b64encode
+from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import anyio
 
 from microws.codec import MessageCodec
 from microws.errors import Overflow
-from microws.hub import Hub, Subscriber
+from microws.hub import Hub, Subscriber, check_topic
 from microws.interfaces import Frame
 from microws.outbox import Outbox, Published, TopicSettings, gap_marker
 from microws.sse import ServerSentEvent
 
-__all__ = ["Stream", "Subscription"]
+__all__ = ["EventName", "Stream", "Subscription"]
+
+EventName: TypeAlias = str | Callable[[str], str | None] | None
 
 _numbers = count(1)
-# Stands in a queue where an overflow policy has dropped messages.
-_GAP = Frame("")
 
 
 class _Queue:
@@ -46,7 +47,7 @@ class _Queue:
         self._is_open = self._overflowed = False
         self._wake()
 
-    async def get(self) -> Frame | None:
+    async def get(self) -> Published | None:
         """``None``: it is not open. Cancelled while it waits, it has taken nothing out."""
         while not self._outbox:
             if not self._is_open:
@@ -57,10 +58,10 @@ class _Queue:
                 raise self._overflow()
             self._arrived = self._arrived or anyio.Event()
             await self._arrived.wait()
-        frame = self._outbox.pop()
-        if frame is _GAP:
+        message = self._outbox.pop_published()
+        if message.is_gap:
             raise self._overflow()
-        return frame
+        return message
 
     def _overflow(self) -> Overflow:
         return Overflow(f"messages of {', '.join(self._topics)} came faster than they were read; some were lost")
@@ -78,7 +79,7 @@ class _Queue:
 
 
 def _gap(topic: str, settings: TopicSettings) -> Published:
-    return gap_marker(topic, settings, _GAP)
+    return gap_marker(topic, settings, Frame(""))
 
 
 class Subscription:
@@ -92,12 +93,17 @@ class Subscription:
                 ...
 
     Messages are what was published: ``str``, ``bytes``, or the value that its JSON holds. Reading raises ``Overflow``
-    once where messages were lost because they came faster than they were read, and then goes on.
+    once where messages were lost because they came faster than they were read, and then goes on. A subscription has one
+    reader at a time.
+
+    Attributes:
+        topic: The topic of the message that was read last; ``""`` before the first.
     """
 
     def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         if not topics:
             raise TypeError("subscribe takes at least one topic")
+        self.topic = ""
         self._codec = codec
         self._queue = _Queue(hub, codec, topics)
 
@@ -114,15 +120,17 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Any:
-        frame = await self._queue.get()
-        if frame is None:
+        message = await self._queue.get()
+        if message is None:
             raise RuntimeError("read a subscription within its block: `async with app.subscribe(topic) as messages:`")
+        self.topic = message.topic
+        frame = message.frame
         return self._codec.decode(frame.text) if frame.is_text else frame.data
 
 
 class Stream:
     """
-    One topic as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
+    Some topics as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
 
     It subscribes when iteration begins, and ends where a message was lost, so that the browser comes back. A text
     message is sent as it is, ``bytes`` as base64, anything else as JSON.
@@ -130,9 +138,13 @@ class Stream:
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topic: str) -> None:
-        self._topic = topic
-        self._queue = _Queue(hub, codec, (topic,))
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], event: EventName) -> None:
+        if not topics:
+            raise TypeError("stream takes at least one topic")
+        for topic in topics:
+            check_topic(topic)
+        self._events = {topic: _event_name(event, topic) for topic in topics}
+        self._queue = _Queue(hub, codec, topics)
 
     def __aiter__(self) -> Self:
         self._queue.open()
@@ -140,15 +152,24 @@ class Stream:
 
     async def __anext__(self) -> ServerSentEvent:
         try:
-            frame = await self._queue.get()
+            message = await self._queue.get()
         except Overflow:
             await self.aclose()
             raise StopAsyncIteration from None
-        if frame is None:
+        if message is None:
             raise StopAsyncIteration
+        frame = message.frame
         data = frame.text if frame.is_text else b64encode(frame.data).decode()
-        return ServerSentEvent(data, event=self._topic)
+        return ServerSentEvent(data, event=self._events[message.topic])
 
     async def aclose(self) -> None:
         """End the subscription."""
         self._queue.close()
+
+
+def _event_name(event: EventName, topic: str) -> str | None:
+    name = event(topic) if callable(event) else event
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"expected event=None, a str or a function of the topic that returns one, got {name!r}")
+    # It refuses what cannot stand in the line.
+    return ServerSentEvent("", event=name).event

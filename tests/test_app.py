@@ -1318,7 +1318,7 @@ class TestTopics:
             await anyio.wait_all_tasks_blocked()
             await app.publish("news", {"n": 1})
             event = await anext(response.events())
-            assert (event.event, event.data) == ("news", '{"n":1}')
+            assert (event.event, event.data) == ("message", '{"n":1}')
 
     async def test_publishing_from_a_thread_needs_a_running_app(self):
         with pytest.raises(RuntimeError, match="after the app has started"):

@@ -32,6 +32,19 @@ class TestQueues:
                 assert (await app.publish("tu"[n % 2], value)).subscribers == 1
             assert await take(messages, len(values)) == values
 
+    async def test_it_says_from_which_topic_the_last_message_came(self, app):
+        app.topic("t", queue=2, overflow="drop_newest")
+        async with app.subscribe("t", "u") as messages:
+            assert messages.topic == ""
+            for topic in "tuttt":
+                await app.publish(topic, topic)
+            for expected in "tut":
+                assert (await take(messages, 1), messages.topic) == ([expected], expected)
+            await app.publish("t", 1)
+            with pytest.raises(Overflow):
+                await take(messages, 1)
+            assert await take(messages, 1) == [1]
+
     async def test_it_waits_for_the_next_message(self, app):
         got = []
 
@@ -170,12 +183,13 @@ class TestQueues:
 
 
 class TestStreams:
-    async def test_events_carry_the_topic_and_the_message(self, app):
+    async def test_events_carry_the_message_and_no_type(self, app):
         stream = aiter(app.stream("t"))
         for value in ("text", {"a": 1}, b"\xff\0", 7):
             await app.publish("t", value)
         events = await take(stream, 4)
-        assert all(isinstance(event, ServerSentEvent) and event.event == "t" for event in events)
+        assert all(isinstance(event, ServerSentEvent) and event.event is None for event in events)
+        assert events[0].encoded == b"data: text\n\n"
         assert [event.data for event in events] == ["text", '{"a":1}', b64encode(b"\xff\0").decode(), "7"]
         await stream.aclose()
         assert app.hub.statistics().topics == 0
@@ -219,5 +233,50 @@ class TestStreams:
                     await anyio.lowlevel.checkpoint()
             await app.publish("t", {"n": 1})
             event = await anext(aiter(response.events()))
-            assert (event.event, json.loads(event.data)) == ("t", {"n": 1})
+            assert (event.event, json.loads(event.data)) == ("message", {"n": 1})
         assert app.hub.statistics().topics == 0
+
+    @pytest.mark.parametrize(
+        ("event", "expected"),
+        [
+            (None, [None, None, None]),
+            ("news", ["news", "news", "news"]),
+            (lambda topic: topic.upper(), ["T", "U", "T"]),
+            ({"t": "a"}.get, ["a", None, "a"]),
+        ],
+    )
+    async def test_several_topics_are_one_stream_and_their_events_have_the_type_that_is_asked_for(
+        self, app, event, expected
+    ):
+        stream = aiter(app.stream("t", "u", event=event))
+        for n, topic in enumerate("tut"):
+            await app.publish(topic, n)
+        events = await take(stream, 3)
+        assert [event.event for event in events] == expected
+        assert [event.data for event in events] == ["0", "1", "2"]
+        await stream.aclose()
+        assert app.hub.statistics().topics == 0
+
+    @pytest.mark.parametrize(
+        ("topics", "event", "complaint"),
+        [
+            ((), None, "at least one topic"),
+            (("a\n",), None, "control characters"),
+            ((["a", "b"],), None, "a topic is a str, not list"),
+            (("a",), 7, "expected event=None, a str or a function of the topic that returns one, got 7"),
+            (("a",), lambda topic: 7, "got 7"),
+            (("a",), "two\nlines", "no line end"),
+        ],
+    )
+    async def test_what_cannot_be_streamed_is_refused_before_the_response(self, app, topics, event, complaint):
+        with pytest.raises((TypeError, ValueError), match=complaint):
+            app.stream(*topics, event=event)
+
+    async def test_what_is_published_once_the_client_has_the_head_is_for_it(self, app):
+        app.add_route(lambda: EventStream(app.stream("t", "u", event="news")), "/")
+        async with app.test_client() as client:
+            for n in range(20):
+                async with client.stream("GET", "/") as response:
+                    assert (await app.publish("tu"[n % 2], n)).subscribers == 1
+                    event = await anext(response.events())
+                    assert (event.event, event.data) == ("news", str(n))

@@ -197,6 +197,12 @@ class Outbox:
         self._append(message)
         return Outcome.QUEUED
 
+    def pop_published(self) -> Published:
+        """Take the oldest message out, where nothing but published ones is put in."""
+        item = self._take_oldest()
+        assert isinstance(item, Published)
+        return item
+
     def pop(self) -> Frame:
         """Take the oldest frame out."""
         item = self._take_oldest()

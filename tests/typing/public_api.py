@@ -363,6 +363,11 @@ async def topics() -> None:
 
 @app.get("/events")
 async def events(request: Request) -> EventStream:
+    app.stream("chat:1", "chat:2", event="chat")
+    app.stream("chat:1", event=lambda topic: topic.partition(":")[0])
+    app.stream("chat:1", event=lambda topic: None if topic == "chat:1" else topic)
+    app.stream("chat:1", event=7)  # type: ignore[arg-type]
+    app.stream(["chat:1", "chat:2"])  # type: ignore[arg-type]
     return EventStream(app.stream("chat:1"), keepalive=30)
 
 
@@ -370,8 +375,9 @@ async def topics_of_a_blueprint(request: Request) -> EventStream:
     async with request.app.subscribe("chat:1") as messages:
         async for message in messages:
             assert_type(message, Any)
+            assert_type(messages.topic, str)
     assert_type(request.app.publish_from_thread("chat:1", "x"), Receipt)
-    return EventStream(request.app.stream("chat:1"))
+    return EventStream(request.app.stream("chat:1", "chat:2", event="chat"))
 
 
 # Responses

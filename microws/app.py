@@ -130,7 +130,7 @@ class App:
         self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub)
-        self._lifespan = Lifespan(self._hub)
+        self._lifespan = Lifespan(self._hub, self._router)
         self.spans_processes = self._hub.spans_processes
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
@@ -313,7 +313,12 @@ class App:
 
     def mount(self, prefix: str, asgi_app: ASGIApplication, *, origins: bool = True) -> None:
         """
-        Hand everything below ``prefix`` that no route answers to another ASGI app. Its lifespan is not run.
+        Hand everything below ``prefix`` that no route answers to another ASGI app.
+
+        Its lifespan runs within this app's: it starts after the start-up hooks, in the order of mounting, and ends
+        first, in reverse. If its startup fails, this app does not start. What it puts into the lifespan's state is in
+        the ``state`` of its own scopes. An app without a lifespan is served all the same. An ``App`` that is mounted
+        shares nothing with this one: it has its own topics, state and hooks.
 
         Args:
             prefix: Literal text such as ``/admin``; ``""`` or ``/`` takes all.

@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from math import inf
 from typing import Any, Final
 
 import anyio
@@ -13,7 +14,10 @@ from anyio.abc import TaskGroup
 from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
 from microws.interfaces import Receive, Scope, Send
+from microws.routing import Mounted, Router
+from microws.server.lifespan import Lifespan as ServerLifespan
 from microws.tasks import check_function
+from microws.views import MountEndpoint
 
 __all__ = ["BackgroundTasks", "Lifespan"]
 
@@ -88,13 +92,15 @@ class Lifespan:
 
     Args:
         hub: The app's; it publishes while there is a run.
+        router: Its mounted apps are run too.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, router: Router) -> None:
         self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
         self.on_startup = HookList("on_startup")
         self.on_shutdown = HookList("on_shutdown")
         self._hub = hub
+        self._router = router
         self._runs: list[BackgroundTasks] = []
         self._has_run = False
 
@@ -140,8 +146,9 @@ class Lifespan:
         """
         Start the app on entering, and end it on leaving; leave in the task that entered.
 
-        Start-up enters the contexts in order, then calls the hooks in order. Shutdown ends the background tasks, calls
-        the shutdown hooks, then leaves the contexts in reverse. Whatever has begun is ended, also where something
+        Start-up enters the contexts in order, calls the hooks in order, then starts the mounted apps in order. Shutdown
+        ends the mounted apps in reverse, then the background tasks, calls the shutdown hooks, then leaves the contexts
+        in reverse. Whatever has begun is ended, also where something
         fails on the way; the failure is raised.
 
         Args:
@@ -190,10 +197,13 @@ class Lifespan:
                                 await call_hook(hook)
                             for hook in reversed(self.on_shutdown):
                                 stack.push_async_callback(call_hook, hook)
-                            tasks.is_serving = True
-                            yield
+                            async with _mounted(app, self._router.mounts, scope):
+                                tasks.is_serving = True
+                                try:
+                                    yield
+                                finally:
+                                    tasks.is_serving = False
                         finally:
-                            tasks.is_serving = False
                             await tasks.stop()
                 except (Exception, SystemExit) as error:
                     failure = error
@@ -202,6 +212,53 @@ class Lifespan:
         # Outside of the task group, which would wrap it.
         if failure is not None:
             raise failure
+
+
+class _MountedLifespan(ServerLifespan):
+    """The lifespan of a mounted app, which raises what the server would log."""
+
+    async def report_failure(self, phase: str) -> None:
+        error, message = await self.last_words(phase)
+        raise RuntimeError(f"{self.name}: its {phase} failed: {message}") from error
+
+
+@asynccontextmanager
+async def _mounted(app: Any, mounts: list[Mounted], scope: Scope) -> AsyncIterator[None]:
+    """Run the mounted apps, each once."""
+    places: dict[int, list[Mounted]] = {}
+    for mounted in mounts:
+        if mounted.endpoint.app is not app:
+            places.setdefault(id(mounted.endpoint.app), []).append(mounted)
+    async with AsyncExitStack() as stack:
+        for same in places.values():
+            await stack.enter_async_context(_run_mounted([mounted.endpoint for mounted in same], same[0].prefix, scope))
+        yield
+
+
+@asynccontextmanager
+async def _run_mounted(endpoints: list[MountEndpoint], prefix: str, scope: Scope) -> AsyncIterator[None]:
+    failure: Exception | None = None
+    name = f"the app mounted at {prefix or '/'}"
+    lifespan = _MountedLifespan(endpoints[0].app, name=name, extensions=scope.get("extensions"))
+    async with anyio.create_task_group() as group:
+        group.start_soon(lifespan.run)
+        try:
+            # The server limits the time of all.
+            await lifespan.startup(timeout=inf)
+            for endpoint in endpoints:
+                endpoint.states.append(lifespan.state)
+            try:
+                yield
+            finally:
+                for endpoint in endpoints:
+                    endpoint.states.remove(lifespan.state)
+                if not await lifespan.shutdown(timeout=inf):
+                    raise RuntimeError(f"{name}: its lifespan failed while it was served; the log says why")
+        except Exception as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _enter(

@@ -2,16 +2,17 @@
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from microws.callables import describe
 from microws.codec import Codecs, MessageCodec
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
-from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView
+from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView, Scope
 from microws.json_default import JSON_DEFAULT
 from microws.responses import JSONResponse, Response
+from microws.routing import scope_below
 
 __all__ = [
     "HTTPEndpoint",
@@ -61,10 +62,25 @@ class HTTPEndpoint:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MountEndpoint:
-    """What stands behind a mount: the app, and whether the origin rule is checked before it is called."""
+    """
+    What stands behind a mount: the app, and whether the origin rule is checked before it is called.
+
+    ``states`` has the lifespan state of each run of the app that is under way.
+    """
 
     app: ASGIApplication
     checks_origin: bool
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+    def scope_below(self, scope: Scope, prefix: str) -> Scope:
+        """The scope of the app, whose ``state`` has what its lifespan left, from the latest run."""
+        below = scope_below(scope, prefix)
+        if self.states and self.states[-1]:
+            state = below.get("state")
+            if state is None:
+                state = below["state"] = {}
+            state.update(self.states[-1])
+        return below
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

@@ -10,8 +10,11 @@ import anyio.to_thread
 import pytest
 
 from microws import App
+from microws.codec import dumps_json
 
 pytestmark = pytest.mark.anyio
+
+PHASES = ("startup", "shutdown")
 
 
 @asynccontextmanager
@@ -318,6 +321,153 @@ class TestState:
         assert "expected a server that keeps the state of a lifespan" in event["message"]
 
 
+def asgi_app(log, name, *, state=None, fail=""):
+    """An app with a lifespan, which answers requests with its state."""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            body = dumps_json({key: scope["state"][key] for key in sorted(scope["state"])})
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+            return
+        scope["state"].update(state or {})
+        for phase in PHASES:
+            assert (await receive())["type"] == f"lifespan.{phase}"
+            log.append(f"{phase} {name}")
+            if fail == phase:
+                await send({"type": f"lifespan.{phase}.failed", "message": f"no {name}"})
+                return
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    return app
+
+
+async def without_answer(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        raise LookupError("only http")
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+async def at_scope(scope, receive, send):
+    assert scope["type"] == "http", "only http"
+    await without_answer(scope, receive, send)
+
+
+async def returning(scope, receive, send):
+    if scope["type"] == "http":
+        await without_answer(scope, receive, send)
+
+
+class TestMountedApps:
+    async def test_they_start_last_in_order_and_end_first_in_reverse_each_once(self):
+        app, part, log = App(), App(), []
+        app.lifespan(context(log, "pool"))
+        app.on_startup(note(log, "start"))
+        app.on_shutdown(note(log, "stop"))
+        one = asgi_app(log, "one")
+        app.mount("/one", one)
+        app.mount("/again", one)
+        part.mount("/two", asgi_app(log, "two"))
+        app.include(part, "/part")
+        async with running(app):
+            log.append("running")
+        up = ["enter pool", "start", "startup one", "startup two"]
+        assert log == [*up, "running", "shutdown two", "shutdown one", "stop", "leave pool"]
+
+    async def test_its_state_is_that_of_its_own_scopes(self):
+        app = App()
+
+        @app.lifespan
+        async def begin(app):
+            yield {"db": "outer", "more": 1}
+
+        @app.get("/")
+        async def page(request):
+            return [request.state.db, "inner" in request.state]
+
+        app.mount("/sub", asgi_app([], "sub", state={"db": "sub", "inner": 2}))
+        async with running(app) as client:
+            assert (await client.get("/sub/x")).json() == {"db": "sub", "inner": 2, "more": 1}
+            assert (await client.get("/")).json() == ["outer", False]
+
+    async def test_a_failed_startup_fails_the_startup_by_the_name_of_the_mount_and_ends_what_has_begun(self):
+        app, log = App(), []
+        app.lifespan(context(log, "pool"))
+        app.mount("/one", asgi_app(log, "one"))
+        app.mount("/two", asgi_app(log, "two", fail="startup"))
+        [event], error = await events_of(app)
+        assert event["type"] == "lifespan.startup.failed"
+        assert str(error) == "the app mounted at /two: its startup failed: no two"
+        assert log == ["enter pool", "startup one", "startup two", "shutdown one", "leave pool"]
+
+    async def test_a_failed_shutdown_is_named_and_the_others_end(self):
+        app, log = App(), []
+        app.mount("/one", asgi_app(log, "one"))
+        app.mount("/two", asgi_app(log, "two", fail="shutdown"))
+        sent, error = await events_of(app)
+        assert [event["type"] for event in sent] == ["lifespan.startup.complete", "lifespan.shutdown.failed"]
+        assert str(error) == "the app mounted at /two: its shutdown failed: no two"
+        assert log[-2:] == ["shutdown two", "shutdown one"]
+
+    @pytest.mark.parametrize("mounted", [at_scope, without_answer, returning])
+    async def test_one_without_a_lifespan_is_served(self, mounted):
+        app = App()
+        app.mount("/sub", mounted)
+        async with running(app) as client:
+            assert (await client.get("/sub/")).status == 204
+
+    async def test_a_mounted_app_of_this_kind_works_and_shares_nothing(self):
+        app, sub, log = App(), App(), []
+        sub.lifespan(context(log, "sub"))
+        sub.health()
+
+        @sub.websocket_route("/feed", subscribe="news")
+        async def feed(ws):
+            async with ws:
+                await ws.receive()
+
+        @sub.get("/go")
+        async def go(request):
+            assert request.app is sub
+            sub.start_soon(sub.publish, "news", "from sub")
+
+        app.mount("/sub", sub)
+        async with running(app) as client, client.websocket("/sub/feed") as ws:
+            assert (await client.get("/sub/readyz")).status == 200
+            assert (await app.publish("news", "from app")).subscribers == 0
+            await client.get("/sub/go")
+            assert await ws.receive() == "from sub"
+        assert log == ["enter sub", "leave sub"]
+
+    async def test_its_failure_is_raised_as_the_cause(self):
+        app, sub = App(), App()
+        sub.on_startup(note([], "start", fail=True))
+        app.mount("/sub", sub)
+        with pytest.raises(RuntimeError, match="the app mounted at /sub: its startup failed: start") as caught:
+            async with running(app):
+                pytest.fail("it runs")
+        assert isinstance(caught.value.__cause__, LookupError)
+
+    async def test_what_its_background_tasks_raise_is_raised_in_the_test(self):
+        app, sub = App(), App()
+
+        async def fail():
+            raise LookupError("boom")
+
+        @sub.get("/")
+        async def page():
+            sub.start_soon(fail)
+
+        app.mount("/sub", sub)
+        async with running(app) as client:
+            await client.get("/sub/")
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(LookupError, match="boom"):
+                await client.get("/sub/")
+
+
 class TestRunning:
     async def test_it_starts_and_ends_the_app_and_yields_its_state(self):
         app, log = App(), []
@@ -357,9 +507,6 @@ class TestRunning:
         async with part.running():
             assert log == ["app", "part"]
             await part.publish("t", 1)
-
-
-PHASES = ("startup", "shutdown")
 
 
 class TestFailures:

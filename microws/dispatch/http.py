@@ -15,7 +15,7 @@ from microws.interfaces import Application, Event, Receive, Scope, Send, reporte
 from microws.json_default import JSON_DEFAULT
 from microws.requests import OVER, Request
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
+from microws.routing import Match, Miss, Mounted, Router, path_of
 from microws.settings import AppSettings
 from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
@@ -85,7 +85,7 @@ class HTTPDispatcher:
                 name_route(scope, found, mount.app, {})
                 if mount.checks_origin and method not in SAFE_METHODS:
                     self._check_origin(request)
-                await mount.app(scope_below(scope, found.prefix), receive, answer.send_as_it_is)
+                await mount.app(mount.scope_below(scope, found.prefix), receive, answer.send_as_it_is)
                 return
             else:
                 response = answer_miss(request, found)

@@ -22,7 +22,7 @@ from microws.json_default import JSON_DEFAULT
 from microws.outbox import Outbox
 from microws.requests import OVER
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, Router, path_of, scope_below
+from microws.routing import Match, Miss, Mounted, Router, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
 from microws.tasks import running_loop
@@ -74,7 +74,7 @@ class WebSocketDispatcher:
         if isinstance(found, Mounted):
             mount: MountEndpoint = found.endpoint
             name_route(scope, found, mount.app, {})
-            return mount.app(scope_below(scope, found.prefix), receive, send)
+            return mount.app(mount.scope_below(scope, found.prefix), receive, send)
         return self._begin(scope, receive, send, path, found)
 
     def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> Awaitable[None]:

@@ -20,15 +20,24 @@ class Lifespan:
     """
     One ASGI app's lifespan. ``run`` is its task, and never raises; what goes wrong is logged, once.
 
+    Args:
+        app: Whose lifespan it is.
+        name: What log lines call it.
+        extensions: Of the scope.
+
     Attributes:
         state: What the app stores at startup; every request gets a copy (ASGI's lifespan state).
 
     Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html
     """
 
-    def __init__(self, app: ASGIApplication) -> None:
+    def __init__(
+        self, app: ASGIApplication, *, name: str = "the app", extensions: dict[str, Any] | None = None
+    ) -> None:
         self.state: dict[str, Any] = {}
+        self.name = name
         self._app = app
+        self._extensions = extensions or {}
         self._asked = {"startup": anyio.Event(), "shutdown": anyio.Event()}
         self._settled = {"startup": anyio.Event(), "shutdown": anyio.Event()}
         self._taken: list[str] = []
@@ -39,7 +48,12 @@ class Lifespan:
 
     async def run(self) -> None:
         """Call the app with the lifespan scope. Ends when the app does."""
-        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        scope = {
+            "type": "lifespan",
+            "asgi": {"version": "3.0", "spec_version": "2.0"},
+            "state": self.state,
+            "extensions": self._extensions,
+        }
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
@@ -47,7 +61,7 @@ class Lifespan:
                 raise
             self._error = error
             if self._has_succeeded("startup") and not self._asked["shutdown"].is_set():
-                _log.error("the app's lifespan failed while the app was served", exc_info=error)
+                _log.error("%s's lifespan failed while the app was served", self.name, exc_info=error)
         finally:
             self._ended.set()
             for settled in self._settled.values():
@@ -70,7 +84,7 @@ class Lifespan:
         with anyio.move_on_after(timeout) as limit:
             await self._settled["startup"].wait()
         if limit.cancelled_caught:
-            _log.error("the app's startup did not end within %g s; startup_timeout gives it more", timeout)
+            _log.error("%s's startup did not end within %g s; startup_timeout gives it more", self.name, timeout)
             return False
         if self._has_succeeded("startup"):
             return True
@@ -78,15 +92,16 @@ class Lifespan:
         if "startup" not in self._answers and (not has_taken_it or isinstance(self._error, Exception | None)):
             if has_taken_it and self._error is not None:
                 _log.warning(
-                    "the app raised at lifespan.startup and is served without a lifespan, as ASGI says; "
+                    "%s raised at lifespan.startup and is served without a lifespan, as ASGI says; "
                     "an app that must not be served sends lifespan.startup.failed",
+                    self.name,
                     exc_info=self._error,
                 )
             else:
-                _log.debug("the app has no lifespan", exc_info=self._error)
+                _log.debug("%s has no lifespan", self.name, exc_info=self._error)
             self._error = None
             return True
-        await self._log_failure("startup")
+        await self.report_failure("startup")
         return False
 
     async def shutdown(self, *, timeout: float) -> bool:
@@ -104,24 +119,31 @@ class Lifespan:
             if self._has_succeeded("shutdown"):
                 await self._ended.wait()
         if limit.cancelled_caught:
-            _log.error("the app's shutdown did not end within %g s; shutdown_timeout gives it more", timeout)
+            _log.error("%s's shutdown did not end within %g s; shutdown_timeout gives it more", self.name, timeout)
             return False
         if self._error is None and ("shutdown" not in self._answers or self._has_succeeded("shutdown")):
             return True
-        await self._log_failure("shutdown")
+        await self.report_failure("shutdown")
         return False
 
     def _has_succeeded(self, phase: str) -> bool:
         return phase in self._answers and self._answers[phase]["type"].endswith(".complete")
 
-    async def _log_failure(self, phase: str) -> None:
+    async def report_failure(self, phase: str) -> None:
+        """Log why a phase failed."""
+        error, message = await self.last_words(phase)
+        if error is not None:
+            _log.error("%s's %s failed", self.name, phase, exc_info=error)
+        else:
+            _log.error("%s's %s failed:%s%s", self.name, phase, "\n" if "\n" in message else " ", message)
+
+    async def last_words(self, phase: str) -> tuple[BaseException | None, str]:
+        """The exception of the app, where it raised one, and why a phase failed in its words."""
         with anyio.move_on_after(_LAST_WORDS):
             await self._ended.wait()
         if self._error is not None:
-            _log.error("the app's %s failed", phase, exc_info=self._error)
-        else:
-            message = str(self._answers[phase].get("message") or "it did not say why").rstrip()
-            _log.error("the app's %s failed:%s%s", phase, "\n" if "\n" in message else " ", message)
+            return self._error, str(self._error)
+        return None, str(self._answers[phase].get("message") or "it did not say why").rstrip()
 
     async def _receive(self) -> Event:
         for phase, asked in self._asked.items():

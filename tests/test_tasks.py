@@ -33,7 +33,7 @@ class Life:
 
     def __init__(self, name):
         self._transport, _, self._loop = name.partition(" on ")
-        self.second = 0.01 if self._loop == "uvloop" else 1
+        self.second = 0.03 if self._loop == "uvloop" else 1
 
     def lead(self, view):
         """What became of ``view``: an async function of ``ws`` and of this."""
@@ -43,7 +43,7 @@ class Life:
         with asyncio.Runner(loop_factory=loops[self._loop]) as runner:
             return runner.run(self._lead(view))
 
-    async def clean_up(self, seconds=30):
+    async def clean_up(self, seconds=8):
         await anyio.sleep(seconds * self.second)
 
     async def _lead(self, view):

@@ -66,6 +66,14 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 # A worker dies
 
 
@@ -105,6 +113,11 @@ def test_workers_whose_supervisor_was_killed_end_by_themselves(directory):
 BLOCKING = """
 import time
 
+@app.get("/block-a-thread")
+def block_a_thread():
+    print("blocked", flush=True)
+    time.sleep(60)
+
 @app.get("/block")
 async def block(request):
     print("blocked", flush=True)
@@ -113,10 +126,10 @@ async def block(request):
 
 
 @contextlib.contextmanager
-def blocking(server):
+def blocking(server, path="/block"):
     """A client that has one of the workers blocked."""
     with socket.create_connection(("127.0.0.1", server.port), LIMIT) as sock:
-        sock.sendall(b"GET /block HTTP/1.1\r\nhost: x\r\n\r\n")
+        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         server.wait_for_line("^blocked$")
         yield
 
@@ -238,6 +251,21 @@ def test_code_that_does_not_start_leaves_the_old_workers_in_their_places(directo
         server.wait_for_line("all 2 workers are new")
         wait_until(lambda: json.loads(get(server.port)[1])["version"] == 3)
         assert server.stop() == 0
+
+
+def test_a_blocked_view_does_not_keep_an_old_worker(directory):
+    write(directory, APP + BLOCKING)
+    with (
+        supervised(directory, "--workers", "2", "--drain-timeout", "0.1") as server,
+        blocking(server, "/block-a-thread"),
+    ):
+        server.signal(signal.SIGHUP)
+        line = r"\[(\d+)\] warning still running, .*: block_a_thread\(\) at .*chat\.py:\d+$"
+        old = int(server.wait_for_line(line)[1])
+        server.wait_for_line("all 2 workers are new")
+        wait_until(lambda: not is_running(old))
+        assert server.stop() == 0
+    assert len(server.find_lines("^stopped$")) == 4
 
 
 def test_sockets_with_a_file_and_of_a_parent_are_shared_and_outlive_their_workers(directory):

@@ -234,7 +234,8 @@ class App:
             origins: In place of ``App(origins=…)``.
             subscribe: One or several topics to subscribe before the handshake is answered, filled from the route's
                 parameters: ``"chat:{room}"``.
-            gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages.
+            gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages. Default: no, and
+                then the client does not learn of that.
             on_invalid: What a message that cannot be decoded does: ``"close"`` raises in the view, and closes with 1003
                 or 1007 where that does not catch it; ``"skip"`` waits for the next one. It logs the first that it skips
                 and, at the end of the connection, how many there were.
@@ -559,8 +560,8 @@ class App:
             pattern: A topic in which ``*`` stands for any characters.
             queue: Most messages of the topic that wait for one subscriber. Default 256.
             overflow: What happens to the next one. ``"close"`` closes that connection with 1013; ``"drop_oldest"``
-                and ``"drop_newest"`` drop one, and say so where the route has ``gaps=True``; ``"latest"`` keeps only
-                the newest message of each ``key``.
+                and ``"drop_newest"`` drop one; ``"latest"`` keeps only the newest message of each ``key``. A client is
+                told of dropped messages only if its route has ``gaps=True``.
             key: With ``"latest"``: a field of the message, or a plain function of it that returns something hashable or
                 JSON. Where the function fails, ``publish`` raises that, and nobody got anything. Default: all have one
                 key.

@@ -158,7 +158,9 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
         if depth:
             outside.append(inner)
             inner = _Signature(layer, pattern, drops_self=not inspect.isfunction(layers[0]))
-        if problem := _wrong_annotation(inner, pattern, kind, is_wrapped=depth > 0):
+        # functools.wraps gives a decorator's function the annotations of what it wraps.
+        is_innermost = depth == len(layers) - 1
+        if is_innermost and (problem := _wrong_annotation(inner, pattern, kind, is_wrapped=depth > 0)):
             raise refuse(problem)
         if inner.others or not (inner.takes_any_position or inner.takes_any_name):
             break

@@ -547,6 +547,19 @@ class TestAnnotations:
         with pytest.raises(RoutingError, match=r"write \{value:int\}"):
             bind(async_decorator(annotated(int)), "/{value}", kind="http")
 
+    async def test_a_decorator_may_convert_what_it_names_itself(self):
+        def load(function):
+            @functools.wraps(function)
+            async def wrapper(request, value, **kwargs):
+                return await function(request, int(value), **kwargs)
+
+            return wrapper
+
+        async def view(request: Request, value: int):
+            return request, value
+
+        assert await bind(load(view), "/{value}", kind="http")(CONNECTION, {"value": "7"}) == (CONNECTION, 7)
+
     def test_annotations_left_as_text_are_evaluated_where_the_view_was_written(self):
         module = types.ModuleType("elsewhere")
         exec(

@@ -21,7 +21,11 @@ from microws.views import MountEndpoint
 
 __all__ = ["BackgroundTasks", "Lifespan"]
 
-_NO_TASKS: Final = "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan"
+_NO_TASKS: Final = (
+    "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan; "
+    "in another framework's lifespan, write `async with app.running():`"
+)
+
 _log = logging.getLogger("microws.lifespan")
 
 

@@ -124,7 +124,8 @@ def test_the_end_does_not_wait_for_long(output):
     assert time.monotonic() - began < 5
 
 
-def test_a_slow_reader_gets_the_rest_at_the_end(output):
+def test_a_slow_reader_gets_the_rest_at_the_end(output, monkeypatch):
+    monkeypatch.setattr("microws.server.log_pipe._LAST_WORDS", 20)
     handler = make_handler(output)
     log(handler, *messages(0, 100))
     reader = threading.Thread(target=output.read_until, args=[rb"000099 x+\n"])

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack
 
 import pytest
 from serving import running
@@ -116,6 +116,69 @@ def test_a_blocked_thread_does_not_keep_the_process(tmp_path, path, loop):
     assert [line for line in server.output if line in ("stopped", "after run", "atexit")] == ends
 
 
+@pytest.mark.parametrize("before", ["", "pool.submit(int).result()"])
+def test_a_blocked_thread_of_a_pool_of_the_app_does_not_keep_the_process(tmp_path, before):
+    """Nor does it take anything from the script: only what is behind it is the end."""
+    source = f"""
+from concurrent.futures import ThreadPoolExecutor
+
+pool = ThreadPoolExecutor()
+{before}
+
+
+@app.get("/pool")
+async def wait_for_the_pool():
+    os.write(1, b"blocked\\n")
+    await asyncio.get_running_loop().run_in_executor(pool, time.sleep, 1000)
+
+
+run()
+time.sleep(1)
+os.write(1, b"end of the script\\n")
+"""
+    with script(tmp_path, source) as server, blocked(server, "/pool"):
+        assert server.stop() == 0
+    function = "a function that is not written in Python, in a thread of ThreadPoolExecutor-0"
+    assert server.find_lines(f"warning still running, and cut off by the end of the process: {function}$")
+    ends = ["stopped", "after run", "end of the script", "atexit"]
+    assert [line for line in server.output if line in ends] == ends
+
+
+def test_a_python_that_does_not_say_when_the_script_has_ended_ends_too(tmp_path):
+    source = "import concurrent.futures.thread\n\ndel threading._register_atexit\nrun()"
+    with script(tmp_path, source) as server, blocked(server, "/view"):
+        assert server.stop() == 0
+    assert server.find_lines("^after run$")
+
+
+def test_one_short_line_counts_blocked_threads_by_place_and_names_the_code_of_the_app(tmp_path):
+    views = "".join(f"@app.get('/{number}')\ndef view{number}():\n    wait()\n\n" for number in range(7))
+    source = f"""
+import queue
+
+
+def wait():
+    os.write(1, b"blocked\\n")
+    queue.Queue().get()
+
+
+{views}
+run()
+"""
+    with script(tmp_path, source) as server, ExitStack() as clients:
+        for path in ["/generator", *(f"/{number}" for number in range(7)), *["/3"] * 20]:
+            clients.enter_context(blocked(server, path))
+        server.wait_for_line("^blocked$", times=28)
+        assert server.stop() == 0
+    [line] = server.find_lines("warning still running, and cut off by the end of the process: (.*)")
+    first, *others, last = line[1].split("; ")
+    assert re.fullmatch(r"21 × view3\(\) at \S*chat\.py:\d+, in wait\(\) at \S*chat\.py:\d+", first)
+    assert len({*others}) == 4
+    place = r"(view\d|\S+chunks)\(\) at \S*chat\.py:\d+, in (wait|block)\(\) at \S*chat\.py:\d+"
+    assert all(re.fullmatch(place, other) for other in others)
+    assert last == "and 3 more"
+
+
 def test_a_thread_that_the_event_loop_waits_for_does_not_keep_the_process(tmp_path):
     with script(tmp_path, "run(loop='asyncio')") as server, blocked(server, "/own-thread"):
         assert server.stop() == 0
@@ -199,15 +262,20 @@ def test_a_script_that_fails_after_its_server_fails(tmp_path):
     assert server.find_lines("^ZeroDivisionError")
 
 
-def test_the_third_signal_kills_also_while_the_event_loop_is_blocked(tmp_path):
-    with script(tmp_path, "app.run(port=0, drain_timeout=60)") as server, blocked(server, "/loop"):
-        # The system makes one of two signals that wait.
-        for _ in range(100):
-            server.signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(0.1)
-                break
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+def test_while_the_event_loop_is_blocked_the_second_signal_says_so_and_the_third_kills(tmp_path, loop):
+    source = f"app.run(port=0, drain_timeout=60, loop={loop!r})"
+    with script(tmp_path, source) as server, blocked(server, "/loop"):
+        # Two, because the system makes one of two equal signals that wait.
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGTERM)
+        server.wait_for_line(
+            r"warning the event loop does not react to the signal, because it is blocked: "
+            r"in_the_loop\(\) at \S*chat\.py:\d+, in block\(\) at \S*chat\.py:\d+$"
+        )
+        server.signal(signal.SIGTERM)
         assert server.wait() == -signal.SIGTERM
+    assert not server.find_lines("still running")
 
 
 def test_a_pool_that_is_idle_and_threads_of_the_script_change_nothing(tmp_path):

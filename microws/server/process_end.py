@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from math import inf
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -27,6 +28,10 @@ _GRACE: Final = 0.4
 _LAST_WORDS: Final = 2.0
 # Seconds between two looks at threads.
 _TICK: Final = 0.02
+# Seconds in which an event loop that is not blocked reacts to a signal.
+_REACTION_TIME: Final = 0.1
+# Places that one line of the log names.
+_MOST_PLACES: Final = 5
 
 # A thread is in these packages before it comes to a view.
 _FRAMEWORKS: Final = frozenset(
@@ -54,6 +59,8 @@ _FRAMEWORKS: Final = frozenset(
 # Of these, the ones that run functions of others in threads; and where such a thread waits for the next function.
 _POOLS: Final = frozenset({"anyio", "concurrent", "trio"})
 _IDLE: Final = frozenset({"_worker", "_work"})
+# What a line of the log leaves out, so that it names the app's own code.
+_NOT_THE_APP: Final = _FRAMEWORKS | sys.stdlib_module_names
 
 
 class ProcessEnd:
@@ -67,7 +74,10 @@ class ProcessEnd:
     def __init__(self) -> None:
         self._limits: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
         self._is_counting = False
-        self._before = set(threading.enumerate())
+        # What a pool does for the program itself is waited for as always; an idle thread may get a job of a view.
+        # anyio's threads belong to another event loop, idle ones too.
+        calls = _blocked_calls(loop_has_ended=True)
+        self._before = {thread for thread in threading.enumerate() if thread.ident in calls}
         self._drained_by = inf
 
     def limit(self, seconds: float) -> None:
@@ -90,13 +100,22 @@ class ProcessEnd:
         """End the process now, with exit code 1."""
         self._count_until(time.monotonic(), 1)
 
+    def explain_unless(self, has_reacted: Callable[[], bool]) -> None:
+        """
+        Log what blocks the event loop, unless ``has_reacted()`` in a moment. A signal handler may call this.
+
+        The next signal may kill the process, and then nothing else would say so.
+        """
+        with suppress(RuntimeError):  # too many threads
+            _thread.start_new_thread(_explain_unless, (has_reacted,))
+
     def let_go(self, code: int) -> None:
         """
         The event loop has ended. Threads of a pool may go on until the end of the drain.
 
-        Python waits for each thread when the main thread has ended. It will not wait for those that a pool has started
-        in the meantime and that are still at work then, such as a view's: the process ends with ``code``. Threads that
-        the app has started itself are waited for, as always.
+        Python waits for each thread when the main thread has ended. It will not wait for a thread of a pool that has
+        begun its work in the meantime and is still at work then, such as a view's: the process ends with ``code``.
+        Where no such thread is left, threads that the app has started itself are waited for, as always.
         """
         if self._is_counting:
             self._limits.put(None)
@@ -107,11 +126,11 @@ class ProcessEnd:
         with suppress(KeyboardInterrupt), _interruptible():
             busy = _wait_for_pools(busy)
             if busy and 0 < (seconds := self._drained_by - time.monotonic()) < inf:
-                _log.info("waiting for %.0f s at most (Ctrl-C: at once) for %s", seconds, "; ".join(busy.values()))
+                _log.info("waiting for %.0f s at most (Ctrl-C: at once) for %s", seconds, _summary(busy.values()))
                 busy = _wait_for_pools(busy, within=seconds)
         if busy:
-            _warn("; ".join(busy.values()))
-            threading.Thread(target=_end_after_main, args=(busy, code), daemon=True).start()
+            _warn(_summary(busy.values()))
+            threading.Thread(target=_end_after_main, args=(_end_of_main(), busy, code), daemon=True).start()
 
     def _count_until(self, deadline: float, code: int) -> None:
         self._limits.put((deadline, code))
@@ -157,8 +176,27 @@ def _interruptible() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _end_after_main(threads: Iterable[threading.Thread], code: int) -> None:
-    threading.main_thread().join()
+def _end_of_main() -> Callable[[], object]:
+    """
+    A function that waits until the main thread has run all of the program.
+
+    To join the main thread is too late. Before that thread counts as ended, Python calls what was registered by
+    ``threading._register_atexit``, the last one first; there ``concurrent.futures`` joins the threads of all pools,
+    blocked ones too. The function is not public. It is the same in CPython 3.9 to 3.14.
+
+    Source: ``_shutdown`` in CPython's threading.py, ``_python_exit`` in concurrent/futures/thread.py.
+    """
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        ended = threading.Event()
+        with suppress(RuntimeError):  # the main thread is past that point: app.run() was called by atexit
+            register(ended.set)
+            return ended.wait
+    return threading.main_thread().join
+
+
+def _end_after_main(wait: Callable[[], object], threads: Iterable[threading.Thread], code: int) -> None:
+    wait()
     if _wait_for_pools(threads):
         # A traceback was printed: the script failed after the server.
         _end(code or int(hasattr(sys, "last_type")), warn=False)
@@ -168,7 +206,8 @@ def _end(code: int, *, warn: bool) -> NoReturn:
     def last_words() -> None:
         if warn:
             calls = _blocked_calls(loop_has_ended=False)
-            _warn("; ".join(calls.values()) or "a task that ignores its cancellation")
+            loop = calls.pop(threading.main_thread().ident, None)
+            _warn(_summary(calls.values(), loop=loop) or "a task that ignores its cancellation")
         atexit._run_exitfuncs()  # noqa: SLF001
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
@@ -186,9 +225,26 @@ def _warn(blocked: str) -> None:
     _log.warning("still running, and cut off by the end of the process: %s", blocked)
 
 
+def _explain_unless(has_reacted: Callable[[], bool]) -> None:
+    time.sleep(_REACTION_TIME)
+    if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(threading.main_thread().ident)):
+        _log.warning("the event loop does not react to the signal, because it is blocked: %s", place)
+
+
+def _summary(places: Iterable[str], *, loop: str | None = None) -> str:
+    """A text for the log: where the event loop is, then the places at which most threads are."""
+    counts = Counter(places).most_common()
+    texts = [] if loop is None else [loop]
+    texts += [place if count == 1 else f"{count} × {place}" for place, count in counts[:_MOST_PLACES]]
+    if left := sum(count for _, count in counts[_MOST_PLACES:]):
+        texts.append(f"and {left} more")
+    return "; ".join(texts)
+
+
 def _blocked_calls(*, loop_has_ended: bool) -> dict[int | None, str]:
-    """What the event loop and the threads of pools are at, by the thread's number: the view, and the line."""
+    """What the event loop and the threads of pools are at, by the thread's number: the view, and the app's line."""
     calls: dict[int | None, str] = {}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     for ident, frame in sys._current_frames().items():  # noqa: SLF001
         stack = _stack(frame)
@@ -201,11 +257,21 @@ def _blocked_calls(*, loop_has_ended: bool) -> dict[int | None, str]:
         if ident != main and not any(_package(frame) in _POOLS for frame in outer):
             continue
         if inner:
-            view, last = inner[0], inner[-1]
+            own = [frame for frame in inner if _package(frame) not in _NOT_THE_APP] or inner[:1]
+            view, last = own[0], own[-1]
             calls[ident] = _place(view) if view is last else f"{_place(view)}, in {_place(last)}"
         elif ident != main and _is_busy(outer[-1], loop_has_ended=loop_has_ended):
-            calls[ident] = _place(outer[-1])
+            calls[ident] = _called_by_pool(outer, names.get(ident, ""))
     return calls
+
+
+def _called_by_pool(stack: list[FrameType], name: str) -> str:
+    """A function of the standard library that a thread of this name runs, or one that has no frame."""
+    for caller, frame in reversed(list(pairwise(stack))):
+        if _package(caller) in _POOLS and _package(frame) not in _POOLS:
+            return _place(frame)
+    # Each thread has a number, which would make each entry of the log a different one.
+    return f"a function that is not written in Python, in a thread of {name.rstrip('0123456789').rstrip('-_ ')}"
 
 
 def _is_busy(frame: FrameType, *, loop_has_ended: bool) -> bool:

@@ -63,6 +63,11 @@ class Shutdown:
         if self._supervised is not None:
             self._supervised.report_limit(seconds)
 
+    def explain(self) -> None:
+        """The second signal has arrived: log what blocks the event loop, unless the loop reacts in a moment."""
+        if self._end is not None:
+            self._end.explain_unless(self.forced.is_set)
+
     def finish(self, code: int) -> None:
         """Only the event loop has to end now. Where it does not, the process ends all the same, with ``code``."""
         if self._end is not None:
@@ -78,7 +83,8 @@ async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status
     """
     Drain at the first signal, and stop at once at the second one. The third one kills.
 
-    They count also while the event loop is blocked: then the process ends a little later than it would have.
+    They count also while the event loop is blocked: then the process ends a little later than it would have, and the
+    second one has the log say what blocks the loop.
 
     SIGHUP is the end of the terminal that the server was started in, or else somebody expects new code from it: that
     takes several workers, and is only logged.
@@ -96,6 +102,7 @@ async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status
             shutdown.limit(drain_timeout)
         else:
             shutdown.limit(_HURRY)
+            shutdown.explain()
             for stop in _STOPS:
                 signal.signal(stop, signal.SIG_DFL)
 

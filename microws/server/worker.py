@@ -65,7 +65,7 @@ def run(
     A view that is blocked in a thread cannot be cancelled. It does not keep the process after the shutdown of the app:
     in the main thread, this call returns, and the process ends with the same exit code as soon as the main thread does.
     Where the event loop does not end either, on trio or because it is blocked itself, the process ends within this
-    call, after what is registered with ``atexit``. One warning names the view and the line.
+    call, after what is registered with ``atexit``. One warning names the views and the lines.
 
     Several workers start the program of this process anew, each of them, and serve when they come to this call.
 
@@ -78,7 +78,8 @@ def run(
 
     Returns:
         The exit code: 0 after an orderly end, 1 when the app did not start or did not stop well, or an address could
-        not be had. The log says why.
+        not be had. The log says why. Where the event loop is still blocked at the end of the drain, this call does not
+        return: the process ends with exit code 1.
 
     Raises:
         TypeError: An option that does not exist; the text says which was probably meant.

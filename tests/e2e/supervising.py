@@ -27,6 +27,7 @@ def who(request):
 
 @app.get("/slow/{seconds:float}")
 async def slow(request, seconds):
+    print("slow", flush=True)
     await anyio.sleep(seconds)
     return "done"
 

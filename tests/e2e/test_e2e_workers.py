@@ -81,10 +81,8 @@ def test_a_worker_that_is_killed_is_replaced_and_the_websockets_of_the_others_do
     with supervised(directory, "--workers", "4") as server, contextlib.ExitStack() as stack:
         websockets = one_websocket_each(stack, server, 4)
         killed, ws = websockets.popitem()
-        began = time.monotonic()
         os.kill(killed, signal.SIGKILL)
         server.wait_for_line(rf"error worker {killed} was killed by SIGKILL; another one is started$")
-        assert time.monotonic() - began < 1
         with pytest.raises(ConnectionClosed):
             ws.recv(timeout=LIMIT)
         assert all(echoes(ws) for ws in websockets.values())
@@ -111,12 +109,23 @@ def test_workers_whose_supervisor_was_killed_end_by_themselves(directory):
 
 
 BLOCKING = """
-import time
+import asyncio, time
+from concurrent.futures import ThreadPoolExecutor
+
+pool = ThreadPoolExecutor()
 
 @app.get("/block-a-thread")
 def block_a_thread():
     print("blocked", flush=True)
     time.sleep(60)
+
+def in_a_pool():
+    print("blocked", flush=True)
+    time.sleep(60)
+
+@app.get("/block-a-pool")
+async def block_a_pool():
+    await asyncio.get_running_loop().run_in_executor(pool, in_a_pool)
 
 @app.get("/block")
 async def block(request):
@@ -137,8 +146,8 @@ def blocking(server, path="/block"):
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_worker_whose_event_loop_is_blocked_is_replaced_and_says_where(directory, loop):
     write(directory, APP + BLOCKING)
-    with supervised(directory, "--workers", "2", "--worker-timeout", "1", "--loop", loop) as server, blocking(server):
-        pid = server.wait_for_line(r"error worker (\d+) is killed: nothing heard from it for 1 s")[1]
+    with supervised(directory, "--workers", "2", "--worker-timeout", "3", "--loop", loop) as server, blocking(server):
+        pid = server.wait_for_line(r"error worker (\d+) is killed: nothing heard from it for 3 s")[1]
         server.wait_for_line(rf"\[{pid}\] warning still running, .*: block\(\) at .*chat\.py:\d+$")
         server.wait_for_line(rf"error worker {pid} ended with exit code 1; another one is started")
         server.wait_for_line(r"info worker \d+ serves", times=2)
@@ -148,28 +157,28 @@ def test_a_worker_whose_event_loop_is_blocked_is_replaced_and_says_where(directo
 
 
 def test_a_worker_that_is_stopped_is_replaced_and_does_not_hold_up_the_end(directory):
-    arguments = ("--workers", "2", "--worker-timeout", "1", "--drain-timeout", "0.1")
+    arguments = ("--workers", "2", "--worker-timeout", "3", "--drain-timeout", "0.1")
     with supervised(directory, *arguments) as server, contextlib.ExitStack() as stack:
         first, second = one_websocket_each(stack, server, 2)
         os.kill(first, signal.SIGSTOP)
-        server.wait_for_line(rf"error worker {first} is killed: nothing heard from it for 1 s")
+        server.wait_for_line(rf"error worker {first} is killed: nothing heard from it for 3 s")
         server.wait_for_line(rf"error worker {first} was killed by SIGKILL; another one is started")
         server.wait_for_line(r"info worker \d+ serves", times=2)
         os.kill(second, signal.SIGSTOP)
         server.signal(signal.SIGTERM)
         # 3.1 s for the drain, and 2.5 s to say where it is blocked.
-        assert server.wait(within=10) == 1
+        assert server.wait() == 1
     assert server.find_lines(rf"error worker {second} does not end and is killed")
 
 
 def test_workers_that_were_stopped_with_their_supervisor_go_on(directory):
-    with supervised(directory, "--workers", "2", "--worker-timeout", "1") as server, contextlib.ExitStack() as stack:
+    with supervised(directory, "--workers", "2", "--worker-timeout", "3") as server, contextlib.ExitStack() as stack:
         websockets = one_websocket_each(stack, server, 2)
         os.killpg(server.pid, signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(3.5)
         os.killpg(server.pid, signal.SIGCONT)
         assert all(echoes(ws) for ws in websockets.values())
-        time.sleep(1.5)
+        time.sleep(3.5)
         assert all(echoes(ws) for ws in websockets.values())
         stack.close()
         assert server.stop() == 0
@@ -180,7 +189,7 @@ def test_a_blocked_event_loop_does_not_hold_up_the_end(directory):
     write(directory, APP + BLOCKING)
     with supervised(directory, "--workers", "2", "--drain-timeout", "0.1") as server, blocking(server):
         server.signal(signal.SIGTERM)
-        assert server.wait(within=10) == 1
+        assert server.wait() == 1
     assert server.find_lines(r"warning still running, .*: block\(\) at .*chat\.py:\d+$")
 
 
@@ -253,14 +262,15 @@ def test_code_that_does_not_start_leaves_the_old_workers_in_their_places(directo
         assert server.stop() == 0
 
 
-def test_a_blocked_view_does_not_keep_an_old_worker(directory):
+@pytest.mark.parametrize(("path", "place"), [("/block-a-thread", "block_a_thread"), ("/block-a-pool", "in_a_pool")])
+def test_a_blocked_view_does_not_keep_an_old_worker(directory, path, place):
     write(directory, APP + BLOCKING)
     with (
         supervised(directory, "--workers", "2", "--drain-timeout", "0.1") as server,
-        blocking(server, "/block-a-thread"),
+        blocking(server, path),
     ):
         server.signal(signal.SIGHUP)
-        line = r"\[(\d+)\] warning still running, .*: block_a_thread\(\) at .*chat\.py:\d+$"
+        line = rf"\[(\d+)\] warning still running, .*: {place}\(\) at .*chat\.py:\d+$"
         old = int(server.wait_for_line(line)[1])
         server.wait_for_line("all 2 workers are new")
         wait_until(lambda: not is_running(old))
@@ -348,15 +358,12 @@ def test_a_signal_to_the_whole_group_counts_once(directory):
     with supervised(directory, "--workers", "2") as server, connect(f"{server.ws_url}/echo", proxy=None) as ws:
         ws.recv(timeout=LIMIT)
         with socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow:
-            slow.sendall(b"GET /slow/0.7 HTTP/1.1\r\nhost: x\r\n\r\n")
-            slow.settimeout(0.2)
-            with pytest.raises(TimeoutError):
-                slow.recv(1)
+            slow.sendall(b"GET /slow/2 HTTP/1.1\r\nhost: x\r\n\r\n")
+            server.wait_for_line("^slow$")
             os.killpg(server.pid, signal.SIGTERM)
             with pytest.raises(ConnectionClosed) as closed:
                 ws.recv(timeout=LIMIT)
             assert closed.value.rcvd.code == 1012
-            slow.settimeout(LIMIT)
             assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
         assert server.wait() == 0
         assert len(server.find_lines("^stopped$")) == 2
@@ -364,18 +371,16 @@ def test_a_signal_to_the_whole_group_counts_once(directory):
 
 def test_a_second_signal_is_at_once(directory):
     """As a terminal sends them, to the whole group."""
-    with supervised(directory, "--workers", "2", "--drain-timeout", "300") as server:
-        with socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow:
-            slow.sendall(b"GET /slow/300 HTTP/1.1\r\nhost: x\r\n\r\n")
-            slow.settimeout(0.2)
-            with pytest.raises(TimeoutError):
-                slow.recv(1)
-            os.killpg(server.pid, signal.SIGINT)
-            server.wait_for_line("stopping within 300 s; open requests: 1")
-            os.killpg(server.pid, signal.SIGINT)
-            began = time.monotonic()
-            assert server.wait() == 0
-        assert time.monotonic() - began < 5
+    with (
+        supervised(directory, "--workers", "2", "--drain-timeout", "300") as server,
+        socket.create_connection(("127.0.0.1", server.port), LIMIT) as slow,
+    ):
+        slow.sendall(b"GET /slow/300 HTTP/1.1\r\nhost: x\r\n\r\n")
+        server.wait_for_line("^slow$")
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait_for_line("stopping within 300 s; open requests: 1")
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.wait() == 0
 
 
 # Nobody reads the log

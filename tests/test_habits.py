@@ -30,9 +30,18 @@ def test_every_name_is_an_attribute_error_of_one_line_and_for_hasattr_not_there(
         assert not hasattr(cls, name)
         with pytest.raises(AttributeError) as caught:
             getattr(cls, name)
-        assert str(caught.value).startswith(f"{cls.__name__} has no {name!r}: use ")
+        assert str(caught.value).startswith(f"{cls.__name__} has no {name!r}: ")
         assert "\n" not in str(caught.value)
         assert "{" not in str(caught.value).partition("{name}")[0] or "=[" in str(caught.value)
+
+
+@pytest.mark.parametrize("table", [*TABLES.values(), habits.MODULE])
+def test_every_advice_is_a_sentence_with_one_verb(table):
+    verbs = ("use", "write", "read", "return", "start")
+    for advice in table.values():
+        verb, _, rest = advice.partition(" ")
+        assert verb in verbs
+        assert not rest.startswith(tuple(f"{second} " for second in (*verbs, "await", "raise", "async")))
 
 
 @pytest.mark.parametrize("table", [*TABLES.values(), habits.MODULE])
@@ -62,7 +71,11 @@ def request_of(app):
         (lambda: JSONResponse({}).status_code, "JSONResponse has no 'status_code': use response.status"),
         (lambda: microws.WebSocketDisconnected, "microws has no 'WebSocketDisconnected': use WebSocketDisconnect"),
         (lambda: microws.Websocket, "microws has no 'Websocket': use WebSocket"),
-        (lambda: microws.jsonify, "microws has no 'jsonify': use return the dict or list"),
+        (lambda: microws.jsonify, "microws has no 'jsonify': return the dict or list from the view"),
+        (
+            lambda: Response("x").text,
+            "Response has no 'text': use response.body to read it; to change it, return a new",
+        ),
     ],
 )
 def test_the_advice_says_what_to_write(look, advice):
@@ -91,7 +104,7 @@ def test_an_app_may_have_attributes_of_its_own():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("jsonify", "microws has no 'jsonify': use return the dict or list, or (body, status, headers)"),
+        ("jsonify", "microws has no 'jsonify': return the dict or list from the view, or (body, status, headers)"),
         ("WebSocketDisconnected", "microws has no 'WebSocketDisconnected': use WebSocketDisconnect"),
         ("HttpException", "microws has no 'HttpException': use HTTPException"),
     ],

@@ -124,7 +124,7 @@ class Lifespan:
         check_function(function)
         if not self._runs:
             raise RuntimeError(_NO_TASKS)
-        self._hub.loop.check()
+        self._hub.loop.check("anyio.from_thread.run_sync(app.start_soon, function)")
         self._runs[-1].start_soon(function, *args)
 
     def add_context(self, context: Callable[[Any], Any]) -> None:

@@ -68,9 +68,12 @@ class AppLoop:
                 if not self.runs:
                     self._token = self._loop = self.thread = None
 
-    def check(self) -> None:
+    def check(self, in_thread: str) -> None:
         """
         Make sure that the app runs in this event loop.
+
+        Args:
+            in_thread: What the error says to write in another thread than the event loop's.
 
         Raises:
             RuntimeError: It does not run, or runs in another one.
@@ -79,12 +82,12 @@ class AppLoop:
             return
         if self._token is None or (self._loop is not None and self._loop.is_closed()):
             raise RuntimeError(
-                "expected a running app, got one that has not started: publish and subscribe in the process that "
-                "serves the app, from its start-up on; in another framework's lifespan, `async with app.running():`"
+                "expected a running app, got one that has not started or has ended: use it in the process that serves "
+                "it, from its start-up until its shutdown; in another framework's lifespan, `async with app.running():`"
             )
-        advice = "start the app and publish in the same one"
+        advice = "use the app in the one that started it"
         if get_ident() != self.thread:
-            advice = "in another thread write app.publish_from_thread(topic, value)"
+            advice = f"in another thread write {in_thread}"
         raise RuntimeError(f"expected the event loop that the app runs in, got another one: {advice}")
 
     def publish_from_thread(self, publish: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
@@ -96,7 +99,7 @@ class AppLoop:
                 Where the loop ends meanwhile, the message may have been published or not.
         """
         if self._token is None:
-            raise RuntimeError("publish_from_thread needs a running app: call it after the app has started")
+            raise RuntimeError("publish_from_thread needs a running app: call it between its start-up and its shutdown")
         if get_ident() == self.thread:
             raise RuntimeError("publish_from_thread is for other threads; here write `await app.publish(topic, value)`")
         if self._loop is None:

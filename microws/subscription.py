@@ -37,7 +37,9 @@ class _Queue:
         )
 
     def open(self) -> None:
-        self._hub.loop.check()
+        self._hub.loop.check(
+            "anyio.from_thread.run(function), where the `async def` function reads the topics in the app's event loop"
+        )
         self._hub.subscribe(self._subscriber, *self._topics)
         self._is_open = True
 

@@ -268,7 +268,7 @@ class Hub:
         """
         # The thread tells in 30 ns. Asking for the running loop is a system call until Python 3.12.
         if get_ident() != self.loop.thread:
-            self.loop.check()
+            self.loop.check("app.publish_from_thread(topic, value)")
         if type(topic) is not str or topic not in self._topics:
             check_topic(topic)
         payload = self._codecs.payload(value)

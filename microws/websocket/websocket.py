@@ -417,7 +417,7 @@ class WebSocket(Connection):
         if self.closed:
             raise self._transport.unusable("subscribe")
         if self._subscriber is None:
-            self._options.hub.loop.check()
+            self._options.hub.loop.check("anyio.from_thread.run(ws.subscribe, topic)")
             self._subscriber = Subscriber(
                 id=self.id,
                 codec=self._options.send_codec,

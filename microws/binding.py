@@ -188,10 +188,10 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
 
 def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is_wrapped: bool) -> str | None:
     """
-    What is wrong with an annotation of the connection or of a route parameter.
+    What is wrong with an annotation of the connection or of a route parameter, or with the connection's default.
 
-    Behind a decorator only an annotation with a type such as ``str`` or ``int`` is looked at: the decorator may pass
-    an object of the app's own where the request or the parameter was.
+    Behind a decorator only an annotation or a default of a type such as ``str`` or ``int`` is looked at: the decorator
+    may pass an object of the app's own where the request or the parameter was.
     """
     for name, converter in pattern.converters.items():
         if name not in signature.named or converter.type is None:
@@ -207,11 +207,19 @@ def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is
         return None
     first = signature.others[0]
     arms, connection = _arms(first, signature.globals), _CONNECTIONS[kind]
-    if _allows(arms, connection) or any(arm is not None and issubclass(arm, connection) for arm in arms):
-        return None
+    taken = "request" if kind == "http" else "ws"
+    fits = [arm for arm in arms if arm is None or issubclass(connection, arm) or issubclass(arm, connection)]
+    if fits:
+        has_default = first.default is not Parameter.empty and first.default is not None
+        is_named = any(arm not in (None, object) for arm in fits)
+        if not has_default or is_named or (is_wrapped and type(first.default) not in _PLAIN):
+            return None
+        return (
+            f"its parameter {first.name!r} has a default, but the first one that the pattern does not name gets the "
+            f"{connection.__name__}; take `{taken}` before it, or read {taken}.query.get({first.name!r})"
+        )
     if is_wrapped and not _PLAIN.issuperset(arms):
         return None
-    taken = "request" if kind == "http" else "ws"
     if _PLAIN.issuperset(arms):
         advice = f"take `{taken}` first and read {taken}.query.get({first.name!r})"
     elif any(arm is not None and arm.__name__ in ("Request", "WebSocket") for arm in arms):

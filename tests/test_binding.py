@@ -469,6 +469,46 @@ class TestAnnotations:
         assert "that the pattern does not name gets the Request; " in str(caught.value)
         assert str(caught.value).endswith(advice)
 
+    @pytest.mark.parametrize("kind", ["http", "websocket"])
+    def test_a_first_parameter_with_a_default_is_refused(self, kind):
+        async def page(limit=10):
+            pass
+
+        async def behind(item, limit=10):
+            pass
+
+        async def any_value(limit: Any = 10):
+            pass
+
+        async def keyword(*, limit=""):
+            pass
+
+        async def closure(limit=page):
+            pass
+
+        views = [(view, "/") for view in (page, any_value, keyword, closure, async_decorator(page))]
+        connection, name = ("Request", "request") if kind == "http" else ("WebSocket", "ws")
+        for view, pattern in [*views, (behind, "/{item}")]:
+            with pytest.raises(RoutingError) as caught:
+                bind(view, pattern, kind=kind)
+            assert str(caught.value).endswith(
+                "its parameter 'limit' has a default, but the first one that the pattern does not name gets the "
+                f"{connection}; take `{name}` before it, or read {name}.query.get('limit')"
+            )
+
+    async def test_one_with_the_default_none_or_annotated_as_the_connection_is_not(self):
+        async def optional(request=None):
+            return request
+
+        async def annotated(request: Request | str = "none"):
+            return request
+
+        async def behind(user=Item):
+            return user
+
+        for view in (optional, annotated, async_decorator(behind)):
+            assert await bind(view, "/", kind="http")(CONNECTION, {}) == CONNECTION
+
     @pytest.mark.parametrize("annotation", [WebSocket, Connection, "WebSocket", WebSocket | Request])
     def test_the_same_for_a_websocket(self, annotation):
         bind(annotated(annotation), "/", kind="websocket")

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import wraps
 from secrets import token_hex
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from microws.closing import DEFAULT_REASONS, MAX_REASON_BYTES, CloseCode, truncate_reason
 from microws.codec import dumps_json
@@ -26,6 +26,7 @@ from microws.responses import JSONResponse, RedirectResponse, Response, TextResp
 from microws.routing import Miss, encode_path
 
 __all__ = [
+    "EXPECTED",
     "ErrorHandler",
     "ErrorHandlers",
     "allowed",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
+
+# Exceptions with a close code of their own, which is all that becomes of them.
+EXPECTED: Final = (HTTPException, PayloadTypeError, InvalidMessage, TooManySubscriptions)
 
 _log = logging.getLogger("microws.errors")
 

@@ -75,9 +75,9 @@ class App:
             origin: ``["https://app.example"]``. Browsers may send cookies with their requests. ``["*"]`` allows all
             pages, without cookies. Default: the same origin only, without CORS.
         allowed_hosts: Names and addresses that ``Host`` may have, without port: ``["app.example", "*.app.example"]``.
-            Other requests are answered with 421, except those of ``health``. Set it where no proxy checks the name, as
-            on a developer's machine: a page whose name resolves to this server (DNS rebinding) has the same origin.
-            Default: any.
+            Other requests are answered with 421, except those of ``health``, but not of a mounted app's ``health``.
+            Set it where no proxy checks the name, as on a developer's machine: a page whose name resolves to this
+            server (DNS rebinding) has the same origin. Default: any.
         error_close_code: Close code after an unexpected error. Default 1011.
         hub: The backplane. Default ``"memory"``, for one process.
         redirect_slashes: Answer 308 where only the other slash form of a path exists. Default: yes.
@@ -323,9 +323,10 @@ class App:
 
         Args:
             prefix: Literal text such as ``/admin``; ``""`` or ``/`` takes all.
-            asgi_app: Another ``App`` has its own ``origins``, and those of this app do not apply to it.
+            asgi_app: Another ``App`` takes over this app's ``origins``, unless it has its own.
             origins: Refuse WebSockets and unsafe HTTP methods from foreign web pages, as for this app's own routes.
-                ``False`` leaves that to ``asgi_app``, such as one with CORS or with webhooks of its own. Default: yes.
+                ``False`` leaves that to ``asgi_app``, such as one with CORS or with webhooks of its own; an ``App``
+                then does not take over ``origins``. Default: yes.
 
         Raises:
             RoutingError: The prefix cannot be, or is taken.
@@ -333,14 +334,15 @@ class App:
         """
         self._check_registering()
         check_mounted(asgi_app, prefix, origins)
-        self._router.mount(prefix, MountEndpoint(asgi_app, origins and not isinstance(asgi_app, App)))
+        self._router.mount(prefix, MountEndpoint(asgi_app, origins and not isinstance(asgi_app, App), origins))
 
     def include(self, other_app: "App", prefix: str = "") -> None:
         """
         Take over all that was registered with another app, as a blueprint.
 
         Its hooks and error handlers serve its own routes, inside those of this app. Its views see this app as ``app``,
-        and its ``publish``, ``subscribe``, ``state`` and ``url_for`` are this app's. Its own settings do not count.
+        and its ``publish``, ``subscribe``, ``state`` and ``url_for`` are this app's. Of its settings only
+        ``templates`` counts.
 
         Args:
             other_app: Complete: registering with it afterwards is an error. It may include others, and may be included
@@ -349,7 +351,8 @@ class App:
 
         Raises:
             RoutingError: Two routes that cannot be told apart, or a prefix that cannot be.
-            RuntimeError: ``other_app`` is this app, is included elsewhere, or has middleware, which would not run.
+            RuntimeError: ``other_app`` is this app, is included elsewhere, or has middleware or a setting that would
+                be lost. Only what this app has as well, and defaults, may be set.
             TypeError: ``other_app`` is no ``App``.
             ValueError: Both apps have codecs of one name.
         """
@@ -360,6 +363,7 @@ class App:
             raise RuntimeError("an app is included in one other app only, and never in itself")
         if other_app._middleware.added:
             raise RuntimeError("an included app has no middleware: add it to the including app, or mount this one")
+        self._settings.check_included(other_app._settings, App)
         if "{" in prefix:
             raise RoutingError(f"the prefix {prefix!r} has a parameter: write it in each pattern, for the views")
         self._router.include(other_app._router, prefix)
@@ -374,8 +378,7 @@ class App:
             if self._added_codecs.get(name) is not codec:
                 self.add_codec(name, codec)
         self._hub.include(other_app._hub)
-        for name, value in other_app._state_values.items():
-            self._state_values.setdefault(name, value)
+        self._state_values.update({**other_app._state_values, **self._state_values})
 
     def static(self, prefix: str, directory: str | Path) -> None:
         """

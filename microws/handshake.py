@@ -484,12 +484,13 @@ def _refusal(origin: str | None, host: str | None, *, site: str | None = None) -
     parsed = None if origin is None else _parse_origin(origin)
     came = "a request without Origin" if origin is None else f"Origin {_cut(origin)}"
     browser = f" (Sec-Fetch-Site: {site})" if site else ""
-    line = f'App(origins=["{parsed}"])' if parsed else 'App(origins=["*"]), which turns the check off'
+    # The line stands last, so that the log can say of which app.
+    line = f'to allow this origin: App(origins=["{parsed}"])' if parsed else 'to turn the check off: App(origins=["*"])'
     return Refusal(
         403,
         "origin not allowed",
         f"{came}{browser} is not the request's own Host {_cut(host)}; if a proxy rewrites Host, let it pass the "
-        f"client's on; to allow this origin: {line}",
+        f"client's on; {line}",
     )
 
 

@@ -1,5 +1,6 @@
 """The settings of an app, each of them checked."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
@@ -39,6 +40,7 @@ class AppSettings:
     debug: bool
     json_default: JSONDefault | None
     threads: int
+    redirect_slashes: bool
 
     def __post_init__(self) -> None:
         for name in ("max_message_size", "max_fragments", "receive_queue", "max_subscriptions", "threads"):
@@ -61,6 +63,27 @@ class AppSettings:
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """The settings among the arguments of ``App``, which has one of the same name for each. Raises as the class."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    def check_included(self, included: Self, app_class: type[Any]) -> None:
+        """
+        Refuse to include an app whose settings would be lost.
+
+        Args:
+            included: Settings of the app that is included. Those that are as here, or defaults, may stay.
+            app_class: Its arguments have the defaults.
+
+        Raises:
+            RuntimeError: Names each of the others.
+        """
+        defaults = self.of({name: each.default for name, each in inspect.signature(app_class).parameters.items()})
+        names = [field.name for field in fields(self)]
+        own = [name for name in names if getattr(included, name) != getattr(defaults, name)]
+        lost = ", ".join(f"{name}=…" for name in own if getattr(included, name) != getattr(self, name))
+        if lost:
+            raise RuntimeError(
+                f"expected an included app without settings of its own, got App({lost}): give them to the app that "
+                "includes it, or mount this one"
+            )
 
     @property
     def cors(self) -> CORS | None:

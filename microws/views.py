@@ -63,13 +63,18 @@ class HTTPEndpoint:
 @dataclass(frozen=True, eq=False, slots=True)
 class MountEndpoint:
     """
-    What stands behind a mount: the app, and whether the origin rule is checked before it is called.
+    What stands behind a mount.
 
-    ``states`` has the lifespan state of each run of the app that is under way.
+    Attributes:
+        app: The one that is mounted.
+        checks_origin: Whether the origin rule is checked before ``app`` is called.
+        gives_origins: Whether an ``App`` without ``origins`` takes over those of the outer app.
+        states: The lifespan state of each run of ``app`` that is under way.
     """
 
     app: ASGIApplication
     checks_origin: bool
+    gives_origins: bool
     states: list[dict[str, Any]] = field(default_factory=list)
 
     def scope_below(self, scope: Scope, prefix: str) -> Scope:

@@ -1086,6 +1086,34 @@ class TestInclude:
             App().include(inner)
 
     @pytest.mark.parametrize(
+        ("settings", "names"),
+        [
+            ({"allowed_hosts": ["admin.example"]}, "allowed_hosts=…"),
+            (
+                {"compression": True, "max_message_size": 5, "threads": 2},
+                "max_message_size=…, compression=…, threads=…",
+            ),
+            ({"origins": []}, "origins=…"),
+            ({"json_default": str, "redirect_slashes": False}, "json_default=…, redirect_slashes=…"),
+        ],
+    )
+    def test_settings_that_would_be_lost_are_refused(self, settings, names):
+        inner, middle = App(**settings), App(**settings)
+        inner.get("/")(nothing)
+        expected = f"got App({names}): give them to the app that includes it, or mount this one"
+        with pytest.raises(RuntimeError) as caught:
+            App().include(inner)
+        assert str(caught.value).endswith(expected)
+        middle.include(inner)
+        with pytest.raises(RuntimeError) as caught:
+            App().include(middle)
+        assert str(caught.value).endswith(expected)
+        App(**settings).include(middle)
+
+    def test_settings_of_the_including_app_need_not_be_repeated(self):
+        App(compression=True, allowed_hosts=["app.example"]).include(App(compression=False, templates="elsewhere"))
+
+    @pytest.mark.parametrize(
         "register",
         [
             lambda app: app.add_route(nothing, "/late"),

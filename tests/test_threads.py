@@ -82,6 +82,31 @@ class Blocking:
                 self.release.set()
 
 
+class TwoAtATime:
+    """How many threads call ``count`` at a time; each waits for another one."""
+
+    def __init__(self):
+        self._running, self._most = [], []
+        self._both = threading.Barrier(2, timeout=50)
+
+    def count(self):
+        self._running.append(None)
+        self._most.append(len(self._running))
+        self._both.wait()
+        self._running.pop()
+        self._both.wait()
+
+    async def most_of(self, app):
+        async with app.test_client() as client, anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(client.get, "/")
+        return max(self._most)
+
+
+async def nothing():
+    """A view without work."""
+
+
 class TestKinds:
     @pytest.mark.parametrize(
         ("blocked", "others"),
@@ -105,22 +130,14 @@ class TestKinds:
             assert (await client.get("/view")).text == "view"
 
     async def test_the_setting_is_how_many_run_at_a_time(self):
-        app, running, most = App(threads=2), [], []
-        both = threading.Barrier(2, timeout=50)
+        app, counter = App(threads=2), TwoAtATime()
 
         @app.get("/")
         def view():
-            running.append(None)
-            most.append(len(running))
-            both.wait()
-            running.pop()
-            both.wait()
+            counter.count()
             return "done"
 
-        async with app.test_client() as client, anyio.create_task_group() as tasks:
-            for _ in range(6):
-                tasks.start_soon(client.get, "/")
-        assert max(most) == 2
+        assert await counter.most_of(app) == 2
 
     def test_one_app_may_run_in_several_event_loops(self):
         app = App(threads=1)
@@ -204,12 +221,12 @@ class TestHooks:
             pass
         assert threads == [threading.get_ident()] * 2
 
-    async def test_those_of_an_included_app_use_the_threads_of_the_app_that_serves(self, tmp_path):
-        blocking, outer = Blocking(tmp_path), App(threads=2)
-        outer.include(blocking.app)
-        blocking.app = outer
-        async with blocking.blocked("/async?hook") as client:
-            assert (await client.get("/async")).text == "async"
+    async def test_those_of_an_included_app_use_the_threads_of_the_app_that_serves(self):
+        part, app, counter = App(), App(threads=2), TwoAtATime()
+        part.before_request(lambda request: counter.count())
+        part.get("/")(nothing)
+        app.include(part)
+        assert await counter.most_of(app) == 2
 
 
 class TestContext:

@@ -1,9 +1,11 @@
 """What a view holds: each row of "The WebSocket", and the rules below it, over the in-memory client."""
 
+import logging
 import os
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import pytest
@@ -717,8 +719,9 @@ class TestSend:
         async with app.test_client() as client, client.websocket("/") as ws:
             assert await ws.receive_text() == "next"
 
-    async def test_a_view_that_only_sends_learns_of_the_end_at_once(self, app, after_disconnect):
-        notes = Notes()
+    async def test_a_view_that_only_sends_learns_of_the_end_at_once(self, after_disconnect):
+        # The default close_timeout: a busy machine may need longer than a short one to let the view run.
+        app, notes = App(), Notes()
 
         @app.websocket_route("/")
         async def view(ws):
@@ -735,8 +738,9 @@ class TestSend:
             await ws.close(4000, "enough")
             assert await notes.wait() == [(4000, "enough")]
 
-    async def test_it_does_while_it_is_blocked_in_send(self, app, after_disconnect):
-        notes = Notes()
+    async def test_it_does_while_it_is_blocked_in_send(self, after_disconnect):
+        # The default close_timeout: a busy machine may need longer than a short one to let the view run.
+        app, notes = App(), Notes()
 
         @app.websocket_route("/")
         async def view(ws):
@@ -1335,6 +1339,34 @@ class TestTopics:
         assert app.hub.statistics().topics == 0
         (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
         assert "App(max_subscriptions=" in record.getMessage()
+
+    @pytest.mark.parametrize(
+        ("error", "code", "logged"),
+        [
+            (partial(TooManySubscriptions, 3, 2), 1008, 1),
+            (partial(HTTPException, 404, {"value": object()}), 1011, 1),
+            (LookupError, 1011, 1),
+            (partial(HTTPException, 404), 3404, 0),
+            (InvalidMessage, 1007, 0),
+            (PayloadTypeError, 1003, 0),
+        ],
+    )
+    @pytest.mark.parametrize("way", ["async with", "accept"])
+    async def test_an_exception_of_a_view_is_logged_once_at_most(self, error, code, logged, way, caplog):
+        app = App()
+
+        @app.websocket_route("/")
+        async def view(ws):
+            if way == "accept":
+                await ws.accept()
+                raise error()
+            async with ws:
+                raise error()
+
+        with suppress(LookupError):
+            async with app.test_client() as client, client.websocket("/") as ws:
+                assert (await closed(ws))[0] == code
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == logged
 
     async def test_a_route_with_too_many_topics_of_its_own_refuses_its_clients(self):
         app = App(max_subscriptions=1)

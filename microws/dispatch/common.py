@@ -1,23 +1,38 @@
 """What both kinds of requests have in common on their way to a view."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import anyio
 
 from microws.answers import report
-from microws.callables import is_async
+from microws.callables import describe, is_async
 from microws.errors import HTTPException
 from microws.handshake import Refusal
 from microws.interfaces import Scope
 from microws.requests import OVER, Connection
 from microws.routing import Mounted, Route, encode_path
+from microws.settings import AppSettings
+from microws.views import MountEndpoint
 
-__all__ = ["NO_NUL", "close_down", "has_header", "name_route", "raise_refusal", "refused", "shown"]
+__all__ = [
+    "NO_NUL",
+    "allowed_origins",
+    "close_down",
+    "has_header",
+    "name_route",
+    "raise_refusal",
+    "refused",
+    "scope_of_mount",
+    "shown",
+]
 
 # Refused because C libraries below a view (a file system, a database) would read another path than was checked.
 NO_NUL = "a path has no NUL"
+
+# In the scope of a mounted app: its ``_Place``.
+_PLACE: Final = "microws.mounted"
 
 _log = logging.getLogger("microws")
 
@@ -58,7 +73,8 @@ async def close_down(connection: Connection, *, seconds: float) -> Exception | N
             # By asyncio's Task.cancel, which passes the shield. Raised when the others have had their turn.
             interruption = error
         if limit.cancel_called:
-            _log.warning("%s: %r of on_close did not end within %g s", shown(connection.path), function, seconds)
+            name = describe(function)
+            _log.warning("%s: %s of on_close did not end within %g s", shown(connection.path), name, seconds)
     connection.closers = OVER
     if interruption is not None:
         raise interruption
@@ -77,10 +93,58 @@ def name_route(scope: Scope, route: Route | Mounted, endpoint: Callable[..., Any
     scope["path_params"] = {**outer, **params} if outer else params
 
 
-def raise_refusal(refusal: Refusal | None, path: str) -> None:
-    """Log a refusal, if there is one, and raise it as ``HTTPException``."""
-    if refusal is not None:
-        raise refused(refusal, path)
+class _Place(NamedTuple):
+    """
+    Where an app is mounted.
+
+    Attributes:
+        prefix: The prefix of its mount, after those of the mounts around that one.
+        origins: The list that it takes over if it has none.
+        owner: The prefix of the app whose list this is. ``None`` is the outermost app.
+    """
+
+    prefix: str
+    origins: Sequence[str] | None
+    owner: str | None
+
+
+def scope_of_mount(scope: Scope, found: Mounted, settings: AppSettings) -> Scope:
+    """The scope of a mounted app, with the ``origins`` that it takes over. ``settings`` are those of the outer app."""
+    mount: MountEndpoint = found.endpoint
+    below = mount.scope_below(scope, found.prefix)
+    outer: _Place | None = scope.get(_PLACE)
+    prefix = found.prefix if outer is None else outer.prefix + found.prefix
+    if mount.gives_origins:
+        below[_PLACE] = _Place(prefix, allowed_origins(scope, settings), _owner(scope, settings))
+    else:
+        below[_PLACE] = _Place(prefix, None, prefix)
+    return below
+
+
+def allowed_origins(scope: Scope, settings: AppSettings) -> Sequence[str] | None:
+    """The ``origins`` of an app: its own, or else those of the app that mounts it."""
+    if settings.origins is None and (place := scope.get(_PLACE)) is not None:
+        inherited: Sequence[str] | None = place.origins
+        return inherited
+    return settings.origins
+
+
+def raise_refusal(refusal: Refusal | None, path: str, scope: Scope, settings: AppSettings) -> None:
+    """Log the refusal of an origin, if there is one, and raise it as ``HTTPException``."""
+    if refusal is None:
+        return
+    owner = _owner(scope, settings)
+    if owner is not None:
+        refusal = refusal._replace(log=f"{refusal.log} of the app mounted at {owner or '/'}")
+    raise refused(refusal, path)
+
+
+def _owner(scope: Scope, settings: AppSettings) -> str | None:
+    """Where the app is mounted whose ``origins`` decide; ``None`` for the outermost app."""
+    place: _Place | None = scope.get(_PLACE)
+    if place is None:
+        return None
+    return place.owner if settings.origins is None else place.prefix
 
 
 def refused(refusal: Refusal, path: str) -> HTTPException:

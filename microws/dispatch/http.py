@@ -7,7 +7,17 @@ from typing import Final
 import anyio
 
 from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
-from microws.dispatch.common import NO_NUL, close_down, has_header, name_route, raise_refusal, refused, shown
+from microws.dispatch.common import (
+    NO_NUL,
+    allowed_origins,
+    close_down,
+    has_header,
+    name_route,
+    raise_refusal,
+    refused,
+    scope_of_mount,
+    shown,
+)
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
 from microws.hooks import Hooks, call_hook
@@ -85,7 +95,7 @@ class HTTPDispatcher:
                 name_route(scope, found, mount.app, {})
                 if mount.checks_origin and method not in SAFE_METHODS:
                     self._check_origin(request)
-                await mount.app(mount.scope_below(scope, found.prefix), receive, answer.send_as_it_is)
+                await mount.app(scope_of_mount(scope, found, self._settings), receive, answer.send_as_it_is)
                 return
             else:
                 response = answer_miss(request, found)
@@ -130,8 +140,9 @@ class HTTPDispatcher:
         return isinstance(found, Match) and found.route.endpoint.is_health_check
 
     def _check_origin(self, request: Request) -> None:
-        origins = self._settings.origins
-        raise_refusal(check_request_origin(request.method, request.headers, allowed=origins), request.path)
+        origins = allowed_origins(request.scope, self._settings)
+        refusal = check_request_origin(request.method, request.headers, allowed=origins)
+        raise_refusal(refusal, request.path, request.scope, self._settings)
 
     @staticmethod
     async def _call_before(request: Request, hooks: Hooks) -> Response | None:

@@ -9,10 +9,20 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from microws.answers import allowed, close_for, error_of, prefers_json, response_for
+from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import Codecs, MessageCodec
 from microws.datastructures import Headers
-from microws.dispatch.common import NO_NUL, close_down, has_header, name_route, raise_refusal, refused, shown
+from microws.dispatch.common import (
+    NO_NUL,
+    allowed_origins,
+    close_down,
+    has_header,
+    name_route,
+    raise_refusal,
+    refused,
+    scope_of_mount,
+    shown,
+)
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
@@ -74,7 +84,7 @@ class WebSocketDispatcher:
         if isinstance(found, Mounted):
             mount: MountEndpoint = found.endpoint
             name_route(scope, found, mount.app, {})
-            return mount.app(mount.scope_below(scope, found.prefix), receive, send)
+            return mount.app(scope_of_mount(scope, found, self._settings), receive, send)
         return self._begin(scope, receive, send, path, found)
 
     def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> Awaitable[None]:
@@ -180,8 +190,9 @@ class WebSocketDispatcher:
                 raise HTTPException(400, NO_NUL)
             found = self._router.resolve("websocket", "GET", path, segments)
             if isinstance(found, Mounted) and found.endpoint.checks_origin and has_header(scope, b"origin"):
-                refusal = check_handshake_origin(Headers(scope["headers"]), allowed=self._settings.origins)
-                raise_refusal(refusal, path)
+                origins = allowed_origins(scope, self._settings)
+                refusal = check_handshake_origin(Headers(scope["headers"]), allowed=origins)
+                raise_refusal(refusal, path, scope, self._settings)
         except Exception as error:
             return error
         if isinstance(found, Miss):
@@ -189,8 +200,12 @@ class WebSocketDispatcher:
         return found
 
     def _check_origin(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
-        origins = self._settings.origins if endpoint.origins is None else endpoint.origins
-        raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path)
+        if endpoint.origins is None:
+            origins = allowed_origins(ws.scope, self._settings)
+            raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path, ws.scope, self._settings)
+        elif (refusal := check_handshake_origin(ws.headers, allowed=endpoint.origins)) is not None:
+            log = f"{refusal.log}; this route has origins= of its own: add it to these"
+            raise refused(refusal._replace(log=log), ws.path)
 
     @staticmethod
     async def _call_before(ws: WebSocket, hooks: Hooks) -> bool:
@@ -245,7 +260,9 @@ class WebSocketDispatcher:
         if handler is not None and ws.closed:
             pass
         elif ws.accepted:
-            await ws.close(*self._close_for(error, ws.path))
+            # Leaving `async with ws` may have closed by this error already. An unexpected one is only reported once.
+            if not (ws.closed and isinstance(error, EXPECTED)):
+                await ws.close(*self._close_for(error, ws.path))
         else:
             # Made also where nobody gets it any more: an unexpected error has to be in the log.
             as_json = prefers_json(ws.headers)

@@ -301,6 +301,8 @@ async def _drain(server: _Server, shutdown: Shutdown, *, timeout: float) -> None
             await _unless(shutdown.forced, server.wait_closed)
         if server.open:
             _log.warning("connections that did not end in time and are dropped: %d", server.open)
+            # A step of its own: to drop thousands of connections takes the event loop a while.
+            shutdown.limit(2 * _GRACE)
             server.disconnect()
             with anyio.move_on_after(_GRACE):
                 await server.wait_closed()

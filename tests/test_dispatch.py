@@ -976,10 +976,11 @@ class TestOriginsOfWebSockets:
         for origin in ("https://other.example", "null", "nonsense"):
             assert await ask_websocket(self.app(origins=["*"]), origin=origin) == "in"
 
-    async def test_a_route_may_have_its_own(self):
+    async def test_a_route_may_have_its_own(self, caplog):
         app = self.app(["https://route.example"], origins=["https://app.example"])
         assert await ask_websocket(app, origin="https://route.example") == "in"
         assert (await refusal_of(app, origin="https://app.example")).status == 403
+        assert caplog.messages[-1].endswith('to allow this origin: websocket_route(…, origins=["https://app.example"])')
         assert await ask_websocket(self.app(["*"]), origin="null") == "in"
         assert (await refusal_of(self.app([], origins=["*"]), origin="https://a.example")).status == 403
 
@@ -1342,6 +1343,9 @@ class TestOnClose:
     async def test_one_that_fails_or_hangs_keeps_none_from_its_turn(self, caplog):
         app, log = App(close_timeout=0.01), []
 
+        async def note():
+            log.append("first")
+
         async def fail():
             raise LookupError("lost")
 
@@ -1350,7 +1354,7 @@ class TestOnClose:
 
         @app.get("/")
         async def view(request):
-            request.on_close(log.append, "first")
+            request.on_close(note)
             request.on_close(fail)
             request.on_close(hang)
             return "x"

@@ -204,8 +204,8 @@ class WebSocketDispatcher:
             origins = allowed_origins(ws.scope, self._settings)
             raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path, ws.scope, self._settings)
         elif (refusal := check_handshake_origin(ws.headers, allowed=endpoint.origins)) is not None:
-            log = f"{refusal.log}; this route has origins= of its own: add it to these"
-            raise refused(refusal._replace(log=log), ws.path)
+            event, _, setting = refusal.log.rpartition("App(")
+            raise refused(refusal._replace(log=f"{event}websocket_route(…, {setting}"), ws.path)
 
     @staticmethod
     async def _call_before(ws: WebSocket, hooks: Hooks) -> bool:

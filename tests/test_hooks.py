@@ -418,7 +418,7 @@ class TestAfterWebSocket:
             await anyio.sleep_forever()
 
         log = []
-        async with self.app(view, log, close_timeout=0.05).test_client() as client, client.websocket("/") as ws:
+        async with self.app(view, log, close_timeout=0.2).test_client() as client, client.websocket("/") as ws:
             await ws.close(4001)
         assert log == [(True, 4001)]
 

@@ -32,7 +32,8 @@ def after_disconnect(request):
 
 @pytest.fixture
 def app():
-    return App(close_timeout=0.05)
+    # With the default close_timeout: a busy machine may need longer than a short one to let a view run.
+    return App()
 
 
 # A server that loads its app before it forks its workers.
@@ -719,9 +720,8 @@ class TestSend:
         async with app.test_client() as client, client.websocket("/") as ws:
             assert await ws.receive_text() == "next"
 
-    async def test_a_view_that_only_sends_learns_of_the_end_at_once(self, after_disconnect):
-        # The default close_timeout: a busy machine may need longer than a short one to let the view run.
-        app, notes = App(), Notes()
+    async def test_a_view_that_only_sends_learns_of_the_end_at_once(self, app, after_disconnect):
+        notes = Notes()
 
         @app.websocket_route("/")
         async def view(ws):
@@ -738,9 +738,8 @@ class TestSend:
             await ws.close(4000, "enough")
             assert await notes.wait() == [(4000, "enough")]
 
-    async def test_it_does_while_it_is_blocked_in_send(self, after_disconnect):
-        # The default close_timeout: a busy machine may need longer than a short one to let the view run.
-        app, notes = App(), Notes()
+    async def test_it_does_while_it_is_blocked_in_send(self, app, after_disconnect):
+        notes = Notes()
 
         @app.websocket_route("/")
         async def view(ws):
@@ -760,8 +759,8 @@ class TestSend:
             await ws.close(4000, "enough")
             assert await notes.wait() == [(4000, "enough")]
 
-    async def test_it_does_when_its_publishes_reach_its_own_socket(self, app, after_disconnect):
-        notes = Notes()
+    async def test_it_does_when_its_publishes_reach_its_own_socket(self, after_disconnect):
+        app, notes = App(close_timeout=0.05), Notes()
 
         @app.websocket_route("/", subscribe="t")
         async def view(ws):
@@ -1575,8 +1574,8 @@ class TestHelpers:
             assert await notes.wait() == [(1011, "internal error")]
         assert "KeyError: 'secret'" in caplog.text
 
-    async def test_the_end_of_the_connection_just_ends_it(self, app, caplog, after_disconnect):
-        notes = Notes()
+    async def test_the_end_of_the_connection_just_ends_it(self, caplog, after_disconnect):
+        app, notes = App(close_timeout=0.05), Notes()
 
         @app.websocket_route("/", catch_disconnect=False)
         async def view(ws):
@@ -1602,10 +1601,8 @@ class TestHelpers:
 
 
 class TestTheEndOfAView:
-    async def test_one_that_has_not_learned_of_the_end_is_cancelled_so_that_its_finally_runs(
-        self, app, after_disconnect
-    ):
-        notes = Notes()
+    async def test_one_that_has_not_learned_of_the_end_is_cancelled_so_that_its_finally_runs(self, after_disconnect):
+        app, notes = App(close_timeout=0.05), Notes()
 
         @app.websocket_route("/", subscribe="t")
         async def view(ws):
@@ -1620,7 +1617,9 @@ class TestTheEndOfAView:
             assert await notes.wait() == ["finally"]
         assert app.hub.statistics().topics == 0
 
-    async def test_one_that_has_learned_may_take_its_time_and_publish(self, app, after_disconnect):
+    async def test_one_that_has_learned_may_take_its_time_and_publish(self, after_disconnect):
+        app = App(close_timeout=0.05)
+
         @app.websocket_route("/", subscribe="t")
         async def view(ws):
             try:

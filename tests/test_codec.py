@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import sys
+import threading
 import uuid
 from collections import OrderedDict, namedtuple
 from typing import Any
@@ -340,6 +341,34 @@ class TestTheWorkIsLeftToC:
             finally:
                 gc.enable()
         assert sys.getrecursionlimit() == limit
+
+    @pytest.mark.parametrize("function", [lambda: loads_json(document("[]", str(2**64))), lambda: dumps_json([2**64])])
+    def test_both_settings_are_restored_when_the_stack_is_nearly_full(self, function):
+        def descend(frames):
+            return descend(frames - 1) if frames else function()
+
+        limit = sys.getrecursionlimit()
+        outcomes = set()
+        for frames in range(limit - 300, limit):
+            try:
+                outcomes.add(descend(frames) is not None)
+            except RecursionError:
+                outcomes.add(None)
+            assert (sys.getrecursionlimit(), gc.isenabled()) == (limit, True)
+        assert outcomes == {True, None}
+
+    def test_a_json_default_may_wait_for_a_thread_that_encodes_as_well(self):
+        limit = sys.getrecursionlimit()
+
+        def default(value):
+            made = []
+            thread = threading.Thread(target=lambda: made.append(dumps_json(nested(MAX_DEPTH, [2**64]))), daemon=True)
+            thread.start()
+            thread.join(10)
+            return len(made[0])
+
+        assert dumps_json([2**64, object()], default) == b"[%d,%d]" % (2**64, 2 * MAX_DEPTH + 20)
+        assert (sys.getrecursionlimit(), gc.isenabled()) == (limit, True)
 
 
 class TestLoads:

@@ -1,9 +1,10 @@
-"""JSON that is exact: what cannot be carried as it is, is refused. The work is left to C, whatever a client sends."""
+"""Exact JSON: refuses every value that JSON would alter. C code does the work, whatever document a client sends."""
 
 import gc
 import json
 import sys
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -21,7 +22,7 @@ from microws.json_default import Conversion, JSONDefault, is_known
 
 __all__ = ["MAX_DEPTH", "dumps_json", "loads_json"]
 
-# Lists and dicts within each other, both ways. It is what orjson decodes; it encodes 254 by itself.
+# How deep lists and dicts may be nested, for encoding and decoding. orjson decodes 1,024 levels, but encodes only 254.
 MAX_DEPTH = 1024
 
 
@@ -36,7 +37,7 @@ def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
             request or WebSocket.
 
     Raises:
-        TypeError: It holds a type that JSON has no form for, or a key that is no ``str``.
+        TypeError: It holds a type that JSON has no form for, or a key that is not a ``str``.
         ValueError: It holds NaN, Infinity, a lone surrogate or an integer beyond the range of a double, or is nested
             deeper than 1,024. Both say where: ``$.a[3] is nan``.
 
@@ -45,7 +46,7 @@ def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
     try:
         data = orjson.dumps(value)
     except TypeError:
-        # Also for what JSON can carry: integers beyond 64 bits, a depth over 254. And it never says where.
+        # orjson also refuses two things that JSON has a form for: integers beyond 64 bits, and a depth over 254.
         return _dumps_slowly(value, Conversion(default))
     # orjson writes NaN and Infinity as null. (`find`, because `in` takes twice as long on bytes.)
     if data.find(b"null") >= 0 and _holds_non_finite(value, data.count(b"null")):
@@ -73,10 +74,10 @@ def loads_json(data: str | bytes) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidMessage(f"invalid JSON: {error}") from None
-    # orjson makes a float of an integer beyond 64 bits. Looking for one costs 0.3 µs on a small message, 1 ms a MiB.
+    # orjson decodes an integer beyond 64 bits as a float. The search for one takes 0.3 µs, or 1 ms on a MiB.
     digits = (data.encode() if isinstance(data, str) else data).translate(_DIGITS)
     if digits.find(_DIGITS_19) >= 0 and (_MINUS_DIGITS_19 in digits or _DIGITS_20 in digits):
-        # orjson found it valid, so it has no NaN, no lone surrogate and no number of over 309 digits.
+        # `json` also takes NaN, lone surrogates and numbers of any length. orjson has refused them above.
         del value
         with _undisturbed():
             return json.loads(data)
@@ -88,40 +89,47 @@ _DIGITS = bytes(ord("0") if chr(i) in "0123456789" else ord("-") if chr(i) == "-
 _DIGITS_19 = b"0" * 19
 _DIGITS_20 = b"0" * 20
 _MINUS_DIGITS_19 = b"-" + _DIGITS_19
-# Bytes from which on pausing the garbage collector is worth it.
+# From this many bytes, pausing the garbage collector saves time.
 _LARGE = 64 << 10
 
 
+# Guards the settings that `_undisturbed` changes. A finalizer may enter it while the same thread has the lock.
 _lock = RLock()
+# For each thread that is within `_undisturbed`: what the settings were. The first has those to restore.
+_before: list[tuple[bool, int]] = []
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """
-    Within it C code follows ``MAX_DEPTH`` levels from wherever it is called, and the garbage collector pauses.
+    Within it ``json`` follows ``MAX_DEPTH`` levels from wherever it is called, and the garbage collector pauses.
 
-    Python 3.11 counts each level that ``json`` follows as a call, of which there are 1,000 in all. Later versions count
-    them apart, and allow more. And a MiB may hold 500,000 lists: while they are made the collector looks at all of them
-    again and again, which takes two thirds of the time, and there is no cycle to find.
+    Python 3.11 counts each level as a call, and allows 1,000 calls in all. Later versions count the levels apart and
+    allow more. The collector pauses because a MiB may hold 500,000 lists: it would visit all of them several times
+    while they are made, which takes two thirds of the time, and it would find no cycle.
 
-    Both settings are the process's: other threads may recurse deeper meanwhile, and have no garbage collected.
+    Both settings belong to the process: meanwhile other threads may recurse deeper, and the collector does not run for
+    them either. The last thread to leave restores what the first one found. No thread waits for another one, because
+    ``json_default`` may run inside, and that may wait for a thread that encodes as well.
     """
     with _lock:
-        collects, limit = gc.isenabled(), sys.getrecursionlimit()
+        _before.append((gc.isenabled(), sys.getrecursionlimit()))
         gc.disable()
-        if sys.version_info < (3, 12):
-            sys.setrecursionlimit(limit + 2 * MAX_DEPTH)
-        try:
-            yield
-        finally:
-            if sys.version_info < (3, 12):
-                sys.setrecursionlimit(limit)
-            if collects:
+        if sys.version_info < (3, 12) and len(_before) == 1:
+            sys.setrecursionlimit(sys.getrecursionlimit() + 2 * MAX_DEPTH)
+    try:
+        yield
+    finally:
+        with _lock:
+            collects, limit = _before.pop()
+            if collects and not _before:
                 gc.enable()
+            if sys.version_info < (3, 12) and not _before:
+                sys.setrecursionlimit(limit)
 
 
 def _dumps_slowly(value: Any, conversion: Conversion) -> bytes:
-    """What orjson refuses: by orjson where converting some values is enough, else by the C code of ``json``."""
+    """Encode what orjson refused: with orjson if ``conversion`` is all it needs, else with the C code of ``json``."""
     if conversion.default is not None:
         try:
             data = orjson.dumps(value, conversion)
@@ -139,67 +147,67 @@ def _dumps_slowly(value: Any, conversion: Conversion) -> bytes:
             return _fields(item)
         return orjson.loads(orjson.dumps(item)) if is_known(item) else conversion(item)
 
-    # Long integers and any depth are no matter to it. What it writes that orjson does not, or in another form, is
-    # refused by `_check`.
+    # It takes long integers and any depth. It also takes values that orjson refuses or writes in another form: `_check`
+    # refuses these.
     encoder = json.JSONEncoder(
         ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"), default=plain
     )
-    try:
-        with _undisturbed():
+    with _undisturbed():
+        try:
             data = encoder.encode(value).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        if conversion.error is error and not isinstance(error, TypeError):
+        except (TypeError, ValueError, RecursionError) as error:
+            if conversion.error is error and not isinstance(error, TypeError):
+                raise
+            _check(value, conversion, is_encoded=False)
             raise
-        _check(value, conversion, is_encoded=False)
-        raise
-    _check(value, conversion)
+        _check(value, conversion)
     return data
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What orjson writes of a dataclass."""
+    """The fields of a dataclass that orjson writes."""
     if hasattr(value, "__dict__") and "__slots__" not in type(value).__dict__:
         return {name: member for name, member in value.__dict__.items() if name[0] != "_"}
     return {field.name: getattr(value, field.name) for field in fields(value) if field.name[0] != "_"}
 
 
-# Values are looked at level by level, which leaves the work to C: a MiB may hold 500,000 of them.
+# The checks go through a value level by level, a few calls of C code for each: a MiB may hold 500,000 lists.
 _NONE = type(None)
 _KEYS = frozenset({str})
 _CONTAINERS = frozenset({list, tuple, dict})
 _PLAIN = _CONTAINERS | {str, int, float, bool, _NONE}
 # An integer of so many bits may be beyond the range of a double.
 _DOUBLE_BITS = 1024
-# Of each level, from the outermost: the values as they are, and what JSON takes each of them for.
 _NO_CONVERSION = Conversion(None)
+# For each level, from the outermost: its values, and the same values as plain JSON types.
 _Levels: TypeAlias = list[tuple[list[Any], list[Any]]]
 
 
 def _holds_non_finite(value: Any, nulls: int) -> bool:
     """Whether NaN or Infinity is anywhere in ``value``, for which orjson has written ``nulls`` times ``null``."""
     if type(value) is dict and list(map(type, value.values())).count(_NONE) == nulls:
-        return False  # most often
+        return False  # the usual case
     level = [value]
     while level:
-        level, types, kinds = _plain_level(level, _NO_CONVERSION)
+        level, kinds = _plain_level(level, _NO_CONVERSION)
         if _NONE in kinds:
-            nulls -= types.count(_NONE)
+            nulls -= len(list(_of_kind(_NONE, level, kinds)))
             if nulls == 0:
-                return False  # each of them was a None
-        if float in kinds and not all(map(isfinite, _of_kind(float, level, types, kinds))):
+                return False  # every `null` stands for a None
+        if float in kinds and not all(map(isfinite, _of_kind(float, level, kinds))):
             return True
-        level = [] if kinds.isdisjoint(_CONTAINERS) else _members(level, types, kinds)
+        level = _members(level, kinds)
     return False
 
 
 def _check(value: Any, conversion: Conversion, *, is_encoded: bool = True) -> None:
     """
-    Refuse what JSON has no form for, and what ``json`` writes in another form than orjson.
+    Refuse what JSON has no form for, and what ``json`` writes although orjson refuses it.
 
     Args:
-        value: Anything, also what holds itself.
+        value: Anything, even a value that holds itself.
         conversion: What was made of values that JSON has no form for.
-        is_encoded: ``json`` or orjson has encoded it: its size has a bound, and its strings are valid.
+        is_encoded: ``json`` or orjson has encoded it, so its size is limited and its strings are valid.
 
     Raises:
         TypeError, ValueError: As ``dumps_json``.
@@ -209,7 +217,7 @@ def _check(value: Any, conversion: Conversion, *, is_encoded: bool = True) -> No
         return
     except (TypeError, ValueError):
         pass
-    # Again, and now to say where: keeping the levels for that takes twice as long.
+    # The second time it keeps the levels, to say where the value is. That takes twice as long.
     try:
         _check_levels(value, conversion, is_encoded, [])
     except TypeError as error:
@@ -220,21 +228,21 @@ def _check_levels(value: Any, conversion: Conversion, is_encoded: bool, levels: 
     level, depth = [value], 0
     while level:
         if not is_encoded:
-            # A value that holds itself twice would else be twice as much on each level.
+            # Otherwise the levels of a value that holds itself twice would double in size each time.
             level = list({id(item): item for item in level}.values())
-        plain, types, kinds = _plain_level(level, conversion)
+        plain, kinds = _plain_level(level, conversion)
         if levels is not None:
             levels.append((level, plain))
         if (
             not is_encoded
             or plain is not level
-            or (float in kinds and not all(map(isfinite, _of_kind(float, plain, types, kinds))))
-            or (int in kinds and max(map(int.bit_length, _of_kind(int, plain, types, kinds))) >= _DOUBLE_BITS)
+            or (float in kinds and not all(map(isfinite, _of_kind(float, plain, kinds))))
+            or (int in kinds and max(map(int.bit_length, _of_kind(int, plain, kinds))) >= _DOUBLE_BITS)
         ):
             for item in plain:
                 _check_value(item, levels)
         if dict in kinds:
-            dicts = list(_of_kind(dict, plain, types, kinds))
+            dicts = list(_of_kind(dict, plain, kinds))
             if not is_encoded or not set(map(type, chain.from_iterable(dicts))) <= _KEYS:
                 for item in dicts:
                     _check_keys(item, levels)
@@ -244,18 +252,16 @@ def _check_levels(value: Any, conversion: Conversion, is_encoded: bool, levels: 
         if depth > MAX_DEPTH:
             where = _path(levels, next(item for item in plain if type(item) in _CONTAINERS))
             raise ValueError(f"JSON is nested at most {MAX_DEPTH} levels deep; {where} is deeper, or holds itself")
-        level = _members(plain, types, kinds)
+        level = _members(plain, kinds)
 
 
-def _plain_level(level: list[Any], conversion: Conversion) -> tuple[list[Any], list[type], set[type]]:
-    """What JSON takes the values of a level for, ``level`` itself where it takes them as they are; and their types."""
-    types = list(map(type, level))
-    kinds = set(types)
+def _plain_level(level: list[Any], conversion: Conversion) -> tuple[list[Any], set[type]]:
+    """The values of a level as plain JSON types, and those types. Returns ``level`` itself if all of them are plain."""
+    kinds = set(map(type, level))
     if not kinds <= _PLAIN:
         level = [_as_plain(item, conversion) for item in level]
-        types = list(map(type, level))
-        kinds = set(types)
-    return level, types, kinds
+        kinds = set(map(type, level))
+    return level, kinds
 
 
 def _as_plain(value: Any, conversion: Conversion) -> Any:
@@ -271,23 +277,24 @@ def _as_plain(value: Any, conversion: Conversion) -> Any:
     return _fields(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _of_kind(kind: type, level: list[Any], types: list[type], kinds: set[type]) -> Iterable[Any]:
-    return level if len(kinds) == 1 else compress(level, map(is_, types, repeat(kind)))
+def _of_kind(kind: type, level: list[Any], kinds: set[type]) -> Iterable[Any]:
+    return level if len(kinds) == 1 else compress(level, map(is_, map(type, level), repeat(kind)))
 
 
-def _members(level: list[Any], types: list[type], kinds: set[type]) -> list[Any]:
-    """What the lists, the tuples and the dicts of a level hold."""
+def _members(level: list[Any], kinds: set[type]) -> list[Any]:
+    """The next level: all that the lists, tuples and dicts of this one hold."""
     members: list[Any] = []
     for kind in (list, tuple):
         if kind in kinds:
-            members += chain.from_iterable(_of_kind(kind, level, types, kinds))
+            # It runs in C: `extend` copies a list without making an iterator of it, which `chain` would.
+            deque(map(members.extend, _of_kind(kind, level, kinds)), maxlen=0)
     if dict in kinds:
-        members += chain.from_iterable(map(dict.values, _of_kind(dict, level, types, kinds)))
+        members += chain.from_iterable(map(dict.values, _of_kind(dict, level, kinds)))
     return members
 
 
 def _check_value(value: Any, levels: _Levels | None) -> None:
-    """Refuse a value that is wrong by itself, whatever it holds."""
+    """Refuse a value that is itself invalid, without looking into it."""
     if isinstance(value, float) and not isfinite(value):
         where = _path(levels, value)
         raise ValueError(f"{where} is {float(value)}, which JSON has no form for; send None instead")
@@ -327,20 +334,18 @@ def _check_text(text: str, target: Any, levels: _Levels | None, *key: str) -> No
 
 def _path(levels: _Levels | None, target: Any, *more: str) -> str:
     """
-    Where ``target`` is, which is one of the plain values of the last level: ``$.a[3]``.
+    The path to ``target``, one of the plain values of the last level: ``$.a[3]``.
 
-    At most 60 characters of it: the end, which tells most.
+    Of a longer path the last 60 characters, which tell most.
     """
     if levels is None:
         return ""
     keys: list[Any] = [*more]
     for (level, plain), (_, outer) in zip(reversed(levels), reversed(levels[:-1]), strict=False):
         value = level[_position(target, plain)]
-        outer, types, kinds = _plain_level(outer, _NO_CONVERSION)
-        containers = [
-            item for kind in (list, tuple, dict) if kind in kinds for item in _of_kind(kind, outer, types, kinds)
-        ]
-        position = _position(value, _members(outer, types, kinds))
+        outer, kinds = _plain_level(outer, _NO_CONVERSION)
+        containers = [item for kind in (list, tuple, dict) if kind in kinds for item in _of_kind(kind, outer, kinds)]
+        position = _position(value, _members(outer, kinds))
         ends = list(accumulate(map(len, containers)))
         index = bisect_right(ends, position)
         target = containers[index]

@@ -189,14 +189,14 @@ def _holds_non_finite(value: Any, nulls: int) -> bool:
         return False  # the usual case
     level = [value]
     while level:
-        level, kinds = _plain_level(level, _NO_CONVERSION)
+        level, types, kinds = _plain_level(level, _NO_CONVERSION)
         if _NONE in kinds:
-            nulls -= len(list(_of_kind(_NONE, level, kinds)))
+            nulls -= len(list(_of_kind(_NONE, level, types)))
             if nulls == 0:
                 return False  # every `null` stands for a None
-        if float in kinds and not all(map(isfinite, _of_kind(float, level, kinds))):
+        if float in kinds and not all(map(isfinite, _of_kind(float, level, types))):
             return True
-        level = _members(level, kinds)
+        level = _members(level, types, kinds)
     return False
 
 
@@ -230,19 +230,19 @@ def _check_levels(value: Any, conversion: Conversion, is_encoded: bool, levels: 
         if not is_encoded:
             # Otherwise the levels of a value that holds itself twice would double in size each time.
             level = list({id(item): item for item in level}.values())
-        plain, kinds = _plain_level(level, conversion)
+        plain, types, kinds = _plain_level(level, conversion)
         if levels is not None:
             levels.append((level, plain))
         if (
             not is_encoded
             or plain is not level
-            or (float in kinds and not all(map(isfinite, _of_kind(float, plain, kinds))))
-            or (int in kinds and max(map(int.bit_length, _of_kind(int, plain, kinds))) >= _DOUBLE_BITS)
+            or (float in kinds and not all(map(isfinite, _of_kind(float, plain, types))))
+            or (int in kinds and max(map(int.bit_length, _of_kind(int, plain, types))) >= _DOUBLE_BITS)
         ):
             for item in plain:
                 _check_value(item, levels)
         if dict in kinds:
-            dicts = list(_of_kind(dict, plain, kinds))
+            dicts = list(_of_kind(dict, plain, types))
             if not is_encoded or not set(map(type, chain.from_iterable(dicts))) <= _KEYS:
                 for item in dicts:
                     _check_keys(item, levels)
@@ -252,16 +252,20 @@ def _check_levels(value: Any, conversion: Conversion, is_encoded: bool, levels: 
         if depth > MAX_DEPTH:
             where = _path(levels, next(item for item in plain if type(item) in _CONTAINERS))
             raise ValueError(f"JSON is nested at most {MAX_DEPTH} levels deep; {where} is deeper, or holds itself")
-        level = _members(plain, kinds)
+        level = _members(plain, types, kinds)
 
 
-def _plain_level(level: list[Any], conversion: Conversion) -> tuple[list[Any], set[type]]:
-    """The values of a level as plain JSON types, and those types. Returns ``level`` itself if all of them are plain."""
+def _plain_level(level: list[Any], conversion: Conversion) -> tuple[list[Any], list[type], set[type]]:
+    """
+    The values of a level as plain JSON types: ``level`` itself if all of them are plain. And the type of each of them.
+
+    The list of types is empty where all values have the same one, as on most levels: it would be half of the work.
+    """
     kinds = set(map(type, level))
     if not kinds <= _PLAIN:
         level = [_as_plain(item, conversion) for item in level]
         kinds = set(map(type, level))
-    return level, kinds
+    return level, list(map(type, level)) if len(kinds) > 1 else [], kinds
 
 
 def _as_plain(value: Any, conversion: Conversion) -> Any:
@@ -277,19 +281,19 @@ def _as_plain(value: Any, conversion: Conversion) -> Any:
     return _fields(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _of_kind(kind: type, level: list[Any], kinds: set[type]) -> Iterable[Any]:
-    return level if len(kinds) == 1 else compress(level, map(is_, map(type, level), repeat(kind)))
+def _of_kind(kind: type, level: list[Any], types: list[type]) -> Iterable[Any]:
+    return compress(level, map(is_, types, repeat(kind))) if types else level
 
 
-def _members(level: list[Any], kinds: set[type]) -> list[Any]:
+def _members(level: list[Any], types: list[type], kinds: set[type]) -> list[Any]:
     """The next level: all that the lists, tuples and dicts of this one hold."""
     members: list[Any] = []
     for kind in (list, tuple):
         if kind in kinds:
             # It runs in C: `extend` copies a list without making an iterator of it, which `chain` would.
-            deque(map(members.extend, _of_kind(kind, level, kinds)), maxlen=0)
+            deque(map(members.extend, _of_kind(kind, level, types)), maxlen=0)
     if dict in kinds:
-        members += chain.from_iterable(map(dict.values, _of_kind(dict, level, kinds)))
+        members += chain.from_iterable(map(dict.values, _of_kind(dict, level, types)))
     return members
 
 
@@ -343,9 +347,9 @@ def _path(levels: _Levels | None, target: Any, *more: str) -> str:
     keys: list[Any] = [*more]
     for (level, plain), (_, outer) in zip(reversed(levels), reversed(levels[:-1]), strict=False):
         value = level[_position(target, plain)]
-        outer, kinds = _plain_level(outer, _NO_CONVERSION)
-        containers = [item for kind in (list, tuple, dict) if kind in kinds for item in _of_kind(kind, outer, kinds)]
-        position = _position(value, _members(outer, kinds))
+        outer, types, kinds = _plain_level(outer, _NO_CONVERSION)
+        containers = [item for kind in (list, tuple, dict) if kind in kinds for item in _of_kind(kind, outer, types)]
+        position = _position(value, _members(outer, types, kinds))
         ends = list(accumulate(map(len, containers)))
         index = bisect_right(ends, position)
         target = containers[index]

@@ -580,7 +580,7 @@ class TestPublishingFromAThread:
             hub.publish_from_thread("t", 1)
 
     def test_before_the_app_has_started_it_says_so(self, hub):
-        with pytest.raises(RuntimeError, match="after the app has started"):
+        with pytest.raises(RuntimeError, match="between its start-up and its shutdown"):
             hub.publish_from_thread("t", 1)
 
 

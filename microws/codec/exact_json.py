@@ -5,8 +5,7 @@ import json
 import sys
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from itertools import accumulate, chain, compress, repeat
@@ -68,7 +67,7 @@ def loads_json(data: str | bytes) -> Any:
     Source: RFC 8259; RFC 7493 (I-JSON) §2.
     """
     if len(data) >= _LARGE and gc.isenabled():
-        with _undisturbed():
+        with _undisturbed:
             return loads_json(data)
     try:
         value = orjson.loads(data)
@@ -79,7 +78,7 @@ def loads_json(data: str | bytes) -> Any:
     if digits.find(_DIGITS_19) >= 0 and (_MINUS_DIGITS_19 in digits or _DIGITS_20 in digits):
         # `json` also takes NaN, lone surrogates and numbers of any length. orjson has refused them above.
         del value
-        with _undisturbed():
+        with _undisturbed:
             return json.loads(data)
     return value
 
@@ -99,8 +98,7 @@ _lock = RLock()
 _before: list[tuple[bool, int]] = []
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
+class _Undisturbed:
     """
     Within it ``json`` follows ``MAX_DEPTH`` levels from wherever it is called, and the garbage collector pauses.
 
@@ -112,20 +110,30 @@ def _undisturbed() -> Iterator[None]:
     them either. The last thread to leave restores what the first one found. No thread waits for another one, because
     ``json_default`` may run inside, and that may wait for a thread that encodes as well.
     """
-    with _lock:
-        _before.append((gc.isenabled(), sys.getrecursionlimit()))
-        gc.disable()
-        if sys.version_info < (3, 12) and len(_before) == 1:
-            sys.setrecursionlimit(sys.getrecursionlimit() + 2 * MAX_DEPTH)
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        with _lock:
+            settings = gc.isenabled(), sys.getrecursionlimit()
+            if _RAISES_LIMIT and not _before:
+                # Where the stack is nearly full, this raises if `__exit__` could not restore the limit.
+                sys.setrecursionlimit(settings[1])
+                # The first change: it makes room on the stack for the others, and for `__exit__`.
+                sys.setrecursionlimit(settings[1] + 2 * MAX_DEPTH)
+            _before.append(settings)
+            gc.disable()
+
+    def __exit__(self, *_: object) -> None:
         with _lock:
             collects, limit = _before.pop()
-            if collects and not _before:
-                gc.enable()
-            if sys.version_info < (3, 12) and not _before:
-                sys.setrecursionlimit(limit)
+            if not _before:
+                if collects:
+                    gc.enable()
+                if _RAISES_LIMIT:
+                    sys.setrecursionlimit(limit)
+
+
+_undisturbed = _Undisturbed()
+_RAISES_LIMIT = sys.version_info < (3, 12)
 
 
 def _dumps_slowly(value: Any, conversion: Conversion) -> bytes:
@@ -152,7 +160,7 @@ def _dumps_slowly(value: Any, conversion: Conversion) -> bytes:
     encoder = json.JSONEncoder(
         ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"), default=plain
     )
-    with _undisturbed():
+    with _undisturbed:
         try:
             data = encoder.encode(value).encode()
         except (TypeError, ValueError, RecursionError) as error:

@@ -60,7 +60,7 @@ class HTTPException(MicrowsError):
             ``str`` is sent as it is.
 
     Raises:
-        TypeError: ``status`` is no number, or ``detail`` is of another type.
+        TypeError: ``status`` is not a number, or ``detail`` is of another type.
         ValueError: ``status`` is not an error status.
     """
 

@@ -188,7 +188,7 @@ def check_hosts_setting(hosts: Sequence[str] | None) -> tuple[str, ...] | None:
 
     Raises:
         TypeError: An entry is no ``str``.
-        ValueError: One ``str`` in place of a list, or an entry that is no name; says what to write instead.
+        ValueError: One ``str`` in place of a list, or an entry that is not a name; says what to write instead.
     """
     if hosts is None:
         return None

@@ -180,15 +180,15 @@ class App:
         Register an HTTP view.
 
         Args:
-            view: ``async def``, or a plain function, which runs in a worker thread. Its first parameter that is no
-                route parameter gets the ``Request``; it may have none. Route parameters are passed by name. Behind a
-                decorator's ``(*args, **kwargs)`` the signature of the function that it wraps counts.
+            view: ``async def``, or a plain function, which runs in a worker thread. The first parameter that the
+                pattern does not name gets the ``Request``; it may have none. Route parameters are passed by name. If a
+                decorator takes ``(*args, **kwargs)``, the signature of the function that it wraps decides.
             pattern: Such as ``/users/{id:int}``; see docs/reference.md, "Patterns".
             methods: ``GET`` brings ``HEAD``; ``OPTIONS`` is answered by itself.
             name: For ``url_for``; by default the view's own.
 
         Raises:
-            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it
+            RoutingError: The pattern is invalid, or another route hides it, or the signature does not fit it
                 (``q: str`` where the ``Request`` is passed, or ``x: str`` for ``{x:int}``).
         """
         self._check_registering()
@@ -220,8 +220,8 @@ class App:
         """
         Decorator: register a WebSocket view.
 
-        It is ``async def``, or a decorator's plain function around one. Its first parameter that is no route parameter
-        gets the ``WebSocket``; route parameters are passed by name.
+        It is ``async def``, or a decorator's plain function around one. The first parameter that the pattern does not
+        name gets the ``WebSocket``; route parameters are passed by name.
 
         Args:
             pattern: Such as ``/chat/{room}``; an HTTP view may stand at the same one.
@@ -236,14 +236,14 @@ class App:
                 parameters: ``"chat:{room}"``.
             gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages. Default: no, and
                 then the client does not learn of that.
-            on_invalid: What a message that cannot be decoded does: ``"close"`` raises in the view, and closes with 1003
-                or 1007 where that does not catch it; ``"skip"`` waits for the next one. It logs the first that it skips
-                and, at the end of the connection, how many there were.
+            on_invalid: What happens on an invalid message. ``"close"`` raises in the view, and closes with 1003 or 1007
+                unless the view catches that. ``"skip"`` waits for the next message; it logs the first one that it skips
+                and, when the connection ends, how many it skipped.
             name: For ``url_for``; by default the view's own.
 
         Raises:
             TypeError: The view is not ``async def``.
-            RoutingError: A pattern that cannot be or that another route hides, or a signature that does not fit it.
+            RoutingError: The pattern is invalid, or another route hides it, or the signature does not fit it.
             ValueError: Another argument that cannot be.
             FeatureUnavailable: A value type that this version does not have.
         """
@@ -566,8 +566,8 @@ class App:
                 and ``"drop_newest"`` drop one; ``"latest"`` keeps only the newest message of each ``key``. A client is
                 told of dropped messages only if its route has ``gaps=True``.
             key: With ``"latest"``: a field of the message, or a plain function of it that returns something hashable or
-                JSON. Where the function fails, ``publish`` raises that, and nobody got anything. Default: all have one
-                key.
+                JSON. If the function fails, ``publish`` raises its exception and delivers nothing. Default: all
+                messages have one key.
             history, ttl: Which this version does not have.
 
         Raises:
@@ -594,7 +594,7 @@ class App:
             ``None`` without history.
 
         Raises:
-            TypeError, ValueError: The topic, or a value that JSON cannot carry; nobody got anything.
+            TypeError, ValueError: The topic is invalid, or JSON cannot carry the value; nothing was delivered.
             RuntimeError: The app is not running, or runs in another event loop; in another thread write
                 ``publish_from_thread``.
         """
@@ -634,7 +634,7 @@ class App:
             since: A position; this version has no history and takes ``None`` only.
 
         Raises:
-            TypeError, ValueError: An invalid topic, or an ``event`` that cannot be sent.
+            TypeError, ValueError: An invalid topic or ``event``.
             FeatureUnavailable: ``since`` was given.
 
         Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage

@@ -76,7 +76,9 @@ def test_without_a_word_the_defaults_hold(directory):
         ("--log-format=json", "text", '"json"', "log_format", ["json", "text", "json"]),
         ("--no-access-log", "1", "false", "access_log", [False, True, False]),
         ("--access-log", "off", "true", "access_log", [True, False, True]),
-        ("--http2-websockets", "off", "true", "http2_websockets", [True, False, True]),
+        ("--max-head-size=8KiB", "9000", '"32KiB"', "max_head_size", [8192, 9000, 32768]),
+        ("--unix-mode=600", "0666", "0o640", "unix_mode", [0o600, 0o666, 0o640]),
+        ("--server=hypercorn", "microws", '"hypercorn"', "server", ["hypercorn", "microws", "hypercorn"]),
     ],
 )
 def test_a_flag_beats_a_variable_beats_pyproject(directory, flag, variable, toml, name, values):
@@ -162,7 +164,10 @@ def test_an_env_file_fills_the_environment_up(directory):
             "",
             '--forwarded-allow-ips: expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*", came \'proxy\'',
         ),
-        (["--http2-websockets", "--server", "uvicorn"], {}, "", "http2_websockets: the server uvicorn has no HTTP/2"),
+        (["--server", "uvicorn"], {}, "", "--server: expected microws or hypercorn, came 'uvicorn'; leave it out"),
+        ([], {}, "unix-mode = 660", "[tool.microws] unix-mode: expected the octal mode of a socket file, 0 to 0777"),
+        ([], {}, "http2-websockets = true", "no key 'http2-websockets'; leave it out: WebSockets are served over HTTP"),
+        (["--server=microws", "--loop=trio"], {}, "", "loop trio: the server microws runs on asyncio and uvloop only"),
         (["--loop"], {}, "", "argument --loop: expected one argument; see microws run --help"),
     ],
 )
@@ -546,7 +551,7 @@ def test_help_is_short_and_names_every_flag(capsys):
     ending = "--drain-timeout --log-level --log-format --no-access-log"
     for flag in f"{loading} {serving} {ending}".split():
         assert flag in text
-    assert len(text.splitlines()) < 70
+    assert len(text.splitlines()) < 78
 
 
 def test_the_version_is_told(capsys):

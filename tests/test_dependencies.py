@@ -39,7 +39,6 @@ REVIEWS = {
         "CVE-2026-24486, -40347, -42561, -53537, -53538, -53539, -53540: CPU time, files outside the directory",
     ),
     "trio": Review(),
-    "uvicorn": Review("0.11.7", "CVE-2020-7694, CVE-2020-7695: response splitting, lines in the log"),
     "uvloop": Review("0.20.0", "CVE-2024-24806, in libuv"),
     "websockets": Review("9.1", "CVE-2018-1000518, CVE-2021-33880"),
     "wsproto": Review(),

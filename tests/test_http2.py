@@ -11,9 +11,7 @@ import h2.errors
 import h2.events
 import h2.settings
 import pytest
-import wsproto
 from worker_here import echo, failures, read_to_the_end, serving
-from wsproto.events import Message
 
 from microws.server.listening import tls_context
 
@@ -74,41 +72,20 @@ async def connected(served, *, tls=False):
 
 
 @pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize("asked_for", [False, True])
-async def test_websockets_are_offered_only_where_they_are_asked_for(tls, asked_for):
+async def test_websockets_are_not_offered(tls):
     context = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key")) if tls else None
-    async with serving(echo, tls=context, http2_websockets=asked_for) as served, connected(served, tls=tls) as client:
+    async with serving(echo, tls=context) as served, connected(served, tls=tls) as client:
         changed = (await client.next_event(h2.events.RemoteSettingsChanged)).changed_settings
         enabled = changed[h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL].new_value
-        assert enabled == asked_for
+        assert enabled == 0
         # The others are Hypercorn's.
         assert changed[h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE].new_value == 16 << 10
 
 
-async def test_a_websocket_that_was_asked_for_is_one():
-    async with serving(echo, http2_websockets=True, ping_interval=0) as served, connected(served) as client:
-        client.h2.send_headers(1, WEBSOCKET.items())
-        await client.send()
-        assert await client.status(1) == 200
-        ws = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
-        client.h2.send_data(1, ws.send(Message(data="hi")))
-        await client.send()
-        ws.receive_data((await client.next_event(h2.events.DataReceived, 1)).data)
-        assert next(ws.events()).data == "hi"
-
-
-@pytest.mark.parametrize(
-    ("asked_for", "headers"),
-    [
-        (False, WEBSOCKET),
-        (False, TUNNEL),
-        (True, TUNNEL),
-        (True, {**WEBSOCKET, ":protocol": "connect-udp"}),
-    ],
-)
+@pytest.mark.parametrize("headers", [WEBSOCKET, TUNNEL, {**WEBSOCKET, ":protocol": "connect-udp"}])
 @pytest.mark.parametrize("ends", [False, True])
-async def test_any_other_connect_is_501_and_the_connection_goes_on(asked_for, headers, ends, caplog):
-    async with serving(echo, http2_websockets=asked_for) as served, connected(served) as client:
+async def test_any_other_connect_is_501_and_the_connection_goes_on(headers, ends, caplog):
+    async with serving(echo) as served, connected(served) as client:
         client.h2.send_headers(1, headers.items(), end_stream=ends)
         if not ends:
             client.h2.send_data(1, b"for the tunnel")

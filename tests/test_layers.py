@@ -33,7 +33,6 @@ FLOORS = {
 DEFERRED = {
     "app -> server.worker",  # which imports Hypercorn, of no use to an app on another server
     "server.worker -> server.handover_trio",  # which imports trio, an extra
-    "server.worker -> server.handover_uvicorn",  # which imports uvicorn, an extra
 }
 
 # "no file much over 250": lines with code on them, without docstrings, comments and blank lines.

@@ -125,15 +125,12 @@ def test_the_defaults_are_those_that_the_command_promises():
     settings = Settings()
     assert [str(address) for address in settings.addresses] == ["127.0.0.1:8000"]
     assert settings.forwarded_allow_ips == ("127.0.0.1", "::1", "unix")
-    assert (settings.workers, settings.server, settings.loop) == (1, "hypercorn", "auto")
+    assert (settings.workers, settings.server, settings.loop) == (1, "microws", "auto")
     assert (settings.ping_interval, settings.ping_timeout, settings.drain_timeout) == (20, 20, 10)
     assert (settings.max_message_size, DEFAULT_MAX_MESSAGE_SIZE) == (None, 1 << 20)
-    assert (settings.certfile, settings.keyfile, settings.root_path, settings.http2_websockets) == (
-        None,
-        None,
-        "",
-        False,
-    )
+    assert (settings.certfile, settings.keyfile, settings.root_path) == (None, None, "")
+    assert (settings.max_head_size, settings.body_timeout, settings.write_timeout) == (16 << 10, 60, 60)
+    assert (settings.keep_alive, settings.stop_delay, settings.unix_mode) == (75, 0, 0o660)
     assert (settings.log_level, settings.log_format, settings.access_log) == ("info", "text", True)
 
 
@@ -156,8 +153,15 @@ def test_the_defaults_are_those_that_the_command_promises():
         ("access_log", "off", False),
         ("access_log", "Yes", True),
         ("access_log", True, True),
-        ("http2_websockets", "on", True),
         ("max_message_size", "1MiB", 1 << 20),
+        ("max_head_size", "32KiB", 32 << 10),
+        ("keep_alive", "0", 0),
+        ("stop_delay", 5, 5),
+        ("unix_mode", "660", 0o660),
+        ("unix_mode", "0600", 0o600),
+        ("unix_mode", "0o777", 0o777),
+        ("unix_mode", 0o666, 0o666),
+        ("server", "Hypercorn", "hypercorn"),
     ],
 )
 def test_a_setting_is_brought_into_its_form(name, value, held):
@@ -188,6 +192,14 @@ def test_a_setting_is_brought_into_its_form(name, value, held):
         ("drain_timeout", "inf", "seconds"),
         ("drain_timeout", "nan", "seconds"),
         ("drain_timeout", True, "seconds"),
+        ("max_head_size", 0, "at least 1 byte"),
+        ("unix_mode", "rw-rw----", "octal mode"),
+        ("unix_mode", "1777", "octal mode"),
+        ("unix_mode", 660, "octal mode"),
+        ("unix_mode", True, "octal mode"),
+        ("unix_mode", -1, "octal mode"),
+        ("server", "granian", "microws or hypercorn"),
+        ("server", "uvicorn", "microws or hypercorn"),
         ("log_level", "loud", "debug, info, warning, error or critical"),
         ("log_format", "xml", "text or json"),
         ("access_log", "perhaps", "true or false"),
@@ -209,6 +221,12 @@ def test_settings_that_contradict_each_other_are_refused():
         Settings(bind="a:1", port=2)
     with pytest.raises(ValueError, match="keyfile without certfile"):
         Settings(keyfile="x")
+
+
+def test_trio_selects_hypercorn_and_refuses_our_own_server():
+    assert Settings(loop="trio").server == "hypercorn"
+    with pytest.raises(ValueError, match="loop trio: the server microws runs on asyncio and uvloop only; write --serv"):
+        Settings(loop="trio", server="microws")
 
 
 def test_the_default_is_port_8000_of_this_machine():

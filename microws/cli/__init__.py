@@ -18,7 +18,7 @@ from microws.server.hints import did_you_mean, option_hint
 from microws.server.loading import loading
 from microws.server.supervised import Supervised
 from microws.server.supervisor import supervise, this_program
-from microws.server.worker import check_server, choose_loop, run
+from microws.server.worker import choose_loop, run
 
 __all__ = ["main"]
 
@@ -83,7 +83,6 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
     if supervised is None:
         for line in unknown_variables(os.environ):
             _say(f"warning: {line}")
-    check_server(invocation.settings)
     choose_loop(invocation.settings)
     if invocation.settings.workers > 1 and supervised is None:
         # The workers load the app, and read the sources of the settings: both may be others after a SIGHUP.

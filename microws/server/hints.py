@@ -11,23 +11,30 @@ _SAME: Final = {
     "b": "bind",
     "fd": "bind",
     "graceful_timeout": "drain_timeout",
+    "h11_max_incomplete_event_size": "max_head_size",
+    "h11_max_incomplete_size": "max_head_size",
+    "keep_alive_timeout": "keep_alive",
     "p": "port",
     "proxy_headers": "forwarded_allow_ips",
     "ssl_certfile": "certfile",
     "ssl_keyfile": "keyfile",
     "timeout_graceful_shutdown": "drain_timeout",
+    "timeout_keep_alive": "keep_alive",
     "uds": "bind",
     "w": "workers",
     "websocket_max_message_size": "max_message_size",
     "ws_max_size": "max_message_size",
 }
 _NO_RELOAD: Final = "this version does not reload, so start it again after a change"
+_NO_HTTP2_WEBSOCKETS: Final = "leave it out: WebSockets are served over HTTP/1.1"
 _ONLY_COMMAND: Final = "only the command has it: microws run"
 _ADVICE: Final = {
     "app_dir": _ONLY_COMMAND,
     "debug": "write App(debug=True)",
     "env_file": _ONLY_COMMAND,
     "factory": _ONLY_COMMAND,
+    "http2_websockets": _NO_HTTP2_WEBSOCKETS,
+    "no_http2_websockets": _NO_HTTP2_WEBSOCKETS,
     "reload": _NO_RELOAD,
     "use_reloader": _NO_RELOAD,
 }

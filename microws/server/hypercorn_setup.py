@@ -49,7 +49,6 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.include_server_header = False
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
     config.h2_max_header_list_size = MAX_HEAD_BYTES
-    config.http2_websockets = settings.http2_websockets
     config.keep_alive_timeout = HANDSHAKE_TIMEOUT
     config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT
     config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE

@@ -226,6 +226,21 @@ def _choice(*choices: str) -> Callable[[object], str]:
     return check
 
 
+def _unix_mode(value: object) -> int:
+    text = oct(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if match := re.fullmatch(r"(?:0o?)?([0-7]{1,4})", text, re.ASCII):
+        mode = int(match[1], 8)
+        if mode <= 0o777:
+            return mode
+    raise ValueError(f"expected the octal mode of a socket file, 0 to 0777, came {value!r}; write 660, in TOML 0o660")
+
+
+def _server(value: object) -> str:
+    if isinstance(value, str) and value.lower() == "uvicorn":
+        raise ValueError("expected microws or hypercorn, came 'uvicorn'; leave it out: microws serves HTTP/1.1 itself")
+    return _choice("microws", "hypercorn")(value)
+
+
 def _optional(check: Callable[[object], Any]) -> Callable[[object], Any]:
     return lambda value: None if value is None else check(value)
 
@@ -236,7 +251,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "port": _optional(_port),
     "workers": _workers,
     "worker_timeout": _seconds,
-    "server": _choice("hypercorn", "uvicorn"),
+    "server": _optional(_server),
     "loop": _choice("auto", "asyncio", "uvloop", "trio"),
     "certfile": _optional(_text),
     "keyfile": _optional(_text),
@@ -245,7 +260,12 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "ping_interval": _seconds,
     "ping_timeout": _seconds,
     "max_message_size": _optional(parse_size),
-    "http2_websockets": parse_bool,
+    "max_head_size": parse_size,
+    "body_timeout": _seconds,
+    "write_timeout": _seconds,
+    "keep_alive": _seconds,
+    "unix_mode": _unix_mode,
+    "stop_delay": _seconds,
     "drain_timeout": _seconds,
     "startup_timeout": _seconds,
     "shutdown_timeout": _seconds,
@@ -277,10 +297,10 @@ class Settings:
         workers: Processes that share the sockets, 1 by default; more than one are looked after by a supervisor.
         worker_timeout: Seconds without a sign of life from the event loop of one of several workers, after which it is
             killed and replaced; 30 by default, as in gunicorn; 0 waits forever. Not counted while the app starts.
-        server: What speaks HTTP. ``"uvicorn"``, an extra, answers several times as many requests a second; it has no
-            HTTP/2, and does not run on trio.
+        server: What speaks HTTP. ``"microws"``, HTTP/1.1 on asyncio and uvloop, is the default; ``"hypercorn"`` adds
+            HTTP/2, runs on trio too, and is slower. Default on trio: ``"hypercorn"``.
         loop: ``"auto"`` is uvloop where it is installed, else asyncio.
-        certfile, keyfile: PEM files; both turn TLS on, and HTTP/2 with it. The key may stand in ``certfile``.
+        certfile, keyfile: PEM files; ``certfile`` turns TLS on, and may hold the key too.
         root_path: The prefix below which a proxy has put the app. ``path`` of every scope begins with it, whether the
             proxy removes it or not (ASGI HTTP specification, ``root_path``).
         forwarded_allow_ips: Proxies whose ``Forwarded`` and ``X-Forwarded-…`` headers count: addresses, networks,
@@ -290,8 +310,17 @@ class Settings:
         ping_timeout: Seconds that a client has to answer a ping, or to send anything else, 20 by default as in
             ``websockets``; 0 waits for ever.
         max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
-        http2_websockets: Offer WebSockets over HTTP/2 as well (RFC 8441); browsers then prefer them. They are
-            Hypercorn's own: the view learns no close code of the client, and ``ping_timeout`` does not count.
+        max_head_size: Bytes of a request's target and headers, 16 KiB by default as in h11; more is answered with 431.
+        body_timeout: Seconds that a client has for the next piece of a request's body, 60 by default as in nginx
+            (``client_body_timeout``), then 408; 0 waits for ever.
+        write_timeout: Seconds that a client may take nothing of a response before it is disconnected, 60 by default as
+            in nginx (``send_timeout``); 0 waits for ever.
+        keep_alive: Seconds that a connection is kept between two requests; 0 closes it after each response. Default
+            75, as in nginx (``keepalive_timeout``), which is longer than the 60 of common load balancers.
+        unix_mode: Permissions of the socket file of ``unix:PATH``: octal digits as text, such as ``"660"``, or the
+            number, such as ``0o660``. Default 0660: the file's owner and group may connect.
+        stop_delay: Seconds that the server goes on accepting connections after SIGTERM, while ``/readyz`` already says
+            503; 0 by default. For platforms that go on sending requests for a moment.
         drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits.
         startup_timeout, shutdown_timeout: Seconds for each half of the app's lifespan; 60 by default, as in Hypercorn.
         log_level: ``"debug"``, ``"info"``, ``"warning"``, ``"error"`` or ``"critical"``.
@@ -307,7 +336,7 @@ class Settings:
     port: int | None = None
     workers: int = 1
     worker_timeout: float = 30
-    server: Literal["hypercorn", "uvicorn"] = "hypercorn"
+    server: Literal["microws", "hypercorn"] | None = None
     loop: Literal["auto", "asyncio", "uvloop", "trio"] = "auto"
     certfile: str | None = None
     keyfile: str | None = None
@@ -316,7 +345,12 @@ class Settings:
     ping_interval: float = 20
     ping_timeout: float = 20
     max_message_size: int | None = None
-    http2_websockets: bool = False
+    max_head_size: int = MAX_HEAD_BYTES
+    body_timeout: float = 60
+    write_timeout: float = 60
+    keep_alive: float = 75
+    unix_mode: int = 0o660
+    stop_delay: float = 0
     drain_timeout: float = 10
     startup_timeout: float = 60
     shutdown_timeout: float = 60
@@ -334,12 +368,10 @@ class Settings:
             raise ValueError("bind takes the place of host and port; give the one or the other")
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("keyfile without certfile: TLS needs the certificate too")
-        if self.server == "uvicorn" and self.http2_websockets:
-            raise ValueError("http2_websockets: the server uvicorn has no HTTP/2; leave out the one or the other")
-        if self.server == "uvicorn" and self.loop == "trio":
-            raise ValueError(
-                "loop trio: the server uvicorn runs on asyncio and uvloop only; leave out the one or the other"
-            )
+        if self.server == "microws" and self.loop == "trio":
+            raise ValueError("loop trio: the server microws runs on asyncio and uvloop only; write --server hypercorn")
+        if self.server is None:
+            object.__setattr__(self, "server", "hypercorn" if self.loop == "trio" else "microws")
 
     @property
     def addresses(self) -> list[Address]:
@@ -356,7 +388,7 @@ class RunOptions(TypedDict, total=False):
     bind: str | Sequence[str]
     workers: int
     worker_timeout: float
-    server: Literal["hypercorn", "uvicorn"]
+    server: Literal["microws", "hypercorn"] | None
     loop: Literal["auto", "asyncio", "uvloop", "trio"]
     certfile: str | None
     keyfile: str | None
@@ -365,7 +397,12 @@ class RunOptions(TypedDict, total=False):
     ping_interval: float
     ping_timeout: float
     max_message_size: int | str | None
-    http2_websockets: bool
+    max_head_size: int | str
+    body_timeout: float
+    write_timeout: float
+    keep_alive: float
+    unix_mode: int | str
+    stop_delay: float
     drain_timeout: float
     startup_timeout: float
     shutdown_timeout: float

@@ -33,7 +33,7 @@ from microws.server.supervisor import supervise, this_program
 from microws.server.waits import AsyncioWaits, TrioWaits
 from microws.version import __version__
 
-__all__ = ["check_server", "choose_loop", "run", "serve"]
+__all__ = ["choose_loop", "run", "serve"]
 
 _log = logging.getLogger("microws.server")
 
@@ -85,14 +85,13 @@ def run(
         TypeError: An option that does not exist; the text says which was probably meant.
         ValueError: An option that cannot be.
         RunWhileLoading: The command ``microws run`` loads the app at this moment, and serves it then.
-        FeatureUnavailable: The server or the loop asked for is not installed.
+        FeatureUnavailable: The loop asked for is not installed.
     """
     check_not_loading()
     if settings is None:
         settings = _settings_of(options)
     elif options:
         raise TypeError(f"run takes settings or {', '.join(options)}, not both")
-    check_server(settings)
     loop = choose_loop(settings)
     supervised = supervised or Supervised.from_environment()
     if settings.workers > 1 and supervised is None:
@@ -142,21 +141,6 @@ def _settings_of(options: Mapping[str, Any]) -> Settings:
     return Settings(**options)
 
 
-def check_server(settings: Settings) -> None:
-    """
-    Make sure that there is the server that ``settings`` ask for.
-
-    Raises:
-        FeatureUnavailable: It is not installed, or one that is not known; the text says what to install.
-    """
-    if settings.server == "uvicorn":
-        if not (importlib.util.find_spec("uvicorn") and importlib.util.find_spec("httptools")):
-            raise FeatureUnavailable("the server uvicorn is not installed: pip install 'microws[uvicorn]'")
-        from microws.server.handover_uvicorn import check_uvicorn
-
-        check_uvicorn()
-
-
 def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
     """
     The event loop that ``settings`` ask for.
@@ -174,7 +158,7 @@ def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
 
 
 class _Server(Protocol):
-    """What ``AsyncioServer``, ``TrioServer`` and ``UvicornServer`` have in common."""
+    """What ``AsyncioServer`` and ``TrioServer`` have in common."""
 
     @property
     def open(self) -> int: ...
@@ -281,10 +265,6 @@ def _prepare(
         access_log=settings.access_log,
         extension=extension,
     )
-    if settings.server == "uvicorn":
-        from microws.server.handover_uvicorn import UvicornServer
-
-        return UvicornServer(connections, engines, state=state, tls=tls)
     return AsyncioServer(connections, engines, config, state=state, tls=tls)
 
 

@@ -50,8 +50,8 @@ class Program(NamedTuple):
     noise: str = r"(?!)"
 
 
-def _microws(loop, server="hypercorn"):
-    command = ("microws", "run", "--loop", loop, "--server", server)
+def _microws(loop):
+    command = ("microws", "run", "--loop", loop)
     return Program(command, has_engine=loop != "trio", knows_close=loop != "trio")
 
 
@@ -69,7 +69,6 @@ PROGRAMS = {
     "microws-asyncio": _microws("asyncio"),
     "microws-uvloop": _microws("uvloop"),
     "microws-trio": _microws("trio"),
-    "microws-uvicorn": _microws("auto", "uvicorn"),
     "hypercorn": Program(("hypercorn", "--keep-alive", "1"), bind=("--bind", "127.0.0.1:0")),
     "uvicorn-sansio": _uvicorn("websockets-sansio"),
     "uvicorn-wsproto": _uvicorn("wsproto"),

@@ -1,14 +1,18 @@
-"""Logging to a pipe or a socket whose reader does not read."""
+"""The log's handlers: one write for the access log of a turn; a pipe or a socket whose reader does not read."""
 
+import asyncio
 import fcntl
 import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from engine_here import ASYNCIO_BACKENDS
 
 from microws.server.log_pipe import PipeHandler, is_pipe
 
@@ -179,3 +183,147 @@ def test_only_what_may_be_left_unread_is_a_pipe(output, tmp_path):
         assert not is_pipe(file)
     assert not is_pipe(file)
     assert not is_pipe(None)
+
+
+def on_asyncio(test):
+    return pytest.mark.anyio(
+        pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)(test)
+    )
+
+
+class Packets:
+    """A handler whose output keeps the borders between its writes."""
+
+    def __init__(self):
+        self.reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.reader.setblocking(False)
+        self.handler = PipeHandler(self._writer.makefile("w", encoding="utf-8"), may_start_threads=False)
+        self.handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.handler.close()
+        self._writer.close()
+        self.reader.close()
+
+    def log(self, *messages):
+        log(self.handler, *messages)
+
+    def log_access(self, *messages):
+        for message in messages:
+            record = logging.LogRecord("microws.access", logging.INFO, __file__, 1, message, (), None)
+            record.access = {}
+            self.handler.handle(record)
+
+    def read(self):
+        """The packets written so far."""
+        found = []
+        while True:
+            try:
+                found.append(self.reader.recv(1 << 20).decode())
+            except BlockingIOError:
+                return found
+
+
+@pytest.fixture
+def packets():
+    with Packets() as packets:
+        yield packets
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_on_trio_each_line_is_written_at_once(packets):
+    packets.log_access("first", "second")
+    assert packets.read() == ["first\n", "second\n"]
+
+
+@on_asyncio
+async def test_the_access_log_of_one_turn_of_the_loop_leaves_in_one_write(packets):
+    packets.log_access("first", "second")
+    assert packets.read() == []
+    await asyncio.sleep(0)
+    assert packets.read() == ["first\nsecond\n"]
+    packets.log_access("third")
+    await asyncio.sleep(0)
+    assert packets.read() == ["third\n"]
+
+
+@on_asyncio
+async def test_any_other_line_is_written_at_once_with_those_before_it(packets):
+    packets.log_access("first")
+    packets.log("before the loop blocks")
+    assert packets.read() == ["first\nbefore the loop blocks\n"]
+    packets.log_access("second")
+    await asyncio.sleep(0)
+    assert packets.read() == ["second\n"]
+
+
+@on_asyncio
+async def test_a_turn_with_many_lines_does_not_collect_them_all(packets):
+    for number in range(20):
+        packets.log_access(f"{number} {'x' * 4000}")
+    written = packets.read()
+    assert 16 <= len(written) < 20  # a packet of whole lines is at most 4,096 bytes
+    await asyncio.sleep(0)
+    assert [line.split()[0] for line in [*written, *packets.read()]] == [*map(str, range(20))]
+
+
+@on_asyncio
+async def test_a_thread_writes_at_once_and_keeps_the_order(packets):
+    packets.log_access("of the loop")
+    thread = threading.Thread(target=packets.log_access, args=["of a thread"])
+    thread.start()
+    thread.join()
+    assert packets.read() == ["of the loop\nof a thread\n"]
+
+
+def test_lines_of_a_loop_that_stopped_are_written_with_the_next_line_and_at_the_end():
+    async def log_and_stop(message):
+        packets.log_access(message)
+        asyncio.get_running_loop().stop()
+        await asyncio.Event().wait()
+
+    def run(message):
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(log_and_stop(message))
+        loop.run_forever()
+        return loop, task
+
+    with Packets() as packets:
+        loops = [run("first"), run("second")]
+        assert packets.read() == ["first\nsecond\n"]
+        loops.append(run("third"))
+        assert packets.read() == []
+        packets.handler.close()
+        assert packets.read() == ["third\n"]
+        for loop, task in loops:
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task]))
+            loop.close()
+
+
+def test_the_child_of_a_fork_does_not_write_the_lines_of_its_parent(tmp_path):
+    program = tmp_path / "forks.py"
+    program.write_text(
+        """
+import asyncio, logging, os, sys
+from microws.server.logs import logging_to_stderr
+from microws.server.settings import Settings
+
+async def main():
+    logging.getLogger("microws.access").info("once", extra={"access": {}})
+    child = os.fork()
+    if not child:
+        logging.getLogger("microws").info("child")
+        os._exit(0)
+    os.waitpid(child, 0)
+
+with logging_to_stderr(Settings()):
+    asyncio.run(main())
+"""
+    )
+    ran = subprocess.run([sys.executable, program], stderr=subprocess.PIPE, check=True, text=True, timeout=30)
+    assert [line.split()[-1] for line in ran.stderr.splitlines()] == ["child", "once"]

@@ -1,12 +1,18 @@
-"""What the log makes of a shortage of file descriptors."""
+"""How the lines of the log look; a log that cannot be written; a shortage of file descriptors."""
 
 import errno
+import json
 import logging
 import os
+import re
+import sys
+from io import FileIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 
-from microws.server.logs import ShortageFilter, logging_to_stderr
+from microws.server.access_log import log_access
+from microws.server.logs import JSONFormatter, ShortageFilter, TextFormatter, logging_to_stderr
 from microws.server.settings import Settings
 
 SHORTAGE = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -58,3 +64,73 @@ def test_the_filter_is_there_as_long_as_the_log(capfd):
     assert logger.filters == before == []
     [line] = capfd.readouterr().err.splitlines()
     assert line.endswith(f" [{os.getpid()}] warning slow")
+
+
+REQUEST = {
+    "type": "http",
+    "method": "GET",
+    "raw_path": b"/a%20b",
+    "query_string": b"q=1&token=x",
+    "client": ("127.0.0.1", 4711),
+    "http_version": "1.1",
+}
+
+
+@pytest.mark.parametrize(("formatter", "milliseconds"), [(TextFormatter(), ",%03d"), (JSONFormatter(), ".%03d+00:00")])
+def test_every_line_has_the_time_of_its_own_second_and_millisecond(formatter, milliseconds):
+    for created, text in [(1_700_000_000.004, "20"), (1_700_000_000.996, "20"), (1_700_000_001.5, "21")]:
+        line = logging.LogRecord("microws", logging.INFO, __file__, 1, "x", (), None)
+        line.created, line.msecs = created, round(created % 1 * 1000)
+        expected = re.compile(rf"2023-11-1\d.\d\d:\d\d:{text}{re.escape(milliseconds % line.msecs)}")
+        assert expected.search(formatter.format(line))
+
+
+def test_a_line_of_the_access_log_as_text(capfd):
+    with logging_to_stderr(Settings()):
+        log_access(REQUEST, 200, 0.0)
+    [line] = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r'[0-9-]{10} [0-9:]{8},\d{3} info 127\.0\.0\.1:4711 "GET /a%20b\?q=1&token=\*\*\* HTTP/1\.1" 200 [0-9.]+s', line
+    )
+
+
+def test_a_line_of_the_access_log_as_json(capfd):
+    with logging_to_stderr(Settings(log_format="json")):
+        log_access(REQUEST, 200, 0.0)
+    line = json.loads(capfd.readouterr().err)
+    assert [*line] == [
+        "time", "level", "logger", "message", "client", "method", "path", "http_version", "status", "duration_ms",
+    ]  # fmt: skip
+    assert (line["logger"], line["path"], line["status"]) == ("microws.access", "/a%20b?q=1&token=***", 200)
+
+
+def test_a_handler_of_the_app_gets_records_with_all_facts(caplog):
+    caplog.set_level(logging.INFO, logger="microws.access")
+    log_access(REQUEST, 200, 0.0)
+    [line] = caplog.records
+    assert (line.name, line.levelname, line.access["method"]) == ("microws.access", "INFO", "GET")
+    assert line.getMessage().startswith('127.0.0.1:4711 "GET /a%20b?q=1&token=*** HTTP/1.1" 200 ')
+
+
+def test_an_exception_follows_its_line(capfd):
+    with logging_to_stderr(Settings()):
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logging.getLogger("microws").exception("failed")
+    first, second, *_, last = capfd.readouterr().err.splitlines()
+    assert first.endswith(" error failed")
+    assert (second, last) == ("Traceback (most recent call last):", "ValueError: x")
+
+
+@pytest.mark.parametrize("stream", ["full", "closed", "none"])
+def test_a_log_that_cannot_be_written_disturbs_nothing(stream, monkeypatch):
+    # On Linux, what is written to /dev/full meets a full disk.
+    raw = FileIO("/dev/full" if Path("/dev/full").exists() else os.devnull, "w")
+    with TextIOWrapper(raw, write_through=True) as output:
+        monkeypatch.setattr(sys, "stderr", None if stream == "none" else output)
+        with logging_to_stderr(Settings()):
+            if stream == "closed":
+                output.close()
+            log_access(REQUEST, 200, 0.0)
+            logging.getLogger("microws").error("failed")

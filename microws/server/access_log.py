@@ -46,20 +46,27 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
     if not _access.isEnabledFor(level):
         return
     duration_ms = round((time.perf_counter() - began) * 1000, 1)
-    client = _client(scope)
-    outcome = ending.text if ending is not None else status or "-"
-    line = request_line(scope)
+    client, method, target, version = _client(scope), _method(scope), _target(scope), scope.get("http_version", "1.1")
     fields: dict[str, object] = {
         "client": client,
-        "method": _method(scope),
-        "path": _target(scope),
-        "http_version": scope.get("http_version", "1.1"),
+        "method": method,
+        "path": target,
+        "http_version": version,
         "status": status,
         "duration_ms": duration_ms,
     }
-    if ending is not None:
+    if ending is None:
+        outcome: object = status or "-"
+    else:
+        outcome = ending.text
         fields["close_code"] = ending.code
-    _access.log(level, '%s "%s" %s %s', client, line, outcome, format_duration(duration_ms), extra={"access": fields})
+    args = (client, f"{method} {target} HTTP/{version}", outcome, format_duration(duration_ms))
+    # As Logger.info() does, but without looking for the line of code that calls it: a quarter of the time.
+    _access.handle(
+        _access.makeRecord(
+            _access.name, level, __file__, 0, '%s "%s" %s %s', args, None, "log_access", {"access": fields}
+        )
+    )
 
 
 def log_nothing(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
@@ -85,9 +92,10 @@ def _method(scope: Scope) -> str:
 
 
 def _target(scope: Scope) -> str:
+    text: str = scope["raw_path"].decode("latin-1")
     query: bytes = scope["query_string"]
-    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
-    text = mask_secrets(target.decode("latin-1"))
+    if query:
+        text = mask_secrets(f"{text}?{query.decode('latin-1')}")
     return text if text.isascii() and text.isprintable() else text.encode("unicode_escape").decode()
 
 

@@ -5,11 +5,12 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
-from microws.server.log_pipe import PipeHandler, is_pipe
+from microws.server.log_pipe import PipeHandler, TurnHandler, is_pipe
 from microws.server.settings import Settings
 
 __all__ = ["JSONFormatter", "ShortageFilter", "TextFormatter", "logging_to_stderr"]
@@ -29,8 +30,26 @@ _ACCEPTING = {
 # Seconds between two lines on the same shortage.
 _SHORTAGE_INTERVAL = 10.0
 
+# json.dumps() makes an encoder for each call that has a default.
+_encode_json = json.JSONEncoder(default=str).encode
 
-class TextFormatter(logging.Formatter):
+
+class _Formatter(logging.Formatter):
+    """Formats the date and time once a second, and adds the milliseconds."""
+
+    def __init__(self, *, process: bool) -> None:
+        super().__init__("%(asctime)s")
+        self._names_process = process
+        self._second = (-1, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = (second, time.strftime(self.default_time_format, self.converter(second)))
+        return self.default_msec_format % (self._second[1], record.msecs)  # type: ignore[operator]
+
+
+class TextFormatter(_Formatter):
     """
     ``2026-01-31 12:00:00,123 info message``, a traceback on the lines that follow.
 
@@ -39,14 +58,14 @@ class TextFormatter(logging.Formatter):
     """
 
     def __init__(self, *, process: bool = False) -> None:
-        super().__init__(f"%(asctime)s {'[%(process)d] ' if process else ''}%(level)s %(message)s")
+        super().__init__(process=process)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        record.level = record.levelname.lower()
-        return super().formatMessage(record)
+        process = f"[{record.process}] " if self._names_process else ""
+        return f"{record.asctime} {process}{record.levelname.lower()} {record.message}"
 
 
-class JSONFormatter(logging.Formatter):
+class JSONFormatter(_Formatter):
     """
     A JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the access log tells, ``exception``.
 
@@ -54,13 +73,16 @@ class JSONFormatter(logging.Formatter):
         process: Name the process too, as ``process``.
     """
 
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03d+00:00"
+
     def __init__(self, *, process: bool = False) -> None:
-        super().__init__()
-        self._names_process = process
+        super().__init__(process=process)
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -70,7 +92,7 @@ class JSONFormatter(logging.Formatter):
         line |= getattr(record, "access", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode_json(line)
 
 
 class ShortageFilter(logging.Filter):
@@ -121,7 +143,7 @@ def logging_to_stderr(
         handler = pipe = PipeHandler(sys.stderr, may_start_threads=may_start_threads)
         retry = pipe.retry
     else:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StreamHandler(sys.stderr)
         retry = handler.flush
     formatter = JSONFormatter if settings.log_format == "json" else TextFormatter
     handler.setFormatter(formatter(process=process))
@@ -150,6 +172,21 @@ def logging_to_stderr(
             logger.setLevel(old_level)
             logger.propagate = propagate
         handler.close()
+
+
+class _StreamHandler(TurnHandler):
+    """Writes to a file or a terminal, or to ``None``: nowhere."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if self._stream is not None:
+            # A full disk, or a closed stream: there is no other place that could tell of it.
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+                self._stream.flush()
 
 
 def _open_standard_files() -> None:

@@ -1,12 +1,8 @@
-"""What a worker can be told, the sockets it takes, and how its log looks."""
+"""What a worker can be told, and how its log looks."""
 
 import io
 import json
 import logging
-import os
-import resource
-import socket
-from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -14,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.server import listening
 from microws.server.hypercorn_setup import hypercorn_config
-from microws.server.listening import ListenError, bind, tls_context
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import (
     DEFAULT_MAX_MESSAGE_SIZE,
@@ -29,8 +23,6 @@ from microws.server.settings import (
     parse_size,
 )
 from microws.server.waits import AsyncioWaits, TrioWaits
-
-TLS = Path(__file__).parent / "tls"
 
 # Settings
 
@@ -245,194 +237,6 @@ def test_hypercorn_is_told_the_limits_and_to_be_silent():
     assert len(config.response_headers("h11")) == 1
     assert hypercorn_config(Settings(), max_message_size=5).websocket_max_message_size == 5
     assert hypercorn_config(Settings(max_message_size=6), max_message_size=5).websocket_max_message_size == 6
-
-
-# Sockets
-
-
-def listen_on(*texts):
-    return bind([parse_address(text) for text in texts])
-
-
-def close(listeners):
-    for listener in listeners:
-        listener.close()
-
-
-def test_port_0_is_a_free_port_and_the_url_names_it():
-    listeners = listen_on("127.0.0.1:0", "127.0.0.1:0")
-    ports = [listener.sock.getsockname()[1] for listener in listeners]
-    assert [listener.url for listener in listeners] == [f"http://127.0.0.1:{port}" for port in ports]
-    assert len(set(ports)) == 2
-    close(listeners)
-
-
-def test_ipv6_is_in_brackets():
-    listeners = bind([parse_address("[::1]:0")], secure=True)
-    assert listeners[0].url == f"https://[::1]:{listeners[0].sock.getsockname()[1]}"
-    close(listeners)
-
-
-def test_a_name_with_several_numbers_takes_each_of_them_with_one_port(monkeypatch):
-    def two_numbers(host, port, **options):
-        # 192.0.2.1 is in no network (RFC 5737).
-        return [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
-        ]
-
-    monkeypatch.setattr(listening.socket, "getaddrinfo", two_numbers)
-    listeners = listen_on("both:0")
-    assert [listener.sock.getsockname()[0] for listener in listeners] == ["::1", "127.0.0.1"]
-    assert len({listener.sock.getsockname()[1] for listener in listeners}) == 1
-    close(listeners)
-
-
-def test_an_address_in_use_gets_a_hint_and_the_others_are_given_back():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        [free] = listen_on("127.0.0.1:0")
-        other = free.sock.getsockname()[1]
-        free.close()
-        with pytest.raises(ListenError, match=rf"^127.0.0.1:{port} is in use: .*--port {port + 1}$"):
-            listen_on(f"127.0.0.1:{other}", f"127.0.0.1:{port}")
-        close(listen_on(f"127.0.0.1:{other}"))
-
-
-def test_of_a_name_in_use_on_one_number_none_is_kept(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        numbers = [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
-        ]
-        monkeypatch.setattr(listening.socket, "getaddrinfo", lambda *_, **__: numbers)
-        with pytest.raises(ListenError, match="in use"):
-            listen_on(f"both:{port}")
-    monkeypatch.undo()
-    close(listen_on(f"[::1]:{port}"))
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (PermissionError(13, "Permission denied"), "ports below 1024"),
-        (OSError(99, "Cannot assign requested address"), "is no address of this machine"),
-        (OSError(98, "Address already in use"), "--port 8000"),
-        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
-    ],
-)
-def test_what_the_system_refuses_is_said_in_words(error, message):
-    assert message in listening._explain(InternetAddress("192.0.2.1", 65535), error)
-
-
-def test_an_address_of_another_machine_and_an_unknown_host_are_named():
-    with pytest.raises(ListenError, match=r"192\.0\.2\.1 is no address of this machine"):
-        listen_on("192.0.2.1:0")
-    with pytest.raises(ListenError, match=r"the host .a\.\.b. is not known"):
-        listen_on("a..b:1")
-
-
-def test_where_no_socket_can_be_had_that_is_said_in_one_line():
-    first = os.open(os.devnull, os.O_RDONLY)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (first, before[1]))
-    try:
-        with pytest.raises(ListenError, match=r"^cannot listen on 127\.0\.0\.1:0: Too many open files$"):
-            listen_on("127.0.0.1:0")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        os.close(first)
-
-
-def test_nobody_can_connect_before_listen(tmp_path):
-    for text in ("127.0.0.1:0", f"unix:{tmp_path / 'app.sock'}"):
-        [listener] = listen_on(text)
-        with socket.socket(listener.sock.family) as client, pytest.raises(ConnectionRefusedError):
-            client.connect(listener.sock.getsockname())
-        listener.listen()
-        with socket.socket(listener.sock.family) as client:
-            client.connect(listener.sock.getsockname())
-        listener.close()
-
-
-def test_a_unix_socket_in_use_is_left_alone_and_one_left_behind_is_replaced(tmp_path):
-    path = tmp_path / "app.sock"
-    [first] = listen_on(f"unix:{path}")
-    first.listen()
-    with pytest.raises(ListenError, match=r"app\.sock is in use"):
-        listen_on(f"unix:{path}")
-    first.sock.close()  # as if it were killed: the file stays
-    [second] = listen_on(f"unix:{path}")
-    second.listen()
-    first.close()
-    assert path.exists()
-    second.close()
-    assert not path.exists()
-    second.close()
-
-
-def test_a_unix_path_that_cannot_be_is_named(tmp_path):
-    (tmp_path / "file").write_text("precious")
-    for path, message in (("file", "is no socket"), ("none/app.sock", "No such file"), ("x" * 200, "too long")):
-        with pytest.raises(ListenError, match=message):
-            listen_on(f"unix:{tmp_path / path}")
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_a_socket_that_nobody_may_connect_to_is_in_use(tmp_path):
-    path = tmp_path / "app.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        other.bind(str(path))
-        with pytest.raises(ListenError, match="in use"):
-            listen_on(f"unix:{path}")
-
-
-def test_a_file_descriptor_is_taken_over():
-    parent = socket.create_server(("127.0.0.1", 0))
-    number = parent.detach()
-    [listener] = listen_on(f"fd://{number}")
-    listener.listen()
-    assert listener.sock.fileno() == number
-    assert listener.url.startswith("http://127.0.0.1:")
-    listener.close()
-
-
-def test_a_file_descriptor_that_is_no_stream_socket_is_refused():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        with pytest.raises(ListenError, match="expected a stream socket"):
-            listen_on(f"fd://{datagrams.fileno()}")
-        assert datagrams.fileno() >= 0
-    read, write = os.pipe()
-    with pytest.raises(ListenError, match="is no socket that this process has"):
-        listen_on(f"fd://{read}")
-    os.close(read)
-    os.close(write)
-
-
-def test_a_certificate_that_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(ListenError, match="no file"):
-        tls_context(str(tmp_path / "none"), None)
-    (tmp_path / "empty.pem").write_text("")
-    with pytest.raises(ListenError, match=r"cannot use the certificate '.*empty\.pem'"):
-        tls_context(str(tmp_path / "empty.pem"), None)
-    certificate, key = str(TLS / "localhost.pem"), str(TLS / "localhost.key")
-    damaged = tmp_path / "damaged.key"
-    damaged.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
-    for files, reason in (
-        ((key, certificate), r"no PEM certificate in '.*localhost\.key'"),
-        ((certificate, certificate), r"no PEM private key in '.*localhost\.pem'"),
-        ((certificate, str(damaged)), "one is damaged, or they do not belong together"),
-    ):
-        with pytest.raises(ListenError, match=rf": {reason}$"):
-            tls_context(*files)
-
-
-@pytest.mark.timeout(10)
-def test_a_key_that_is_encrypted_is_refused_and_nobody_asked_for_its_passphrase():
-    with pytest.raises(ListenError, match=r"the key '.*encrypted\.key' is encrypted: .* openssl pkey -in "):
-        tls_context(str(TLS / "localhost.pem"), str(TLS / "encrypted.key"))
 
 
 # The log

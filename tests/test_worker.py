@@ -19,7 +19,7 @@ import httpx
 import pytest
 from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected, reset
-from worker_here import echo, fails_with_a_short_message, failures, read_to_the_end, respond, serving
+from worker_here import echo, fails_with_a_short_message, failures, lifespan, read_to_the_end, respond, serving
 from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws import App
@@ -655,6 +655,33 @@ async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path, caplog):
     assert not path.exists()
     assert f"serving the app on unix:{path} " in caplog.text
     assert 'unix "GET /x HTTP/1.1" 200 ' in caplog.text
+
+
+async def test_the_path_of_a_unix_socket_is_free_as_soon_as_the_drain_begins(tmp_path):
+    path = tmp_path / "app.sock"
+    asked, answered = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+        else:
+            asked.set()
+            await answered.wait()
+            await respond(send, b"late")
+
+    async with serving(app, port=None, bind=f"unix:{path}") as served, await anyio.connect_unix(path) as stream:
+        await stream.send(REQUEST)
+        await asked.wait()
+        served.shutdown.request()
+        while path.exists():  # noqa: ASYNC110 - a file tells nobody that it is removed
+            await anyio.sleep(0.01)
+        async with serving(echo, port=None, bind=f"unix:{path}"):
+            answered.set()
+            answer = b""
+            while not answer.endswith(b"late"):
+                answer += await stream.receive()
+            await served.ended.wait()
+            assert path.is_socket()
 
 
 async def test_an_accept_that_cannot_be_is_the_apps_error_and_500(caplog, anyio_backend_name):

@@ -1,17 +1,25 @@
 """The sockets that a worker listens on: bound before the app starts, answering only after it has."""
 
 import errno
+import logging
 import os
 import socket
 import ssl
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
+
+if sys.platform != "win32":
+    import fcntl
 
 from microws.server.settings import Address, FileDescriptor, InternetAddress, UnixPath
 
 __all__ = ["BACKLOG", "ListenError", "Listener", "bind", "tls_context"]
+
+_log = logging.getLogger("microws.server")
 
 # Connections that the kernel keeps while the worker is busy: Linux's own limit (net.core.somaxconn) since 5.4.
 BACKLOG: Final = 4096
@@ -35,14 +43,16 @@ class Listener:
         name = sock.getsockname()
         scheme = "https" if secure else "http"
         self._file: tuple[Path, tuple[int, int]] | None = None
+        self._lock = ExitStack()
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.url = f"{scheme}://{InternetAddress(name[0], name[1])}"
         else:
             self.url = f"{scheme}+unix:{name}" if secure else f"unix:{name}"
 
-    def owns(self, path: Path) -> None:
-        """Remove ``path``, the socket's file, at ``close``."""
+    def owns(self, path: Path, lock: ExitStack) -> None:
+        """At ``close``, remove ``path``, the socket's file, and then release ``lock``."""
         self._file = (path, _identity(path))
+        self._lock = lock
 
     def listen(self) -> None:
         """
@@ -62,9 +72,10 @@ class Listener:
         if self._file is not None:
             path, identity = self._file
             self._file = None
-            # Another process may have taken the path over in the meantime.
+            # A program that does not know the lock may have taken the path over in the meantime.
             if path.exists() and _identity(path) == identity:
                 path.unlink()
+        self._lock.close()
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -73,25 +84,39 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def bind(addresses: Sequence[Address], *, secure: bool = False) -> list[Listener]:
+def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int = 0o660) -> list[Listener]:
     """
-    Take the addresses, all or none. A name with several numbers, as ``localhost`` is, takes each that there is.
+    Take the addresses, all or none.
+
+    A name with several numbers, as ``localhost`` is, takes each that there is. ``[::]`` takes IPv4 connections as well
+    where the system does that, unless an IPv4 address with the same port is asked for, too. With port 0, all numbers of
+    a name get one port, and so do ``0.0.0.0`` and ``[::]``.
 
     Args:
         addresses: Where to listen.
         secure: Whether TLS will be spoken; only the URLs say so.
+        unix_mode: Permissions of the files of Unix sockets, whatever the umask is. By default the user and the group.
 
     Raises:
         ListenError: In use, not allowed, not of this machine, no socket.
     """
+    numbers = {address: _resolve(address) for address in addresses if isinstance(address, InternetAddress)}
+    ipv4_ports = {
+        address.port for address, found in numbers.items() if any(family == socket.AF_INET for family, _ in found)
+    }
+    wildcard_ports: dict[str, int] = {}
     listeners: list[Listener] = []
     try:
         for address in addresses:
             match address:
-                case InternetAddress():
-                    listeners += _bind_internet(address, secure=secure)
+                case InternetAddress(host, port):
+                    v6_only = port in ipv4_ports
+                    other = wildcard_ports.pop(_OTHER_WILDCARD.get(host, ""), 0)
+                    listeners += _bind_internet(address, numbers[address], other or port, v6_only, secure=secure)
+                    if port == 0 and host in _OTHER_WILDCARD and not other:
+                        wildcard_ports[host] = listeners[-1].sock.getsockname()[1]
                 case UnixPath():
-                    listeners.append(_bind_unix(address, secure=secure))
+                    listeners.append(_bind_unix(address, secure=secure, mode=unix_mode))
                 case FileDescriptor():
                     listeners.append(_inherit(address, secure=secure))
     except BaseException:
@@ -144,24 +169,36 @@ def _why_unusable(certfile: str, keyfile: str) -> str:
 _OTHER_PORT = "take another one with --port"
 
 
-def _bind_internet(address: InternetAddress, *, secure: bool) -> list[Listener]:
+# A port 0 that both of them are asked for becomes the same port.
+_OTHER_WILDCARD: Final = {"0.0.0.0": "::", "::": "0.0.0.0"}
+
+_Number: TypeAlias = tuple[int, Any]
+
+
+def _resolve(address: InternetAddress) -> list[_Number]:
+    """The families and numbers of a host."""
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"the host {address.host!r} is not known: {_reason(error)}") from None
+    return list(dict.fromkeys((info[0], info[4]) for info in found))
+
+
+def _bind_internet(
+    address: InternetAddress, numbers: Sequence[_Number], port: int, v6_only: bool, *, secure: bool
+) -> list[Listener]:
     listeners: list[Listener] = []
     missing: OSError | None = None
-    port = address.port
-    for family, name in dict.fromkeys((info[0], info[4]) for info in found):
+    for family, name in numbers:
         sock: socket.socket | None = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
             if os.name == "posix":  # on Windows, two servers could then listen on the same port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6 and len(found) > 1:
-                # The IPv4 number of the same name has its own socket.
+            if family == socket.AF_INET6 and v6_only:
+                # A socket of its own takes the IPv4 connections to this port.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((name[0], port, *name[2:]))
+            _bind_to_port(sock, name, port, is_needed=address.port != 0)
         except OSError as error:
             if sock is not None:
                 sock.close()
@@ -179,6 +216,16 @@ def _bind_internet(address: InternetAddress, *, secure: bool) -> list[Listener]:
     return listeners
 
 
+def _bind_to_port(sock: socket.socket, name: Any, port: int, *, is_needed: bool) -> None:
+    try:
+        sock.bind((name[0], port, *name[2:]))
+    except OSError as error:
+        if is_needed or port == 0 or error.errno != errno.EADDRINUSE:
+            raise
+        # The port that the system chose for IPv4 is another program's in IPv6, or the other way round.
+        sock.bind((name[0], 0, *name[2:]))
+
+
 def _explain(address: InternetAddress, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         other = address.port + 1 if address.port < 65535 else 8000
@@ -190,29 +237,95 @@ def _explain(address: InternetAddress, error: OSError) -> str:
     return f"cannot listen on {address}: {_reason(error)}"
 
 
-def _bind_unix(address: UnixPath, *, secure: bool) -> Listener:
-    if not hasattr(socket, "AF_UNIX"):
+def _bind_unix(address: UnixPath, *, secure: bool, mode: int) -> Listener:
+    if sys.platform == "win32":
         raise ListenError(f"cannot listen on {address}: this system has no Unix sockets; use --host and --port")
-    path = Path(address.path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.exists():
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise ListenError(f"cannot listen on {address}: the file is there, and is no socket")
-            if _answers(address.path):
-                raise ListenError(f"{address} is in use: stop the program that listens there, or take another path")
-            path.unlink()  # left behind by a program that was killed
-        sock.bind(address.path)
-        sock.setblocking(False)
-        listener = Listener(sock, secure=secure)
-        listener.owns(path.absolute())
-    except OSError as error:
-        sock.close()
-        raise ListenError(f"cannot listen on {address}: {_reason(error)}") from None
-    except ListenError:
-        sock.close()
-        raise
+    with ExitStack() as undo:
+        try:
+            undo.enter_context(_lock(address))
+            _remove_stale(address)
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            with _umask(0o777 & ~mode):
+                sock.bind(address.path)
+            sock.setblocking(False)
+            listener = Listener(sock, secure=secure)
+            listener.owns(Path(address.path).absolute(), undo.pop_all())
+        except OSError as error:
+            raise ListenError(f"cannot listen on {address}: {_reason(error)}") from None
+    if mode & stat.S_IWOTH:
+        _log.warning(
+            "every user of this machine can connect to %s (--unix-mode %o), and by default each is trusted as a proxy "
+            "is; --unix-mode 660 admits the group alone",
+            address,
+            mode,
+        )
     return listener
+
+
+@contextmanager
+def _lock(address: UnixPath) -> Iterator[None]:
+    """
+    Keep the path from every other server that asks here, until the end of the block or of this process.
+
+    A socket that is bound and does not listen yet looks like one whose program was killed: without the lock, of two
+    servers that start at once the second would take the path away from the first.
+
+    Source: PostgreSQL's ``.s.PGSQL.5432.lock``.
+    """
+    path = Path(f"{address.path}.lock")
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ListenError(_in_use(address)) from None
+            if _is_at(path, file.fileno()):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        # Its owner has removed the file after it was opened here.
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """
+    Let the files that are made within the block have no more than the permissions outside of ``mask``.
+
+    ``bind`` makes the file with these permissions at once; before a ``chmod``, it would have others for a moment. The
+    mask is the process's: a file that another thread makes at the same moment has no more permissions either.
+    """
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _remove_stale(address: UnixPath) -> None:
+    """Remove the socket of a program that was killed."""
+    path = Path(address.path)
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"cannot listen on {address}: expected a socket or nothing there, got another kind of file")
+    if _answers(address.path):
+        raise ListenError(_in_use(address))
+    path.unlink()
+
+
+def _in_use(address: UnixPath) -> str:
+    return f"{address} is in use: stop the program that listens there, or take another path"
 
 
 def _answers(path: str) -> bool:

@@ -96,7 +96,8 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
     # A fork of a process with threads is not safe.
     with logging_to_stderr(settings, may_start_threads=False) as retry:
         try:
-            listeners = bind(settings.addresses, secure=settings.certfile is not None)
+            secure = settings.certfile is not None
+            listeners = bind(settings.addresses, secure=secure, unix_mode=settings.unix_mode)
         except ListenError as error:
             _log.error("%s", error)
             return 1

@@ -100,7 +100,7 @@ def run(
         try:
             tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
             if supervised is None:
-                listeners = bind(settings.addresses, secure=tls is not None)
+                listeners = bind(settings.addresses, secure=tls is not None, unix_mode=settings.unix_mode)
             else:
                 listeners = supervised.listeners(secure=tls is not None)
         except ListenError as error:
@@ -189,7 +189,7 @@ async def serve(
     every event stream ended; other requests for ``drain_timeout`` seconds; what is left dropped; the app's shutdown.
 
     Args:
-        listeners: Bound, and not listening yet. They do not listen any more at the end; the caller closes them.
+        listeners: Bound, and not listening yet. The drain begins by closing them; after an exception the caller does.
         tls: As ``tls_context`` makes it.
         announce: Called as soon as clients can connect. Default: say so in the log.
         task_status: Started as soon as clients can connect.
@@ -223,7 +223,7 @@ async def serve(
             task_status.started()
             await shutdown.requested.wait()
             shutdown.limit(settings.drain_timeout)
-            await _drain(server, shutdown, timeout=settings.drain_timeout)
+            await _drain(server, listeners, shutdown, timeout=settings.drain_timeout)
         shutdown.limit(settings.shutdown_timeout)
         if shutdown.forced.is_set():
             stopped: bool | None = await lifespan.shutdown(timeout=_GRACE)
@@ -268,13 +268,16 @@ def _prepare(
     return AsyncioServer(connections, engines, config, state=state, tls=tls)
 
 
-async def _drain(server: _Server, shutdown: Shutdown, *, timeout: float) -> None:
+async def _drain(server: _Server, listeners: Sequence[Listener], shutdown: Shutdown, *, timeout: float) -> None:
     requests, websockets = server.statistics()
     left = f"requests: {requests}, WebSockets: {websockets}"
     _log.info("stopping within %g s; open %s (Ctrl-C again: at once)", timeout, left)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.drain)
         await server.stop_listening()
+        # A Unix socket's path is free from now on, as a port is: the next server can start during the drain.
+        for listener in listeners:
+            listener.close()
         # What was accepted a moment ago counts as open only after some turns of the event loop.
         await anyio.sleep(_ACCEPT_TIMEOUT)
         with anyio.move_on_after(timeout):

@@ -34,13 +34,14 @@ from microws.errors import (
     WebSocketDisconnect,
     WebSocketRejected,
 )
+from microws.event_stream import EventStream
 from microws.files import FileResponse
 from microws.forms import UploadFile
 from microws.interfaces import Codec, Receipt
 from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response
 from microws.sse import ServerSentEvent
-from microws.streams import EventStream, StreamingResponse
+from microws.streams import StreamingResponse
 from microws.version import __version__ as __version__
 from microws.websocket import WebSocket
 

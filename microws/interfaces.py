@@ -74,13 +74,16 @@ class Frame:
         payload: ``str`` for a text frame. ``bytes`` for a binary frame, or with ``is_text`` for a text frame that is
             encoded already.
         is_text: Whether ``bytes`` are valid UTF-8 to be sent as text. Default: only ``str`` is text.
+        is_encoded: Whether ``bytes`` are what goes on the wire, such as a server-sent event: no WebSocket frame is put
+            around them. Default: no.
 
     Source: RFC 6455 §5.6.
     """
 
-    __slots__ = ("_bytes", "_text", "is_text")
+    __slots__ = ("_bytes", "_text", "is_encoded", "is_text")
 
-    def __init__(self, payload: str | bytes, *, is_text: bool = False) -> None:
+    def __init__(self, payload: str | bytes, *, is_text: bool = False, is_encoded: bool = False) -> None:
+        self.is_encoded = is_encoded
         if isinstance(payload, str):
             self._text: str | None = payload
             self._bytes: bytes | None = None

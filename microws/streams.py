@@ -1,4 +1,4 @@
-"""Responses whose body is made while it is sent: streams, and server-sent events."""
+"""Responses whose body is made while it is sent."""
 
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
@@ -12,10 +12,9 @@ from anyio.lowlevel import checkpoint
 from microws.handshake import HeadersLike
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.responses import BODILESS_STATUSES, Response
-from microws.sse import KEEPALIVE, OPENING, ServerSentEvent
 from microws.threads import Threads, threads_of
 
-__all__ = ["EventStream", "StreamingResponse", "send_until_disconnect"]
+__all__ = ["Source", "StreamingResponse", "body_part", "send_until_disconnect"]
 
 # Seconds that a source has to clean up where the response is not sent by an App, whose close_timeout else counts.
 _CLOSE_TIMEOUT = 5.0
@@ -79,7 +78,7 @@ class StreamingResponse(Response):
             await send({"type": "http.response.body", "body": b""})
             return
         # A source that subscribes to something has done so before the client can know of the response.
-        source = _Source(aiter(self._source), seconds, scope["path"])
+        source = Source(aiter(self._source), seconds, scope["path"])
         try:
             await send(self._start())
         except BaseException:
@@ -90,14 +89,14 @@ class StreamingResponse(Response):
         if await self._send_source(source, receive, send):
             await send({"type": "http.response.body", "body": b""})
 
-    async def _send_source(self, source: "_Source", receive: Receive, send: Send) -> bool:
+    async def _send_source(self, source: "Source", receive: Receive, send: Send) -> bool:
         return await send_until_disconnect(receive, send, partial(self._send_chunks, source), leaving=source.leaving)
 
-    async def _send_chunks(self, source: "_Source", send: Send) -> None:
+    async def _send_chunks(self, source: "Source", send: Send) -> None:
         async def send_all() -> None:
-            await send(_chunk(self._opening))
+            await send(body_part(self._opening))
             async for item in source:
-                await send(_chunk(self._encode(item)))
+                await send(body_part(self._encode(item)))
 
         await source.use(send_all)
 
@@ -111,81 +110,7 @@ class StreamingResponse(Response):
         )
 
 
-class EventStream(StreamingResponse):
-    """
-    Server-sent events, for a browser's ``EventSource``. Ends when the source does; the browser then comes back.
-
-    Holds one item at a time: a slow client slows the source down. A comment at the beginning tells the client that the
-    stream is open, and one in every ``keepalive`` seconds of silence keeps proxies from giving up; the source is not
-    disturbed by them. Leaving is as in ``StreamingResponse``.
-
-    Args:
-        source: An async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or a plain iterable, which is
-            run in worker threads.
-        headers: A mapping or ``(name, value)`` pairs.
-        keepalive: Seconds. Default 15, as the specification recommends.
-
-    Raises:
-        TypeError, ValueError: As ``StreamingResponse`` and ``ServerSentEvent``.
-
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
-    """
-
-    # Not empty: gunicorn's worker holds the headers until the first byte of the body.
-    _opening = OPENING
-
-    def __init__(
-        self,
-        source: AsyncIterable[Any] | Iterable[Any],
-        *,
-        headers: HeadersLike | None = None,
-        keepalive: float = 15.0,
-    ) -> None:
-        if not keepalive > 0:
-            raise ValueError(f"keepalive is a number of seconds above 0, not {keepalive}")
-        super().__init__(source, 200, headers, content_type="text/event-stream")
-        self.headers.setdefault("cache-control", "no-store")
-        # nginx would else collect the events in its buffer.
-        self.headers.setdefault("x-accel-buffering", "no")
-        self._keepalive = keepalive
-
-    async def _send_source(self, source: "_Source", receive: Receive, send: Send) -> bool:
-        stream = _KeptAlive(self._keepalive)
-        return await send_until_disconnect(
-            receive,
-            send,
-            lambda send: self._send_chunks(source, partial(stream.send, send)),
-            stream.keep_alive,
-            leaving=source.leaving,
-        )
-
-    def _encode(self, item: Any) -> bytes:
-        return (item if isinstance(item, ServerSentEvent) else ServerSentEvent(item)).encoded
-
-
-class _KeptAlive:
-    """Sends one event at a time, and a comment when there was none for ``keepalive`` seconds."""
-
-    def __init__(self, keepalive: float) -> None:
-        self._keepalive = keepalive
-        self._lock = anyio.Lock(fast_acquire=True)
-        self._due = anyio.current_time() + keepalive
-
-    async def send(self, send: Send, event: Event) -> None:
-        async with self._lock:
-            await send(event)
-            self._due = anyio.current_time() + self._keepalive
-
-    async def keep_alive(self, send: Send) -> None:
-        while True:
-            await anyio.sleep_until(self._due)
-            async with self._lock:
-                if anyio.current_time() >= self._due:
-                    await send(_chunk(KEEPALIVE))
-                    self._due = anyio.current_time() + self._keepalive
-
-
-class _Source:
+class Source:
     """
     The items of an iterator, which may clean up for ``seconds`` wherever it is cancelled.
 
@@ -403,5 +328,5 @@ async def _close(source: AsyncIterable[Any]) -> None:
             raise others from None
 
 
-def _chunk(body: bytes) -> Event:
+def body_part(body: bytes) -> Event:
     return {"type": "http.response.body", "body": body, "more_body": True}

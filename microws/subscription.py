@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -10,16 +11,18 @@ import anyio
 
 from microws.codec import MessageCodec
 from microws.errors import Overflow
-from microws.hub import Hub, Subscriber, check_topic
+from microws.hub import FrameCodec, Hub, Subscriber, check_topic
 from microws.interfaces import Frame
 from microws.outbox import Outbox, Published, TopicSettings, gap_marker
-from microws.sse import ServerSentEvent
+from microws.sse import GAP, ServerSentEvent, as_chunk, event_codec
 
 __all__ = ["EventName", "Stream", "Subscription"]
 
 EventName: TypeAlias = str | Callable[[str], str | None] | None
 
 _numbers = count(1)
+# What stands where messages were dropped; the second one is a chunk of HTTP/1.1.
+_MARKERS = tuple(partial(gap_marker, frame=Frame(data, is_encoded=True)) for data in (GAP, as_chunk(GAP)))
 
 
 class _Queue:
@@ -134,8 +137,8 @@ class Stream:
     """
     Some topics as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
 
-    It subscribes when iteration begins, and ends where a message was lost, so that the browser comes back. A text
-    message is sent as it is, ``bytes`` as base64, anything else as JSON.
+    A text message is sent as it is, ``bytes`` as base64, anything else as JSON. Iterated by the app itself it
+    subscribes when iteration begins, and ends where a message was lost.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
@@ -146,13 +149,44 @@ class Stream:
         for topic in topics:
             check_topic(topic)
         self._events = {topic: _event_name(event, topic) for topic in topics}
-        self._queue = _Queue(hub, codec, topics)
+        self._hub = hub
+        self._codec = codec
+        self._queue: _Queue | None = None
+
+    def attach(self, *, is_chunked: bool, wake: Callable[[], None], refuse: Callable[[int, str], None]) -> Subscriber:
+        """
+        Subscribe a response. Its outbox gets events that are framed already, once for all responses.
+
+        Args:
+            is_chunked: Whether each event is also a chunk of HTTP/1.1.
+            wake, refuse: See ``Subscriber``.
+
+        Raises:
+            RuntimeError: The app does not run, or runs in another event loop.
+        """
+        hub = self._hub
+        hub.loop.check("anyio.from_thread.run(function), where the `async def` function sends the response")
+        codecs: dict[str, FrameCodec] = {
+            topic: event_codec(event, is_chunked=is_chunked) for topic, event in self._events.items()
+        }
+        outbox = Outbox(marker=_MARKERS[is_chunked], losses=hub.losses)
+        subscriber = Subscriber(id=f"events-{next(_numbers)}", codec=codecs, outbox=outbox, wake=wake, refuse=refuse)
+        hub.subscribe(subscriber, *codecs)
+        return subscriber
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """End what ``attach`` has begun: nothing more is put into the outbox, and what waits there is forgotten."""
+        self._hub.leave(subscriber)
+        subscriber.outbox.clear()
 
     def __aiter__(self) -> Self:
+        self._queue = self._queue or _Queue(self._hub, self._codec, tuple(self._events))
         self._queue.open()
         return self
 
     async def __anext__(self) -> ServerSentEvent:
+        if self._queue is None:
+            raise StopAsyncIteration
         try:
             message = await self._queue.get()
         except Overflow:
@@ -165,8 +199,9 @@ class Stream:
         return ServerSentEvent(data, event=self._events[message.topic])
 
     async def aclose(self) -> None:
-        """End the subscription."""
-        self._queue.close()
+        """End the iteration and its subscription."""
+        if self._queue is not None:
+            self._queue.close()
 
 
 def _event_name(event: EventName, topic: str) -> str | None:

@@ -21,7 +21,7 @@ FLOORS = {
     2: "backplanes/ bench/ cors loop outbox/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers hub/ streams transport/",
     4: "files hooks settings subscription websocket/",
-    5: "binding views",
+    5: "binding event_stream views",
     6: "dispatch/ health lifespan",
     7: "app",
     8: "__init__",

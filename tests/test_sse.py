@@ -1,13 +1,16 @@
 """Server-sent events: what a browser's parser reads is what was written."""
 
 import re
+from base64 import b64encode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microws.codec import TEXT as TEXT_CODEC
 from microws.codec import loads_json
-from microws.sse import KEEPALIVE, ServerSentEvent
+from microws.interfaces import Payload
+from microws.sse import GAP, KEEPALIVE, ServerSentEvent, event_codec
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text("a \r\n:\0\x85\u2028\ufeff")
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"))
@@ -75,8 +78,35 @@ class TestFraming:
         event = ServerSentEvent("a\r\nb\rc\n", event="e", id="1", retry=2)
         assert event.encoded == b"event: e\nid: 1\nretry: 2\ndata: a\ndata: b\ndata: c\ndata: \n\n"
 
-    def test_a_comment_is_no_event(self):
-        assert parse(KEEPALIVE) == []
+    @pytest.mark.parametrize("comment", [KEEPALIVE, GAP])
+    def test_a_comment_is_no_event(self, comment):
+        assert parse(comment) == []
+
+
+class TestPublished:
+    @given(st.sampled_from(["text", "json"]), TEXT, st.none() | FIELD)
+    def test_a_published_text_is_the_event_that_server_sent_event_makes_of_it(self, kind, text, event):
+        payload = Payload(kind, text.encode())
+        frame = event_codec(event, is_chunked=False).frame(payload)
+        assert frame.is_encoded
+        assert frame.data == ServerSentEvent(TEXT_CODEC.frame(payload).text, event=event).encoded
+
+    @given(st.binary())
+    def test_published_bytes_are_base64(self, data):
+        frame = event_codec(None, is_chunked=False).frame(Payload("bytes", data))
+        assert frame.data == ServerSentEvent(b64encode(data)).encoded
+
+    @given(TEXT, st.none() | FIELD)
+    def test_as_a_chunk_it_is_the_same_event_behind_its_size(self, text, event):
+        payload = Payload("text", text.encode())
+        plain = event_codec(event, is_chunked=False).frame(payload).data
+        size, _, rest = event_codec(event, is_chunked=True).frame(payload).data.partition(b"\r\n")
+        assert (int(size, 16), rest) == (len(plain), plain + b"\r\n")
+
+    def test_streams_of_one_type_share_their_codec_and_other_streams_do_not(self):
+        codec = event_codec("a", is_chunked=True)
+        assert codec is event_codec("a", is_chunked=True)
+        assert codec not in (event_codec("b", is_chunked=True), event_codec("a", is_chunked=False))
 
 
 class TestRefused:

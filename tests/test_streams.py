@@ -14,8 +14,9 @@ from worker_here import serving
 
 from microws.app import App
 from microws.datastructures import Headers
+from microws.event_stream import EventStream
 from microws.sse import ServerSentEvent
-from microws.streams import EventStream, StreamingResponse
+from microws.streams import StreamingResponse
 from microws.testing import TestClient
 
 pytestmark = pytest.mark.anyio

@@ -184,7 +184,7 @@ class Hub:
             entry = self._topics.get(topic)
             if entry is None:
                 entry = self._topics[topic] = _Topic(self.settings(topic))
-            entry.groups.setdefault(subscriber.codec, {})[subscriber.outbox] = subscriber
+            entry.groups.setdefault(subscriber.codec_of(topic), {})[subscriber.outbox] = subscriber
             subscriber.topics.add(topic)
             self._subscribers[subscriber.id] = subscriber
 
@@ -240,10 +240,11 @@ class Hub:
             return
         subscriber.topics.discard(topic)
         groups = self._topics[topic].groups
-        group = groups[subscriber.codec]
+        codec = subscriber.codec_of(topic)
+        group = groups[codec]
         del group[subscriber.outbox]
         if not group:
-            del groups[subscriber.codec]
+            del groups[codec]
             if not groups:
                 del self._topics[topic]
         if not subscriber.topics and not subscriber.has_left:

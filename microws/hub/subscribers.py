@@ -24,7 +24,7 @@ class Subscriber:
 
     Args:
         id: Unique in this process; what ``publish(skip=…)`` names.
-        codec: Frames each payload; subscribers with one codec share the frame.
+        codec: Frames each payload; subscribers with one codec share the frame. A dict has one for each topic.
         outbox: Where messages are put.
         wake: Called after a message was put.
         refuse: Called with a close code and reason when the subscriber cannot go on without a loss.
@@ -41,7 +41,7 @@ class Subscriber:
         self,
         *,
         id: str,  # noqa: A002
-        codec: FrameCodec,
+        codec: FrameCodec | dict[str, FrameCodec],
         outbox: Outbox,
         wake: Callable[[], None],
         refuse: Callable[[int, str], None],
@@ -55,3 +55,8 @@ class Subscriber:
         self.max_topics = max_topics
         self.topics: set[str] = set()
         self.has_left = False
+
+    def codec_of(self, topic: str) -> FrameCodec:
+        """What frames the payloads of ``topic``."""
+        codec = self.codec
+        return codec[topic] if isinstance(codec, dict) else codec

@@ -44,6 +44,8 @@ class TopicSettings(NamedTuple):
 
 def encoded(frame: Frame) -> bytes:
     """``frame`` as a server sends it."""
+    if frame.is_encoded:
+        return frame.data
     return encode_frame(frame.data, TEXT if frame.is_text else BINARY)
 
 

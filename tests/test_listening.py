@@ -1,5 +1,6 @@
 """The sockets that a server takes: addresses, files of Unix sockets, sockets of the parent process, and TLS."""
 
+import asyncio
 import logging
 import os
 import resource
@@ -172,6 +173,27 @@ def test_the_ipv6_wildcard_alone_takes_what_the_system_gives_it():
         default = untouched.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     assert listener.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == default
     listener.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0"])
+async def test_short_messages_are_sent_at_once(text):
+    """Nagle's algorithm (RFC 896) is off for each connection of a listener."""
+    connected = asyncio.get_running_loop().create_future()
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport):
+            connected.set_result(transport)
+
+    [listener] = listen_on(text)
+    server = await asyncio.get_running_loop().create_server(Protocol, sock=listener.sock)
+    with socket.create_connection(listener.sock.getsockname()[:2]):
+        transport = await connected
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        transport.abort()
+        server.close()
+        await server.wait_closed()
 
 
 # Unix sockets

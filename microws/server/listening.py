@@ -192,7 +192,9 @@ def _bind_internet(
     for family, name in numbers:
         sock: socket.socket | None = None
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            # Without the protocol's number asyncio sets no TCP_NODELAY on the connections (asyncio/base_events.py,
+            # _set_nodelay): a short message would wait up to 40 ms for the client to confirm the one before.
+            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             if os.name == "posix":  # on Windows, two servers could then listen on the same port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6 and v6_only:

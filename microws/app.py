@@ -401,7 +401,7 @@ class App:
 
         Args:
             live: Answers 200 as long as the process answers at all: restart it where this fails.
-            ready: Answers 200 from the end of the start-up, and 503 with ``Retry-After`` as soon as a drain has begun
+            ready: Answers 200 from the end of the start-up, and 503 with ``Retry-After`` as soon as the server stops
                 or ``check`` fails: send nobody here while it does.
             check: Called without arguments for each probe of ``ready``; it fails where it raises, returns ``False`` or
                 takes over 5 seconds. A plain function runs in a worker thread. Its failure is logged, not sent.

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 from serving import running
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 APP = """
@@ -60,6 +61,13 @@ async def in_the_loop():
     block()
 
 
+@app.get("/busy")
+async def busy():
+    os.write(1, b"blocked\\n")
+    while True:
+        pass
+
+
 @app.get("/stubborn")
 async def stubborn():
     os.write(1, b"blocked\\n")
@@ -68,6 +76,13 @@ async def stubborn():
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             pass
+
+
+@app.websocket_route("/echo")
+async def echo(ws):
+    async with ws:
+        async for message in ws:
+            await ws.send(message)
 
 
 @app.websocket_route("/ws")
@@ -262,20 +277,99 @@ def test_a_script_that_fails_after_its_server_fails(tmp_path):
     assert server.find_lines("^ZeroDivisionError")
 
 
+# Two signals, the second one of another kind: the system makes one of two equal signals that wait.
+
+
+@pytest.mark.parametrize("path", ["/loop", "/busy"])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
-def test_while_the_event_loop_is_blocked_the_second_signal_says_so_and_the_third_kills(tmp_path, loop):
+def test_while_the_event_loop_is_blocked_the_first_signal_says_so_and_the_second_is_the_end(tmp_path, loop, path):
     source = f"app.run(port=0, drain_timeout=60, loop={loop!r})"
-    with script(tmp_path, source) as server, blocked(server, "/loop"):
-        # Two, because the system makes one of two equal signals that wait.
+    with script(tmp_path, source) as server, blocked(server, path):
+        server.signal(signal.SIGINT)
+        place = r"(in_the_loop|busy)\(\) at \S*chat\.py:\d+(, in block\(\) at \S*chat\.py:\d+)?$"
+        server.wait_for_line(
+            rf"warning the event loop does not react to the signal, because it is blocked \(.*\): {place}"
+        )
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 1
+    assert server.find_lines(f"warning still running, and cut off by the end of the process: {place}")
+    assert server.find_lines("^atexit$")
+
+
+def test_the_second_signal_is_heard_while_the_start_up_is_blocked(tmp_path):
+    source = (
+        "app.on_startup(in_the_loop)\nos.write(1, b'serving x on http://x:1\\n')\napp.run(port=0, drain_timeout=60)"
+    )
+    with script(tmp_path, source) as server:
+        server.wait_for_line("^blocked$")
         server.signal(signal.SIGINT)
         server.signal(signal.SIGTERM)
-        server.wait_for_line(
-            r"warning the event loop does not react to the signal, because it is blocked: "
-            r"in_the_loop\(\) at \S*chat\.py:\d+, in block\(\) at \S*chat\.py:\d+$"
-        )
+        assert server.wait() == 1
+    assert server.find_lines(r"warning still running, .*: in_the_loop\(\) at .*, in block\(\) at .*")
+
+
+def test_the_third_signal_kills(tmp_path):
+    """Here the event loop has reacted to two, and then a hook of the app blocks it."""
+    source = """
+@app.on_shutdown
+async def hang():
+    await asyncio.sleep(0.01)
+    block()
+
+app.run(port=0)
+"""
+    with script(tmp_path, source) as server:
+        server.signal(signal.SIGINT)
+        server.wait_for_line("info stopping within 10 s")
+        server.signal(signal.SIGINT)
+        server.wait_for_line("^blocked$")
         server.signal(signal.SIGTERM)
         assert server.wait() == -signal.SIGTERM
     assert not server.find_lines("still running")
+
+
+# --stop-delay
+
+
+def ask_ready(server):
+    """The status that a load balancer gets, over a connection of its own."""
+    try:
+        with urllib.request.urlopen(f"{server.url}/readyz", timeout=10) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+def test_from_sigterm_to_the_end_of_the_stop_delay_it_accepts_and_is_not_ready(tmp_path, loop):
+    with script(tmp_path, f"app.health()\napp.run(port=0, loop={loop!r}, stop_delay=60)") as server:
+        assert ask_ready(server) == 200
+        with connect(f"{server.ws_url}/echo", proxy=None) as ws:
+            server.signal(signal.SIGTERM)
+            server.wait_for_line(r"info not ready any more; draining in 60 s \(--stop-delay; a second signal: now\)")
+            assert ask_ready(server) == 503
+            ws.send("hello")
+            assert ws.recv(timeout=10) == "hello"
+            server.signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                ws.recv(timeout=10)
+        assert closed.value.rcvd.code == 1012
+        assert server.wait() == 0
+    assert server.find_lines("^stopped$")
+
+
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, 0.1), (signal.SIGINT, 60)])
+def test_the_stop_delay_ends_by_itself_and_ctrl_c_has_none(tmp_path, number, delay):
+    with script(tmp_path, f"app.run(port=0, stop_delay={delay})") as server:
+        server.signal(number)
+        assert server.wait() == 0
+    assert bool(server.find_lines("--stop-delay")) == (number == signal.SIGTERM)
+
+
+def test_a_blocked_event_loop_does_not_keep_the_process_beyond_delay_and_drain(tmp_path):
+    with script(tmp_path, "app.run(port=0, stop_delay=0.1, drain_timeout=0.1)") as server, blocked(server, "/loop"):
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 1
 
 
 def test_a_pool_that_is_idle_and_threads_of_the_script_change_nothing(tmp_path):

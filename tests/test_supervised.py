@@ -9,8 +9,8 @@ import pytest
 
 from microws.server.supervised import (
     SHARED_SIGNALS,
-    Command,
     Greeting,
+    Stage,
     Supervised,
     environment_of_worker,
     parse_greeting,
@@ -42,10 +42,10 @@ async def test_commands_come_until_the_supervisor_has_ended(ends):
     supervisor, worker = ends
     commands = Supervised(worker, []).commands()
     with anyio.fail_after(5):
-        supervisor.send(b"de")
-        assert [await anext(commands), await anext(commands)] == [Command.DRAIN, Command.END_NOW]
+        supervisor.send(b"23")
+        assert [await anext(commands), await anext(commands)] == [Stage.DRAIN, Stage.AT_ONCE]
         supervisor.close()
-        assert [command async for command in commands] == [Command.DRAIN]
+        assert [command async for command in commands] == [Stage.DRAIN]
 
 
 async def test_a_line_that_breaks_has_ended(ends):
@@ -53,7 +53,7 @@ async def test_a_line_that_breaks_has_ended(ends):
     worker.send(b"what nobody reads makes the end a reset")
     supervisor.close()
     with anyio.fail_after(5):
-        assert [command async for command in Supervised(worker, []).commands()] == [Command.DRAIN]
+        assert [command async for command in Supervised(worker, []).commands()] == [Stage.DRAIN]
 
 
 async def test_the_greeting_arrives_and_nobody_may_be_there_to_hear_it(ends):
@@ -103,7 +103,7 @@ async def test_a_supervisor_that_ended_before_its_worker_looked_has_told_it_to_e
         supervised = Supervised.from_environment(environ)
         assert supervised is not None
         with anyio.fail_after(5):
-            assert [command async for command in supervised.commands()] == [Command.DRAIN]
+            assert [command async for command in supervised.commands()] == [Stage.DRAIN]
         for listener in supervised.listeners(secure=False):
             listener.close()
         supervised.close()

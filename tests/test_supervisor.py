@@ -340,9 +340,9 @@ def test_the_second_signal_is_at_once_and_the_third_kills(run):
         """
 greet()
 ask("SIGTERM")
-assert line.recv(1) == b"d"
+assert line.recv(1) == b"2"
 ask("SIGINT")
-assert line.recv(1) == b"e"
+assert line.recv(1) == b"3"
 ask("SIGTERM")
 time.sleep(60)
 """,
@@ -350,6 +350,50 @@ time.sleep(60)
     )
     assert code == 1
     assert log[-1] == "error worker was killed by SIGKILL"
+
+
+def test_at_sigterm_workers_have_the_stop_delay_before_they_drain(run):
+    """The supervisor does not kill them meanwhile, and ends the delay itself."""
+    source = """
+greet()
+ask("SIGTERM")
+assert line.recv(1) == b"1"
+assert line.recv(1) == b"2"
+sys.exit(0)
+"""
+    code, log = run(source, workers=1, stop_delay=0.3, drain_timeout=60)
+    assert code == 0
+    assert log[-2:] == [
+        "info stopping all workers in 0.3 s (--stop-delay), not ready from now on (again: now)",
+        "info stopping all workers (Ctrl-C again: at once)",
+    ]
+
+
+def test_a_second_signal_ends_the_stop_delay_and_the_third_is_at_once(run):
+    source = """
+greet()
+ask("SIGTERM")
+for stage in (b"1", b"2", b"3"):
+    assert line.recv(1) == stage
+    ask("SIGTERM")
+time.sleep(60)
+"""
+    code, log = run(source, workers=1, stop_delay=60, drain_timeout=60)
+    assert code == 1
+    assert log[-1] == "error worker was killed by SIGKILL"
+
+
+def test_ctrl_c_has_no_stop_delay(run):
+    source = "greet()\nask('SIGINT')\nassert line.recv(1) == b'2'\nsys.exit(0)\n"
+    assert run(source, workers=1, stop_delay=60)[0] == 0
+
+
+def test_a_worker_that_does_not_react_to_the_second_signal_is_killed(run):
+    """Within a second: its event loop is blocked."""
+    source = "greet()\nask('SIGINT')\nline.recv(1)\nask('SIGINT')\ntime.sleep(60)\n"
+    code, log = run(source, workers=1, drain_timeout=60)
+    assert code == 1
+    assert log[-2:] == ["error worker does not end and is killed", "error worker was killed by SIGABRT"]
 
 
 def test_a_worker_that_does_not_end_well_is_exit_code_1(run):

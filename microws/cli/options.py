@@ -83,7 +83,7 @@ _OPTIONS: Final = (
     _Option("write_timeout", "SECONDS", "without reading by a client, default 60"),
     _Option("keep_alive", "SECONDS", "between requests of a connection, default 75"),
     _Option("unix_mode", "MODE", "of the socket file of unix:PATH, default 0660"),
-    _Option("stop_delay", "SECONDS", "from SIGTERM to the drain, default 0"),
+    _Option("stop_delay", "SECONDS", "that it still accepts after SIGTERM, not ready; default 0"),
     _Option("drain_timeout", "SECONDS", "that requests have to finish at the end, default 10"),
     _Option("log_level", "LEVEL", "debug, info (default), warning, error, critical"),
     _Option("log_format", "FORMAT", "text (default), json"),

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, NoReturn
 
-__all__ = ["ProcessEnd"]
+__all__ = ["REACTION_TIMEOUT", "ProcessEnd"]
 
 _log = logging.getLogger("microws.server")
 
@@ -28,8 +28,10 @@ _GRACE: Final = 0.4
 _LAST_WORDS: Final = 2.0
 # Seconds between two looks at threads.
 _TICK: Final = 0.02
-# Seconds in which an event loop that is not blocked reacts to a signal.
-_REACTION_TIME: Final = 0.1
+# Seconds in which an event loop that is not blocked reacts to a signal, on a machine that does a lot besides; and those
+# after which a loop that has not reacted to the second signal is taken for blocked.
+_REACTION_TIME: Final = 0.5
+REACTION_TIMEOUT: Final = 0.8
 # Places that one line of the log names.
 _MOST_PLACES: Final = 5
 
@@ -96,6 +98,10 @@ class ProcessEnd:
         """Only the event loop has to end now. It may wait for threads until the end of the drain and a little more."""
         self._count_until(max(time.monotonic() + _SLACK, self._drained_by), code)
 
+    def limit_reaction(self) -> None:
+        """End the process within a second, with exit code 1, unless the event loop calls ``limit`` before that."""
+        self._count_until(time.monotonic() + REACTION_TIMEOUT, 1)
+
     def abort(self) -> None:
         """End the process now, with exit code 1."""
         self._count_until(time.monotonic(), 1)
@@ -103,8 +109,6 @@ class ProcessEnd:
     def explain_unless(self, has_reacted: Callable[[], bool]) -> None:
         """
         Log what blocks the event loop, unless ``has_reacted()`` in a moment. A signal handler may call this.
-
-        The next signal may kill the process, and then nothing else would say so.
         """
         with suppress(RuntimeError):  # too many threads
             _thread.start_new_thread(_explain_unless, (has_reacted,))
@@ -228,7 +232,8 @@ def _warn(blocked: str) -> None:
 def _explain_unless(has_reacted: Callable[[], bool]) -> None:
     time.sleep(_REACTION_TIME)
     if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(threading.main_thread().ident)):
-        _log.warning("the event loop does not react to the signal, because it is blocked: %s", place)
+        text = "the event loop does not react to the signal, because it is blocked (Ctrl-C again: at once): %s"
+        _log.warning(text, place)
 
 
 def _summary(places: Iterable[str], *, loop: str | None = None) -> str:

@@ -320,7 +320,8 @@ class Settings:
         unix_mode: Permissions of the socket file of ``unix:PATH``: octal digits as text, such as ``"660"``, or the
             number, such as ``0o660``. Default 0660: the file's owner and group may connect.
         stop_delay: Seconds that the server goes on accepting connections after SIGTERM, while ``/readyz`` already says
-            503; 0 by default. For platforms that go on sending requests for a moment.
+            503; 0 by default. For platforms that go on sending requests for a moment. Ctrl-C has no delay, and a second
+            signal ends it.
         drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits.
         startup_timeout, shutdown_timeout: Seconds for each half of the app's lifespan; 60 by default, as in Hypercorn.
         log_level: ``"debug"``, ``"info"``, ``"warning"``, ``"error"`` or ``"critical"``.

@@ -12,7 +12,8 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.server.process_end import ProcessEnd
-from microws.server.supervised import SHARED_SIGNALS, Supervised
+from microws.server.settings import Settings
+from microws.server.supervised import SHARED_SIGNALS, Stage, Supervised
 
 __all__ = ["Shutdown", "heard", "is_terminal", "watch_signals", "watch_signals_of_a_worker"]
 
@@ -35,21 +36,29 @@ class Shutdown:
         supervised: Learns of each step as well. Default: there is no supervisor.
 
     Attributes:
-        requested: Drain, then stop.
+        requested: Stop: ``/readyz`` says 503 from now on, and the drain begins after ``Settings.stop_delay``.
+        draining: The delay has ended, or there is none: drain, then stop.
         forced: Stop at once.
     """
 
     def __init__(self, end: ProcessEnd | None = None, supervised: Supervised | None = None) -> None:
         self.requested = anyio.Event()
+        self.draining = anyio.Event()
         self.forced = anyio.Event()
         self._end = end
         self._supervised = supervised
 
     def request(self) -> None:
-        """Ask to stop. Asked once more: at once."""
-        if self.requested.is_set():
-            self.forced.set()
-        self.requested.set()
+        """Ask to drain. Asked once more: to stop at once."""
+        self.reach(Stage.AT_ONCE if self.draining.is_set() else Stage.DRAIN)
+
+    def reach(self, stage: Stage) -> None:
+        """Go on to this stage of the stop. A stage that was reached before changes nothing."""
+        is_new = stage == Stage.AT_ONCE and not self.forced.is_set()
+        for event in (self.requested, self.draining, self.forced)[:stage]:
+            event.set()
+        if is_new:
+            self.limit(_HURRY)
 
     def limit(self, seconds: float) -> None:
         """
@@ -63,10 +72,18 @@ class Shutdown:
         if self._supervised is not None:
             self._supervised.report_limit(seconds)
 
-    def explain(self) -> None:
-        """The second signal has arrived: log what blocks the event loop, unless the loop reacts in a moment."""
-        if self._end is not None:
-            self._end.explain_unless(self.forced.is_set)
+    def expect_reaction(self, stage: Stage) -> None:
+        """
+        A signal has asked for ``stage``. If the event loop is blocked, log what blocks it.
+
+        If the loop does not react to ``AT_ONCE``, end the process within a second of the signal.
+        """
+        if self._end is None:
+            return
+        if stage == Stage.AT_ONCE:
+            self._end.limit_reaction()
+        else:
+            self._end.explain_unless((self.requested if stage == Stage.DELAY else self.draining).is_set)
 
     def finish(self, code: int) -> None:
         """Only the event loop has to end now. Where it does not, the process ends all the same, with ``code``."""
@@ -79,32 +96,37 @@ class Shutdown:
             self._end.abort()
 
 
-async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:
+async def watch_signals(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
     """
     Drain at the first signal, and stop at once at the second one. The third one kills.
 
-    They count also while the event loop is blocked: then the process ends a little later than it would have, and the
-    second one has the log say what blocks the loop.
+    With ``settings.stop_delay`` the first SIGTERM starts that delay, and the next signal ends it. Ctrl-C drains without
+    a delay: a user at a terminal has no load balancer that needs the time.
+
+    Signals count also while the event loop is blocked. The first one then has the log say what blocks the loop, and
+    ends the process a little later than it would have ended. The second one ends it within a second.
 
     SIGHUP is the end of the terminal that the server was started in, or else somebody expects new code from it: that
     takes several workers, and is only logged.
     """
-    count = hangups = 0
+    asked = hangups = 0
     had_terminal = is_terminal()
 
     def handle(number: int) -> None:
-        nonlocal count, hangups
+        nonlocal asked, hangups
         if number == _HANGUP and not (had_terminal and not is_terminal()):
             hangups += 1
             return
-        count += 1
-        if count == 1:
-            shutdown.limit(drain_timeout)
-        else:
-            shutdown.limit(_HURRY)
-            shutdown.explain()
+        if shutdown.draining.is_set():
+            asked = max(asked, Stage.DRAIN)
+        may_delay = number == signal.SIGTERM and settings.stop_delay > 0
+        asked = Stage.DELAY if asked == 0 and may_delay else min(max(asked, Stage.DELAY) + 1, Stage.AT_ONCE)
+        if asked <= Stage.DRAIN:
+            shutdown.limit(settings.drain_timeout + (settings.stop_delay if asked == Stage.DELAY else 0))
+        elif asked == Stage.AT_ONCE:
             for stop in _STOPS:
                 signal.signal(stop, signal.SIG_DFL)
+        shutdown.expect_reaction(Stage(asked))
 
     signals = list(_STOPS)
     # ``nohup`` has it ignored.
@@ -112,20 +134,18 @@ async def watch_signals(shutdown: Shutdown, *, drain_timeout: float, task_status
         signals.append(_HANGUP)
     with heard(signals, handle) as wakeup:
         task_status.started()
-        seen = 0
         while True:
             await _wait_for(wakeup)
-            while seen < count:
-                seen += 1
-                shutdown.request()
+            if asked:
+                shutdown.reach(Stage(asked))
             if hangups:
                 hangups = 0
                 _log.warning("SIGHUP: one worker alone cannot be replaced by a new one; restart it, or use --workers 2")
 
 
-async def watch_signals_of_a_worker(shutdown: Shutdown, *, drain_timeout: float, task_status: TaskStatus[None]) -> None:
+async def watch_signals_of_a_worker(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
     """
-    Drain at SIGTERM. At SIGABRT, which the supervisor sends when nothing was heard for long, end at once.
+    Stop at SIGTERM. At SIGABRT, which the supervisor sends when nothing was heard for long, end at once.
 
     What a terminal sends to the whole process group is for the supervisor, which passes it on.
     """
@@ -137,14 +157,14 @@ async def watch_signals_of_a_worker(shutdown: Shutdown, *, drain_timeout: float,
             shutdown.abort()
         elif number == signal.SIGTERM and not is_told:
             is_told = True
-            shutdown.limit(drain_timeout)
+            shutdown.limit(settings.stop_delay + settings.drain_timeout)
 
     with heard((signal.SIGTERM, signal.SIGABRT, *SHARED_SIGNALS), handle) as wakeup:
         task_status.started()
         while True:
             await _wait_for(wakeup)
             if is_told:
-                shutdown.requested.set()
+                shutdown.reach(Stage.DELAY if settings.stop_delay else Stage.DRAIN)
 
 
 async def _wait_for(wakeup: socket.socket) -> None:

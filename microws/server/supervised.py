@@ -13,7 +13,7 @@ import anyio
 
 from microws.server.listening import Listener
 
-__all__ = ["SHARED_SIGNALS", "Command", "Greeting", "Supervised", "environment_of_worker", "parse_greeting"]
+__all__ = ["SHARED_SIGNALS", "Greeting", "Stage", "Supervised", "environment_of_worker", "parse_greeting"]
 
 # The worker's end of the line, by its inode and its number, and the numbers of the listening sockets: "90210 7 3,4".
 _VARIABLE: Final = "MICROWS_SUPERVISOR"
@@ -22,11 +22,19 @@ _VARIABLE: Final = "MICROWS_SUPERVISOR"
 SHARED_SIGNALS: Final = (signal.SIGINT, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT,)
 
 
-class Command(enum.Enum):
-    """What the supervisor tells a worker, a byte each."""
+class Stage(enum.IntEnum):
+    """
+    How far a server has come in stopping. Each further signal takes it to the next stage.
 
-    DRAIN = b"d"
-    END_NOW = b"e"
+    Attributes:
+        DELAY: ``/readyz`` says 503, and the server still accepts connections: ``Settings.stop_delay``.
+        DRAIN: No new connections; the open ones end in order.
+        AT_ONCE: Open connections are dropped.
+    """
+
+    DELAY = 1
+    DRAIN = 2
+    AT_ONCE = 3
 
 
 class Greeting(NamedTuple):
@@ -120,8 +128,8 @@ class Supervised:
         with suppress(OSError):
             self._line.send(data + b"\n")
 
-    async def commands(self) -> AsyncIterator[Command]:
-        """What the supervisor says. Its own end is a ``DRAIN``, and the last."""
+    async def commands(self) -> AsyncIterator[Stage]:
+        """The stages that the supervisor asks for, a digit each. Its own end asks for ``DRAIN``, and is the last."""
         data = b""
         while True:
             await anyio.wait_readable(self._line)
@@ -132,9 +140,9 @@ class Supervised:
             except OSError:
                 data = b""
             if not data:
-                yield Command.DRAIN
+                yield Stage.DRAIN
                 return
-            yield Command(data)
+            yield Stage(int(data))
 
     def close(self) -> None:
         """Close the line."""

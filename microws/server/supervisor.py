@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Final
 
 from microws.errors import FeatureUnavailable
 from microws.server.listening import Listener, ListenError, bind
 from microws.server.logs import logging_to_stderr
+from microws.server.process_end import REACTION_TIMEOUT
 from microws.server.settings import Settings
 from microws.server.stopping import heard, is_terminal
-from microws.server.supervised import Command, Greeting
+from microws.server.supervised import Greeting, Stage
 from microws.server.worker_process import EXIT_TIMEOUT, WorkerProcess, describe_exit
 from microws.version import __version__
 
@@ -72,9 +74,11 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
     many processes as ``settings.workers``, and one.
 
     A worker from which nothing is heard for ``settings.worker_timeout`` seconds is killed and replaced: a view blocks
-    its event loop, or it was stopped. At the end it has ``settings.drain_timeout``, and a little more.
+    its event loop, or it was stopped. At the end it has ``settings.drain_timeout``, and a little more; after the second
+    signal less than a second to react.
 
-    The first signal drains, the second ends all workers at once, the third kills them.
+    The first signal drains, the second ends all workers at once, the third kills them. With ``settings.stop_delay`` a
+    SIGTERM first starts that delay, and the second signal ends it.
 
     Args:
         settings: How to serve; the workers have their own from the same sources.
@@ -133,13 +137,14 @@ class _Supervisor:
         self._early_deaths = 0
         self._failed_starts = 0
         self._next_start = 0.0
-        self._stops_heard = 0
+        self._stage: int = 0
+        self._drain_at = inf  # when the delay ends, as ``time.monotonic`` counts
         self._exit_code = 0
         self._has_terminal = is_terminal()
 
     def run(self) -> int:
         signals: dict[int, Callable[[], None]] = {
-            signal.SIGTERM: self._stop,
+            signal.SIGTERM: partial(self._stop, may_delay=self._settings.stop_delay > 0),
             signal.SIGINT: self._stop,
             signal.SIGHUP: self._renew,
             signal.SIGCHLD: _do_nothing,  # it wakes up
@@ -148,13 +153,15 @@ class _Supervisor:
             self._selector.register(wakeup, selectors.EVENT_READ)
             try:
                 self._adjust()
-                while self._workers or not self._stops_heard:
+                while self._workers or not self._stage:
                     for key, _ in self._wait():
                         if isinstance(key.data, WorkerProcess):
                             self._hear(key.data)
                         else:
                             for number in _read(wakeup):
                                 signals.get(number, _do_nothing)()
+                    if time.monotonic() >= self._drain_at:
+                        self._enter(Stage.DRAIN)
                     self._look_after()
                     self._adjust()
             finally:
@@ -225,10 +232,10 @@ class _Supervisor:
         if worker.line in self._selector.get_map():
             self._selector.unregister(worker.line)
         worker.line.close()
-        if worker.is_ending or self._stops_heard:
+        if worker.is_ending or self._stage:
             if code != 0 and not (code == -signal.SIGTERM and (worker.is_terminated or not worker.is_serving)):
                 _log.error("worker %d %s", worker.pid, describe_exit(code))
-                if self._stops_heard:
+                if self._stage:
                     self._exit_code = 1
         elif worker.is_serving:
             is_early = time.monotonic() - worker.since < _STABLE_AFTER
@@ -258,9 +265,9 @@ class _Supervisor:
             self._replace(message)
 
     def _give_up(self, code: int) -> None:
-        self._stops_heard += 1
         self._exit_code = code
-        self._end_all(Command.DRAIN, limit=self._longest_drain)
+        self._stage = Stage.DRAIN
+        self._tell_all(limit=self._longest_drain)
 
     def _replace(self, message: str) -> None:
         # Each worker may die once and be replaced at once: they may all have been killed together.
@@ -271,41 +278,53 @@ class _Supervisor:
 
     # What is asked for
 
-    def _stop(self) -> None:
-        self._stops_heard += 1
-        if self._stops_heard == 1:
+    def _stop(self, *, may_delay: bool = False) -> None:
+        if self._stage == Stage.AT_ONCE:
+            for worker in self._workers:
+                worker.kill()
+        elif self._stage:
+            self._enter(Stage(self._stage + 1))
+        else:
+            self._enter(Stage.DELAY if may_delay else Stage.DRAIN)
+
+    def _enter(self, stage: Stage) -> None:
+        self._stage = stage
+        self._drain_at = inf
+        delay = self._settings.stop_delay
+        if stage == Stage.DELAY:
+            _log.info("stopping all workers in %g s (--stop-delay), not ready from now on (again: now)", delay)
+            self._drain_at = time.monotonic() + delay
+            self._tell_all(limit=delay + self._longest_drain)
+        elif stage == Stage.DRAIN:
             _log.info("stopping all workers (Ctrl-C again: at once)")
             for listener in self._listeners:
                 listener.close()
-            self._end_all(Command.DRAIN, limit=self._longest_drain)
-        elif self._stops_heard == 2:
-            self._end_all(Command.END_NOW, limit=EXIT_TIMEOUT)
+            self._tell_all(limit=self._longest_drain)
         else:
-            for worker in self._workers:
-                worker.kill()
+            self._tell_all(limit=REACTION_TIMEOUT)
 
-    def _end_all(self, command: Command, *, limit: float) -> None:
+    def _tell_all(self, *, limit: float) -> None:
         for worker in self._workers:
-            worker.tell(command, limit=limit)
+            worker.tell(Stage(self._stage), limit=limit)
 
     def _renew(self) -> None:
         if self._has_terminal and not is_terminal():
             # It was the terminal's end.
             self._stop()
-        elif self._greeting is not None and not self._stops_heard:
+        elif self._greeting is not None and not self._stage:
             if self._is_complete or self._generation == 0:
                 _log.info("SIGHUP: new workers take the place of the old ones, one after the other")
             self._generation += 1
             self._is_complete = False
             for worker in self._active():
                 if not worker.is_serving:
-                    worker.tell(Command.DRAIN, limit=self._longest_drain)
+                    worker.tell(Stage.DRAIN, limit=self._longest_drain)
 
     # What is to be done
 
     def _adjust(self) -> None:
         """Start and end workers until as many as wanted serve, and all are new; as far as can be done now."""
-        if self._stops_heard:
+        if self._stage:
             return
         active = self._active()
         new = [worker for worker in active if worker.generation == self._generation]
@@ -322,7 +341,7 @@ class _Supervisor:
                 self._start()
         serving = [worker for worker in active if worker.is_serving]
         for worker in old[: max(0, len(serving) - self._settings.workers)]:
-            worker.tell(Command.DRAIN, limit=self._longest_drain)
+            worker.tell(Stage.DRAIN, limit=self._longest_drain)
         if not self._is_complete and not old and len(serving) == self._settings.workers:
             self._is_complete = True
             self._announce()
@@ -361,8 +380,8 @@ class _Supervisor:
 
     def _patience(self) -> float | None:
         """Seconds until something is to be done though nothing happens."""
-        times = [worker.due(self._settings.worker_timeout) for worker in self._workers]
-        if not self._stops_heard and self._next_start > time.monotonic():
+        times = [self._drain_at, *(worker.due(self._settings.worker_timeout) for worker in self._workers)]
+        if not self._stage and self._next_start > time.monotonic():
             times.append(self._next_start)
         first = min(times, default=inf)
         return None if first == inf else max(0.0, first - time.monotonic())

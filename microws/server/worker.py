@@ -28,7 +28,7 @@ from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.settings import Settings
 from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
-from microws.server.supervised import Command, Greeting, Supervised
+from microws.server.supervised import Greeting, Stage, Supervised
 from microws.server.supervisor import supervise, this_program
 from microws.server.waits import AsyncioWaits, TrioWaits
 from microws.version import __version__
@@ -59,8 +59,8 @@ def run(
     """
     Serve ``app`` until SIGTERM or SIGINT, then drain. Blocks; not for a thread that runs an event loop already.
 
-    The first signal lets requests finish, the second ends everything at once, the third kills. Outside the main
-    thread signals cannot be heard.
+    The first signal lets requests finish, the second ends everything at once, the third kills. With
+    ``settings.stop_delay`` a SIGTERM first starts that delay. Outside the main thread signals cannot be heard.
 
     A view that is blocked in a thread cannot be cancelled. It does not keep the process after the shutdown of the app:
     in the main thread, this call returns, and the process ends with the same exit code as soon as the main thread does.
@@ -185,8 +185,9 @@ async def serve(
     """
     Serve ``app`` in the running event loop, asyncio or trio, until ``shutdown`` is requested; then drain.
 
-    In this order: startup of the app; listening; at the end no new connections; every WebSocket closed with 1012 and
-    every event stream ended; other requests for ``drain_timeout`` seconds; what is left dropped; the app's shutdown.
+    In this order: startup of the app; listening; at the end ``stop_delay``; no new connections; every WebSocket closed
+    with 1012 and every event stream ended; other requests for ``drain_timeout`` seconds; what is left dropped; the
+    app's shutdown.
 
     Args:
         listeners: Bound, and not listening yet. The drain begins by closing them; after an exception the caller does.
@@ -222,6 +223,7 @@ async def serve(
                 announce()
             task_status.started()
             await shutdown.requested.wait()
+            await _delay(shutdown, settings)
             shutdown.limit(settings.drain_timeout)
             await _drain(server, listeners, shutdown, timeout=settings.drain_timeout)
         shutdown.limit(settings.shutdown_timeout)
@@ -266,6 +268,15 @@ def _prepare(
         extension=extension,
     )
     return AsyncioServer(connections, engines, config, state=state, tls=tls)
+
+
+async def _delay(shutdown: Shutdown, settings: Settings) -> None:
+    if not shutdown.draining.is_set():
+        shutdown.limit(settings.stop_delay + settings.drain_timeout)
+        _log.info("not ready any more; draining in %g s (--stop-delay; a second signal: now)", settings.stop_delay)
+        with anyio.move_on_after(settings.stop_delay):
+            await shutdown.draining.wait()
+        shutdown.reach(Stage.DRAIN)
 
 
 async def _drain(server: _Server, listeners: Sequence[Listener], shutdown: Shutdown, *, timeout: float) -> None:
@@ -341,14 +352,12 @@ async def _serve_until_signal(
                 tasks.start_soon(supervised.beat, min(settings.worker_timeout / 4, _LONGEST_INTERVAL))
         if end is not None:
             watch = watch_signals if supervised is None else watch_signals_of_a_worker
-            await tasks.start(partial(watch, shutdown, drain_timeout=settings.drain_timeout))
+            await tasks.start(partial(watch, shutdown, settings))
         code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name, announce=announce)
         tasks.cancel_scope.cancel()
     return code
 
 
 async def _obey(supervised: Supervised, shutdown: Shutdown) -> None:
-    async for command in supervised.commands():
-        shutdown.requested.set()
-        if command is Command.END_NOW:
-            shutdown.forced.set()
+    async for stage in supervised.commands():
+        shutdown.reach(stage)

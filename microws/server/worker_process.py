@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from math import inf
 from typing import Final
 
-from microws.server.supervised import SHARED_SIGNALS, Command, Greeting, environment_of_worker, parse_greeting
+from microws.server.supervised import SHARED_SIGNALS, Greeting, Stage, environment_of_worker, parse_greeting
 
 __all__ = ["EXIT_TIMEOUT", "WorkerProcess", "describe_exit"]
 
@@ -113,12 +113,12 @@ class WorkerProcess:
             return self.deadline
         return self.heard_at + timeout if timeout else inf
 
-    def tell(self, command: Command, *, limit: float) -> None:
-        """Have it end, in ``limit`` seconds at most, or what it then says itself of each step."""
+    def tell(self, stage: Stage, *, limit: float) -> None:
+        """Have it stop, in ``limit`` seconds at most, unless it then reports another limit for its next step."""
         self.is_ending = True
         self.deadline = time.monotonic() + limit
         with suppress(OSError):
-            self.line.send(command.value)
+            self.line.send(b"%d" % stage)
         if not self.is_serving:
             # It may be importing the app still, and listen to nobody.
             self.is_terminated = True

@@ -240,7 +240,7 @@ def _explain(address: InternetAddress, error: OSError) -> str:
 
 
 def _bind_unix(address: UnixPath, *, secure: bool, mode: int) -> Listener:
-    if sys.platform == "win32":
+    if sys.platform == "win32" or not hasattr(socket, "AF_UNIX"):
         raise ListenError(f"cannot listen on {address}: this system has no Unix sockets; use --host and --port")
     with ExitStack() as undo:
         try:

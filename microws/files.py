@@ -20,14 +20,17 @@ from microws.datastructures import URL, Headers
 from microws.errors import HTTPException
 from microws.handshake import HeadersLike
 from microws.interfaces import Receive, Scope, Send
+from microws.page_cache import is_cached
 from microws.requests import Request
 from microws.responses import BODILESS_STATUSES, RedirectResponse, Response
 from microws.streams import send_until_disconnect
 
 __all__ = ["FileResponse", "StaticFiles"]
 
-# Read in one step in a worker thread; Starlette's and aiohttp's are 64 and 256 KiB.
-CHUNK_SIZE = 128 * 1024
+# Bytes read in one step; aiohttp's are as many.
+CHUNK_SIZE = 256 * 1024
+# A file of at most so many bytes is read where it is opened, in the same worker thread.
+SMALL_SIZE = 64 * 1024
 
 # What Python's table of content types lacks or has outdated.
 _MORE_CONTENT_TYPES = {
@@ -68,7 +71,7 @@ _ABSENT = frozenset(
 
 class FileResponse(Response):
     """
-    A file, read in worker threads while it is sent.
+    A file, read while it is sent: in the event loop what the system has in memory, in worker threads all else.
 
     Answers ``If-None-Match``, ``If-Modified-Since``, ``If-Match``, ``If-Unmodified-Since``, ``Range`` (one range; asked
     for several, it sends the whole, as RFC 9110 §14.2 allows) and ``If-Range`` of a GET or HEAD.
@@ -84,7 +87,7 @@ class FileResponse(Response):
     Raises:
         HTTPException: When called: 404: there is no such file; 412: a precondition failed; 416: a range outside the
             file. Nothing was sent then.
-        RuntimeError: When called: the file became shorter while it was sent.
+        RuntimeError: When called: the file became shorter while it was sent. The server then drops the connection.
         ValueError: A status or header that cannot be sent.
 
     Source: RFC 9110 §13 (conditions), §14 (ranges); RFC 6266 and RFC 8187 (Content-Disposition).
@@ -114,8 +117,9 @@ class FileResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file, or the part of it that was asked for. Cancelled, it closes the file."""
-        file, info = await run_sync(_open, self.path)
+        file, info, content = await run_sync(_open, self.path)
         with file:
+            size = info.st_size if content is None else len(content)
             # RFC 9110 §8.8.2.1: never later than the response.
             modified = int(min(info.st_mtime, time.time()))
             self.headers.setdefault("last-modified", formatdate(modified, usegmt=True))
@@ -129,8 +133,19 @@ class FileResponse(Response):
                     return
                 # RFC 9110 §14.2: ranges are defined for GET alone.
                 if scope["method"] == "GET" and self._may_send_part(request):
-                    part = _requested_part(request.get("range", ""), size=info.st_size)
-            await self._send_file(file, part, info.st_size, scope, receive, send)
+                    part = _requested_part(request.get("range", ""), size=size)
+            first, length = part or (0, size)
+            start = self._start(content_length=length)
+            if part is not None:
+                start["status"] = 206
+                start["headers"].append((b"content-range", b"bytes %d-%d/%d" % (first, first + length - 1, size)))
+            await send(start)
+            if content is not None or scope["method"] == "HEAD":
+                body = b"" if content is None or scope["method"] == "HEAD" else content[first : first + length]
+                await send({"type": "http.response.body", "body": body})
+            else:
+                file.seek(first)
+                await send_until_disconnect(receive, send, partial(self._send_bytes, file, length))
 
     def _is_unchanged(self, request: Headers, modified: int) -> bool:
         """Whether the client has the file already. Raises ``HTTPException`` 412 where it does not want this one."""
@@ -167,24 +182,10 @@ class FileResponse(Response):
         await send({"type": "http.response.start", "status": 304, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _send_file(
-        self, file: FileIO, part: "_Part | None", size: int, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        first, length = part or (0, size)
-        start = self._start(content_length=length)
-        if part is not None:
-            start["status"] = 206
-            start["headers"].append((b"content-range", b"bytes %d-%d/%d" % (first, first + length - 1, size)))
-        await send(start)
-        if scope["method"] == "HEAD" or not length:
-            await send({"type": "http.response.body", "body": b""})
-            return
-        file.seek(first)
-        await send_until_disconnect(receive, send, partial(self._send_bytes, file, length))
-
     async def _send_bytes(self, file: FileIO, remaining: int, send: Send) -> None:
         while remaining:
-            chunk = await run_sync(file.read, min(CHUNK_SIZE, remaining))
+            size = min(CHUNK_SIZE, remaining)
+            chunk = file.read(size) if is_cached(file.fileno(), file.tell(), size) else await run_sync(file.read, size)
             if not chunk:
                 raise RuntimeError(
                     f"{self.path} became shorter while it was sent: {remaining} bytes were still to come"
@@ -323,8 +324,13 @@ def _attachment(filename: str) -> str:
     return header
 
 
-def _open(path: str) -> tuple[FileIO, os.stat_result]:
-    """A regular file, opened, and what is known of it. Raises ``HTTPException`` 404 where there is none."""
+def _open(path: str) -> tuple[FileIO, os.stat_result, bytes | None]:
+    """
+    A regular file, opened; what is known of it; its content where it is small.
+
+    Raises:
+        HTTPException: 404: there is none.
+    """
     try:
         file = FileIO(path, opener=_open_at_once)
     except (OSError, ValueError) as error:
@@ -335,7 +341,9 @@ def _open(path: str) -> tuple[FileIO, os.stat_result]:
     if not stat.S_ISREG(info.st_mode):
         file.close()
         raise HTTPException(404)
-    return file, info
+    if info.st_size > SMALL_SIZE:
+        return file, info, None
+    return file, info, file.read(info.st_size)
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from microws.datastructures import URL
 from microws.errors import HTTPException
-from microws.files import CHUNK_SIZE, FileResponse, StaticFiles
+from microws.files import CHUNK_SIZE, SMALL_SIZE, FileResponse, StaticFiles
 from microws.responses import RedirectResponse
 from microws.testing import TestClient
 
@@ -29,6 +29,14 @@ def write(path, content=CONTENT):
     path.write_bytes(content)
     os.utime(path, (MODIFIED, MODIFIED))
     return path
+
+
+def forget(path):
+    """Have the system keep nothing of the file in memory, where it can."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.fsync(file)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +75,25 @@ class TestWhole:
         assert head.headers == got.headers
         assert head.body == b""
 
-    @pytest.mark.parametrize("size", [0, 1, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE])
-    async def test_a_file_of_any_size_is_sent_whole(self, tmp_path, size):
+    @pytest.mark.parametrize("is_in_memory", [True, False])
+    @pytest.mark.parametrize("size", [0, 1, SMALL_SIZE, SMALL_SIZE + 1, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE])
+    async def test_a_file_of_any_size_is_sent_whole(self, tmp_path, size, is_in_memory):
         content = os.urandom(size)
-        sent = await send(FileResponse(write(tmp_path / "file", content)))
+        path = write(tmp_path / "file", content)
+        if not is_in_memory:
+            forget(path)
+        sent = await send(FileResponse(path))
         assert sent.body == content
         assert sent.headers["content-length"] == str(size)
+
+    @pytest.mark.parametrize(("asked", "status"), [("bytes=10-19", 206), ("bytes=-10", 206), (None, 200)])
+    async def test_a_part_of_a_large_file_is_sent(self, tmp_path, asked, status):
+        content = os.urandom(2 * CHUNK_SIZE)
+        path = write(tmp_path / "file", content)
+        for method in ("GET", "HEAD"):
+            sent = await send(FileResponse(path), method=method, **({} if asked is None else {"range": asked}))
+            expected = {"bytes=10-19": content[10:20], "bytes=-10": content[-10:], None: content}[asked]
+            assert (sent.status, sent.body) == ((status, expected) if method == "GET" else (200, b""))
 
     async def test_the_etag_changes_with_the_file(self, tmp_path):
         path = write(tmp_path / "file")

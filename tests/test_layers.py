@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures habits json_default version",
-    1: "callables codec/ cookies deflate forms framing/ handshake routing/ state",
+    1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing/ state",
     2: "backplanes/ bench/ cors loop outbox/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers hub/ streams transport/",
     4: "files hooks settings subscription websocket/",

@@ -4,17 +4,15 @@ import base64
 
 import h11
 import pytest
-from byte_client import frame, upgrade
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microws.server.request_head import read_head
 from microws.server.upgrade import (
     Upgrade,
     accept_response,
-    asks_for_websocket,
     check_upgrade,
     final_response,
-    parse_upgrade,
     scope_of,
 )
 
@@ -69,41 +67,7 @@ def read(response):
     ],
 )
 def test_a_get_of_http_1_1_asks_whose_connection_names_the_upgrade(method, version, headers, asks):
-    assert asks_for_websocket(method, version, headers) is asks
-
-
-def test_a_request_is_read_with_what_stands_behind_it():
-    asked, rest = parse_upgrade(upgrade("/a?b", "X-Y: z") + frame("early"))
-    assert asked.target == b"/a?b"
-    assert (b"x-y", b"z") in asked.headers
-    assert rest == frame("early")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + upgrade("/"),
-        upgrade("/")[:-1],
-        upgrade("/").replace(b"connection: upgrade", b"connection: close"),
-        upgrade("/").replace(b"host: x", b"no host: x"),
-        upgrade("/").replace(b"host: x\r\n", b""),
-        upgrade("/").replace(b"GET", b"POST"),
-        b"\x16\x03\x01",
-    ],
-)
-def test_everything_else_is_left_to_the_http_server(data):
-    assert parse_upgrade(data) is None
-
-
-@given(st.binary(max_size=200), st.integers(0, 200))
-def test_no_bytes_break_it(noise, position):
-    whole = upgrade("/")
-    data = whole[:position] + noise + whole[position:]
-    for candidate in (noise, data):
-        parsed = parse_upgrade(candidate)
-        assert parsed is None or candidate.endswith(parsed[1])
+    assert read_head(method, b"/", version, [(b"host", b"x"), *headers]).asks_for_websocket is asks
 
 
 # What is refused

@@ -12,6 +12,7 @@ from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, report
 from microws.server.access_log import AccessLog, Ending, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
+from microws.server.response_head import check_status
 from microws.server.upgrade import Headers, Upgrade
 from microws.server.wire import Upkeep, Wire
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
@@ -169,7 +170,7 @@ class Engine(Wire):
                 check_close(code, reason)
                 self.close(code, reason)
             case "websocket.http.response.start":
-                self._start_response(_check_status(event["status"]), check_headers(event.get("headers")))
+                self._start_response(check_status(event["status"]), check_headers(event.get("headers")))
             case "websocket.http.response.body" if self._status not in (None, _SWITCHING):
                 self.send_body(event.get("body") or b"")
                 if not event.get("more_body", False):
@@ -191,11 +192,3 @@ def _checked_bytes(payload: Any) -> bytes:
     if not isinstance(payload, BYTES_LIKE):
         raise TypeError(f'websocket.send takes "text" as str or "bytes" as bytes, not {type(payload).__name__}')
     return bytes(payload)
-
-
-def _check_status(status: Any) -> int:
-    if not isinstance(status, int):
-        raise TypeError(f"a response's status is an int, not {status!r}")
-    if not 200 <= status <= 599:
-        raise ValueError(f"a response's status is 200 to 599, not {status}")
-    return status

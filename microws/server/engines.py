@@ -9,10 +9,9 @@ from microws.interfaces import ASGIApplication, Limits
 from microws.server.access_log import log_access, log_nothing
 from microws.server.deadlines import Deadlines
 from microws.server.engine import Engine
-from microws.server.heads import head_size
-from microws.server.settings import MAX_HEAD_BYTES
 from microws.server.upgrade import Upgrade, check_upgrade, scope_of
 from microws.server.wire import Closings, Upkeep, Wire
+from microws.server.writing import address_of
 from microws.state import CONNECTING
 
 __all__ = ["Engines"]
@@ -23,7 +22,6 @@ _FAILURE_TIMEOUT: Final = 0.5
 # Closed in one turn of the event loop. So many take a few milliseconds.
 _DRAIN_BATCH: Final = 100
 
-_TOO_LARGE: Final = 431
 _UNAVAILABLE: Final = 503
 _RESTART: Final = DEFAULT_REASONS[CloseCode.SERVICE_RESTART]
 
@@ -86,8 +84,8 @@ class Engines:
         engine.scope = scope_of(
             upgrade,
             scheme="ws" if transport.get_extra_info("sslcontext") is None else "wss",
-            client=_address(transport.get_extra_info("peername")),
-            server=_address(transport.get_extra_info("sockname")),
+            client=address_of(transport.get_extra_info("peername")),
+            server=address_of(transport.get_extra_info("sockname")),
             state=state,
             extensions={"websocket.http.response": {}, "microws": {**self._extension, "transport": engine}},
         )
@@ -96,8 +94,6 @@ class Engines:
         refusal = check_upgrade(upgrade)
         if refusal is not None:
             engine.refuse(*refusal)
-        elif head_size(engine.scope) > MAX_HEAD_BYTES:
-            engine.refuse(_TOO_LARGE)
         elif self._is_draining:
             engine.refuse(_UNAVAILABLE)
         else:
@@ -157,8 +153,3 @@ class Engines:
         if not wire.was_heard and (wire.is_reading or wire.has_hung_up):
             wire.fail(CloseCode.INTERNAL_ERROR, "ping timeout")
             wire.abort()
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    """Host and port; ``None`` on a Unix socket."""
-    return (name[0], name[1]) if isinstance(name, tuple) else None

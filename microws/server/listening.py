@@ -128,7 +128,7 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     """
-    TLS 1.2 or later with forward secrecy; HTTP/2 and HTTP/1.1 by ALPN.
+    TLS 1.2 or later with forward secrecy; HTTP/1.1 by ALPN.
 
     Raises:
         ListenError: A file is missing, is no PEM, the key is encrypted, or not the certificate's.
@@ -138,7 +138,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.set_alpn_protocols(["http/1.1"])
     for path in filter(None, (certfile, keyfile)):
         if not Path(path).is_file():
             raise ListenError(f"no file {path!r}: --certfile and --keyfile take PEM files")

@@ -1,27 +1,20 @@
 """The opening handshake on the wire: an HTTP/1.1 request that asks for a WebSocket, and the answers to it. No I/O."""
 
 import binascii
-import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
-from email.utils import formatdate
+from collections.abc import Sequence
 from hashlib import sha1
-from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-import h11
-
 from microws.interfaces import Scope
-from microws.server.settings import MAX_HEAD_BYTES
+from microws.server.response_head import date_line, response_head
 
 __all__ = [
     "Upgrade",
     "accept_response",
-    "asks_for_websocket",
     "check_upgrade",
     "final_response",
-    "parse_upgrade",
     "scope_of",
 ]
 
@@ -29,8 +22,6 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _VERSION: Final = b"13"
-# To be told from other requests in less time than it takes to parse one.
-_MAY_BE_UPGRADE: Final = re.compile(rb"GET .*?\r\nupgrade:[ \t]*websocket", re.IGNORECASE | re.DOTALL)
 
 
 class Upgrade(NamedTuple):
@@ -52,46 +43,6 @@ class RefusedUpgrade(NamedTuple):
     status: int
     headers: Headers
     body: bytes
-
-
-def asks_for_websocket(method: bytes, http_version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """
-    Whether a request asks for a WebSocket, rightly or not.
-
-    Source: RFC 9110 §7.8: a server ignores ``Upgrade`` in HTTP/1.0, and where ``Connection`` does not name it.
-    """
-    if method != b"GET" or http_version != b"1.1":
-        return False
-    has_upgrade = is_named = False
-    for name, value in headers:
-        if name == b"upgrade":
-            has_upgrade = has_upgrade or b"websocket" in _tokens(value)
-        elif name == b"connection":
-            is_named = is_named or b"upgrade" in _tokens(value)
-    return has_upgrade and is_named
-
-
-def parse_upgrade(data: bytes) -> tuple[Upgrade, bytes] | None:
-    """
-    The request for a WebSocket that ``data`` begins with, and what stands behind it.
-
-    Returns:
-        ``None`` for everything else: another request, a part of one, or none.
-    """
-    if not _MAY_BE_UPGRADE.match(data) or b"\r\n\r\n" not in data:
-        return None
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-    try:
-        parser.receive_data(data)
-        request = parser.next_event()
-    except h11.RemoteProtocolError:
-        return None
-    if not isinstance(request, h11.Request):
-        return None
-    headers = list(request.headers)
-    if not asks_for_websocket(request.method, request.http_version, headers):
-        return None
-    return Upgrade(request.target, headers), parser.trailing_data[0]
 
 
 def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
@@ -189,17 +140,11 @@ def final_response(status: int, headers: Headers) -> bytes:
 
     Source: RFC 9112 §4, §6.3, §9.6; RFC 9110 §6.6.1 (``Date``).
     """
-    try:
-        phrase = HTTPStatus(status).phrase.encode()
-    except ValueError:
-        phrase = b""
     names = {name for name, _ in headers}
     kept = [pair for pair in headers if pair[0] not in (b"connection", b"transfer-encoding", b"keep-alive")]
-    if b"date" not in names:
-        kept.append((b"date", formatdate(usegmt=True).encode()))
-    # RFC 9110 §7.8: whoever sends ``Upgrade`` names it here too.
-    kept.append((b"connection", b"upgrade, close" if b"upgrade" in names else b"close"))
-    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase, _lines(kept))
+    # RFC 9110 §7.8: a response with ``Upgrade`` names it here too.
+    connection = b"connection: upgrade, close\r\n" if b"upgrade" in names else b"connection: close\r\n"
+    return response_head(status, _lines(kept), b"" if b"date" in names else date_line(), connection)
 
 
 def _lines(headers: Headers) -> bytes:
@@ -209,10 +154,6 @@ def _lines(headers: Headers) -> bytes:
 def _refused(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> RefusedUpgrade:
     common = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
     return RefusedUpgrade(status, (*headers, *common), body)
-
-
-def _tokens(value: bytes) -> list[bytes]:
-    return [token.strip().lower() for token in value.split(b",")]
 
 
 def _is_key(value: bytes) -> bool:

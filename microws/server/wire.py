@@ -14,7 +14,7 @@ from microws.framing.parser import FrameParser
 from microws.interfaces import Limits
 from microws.server.deadlines import Deadlines
 from microws.server.upgrade import Headers, Upgrade, accept_response, final_response
-from microws.server.writing import Writing
+from microws.server.writing import Writing, is_ready
 from microws.state import CLOSED, CONNECTING, OPEN, Action, step
 
 __all__ = ["Closings", "Upkeep", "Wire"]
@@ -224,12 +224,7 @@ class Wire(Writing):
     @property
     def has_hung_up(self) -> bool:
         """Whether the client is known to send nothing more, also while nothing is taken from the system."""
-        socket = self._transport.get_extra_info("socket")
-        if sys.platform != "linux" or socket is None:
-            return False
-        poll = select.poll()
-        poll.register(socket.fileno(), select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return sys.platform == "linux" and is_ready(self._transport, select.POLLRDHUP)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

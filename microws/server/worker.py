@@ -15,9 +15,9 @@ from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
+from microws.server.access_log import log_access, log_nothing
 from microws.server.connections import Connections
 from microws.server.engines import Engines
-from microws.server.handover import AsyncioServer
 from microws.server.hints import option_hint
 from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
@@ -26,11 +26,13 @@ from microws.server.loading import check_not_loading
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
-from microws.server.settings import Settings
+from microws.server.serving import HANDSHAKE_TIMEOUT, AsyncioServer
+from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
+from microws.server.shared import Shared
 from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
 from microws.server.supervised import Greeting, Stage, Supervised
 from microws.server.supervisor import supervise, this_program
-from microws.server.waits import AsyncioWaits, TrioWaits
+from microws.server.waits import TrioWaits
 from microws.version import __version__
 
 __all__ = ["choose_loop", "run", "serve"]
@@ -240,34 +242,43 @@ async def serve(
 def _prepare(
     app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None, shutdown: Shutdown
 ) -> _Server:
-    # On the engine an App sets its limits itself; a limit that was asked for reaches it in the scope. Hypercorn's own
-    # WebSockets (over HTTP/2, on trio), and other apps, have this one.
-    own_limit = getattr(app, "max_message_size", None)
+    # An App sets its limits itself; a limit that was asked for reaches it in the scope. Other apps have this one.
     extension: dict[str, Any] = {"is_draining": shutdown.requested.is_set}
     if settings.max_message_size is not None:
         extension["max_message_size"] = settings.max_message_size
-    on_trio = not _on_asyncio()
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
-    connections = Connections(
-        served,
-        waits=TrioWaits if on_trio else AsyncioWaits,
-        access_log=settings.access_log,
-        extensions={"microws": extension},
-    )
-    config = hypercorn_config(settings, max_message_size=own_limit if isinstance(own_limit, int) else None)
-    if on_trio:
+    own_limit = getattr(app, "max_message_size", None)
+    own_limit = own_limit if isinstance(own_limit, int) else None
+    if not _on_asyncio():
         from microws.server.handover_trio import TrioServer
 
+        connections = Connections(
+            served, waits=TrioWaits, access_log=settings.access_log, extensions={"microws": extension}
+        )
+        config = hypercorn_config(settings, max_message_size=own_limit)
         return TrioServer(connections, config, state=state, tls=tls)
     engines = Engines(
         served,
-        limits=Limits(max_message_size=config.websocket_max_message_size),
+        limits=Limits(max_message_size=settings.max_message_size or own_limit or DEFAULT_MAX_MESSAGE_SIZE),
         ping_interval=settings.ping_interval,
         ping_timeout=settings.ping_timeout,
         access_log=settings.access_log,
         extension=extension,
     )
-    return AsyncioServer(connections, engines, config, state=state, tls=tls)
+    shared = Shared(
+        served,
+        engines,
+        log_access=log_access if settings.access_log else log_nothing,
+        state=state,
+        extension=extension,
+        is_secure=tls is not None,
+        max_head_size=settings.max_head_size,
+        head_timeout=HANDSHAKE_TIMEOUT,
+        keep_alive=settings.keep_alive,
+        body_timeout=settings.body_timeout,
+        write_timeout=settings.write_timeout,
+    )
+    return AsyncioServer(shared, engines, tls=tls)
 
 
 async def _delay(shutdown: Shutdown, settings: Settings) -> None:

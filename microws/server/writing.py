@@ -1,20 +1,83 @@
-"""The outgoing side of a WebSocket on a transport."""
+"""The outgoing side of a connection on a transport, and of a WebSocket there."""
 
 import asyncio
+import select
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from microws.deflate import Deflater
 from microws.framing import BINARY, PING, PONG, TEXT, encode_frame, encode_head
 from microws.state import CLOSED, CONNECTING, OPEN
 
-__all__ = ["Writing"]
+__all__ = ["Writable", "Writing", "address_of", "is_ready"]
 
 # From here on a payload is not copied behind its head.
 _BIG_BYTES: Final = 64 << 10
 
 
-class Writing(asyncio.Protocol):
+class Writable(asyncio.Protocol):
+    """
+    A connection that is written to. Of its methods only those that say so wait.
+
+    Attributes:
+        is_writable: Whether the client takes what is sent: otherwise it piles up here.
+        on_writable: Called when ``is_writable`` has become true again.
+        buffered: Bytes that were sent and that the system has not taken yet.
+        socket: The descriptor of the connection's socket; ``None`` over TLS, and after the end.
+        write: Send bytes that are encoded already. Not after the end.
+    """
+
+    __slots__ = ("_change", "_transport", "buffered", "is_writable", "on_writable", "socket", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.is_writable = True
+        self.on_writable: Callable[[], None] | None = None
+        self._transport = transport
+        # The transport's own methods: a broadcast calls them for each connection.
+        self.write = transport.write
+        self.buffered = transport.get_write_buffer_size
+        self.socket = _socket(transport)
+        # Of ``is_writable``, and of what a subclass has its own methods wait for.
+        self._change: asyncio.Event | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether ``connection_lost`` comes next. Nothing is to be written: asyncio would log it."""
+        return self._transport.is_closing()
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has taken most of what was sent, or has left."""
+        while not self.is_writable and not self._has_ended:
+            await self._wait_change()
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self.socket is None and self._transport.is_closing()
+
+    def pause_writing(self) -> None:
+        """What was sent piles up."""
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        self.is_writable = True
+        self._tell_change()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    async def _wait_change(self) -> None:
+        if self._change is None:
+            self._change = asyncio.Event()
+        await self._change.wait()
+
+    def _tell_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
+
+
+class Writing(Writable):
     """
     Sends frames. Of its methods only those that say so wait.
 
@@ -23,45 +86,19 @@ class Writing(asyncio.Protocol):
 
     Attributes:
         state: ``CLOSING`` while this side has closed and the client has not yet.
-        is_writable: Whether the client takes what is sent: otherwise it piles up here.
-        on_writable: Called when ``is_writable`` has become true again.
-        buffered: Bytes that were sent and that the system has not taken yet.
-        socket: The descriptor of the connection's socket; ``None`` over TLS, and after the end.
-        write: Send frames that are encoded already, or a part of one. Not after the end.
         carried: While middleware is sent a published message: its payload, and the frame of it.
         unwritten: The frames of those that have come through unchanged, and are about to be written to many connections
             at once; ``None`` unless that is under way.
     """
 
-    __slots__ = (
-        "_change",
-        "_deflater",
-        "_late_pong",
-        "_transport",
-        "buffered",
-        "carried",
-        "is_writable",
-        "on_writable",
-        "socket",
-        "state",
-        "unwritten",
-        "write",
-    )
+    __slots__ = ("_deflater", "_late_pong", "carried", "state", "unwritten")
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
         self.state = CONNECTING
-        self.is_writable = True
-        self.on_writable: Callable[[], None] | None = None
-        self._transport = transport
-        # The transport's own methods: a broadcast calls them for each connection.
-        self.write = transport.write
-        self.buffered = transport.get_write_buffer_size
-        self.socket = _socket(transport)
         self.carried: tuple[str | bytes, bytes, str] | None = None
         self.unwritten: list[bytes] | None = None
         self._deflater: Deflater | None = None
-        # Of ``state`` or ``is_writable``, for those who wait for one.
-        self._change: asyncio.Event | None = None
         self._late_pong: bytes | None = None
 
     def send_message(self, payload: str | bytes) -> None:
@@ -98,38 +135,15 @@ class Writing(asyncio.Protocol):
             self.unwritten.clear()
 
     @property
-    def is_lost(self) -> bool:
-        """Whether ``connection_lost`` comes next. Nothing is to be written: asyncio would log it."""
-        return self._transport.is_closing()
-
-    async def wait_writable(self) -> None:
-        """Wait until the client has taken most of what was sent, or has gone."""
-        while not self.is_writable and self.state is not CLOSED:
-            await self._wait_change()
-
-    def pause_writing(self) -> None:
-        """What was sent piles up."""
-        self.is_writable = False
+    def _has_ended(self) -> bool:
+        return self.state is CLOSED
 
     def resume_writing(self) -> None:
         """The client has taken most of it."""
-        self.is_writable = True
         if self._late_pong is not None and self.state is OPEN:
             self._transport.write(encode_frame(self._late_pong, PONG))
         self._late_pong = None
-        self._tell_change()
-        if self.on_writable is not None:
-            self.on_writable()
-
-    async def _wait_change(self) -> None:
-        if self._change is None:
-            self._change = asyncio.Event()
-        await self._change.wait()
-
-    def _tell_change(self) -> None:
-        if self._change is not None:
-            self._change.set()
-            self._change = None
+        super().resume_writing()
 
     def ping(self) -> None:
         """Ask the client for a sign of life."""
@@ -152,3 +166,18 @@ def _socket(transport: asyncio.Transport) -> int | None:
         return None
     socket = transport.get_extra_info("socket")
     return None if socket is None else socket.fileno()
+
+
+def address_of(name: Any) -> tuple[str, int] | None:
+    """Host and port of a socket's name; ``None`` on a Unix socket."""
+    return (name[0], name[1]) if isinstance(name, tuple) else None
+
+
+def is_ready(transport: asyncio.Transport, event: int) -> bool:
+    """Whether the system has news of a connection: ``event`` is one of ``select.POLLIN`` and its kin."""
+    socket = transport.get_extra_info("socket")
+    if socket is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(socket.fileno(), event)
+    return bool(poll.poll(0))

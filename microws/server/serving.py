@@ -1,28 +1,32 @@
-"""Accepting connections on asyncio and uvloop, from sockets that other workers accept from as well."""
+"""The server on asyncio and uvloop: its sockets, its connections, and how they end."""
 
 import asyncio
 import importlib
 import socket
 import ssl
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+from weakref import WeakSet
 
 import anyio
 from anyio.abc import TaskStatus
 
-from microws.server.arrivals import Arrivals
-from microws.server.connections import Connections
 from microws.server.engines import Engines
-from microws.server.hypercorn_setup import FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT
+from microws.server.http1 import HTTP1
 from microws.server.listening import BACKLOG
-from microws.server.upgrade import Upgrade
+from microws.server.shared import Connection, Shared
 
-__all__ = ["AcceptingServer"]
+__all__ = ["HANDSHAKE_TIMEOUT", "AsyncioServer"]
+
+# Seconds for the handshake of TLS, and for a request's head.
+HANDSHAKE_TIMEOUT: Final = 10.0
+
+# Seconds that a client which has only connected is waited for at the end: some round trips.
+_FIRST_REQUEST_TIMEOUT: Final = 1.0
 
 # Connections that a worker takes in one turn of its event loop: asyncio takes as many as its backlog is, and one worker
-# would leave none of a burst for the others. uvloop takes all that there are, and trio one.
+# would leave none of a burst for the others. uvloop takes all that there are.
 _ACCEPTS_PER_TURN: Final = 16
 
 # Seconds until asyncio tries again when there are no file descriptors left. Its own 1 s is as long for a client.
@@ -31,92 +35,112 @@ _RETRY_DELAY: Final = 0.25
 # Seconds that a client has to answer the end of TLS; browsers do not.
 _TLS_SHUTDOWN_TIMEOUT: Final = 1.0
 
+# Seconds between two looks at the handshakes of TLS.
+_LOOK_INTERVAL: Final = 0.02
 
-class AcceptingServer(ABC):
+
+class AsyncioServer:
     """
-    What the servers on asyncio have in common: whoever begins with a handshake gets the engine, others an HTTP server.
+    Serves HTTP/1.1 and WebSockets.
 
     Args:
-        app: Called for each request.
+        shared: What the connections share.
         engines: Get the WebSockets.
-        state: The lifespan's; each request and each WebSocket gets a copy.
         tls: Speak TLS with it.
     """
 
-    def __init__(
-        self, app: Connections, engines: Engines, *, state: dict[str, Any], tls: ssl.SSLContext | None = None
-    ) -> None:
-        self._app = app
+    def __init__(self, shared: Shared, engines: Engines, *, tls: ssl.SSLContext | None = None) -> None:
+        self._shared = shared
         self._engines = engines
-        self._state: Any = state
         self._tls = tls
         self._servers: list[asyncio.Server] = []
-        self._arrivals = Arrivals(self._take, self._speak_http, timeout=HANDSHAKE_TIMEOUT)
+        # Those in the handshake of TLS: they have no transport yet, or are dropped without a word.
+        self._unmet: WeakSet[HTTP1] = WeakSet()
+        self._has_ended = asyncio.Event()
 
     @property
     def open(self) -> int:
         """How many connections there are; one whose client has left is one as long as its app is at work."""
-        return len(self._arrivals) + self._engines.open
+        return self._open_http + self._engines.open
+
+    @property
+    def _open_http(self) -> int:
+        return max(len(self._shared.connections), len(self._shared.exchanges))
 
     async def serve(
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
         for sock in sockets:
-            self._servers.append(await _start_accepting(sock, self._arrivals, tls=self._tls))
+            self._servers.append(await _start_accepting(sock, self._make_protocol, tls=self._tls))
         task_status.started()
         try:
-            await self._serve_http()
+            await self._has_ended.wait()
         finally:
             # Cancelled, too: uvloop may wait for ever for a server that nobody has closed, when its loop is closed.
             for server in self._servers:
                 server.close()
 
+    def _make_protocol(self) -> asyncio.Protocol:
+        protocol = HTTP1(self._shared)
+        if self._tls is not None:
+            self._unmet.add(protocol)
+        return protocol
+
     def statistics(self) -> tuple[int, int]:
         """How many requests and how many WebSockets are open."""
-        requests, websockets = self._app.statistics()
-        return requests, websockets + self._engines.open
+        return len(self._shared.exchanges), self._engines.open
 
     async def drain(self) -> None:
-        """End what would not end by itself, as ``Connections.drain`` says."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._app.drain)
-            tasks.start_soon(self._engines.drain)
+        """
+        End what would not end by itself: every WebSocket with 1012, every event stream where it stands.
+
+        The app learns of it at once, from ``receive``. What comes from now on is treated the same way.
+        """
+        self._shared.is_draining = True
+        for exchange in list(self._shared.exchanges.values()):
+            exchange.drain()
+        await self._engines.drain()
 
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
+        self._has_ended.set()
         for server in self._servers:
             server.close()
-        self._arrivals.end()
+        self._shared.is_stopping = True
+        for connection in list(self._shared.idle):
+            connection.close_idle()
 
     async def wait_closed(self) -> None:
-        """Wait until no connection and no app is left. Who is in the handshake of TLS has a moment for it."""
-        await self._arrivals.wait_met(timeout=FIRST_REQUEST_TIMEOUT)
-        await self._wait_http_closed()
+        """Wait until no connection and no app is left. A client that has just connected has a moment."""
+        with anyio.move_on_after(_FIRST_REQUEST_TIMEOUT):
+            while self._silent or any(not protocol.is_met for protocol in self._unmet):  # noqa: ASYNC110 - nobody tells of one that fails
+                await anyio.sleep(_LOOK_INTERVAL)
+        for connection in self._silent:
+            connection.close_idle()
+        changed = asyncio.Event()
+        self._shared.on_end = changed.set
+        while self._open_http:
+            changed.clear()
+            await changed.wait()
         await self._engines.wait_closed()
+
+    @property
+    def _silent(self) -> list[Connection]:
+        """Those whose clients have only connected."""
+        return [connection for connection in self._shared.heads if connection.is_silent]
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""
+        for connection in list(self._shared.connections):
+            connection.abort()
         self._engines.disconnect()
 
     def cancel(self) -> None:
         """Cancel every app that is still at work for a connection."""
+        for task in self._shared.exchanges:
+            task.cancel()
         self._engines.cancel()
-
-    def _take(self, transport: asyncio.Transport, upgrade: Upgrade, early: bytes) -> None:
-        self._engines.take(transport, upgrade, early, dict(self._state))
-
-    @abstractmethod
-    async def _serve_http(self) -> None:
-        """What HTTP needs while the server listens; ends with it at the latest."""
-
-    @abstractmethod
-    async def _wait_http_closed(self) -> None:
-        """Wait until no connection speaks HTTP."""
-
-    @abstractmethod
-    def _speak_http(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Let the HTTP server go on with a connection whose first bytes are ``data``."""
 
 
 async def _start_accepting(

@@ -1,0 +1,389 @@
+"""One request and its response, as ASGI on one side and as HTTP/1.1 on the other."""
+
+import asyncio
+import logging
+import re
+import time
+from typing import Final, Protocol
+
+from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, reported_id
+from microws.server.access_log import AccessLog, request_line
+from microws.server.failures import is_failure
+from microws.server.gone import Gone, is_gone
+from microws.server.request_head import RequestHead
+from microws.server.response_head import check_status, date_line, response_head
+
+__all__ = ["Exchange", "Link"]
+
+_log = logging.getLogger("microws.server")
+
+# Bytes of a request's body that wait for the app before reading pauses; asyncio's high-water mark, on the other side.
+_MAX_WAITING_BYTES: Final = 64 << 10
+# From here on a body is not copied behind the head.
+_BIG_BYTES: Final = 64 << 10
+# Sends in a row that find their client quick: then others have their turn.
+_MAX_SENDS: Final = 64
+
+_FAILED: Final = 500
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+# RFC 9110 §8.6, §15.4.5; RFC 9112 §6.3.
+_NO_CONTENT: Final = 204
+_BODILESS: Final = (_NO_CONTENT, 304)
+
+# RFC 9110 §5.1, §5.5: what may stand on the wire.
+_FIELD_LINES: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
+# About the connection, of which the app knows nothing (RFC 9110 §7.6.1), and what the server reads.
+_READ: Final = frozenset(
+    {b"connection", b"transfer-encoding", b"keep-alive", b"content-length", b"content-type", b"date", b"upgrade"}
+)
+
+
+class Link(Protocol):
+    """The connection of an exchange. Only what says so waits."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client takes what is sent: otherwise it piles up here."""
+        ...
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no request after this one is answered, because the server is about to stop."""
+        ...
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server stops: an event stream ends."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing more is to be written."""
+        ...
+
+    def write(self, data: bytes, /) -> None:
+        """Send. Not after the end."""
+        ...
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has taken most of what was sent, or has left."""
+        ...
+
+    def pause_body(self) -> None:
+        """The app does not keep up with the body."""
+        ...
+
+    def resume_body(self) -> None:
+        """It has caught up."""
+        ...
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """The response is complete."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
+
+
+class Exchange:
+    """
+    One request and its response.
+
+    Args:
+        connection: That the request has come on.
+        head: Of the request.
+        scope: ASGI's, of the request.
+        log_access: Called with the answer.
+
+    Attributes:
+        is_received: Whether the whole request has come.
+        is_answered: Whether the whole response was sent.
+        status: Of the response, once it has begun.
+
+    Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http
+    """
+
+    __slots__ = (
+        "_began",
+        "_body",
+        "_body_size",
+        "_change",
+        "_expects_continue",
+        "_fields",
+        "_has_body",
+        "_has_date",
+        "_has_hung_up",
+        "_has_left",
+        "_head",
+        "_is_chunked",
+        "_is_cut",
+        "_is_event_stream",
+        "_is_told",
+        "_keep_alive",
+        "_left",
+        "_log_access",
+        "_sends",
+        "connection",
+        "is_answered",
+        "is_received",
+        "scope",
+        "status",
+    )
+
+    def __init__(self, connection: Link, head: RequestHead, scope: Scope, log_access: AccessLog) -> None:
+        self.connection = connection
+        self.scope = scope
+        self.is_received = head.length == 0
+        self.is_answered = False
+        self.status: int | None = None
+        self._head = head
+        self._log_access = log_access
+        self._began = time.perf_counter()
+        self._expects_continue = head.expects_continue
+        self._body: list[bytes] = []
+        self._body_size = 0
+        # Of the request: whether the app has got its end.
+        self._is_told = False
+        self._has_hung_up = False
+        self._has_left = False
+        self._is_cut = False
+        self._change: asyncio.Event | None = None
+        # Of the response: its fields while they wait for the body, and how the body is framed.
+        self._fields: bytes | None = None
+        self._has_body = True
+        self._left: int | None = None
+        self._is_chunked = False
+        self._keep_alive = head.keep_alive
+        self._is_event_stream = False
+        self._sends = 0
+
+    async def run(self, app: ASGIApplication) -> None:
+        """Have ``app`` answer the request."""
+        returned = False
+        try:
+            await app(self.scope, self.receive, self.send)
+            returned = True
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            if not ((self._has_left or self._is_cut) and is_gone(error)) and not reported_id(error):
+                _log.error("the app raised in %s", request_line(self.scope), exc_info=error)
+        finally:
+            if not self.is_answered:
+                self._settle(returned=returned)
+            self.scope.pop("microws.exchange", None)
+
+    def _settle(self, *, returned: bool) -> None:
+        """The app has ended, and the response is not complete."""
+        if self._has_left:
+            self._log_access(self.scope, self.status, self._began)
+        elif self._is_cut:
+            # So that the client sees a stream that has ended, not one that broke.
+            self._write_body(b"", is_last=True)
+        elif self.status is None or self._fields is not None:
+            if returned:
+                _log.error("the app returned without an answer to %s", request_line(self.scope))
+            self._fail()
+        else:
+            if returned and not self._has_hung_up:
+                _log.error("the app returned before the end of its answer to %s", request_line(self.scope))
+            self._log_access(self.scope, self.status, self._began)
+            self.connection.abort()
+
+    def _fail(self) -> None:
+        self._start({"status": _FAILED, "headers": [(b"content-length", b"0")]})
+        self._write_body(b"", is_last=True)
+
+    # The request
+
+    async def receive(self) -> Event:
+        """ASGI's ``receive``."""
+        if self._expects_continue and not (self.is_received or self._body or self.status):
+            self._expects_continue = False
+            self.connection.write(_CONTINUE)
+        while True:
+            if self._body:
+                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+                self._body.clear()
+                if self._body_size >= _MAX_WAITING_BYTES:
+                    self.connection.resume_body()
+                self._body_size = 0
+                self._is_told = self.is_received
+                return {"type": "http.request", "body": body, "more_body": not self.is_received}
+            if self.is_received and not self._is_told:
+                self._is_told = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            if self._has_hung_up or self._is_cut or self.is_answered or (self._expects_continue and self.status):
+                return {"type": "http.disconnect"}
+            if self._change is None:
+                self._change = asyncio.Event()
+            await self._change.wait()
+
+    def feed(self, pieces: list[bytes], *, is_last: bool) -> None:
+        """Take pieces of the request's body."""
+        if not self.is_answered:
+            self._body += pieces
+            self._body_size += sum(map(len, pieces))
+            if self._body_size >= _MAX_WAITING_BYTES and not is_last:
+                self.connection.pause_body()
+        self.is_received = is_last
+        self._tell_change()
+
+    def hang_up(self) -> None:
+        """The client sends nothing more. It may still read: a response that is made already is sent."""
+        self._has_hung_up = True
+        self._tell_change()
+
+    def disconnect(self) -> None:
+        """The client has left."""
+        self._has_left = True
+        self.hang_up()
+
+    def drain(self) -> None:
+        """The server stops: an event stream ends where it stands."""
+        if self._is_event_stream and not self.is_answered:
+            self._is_cut = True
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
+
+    # The response
+
+    async def send(self, event: Event) -> None:
+        """
+        ASGI's ``send``. Waits while the client does not take what is sent.
+
+        Raises:
+            OSError: The client has left, or the server has ended this event stream.
+            RuntimeError: An event that has no place here.
+            TypeError, ValueError: An event that cannot be sent.
+        """
+        kind = event["type"]
+        if kind == "http.response.body":
+            if self.status is None or self.is_answered:
+                when = "before http.response.start" if self.status is None else "after the end of the response"
+                raise RuntimeError(f"http.response.body {when}")
+            if self._has_left or self._is_cut or self.connection.is_lost:
+                await self._refuse_send()
+            self._write_body(event.get("body", b""), is_last=not event.get("more_body", False))
+            self._sends += 1
+            if not self.connection.is_writable:
+                await self.connection.wait_writable()
+            elif self._sends == _MAX_SENDS:
+                self._sends = 0
+                await asyncio.sleep(0)
+        elif kind == "http.response.start":
+            if self.status is not None:
+                raise RuntimeError("http.response.start twice")
+            self._start(event)
+            if self.connection.is_draining:
+                self.drain()
+        else:
+            raise RuntimeError(f"expected http.response.start or http.response.body, got {kind}")
+
+    async def _refuse_send(self) -> None:
+        # An app that takes no notice, and sends again and again, leaves the others their turn.
+        await asyncio.sleep(0)
+        if self._is_cut:
+            raise Gone("the server is stopping: this event stream has ended")
+        raise Gone("the client has left")
+
+    def _start(self, event: Event) -> None:
+        status = check_status(event["status"])
+        self._has_body = self._head.method != "HEAD" and status not in _BODILESS
+        self._keep_alive = self._head.keep_alive
+        self._is_event_stream = self._has_date = False
+        self._left = None
+        lines: list[bytes] = []
+        for name, value in event.get("headers") or ():
+            name = name.lower()
+            if name not in _READ or self._takes(status, name, value):
+                lines.append(b"%b: %b\r\n" % (name, value))
+        fields = b"".join(lines)
+        if not _FIELD_LINES.fullmatch(fields):
+            raise ValueError(
+                "a header of the response has a name that is no token, or a control character in its value"
+            )
+        self._fields = fields
+        self.status = status
+
+    def _takes(self, status: int, name: bytes, value: bytes) -> bool:
+        """Read a field of the app. Whether it is sent."""
+        if name == b"content-length":
+            if self._left is not None or not value.isdigit():
+                raise ValueError("the response's content-length is not one number")
+            self._left = int(value)
+            return status != _NO_CONTENT
+        if name == b"content-type":
+            self._is_event_stream = value.strip().lower().startswith(b"text/event-stream")
+        elif name == b"date":
+            self._has_date = True
+        elif name == b"connection":
+            self._keep_alive = self._keep_alive and b"close" not in value.lower()
+        return name in (b"content-type", b"date")
+
+    def _write_body(self, body: bytes, *, is_last: bool) -> None:
+        if not isinstance(body, BYTES_LIKE):
+            raise TypeError(f"the body of a response is bytes, not {type(body).__name__}")
+        fields = self._fields
+        if fields is not None and self._has_body and self._left is None:
+            fields += self._choose_framing(len(body) if is_last else None)
+        if not self._has_body:
+            body = b""
+        elif self._left is not None:
+            left = self._left - len(body)
+            if left < 0 or (left and is_last):
+                raise RuntimeError(
+                    f"the response's body has {'more' if left < 0 else 'fewer'} bytes than its content-length"
+                )
+            self._left = left
+        elif self._is_chunked:
+            if body:
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+            if is_last:
+                body += _LAST_CHUNK
+        if fields is not None:
+            assert self.status is not None
+            self._fields = None
+            head = response_head(self.status, fields, self._connection_line(), b"" if self._has_date else date_line())
+            if len(body) < _BIG_BYTES:
+                body = head + body
+            else:
+                self.connection.write(head)
+        if body:
+            self.connection.write(body)
+        if is_last:
+            self.is_answered = True
+            self._log_access(self.scope, self.status, self._began)
+            self._tell_change()
+            self.connection.answered(keep_alive=self._keep_alive)
+        elif self.connection.is_draining:
+            self.drain()
+
+    def _choose_framing(self, length: int | None) -> bytes:
+        """
+        Decide how the end of the body is told.
+
+        Source: RFC 9112 §6.3, §7.
+        """
+        if length is not None:
+            self._left = length
+            return b"content-length: %d\r\n" % length
+        self._is_chunked = self._head.version == "1.1"
+        if self._is_chunked:
+            return b"transfer-encoding: chunked\r\n"
+        self._keep_alive = False
+        return b""
+
+    def _connection_line(self) -> bytes:
+        # Who waits for the permission to send the body may send it or not: nobody knows where the next request begins.
+        if self._keep_alive and (self._expects_continue or self.connection.is_last):
+            self._keep_alive = False
+        if self._head.version == "1.1":
+            return b"" if self._keep_alive else b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if self._keep_alive else b""

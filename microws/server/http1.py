@@ -1,0 +1,384 @@
+"""One connection that speaks HTTP/1.1, until it becomes a WebSocket."""
+
+import asyncio
+import select
+from time import perf_counter
+from typing import Any, Final
+from urllib.parse import unquote
+
+from microws.interfaces import Receive, Scope, Send
+from microws.server.exchange import Exchange
+from microws.server.request_head import Refused, RequestHead
+from microws.server.request_parser import RequestParser
+from microws.server.response_head import date_line, response_head
+from microws.server.shared import Shared
+from microws.server.upgrade import Upgrade
+from microws.server.writing import Writable, address_of, is_ready
+
+__all__ = ["HTTP1"]
+
+# Bytes of further requests that wait for the answer to the first one before reading pauses.
+_MAX_UNREAD_BYTES: Final = 64 << 10
+# Bytes of a body that the app has not read before it answered, which are discarded to keep the connection.
+_MAX_DISCARDED_BYTES: Final = 1 << 20
+
+_REQUEST_TIMEOUT: Final = 408
+
+
+class HTTP1(Writable):
+    """
+    A connection. One request is read at a time; what comes behind it waits, unread, for the end of its response.
+
+    Args:
+        shared: With the connections of the worker.
+
+    Attributes:
+        is_met: Whether the client has connected; over TLS, whether its handshake is over.
+
+    Source: RFC 9112.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_client",
+        "_discarded",
+        "_exchange",
+        "_has_hung_up",
+        "_is_closing",
+        "_is_over",
+        "_is_reading",
+        "_parser",
+        "_server",
+        "_shared",
+        "_unread",
+        "_was_buffered",
+        "is_met",
+    )
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.is_met = False
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected; over TLS, its handshake is over."""
+        super().__init__(transport)
+        self.is_met = True
+        shared = self._shared
+        self._parser = RequestParser(shared.max_head_size)
+        self._exchange: Exchange | None = None
+        self._unread = b""
+        self._is_reading = True
+        self._is_closing = self._is_over = self._has_hung_up = False
+        self._discarded = self._was_buffered = 0
+        self._client = address_of(transport.get_extra_info("peername"))
+        self._server = address_of(transport.get_extra_info("sockname"))
+        shared.connections.add(self)
+        shared.heads.start(self)
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client has sent."""
+        exchange = self._exchange
+        if self._is_closing:
+            return
+        if exchange is None or not exchange.is_received:
+            self._read(data)
+        else:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._unread += data
+        if len(self._unread) >= _MAX_UNREAD_BYTES:
+            self._pause_reading()
+
+    def _read(self, data: bytes) -> None:
+        parser, shared = self._parser, self._shared
+        try:
+            rest = parser.feed(data)
+        except Refused as refusal:
+            self._refuse(refusal.status, refusal.detail)
+            return
+        if self._exchange is None:
+            if parser.head is None:
+                if self._has_hung_up:
+                    self.hang_up()
+                elif parser.has_begun and self not in shared.heads:
+                    self._stop_waiting()
+                    shared.heads.start(self)
+                return
+            self._stop_waiting()
+            if parser.head.asks_for_websocket:
+                self._become_websocket(parser.head, rest)
+                return
+            self._begin(parser.head)
+            if not parser.is_complete:
+                shared.bodies.start(self)
+        self._read_body(parser)
+        if rest:
+            self._keep(rest)
+
+    def _read_body(self, parser: RequestParser) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if not (parser.body or parser.is_complete):
+            return
+        if exchange.is_answered:
+            self._discarded += sum(map(len, parser.body))
+        elif parser.body:
+            self._shared.bodies.start(self)
+        exchange.feed(parser.body, is_last=parser.is_complete)
+        parser.body.clear()
+        if parser.is_complete:
+            parser.reset()
+            self._shared.bodies.stop(self)
+            if exchange.is_answered:
+                self._shared.discards.stop(self)
+                self._next()
+        elif self._discarded > _MAX_DISCARDED_BYTES:
+            self.hang_up()
+
+    def _begin(self, head: RequestHead) -> None:
+        shared = self._shared
+        exchange = self._exchange = Exchange(self, head, self._scope_of(head), shared.log_access)
+        exchange.scope["microws.exchange"] = exchange
+        app = shared.app if head.target != b"*" else _answer_asterisk
+        task = asyncio.get_running_loop().create_task(exchange.run(app))
+        shared.exchanges[task] = exchange
+        task.add_done_callback(shared.ended)
+
+    def _scope_of(self, head: RequestHead) -> Scope:
+        """Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope."""
+        shared = self._shared
+        path, _, query = head.target.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
+            "http_version": head.version,
+            "method": head.method,
+            "scheme": shared.scheme,
+            "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": head.headers,
+            "client": self._client,
+            "server": self._server,
+            "state": shared.state.copy(),
+            "extensions": {"microws": shared.extension},
+        }
+
+    def _become_websocket(self, head: RequestHead, rest: bytes) -> None:
+        self._forget()
+        if not self._is_reading:
+            self._transport.resume_reading()
+        shared = self._shared
+        shared.engines.take(self._transport, Upgrade(head.target, head.headers), rest, shared.state.copy())
+        if self._has_hung_up:
+            self._transport.abort()
+
+    def _pause_reading(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def pause_body(self) -> None:
+        """The app does not keep up with the body."""
+        self._shared.bodies.stop(self)
+        self._pause_reading()
+
+    def resume_body(self) -> None:
+        """It has caught up."""
+        if not self._is_reading and not self._is_closing:
+            self._shared.bodies.start(self)
+            self._resume_reading()
+
+    # Between two requests
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """The response is complete: go on with the next request, or end."""
+        exchange = self._exchange
+        assert exchange is not None
+        if not keep_alive:
+            self.hang_up()
+        elif exchange.is_received:
+            self._next()
+        else:
+            self._discarded = 0
+            self._shared.bodies.stop(self)
+            self._shared.discards.start(self)
+            self._resume_reading()
+
+    def _next(self) -> None:
+        self._exchange = None
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            self._resume_reading()
+            self._read(unread)
+        if self.is_silent and not self._is_closing:
+            if self._has_hung_up or self.is_last:
+                self.hang_up()
+            else:
+                self._shared.idle.start(self)
+
+    def _stop_waiting(self) -> None:
+        shared = self._shared
+        shared.heads.stop(self)
+        shared.idle.stop(self)
+        shared.looks.stop(self)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no request after this one is answered."""
+        return self._shared.is_stopping
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server stops: an event stream ends."""
+        return self._shared.is_draining
+
+    def close_idle(self) -> None:
+        """End a connection on which no request is in progress, unless one has come that is not read yet."""
+        if self._is_closing or not self.is_silent:
+            return
+        if is_ready(self._transport, select.POLLIN):
+            self._shared.looks.start(self)
+        else:
+            self.hang_up()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no request has come, and no part of one."""
+        return self._exchange is None and not self._parser.has_begun
+
+    # The end
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answer a request that cannot be served, unless its response has begun; nothing more is read."""
+        exchange = self._exchange
+        if exchange is not None and exchange.status is not None:
+            self.abort()
+            return
+        body = detail.encode() + b"\n"
+        fields = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        self._transport.write(response_head(status, fields, date_line()) + body)
+        if exchange is not None:
+            exchange.disconnect()
+        else:
+            method, target = self._parser.line
+            path, _, query = target.partition(b"?")
+            scope: Scope = {"type": "http", "client": self._client, "method": method.decode(), "raw_path": path}
+            scope["query_string"] = query
+            self._shared.log_access(scope, status, perf_counter())
+        self.hang_up(has_unread=True)
+
+    def time_out(self) -> None:
+        """A head, or the next piece of a body, did not come in time."""
+        if self._parser.has_begun:
+            self._refuse(_REQUEST_TIMEOUT, "the request did not come in time")
+        else:
+            self.hang_up()
+
+    def check_progress(self) -> None:
+        """Drop a client that takes nothing of what it was sent."""
+        buffered = self.buffered()
+        if buffered and buffered >= self._was_buffered:
+            self.abort()
+        elif buffered:
+            self._was_buffered = buffered
+            self._shared.writes.start(self)
+
+    def pause_writing(self) -> None:
+        """What was sent piles up."""
+        super().pause_writing()
+        self._watch_progress()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        self._shared.writes.stop(self)
+        super().resume_writing()
+
+    def _watch_progress(self) -> None:
+        self._was_buffered = self.buffered()
+        self._shared.writes.start(self)
+
+    def hang_up(self, *, has_unread: bool = False) -> None:
+        """
+        Send nothing more. Where the client may still be sending, discard it until it has closed too.
+
+        A server that closes with data unread resets the connection, and the client may never see what it was sent.
+
+        Source: RFC 9112 §9.6.
+        """
+        if self._is_closing or self._transport.is_closing():
+            return
+        self._is_closing = True
+        exchange, shared = self._exchange, self._shared
+        has_unread = has_unread or bool(self._unread) or (exchange is not None and not exchange.is_received)
+        self._stop_waiting()
+        shared.bodies.stop(self)
+        shared.discards.stop(self)
+        self._unread = b""
+        if self.buffered():
+            self._watch_progress()
+        if not has_unread or self._has_hung_up or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        shared.closings.start(self)
+        self._resume_reading()
+        try:
+            self._transport.write_eof()
+        except OSError:
+            # asyncio's: the client has reset the connection, and the event loop has not read it yet.
+            self._transport.abort()
+
+    def close(self, code: int, reason: str) -> None:
+        """End a stream whose client does not keep up. Never waits."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._transport.abort()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more. It gets the answers to the requests that it has sent in full."""
+        self._has_hung_up = True
+        exchange = self._exchange
+        if self._is_closing or exchange is None:
+            return False
+        exchange.hang_up()
+        # Over TLS no side can end alone.
+        return exchange.is_received and self._transport.can_write_eof()
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._is_over
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """The transport has ended."""
+        self.socket = None
+        self._is_over = self._is_closing = True
+        self._forget()
+        self._tell_change()
+        if self._exchange is not None:
+            self._exchange.disconnect()
+        if self._shared.on_end is not None:
+            self._shared.on_end()
+
+    def _forget(self) -> None:
+        shared = self._shared
+        shared.connections.discard(self)
+        for deadlines in shared.all_deadlines:
+            deadlines.stop(self)
+
+
+async def _answer_asterisk(scope: Scope, receive: Receive, send: Send) -> None:
+    """``OPTIONS *`` asks nothing of any resource (RFC 9110 §9.3.7)."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})

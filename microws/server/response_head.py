@@ -1,0 +1,60 @@
+"""The heads of HTTP/1.1 responses. No I/O."""
+
+from email.utils import formatdate
+from functools import cache
+from http import HTTPStatus
+from time import time
+from typing import Any
+
+__all__ = ["check_status", "date_line", "response_head"]
+
+
+def response_head(status: int, *fields: bytes) -> bytes:
+    """
+    The head of a response.
+
+    Args:
+        fields: Of one or more whole lines each.
+
+    Source: RFC 9112 §4, §5.
+    """
+    return b"%b%b\r\n" % (_status_line(status), b"".join(fields))
+
+
+@cache
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode())
+
+
+_date: tuple[int, bytes] = (0, b"")
+
+
+def date_line() -> bytes:
+    """
+    The field ``Date``, made anew once a second.
+
+    Source: RFC 9110 §6.6.1.
+    """
+    global _date
+    now = int(time())
+    if _date[0] != now:
+        _date = now, b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
+    return _date[1]
+
+
+def check_status(status: Any) -> int:
+    """
+    The status of a response, from an app.
+
+    Raises:
+        TypeError, ValueError: No server could send it.
+    """
+    if not isinstance(status, int):
+        raise TypeError(f"a response's status is an int, not {status!r}")
+    if not 200 <= status <= 599:
+        raise ValueError(f"a response's status is 200 to 599, not {status}")
+    return int(status)

@@ -92,7 +92,7 @@ bench: bench-framework bench-server  ## Compare with frameworks on one server, t
 bench-framework: bench-setup  ## Compare with Starlette and Quart, all on one server
 	$(BIN)/python bench/run.py --suite framework
 
-bench-server: bench-setup  ## Compare with uvicorn, aiohttp, granian, websockets, Hypercorn and Node's ws
+bench-server: bench-setup  ## Compare HTTP, WebSockets and event streams with other servers: twelve minutes
 	$(BIN)/python bench/run.py --suite server
 
 bench-peers: bench-setup  ## Compare the fan-out with 11 others and with floors, and draw a chart: half an hour

@@ -3,10 +3,16 @@
 //
 //   loadgen echo    -p PORT -u PATH -c CONNECTIONS -t SECONDS     one message in flight on each connection: text, -b: binary
 //   loadgen http    -p PORT -u PATH -c CONNECTIONS -t SECONDS     keep-alive GETs, one in flight on each connection
+//     -r RATE       sends so many a second at fixed times, each on the connection that has been free for longest. A
+//                   latency counts from the time at which its request was due, whether or not a connection was free
+//   loadgen post    -p PORT -u PATH -c CONNECTIONS -t SECONDS     the same with POSTs of JSON, -s BYTES each
+//     -U PATH       of a WebSocket that must receive the message of each POST, before the next one on that connection
 //   loadgen connect -p PORT -u PATH -c IN_FLIGHT -t SECONDS       handshake, Close, and again
 //   loadgen idle    -p PORT -u PATH -c CONNECTIONS                opens them, prints, holds them until stdin ends
+//     -K KIND       of the connections: websocket, events (a GET of an event stream), http (kept after one GET)
 //   loadgen fan     -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -d IN_FLIGHT -t SECONDS
 //                                                                 publishes again when every subscriber has a message
+//     -K events     the subscribers are event streams; each message is an event of its own
 //     -J            publishes JSON, by POST over one keep-alive connection: the next one when the last is answered
 //     -r RATE       publishes so many a second, for SECONDS, and waits for the last; count and latencies are then those
 //                   of deliveries, not of messages that all have. No warm-up
@@ -49,7 +55,8 @@ static double seconds = 3, warm_up = 0.5, rate, bytes_a_second;
 static pid_t server_pids[MAX_SERVER_PROCESSES];
 static int server_pid_count;
 static bool is_binary, is_json;
-static const char *path = "/", *publish_path = "/";
+static enum { WEBSOCKET, EVENTS, HTTP } kind;  // of the connections of `idle`, and of the subscribers of `fan`
+static const char *path = "/", *publish_path = "";
 
 // ---- time, failure, latencies
 
@@ -93,6 +100,7 @@ typedef struct {
 
 static bool measuring;
 static long completed;
+static long body_bytes;      // http, while measuring: a large body counts while it arrives
 static uint32_t *latencies;  // tens of nanoseconds
 static size_t latency_count, latency_capacity;
 
@@ -120,7 +128,7 @@ static double percentile(double fraction) {  // microseconds; the latencies are 
 }
 
 static void print_rate(const char *mode, long count, Elapsed elapsed, const char *more) {  // more: further members
-  if (!count) fail("nothing completed in %.1f s", elapsed.wall);
+  if (!count && !body_bytes) fail("nothing completed in %.1f s", elapsed.wall);
   qsort(latencies, latency_count, sizeof *latencies, compare);
   printf("{\"mode\": \"%s\", \"connections\": %d, \"count\": %ld, \"wall_s\": %.4f, \"server_cpu_s\": %.4f, "
          "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f%s}\n",
@@ -140,7 +148,10 @@ typedef struct {
   bool came_back;     // flood: this is not its first connection
   bool is_warned;     // flood: by a gap marker, since the last message
   size_t sent;        // echo: how much of the frame
-  size_t received, missing;  // echo: of the payload, so far and still to come
+  size_t received, missing;  // echo: of the payload, so far and still to come; http: `missing` of the body
+  bool is_last;       // http: the server closes the connection behind this response
+  bool is_chunked;    // events
+  bool is_answered, is_heard;  // post: the response has arrived, and the subscriber has the message
   uint8_t *held;      // the beginning of a message whose rest is still to come
   size_t held_size, held_capacity;
 } Connection;
@@ -184,6 +195,7 @@ static void start(Connection *c, const char *to) {
   c->sequence = 0;
   c->held_size = 0;
   c->missing = 0;
+  c->is_last = c->is_chunked = false;
   c->started = now();
   struct sockaddr_in address = {
       .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -497,21 +509,35 @@ static void run_echo(void) {
 
 // ---- http
 
-static char request[1024];
+enum { REQUEST_HEAD_SIZE = 1024 };
+static char request[REQUEST_HEAD_SIZE + MAX_MESSAGE];
 static size_t request_size;
+static long sent, answers;  // requests and their responses, since the beginning
 
-static void send_get(Connection *c) {
+static void make_get(void) {
+  request_size =
+      snprintf(request, REQUEST_HEAD_SIZE, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", path, port);
+}
+
+static size_t make_post_head(char *to, const char *target) {
+  return snprintf(to, REQUEST_HEAD_SIZE,
+                  "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                  "Content-Length: %d\r\n\r\n",
+                  target, port, message_size);
+}
+
+static void send_request(Connection *c) {
   c->phase = OPEN;
   c->started = now();
+  sent++;
   send_all(c, request, request_size);
 }
 
 static void http_closed(Connection *c) { fail("the server closed without an answer at %s", c->path); }
 
-// The size of the response that the bytes begin with; 0: more is to come.
-static size_t take_response(Connection *c, const uint8_t *bytes, size_t size, bool *is_last) {
-  static const char status[] = "HTTP/1.1 2";
-  static const char length_name[] = "\r\ncontent-length:", close_header[] = "\r\nconnection: close";
+// The size of the head that the bytes begin with, 0: more is to come. What it says about the body goes to `c`.
+static size_t take_head(Connection *c, const uint8_t *bytes, size_t size) {
+  static const char status[] = "HTTP/1.1 2", length_name[] = "\r\ncontent-length:";
   const uint8_t *end = memmem(bytes, size, "\r\n\r\n", 4);
   if (!end) return 0;
   char head[4096];
@@ -521,36 +547,153 @@ static size_t take_response(Connection *c, const uint8_t *bytes, size_t size, bo
   memcpy(head, bytes, head_size);
   head[head_size] = 0;
   const char *length = strcasestr(head, length_name);
-  if (!length) fail("a response without Content-Length at %s", c->path);
-  size_t body_size = strtoul(length + strlen(length_name), NULL, 10);
-  if (size < head_size + body_size) return 0;
-  *is_last = strcasestr(head, close_header);  // servers limit the requests on one connection
-  return head_size + body_size;
+  c->missing = length ? strtoul(length + strlen(length_name), NULL, 10) : 0;
+  c->is_chunked = strcasestr(head, "\r\ntransfer-encoding: chunked");
+  c->is_last = strcasestr(head, "\r\nconnection: close");  // servers limit the requests on one connection
+  if (kind != EVENTS && !length) fail("a response without Content-Length at %s", c->path);
+  return head_size;
+}
+
+// Takes what is there of one response, whose body is not kept. Whether that was all of it: `is_complete`.
+static size_t take_response(Connection *c, const uint8_t *bytes, size_t size, bool *is_complete) {
+  size_t taken = 0;
+  *is_complete = false;
+  if (!c->missing) {
+    taken = take_head(c, bytes, size);
+    if (!taken) return 0;
+  }
+  size_t part = size - taken < c->missing ? size - taken : c->missing;
+  c->missing -= part;
+  if (measuring) body_bytes += part;
+  *is_complete = !c->missing;
+  return taken + part;
 }
 
 static size_t parse_http(Connection *c, const uint8_t *bytes, size_t size) {
-  bool is_last;
-  size_t taken = take_response(c, bytes, size, &is_last);
-  if (!taken) return 0;
+  bool is_complete;
+  size_t taken = take_response(c, bytes, size, &is_complete);
+  if (!is_complete) return taken;
+  answers++;
   complete(read_at - c->started);
-  if (is_last) {
+  if (c->is_last) {
     drop(c);
     start(c, c->path);
   } else {
-    send_get(c);
+    on.connected(c);
   }
   return taken;
 }
 
+// At a fixed rate: connections wait in a ring until a request is due.
+static Connection **free_ring;
+static long free_first, free_end;  // the connections that are free are those between the two, modulo their number
+static uint64_t pace_began;
+static long pace_sent, pace_all;
+
+static void wait_for_turn(Connection *c) {
+  c->phase = OPEN;
+  free_ring[free_end++ % connection_count] = c;
+}
+
+static void keep_pace(void) {
+  while (pace_sent < pace_all && free_first < free_end) {
+    uint64_t due = pace_began + pace_sent * 1e9 / rate;
+    if (now() < due) return;
+    Connection *c = free_ring[free_first++ % connection_count];
+    send_request(c);
+    c->started = due;
+    pace_sent++;
+  }
+}
+
+static bool pace_is_done(void) { return pace_sent == pace_all && answers == sent; }
+
+static bool all_are_free(void) { return free_end - free_first == connection_count; }
+
+static Elapsed measure_pace(double duration) {
+  pace_sent = 0;
+  pace_all = duration * rate + 0.5;
+  pace_began = now();
+  double cpu_before = server_cpu_seconds();
+  on.turn = keep_pace;
+  run_until(pace_is_done, "the last responses");
+  on.turn = NULL;
+  return (Elapsed){.wall = seconds_since(pace_began), .server_cpu = server_cpu_seconds() - cpu_before};
+}
+
+static void print_http(const char *mode, Elapsed elapsed) {
+  char more[100];
+  snprintf(more, sizeof more, ", \"bytes\": %ld", body_bytes);
+  print_rate(mode, completed, elapsed, more);
+}
+
 static void run_http(void) {
-  request_size = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", path, port);
-  on.connected = send_get;
+  make_get();
   on.parse = parse_http;
   on.closed = http_closed;
+  on.connected = rate ? wait_for_turn : send_request;
   Connection *connections = new_connections(connection_count);
+  free_ring = calloc(connection_count, sizeof *free_ring);
+  if (!free_ring) fail("out of memory");
   for (int i = 0; i < connection_count; i++) start(&connections[i], path);
-  Elapsed elapsed = measure();
-  print_rate("http", completed, elapsed, "");
+  if (rate) {
+    run_until(all_are_free, "connections");
+    measure_pace(warm_up);
+    measuring = true;
+    print_http("http", measure_pace(seconds));
+  } else {
+    print_http("http", measure());
+  }
+}
+
+// ---- event streams (https://html.spec.whatwg.org/multipage/server-sent-events.html), as fan and idle need them
+
+static void send_events_request(Connection *c) {
+  c->phase = HANDSHAKE;
+  send_all(c, request, request_size);
+}
+
+// A chunk ends with an event, or has comments alone. An event has one line of data.
+static void take_lines(Connection *c, const uint8_t *bytes, size_t size) {
+  bool has_data = false;
+  bool is_whole = size >= 2 && bytes[size - 1] == '\n' && bytes[size - 2] == '\n';
+  for (const uint8_t *end; (end = memchr(bytes, '\n', size)); bytes = end + 1) {
+    size_t line = end - bytes;
+    if (line >= 5 && !memcmp(bytes, "data:", 5)) {
+      has_data = true;
+      if (on.message) on.message(c, bytes, line);
+    }
+    size -= line + 1;
+  }
+  if (size || (has_data && !is_whole)) fail("an event that does not end within its chunk at %s", c->path);
+}
+
+static size_t parse_events(Connection *c, const uint8_t *bytes, size_t size) {
+  size_t taken = 0;
+  if (c->phase == HANDSHAKE) {
+    taken = take_head(c, bytes, size);
+    if (!taken) return 0;
+    if (!c->is_chunked) fail("an event stream without chunks at %s", c->path);
+    c->phase = OPEN;
+    if (on.opened) on.opened(c);
+  }
+  for (const uint8_t *end; (end = memmem(bytes + taken, size - taken, "\r\n", 2));) {
+    size_t chunk = strtoul((const char *)bytes + taken, NULL, 16), head = end + 2 - (bytes + taken);
+    if (!chunk) fail("the server ended an event stream at %s", c->path);
+    if (size - taken < head + chunk + 2) break;
+    take_lines(c, end + 2, chunk);
+    taken += head + chunk + 2;
+  }
+  return taken;
+}
+
+static void be_subscribers(void) {  // of `kind`
+  be_websocket();
+  make_get();
+  if (kind == EVENTS) {
+    on.connected = send_events_request;
+    on.parse = parse_events;
+  }
 }
 
 // ---- connect
@@ -581,8 +724,20 @@ static void run_connect(void) {
 
 // ---- idle
 
+static size_t parse_idle_http(Connection *c, const uint8_t *bytes, size_t size) {
+  bool is_complete;
+  size_t taken = take_response(c, bytes, size, &is_complete);
+  if (is_complete && c->is_last) fail("the server does not keep a connection to %s", c->path);
+  if (is_complete) on.opened(c);
+  return taken;
+}
+
 static void run_idle(void) {
-  be_websocket();
+  be_subscribers();
+  if (kind == HTTP) {
+    on.connected = send_request;
+    on.parse = parse_idle_http;
+  }
   double opened_in = open_all(new_connections(connection_count), connection_count, path);
   printf("{\"mode\": \"idle\", \"connections\": %d, \"opened_in_s\": %.2f}\n", connection_count, opened_in);
   fflush(stdout);
@@ -689,40 +844,47 @@ static void publish(void) {  // all that is due, in as few writes as possible
 
 static bool is_answer_due;
 
-static void post(void) {
-  static char post_head[1024];
+static void post_next(void) {
+  static char post[REQUEST_HEAD_SIZE + MAX_MESSAGE];
   if (!to_publish || is_answer_due || publisher.phase != OPEN) return;
   to_publish--;
   begin_message();
-  int size = snprintf(post_head, sizeof post_head,
-                      "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                      "Content-Length: %d\r\n\r\n",
-                      publish_path, port, message_size);
-  static uint8_t whole[sizeof post_head + MAX_MESSAGE];
-  memcpy(whole, post_head, size);
-  memcpy(whole + size, payload, message_size);
-  send_all(&publisher, whole, size + message_size);
+  size_t size = make_post_head(post, publish_path);
+  memcpy(post + size, payload, message_size);
+  send_all(&publisher, post, size + message_size);
   is_answer_due = true;
 }
 
-static void post_connected(Connection *c) {
-  if (c == &publisher)
+static void publisher_connected(Connection *c) {
+  if (is_json)
     c->phase = OPEN;
   else
     send_upgrade(c);
 }
 
-static size_t post_parse(Connection *c, const uint8_t *bytes, size_t size) {
-  if (c != &publisher) return parse_websocket(c, bytes, size);
-  bool is_last;
-  size_t taken = take_response(c, bytes, size, &is_last);
-  if (!taken) return 0;
+static size_t parse_publisher(Connection *c, const uint8_t *bytes, size_t size) {
+  if (!is_json) return parse_websocket(c, bytes, size);
+  bool is_complete;
+  size_t taken = take_response(c, bytes, size, &is_complete);
+  if (!is_complete) return taken;
   is_answer_due = false;
-  if (is_last) {
+  if (c->is_last) {
     drop(c);
     start(c, publish_path);
   }
   return taken;
+}
+
+static void fan_connected(Connection *c) {
+  if (c == &publisher)
+    publisher_connected(c);
+  else
+    (kind == EVENTS ? send_events_request : send_upgrade)(c);
+}
+
+static size_t parse_fan(Connection *c, const uint8_t *bytes, size_t size) {
+  if (c == &publisher) return parse_publisher(c, bytes, size);
+  return (kind == EVENTS ? parse_events : parse_websocket)(c, bytes, size);
 }
 
 static uint64_t rate_began;
@@ -731,7 +893,7 @@ static void keep_rate(void) {
   uint32_t due = seconds_since(rate_began) * rate + 1, all = seconds * rate + 0.5;
   if (due > all) due = all;
   if (due > last_published + to_publish) to_publish = due - last_published;
-  (is_json ? post : publish)();
+  (is_json ? post_next : publish)();
 }
 
 static bool rate_is_done(void) { return last_published >= (uint32_t)(seconds * rate + 0.5) && !incomplete; }
@@ -751,15 +913,15 @@ static bool stalled_are_done(void) { return finished_count + too_slow_count + cu
 
 static void run_fan(void) {
   lay_out_payload();
-  be_websocket();
+  be_subscribers();
+  on.connected = fan_connected;
+  on.parse = parse_fan;
   on.message = fan_message;
   subscribers = new_connections(connection_count);
   for (int i = 0; i < stalled_count; i++) subscribers[i].is_slow = true;
   open_all(subscribers, connection_count, path);
   for (int i = 0; i < stalled_count; i++) watch(&subscribers[i], EPOLL_CTL_DEL, 0);
   if (is_json) {
-    on.connected = post_connected;
-    on.parse = post_parse;
     start(&publisher, publish_path);
   } else {
     open_all(&publisher, 1, publish_path);
@@ -770,7 +932,7 @@ static void run_fan(void) {
     elapsed = measure_rate();
   } else {
     to_publish = in_flight;
-    on.turn = is_json ? post : publish;
+    on.turn = is_json ? post_next : publish;
     elapsed = measure();
   }
   char more[200] = "";
@@ -784,6 +946,89 @@ static void run_fan(void) {
              last_published, finished_count, too_slow_count, cut_count, lost);
   }
   print_rate("fan", deliveries, elapsed, more);
+}
+
+// ---- post: the message of each POST carries the number of its connection, and a subscriber must receive it
+
+static Connection listener, *posters;
+static bool is_stopping;
+
+static void post_number(Connection *c) {
+  char number[16];
+  snprintf(number, sizeof number, "#%08u", (unsigned)(c - posters));
+  memcpy(request + request_size - message_size + (number_in_payload - payload), number, NUMBER_SIZE);
+  c->is_answered = false;
+  c->is_heard = !*publish_path;
+  send_request(c);
+}
+
+static void post_connected(Connection *c) {
+  if (c == &listener) {
+    send_upgrade(c);
+  } else {
+    c->phase = OPEN;
+    c->is_answered = c->is_heard = true;
+    if (!is_stopping) post_number(c);
+  }
+}
+
+static void finish_post(Connection *c) {
+  if (!c->is_answered || !c->is_heard) return;
+  answers++;
+  complete(read_at - c->started);
+  if (c->is_last) {
+    drop(c);
+    start(c, path);
+  } else if (!is_stopping) {
+    post_number(c);
+  }
+}
+
+static void listener_message(Connection *c, const uint8_t *message, size_t size) {
+  uint32_t number = number_of(message, size);
+  if (c != &listener || number >= (uint32_t)connection_count || posters[number].is_heard)
+    fail("message %u was not sent, or came twice", number);
+  posters[number].is_heard = true;
+  finish_post(&posters[number]);
+}
+
+static size_t parse_post(Connection *c, const uint8_t *bytes, size_t size) {
+  if (c == &listener) return parse_websocket(c, bytes, size);
+  bool is_complete;
+  size_t taken = take_response(c, bytes, size, &is_complete);
+  if (is_complete) {
+    c->is_answered = true;
+    finish_post(c);
+  }
+  return taken;
+}
+
+static void post_closed(Connection *c) {
+  if (c == &listener) closed_unexpectedly(c);
+  if (!c->is_answered) http_closed(c);
+  watch(c, EPOLL_CTL_DEL, 0);  // the message is still to come: then it begins anew
+}
+
+static bool posts_are_done(void) { return answers == sent; }
+
+static void run_post(void) {
+  is_json = true;
+  lay_out_payload();
+  request_size = make_post_head(request, path);
+  memcpy(request + request_size, payload, message_size);
+  request_size += message_size;
+  be_websocket();
+  on.connected = post_connected;
+  on.parse = parse_post;
+  on.message = listener_message;
+  on.closed = post_closed;
+  if (*publish_path) open_all(&listener, 1, publish_path);
+  posters = new_connections(connection_count);
+  for (int i = 0; i < connection_count; i++) start(&posters[i], path);
+  Elapsed elapsed = measure();
+  is_stopping = true;
+  run_until(posts_are_done, "the last responses, and a message for each");
+  print_http("post", elapsed);
 }
 
 // ---- flood
@@ -899,9 +1144,10 @@ static void run_flood(void) {
 
 static int usage(void) {
   fprintf(stderr,
-          "usage: loadgen echo|http|connect|idle|fan|flood -p PORT -u PATH -c CONNECTIONS [-t SECONDS]\n"
-          "               [-w WARM_UP_SECONDS] [-s MESSAGE_BYTES] [-b] [-P SERVER_PID]...\n"
-          "               [-U PUBLISH_PATH [-d IN_FLIGHT | -r RATE] [-J] [-x STALLED] [-k BYTES_A_SECOND]]\n");
+          "usage: loadgen echo|http|post|connect|idle|fan|flood -p PORT -u PATH -c CONNECTIONS [-t SECONDS]\n"
+          "               [-w WARM_UP_SECONDS] [-s MESSAGE_BYTES] [-b] [-r RATE] [-P SERVER_PID]...\n"
+          "               [-K websocket|events|http]\n"
+          "               [-U PUBLISH_PATH [-d IN_FLIGHT] [-J] [-x STALLED] [-k BYTES_A_SECOND]]\n");
   return 2;
 }
 
@@ -909,14 +1155,15 @@ int main(int count, char **arguments) {
   static const struct {
     const char *name;
     void (*run)(void);
-  } modes[] = {{"echo", run_echo}, {"http", run_http}, {"connect", run_connect}, {"idle", run_idle},
-               {"fan", run_fan},   {"flood", run_flood}};
+  } modes[] = {{"echo", run_echo}, {"http", run_http}, {"post", run_post}, {"connect", run_connect},
+               {"idle", run_idle}, {"fan", run_fan},   {"flood", run_flood}};
+  static const char *const kinds[] = {[WEBSOCKET] = "websocket", [EVENTS] = "events", [HTTP] = "http"};
   void (*run)(void) = NULL;
   for (size_t i = 0; count > 1 && i < sizeof modes / sizeof *modes; i++)
     if (!strcmp(arguments[1], modes[i].name)) run = modes[i].run;
   if (!run) return usage();
   optind = 2;
-  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:Jr:x:k:")) != -1;) switch (option) {
+  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:Jr:x:k:K:")) != -1;) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publish_path = optarg; break;
@@ -930,6 +1177,10 @@ int main(int count, char **arguments) {
       case 'r': rate = atof(optarg); break;
       case 'x': stalled_count = atoi(optarg); break;
       case 'k': bytes_a_second = atof(optarg); break;
+      case 'K':
+        for (kind = WEBSOCKET; strcmp(optarg, kinds[kind]); kind++)
+          if (kind == HTTP) return usage();
+        break;
       case 'P':
         if (server_pid_count == MAX_SERVER_PROCESSES) return usage();
         server_pids[server_pid_count++] = atoi(optarg);

@@ -11,6 +11,7 @@ from suites import MEASURES, SUITES
 __all__ = ["FOREIGN_LIMIT", "Samples", "render"]
 
 FOREIGN_LIMIT = 0.04  # of a core: a sample during which other processes took more is disturbed
+DIGITS = {"rate": 0, "memory": 1, "latency": 2}  # of a figure, behind the point
 SATURATED = 0.9  # of its core: a server that used less was not the limit
 
 
@@ -33,11 +34,12 @@ class Samples:
         return [ours[slice_] / theirs[slice_] for slice_ in ours if slice_ in theirs]
 
 
-def table(samples, suite, contenders, tests):
-    lines = ["| | " + " | ".join(MEASURES[test].title for test in tests) + " |", "|---|" + "---:|" * len(tests)]
+def table(samples, suite, contenders, columns, baseline):
+    lines = ["| | " + " | ".join(MEASURES[test].title for test in columns) + " |", "|---|" + "---:|" * len(columns)]
     for name in contenders:
-        cells = [cell(samples, name, test, suite.baseline) for test in tests]
-        lines.append(f"| {suite.contenders[name].title} | " + " | ".join(cells) + " |")
+        if any(samples.figures(name, test) for test in columns):
+            cells = [cell(samples, name, test, baseline) for test in columns]
+            lines.append(f"| {suite.contenders[name].title} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -45,8 +47,7 @@ def cell(samples, contender, test, baseline):
     figures = samples.figures(contender, test)
     if not figures:
         return "–"
-    median = statistics.median(figures)
-    text = f"{median:,.1f}" if MEASURES[test].less_is_better else f"{median:,.0f}"
+    text = f"{statistics.median(figures):,.{DIGITS[MEASURES[test].kind]}f}"
     ratios = samples.ratios(contender, baseline, test)
     if ratios and contender != baseline:
         text += f" · **{statistics.median(ratios):.2f}**{margin(ratios)}"
@@ -128,7 +129,8 @@ def idle_servers(samples):
     """A line for each contender and test that something else than the server has limited at times."""
     busy = {}
     for record in samples:
-        if "server_cpu_s" in record and record["foreign"] <= FOREIGN_LIMIT:
+        is_rate = "server_cpu_s" in record and MEASURES[record["measure"]].kind == "rate"
+        if is_rate and record["foreign"] <= FOREIGN_LIMIT:
             share = record["server_cpu_s"] / record["wall_s"]
             busy.setdefault((record["contender"], record["measure"]), []).append(share)
     return [
@@ -158,12 +160,14 @@ def render(records):
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
         f"Medians of {run['rounds']} rounds of {run['slices']} slices. Rates are per second of the server's CPU time.",
-        f"In bold the ratio to {suite.baseline} in the same slice, median ± twice its standard error.",
+        "In bold the ratio to another one in the same slice, median ± twice its standard error.",
         "",
         versions,
-        "",
-        *table(samples, suite, contenders, tests),
     ]
+    for part in suite.tables:
+        if columns := [test for test in part.tests if test in tests]:
+            title = f"{part.title or 'Ratios'}, to {part.baseline}:"
+            lines += ["", title, "", *table(samples, suite, contenders, columns, part.baseline)]
     sections = (("Goals", verdicts(samples, suite, contenders, tests)), ("Notes", notes(records)))
     for title, more in sections:
         if more:

@@ -34,13 +34,14 @@ class Bench:
         slices: In how many samples a rate is measured in one round. All have their turn before the next slice.
         seconds: Length of all slices of a round together.
         together: Whether all contenders are under load at once, so that whatever disturbs one disturbs all.
+        waits: Whether samples wait until the cores are calm, and are repeated when they were disturbed.
         server_pin, client_pin: Where they run.
         before: The checkout in which the contender ``before`` is started.
         out: Open file for the records, one JSON object a line.
     """
 
     def __init__(
-        self, *, name, contenders, tests, rounds, slices, seconds, together, server_pin, client_pin, before, out
+        self, *, name, contenders, tests, rounds, slices, seconds, together, waits, server_pin, client_pin, before, out
     ):
         self._name = name
         self._known = SUITES[name].contenders
@@ -50,6 +51,7 @@ class Bench:
         self._slices = slices
         self._seconds = seconds
         self._together = together
+        self._waits = waits
         self._server_pin = server_pin
         self._client_pin = client_pin
         self._before = before
@@ -79,7 +81,7 @@ class Bench:
                 for test in self._tests:
                     # The heap that a first sample leaves behind would hide the memory of a second one.
                     measure = MEASURES[test]
-                    slices = 1 if measure.less_is_better else self._slices * measure.weight
+                    slices = 1 if measure.kind == "memory" else self._slices * measure.weight
                     for slice_ in range(1, slices + 1):
                         self._measure_all(round_, slice_, test, servers)
 
@@ -111,26 +113,26 @@ class Bench:
             return
         measure = MEASURES[test]
         print(f"round {round_}/{self._rounds}  {test:<10}{slice_:<2}", end="", flush=True)
-        wait_calm(self._cores)
+        self._wait_calm()
         self._turns += 1
         # Each comes first as often as last, where for a moment it has the core for itself.
         first = self._turns % len(names)
         names = names[first:] + names[:first]
-        at_once = self._together and not measure.less_is_better
+        at_once = self._together and measure.kind == "rate"
         for group in [names] if at_once else [[name] for name in names]:
             for name, sample in self._take(measure, group, servers).items():
-                figure = f"{sample['figure']:,.1f}" if "figure" in sample else sample["error"]
+                figure = f"{sample['figure']:,}" if "figure" in sample else sample["error"]
                 mark = "~" if sample["foreign"] > FOREIGN_LIMIT else " "
                 print(f"  {name} {mark}{figure}", end="", flush=True)
                 self._record(type="sample", round=round_, slice=slice_, measure=test, contender=name, **sample)
         print()
 
     def _take(self, measure, group, servers):
-        """A sample of each in the group, by its name. Rates that nobody disturbed, else the least disturbed ones."""
-        if measure.less_is_better:
+        """A sample of each in the group, by its name. One that nobody disturbed, else the least disturbed one."""
+        if measure.kind == "memory":
             return self._watched(self._memory, measure, group, servers)
         attempts = []
-        while len(attempts) < ATTEMPTS:
+        while len(attempts) < (ATTEMPTS if self._waits else 1):
             samples = self._watched(self._rates, measure, group, servers)
             foreign = max(sample["foreign"] for sample in samples.values())
             if foreign <= FOREIGN_LIMIT:
@@ -150,19 +152,24 @@ class Bench:
         return {name: {**sample, "foreign": foreign} for name, sample in samples.items()}
 
     def _rates(self, measure, group):
-        """How much each server does in a second of its CPU time, all of them under load at once."""
+        """How much each server does in a second of its CPU time, or how long; all of them under load at once."""
         pin = self._client_pin
-        times = ["-t", self._seconds / self._slices * len(group), "-w", WARM_UP * len(group)]
+        seconds = measure.seconds or self._seconds / self._slices
+        times = ["-t", seconds * len(group), "-w", WARM_UP * len(group)]
         clients = {}
         for name, server in group.items():
-            options = [*measure.options, *(self._known[name].fan if measure.mode == "fan" else ()), *times]
+            options = [*self._options(name, measure), *times]
             options += [option for pid in server.pids() for option in ("-P", pid)]
             clients[name] = start_loadgen(measure.mode, server, pin=pin, options=options)
         samples = {name: finish_loadgen(client) for name, client in clients.items()}
         for sample in samples.values():
             if "error" not in sample:
-                sample["figure"] = round(sample["count"] * measure.scale / sample["server_cpu_s"], 1)
+                sample["figure"] = figure_of(measure, sample)
         return samples
+
+    def _options(self, name, measure):
+        """For the load generator; of an option that is given twice the last one counts."""
+        return [*measure.options, *self._known[name].options.get(measure.mode, ())]
 
     def _memory(self, measure, group):
         """KiB by which the server's resident memory grows, per connection, once a few have warmed it up."""
@@ -174,7 +181,7 @@ class Bench:
             measure.mode,
             server,
             pin=self._client_pin,
-            options=measure.options,
+            options=self._options(name, measure),
             while_holding=lambda: self._settled_memory(server),
         )
         if "error" not in sample:
@@ -182,13 +189,24 @@ class Bench:
         return {name: sample}
 
     def _settled_memory(self, server):
-        wait_calm(self._cores)
+        self._wait_calm()
+        server.wait_idle()
         return server.resident_kib()
+
+    def _wait_calm(self):
+        if self._waits:
+            wait_calm(self._cores)
 
     def _record(self, **record):
         self.records.append(record)
         self._out.write(json.dumps(record) + "\n")
         self._out.flush()
+
+
+def figure_of(measure, sample):
+    if measure.kind == "latency":
+        return round(sample["p99_us"] / 1000, 3)
+    return round(sample[measure.counted] * measure.scale / sample["server_cpu_s"], 1)
 
 
 def versions(contenders):
@@ -246,9 +264,10 @@ def parse_arguments():
     add = parser.add_argument
     add("--suite", choices=SUITES, default="framework", help="what is compared (%(default)s)")
     add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
-    add("--slices", type=int, help="samples of each rate in a round (6; of peers 2)")
-    add("--seconds", type=float, help="all slices of a round together (3; of peers 2)")
+    add("--slices", type=int, help="samples of each rate in a round (6; of servers 3, of peers 2)")
+    add("--seconds", type=float, help="all slices of a round together (3; of servers 1.5, of peers 2)")
     add("--together", action="store_true", help="rates of all contenders at once, as the framework suite always has")
+    add("--no-wait", action="store_true", help="for a busy machine: wait for no calm, repeat no sample; rough figures")
     add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")
     add("--tests", metavar="TEST,…", help="of the suite; an unknown one prints them all")
     add("--before", metavar="DIR", type=Path, help="checkout of an earlier commit, for the contender `before`")
@@ -292,6 +311,7 @@ def main():
             server_pin=Pin(server_core, arguments.nice),
             client_pin=Pin(client_core, arguments.nice),
             together=arguments.together or SUITES[arguments.suite].together,
+            waits=not arguments.no_wait,
             before=arguments.before,
             out=out,
         )

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from apps.files import BIG_FILE, BIG_FILE_SIZE
+
 __all__ = [
     "Pin",
     "Server",
@@ -36,12 +38,13 @@ class ServerError(Exception):
 
 
 def build():
-    """Compiles the load generator and the floor, if missing or older than their sources."""
+    """Compiles the load generator and the floor, if missing or older than their sources, and makes the big file."""
     BINARIES.mkdir(exist_ok=True)
     for source in (HERE / "loadgen.c", HERE / "floors" / "floor.c"):
         binary = BINARIES / source.stem
         if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
             subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", binary, source], check=True)
+    BIG_FILE.write_bytes(bytes(range(250)) * (BIG_FILE_SIZE // 250))
 
 
 class Pin(NamedTuple):

@@ -1,9 +1,9 @@
 """What is compared: the contenders of each suite, the tests that they take, and the goals of microws."""
 
 import sys
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["FLOORS", "MEASURES", "SUITES", "Contender", "Goal", "Measure", "Suite", "microws_run"]
+__all__ = ["FLOORS", "MEASURES", "SUITES", "Contender", "Goal", "Measure", "Suite", "Table", "microws_run"]
 
 
 class Measure(NamedTuple):
@@ -13,17 +13,26 @@ class Measure(NamedTuple):
     Attributes:
         mode: Of the load generator.
         options: For the load generator.
+        kind: A rate per second of the server's CPU time; growth of memory per connection; or a latency, the 99th
+            percentile. Of the last two less is better.
+        counted: What the load generator prints and a rate is made of.
         scale: From a count to the figure.
-        less_is_better: Memory, not a rate.
         weight: It is measured in so many times the slices, because they differ more.
+        seconds: Length of one slice, where it is not the suite's.
     """
 
     title: str
     mode: str
     options: list
+    kind: Literal["rate", "memory", "latency"] = "rate"
+    counted: str = "count"
     scale: float = 1
-    less_is_better: bool = False
     weight: int = 1
+    seconds: float | None = None
+
+    @property
+    def less_is_better(self):
+        return self.kind != "rate"
 
 
 class Contender(NamedTuple):
@@ -33,15 +42,15 @@ class Contender(NamedTuple):
     Attributes:
         command: Starts it in the root of the project; ``{port}`` stands for the port to listen on.
         packages: Whose versions a reader wants to know.
-        fan: Where to subscribe and to publish, for the load generator.
         tests: The only ones that it takes; ``None``: all of its suite.
+        options: For the load generator, by its mode, in the place of the measure's own.
     """
 
     title: str
     command: list
     packages: tuple
-    fan: tuple = ("-u", "/sub", "-U", "/pub")
     tests: tuple | None = None
+    options: dict = {}  # noqa: RUF012 - nobody changes it
 
 
 class Goal(NamedTuple):
@@ -61,14 +70,28 @@ class Goal(NamedTuple):
     within_error: bool = False
 
 
+class Table(NamedTuple):
+    """
+    Columns of a report, with the contenders that have a figure there.
+
+    Attributes:
+        tests: Keys of ``MEASURES``, in the order in which they are measured.
+        baseline: The contender to which the table gives ratios.
+        title: Where a suite has several tables.
+    """
+
+    tests: tuple
+    baseline: str
+    title: str = ""
+
+
 class Suite(NamedTuple):
     """
     What is measured in one run.
 
     Attributes:
         contenders: By their short names.
-        tests: Keys of ``MEASURES``, in the order in which they are measured.
-        baseline: The contender to which the table gives ratios.
+        tables: Of the report.
         on_request: Contenders and tests that are left out unless they are asked for.
         slices: In how many samples a rate is measured in one round.
         seconds: Length of all slices of a round together.
@@ -76,21 +99,26 @@ class Suite(NamedTuple):
     """
 
     contenders: dict
-    tests: tuple
-    baseline: str
+    tables: tuple
     goals: list
     on_request: frozenset
     slices: int = 6
     seconds: float = 3
     together: bool = False
 
+    @property
+    def tests(self):
+        return tuple(test for table in self.tables for test in table.tests)
+
 
 ECHO = ["-u", "/echo"]
+EVENTS = ["-K", "events", "-u", "/events"]
+FAN = ["-u", "/sub", "-U", "/pub"]
 MIB = 1 << 20
 
 # Memory first: what later samples leave behind in the heap would be taken for the connections' own.
 MEASURES = {
-    "idle": Measure("memory per idle connection, KiB", "idle", [*ECHO, "-c", 2000], less_is_better=True),
+    "idle": Measure("memory per idle connection, KiB", "idle", [*ECHO, "-c", 2000], kind="memory"),
     "echo": Measure("echo over 100 connections, /s", "echo", [*ECHO, "-c", 100]),
     "connect": Measure("connects, 32 at a time, /s", "connect", [*ECHO, "-c", 32], weight=3),
     "large": Measure(
@@ -99,11 +127,29 @@ MEASURES = {
         ["-u", "/binary", "-c", 4, "-b", "-s", MIB],
         scale=MIB / 1e6,
     ),
-    "http": Measure("GET of small JSON, 64 connections, /s", "http", ["-u", "/json", "-c", 64]),
-    "fan1": Measure("deliveries to 1,000, 1 in flight, /s", "fan", ["-c", 1000, "-d", 1]),
-    "fan8": Measure("deliveries to 1,000, 8 in flight, /s", "fan", ["-c", 1000, "-d", 8]),
-    "fan1-5000": Measure("deliveries to 5,000, 1 in flight, /s", "fan", ["-c", 5000, "-d", 1]),
-    "fan8-5000": Measure("deliveries to 5,000, 8 in flight, /s", "fan", ["-c", 5000, "-d", 8]),
+    "http": Measure("GET of small JSON, 50 connections, /s", "http", ["-u", "/json", "-c", 50]),
+    "post": Measure(
+        "POST of JSON to 1 subscriber, 50 connections, /s", "post", ["-u", "/json/pub", "-U", "/json/sub", "-c", 50]
+    ),
+    "file": Measure(
+        "GET of a file of 10 MB, 50 connections, MB/s",
+        "http",
+        ["-u", "/file", "-c", 50],
+        counted="bytes",
+        scale=1 / 1e6,
+        seconds=1,
+    ),
+    "latency": Measure(
+        "99th percentile of 2,000 GETs a second, ms",
+        "http",
+        ["-u", "/json", "-c", 50, "-r", 2000],
+        kind="latency",
+        seconds=2,
+    ),
+    "fan1": Measure("deliveries to 1,000, 1 in flight, /s", "fan", [*FAN, "-c", 1000, "-d", 1]),
+    "fan8": Measure("deliveries to 1,000, 8 in flight, /s", "fan", [*FAN, "-c", 1000, "-d", 8]),
+    "fan1-5000": Measure("deliveries to 5,000, 1 in flight, /s", "fan", [*FAN, "-c", 5000, "-d", 1]),
+    "fan8-5000": Measure("deliveries to 5,000, 8 in flight, /s", "fan", [*FAN, "-c", 5000, "-d", 8]),
 }
 
 
@@ -120,20 +166,22 @@ def uvicorn(app, websocket="websockets-sansio"):
     return python("uvicorn", "--port", "{port}", *fastest, "--no-access-log", "--log-level", "warning", app)
 
 
-def granian():
+def granian(app):
     # Its backpressure is the number of connections that it serves, and by default too low for the test of memory.
     options = ["--workers", "1", "--loop", "uvloop", "--http", "1", "--backlog", "4096", "--backpressure", "4096"]
-    return python("granian", "--interface", "asgi", "--port", "{port}", *options, "--log-level", "warning", BARE)
+    return python("granian", "--interface", "asgi", "--port", "{port}", *options, "--log-level", "warning", app)
 
 
-def microws_run(app, loop):
-    return python(
-        "microws", "run", app, "--port", "{port}", "--loop", loop, "--no-access-log", "--log-level", "warning"
-    )
+def microws_run(app, loop, *log):
+    log = log or ("--no-access-log", "--log-level", "warning")
+    return python("microws", "run", app, "--port", "{port}", "--loop", loop, *log)
 
 
 BARE = "bench.apps.bare:app"
 MICROWS = "bench.apps.microws_app:app"
+STARLETTE = "bench.apps.starlette_app:app"
+STARLETTE_QUEUES = "bench.apps.starlette_app:queue_app"
+FASTAPI = "bench.apps.fastapi_app:app"
 HYPERCORN_PACKAGES = ("hypercorn", "h11", "wsproto")
 MICROWS_PACKAGES = ("microws", "uvloop", *HYPERCORN_PACKAGES)
 UVICORN_PACKAGES = ("uvicorn", "uvloop", "httptools", "websockets")
@@ -142,11 +190,10 @@ FRAMEWORK = Suite(
     contenders={
         "bare": Contender("no framework", hypercorn(BARE), HYPERCORN_PACKAGES),
         "microws": Contender("microws", hypercorn(MICROWS), ("microws",)),
-        "starlette": Contender("Starlette", hypercorn("bench.apps.starlette_app:app"), ("starlette",)),
+        "starlette": Contender("Starlette", hypercorn(STARLETTE), ("starlette",)),
         "quart": Contender("Quart", hypercorn("bench.apps.quart_app:app"), ("quart",)),
     },
-    tests=("idle", "echo", "connect", "http", "fan1", "fan8"),
-    baseline="bare",
+    tables=(Table(("idle", "echo", "connect", "http", "fan1", "fan8"), "bare"),),
     goals=[
         Goal("echo", "microws", 0.90, ("bare",)),
         Goal("http", "microws", 0.90, ("bare",)),
@@ -160,50 +207,156 @@ FRAMEWORK = Suite(
     together=True,
 )
 
+WEBSOCKETS = ("idle", "echo", "connect", "large")
+AS_EVENTS = {"fan": ("-K", "events", "-u", "/events"), "idle": ("-K", "events", "-u", "/events")}
+GRANIAN_PACKAGES = ("granian", "uvloop")
+
 SERVER = Suite(
     contenders={
-        "bare": Contender("microws run, no framework", microws_run(BARE, "uvloop"), MICROWS_PACKAGES),
+        "bare": Contender(
+            "microws run, no framework", microws_run(BARE, "uvloop"), MICROWS_PACKAGES, (*WEBSOCKETS, "http")
+        ),
         "microws": Contender("microws run, microws", microws_run(MICROWS, "uvloop"), MICROWS_PACKAGES),
         "microws-asyncio": Contender(
-            "microws run --loop asyncio, microws", microws_run(MICROWS, "asyncio"), MICROWS_PACKAGES
+            "microws run --loop asyncio, microws",
+            microws_run(MICROWS, "asyncio"),
+            MICROWS_PACKAGES,
+            (*WEBSOCKETS, "http", "post", "file"),
+        ),
+        "microws-log": Contender(
+            "microws run --access-log, microws",
+            microws_run(MICROWS, "uvloop", "--access-log", "--log-level", "info"),
+            MICROWS_PACKAGES,
+            ("http",),
+        ),
+        "microws-kept": Contender(
+            "microws run, kept-alive HTTP",
+            microws_run(MICROWS, "uvloop"),
+            MICROWS_PACKAGES,
+            ("idle",),
+            {"idle": ("-K", "http", "-u", "/json")},
+        ),
+        "microws-events": Contender(
+            "microws run, event streams",
+            microws_run(MICROWS, "uvloop"),
+            MICROWS_PACKAGES,
+            ("idle", "fan1", "fan8"),
+            AS_EVENTS,
         ),
         "uvicorn": Contender(
-            "uvicorn, websockets-sansio, no framework",
-            uvicorn(BARE),
-            UVICORN_PACKAGES,
+            "uvicorn, websockets-sansio, no framework", uvicorn(BARE), UVICORN_PACKAGES, (*WEBSOCKETS, "http")
         ),
         "uvicorn-websockets": Contender(
-            "uvicorn, websockets, no framework", uvicorn(BARE, "websockets"), UVICORN_PACKAGES
+            "uvicorn, websockets, no framework", uvicorn(BARE, "websockets"), UVICORN_PACKAGES, WEBSOCKETS
         ),
         "uvicorn-wsproto": Contender(
-            "uvicorn, wsproto, no framework", uvicorn(BARE, "wsproto"), (*UVICORN_PACKAGES, "wsproto")
+            "uvicorn, wsproto, no framework", uvicorn(BARE, "wsproto"), (*UVICORN_PACKAGES, "wsproto"), WEBSOCKETS
+        ),
+        "uvicorn-microws": Contender(
+            "microws on uvicorn", uvicorn(MICROWS), ("microws", *UVICORN_PACKAGES), ("http", "post", "file")
+        ),
+        "uvicorn-events": Contender(
+            "microws on uvicorn, event streams",
+            uvicorn(MICROWS),
+            ("microws", *UVICORN_PACKAGES),
+            ("fan1", "fan8"),
+            AS_EVENTS,
+        ),
+        "starlette": Contender(
+            "Starlette on uvicorn", uvicorn(STARLETTE), ("starlette", *UVICORN_PACKAGES), ("http", "file", "latency")
+        ),
+        "starlette-events": Contender(
+            "Starlette on uvicorn, event streams, queues",
+            uvicorn(STARLETTE_QUEUES),
+            ("starlette", *UVICORN_PACKAGES),
+            ("fan1", "fan8"),
+            AS_EVENTS,
+        ),
+        "starlette-granian-events": Contender(
+            "Starlette on granian, event streams, queues",
+            granian(STARLETTE_QUEUES),
+            ("starlette", *GRANIAN_PACKAGES),
+            ("fan1", "fan8"),
+            AS_EVENTS,
+        ),
+        "fastapi": Contender(
+            "FastAPI on uvicorn, which publishes nothing",
+            uvicorn(FASTAPI),
+            ("fastapi", *UVICORN_PACKAGES),
+            ("post",),
+            {"post": ("-U", "")},
         ),
         "hypercorn": Contender(
-            "Hypercorn, no framework", hypercorn(BARE, "--worker-class", "uvloop"), (*HYPERCORN_PACKAGES, "uvloop")
+            "Hypercorn, no framework",
+            hypercorn(BARE, "--worker-class", "uvloop"),
+            (*HYPERCORN_PACKAGES, "uvloop"),
+            (*WEBSOCKETS, "http"),
         ),
-        "hypercorn-asyncio": Contender("Hypercorn on asyncio, no framework", hypercorn(BARE), HYPERCORN_PACKAGES),
-        "aiohttp": Contender("aiohttp", python("bench.apps.aiohttp_server", "{port}"), ("aiohttp", "uvloop")),
-        "granian": Contender("granian, no framework", granian(), ("granian", "uvloop")),
+        "hypercorn-asyncio": Contender(
+            "Hypercorn on asyncio, no framework", hypercorn(BARE), HYPERCORN_PACKAGES, (*WEBSOCKETS, "http")
+        ),
+        "hypercorn-microws": Contender(
+            "microws on Hypercorn",
+            hypercorn(MICROWS, "--worker-class", "uvloop"),
+            ("microws", *HYPERCORN_PACKAGES, "uvloop"),
+            ("http",),
+        ),
+        "aiohttp": Contender(
+            "aiohttp", python("bench.apps.aiohttp_server", "{port}"), ("aiohttp", "uvloop"), (*WEBSOCKETS, "http")
+        ),
+        "granian": Contender("granian, no framework", granian(BARE), GRANIAN_PACKAGES, (*WEBSOCKETS, "http")),
+        "granian-microws": Contender(
+            "microws on granian", granian(MICROWS), ("microws", *GRANIAN_PACKAGES), ("http", "post", "file")
+        ),
         "websockets": Contender(
-            "websockets", python("bench.apps.websockets_server", "{port}"), ("websockets", "uvloop")
+            "websockets", python("bench.apps.websockets_server", "{port}"), ("websockets", "uvloop"), WEBSOCKETS
         ),
-        "node-ws": Contender("Node ws", ["node", "bench/apps/node_ws/server.js", "{port}"], ("node", "ws")),
+        "node-ws": Contender(
+            "Node ws", ["node", "bench/apps/node_ws/server.js", "{port}"], ("node", "ws"), (*WEBSOCKETS, "http")
+        ),
     },
-    tests=("idle", "echo", "connect", "large", "http"),
-    baseline="aiohttp",
+    tables=(
+        Table(WEBSOCKETS, "aiohttp", "WebSockets, and the memory of other idle connections"),
+        Table(("http", "post", "file", "latency"), "granian-microws", "HTTP"),
+        Table(("fan1", "fan8"), "microws", "To WebSockets, and to event streams"),
+    ),
     goals=[
-        Goal("idle", "microws", 9.0),
+        Goal("idle", "microws", 8.0),
+        Goal("idle", "microws-events", 9.0),
+        Goal("idle", "microws-kept", 5.0),
         Goal("echo", "bare", 0.95, ("aiohttp",)),
         Goal("echo", "bare", 1.50, ("uvicorn",)),
         Goal("echo", "microws", 0.85, ("aiohttp",)),
         Goal("echo", "microws", 1.35, ("uvicorn",)),
         Goal("echo", "microws-asyncio", 0.70, ("microws",)),
+        Goal("connect", "microws", 1.30, ("aiohttp",)),
+        Goal("connect", "microws", 1.00, ("uvicorn",)),
         Goal("connect", "bare", 1.70, ("hypercorn",)),
         Goal("connect", "microws", 1.70, ("hypercorn",)),
         Goal("large", "bare", 0.80, ("aiohttp",)),
         Goal("large", "microws", 0.80, ("aiohttp",)),
+        Goal("http", "microws", 0.80, ("granian-microws",)),
+        Goal("http", "microws", 1.80, ("starlette",)),
+        Goal("http", "microws", 6.00, ("hypercorn-microws",)),
+        Goal("http", "microws-log", 0.70, ("microws",)),
+        Goal("post", "microws", 1.10, ("granian-microws",)),
+        Goal("post", "microws", 1.30, ("fastapi",)),
+        Goal("file", "microws", 0.80, ("granian-microws",)),
+        Goal("latency", "microws", 1.00, ("starlette",)),
+        *(
+            goal
+            for test in ("fan1", "fan8")
+            for goal in (
+                Goal(test, "microws-events", 0.80, ("microws",)),
+                Goal(test, "microws-events", 3.00, ("starlette-granian-events",)),
+                Goal(test, "microws-events", 3.00, ("starlette-events",)),
+                Goal(test, "uvicorn-events", 0.90, ("starlette-events",)),
+            )
+        ),
     ],
-    on_request=frozenset({"uvicorn-websockets", "uvicorn-wsproto", "hypercorn-asyncio", "http"}),
+    on_request=frozenset({"uvicorn-websockets", "uvicorn-wsproto", "hypercorn-asyncio"}),
+    slices=3,
+    seconds=1.5,
 )
 
 FLOORS = {
@@ -218,15 +371,11 @@ FLOORS = {
 
 # Of those that have no way of their own to publish: a loop of awaited sends, or a queue and a task for each connection.
 FRAMEWORKS = {
-    "starlette-loop": Contender(
-        "Starlette on uvicorn, loop", uvicorn("bench.apps.starlette_app:app"), ("starlette", *UVICORN_PACKAGES)
-    ),
+    "starlette-loop": Contender("Starlette on uvicorn, loop", uvicorn(STARLETTE), ("starlette", *UVICORN_PACKAGES)),
     "starlette-queue": Contender(
-        "Starlette on uvicorn, queues", uvicorn("bench.apps.starlette_app:queue_app"), ("starlette", *UVICORN_PACKAGES)
+        "Starlette on uvicorn, queues", uvicorn(STARLETTE_QUEUES), ("starlette", *UVICORN_PACKAGES)
     ),
-    "fastapi-loop": Contender(
-        "FastAPI on uvicorn, loop", uvicorn("bench.apps.fastapi_app:app"), ("fastapi", *UVICORN_PACKAGES)
-    ),
+    "fastapi-loop": Contender("FastAPI on uvicorn, loop", uvicorn(FASTAPI), ("fastapi", *UVICORN_PACKAGES)),
     "fastapi-queue": Contender(
         "FastAPI on uvicorn, queues", uvicorn("bench.apps.fastapi_app:queue_app"), ("fastapi", *UVICORN_PACKAGES)
     ),
@@ -277,14 +426,13 @@ PEERS = Suite(
         "microws": SERVER.contenders["microws"]._replace(title="microws"),
         "microws-post": SERVER.contenders["microws"]._replace(
             title="microws, JSON by `POST`",
-            fan=("-u", "/json/sub", "-U", "/json/pub", "-J"),
+            options={"fan": ("-u", "/json/sub", "-U", "/json/pub", "-J")},
             tests=("fan1", "fan1-5000"),
         ),
         **OTHERS,
         **FRAMEWORKS,
     },
-    tests=("fan1", "fan8", "fan1-5000", "fan8-5000"),
-    baseline="floor",
+    tables=(Table(("fan1", "fan8", "fan1-5000", "fan8-5000"), "floor"),),
     goals=[
         *fan_out_goals("", 1),
         Goal("fan1", "microws-post", 0.90, ("microws",)),
@@ -295,17 +443,15 @@ PEERS = Suite(
     seconds=2,
 )
 
+BEFORE_TESTS = ("echo", "connect", "http", "post", "fan1", "fan8")
+
 BEFORE = Suite(
     contenders={
         "microws": SERVER.contenders["microws"]._replace(title="microws"),
         "before": SERVER.contenders["microws"]._replace(title="microws of an earlier commit"),
     },
-    tests=("echo", "connect", "http", "fan1", "fan8"),
-    baseline="before",
-    goals=[
-        Goal(test, "microws", 0.98, ("before",), within_error=True)
-        for test in ("echo", "connect", "http", "fan1", "fan8")
-    ],
+    tables=(Table(BEFORE_TESTS, "before"),),
+    goals=[Goal(test, "microws", 0.98, ("before",), within_error=True) for test in BEFORE_TESTS],
     on_request=frozenset(),
     slices=8,
     seconds=4,

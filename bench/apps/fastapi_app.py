@@ -9,8 +9,13 @@ async def json_view():
     return {"message": "Hello, World!"}
 
 
+async def json_pub(message: dict):
+    return {"subscribers": 0}
+
+
 app = FastAPI()
 app.get("/json")(json_view)
+app.post("/json/pub", status_code=202)(json_pub)
 app.websocket("/echo")(views.echo)
 app.websocket("/sub")(views.sub)
 app.websocket("/pub")(views.pub)

@@ -1,13 +1,24 @@
 """microws, as its tutorial writes it."""
 
-from microws import App
+from bench.apps.files import BIG_FILE
+from microws import App, EventStream, FileResponse
 
 app = App()
 
 
-@app.route("/json")
+@app.get("/json")
 async def json_view():
     return {"message": "Hello, World!"}
+
+
+@app.get("/file")
+async def file():
+    return FileResponse(BIG_FILE)
+
+
+@app.get("/events")
+async def events():
+    return EventStream(app.stream("fan"))
 
 
 @app.websocket_route("/echo")
@@ -45,7 +56,7 @@ async def json_sub(ws):
             pass
 
 
-@app.route("/json/pub", methods=["POST"])
+@app.post("/json/pub")
 async def json_pub(request):
     receipt = await app.publish("json", await request.json())
     return {"subscribers": receipt.subscribers}, 202

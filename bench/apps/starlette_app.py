@@ -6,9 +6,11 @@ a queue and a task for each.
 import asyncio
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from bench.apps.files import BIG_FILE
 
 subscribers = set()
 queues = set()
@@ -16,6 +18,10 @@ queues = set()
 
 async def json_view(request):
     return JSONResponse({"message": "Hello, World!"})
+
+
+async def file(request):
+    return FileResponse(BIG_FILE)
 
 
 async def echo(websocket: WebSocket):
@@ -87,14 +93,34 @@ async def queue_pub(websocket: WebSocket):
         pass
 
 
+async def queue_events(request):
+    async def stream():
+        queue = asyncio.Queue()
+        queues.add(queue)
+        try:
+            yield ": open\n\n"  # granian holds the head until the body begins
+            while True:
+                yield f"data: {await queue.get()}\n\n"
+        finally:
+            queues.discard(queue)
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
 app = Starlette(
     routes=[
         Route("/json", json_view),
+        Route("/file", file),
         WebSocketRoute("/echo", echo),
         WebSocketRoute("/sub", sub),
         WebSocketRoute("/pub", pub),
     ]
 )
 queue_app = Starlette(
-    routes=[Route("/json", json_view), WebSocketRoute("/sub", queue_sub), WebSocketRoute("/pub", queue_pub)]
+    routes=[
+        Route("/json", json_view),
+        Route("/events", queue_events),
+        WebSocketRoute("/sub", queue_sub),
+        WebSocketRoute("/pub", queue_pub),
+    ]
 )

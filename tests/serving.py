@@ -96,7 +96,7 @@ def serving(app, *, port=0, **environment):
 
 
 @contextmanager
-def running(command, *, cwd=ROOT, **environment):
+def running(command, *, cwd=ROOT, close_fds=True, **environment):
     """The server that ``command`` starts, for as long as the block lasts."""
     process = subprocess.Popen(
         command,
@@ -106,6 +106,7 @@ def running(command, *, cwd=ROOT, **environment):
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
+        close_fds=close_fds,
     )
     try:
         yield Server(process)

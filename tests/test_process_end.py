@@ -1,9 +1,7 @@
 """How a server's process ends while something in it is blocked, and where signals have to be heard without the loop."""
 
 import os
-import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -397,63 +395,6 @@ sys.exit(7)
         "mine",
         "atexit",
     ]
-
-
-# SIGHUP
-
-
-def test_one_worker_goes_on_after_sighup_and_says_what_it_needs(tmp_path):
-    with script(tmp_path, "run()") as server, connect(f"{server.ws_url}/ws", proxy=None) as ws:
-        server.signal(signal.SIGHUP)
-        server.wait_for_line(
-            "warning SIGHUP: one worker alone cannot be replaced by a new one; restart it, or use --wor"
-        )
-        assert ws.recv(timeout=10) == "hello"
-        assert server.stop() == 0
-    assert server.find_lines("^stopped$")
-
-
-HANGING_UP = """
-from microws import App
-
-app = App()
-
-
-@app.on_shutdown
-def stopped():
-    open("stopped", "x").close()
-
-
-app.run(port=0)
-"""
-
-
-@pytest.mark.skipif(
-    shutil.which("setsid") is None and os.environ.get("CI") != "true",
-    reason="setsid(1) starts a process in a terminal of its own",
-)
-def test_the_end_of_the_terminal_is_the_end_of_one_worker(tmp_path):
-    (tmp_path / "chat.py").write_text(HANGING_UP)
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        ["setsid", "--ctty", sys.executable, "chat.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    try:
-        os.close(theirs)
-        output = b""
-        while b"serving" not in output:
-            output += os.read(ours, 1000)
-        os.close(ours)
-        assert process.wait(20) == 0
-        assert (tmp_path / "stopped").exists()
-    finally:
-        process.kill()
-        process.wait(10)
 
 
 # Windows

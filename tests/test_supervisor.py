@@ -11,9 +11,10 @@ import time
 import pytest
 
 from microws.errors import FeatureUnavailable
+from microws.server.renewal import Renewal
 from microws.server.settings import Settings
 from microws.server.supervised import Supervised
-from microws.server.supervisor import supervise, this_program
+from microws.server.supervisor import supervise
 
 # ``number`` counts the starts. What a test has its workers do comes behind this.
 WORKER = """
@@ -51,8 +52,11 @@ def run(directory, capfd):
 
     def run(source, **options):
         (directory / "worker.py").write_text(WORKER + source)
-        command = options.pop("command", [sys.executable, "-S", "worker.py"])
-        code = supervise(Settings(**{"port": 0, "workers": 2} | options), command=command)
+        renewal = Renewal(options.pop("command", [sys.executable, "-S", "worker.py"]))
+        try:
+            code = supervise(Settings(**{"port": 0, "workers": 2} | options), renewal)
+        finally:
+            renewal.close()
         lines = capfd.readouterr().err.splitlines()
         return code, [re.sub(r"worker \d+", "worker", line.split(" ", 2)[2]) for line in lines]
 
@@ -299,10 +303,11 @@ obey()
     assert (code, starts(directory)) == (0, 2)
 
 
-def test_the_end_of_the_terminal_is_the_end(run, monkeypatch):
-    is_there = iter([True, False])
-    monkeypatch.setattr("microws.server.supervisor.is_terminal", lambda: next(is_there))
-    code, log = run("greet()\nask('SIGHUP')\nobey()\n", workers=1)
+def test_the_end_of_the_terminal_is_the_end_and_counts_once(run, monkeypatch):
+    is_there = iter([True, False, False])
+    monkeypatch.setattr("microws.server.renewal._has_terminal", lambda: next(is_there))
+    source = "greet()\nask('SIGHUP')\nassert line.recv(1) == b'2'\nask('SIGHUP')\ntime.sleep(0.1)\nsys.exit(0)\n"
+    code, log = run(source, workers=1)
     assert code == 0
     assert log[-1].startswith("info stopping")
 
@@ -416,7 +421,7 @@ def test_it_needs_the_main_thread():
 
     def main():
         try:
-            supervise(Settings(port=0, workers=2), command=["true"])
+            supervise(Settings(port=0, workers=2), Renewal(["true"]))
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -429,27 +434,16 @@ def test_it_needs_the_main_thread():
 
 def test_it_needs_unix(monkeypatch):
     monkeypatch.delattr("signal.pthread_sigmask")
+    renewal = Renewal(["true"])
     with pytest.raises(FeatureUnavailable, match="--workers 1"):
-        supervise(Settings(port=0, workers=2), command=["true"])
+        supervise(Settings(port=0, workers=2), renewal)
+    renewal.close()
 
 
 def test_an_address_that_cannot_be_had_is_exit_code_1(run):
     code, [line] = run("", port=None, bind="fd://999")
     assert code == 1
     assert "fd://999 is no socket" in line
-
-
-def test_the_program_is_started_as_it_was(monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "chat.py", "8000"])
-    monkeypatch.setattr(sys, "argv", ["chat.py", "8000"])
-    assert this_program() == [sys.executable, "-X", "dev", "chat.py", "8000"]
-
-
-@pytest.mark.parametrize("arguments", [[], [""], ["-"]])
-def test_a_program_without_a_file_cannot_be_started_again(monkeypatch, arguments):
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(ValueError, match="has no file"):
-        this_program()
 
 
 @pytest.mark.parametrize("value", ["1 {} 4", "1 999999 4", "nonsense", ""])

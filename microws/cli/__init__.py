@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from microws import __version__
 from microws.app import App
@@ -16,8 +17,9 @@ from microws.cli.usage import UsageError
 from microws.errors import FeatureUnavailable
 from microws.server.hints import did_you_mean, option_hint
 from microws.server.loading import loading
+from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.supervised import Supervised
-from microws.server.supervisor import supervise, this_program
+from microws.server.supervisor import supervise
 from microws.server.worker import choose_loop, run
 
 __all__ = ["main"]
@@ -47,18 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:], this_program())
         return _run(arguments, [sys.executable, "-m", "microws", *arguments])
     except (UsageError, FeatureUnavailable) as error:
-        _say(f"error: {error}")
-        return _USAGE
-    except LoadError as error:
-        _say(f"{error.traceback}error: {error}")
-        return _NO_APP
+        return _report(error)
     except KeyboardInterrupt:
         return 0
 
 
-def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
-    supervised = Supervised.from_environment()
-    environ = dict(os.environ)
+def _report(error: UsageError | FeatureUnavailable | LoadError) -> int:
+    if isinstance(error, LoadError):
+        _say(f"{error.traceback}error: {error}")
+        return _NO_APP
+    _say(f"error: {error}")
+    return _USAGE
+
+
+def _run(arguments: Sequence[str], command: list[str] | None) -> int:
     _check_command(arguments)
     parser = build_parser(__version__)
     known, unknown = parser.parse_known_args(arguments)
@@ -79,17 +83,31 @@ def _run(arguments: Sequence[str], command: Sequence[str]) -> int:
         return _USAGE
     if known.command == "bench":
         return bench(vars(known))
-    invocation = resolve({name: value for name, value in vars(known).items() if name != "command"})
+    supervised = Supervised.from_environment()
+    renewal = Renewal(command)
+    try:
+        return _serve({name: value for name, value in vars(known).items() if name != "command"}, supervised, renewal)
+    except (UsageError, FeatureUnavailable, LoadError) as error:
+        code = _report(error)
+        if renewal.is_renewed:
+            _say(f"error: {FAILURE}")
+        return code
+    finally:
+        renewal.close()
+
+
+def _serve(flags: Mapping[str, Any], supervised: Supervised | None, renewal: Renewal) -> int:
+    invocation = resolve(flags)
     if supervised is None:
         for line in unknown_variables(os.environ):
             _say(f"warning: {line}")
     choose_loop(invocation.settings)
     if invocation.settings.workers > 1 and supervised is None:
         # The workers load the app, and read the sources of the settings: both may be others after a SIGHUP.
-        return supervise(invocation.settings, command=command, environ=environ)
+        return supervise(invocation.settings, renewal)
     with loading():
         name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
-    return run(app, invocation.settings, name=name, supervised=supervised)
+    return run(app, invocation.settings, name=name, supervised=supervised, renewal=renewal)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

@@ -44,14 +44,39 @@ class Listener:
         scheme = "https" if secure else "http"
         self._file: tuple[Path, tuple[int, int]] | None = None
         self._lock = ExitStack()
+        self._lock_number: int | None = None
+        self._kept: socket.socket | None = None
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.url = f"{scheme}://{InternetAddress(name[0], name[1])}"
         else:
             self.url = f"{scheme}+unix:{name}" if secure else f"unix:{name}"
 
-    def owns(self, path: Path, lock: ExitStack) -> None:
-        """At ``close``, remove ``path``, the socket's file, and then release ``lock``."""
+    @classmethod
+    def take_over(cls, left: Sequence[Any], *, secure: bool) -> "Listener":
+        """
+        What another program of this process has left: the result of its ``leave``.
+
+        Raises:
+            ListenError: The files were closed meanwhile.
+        """
+        number, path, lock = left
+        try:
+            listener = cls(socket.socket(fileno=number), secure=secure)
+            listener.sock.set_inheritable(False)
+            if path is not None:
+                with ExitStack() as undo:
+                    file = undo.enter_context(os.fdopen(lock))
+                    os.set_inheritable(lock, False)
+                    undo.callback(_lock_path(path).unlink, missing_ok=True)
+                    listener.owns(Path(path), file.fileno(), undo.pop_all())
+        except OSError as error:
+            raise ListenError(f"the listening socket that SIGHUP has left is lost: {_reason(error)}") from None
+        return listener
+
+    def owns(self, path: Path, lock_number: int, lock: ExitStack) -> None:
+        """At ``close``, remove ``path``, the socket's file, and then release ``lock``, whose file has this number."""
         self._file = (path, _identity(path))
+        self._lock_number = lock_number
         self._lock = lock
 
     def listen(self) -> None:
@@ -66,9 +91,36 @@ class Listener:
         except OSError as error:
             raise ListenError(f"cannot listen on {self.url}: {_reason(error)}; {_OTHER_PORT}") from None
 
+    def keep(self) -> None:
+        """
+        Keep the address beyond ``close``, until ``drop``.
+
+        Raises:
+            OSError: The socket is closed.
+        """
+        self._kept = self.sock.dup()
+
+    def drop(self) -> None:
+        """Give the address back, if it was only kept."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+            if self.sock.fileno() < 0:
+                self.close()
+
+    def leave(self) -> list[Any]:
+        """What ``take_over`` needs in the next program of this process, which inherits the files."""
+        assert self._kept is not None
+        self._kept.set_inheritable(True)
+        if self._lock_number is not None:
+            os.set_inheritable(self._lock_number, True)
+        return [self._kept.fileno(), None if self._file is None else str(self._file[0]), self._lock_number]
+
     def close(self) -> None:
-        """Give the address back."""
+        """Give the address back, unless it is kept."""
         self.sock.close()
+        if self._kept is not None:
+            return
         if self._file is not None:
             path, identity = self._file
             self._file = None
@@ -244,14 +296,14 @@ def _bind_unix(address: UnixPath, *, secure: bool, mode: int) -> Listener:
         raise ListenError(f"cannot listen on {address}: this system has no Unix sockets; use --host and --port")
     with ExitStack() as undo:
         try:
-            undo.enter_context(_lock(address))
+            lock_number = undo.enter_context(_lock(address))
             _remove_stale(address)
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             with _umask(0o777 & ~mode):
                 sock.bind(address.path)
             sock.setblocking(False)
             listener = Listener(sock, secure=secure)
-            listener.owns(Path(address.path).absolute(), undo.pop_all())
+            listener.owns(Path(address.path).absolute(), lock_number, undo.pop_all())
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {_reason(error)}") from None
     if mode & stat.S_IWOTH:
@@ -265,7 +317,7 @@ def _bind_unix(address: UnixPath, *, secure: bool, mode: int) -> Listener:
 
 
 @contextmanager
-def _lock(address: UnixPath) -> Iterator[None]:
+def _lock(address: UnixPath) -> Iterator[int]:
     """
     Keep the path from every other server that asks here, until the end of the block or of this process.
 
@@ -274,7 +326,7 @@ def _lock(address: UnixPath) -> Iterator[None]:
 
     Source: PostgreSQL's ``.s.PGSQL.5432.lock``.
     """
-    path = Path(f"{address.path}.lock")
+    path = _lock_path(address.path)
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
             try:
@@ -283,11 +335,15 @@ def _lock(address: UnixPath) -> Iterator[None]:
                 raise ListenError(_in_use(address)) from None
             if _is_at(path, file.fileno()):
                 try:
-                    yield
+                    yield file.fileno()
                 finally:
                     path.unlink(missing_ok=True)
                 return
         # Its owner has removed the file after it was opened here.
+
+
+def _lock_path(path: str) -> Path:
+    return Path(f"{path}.lock")
 
 
 def _is_at(path: Path, file: int) -> bool:

@@ -17,6 +17,8 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, NoReturn
 
+from microws.server.renewal import Renewal
+
 __all__ = ["REACTION_TIMEOUT", "ProcessEnd"]
 
 _log = logging.getLogger("microws.server")
@@ -71,9 +73,13 @@ class ProcessEnd:
 
     The seconds are counted in a thread, which starts with the first call of ``limit``. A process that only serves has
     no such thread, because Python warns of each fork of a process with threads.
+
+    Args:
+        renewal: Instead of the end, runs the program anew if that is due.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, renewal: Renewal) -> None:
+        self._renewal = renewal
         self._limits: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
         self._is_counting = False
         # What a pool does for the program itself is waited for as always; an idle thread may get a job of a view.
@@ -127,14 +133,19 @@ class ProcessEnd:
         busy = _wait_for_pools(set(threading.enumerate()) - self._before, within=0)
         if not busy:
             return
-        with suppress(KeyboardInterrupt), _interruptible():
-            busy = _wait_for_pools(busy)
-            if busy and 0 < (seconds := self._drained_by - time.monotonic()) < inf:
-                _log.info("waiting for %.0f s at most (Ctrl-C: at once) for %s", seconds, _summary(busy.values()))
-                busy = _wait_for_pools(busy, within=seconds)
+        try:
+            with _interruptible():
+                busy = _wait_for_pools(busy)
+                if busy and 0 < (seconds := self._drained_by - time.monotonic()) < inf:
+                    _log.info("waiting for %.0f s at most (Ctrl-C: at once) for %s", seconds, _summary(busy.values()))
+                    busy = _wait_for_pools(busy, within=seconds)
+        except KeyboardInterrupt:
+            self._renewal.cancel()
         if busy:
             _warn(_summary(busy.values()))
-            threading.Thread(target=_end_after_main, args=(_end_of_main(), busy, code), daemon=True).start()
+            threading.Thread(
+                target=_end_after_main, args=(_end_of_main(), busy, code, self._renewal), daemon=True
+            ).start()
 
     def _count_until(self, deadline: float, code: int) -> None:
         self._limits.put((deadline, code))
@@ -149,7 +160,7 @@ class ProcessEnd:
             try:
                 limit = self._limits.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                _end(code, warn=True)
+                _end(code, self._renewal, warn=True)
 
 
 def _wait_for_pools(threads: Iterable[threading.Thread], *, within: float = _GRACE) -> dict[threading.Thread, str]:
@@ -199,14 +210,16 @@ def _end_of_main() -> Callable[[], object]:
     return threading.main_thread().join
 
 
-def _end_after_main(wait: Callable[[], object], threads: Iterable[threading.Thread], code: int) -> None:
+def _end_after_main(
+    wait: Callable[[], object], threads: Iterable[threading.Thread], code: int, renewal: Renewal
+) -> None:
     wait()
     if _wait_for_pools(threads):
         # A traceback was printed: the script failed after the server.
-        _end(code or int(hasattr(sys, "last_type")), warn=False)
+        _end(code or int(hasattr(sys, "last_type")), renewal, warn=False)
 
 
-def _end(code: int, *, warn: bool) -> NoReturn:
+def _end(code: int, renewal: Renewal, *, warn: bool) -> NoReturn:
     def last_words() -> None:
         if warn:
             calls = _blocked_calls(loop_has_ended=False)
@@ -222,6 +235,7 @@ def _end(code: int, *, warn: bool) -> NoReturn:
     with suppress(RuntimeError):
         thread.start()
         thread.join(_LAST_WORDS)
+    renewal.execute()
     os._exit(code)
 
 

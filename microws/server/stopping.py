@@ -1,7 +1,6 @@
 """How a process is told to stop: signals reach the event loop, on every system and every loop."""
 
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -12,17 +11,17 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.server.process_end import ProcessEnd
+from microws.server.renewal import HANGUP, Renewal
 from microws.server.settings import Settings
 from microws.server.supervised import SHARED_SIGNALS, Stage, Supervised
 
-__all__ = ["Shutdown", "heard", "is_terminal", "watch_signals", "watch_signals_of_a_worker"]
+__all__ = ["Shutdown", "heard", "watch_signals", "watch_signals_of_a_worker"]
 
 _log = logging.getLogger("microws.server")
 
 # Seconds that each step of the end may take after the second signal.
 _HURRY: Final = 1.0
 
-_HANGUP: Final = getattr(signal, "SIGHUP", None)
 # SIGBREAK is Ctrl-Break, on Windows.
 _STOPS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
 
@@ -96,7 +95,9 @@ class Shutdown:
             self._end.abort()
 
 
-async def watch_signals(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
+async def watch_signals(
+    shutdown: Shutdown, settings: Settings, renewal: Renewal, *, task_status: TaskStatus[None]
+) -> None:
     """
     Drain at the first signal, and stop at once at the second one. The third one kills.
 
@@ -106,19 +107,28 @@ async def watch_signals(shutdown: Shutdown, settings: Settings, *, task_status: 
     Signals count also while the event loop is blocked. The first one then has the log say what blocks the loop, and
     ends the process a little later than it would have ended. The second one ends it within a second.
 
-    SIGHUP is the end of the terminal that the server was started in, or else somebody expects new code from it: that
-    takes several workers, and is only logged.
+    SIGHUP drains, and has ``renewal`` run the program anew; another signal cancels that. If the terminal that the
+    server was started in was closed, SIGHUP stops the server.
     """
-    asked = hangups = 0
-    had_terminal = is_terminal()
+    asked = 0
+    lines: list[tuple[int, str]] = []
 
     def handle(number: int) -> None:
-        nonlocal asked, hangups
-        if number == _HANGUP and not (had_terminal and not is_terminal()):
-            hangups += 1
-            return
+        nonlocal asked
         if shutdown.draining.is_set():
             asked = max(asked, Stage.DRAIN)
+        is_renewal = number == HANGUP and not renewal.terminal_has_ended()
+        if is_renewal and not asked:
+            if reason := renewal.prepare():
+                lines.append((logging.WARNING, f"SIGHUP: cannot run the program anew, because {reason}; restart it"))
+                return
+            lines.append((logging.INFO, "SIGHUP: after the drain this process runs its program anew"))
+        elif renewal.is_due and not is_renewal:
+            renewal.cancel()
+            lines.append((logging.INFO, "after the drain this process ends: another signal has followed SIGHUP"))
+            return
+        elif asked and number == HANGUP:
+            return  # the system and the shell may both report the end of a terminal
         may_delay = number == signal.SIGTERM and settings.stop_delay > 0
         asked = Stage.DELAY if asked == 0 and may_delay else min(max(asked, Stage.DELAY) + 1, Stage.AT_ONCE)
         if asked <= Stage.DRAIN:
@@ -128,19 +138,17 @@ async def watch_signals(shutdown: Shutdown, settings: Settings, *, task_status: 
                 signal.signal(stop, signal.SIG_DFL)
         shutdown.expect_reaction(Stage(asked))
 
-    signals = list(_STOPS)
-    # ``nohup`` has it ignored.
-    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
-        signals.append(_HANGUP)
+    signals = [*_STOPS, HANGUP] if renewal.handles_hangup else _STOPS
     with heard(signals, handle) as wakeup:
+        if renewal.hangups:
+            signal.raise_signal(HANGUP)
         task_status.started()
         while True:
             await _wait_for(wakeup)
+            while lines:
+                _log.log(*lines.pop(0))
             if asked:
                 shutdown.reach(Stage(asked))
-            if hangups:
-                hangups = 0
-                _log.warning("SIGHUP: one worker alone cannot be replaced by a new one; restart it, or use --workers 2")
 
 
 async def watch_signals_of_a_worker(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
@@ -211,8 +219,3 @@ def heard(signals: Iterable[int], handle: Callable[[int], None] | None = None) -
             if fd_before == -1 and (fd := signal.set_wakeup_fd(-1)) != theirs.fileno():
                 # The app has had one set since, by ``loop.add_signal_handler``.
                 signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-
-
-def is_terminal() -> bool:
-    """Whether the process has a terminal, which has not ended."""
-    return any(os.isatty(number) for number in (0, 1, 2))

@@ -1,30 +1,29 @@
 """Several workers behind the same sockets: starts them, replaces those that die, and ends or renews them in order."""
 
 import logging
-import os
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Final
 
 from microws.errors import FeatureUnavailable
-from microws.server.listening import Listener, ListenError, bind
+from microws.server.listening import Listener, ListenError
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import REACTION_TIMEOUT
+from microws.server.renewal import Renewal
 from microws.server.settings import Settings
-from microws.server.stopping import heard, is_terminal
+from microws.server.stopping import heard
 from microws.server.supervised import Greeting, Stage
 from microws.server.worker_process import EXIT_TIMEOUT, WorkerProcess, describe_exit
 from microws.version import __version__
 
-__all__ = ["supervise", "this_program"]
+__all__ = ["supervise"]
 
 _log = logging.getLogger("microws.server")
 
@@ -48,21 +47,7 @@ _LATE: Final = 0.1
 _EXPLAINED: Final = (1, 2, 3)
 
 
-def this_program() -> list[str]:
-    """
-    The command that this process was started with, for workers to be started the same way.
-
-    Raises:
-        ValueError: It was typed into an interpreter, or came from its standard input.
-    """
-    if sys.argv[:1] in ([], [""], ["-"]):
-        raise ValueError(
-            "several workers start the program anew, and this one has no file: microws run APP --workers N"
-        )
-    return [sys.executable, *sys.orig_argv[1:]]
-
-
-def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+def supervise(settings: Settings, renewal: Renewal) -> int:
     """
     Serve with ``settings.workers`` processes until SIGTERM or SIGINT, then drain. Blocks; in the main thread only.
 
@@ -82,8 +67,7 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
 
     Args:
         settings: How to serve; the workers have their own from the same sources.
-        command: Starts a worker, which calls ``Supervised.from_environment``.
-        environ: The workers' environment. Default: that of this process.
+        renewal: Its command, with its environment, starts a worker, which calls ``Supervised.from_environment``.
 
     Returns:
         The exit code: 0 after an orderly end; 1 when no worker could start, or one did not stop well; what the first
@@ -91,22 +75,26 @@ def supervise(settings: Settings, *, command: Sequence[str], environ: Mapping[st
 
     Raises:
         FeatureUnavailable: This system cannot share sockets this way.
+        ValueError: There is no command, because the program has no file.
         RuntimeError: Called outside the main thread, where signals cannot be heard.
     """
     if not hasattr(signal, "pthread_sigmask"):
         raise FeatureUnavailable("several workers need a Unix system; take one: --workers 1")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("several workers need the main thread, where signals are heard; take one: workers=1")
+    if renewal.command is None:
+        raise ValueError(
+            "several workers start the program anew, and this one has no file: microws run APP --workers N"
+        )
     # A fork of a process with threads is not safe.
     with logging_to_stderr(settings, may_start_threads=False) as retry:
         try:
-            secure = settings.certfile is not None
-            listeners = bind(settings.addresses, secure=secure, unix_mode=settings.unix_mode)
+            listeners = renewal.listeners(settings, secure=settings.certfile is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
         try:
-            return _Supervisor(settings, listeners, command, os.environ if environ is None else environ, retry).run()
+            return _Supervisor(settings, listeners, renewal, renewal.command, retry).run()
         finally:
             for listener in listeners:
                 listener.close()
@@ -119,15 +107,15 @@ class _Supervisor:
         self,
         settings: Settings,
         listeners: Sequence[Listener],
+        renewal: Renewal,
         command: Sequence[str],
-        environ: Mapping[str, str],
         retry_log: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._listeners = listeners
         self._sockets = [listener.sock.fileno() for listener in listeners]
+        self._renewal = renewal
         self._command = command
-        self._environ = environ
         self._retry_log = retry_log
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
@@ -140,16 +128,18 @@ class _Supervisor:
         self._stage: int = 0
         self._drain_at = inf  # when the delay ends, as ``time.monotonic`` counts
         self._exit_code = 0
-        self._has_terminal = is_terminal()
 
     def run(self) -> int:
         signals: dict[int, Callable[[], None]] = {
             signal.SIGTERM: partial(self._stop, may_delay=self._settings.stop_delay > 0),
             signal.SIGINT: self._stop,
-            signal.SIGHUP: self._renew,
             signal.SIGCHLD: _do_nothing,  # it wakes up
         }
+        if self._renewal.handles_hangup:
+            signals[signal.SIGHUP] = self._renew
         with self._selector, heard(signals) as wakeup:
+            if self._renewal.hangups:
+                self._renew()
             self._selector.register(wakeup, selectors.EVENT_READ)
             try:
                 self._adjust()
@@ -308,9 +298,9 @@ class _Supervisor:
             worker.tell(Stage(self._stage), limit=limit)
 
     def _renew(self) -> None:
-        if self._has_terminal and not is_terminal():
-            # It was the terminal's end.
-            self._stop()
+        if self._renewal.terminal_has_ended():
+            if not self._stage:  # the system and the shell may both report the end
+                self._stop()
         elif self._greeting is not None and not self._stage:
             if self._is_complete or self._generation == 0:
                 _log.info("SIGHUP: new workers take the place of the old ones, one after the other")
@@ -359,7 +349,7 @@ class _Supervisor:
         try:
             worker = WorkerProcess(
                 self._command,
-                self._environ,
+                self._renewal.environ,
                 self._sockets,
                 generation=self._generation,
                 limit=self._settings.startup_timeout + _IMPORT_TIMEOUT,

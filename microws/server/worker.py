@@ -21,17 +21,18 @@ from microws.server.engines import Engines
 from microws.server.hints import option_hint
 from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
-from microws.server.listening import Listener, ListenError, bind, tls_context
+from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
+from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.serving import HANDSHAKE_TIMEOUT, AsyncioServer
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 from microws.server.shared import Shared
 from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
 from microws.server.supervised import Greeting, Stage, Supervised
-from microws.server.supervisor import supervise, this_program
+from microws.server.supervisor import supervise
 from microws.server.waits import TrioWaits
 from microws.version import __version__
 
@@ -56,6 +57,7 @@ def run(
     *,
     name: str = "the app",
     supervised: Supervised | None = None,
+    renewal: Renewal | None = None,
     **options: Any,
 ) -> int:
     """
@@ -76,6 +78,7 @@ def run(
         settings: How to serve; or the same as keywords: ``run(app, host="0.0.0.0", port=8000)``.
         name: What the log calls the app.
         supervised: What this process has from its supervisor. Default: what it finds.
+        renewal: Runs the program anew after a SIGHUP. Default: a new one, which does so when the program ends.
         options: The fields of ``Settings``, where ``settings`` is left out.
 
     Returns:
@@ -96,20 +99,32 @@ def run(
         raise TypeError(f"run takes settings or {', '.join(options)}, not both")
     loop = choose_loop(settings)
     supervised = supervised or Supervised.from_environment()
+    if renewal is not None:
+        return _run(app, settings, loop, name, supervised, renewal)
+    renewal = Renewal(this_program())
+    try:
+        return _run(app, settings, loop, name, supervised, renewal)
+    finally:
+        renewal.close()
+
+
+def _run(
+    app: ASGIApplication, settings: Settings, loop: str, name: str, supervised: Supervised | None, renewal: Renewal
+) -> int:
     if settings.workers > 1 and supervised is None:
-        return supervise(settings, command=this_program())
+        return supervise(settings, renewal)
     with logging_to_stderr(settings, process=supervised is not None):
         try:
             tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
             if supervised is None:
-                listeners = bind(settings.addresses, secure=tls is not None, unix_mode=settings.unix_mode)
+                listeners = renewal.listeners(settings, secure=tls is not None)
             else:
                 listeners = supervised.listeners(secure=tls is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
         is_main = threading.current_thread() is threading.main_thread()
-        end = ProcessEnd() if is_main else None
+        end = ProcessEnd(renewal) if is_main else None
         code = 1
         try:
             code = anyio.run(
@@ -120,6 +135,7 @@ def run(
                 tls,
                 name,
                 supervised,
+                renewal,
                 end,
                 backend="trio" if loop == "trio" else "asyncio",
                 backend_options={"use_uvloop": True} if loop == "uvloop" else {},
@@ -350,6 +366,7 @@ async def _serve_until_signal(
     tls: ssl.SSLContext | None,
     name: str,
     supervised: Supervised | None,
+    renewal: Renewal,
     end: ProcessEnd | None,
 ) -> int:
     shutdown = Shutdown(end, supervised)
@@ -362,10 +379,14 @@ async def _serve_until_signal(
             if settings.worker_timeout:
                 tasks.start_soon(supervised.beat, min(settings.worker_timeout / 4, _LONGEST_INTERVAL))
         if end is not None:
-            watch = watch_signals if supervised is None else watch_signals_of_a_worker
-            await tasks.start(partial(watch, shutdown, settings))
+            if supervised is None:
+                await tasks.start(partial(watch_signals, shutdown, settings, renewal))
+            else:
+                await tasks.start(partial(watch_signals_of_a_worker, shutdown, settings))
         code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name, announce=announce)
         tasks.cancel_scope.cancel()
+    if renewal.is_renewed and code != 0 and not shutdown.requested.is_set():
+        _log.critical("%s", FAILURE)
     return code
 
 

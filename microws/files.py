@@ -11,7 +11,7 @@ from functools import cache, partial
 from io import FileIO
 from mimetypes import MimeTypes
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote
 
 from anyio.to_thread import run_sync
@@ -71,7 +71,9 @@ _ABSENT = frozenset(
 
 class FileResponse(Response):
     """
-    A file, read while it is sent: in the event loop what the system has in memory, in worker threads all else.
+    A file. ``microws run`` sends it without reading it, unless TLS or middleware around ``send`` has to see its bytes.
+
+    Otherwise it is read while it is sent: in the event loop what the system has in memory, in worker threads all else.
 
     Answers ``If-None-Match``, ``If-Modified-Since``, ``If-Match``, ``If-Unmodified-Since``, ``Range`` (one range; asked
     for several, it sends the whole, as RFC 9110 §14.2 allows) and ``If-Range`` of a GET or HEAD.
@@ -92,6 +94,8 @@ class FileResponse(Response):
 
     Source: RFC 9110 §13 (conditions), §14 (ranges); RFC 6266 and RFC 8187 (Content-Disposition).
     """
+
+    can_be_direct: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -140,12 +144,12 @@ class FileResponse(Response):
                 start["status"] = 206
                 start["headers"].append((b"content-range", b"bytes %d-%d/%d" % (first, first + length - 1, size)))
             await send(start)
-            if content is not None or scope["method"] == "HEAD":
-                body = b"" if content is None or scope["method"] == "HEAD" else content[first : first + length]
-                await send({"type": "http.response.body", "body": body})
+            if scope["method"] == "HEAD":
+                content = b""
+            if content is not None:
+                await send({"type": "http.response.body", "body": content[first : first + length]})
             else:
-                file.seek(first)
-                await send_until_disconnect(receive, send, partial(self._send_bytes, file, length))
+                await self._send_large(file, first, length, scope, receive, send)
 
     def _is_unchanged(self, request: Headers, modified: int) -> bool:
         """Whether the client has the file already. Raises ``HTTPException`` 412 where it does not want this one."""
@@ -181,6 +185,17 @@ class FileResponse(Response):
         headers = [(name, value) for name, value in self.headers.raw() if not name.startswith(b"content-")]
         await send({"type": "http.response.start", "status": 304, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+    async def _send_large(
+        self, file: FileIO, first: int, length: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        exchange = scope.get("microws.exchange")
+        sent = 0
+        if exchange is not None and exchange.is_received and exchange.is_own(send):
+            sent = await exchange.send_file(file.fileno(), first, length)
+        if sent < length:
+            file.seek(first + sent)
+            await send_until_disconnect(receive, send, partial(self._send_bytes, file, length - sent))
 
     async def _send_bytes(self, file: FileIO, remaining: int, send: Send) -> None:
         while remaining:

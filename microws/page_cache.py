@@ -6,6 +6,8 @@ import sys
 __all__ = ["is_cached"]
 
 _NOWAIT = getattr(os, "RWF_NOWAIT", None) if sys.platform == "linux" else None
+# Of no meaning: where the two bytes are put.
+_BYTE = [bytearray(1)]
 
 
 def is_cached(file: int, offset: int, count: int) -> bool:
@@ -25,8 +27,7 @@ def is_cached(file: int, offset: int, count: int) -> bool:
     """
     if _NOWAIT is None:
         return False
-    byte = [bytearray(1)]
     try:
-        return all(os.preadv(file, byte, position, _NOWAIT) for position in (offset, offset + count - 1))
+        return 1 == os.preadv(file, _BYTE, offset, _NOWAIT) == os.preadv(file, _BYTE, offset + count - 1, _NOWAIT)
     except OSError:  # EAGAIN: not in memory; ENOTSUP: the file system does not have the flag, such as a tmpfs
         return False

@@ -3,7 +3,7 @@
 import re
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from microws.codec import dumps_json
@@ -93,6 +93,9 @@ class Response:
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html; RFC 9110 §8.6 (Content-Length, also for HEAD).
     """
+
+    # Whether it writes its body to the server's connection itself, where it can.
+    can_be_direct: ClassVar[bool] = False
 
     def __init__(
         self,

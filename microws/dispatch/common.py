@@ -10,7 +10,7 @@ from microws.answers import report
 from microws.callables import describe, is_async
 from microws.errors import HTTPException
 from microws.handshake import Refusal
-from microws.interfaces import Scope
+from microws.interfaces import Scope, Send
 from microws.requests import OVER, Connection
 from microws.routing import Mounted, Route, encode_path
 from microws.settings import AppSettings
@@ -22,6 +22,7 @@ __all__ = [
     "close_down",
     "has_header",
     "name_route",
+    "pass_body",
     "raise_refusal",
     "refused",
     "scope_of_mount",
@@ -91,6 +92,13 @@ def name_route(scope: Scope, route: Route | Mounted, endpoint: Callable[..., Any
     scope["endpoint"] = endpoint
     outer = scope.get("path_params")
     scope["path_params"] = {**outer, **params} if outer else params
+
+
+def pass_body(scope: Scope, send: Send, inner: Send) -> None:
+    """Tell this package's own server that ``inner`` gives ``send`` the body of the response as it is."""
+    exchange = scope.get("microws.exchange")
+    if exchange is not None and exchange.is_own(send):
+        exchange.own_send = inner
 
 
 class _Place(NamedTuple):

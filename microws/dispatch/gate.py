@@ -3,6 +3,7 @@
 from collections.abc import Awaitable
 
 from microws.cors import CORS, RawHeaders
+from microws.dispatch.common import pass_body
 from microws.dispatch.http import HTTPDispatcher
 from microws.dispatch.websocket import WebSocketDispatcher
 from microws.handshake import check_host
@@ -37,7 +38,8 @@ def guard(
         allow: RawHeaders = []
         if cors is not None and kind == "http":
             allow = cors.allow(headers)
-            send = _marking(cors, send, allow)
+            own_send, send = send, _marking(cors, send, allow)
+            pass_body(scope, own_send, send)
         if hosts is not None:
             refusal = check_host(headers, allowed=hosts, received=scope.get("microws.received_host"))
             if refusal is not None and not (kind == "http" and http.is_health_check(scope)):

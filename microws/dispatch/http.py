@@ -13,6 +13,7 @@ from microws.dispatch.common import (
     close_down,
     has_header,
     name_route,
+    pass_body,
     raise_refusal,
     refused,
     scope_of_mount,
@@ -95,10 +96,13 @@ class HTTPDispatcher:
                 name_route(scope, found, mount.app, {})
                 if mount.checks_origin and method not in SAFE_METHODS:
                     self._check_origin(request)
+                pass_body(scope, send, answer.send_as_it_is)
                 await mount.app(scope_of_mount(scope, found, self._settings), receive, answer.send_as_it_is)
                 return
             else:
                 response = answer_miss(request, found)
+            if response.can_be_direct:
+                pass_body(scope, send, answer.send)
             await response(scope, request.receive_event, answer.send)
         except Exception as error:
             await self._send_error(answer, error, hooks)

@@ -6,12 +6,13 @@ import re
 import time
 from typing import Final, Protocol
 
-from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, reported_id
+from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, Send, reported_id
 from microws.server.access_log import AccessLog, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.request_head import RequestHead
 from microws.server.response_head import check_status, date_line, response_head
+from microws.server.send_file import FileLink, send_file
 
 __all__ = ["Exchange", "Link"]
 
@@ -39,7 +40,7 @@ _READ: Final = frozenset(
 )
 
 
-class Link(Protocol):
+class Link(FileLink, Protocol):
     """The connection of an exchange. Only what says so waits."""
 
     @property
@@ -57,17 +58,8 @@ class Link(Protocol):
         """Whether the server stops: an event stream ends."""
         ...
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether nothing more is to be written."""
-        ...
-
     def write(self, data: bytes, /) -> None:
         """Send. Not after the end."""
-        ...
-
-    async def wait_writable(self) -> None:
-        """Wait until the client has taken most of what was sent, or has left."""
         ...
 
     def pause_body(self) -> None:
@@ -99,6 +91,7 @@ class Exchange:
 
     Attributes:
         is_received: Whether the whole request has come.
+        own_send: Besides ``send``, what gives it the body of the response as it is.
         is_answered: Whether the whole response was sent.
         status: Of the response, once it has begun.
 
@@ -128,6 +121,7 @@ class Exchange:
         "connection",
         "is_answered",
         "is_received",
+        "own_send",
         "scope",
         "status",
     )
@@ -138,6 +132,7 @@ class Exchange:
         self.is_received = head.length == 0
         self.is_answered = False
         self.status: int | None = None
+        self.own_send: Send | None = None
         self._head = head
         self._log_access = log_access
         self._began = time.perf_counter()
@@ -174,6 +169,7 @@ class Exchange:
             if not self.is_answered:
                 self._settle(returned=returned)
             self.scope.pop("microws.exchange", None)
+            self.own_send = None
 
     def _settle(self, *, returned: bool) -> None:
         """The app has ended, and the response is not complete."""
@@ -285,6 +281,33 @@ class Exchange:
                 self.drain()
         else:
             raise RuntimeError(f"expected http.response.start or http.response.body, got {kind}")
+
+    def is_own(self, send: Send) -> bool:
+        """Whether this gets the body as it is given to ``send``: no middleware stands between, which is to see it."""
+        return send in (self.send, self.own_send)
+
+    async def send_file(self, file: int, offset: int, count: int) -> int:
+        """
+        Send the whole body, ``count`` bytes of a file, without reading it. Waits while the client does not take it.
+
+        Args:
+            file: A descriptor open for reading.
+            offset: Of the first byte.
+
+        Returns:
+            How many bytes were sent. ``send`` takes the rest.
+
+        Raises:
+            OSError: The client has left before.
+        """
+        await self.send({"type": "http.response.body", "body": b"", "more_body": True})
+        if not self._has_body or self._left != count:
+            return 0
+        sent = await send_file(self.connection, file, offset, count)
+        self._left -= sent
+        if sent == count:
+            self._write_body(b"", is_last=True)
+        return sent
 
     async def _refuse_send(self) -> None:
         # An app that takes no notice, and sends again and again, leaves the others their turn.

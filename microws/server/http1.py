@@ -288,11 +288,19 @@ class HTTP1(Writable):
     def check_progress(self) -> None:
         """Drop a client that takes nothing of what it was sent."""
         buffered = self.buffered()
-        if buffered and buffered >= self._was_buffered:
+        # Nothing is buffered of a file, which leaves past the transport.
+        if buffered >= self._was_buffered and (buffered or not self.is_writable):
             self.abort()
         elif buffered:
             self._was_buffered = buffered
             self._shared.writes.start(self)
+
+    async def wait_written(self) -> None:
+        """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
+        # The transport resumes writing when nothing is left; one of TLS would never.
+        self._transport.set_write_buffer_limits(high=0)
+        await self.wait_writable()
+        self._transport.set_write_buffer_limits()
 
     def pause_writing(self) -> None:
         """What was sent piles up."""

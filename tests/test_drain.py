@@ -8,11 +8,9 @@ import httpx
 import pytest
 from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected
-from worker_here import echo, failures, lifespan, requesting, respond, serving
+from worker_here import echo, failures, lifespan, on_own_server, requesting, respond, serving
 
-from microws.server.connections import Connections
 from microws.server.listening import tls_context
-from microws.server.waits import TrioWaits
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +44,7 @@ async def test_every_websocket_gets_1012_then_the_app_shuts_down():
     assert served.exit_code == 0
 
 
+@on_own_server
 async def test_a_client_that_has_only_connected_is_answered_and_one_that_stays_mute_is_not_waited_for():
     async with serving(echo, drain_timeout=60) as served:
         streams = [await anyio.connect_tcp("127.0.0.1", served.port) for _ in range(2)]
@@ -62,6 +61,7 @@ async def test_a_client_that_has_only_connected_is_answered_and_one_that_stays_m
     assert served.exit_code == 0
 
 
+@on_own_server
 async def test_who_has_not_ended_the_handshake_of_tls_is_waited_for_a_moment_and_answered(anyio_backend_name):
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     context = ssl.create_default_context(cafile=TLS / "localhost.pem")
@@ -88,6 +88,7 @@ async def test_who_has_not_ended_the_handshake_of_tls_is_waited_for_a_moment_and
     assert served.exit_code == 0
 
 
+@on_own_server
 async def test_the_app_learns_of_1012_at_once_even_where_the_client_never_answers(caplog):
     told = anyio.Event()
 
@@ -109,6 +110,7 @@ async def test_the_app_learns_of_1012_at_once_even_where_the_client_never_answer
     assert "connections that did not end in time and are dropped: 1" in caplog.text
 
 
+@on_own_server
 @pytest.mark.parametrize("listens", [True, False])
 async def test_a_client_that_does_not_read_stops_no_shutdown(listens):
     sent = 0
@@ -138,6 +140,7 @@ async def test_a_client_that_does_not_read_stops_no_shutdown(listens):
     assert served.exit_code == 0
 
 
+@on_own_server
 async def test_an_app_that_only_sends_learns_of_the_drain_from_send(caplog):
     begun = anyio.Event()
     raised = []
@@ -191,6 +194,7 @@ async def test_what_is_sent_while_a_receive_waits_is_left_to_the_receive():
     assert sorted(order, key=str) == [1012, "send"]
 
 
+@on_own_server
 async def test_a_handshake_in_progress_is_refused_with_503():
     begun = anyio.Event()
     codes = []
@@ -420,42 +424,3 @@ async def test_a_second_signal_ends_a_shutdown_that_hangs():
         with anyio.fail_after(1):
             await served.ended.wait()
     assert served.exit_code == 1
-
-
-async def test_a_websocket_that_comes_in_a_drain_is_refused_and_the_app_not_asked():
-    sent = []
-
-    async def send(event):
-        sent.append((event["type"], event.get("status")))
-
-    connections = Connections(echo, waits=TrioWaits)
-    await connections.drain()
-    scope = websocket_scope()
-    await connections(scope, anyio.sleep_forever, send)
-    assert sent == [("websocket.http.response.start", 503), ("websocket.http.response.body", None)]
-
-
-async def test_a_server_that_cannot_close_a_websocket_stops_no_drain():
-    connections = Connections(app_that_accepts, waits=TrioWaits)
-
-    async def send(event):
-        if event["type"] == "websocket.close":
-            raise LookupError
-
-    async with anyio.create_task_group() as tasks:
-        scope = websocket_scope()
-        tasks.start_soon(connections, scope, anyio.sleep_forever, send)
-        await anyio.wait_all_tasks_blocked()
-        assert connections.statistics() == (0, 1)
-        await connections.drain()
-        await anyio.wait_all_tasks_blocked()
-        tasks.cancel_scope.cancel()
-
-
-def websocket_scope():
-    return {"type": "websocket", "http_version": "1.1", "raw_path": b"/", "query_string": b"", "headers": []}
-
-
-async def app_that_accepts(scope, receive, send):
-    await send({"type": "websocket.accept"})
-    assert (await receive())["code"] == 1012

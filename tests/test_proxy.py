@@ -453,14 +453,17 @@ async def tell(scope, receive, send):
         await receive()
 
 
-async def test_a_request_says_where_it_came_from(caplog):
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_request_says_where_it_came_from(http2, caplog):
     caplog.set_level(logging.INFO, logger="microws")
-    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    files = {"certfile": str(TLS / "localhost.pem"), "keyfile": str(TLS / "localhost.key")}
+    options = {"server": "hypercorn" if http2 else "microws", "tls": tls_context(**files), **files}
     trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
-    async with serving(tell, tls=tls) as served, httpx.AsyncClient(verify=trusted) as client:
+    async with serving(tell, **options) as served, httpx.AsyncClient(verify=trusted, http2=http2) as client:
         url = f"https://localhost:{served.port}/x"
         behind = await client.get(url, headers=dict(EVERYTHING) | {"x-forwarded-proto": "http"})
         plain = await client.get(url)
+    assert behind.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
     assert behind.text == f"{CLIENT} http ['outer.example:8443'] /chat /chat/x"
     assert plain.text == f"127.0.0.1 https ['localhost:{served.port}']  /x"
     [line, _] = [record.getMessage() for record in caplog.records if record.name == "microws.access"]

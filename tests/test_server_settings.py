@@ -4,13 +4,10 @@ import io
 import json
 import logging
 
-import anyio
-import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.logs import logging_to_stderr
 from microws.server.settings import (
     DEFAULT_MAX_MESSAGE_SIZE,
@@ -22,7 +19,6 @@ from microws.server.settings import (
     parse_address,
     parse_size,
 )
-from microws.server.waits import AsyncioWaits, TrioWaits
 
 # Settings
 
@@ -221,22 +217,19 @@ def test_trio_selects_hypercorn_and_refuses_our_own_server():
         Settings(loop="trio", server="microws")
 
 
+@pytest.mark.parametrize("name", ["body_timeout", "ping_timeout", "write_timeout"])
+def test_what_hypercorn_cannot_do_is_refused(name):
+    for server in ({"server": "hypercorn"}, {"loop": "trio"}):
+        with pytest.raises(ValueError, match=f"^{name}: the server hypercorn has no such limit; leave it out$"):
+            Settings(**server, **{name: 5})
+    with pytest.raises(ValueError, match="keep_alive 0: the server hypercorn would close"):
+        Settings(server="hypercorn", keep_alive=0)
+
+
 def test_the_default_is_port_8000_of_this_machine():
     assert Settings().addresses == [InternetAddress("127.0.0.1", 8000)]
     assert Settings(host="0.0.0.0", port=1).addresses == [InternetAddress("0.0.0.0", 1)]
     assert Settings(bind="fd://3").addresses == [FileDescriptor(3)]
-
-
-def test_hypercorn_is_told_the_limits_and_to_be_silent():
-    config = hypercorn_config(Settings(ping_interval=0))
-    assert config.websocket_max_message_size == 1 << 20
-    assert config.websocket_ping_interval is None
-    assert config.h11_max_incomplete_size == 16 << 10
-    assert config.accesslog is config.errorlog is None
-    assert config.response_headers("h11")[0][0] == b"date"
-    assert len(config.response_headers("h11")) == 1
-    assert hypercorn_config(Settings(), max_message_size=5).websocket_max_message_size == 5
-    assert hypercorn_config(Settings(max_message_size=6), max_message_size=5).websocket_max_message_size == 6
 
 
 # The log
@@ -293,66 +286,3 @@ def test_json_is_one_object_a_line(capsys, monkeypatch):
     assert first.pop("time").endswith("+00:00")
     assert first == {"level": "info", "logger": "microws.access", "message": "a\nb", "status": 200}
     assert "LookupError: gone" in second["exception"]
-
-
-# Waits
-
-
-def waits_for(anyio_backend):
-    return TrioWaits() if anyio_backend[0] == "trio" else AsyncioWaits()
-
-
-@pytest.mark.anyio
-async def test_an_interrupt_ends_the_waits_of_now_and_no_later_one(anyio_backend):
-    waits = waits_for(anyio_backend)
-    results = []
-
-    async def wait():
-        results.append(await waits.run(anyio.sleep_forever))
-        await anyio.lowlevel.checkpoint()  # not cancelled
-        results.append("went on")
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
-        tasks.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        assert waits.pending
-        waits.interrupt()
-        waits.interrupt()
-    assert results.count(None) == results.count("went on") == 2
-    assert not waits.pending
-
-    async def event():
-        return {"type": "x"}
-
-    assert await waits.run(event) == {"type": "x"}
-
-
-@pytest.mark.anyio
-async def test_a_cancellation_beside_an_interrupt_is_not_lost(anyio_backend):
-    waits = waits_for(anyio_backend)
-    results = []
-
-    async def wait():
-        try:
-            results.append(await waits.run(anyio.sleep_forever))
-            await anyio.sleep_forever()
-        except anyio.get_cancelled_exc_class():
-            results.append("cancelled")
-            raise
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        waits.interrupt()
-        tasks.cancel_scope.cancel()
-    assert results[-1] == "cancelled"
-
-
-@pytest.mark.anyio
-async def test_a_cancellation_alone_goes_through(anyio_backend):
-    waits = waits_for(anyio_backend)
-    with anyio.move_on_after(0.01) as scope:
-        await waits.run(anyio.sleep_forever)
-    assert scope.cancelled_caught
-    assert not waits.pending

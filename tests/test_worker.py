@@ -19,7 +19,16 @@ import httpx
 import pytest
 from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected, reset
-from worker_here import echo, fails_with_a_short_message, failures, lifespan, read_to_the_end, respond, serving
+from worker_here import (
+    echo,
+    fails_with_a_short_message,
+    failures,
+    lifespan,
+    on_own_server,
+    read_to_the_end,
+    respond,
+    serving,
+)
 from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws import App
@@ -210,6 +219,7 @@ async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
     ]
 
 
+@on_own_server
 @pytest.mark.parametrize(
     ("error", "code"),
     [(None, 1000), (LookupError(), 1011), (SystemExit(3), 1011), (BaseExceptionGroup("", [SystemExit(3)]), 1011)],
@@ -240,6 +250,7 @@ async def test_the_close_code_of_the_app_is_logged(caplog):
     assert "closed 4000 " in caplog.text
 
 
+@on_own_server
 async def test_the_close_frame_arrives_even_where_the_client_is_still_sending():
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
@@ -295,8 +306,9 @@ async def test_a_message_over_the_limit_is_1009(own):
         assert (await ws.closed())[0] == 1009
 
 
-async def test_an_app_says_how_many_messages_may_wait_before_reading_pauses(anyio_backend_name):
-    """On trio it is this package that reads, and not the server: see TestReading."""
+@on_own_server
+async def test_an_app_says_how_many_messages_may_wait_before_reading_pauses():
+    """On other servers it is this package that reads, and not the server: see TestReading."""
     app = App(receive_queue=2, close_timeout=0.1)
     wires = []
 
@@ -318,9 +330,6 @@ async def test_an_app_says_how_many_messages_may_wait_before_reading_pauses(anyi
         for _ in range(2):
             await ws.send_text("x")
         [wire] = wires
-        if anyio_backend_name == "trio":
-            assert wire is None
-            return
         with anyio.fail_after(5):
             while wire.is_reading:
                 await anyio.lowlevel.checkpoint()
@@ -342,6 +351,7 @@ async def test_a_head_over_16_kib_is_431():
         assert (await stream.receive()).startswith(b"HTTP/1.1 431 ")
 
 
+@on_own_server
 @pytest.mark.parametrize("handshake", [True, False])
 async def test_a_head_over_16_kib_is_431_also_where_it_comes_in_one_piece(handshake, caplog):
     async with serving(echo) as served:
@@ -395,6 +405,7 @@ async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_failed(caplog
     assert [record.getMessage() for record in failures(caplog)] == ["the app raised in POST / HTTP/1.1"]
 
 
+@on_own_server
 @pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("resets", [True, False])
 async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, reads, resets):
@@ -422,17 +433,15 @@ async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, rea
     assert not failures(caplog)
 
 
-async def test_a_frame_before_the_101_reaches_the_app(caplog, anyio_backend_name):
-    """On trio it is refused, and the app learns that the client has left: Hypercorn itself then forgets the app."""
-    is_refused = anyio_backend_name == "trio"
+@on_own_server
+async def test_a_frame_before_the_101_reaches_the_app(caplog):
     received = []
     has_ended = anyio.Event()
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
             received.append(await receive())
-            if not is_refused:
-                await send({"type": "websocket.accept"})
+            await send({"type": "websocket.accept"})
             # Once more after a disconnect, too: a framework may ask again.
             received.append(await receive())
             received.append(await receive())
@@ -441,51 +450,26 @@ async def test_a_frame_before_the_101_reaches_the_app(caplog, anyio_backend_name
     async with serving(app) as served:
         async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
             await stream.send(HANDSHAKE + b"\x81\x81\0\0\0\0x")
-            assert (await stream.receive()).startswith(b"HTTP/1.1 400 " if is_refused else b"HTTP/1.1 101 ")
+            assert (await stream.receive()).startswith(b"HTTP/1.1 101 ")
         with anyio.fail_after(5):
             await has_ended.wait()
     connect, first, second = received
     assert connect == {"type": "websocket.connect"}
-    if is_refused:
-        assert first == second == {"type": "websocket.disconnect", "code": 1006}
-    else:
-        assert first == {"type": "websocket.receive", "text": "x"}
-        assert second == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+    assert first == {"type": "websocket.receive", "text": "x"}
+    assert second == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
     assert not failures(caplog)
 
 
-async def test_a_client_that_does_not_answer_the_close_is_dropped(monkeypatch, caplog):
-    monkeypatch.setattr("microws.server.connections.CLOSE_TIMEOUT", 0.1)
-
+@on_own_server
+async def test_a_client_that_does_not_answer_the_close_is_dropped(caplog):
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
-            engine = scope["extensions"]["microws"].get("transport")
-            if engine is not None:
-                engine.limits = Limits(close_timeout=0.1)
+            scope["extensions"]["microws"]["transport"].limits = Limits(close_timeout=0.1)
             await send({"type": "websocket.accept"})
 
     async with serving(app) as served, connected(served.port) as ws:
         assert (await ws.closed(answer=False))[0] == 1000
         await read_to_the_end(ws.stream)
-    assert not failures(caplog)
-
-
-async def test_a_client_that_does_not_read_is_given_up_on_trio(monkeypatch, caplog, anyio_backend_name):
-    """On asyncio the app's own limit can end a send; on trio Hypercorn shields it."""
-    monkeypatch.setattr("microws.server.handover_trio._SEND_TIMEOUT", 0.2)
-    has_left = anyio.Event()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            with anyio.move_on_after(0.1):
-                while True:
-                    await send({"type": "websocket.send", "bytes": bytes(1 << 16)})
-            has_left.set()
-
-    async with serving(app) as served, connected(served.port):
-        with anyio.fail_after(5):
-            await has_left.wait()
     assert not failures(caplog)
 
 
@@ -520,6 +504,7 @@ async def test_an_invalid_frame_is_no_noise(caplog):
     assert not failures(caplog)
 
 
+@on_own_server
 @pytest.mark.parametrize("handshake", [True, False])
 async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
     begun, left = anyio.Event(), anyio.Event()
@@ -546,6 +531,7 @@ async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
 # TLS, Unix sockets, and the way in
 
 
+@on_own_server
 async def test_tls_speaks_http_1(caplog):
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
@@ -592,6 +578,7 @@ async def test_an_app_that_sends_to_a_connection_that_was_reset_holds_up_nobody(
     assert not failures(caplog)
 
 
+@on_own_server
 async def test_a_client_that_breaks_tls_in_the_middle_of_a_response_is_no_failure_of_the_app(caplog):
     app = Pouring()
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
@@ -609,6 +596,7 @@ async def test_a_client_that_breaks_tls_in_the_middle_of_a_response_is_no_failur
     assert not failures(caplog)
 
 
+@on_own_server
 async def test_a_client_that_does_not_answer_the_end_of_tls_is_no_failure_of_the_app(caplog):
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     context = ssl.create_default_context(cafile=TLS / "localhost.pem")
@@ -623,6 +611,7 @@ async def test_a_client_that_does_not_answer_the_end_of_tls_is_no_failure_of_the
     assert not failures(caplog)
 
 
+@on_own_server
 async def test_a_websocket_over_tls_gets_1012():
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
@@ -638,6 +627,7 @@ async def test_a_websocket_over_tls_gets_1012():
         await stream.aclose()
 
 
+@on_own_server
 async def test_a_client_that_speaks_no_tls_is_no_noise(caplog):
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     async with serving(echo, tls=tls) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
@@ -683,22 +673,15 @@ async def test_the_path_of_a_unix_socket_is_free_as_soon_as_the_drain_begins(tmp
             assert path.is_socket()
 
 
-async def test_an_accept_that_cannot_be_is_the_apps_error_and_500(caplog, anyio_backend_name):
-    """On trio Hypercorn then fails to answer, and drops the connection."""
-
+@on_own_server
+async def test_an_accept_that_cannot_be_is_the_apps_error_and_500(caplog):
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept", "subprotocol": "not offered"})
 
     async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        if anyio_backend_name == "trio":
-            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
-                await RawWebSocket(stream).handshake()
-        else:
-            assert (await RawWebSocket(stream).handshake()).status_code == 500
-    messages = [record.getMessage() for record in failures(caplog)]
-    assert messages[0] == "the app raised in WebSocket / HTTP/1.1"
-    assert ["a connection failed: " in message for message in messages[1:]] == [True] * (anyio_backend_name == "trio")
+        assert (await RawWebSocket(stream).handshake()).status_code == 500
+    assert [record.getMessage() for record in failures(caplog)] == ["the app raised in WebSocket / HTTP/1.1"]
 
 
 LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "trio": "trio", "auto": "uvloop"}

@@ -4,11 +4,19 @@ import logging
 from contextlib import asynccontextmanager
 
 import anyio
+import pytest
 
 from microws.server.listening import bind
 from microws.server.settings import Settings
 from microws.server.stopping import Shutdown
 from microws.server.worker import serve
+
+# For what our own server promises and Hypercorn, which serves on trio, does not.
+on_own_server = pytest.mark.parametrize(
+    "anyio_backend",
+    [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})],
+    ids=["asyncio", "uvloop"],
+)
 
 
 async def lifespan(receive, send, on_startup=None, on_shutdown=None):

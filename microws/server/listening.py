@@ -17,12 +17,15 @@ if sys.platform != "win32":
 
 from microws.server.settings import Address, FileDescriptor, InternetAddress, UnixPath
 
-__all__ = ["BACKLOG", "ListenError", "Listener", "bind", "tls_context"]
+__all__ = ["BACKLOG", "CIPHERS", "ListenError", "Listener", "bind", "tls_context"]
 
 _log = logging.getLogger("microws.server")
 
 # Connections that the kernel keeps while the worker is busy: Linux's own limit (net.core.somaxconn) since 5.4.
 BACKLOG: Final = 4096
+
+# Of TLS 1.2: with forward secrecy.
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class ListenError(Exception):
@@ -189,7 +192,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(["http/1.1"])
     for path in filter(None, (certfile, keyfile)):
         if not Path(path).is_file():

@@ -285,6 +285,10 @@ def check_setting(name: str, value: object) -> Any:
     return _CHECKS[name](value)
 
 
+# Hypercorn's public API has no such setting.
+_NOT_ON_HYPERCORN: Final = ("body_timeout", "ping_timeout", "write_timeout")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """
@@ -373,6 +377,15 @@ class Settings:
             raise ValueError("loop trio: the server microws runs on asyncio and uvloop only; write --server hypercorn")
         if self.server is None:
             object.__setattr__(self, "server", "hypercorn" if self.loop == "trio" else "microws")
+        if self.server == "hypercorn":
+            self._check_hypercorn()
+
+    def _check_hypercorn(self) -> None:
+        for field in fields(self):
+            if field.name in _NOT_ON_HYPERCORN and getattr(self, field.name) != field.default:
+                raise ValueError(f"{field.name}: the server hypercorn has no such limit; leave it out")
+        if self.keep_alive == 0:
+            raise ValueError("keep_alive 0: the server hypercorn would close each connection before its first request")
 
     @property
     def addresses(self) -> list[Address]:

@@ -15,11 +15,9 @@ from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
-from microws.server.access_log import log_access, log_nothing
-from microws.server.connections import Connections
+from microws.server.access_log import AccessLog, log_access, log_nothing
 from microws.server.engines import Engines
 from microws.server.hints import option_hint
-from microws.server.hypercorn_setup import hypercorn_config
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
@@ -33,7 +31,6 @@ from microws.server.shared import Shared
 from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
 from microws.server.supervised import Greeting, Stage, Supervised
 from microws.server.supervisor import supervise
-from microws.server.waits import TrioWaits
 from microws.version import __version__
 
 __all__ = ["choose_loop", "run", "serve"]
@@ -176,7 +173,7 @@ def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
 
 
 class _Server(Protocol):
-    """What ``AsyncioServer`` and ``TrioServer`` have in common."""
+    """What ``AsyncioServer`` and ``HypercornServer`` have in common."""
 
     @property
     def open(self) -> int: ...
@@ -265,14 +262,14 @@ def _prepare(
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
     own_limit = getattr(app, "max_message_size", None)
     own_limit = own_limit if isinstance(own_limit, int) else None
-    if not _on_asyncio():
-        from microws.server.handover_trio import TrioServer
+    log: AccessLog = log_access if settings.access_log else log_nothing
+    if settings.server == "hypercorn" or not _on_asyncio():
+        from microws.server.hypercorn import HypercornServer, hypercorn_config
 
-        connections = Connections(
-            served, waits=TrioWaits, access_log=settings.access_log, extensions={"microws": extension}
-        )
         config = hypercorn_config(settings, max_message_size=own_limit)
-        return TrioServer(connections, config, state=state, tls=tls)
+        return HypercornServer(
+            served, config, on_trio=not _on_asyncio(), log_access=log, state=state, extension=extension
+        )
     engines = Engines(
         served,
         limits=Limits(max_message_size=settings.max_message_size or own_limit or DEFAULT_MAX_MESSAGE_SIZE),
@@ -284,7 +281,7 @@ def _prepare(
     shared = Shared(
         served,
         engines,
-        log_access=log_access if settings.access_log else log_nothing,
+        log_access=log,
         state=state,
         extension=extension,
         is_secure=tls is not None,

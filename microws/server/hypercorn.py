@@ -1,0 +1,330 @@
+"""Serves an app by Hypercorn's public API: HTTP/2, and the loop trio. WebSockets take the portable path."""
+
+import asyncio
+import importlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskStatus
+from hypercorn.config import Config
+
+from microws.closing import DEFAULT_REASONS, CloseCode
+from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
+from microws.server.access_log import AccessLog, Ending, request_line
+from microws.server.failures import is_failure
+from microws.server.gone import Gone, is_gone
+from microws.server.listening import BACKLOG, CIPHERS
+from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
+
+__all__ = ["HypercornServer", "hypercorn_config"]
+
+_log = logging.getLogger("microws.server")
+
+# Seconds for a handshake of TLS, and between two starts of Hypercorn where it fails.
+_HANDSHAKE_TIMEOUT: Final = 10.0
+_RESTART_DELAY: Final = 0.1
+
+# Seconds at the end for what was written to leave. Hypercorn itself waits until its last ping is due: 20 s.
+_LINGER: Final = 1.0
+
+_ENDED: Final[Event] = {"type": "http.disconnect"}
+_RESTART: Final[Event] = {
+    "type": "websocket.disconnect",
+    "code": CloseCode.SERVICE_RESTART.value,
+    "reason": DEFAULT_REASONS[CloseCode.SERVICE_RESTART],
+}
+_LOST: Final[Event] = {"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE.value, "reason": ""}
+
+
+def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
+    """
+    Hypercorn's settings for ours. It logs nothing: this package does.
+
+    Args:
+        settings: What was asked for.
+        max_message_size: The app's own limit in bytes, if ``settings`` name none.
+    """
+    config = Config()
+    config.accesslog = config.errorlog = None
+    config.include_server_header = False
+    config.backlog = BACKLOG
+    config.certfile = settings.certfile
+    config.keyfile = settings.keyfile or settings.certfile
+    config.ciphers = CIPHERS
+    config.ssl_handshake_timeout = _HANDSHAKE_TIMEOUT
+    config.h11_max_incomplete_size = config.h2_max_header_list_size = settings.max_head_size
+    config.keep_alive_timeout = settings.keep_alive
+    # It answers no request beyond this number on an HTTP/2 connection, and does not say so.
+    config.keep_alive_max_requests = 1 << 60
+    # Never reached: the worker ends the drain.
+    config.graceful_timeout = settings.drain_timeout + settings.shutdown_timeout + 10
+    config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+    config.websocket_ping_interval = settings.ping_interval or None
+    return config
+
+
+class HypercornServer:
+    """
+    Lets Hypercorn serve, and does around the app what plain ASGI can: the access log, the log of failures, the drain.
+
+    Hypercorn hides its connections, so ``disconnect`` and ``cancel`` end the calls of the app only. A connection whose
+    client does not read may stay until the process ends.
+
+    Args:
+        app: Gets each request and WebSocket.
+        config: Hypercorn's settings, without an address.
+        on_trio: Whether the event loop is trio's, else asyncio's.
+        log_access: Gets each answer, and each end of a WebSocket.
+        state: The lifespan's, which has run already; each request gets a copy.
+        extension: Added to each scope's ``extensions`` as ``"microws"``.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApplication,
+        config: Config,
+        *,
+        on_trio: bool,
+        log_access: AccessLog,
+        state: Mapping[str, Any],
+        extension: Mapping[str, Any],
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._on_trio = on_trio
+        self._log_access = log_access
+        self._state = state
+        self._extension = extension
+        self._calls: set[_Call] = set()
+        self._serving = anyio.CancelScope()
+        self._stopping = anyio.Event()
+        self._all_returned = anyio.Event()
+        self._ended = anyio.Event()
+
+    @property
+    def open(self) -> int:
+        """How many requests and WebSockets are open."""
+        return len(self._calls)
+
+    async def serve(
+        self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Accept from ``sockets``, which listen already, until ``stop_listening`` and the end of every connection."""
+        with self._serving:
+            async with anyio.create_task_group() as tasks:
+                # One Hypercorn each: since Python 3.12 it closes its second socket only when the connections of the
+                # first one have ended.
+                for sock in sockets:
+                    tasks.start_soon(self._serve_one, sock)
+                task_status.started()
+        self._ended.set()
+
+    async def _serve_one(self, sock: socket.socket) -> None:
+        while not self._stopping.is_set():
+            config = copy(self._config)
+            # Hypercorn closes what it gets.
+            config.bind = f"fd://{os.dup(sock.fileno())}"
+            try:
+                await self._run_hypercorn(config)
+            except Exception as error:
+                # On trio, what it raises for one connection ends all.
+                if not self._stopping.is_set():
+                    _log.error("Hypercorn failed and is started again: %r", error, exc_info=error)
+                    await anyio.sleep(_RESTART_DELAY)
+
+    async def _run_hypercorn(self, config: Config) -> None:
+        hypercorn = importlib.import_module("hypercorn.trio" if self._on_trio else "hypercorn.asyncio")
+        serving = hypercorn.serve(self, config, shutdown_trigger=self._stopping.wait, mode="asgi")
+        if self._on_trio:
+            await serving
+            return
+        # In a task of its own, which is cancelled once: anyio would cancel it again while it waits for the connections
+        # that it cancels itself.
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(serving)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # Before Python 3.12 asyncio logs a traceback for each of these connections.
+            loop.set_exception_handler(_ignore_cancellation)
+            task.cancel()
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What Hypercorn calls."""
+        if scope["type"] == "lifespan":
+            scope["state"].update(self._state)
+            raise RuntimeError("the lifespan of the app has run already")  # Hypercorn serves without it
+        # Hypercorn takes HTTP/2 without TLS, also after ``Upgrade: h2c``: a client would tunnel through a proxy that
+        # forwards the upgrade, past its rules. Source: https://bishopfox.com/blog/h2c-smuggling-request
+        if scope["http_version"] == "2" and scope["scheme"] in ("http", "ws"):
+            kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
+            await send({"type": f"{kind}.start", "status": 505, "headers": [(b"content-length", b"0")]})
+            await send({"type": f"{kind}.body", "body": b""})
+            return
+        scope["extensions"] = {**scope.get("extensions", {}), "microws": self._extension}
+        call = _Call(scope, receive, send, self._stopping.is_set, self._log_access)
+        self._calls.add(call)
+        try:
+            await call.run(self._app)
+        finally:
+            self._calls.discard(call)
+            if not self._calls:
+                self._all_returned.set()
+
+    def statistics(self) -> tuple[int, int]:
+        """How many requests and how many WebSockets are open."""
+        websockets = sum(call.is_websocket for call in self._calls)
+        return len(self._calls) - websockets, websockets
+
+    async def drain(self) -> None:
+        """End what would not end by itself: every WebSocket with 1012, every event stream where it stands."""
+        self._stopping.set()
+        async with anyio.create_task_group() as tasks:
+            for call in list(self._calls):
+                tasks.start_soon(call.drain)
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections, and end each open one after the request that it is at."""
+        self._stopping.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until no request and no WebSocket is left, and end Hypercorn."""
+        while self._calls:
+            self._all_returned = anyio.Event()
+            await self._all_returned.wait()
+        with anyio.move_on_after(_LINGER):
+            await self._ended.wait()
+        self._serving.cancel()
+
+    def disconnect(self) -> None:
+        """Tell the apps that their clients have left."""
+        for call in self._calls:
+            call.end(_LOST if call.is_websocket else _ENDED)
+
+    def cancel(self) -> None:
+        """Cancel every app that is still at work, and Hypercorn."""
+        for call in self._calls:
+            call.running.cancel()
+        self._serving.cancel()
+
+
+class _Call:
+    """One call of the app: a request, or a WebSocket."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, is_draining: Callable[[], bool], log_access: AccessLog
+    ) -> None:
+        self.is_websocket = scope["type"] == "websocket"
+        self.running = anyio.CancelScope()
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._is_draining = is_draining
+        self._log_access = log_access
+        self._began = time.perf_counter()
+        self._waits: set[anyio.CancelScope] = set()
+        self._disconnect: Event | None = None
+        self._status: int | None = None
+        self._is_answered = False
+        self._is_event_stream = False
+        self._ending: Ending | None = None  # of a WebSocket, once it was accepted
+
+    async def run(self, app: ASGIApplication) -> None:
+        with self.running:
+            try:
+                await app(self._scope, self.receive, self.send)
+                if self._status is None and not self._disconnect:
+                    _log.error("the app returned without an answer to %s", request_line(self._scope))
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
+                if not (reported_id(error) or (self._disconnect and is_gone(error))):
+                    _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
+        if self._is_event_stream and self._is_draining() and not self._is_answered:
+            # So that the client sees a stream that has ended, not one that broke.
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        if not self._is_answered:
+            # Where the app has not begun, Hypercorn answers.
+            self._answered(500 if self._status is None and not self._disconnect else self._status)
+        if self._ending is not None:
+            self._log_access(self._scope, self._status, self._began, ending=self._ending)
+
+    async def receive(self) -> Event:
+        if self._disconnect is None:
+            with anyio.CancelScope() as waiting:
+                self._waits.add(waiting)
+                try:
+                    event = await self._receive()
+                finally:
+                    self._waits.discard(waiting)
+                if not event["type"].endswith(".disconnect"):
+                    return event
+                self._disconnect = event
+        assert self._disconnect is not None
+        return self._disconnect
+
+    async def send(self, event: Event) -> None:
+        kind = event["type"]
+        if kind == "websocket.close" and (self._disconnect or self._is_closed()):
+            return
+        if self._disconnect is not None:
+            raise Gone("the client has left, or the server is stopping")
+        if "headers" in event:
+            event = {**event, "headers": list(event["headers"] or ())}
+        if kind == "http.response.start" and self._is_draining() and self._scope["http_version"] != "2":
+            event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
+        await self._send(event)
+        if kind.endswith("response.start"):
+            self._status = event["status"]
+            fields = {bytes(name).lower(): bytes(value) for name, value in event.get("headers", ())}
+            self._is_event_stream = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        elif kind == "websocket.accept":
+            self._ending = Ending("closed by the client")
+            self._answered(101)
+        elif kind == "websocket.close" and self._ending is not None:
+            self._close(int(event.get("code", CloseCode.NORMAL_CLOSURE)))
+        elif kind == "websocket.close":
+            self._answered(403)
+        elif kind.endswith("response.body") and not event.get("more_body", False):
+            self._answered(self._status)
+        if self._is_draining():
+            await self.drain()
+
+    async def drain(self) -> None:
+        if self._ending is not None and not self._disconnect and not self._is_closed():
+            self._close(CloseCode.SERVICE_RESTART)
+            self.end(_RESTART)
+            with suppress(Exception):  # the client may leave at this moment
+                await self._send({**_RESTART, "type": "websocket.close"})
+        elif self._is_event_stream and not self._is_answered:
+            self.end(_ENDED)
+
+    def end(self, disconnect: Event) -> None:
+        """Have the app's ``receive`` return ``disconnect``, also where it waits already."""
+        self._disconnect = self._disconnect or disconnect
+        for waiting in self._waits:
+            waiting.cancel()
+
+    def _answered(self, status: int | None) -> None:
+        self._is_answered = True
+        self._status = status
+        self._log_access(self._scope, status, self._began)
+
+    def _is_closed(self) -> bool:
+        return self._ending is not None and self._ending.code is not None
+
+    def _close(self, code: int) -> None:
+        self._ending = Ending(f"closed {int(code)}", int(code))
+
+
+def _ignore_cancellation(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)

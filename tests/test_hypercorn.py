@@ -1,0 +1,316 @@
+"""``--server hypercorn``: what Hypercorn is told, what is added around the app, and the drain; on every event loop."""
+
+import ssl
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+from raw_websocket import RawWebSocket, connected
+from worker_here import echo, failures, lifespan, read_to_the_end, requesting, respond, serving
+
+from microws.server.hypercorn import hypercorn_config
+from microws.server.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+TLS = Path(__file__).parent / "tls"
+PEM = {"certfile": str(TLS / "localhost.pem"), "keyfile": str(TLS / "localhost.key")}
+LIMIT = 10
+
+GET = {":method": "GET", ":scheme": "https", ":authority": "x", ":path": "/x"}
+
+
+@pytest.fixture(autouse=True)
+def _info(caplog):
+    caplog.set_level("INFO")
+
+
+def on_hypercorn(app, **options):
+    return serving(app, server="hypercorn", **options)
+
+
+def trusted():
+    return ssl.create_default_context(cafile=TLS / "localhost.pem")
+
+
+class HTTP2:
+    """One HTTP/2 connection of a client."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self._events = []
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+
+    async def send(self):
+        await self.stream.send(self.h2.data_to_send())
+
+    async def status(self, stream_id):
+        with anyio.fail_after(LIMIT):
+            while True:
+                for event in self._events:
+                    if isinstance(event, h2.events.ResponseReceived) and event.stream_id == stream_id:
+                        return int(dict(event.headers)[b":status"])
+                self._events = self.h2.receive_data(await self.stream.receive())
+                await self.send()
+
+
+@asynccontextmanager
+async def http2(served):
+    context = trusted()
+    context.set_alpn_protocols(["h2"])
+    tls = {"ssl_context": context, "tls_standard_compatible": False}
+    async with await anyio.connect_tcp("localhost", served.port, **tls) as stream:
+        client = HTTP2(stream)
+        client.h2.initiate_connection()
+        await client.send()
+        yield client
+
+
+def test_hypercorn_is_told_the_settings_and_to_be_silent():
+    config = hypercorn_config(Settings(ping_interval=0, max_head_size="8KiB", keep_alive=30, certfile="both.pem"))
+    assert (config.websocket_max_message_size, config.websocket_ping_interval) == (1 << 20, None)
+    assert (config.h11_max_incomplete_size, config.h2_max_header_list_size) == (8 << 10, 8 << 10)
+    assert (config.keep_alive_timeout, config.certfile, config.keyfile) == (30, "both.pem", "both.pem")
+    assert config.accesslog is config.errorlog is None
+    assert [name for name, _ in config.response_headers("h11")] == [b"date"]
+    assert hypercorn_config(Settings(), max_message_size=5).websocket_max_message_size == 5
+    assert hypercorn_config(Settings(max_message_size=6), max_message_size=5).websocket_max_message_size == 6
+
+
+async def test_the_lifespan_runs_once_and_its_state_reaches_every_request():
+    starts = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            starts.append(scope)
+            scope["state"]["number"] = 7
+            await lifespan(receive, send)
+        else:
+            number, scope["state"]["number"] = scope["state"]["number"], 8
+            await respond(send, str(number).encode())
+
+    async with on_hypercorn(app) as served, httpx.AsyncClient() as client:
+        assert [(await client.get(served.url)).text for _ in range(2)] == ["7", "7"]
+    assert len(starts) == 1
+    assert served.exit_code == 0
+
+
+async def test_requests_and_websockets_are_served_and_logged(caplog):
+    async with on_hypercorn(echo) as served, httpx.AsyncClient() as client:
+        assert (await client.get(f"{served.url}/x?token=secret")).text == "/x"
+        async with connected(served.port, "/ws") as ws:
+            await ws.send_text("hello")
+            await ws.next_event(object)
+    assert '"GET /x?token=*** HTTP/1.1" 200 ' in caplog.text
+    assert '"WebSocket /ws HTTP/1.1" 101 ' in caplog.text
+    assert '"WebSocket /ws HTTP/1.1" closed ' in caplog.text
+    assert not failures(caplog)
+
+
+async def test_http_2_is_offered_over_tls(caplog):
+    async with on_hypercorn(echo, **PEM) as served:
+        async with http2(served) as client:
+            client.h2.send_headers(1, GET.items(), end_stream=True)
+            await client.send()
+            assert await client.status(1) == 200
+        async with httpx.AsyncClient(verify=trusted()) as old:
+            assert (await old.get(f"https://localhost:{served.port}/y")).text == "/y"
+    assert '"GET /x HTTP/2" 200 ' in caplog.text
+    assert '"GET /y HTTP/1.1" 200 ' in caplog.text
+
+
+async def test_http_2_without_tls_is_refused_also_behind_an_upgrade(caplog):
+    """So nobody gets past a proxy's rules by ``Upgrade: h2c``, if the proxy forwards it."""
+    upgrade = (
+        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
+        b"http2-settings: AAMAAABkAAQAAP__\r\n\r\n"
+    )
+    async with on_hypercorn(echo) as served:
+        for first, stream_id in ((b"", 1), (upgrade, 3)):
+            async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+                client = HTTP2(stream)
+                if first:
+                    await stream.send(first)
+                    client.h2.initiate_upgrade_connection()
+                    head, _, rest = (await stream.receive()).partition(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 101 ")
+                    client._events += client.h2.receive_data(rest) if rest else []
+                else:
+                    client.h2.initiate_connection()
+                client.h2.send_headers(stream_id, GET.items(), end_stream=True)
+                await client.send()
+                assert await client.status(stream_id) == 505
+    assert "HTTP/2" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+async def test_an_app_that_raises_is_logged_once_and_answered_with_500(error, caplog):
+    async def app(scope, receive, send):
+        if scope["type"] != "lifespan":
+            raise error("secret")
+
+    async with on_hypercorn(app) as served, httpx.AsyncClient() as client:
+        response = await client.get(f"{served.url}/x")
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+            assert (await RawWebSocket(stream).handshake("/ws")).status_code == 500
+    assert (response.status_code, response.content) == (500, b"")
+    messages = [record.getMessage() for record in failures(caplog)]
+    assert messages == ["the app raised in GET /x HTTP/1.1", "the app raised in WebSocket /ws HTTP/1.1"]
+    assert '"GET /x HTTP/1.1" 500 ' in caplog.text
+
+
+async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
+    async def app(scope, receive, send):
+        pass
+
+    async with on_hypercorn(app) as served, httpx.AsyncClient() as client:
+        assert (await client.get(f"{served.url}/x")).status_code == 500
+    assert [record.getMessage() for record in failures(caplog)] == [
+        "the app returned without an answer to GET /x HTTP/1.1"
+    ]
+
+
+async def test_send_raises_when_the_client_has_left(caplog):
+    raised = anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            while (event := await receive())["type"] != "websocket.disconnect":
+                pass
+            assert await receive() == event
+            try:
+                await send({"type": "websocket.send", "text": "too late"})
+            except OSError:
+                raised.set()
+
+    async with on_hypercorn(app) as served:
+        async with connected(served.port):
+            pass
+        with anyio.fail_after(LIMIT):
+            await raised.wait()
+    assert not failures(caplog)
+
+
+async def test_a_drain_ends_websockets_and_event_streams_and_waits_for_requests(caplog):
+    seen = []
+    asked, both_told, may_answer = anyio.Event(), anyio.Event(), anyio.Event()
+
+    def see(disconnect):
+        seen.append(disconnect)
+        if len(seen) == 2:
+            both_told.set()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            while (event := await receive())["type"] != "websocket.disconnect":
+                pass
+            see((event["code"], event["reason"]))
+        elif scope["type"] == "http" and scope["path"] == "/events":
+            headers = [(b"content-type", b"text/event-stream")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b": hello\n\n", "more_body": True})
+            while (event := await receive())["type"] != "http.disconnect":
+                pass
+            see(event["type"])
+        elif scope["type"] == "http":
+            asked.set()
+            await may_answer.wait()
+            await respond(send)
+
+    async def get(path, *, task_status):
+        async with httpx.AsyncClient() as client, client.stream("GET", served.url + path) as response:
+            if path == "/events":
+                task_status.started()
+            chunks = [chunk async for chunk in response.aiter_bytes()]
+            answers[path] = (response.headers.get("connection"), chunks)
+
+    answers = {}
+    async with on_hypercorn(app) as served, connected(served.port) as ws, anyio.create_task_group() as tasks:
+        await tasks.start(get, "/events")
+        async with requesting(served):
+            await asked.wait()
+            served.shutdown.request()
+            assert await ws.closed() == (1012, "service restart")
+            await both_told.wait()
+            assert not served.ended.is_set()
+            may_answer.set()
+            await served.ended.wait()
+    assert answers == {"/events": (None, [b": hello\n\n"])}
+    assert set(seen) == {(1012, "service restart"), "http.disconnect"}
+    assert served.exit_code == 0
+    assert "closed 1012 " in caplog.text
+    assert not failures(caplog)
+    with pytest.raises(OSError, match="connection attempts failed"):
+        await anyio.connect_tcp("127.0.0.1", served.port)
+
+
+async def test_an_app_that_does_not_end_is_told_and_then_cancelled(caplog):
+    seen = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await receive()
+            seen.append((await receive())["type"])
+            try:
+                await anyio.sleep_forever()
+            finally:
+                seen.append("cancelled")
+
+    async with on_hypercorn(app, drain_timeout=0.1) as served, requesting(served):
+        await wait_for_call(served)
+        served.shutdown.request()
+        await served.ended.wait()
+    assert seen == ["http.disconnect", "cancelled"]
+    assert [record.getMessage() for record in failures(caplog)] == [
+        "connections that did not end in time and are dropped: 1"
+    ]
+
+
+async def wait_for_call(served):
+    """Another request is answered only after the one before it was passed to the app."""
+    async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        await stream.send(b"nonsense\r\n\r\n")
+        await read_to_the_end(stream)
+
+
+async def test_a_websocket_holds_up_the_end_no_longer_than_a_second():
+    """Hypercorn's next ping is due in 300 s, and it waits for it."""
+    with anyio.fail_after(5):
+        async with on_hypercorn(echo, ping_interval=300, drain_timeout=300) as served, connected(served.port):
+            pass
+    assert served.exit_code == 0
+
+
+async def test_a_unix_socket_is_served(tmp_path, caplog):
+    path = tmp_path / "app.sock"
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    async with (
+        on_hypercorn(echo, port=None, bind=f"unix:{path}"),
+        httpx.AsyncClient(transport=transport) as client,
+    ):
+        assert (await client.get("http://app/x")).text == "/x"
+    assert not path.exists()
+    assert 'unix "GET /x HTTP/1.1" 200 ' in caplog.text
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_connection_that_makes_hypercorn_fail_does_not_end_the_server(caplog):
+    """On trio Hypercorn itself ends then. A path with a byte over 0x7f is one of the causes."""
+    async with on_hypercorn(echo, **PEM) as served:
+        async with http2(served) as client:
+            client.h2.send_headers(1, (GET | {":path": b"/\xff"}).items(), end_stream=True)
+            await client.send()
+            await read_to_the_end(client.stream)
+        async with httpx.AsyncClient(verify=trusted()) as client:
+            assert (await client.get(f"https://localhost:{served.port}/y")).text == "/y"
+    assert served.exit_code == 0
+    assert [record.getMessage().partition(": ")[0] for record in failures(caplog)] == [
+        "Hypercorn failed and is started again"
+    ]

@@ -15,6 +15,7 @@ from byte_client import CLOSE, Frame, upgrade
 from microws.interfaces import Limits
 from microws.server.engines import Engines
 from microws.server.listening import tls_context
+from microws.server.request_head import join_fields
 from microws.server.upgrade import Upgrade
 
 __all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until"]
@@ -112,7 +113,8 @@ class Handshaking(asyncio.Protocol):
     def data_received(self, data):
         self._parser.receive_data(data)
         if (request := self._parser.next_event()) is not h11.NEED_DATA:
-            upgrade = Upgrade(request.target, list(request.headers))
+            headers = list(request.headers)
+            upgrade = Upgrade(request.target, headers, join_fields(headers))
             self._take(self._transport, upgrade, self._parser.trailing_data[0])
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.server.request_head import read_head
+from microws.server.request_head import join_fields, read_head
 from microws.server.upgrade import (
     Upgrade,
     accept_response,
@@ -21,9 +21,13 @@ KEY, ANSWER = b"dGhlIHNhbXBsZSBub25jZQ==", b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 HEADERS = [(b"host", b"x"), (b"sec-websocket-version", b"13"), (b"sec-websocket-key", KEY)]
 
 
+def asked(target, headers):
+    return Upgrade(target, headers, join_fields(headers))
+
+
 def scope(target=b"/", headers=()):
     return scope_of(
-        Upgrade(target, [*HEADERS, *headers]),
+        asked(target, [*HEADERS, *headers]),
         scheme="ws",
         client=None,
         server=None,
@@ -74,19 +78,19 @@ def test_a_get_of_http_1_1_asks_whose_connection_names_the_upgrade(method, versi
 
 
 def test_a_handshake_as_in_the_rfc_is_fine():
-    assert check_upgrade(Upgrade(b"/", HEADERS)) is None
-    assert check_upgrade(Upgrade(b"/", [*HEADERS, (b"content-length", b"0")])) is None
+    assert check_upgrade(asked(b"/", HEADERS)) is None
+    assert check_upgrade(asked(b"/", [*HEADERS, (b"content-length", b"0")])) is None
 
 
 @given(st.binary(min_size=16, max_size=16))
 def test_any_16_bytes_are_a_key(key):
-    assert check_upgrade(Upgrade(b"/", [*HEADERS[:2], (b"sec-websocket-key", base64.b64encode(key))])) is None
+    assert check_upgrade(asked(b"/", [*HEADERS[:2], (b"sec-websocket-key", base64.b64encode(key))])) is None
 
 
 @pytest.mark.parametrize("versions", [[], [b"12"], [b"13", b"13"], [b"13, 8"], [b""], [b"013"]])
 def test_another_version_is_426_and_told_the_right_one(versions):
     headers = [pair for pair in HEADERS if pair[0] != b"sec-websocket-version"]
-    refused = check_upgrade(Upgrade(b"/", headers + [(b"sec-websocket-version", version) for version in versions]))
+    refused = check_upgrade(asked(b"/", headers + [(b"sec-websocket-version", version) for version in versions]))
     status, answer, body = read(final_response(refused.status, refused.headers) + refused.body)
     assert (status, body) == (426, b"expected Sec-WebSocket-Version: 13")
     assert (b"sec-websocket-version", b"13") in answer
@@ -97,13 +101,13 @@ def test_another_version_is_426_and_told_the_right_one(versions):
 
 @pytest.mark.parametrize("keys", [[], [KEY, KEY], [b""], [b"YQ=="], [b"\xff" * 24], [KEY[:-1]], [KEY + b"YQ=="]])
 def test_a_bad_key_is_400(keys):
-    refused = check_upgrade(Upgrade(b"/", HEADERS[:2] + [(b"sec-websocket-key", key) for key in keys]))
+    refused = check_upgrade(asked(b"/", HEADERS[:2] + [(b"sec-websocket-key", key) for key in keys]))
     assert (refused.status, refused.body) == (400, b"expected one Sec-WebSocket-Key of 16 bytes in Base64")
 
 
 @pytest.mark.parametrize("header", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
 def test_a_handshake_with_a_body_is_400(header):
-    refused = check_upgrade(Upgrade(b"/", [*HEADERS, header]))
+    refused = check_upgrade(asked(b"/", [*HEADERS, header]))
     assert read(final_response(refused.status, refused.headers) + refused.body)[::2] == (
         400,
         b"a WebSocket handshake has no body",
@@ -140,7 +144,7 @@ def test_subprotocols_are_those_of_all_fields(values, subprotocols):
 
 
 def test_an_accept_answers_the_key():
-    response = accept_response(Upgrade(b"/", HEADERS), subprotocol=None, headers=[], extensions=None)
+    response = accept_response(asked(b"/", HEADERS), subprotocol=None, headers=[], extensions=None)
     assert response == (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + ANSWER + b"\r\n\r\n"
@@ -152,7 +156,7 @@ def test_an_accept_says_what_was_agreed_to():
     client.send(h11.Request(method="GET", target="/", headers=[*HEADERS, ("upgrade", "websocket")]))
     client.receive_data(
         accept_response(
-            Upgrade(b"/", HEADERS), subprotocol="chat", headers=[(b"x-y", b"z")], extensions="permessage-deflate"
+            asked(b"/", HEADERS), subprotocol="chat", headers=[(b"x-y", b"z")], extensions="permessage-deflate"
         )
     )
     answer = client.next_event()

@@ -11,7 +11,7 @@ from microws.server.deadlines import Deadlines
 from microws.server.engine import Engine
 from microws.server.upgrade import Upgrade, check_upgrade, scope_of
 from microws.server.wire import Closings, Upkeep, Wire
-from microws.server.writing import address_of
+from microws.server.writing import addresses_of
 from microws.state import CONNECTING
 
 __all__ = ["Engines"]
@@ -81,11 +81,12 @@ class Engines:
         """
         engine = Engine(transport, upgrade, self._upkeep, log_access=self._log_access, on_lost=self._lost)
         self._open.add(engine)
+        client, server = addresses_of(transport)
         engine.scope = scope_of(
             upgrade,
             scheme="ws" if transport.get_extra_info("sslcontext") is None else "wss",
-            client=address_of(transport.get_extra_info("peername")),
-            server=address_of(transport.get_extra_info("sockname")),
+            client=client,
+            server=server,
             state=state,
             extensions={"websocket.http.response": {}, "microws": {**self._extension, "transport": engine}},
         )

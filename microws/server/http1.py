@@ -13,7 +13,7 @@ from microws.server.request_parser import RequestParser
 from microws.server.response_head import date_line, response_head
 from microws.server.shared import Shared
 from microws.server.upgrade import Upgrade
-from microws.server.writing import Writable, address_of, is_ready
+from microws.server.writing import Addresses, Writable, addresses_of, is_ready, socket_of
 
 __all__ = ["HTTP1"]
 
@@ -40,7 +40,7 @@ class HTTP1(Writable):
 
     __slots__ = (
         "__weakref__",
-        "_client",
+        "_addresses",
         "_discarded",
         "_exchange",
         "_has_hung_up",
@@ -48,7 +48,6 @@ class HTTP1(Writable):
         "_is_over",
         "_is_reading",
         "_parser",
-        "_server",
         "_shared",
         "_unread",
         "_was_buffered",
@@ -70,8 +69,8 @@ class HTTP1(Writable):
         self._is_reading = True
         self._is_closing = self._is_over = self._has_hung_up = False
         self._discarded = self._was_buffered = 0
-        self._client = address_of(transport.get_extra_info("peername"))
-        self._server = address_of(transport.get_extra_info("sockname"))
+        # Not before a request has come: a WebSocket has its own.
+        self._addresses: Addresses | None = None
         shared.connections.add(self)
         shared.heads.start(self)
 
@@ -140,6 +139,9 @@ class HTTP1(Writable):
 
     def _begin(self, head: RequestHead) -> None:
         shared = self._shared
+        if self._addresses is None:
+            self._addresses = addresses_of(self._transport)
+            self.socket = socket_of(self._transport)
         exchange = self._exchange = Exchange(self, head, self._scope_of(head), shared.log_access)
         exchange.scope["microws.exchange"] = exchange
         app = shared.app if head.target != b"*" else _answer_asterisk
@@ -150,6 +152,7 @@ class HTTP1(Writable):
     def _scope_of(self, head: RequestHead) -> Scope:
         """Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope."""
         shared = self._shared
+        client, server = self._addresses or (None, None)
         path, _, query = head.target.partition(b"?")
         return {
             "type": "http",
@@ -162,18 +165,18 @@ class HTTP1(Writable):
             "query_string": query,
             "root_path": "",
             "headers": head.headers,
-            "client": self._client,
-            "server": self._server,
+            "client": client,
+            "server": server,
             "state": shared.state.copy(),
             "extensions": {"microws": shared.extension},
         }
 
     def _become_websocket(self, head: RequestHead, rest: bytes) -> None:
-        self._forget()
+        self._shared.connections.discard(self)
         if not self._is_reading:
             self._transport.resume_reading()
         shared = self._shared
-        shared.engines.take(self._transport, Upgrade(head.target, head.headers), rest, shared.state.copy())
+        shared.engines.take(self._transport, Upgrade(head.target, head.headers, head.fields), rest, shared.state.copy())
         if self._has_hung_up:
             self._transport.abort()
 
@@ -273,7 +276,12 @@ class HTTP1(Writable):
         else:
             method, target = self._parser.line
             path, _, query = target.partition(b"?")
-            scope: Scope = {"type": "http", "client": self._client, "method": method.decode(), "raw_path": path}
+            scope: Scope = {
+                "type": "http",
+                "client": addresses_of(self._transport)[0],
+                "method": method.decode(),
+                "raw_path": path,
+            }
             scope["query_string"] = query
             self._shared.log_access(scope, status, perf_counter())
         self.hang_up(has_unread=True)

@@ -3,7 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["MAX_FIELDS", "Fields", "Refused", "RequestHead", "read_head"]
+__all__ = ["MAX_FIELDS", "Fields", "Refused", "RequestHead", "join_fields", "read_head"]
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -16,9 +16,7 @@ _CODING: Final = b"transfer-encoding"
 _CONNECTION: Final = b"connection"
 _UPGRADE: Final = b"upgrade"
 _EXPECT: Final = b"expect"
-_READ: Final = frozenset({_HOST, _LENGTH, _CODING, _CONNECTION, _UPGRADE, _EXPECT})
-# RFC 9110 §5.3: a field that is a list may come in several parts.
-_LISTS: Final = frozenset({_CODING, _CONNECTION, _UPGRADE, _EXPECT})
+_SINGLE: Final = (_HOST, _LENGTH)
 
 # RFC 3986 §3.2.2, §3.2.3, without user information, which RFC 9110 §4.2.4 forbids.
 _VALID_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
@@ -49,6 +47,7 @@ class RequestHead(NamedTuple):
         target: The path, percent-encoded, and the query string; or ``*``.
         version: ``"1.1"`` or ``"1.0"``.
         headers: In their order, the names in lower case.
+        fields: By name; the values of several fields of one name are joined by commas.
         keep_alive: Whether the client may send another request on the connection.
         length: Bytes of the body; ``None``: it comes in chunks.
         expects_continue: Whether the client waits for ``100 Continue`` before it sends the body.
@@ -59,6 +58,7 @@ class RequestHead(NamedTuple):
     target: bytes
     version: str
     headers: Fields
+    fields: dict[bytes, bytes]
     keep_alive: bool
     length: int | None
     expects_continue: bool
@@ -82,14 +82,9 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
     if len(headers) > MAX_FIELDS:
         raise Refused(431, f"expected at most {MAX_FIELDS} header fields")
     is_modern = version == b"1.1"
-    fields: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in _READ:
-            if name in fields:
-                if name not in _LISTS:
-                    raise Refused(400, f"expected one {name.decode()} field, got several")
-                value = fields[name] + b"," + value
-            fields[name] = value
+    fields = dict(headers)
+    if len(fields) < len(headers):
+        fields = join_fields(headers)
     if method == b"CONNECT":
         raise Refused(501, "this server does not tunnel connections")
     host = fields.get(_HOST)
@@ -100,7 +95,13 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
         raise Refused(400, "expected Host to be a host name, and a port if there is one")
     if not target.startswith(b"/") or b"#" in target:
         target, headers = _origin_form(method, target, headers)
-    connection = _tokens(fields.get(_CONNECTION))
+    keep_alive = is_modern
+    asks_for_websocket = False
+    if _CONNECTION in fields:
+        options = _tokens(fields[_CONNECTION])
+        keep_alive = b"close" not in options and (is_modern or b"keep-alive" in options)
+        if b"upgrade" in options and is_modern and method == b"GET" and _UPGRADE in fields:
+            asks_for_websocket = b"websocket" in _tokens(fields[_UPGRADE])
     length: int | None
     if _CODING in fields:
         _check_chunked(fields, is_modern=is_modern)
@@ -119,15 +120,31 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
         target,
         "1.1" if is_modern else "1.0",
         headers,
-        b"close" not in connection and (is_modern or b"keep-alive" in connection),
+        fields,
+        keep_alive,
         length,
         expects_continue,
-        is_modern
-        and _UPGRADE in fields
-        and method == b"GET"
-        and b"upgrade" in connection
-        and b"websocket" in _tokens(fields[_UPGRADE]),
+        asks_for_websocket,
     )
+
+
+def join_fields(headers: Fields) -> dict[bytes, bytes]:
+    """
+    The values by name: those of several fields of one name are one list.
+
+    Raises:
+        Refused: A field that has one value came several times.
+
+    Source: RFC 9110 §5.3.
+    """
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in fields:
+            if name in _SINGLE:
+                raise Refused(400, f"expected one {name.decode()} field, got several")
+            value = fields[name] + b"," + value
+        fields[name] = value
+    return fields
 
 
 def _origin_form(method: bytes, target: bytes, headers: Fields) -> tuple[bytes, Fields]:
@@ -156,5 +173,6 @@ def _read_length(value: bytes) -> int:
     return int(value)
 
 
-def _tokens(value: bytes | None) -> list[bytes]:
-    return [] if value is None else [token.strip(b" \t") for token in value.lower().split(b",")]
+def _tokens(value: bytes) -> list[bytes]:
+    value = value.lower()
+    return [token.strip(b" \t") for token in value.split(b",")] if b"," in value else [value]

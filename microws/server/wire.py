@@ -282,7 +282,8 @@ class Wire(Writing):
             self._resume_reading()
 
     def _offers(self) -> list[str]:
-        return [value.decode("latin-1") for name, value in self.upgrade.headers if name == b"sec-websocket-extensions"]
+        value = self.upgrade.fields.get(b"sec-websocket-extensions")
+        return [] if value is None else [value.decode("latin-1")]
 
     def start_response(self, status: int, headers: Headers) -> None:
         """

@@ -1,6 +1,7 @@
 """Serves any ASGI app: its lifespan, its sockets, its signals, and an orderly end."""
 
 import asyncio
+import gc
 import importlib.util
 import logging
 import ssl
@@ -123,6 +124,9 @@ def _run(
         is_main = threading.current_thread() is threading.main_thread()
         end = ProcessEnd(renewal) if is_main else None
         code = 1
+        # What the import has made stays: a collection need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         try:
             code = anyio.run(
                 _serve_until_signal,

@@ -3,16 +3,19 @@
 import asyncio
 import select
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from microws.deflate import Deflater
 from microws.framing import BINARY, PING, PONG, TEXT, encode_frame, encode_head
 from microws.state import CLOSED, CONNECTING, OPEN
 
-__all__ = ["Writable", "Writing", "address_of", "is_ready"]
+__all__ = ["Addresses", "Writable", "Writing", "addresses_of", "is_ready", "socket_of"]
 
 # From here on a payload is not copied behind its head.
 _BIG_BYTES: Final = 64 << 10
+
+
+Addresses: TypeAlias = tuple[tuple[str, int] | None, tuple[str, int] | None]
 
 
 class Writable(asyncio.Protocol):
@@ -36,7 +39,7 @@ class Writable(asyncio.Protocol):
         # The transport's own methods: a broadcast calls them for each connection.
         self.write = transport.write
         self.buffered = transport.get_write_buffer_size
-        self.socket = _socket(transport)
+        self.socket: int | None = None
         # Of ``is_writable``, and of what a subclass has its own methods wait for.
         self._change: asyncio.Event | None = None
 
@@ -95,6 +98,7 @@ class Writing(Writable):
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)
+        self.socket = socket_of(transport)
         self.state = CONNECTING
         self.carried: tuple[str | bytes, bytes, str] | None = None
         self.unwritten: list[bytes] | None = None
@@ -160,7 +164,7 @@ class Writing(Writable):
             self._late_pong = payload
 
 
-def _socket(transport: asyncio.Transport) -> int | None:
+def socket_of(transport: asyncio.Transport) -> int | None:
     """The descriptor of the socket that gets what is written to ``transport`` as it is."""
     if transport.get_extra_info("sslcontext") is not None:
         return None
@@ -168,8 +172,12 @@ def _socket(transport: asyncio.Transport) -> int | None:
     return None if socket is None else socket.fileno()
 
 
-def address_of(name: Any) -> tuple[str, int] | None:
-    """Host and port of a socket's name; ``None`` on a Unix socket."""
+def addresses_of(transport: asyncio.Transport) -> Addresses:
+    """Host and port of the client, and of the server; ``None`` on a Unix socket."""
+    return _address(transport.get_extra_info("peername")), _address(transport.get_extra_info("sockname"))
+
+
+def _address(name: Any) -> tuple[str, int] | None:
     return (name[0], name[1]) if isinstance(name, tuple) else None
 
 

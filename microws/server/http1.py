@@ -8,12 +8,13 @@ from urllib.parse import unquote
 
 from microws.interfaces import Receive, Scope, Send
 from microws.server.exchange import Exchange
+from microws.server.lingering import Lingering
 from microws.server.request_head import Refused, RequestHead
 from microws.server.request_parser import RequestParser
 from microws.server.response_head import date_line, response_head
 from microws.server.shared import Shared
 from microws.server.upgrade import Upgrade
-from microws.server.writing import Addresses, Writable, addresses_of, is_ready, socket_of
+from microws.server.writing import Addresses, addresses_of, is_ready, socket_of
 
 __all__ = ["HTTP1"]
 
@@ -25,7 +26,7 @@ _MAX_DISCARDED_BYTES: Final = 1 << 20
 _REQUEST_TIMEOUT: Final = 408
 
 
-class HTTP1(Writable):
+class HTTP1(Lingering):
     """
     A connection. One request is read at a time; what comes behind it waits, unread, for the end of its response.
 
@@ -44,13 +45,10 @@ class HTTP1(Writable):
         "_discarded",
         "_exchange",
         "_has_hung_up",
-        "_is_closing",
         "_is_over",
         "_is_reading",
         "_parser",
-        "_shared",
         "_unread",
-        "_was_buffered",
         "is_met",
     )
 
@@ -60,15 +58,15 @@ class HTTP1(Writable):
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected; over TLS, its handshake is over."""
-        super().__init__(transport)
-        self.is_met = True
         shared = self._shared
+        super().__init__(transport, shared)
+        self.is_met = True
         self._parser = RequestParser(shared.max_head_size)
         self._exchange: Exchange | None = None
         self._unread = b""
         self._is_reading = True
-        self._is_closing = self._is_over = self._has_hung_up = False
-        self._discarded = self._was_buffered = 0
+        self._is_over = self._has_hung_up = False
+        self._discarded = 0
         # Not before a request has come: a WebSocket has its own.
         self._addresses: Addresses | None = None
         shared.connections.add(self)
@@ -293,74 +291,23 @@ class HTTP1(Writable):
         else:
             self.hang_up()
 
-    def check_progress(self) -> None:
-        """Drop a client that takes nothing of what it was sent."""
-        buffered = self.buffered()
-        # Nothing is buffered of a file, which leaves past the transport.
-        if buffered >= self._was_buffered and (buffered or not self.is_writable):
-            self.abort()
-        elif buffered:
-            self._was_buffered = buffered
-            self._shared.writes.start(self)
-
-    async def wait_written(self) -> None:
-        """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
-        # The transport resumes writing when nothing is left; one of TLS would never.
-        self._transport.set_write_buffer_limits(high=0)
-        await self.wait_writable()
-        self._transport.set_write_buffer_limits()
-
-    def pause_writing(self) -> None:
-        """What was sent piles up."""
-        super().pause_writing()
-        self._watch_progress()
-
-    def resume_writing(self) -> None:
-        """The client has taken most of it."""
-        self._shared.writes.stop(self)
-        super().resume_writing()
-
-    def _watch_progress(self) -> None:
-        self._was_buffered = self.buffered()
-        self._shared.writes.start(self)
-
     def hang_up(self, *, has_unread: bool = False) -> None:
-        """
-        Send nothing more. Where the client may still be sending, discard it until it has closed too.
-
-        A server that closes with data unread resets the connection, and the client may never see what it was sent.
-
-        Source: RFC 9112 §9.6.
-        """
+        """Send nothing more. Where the client may still be sending, discard it until it has closed too."""
         if self._is_closing or self._transport.is_closing():
             return
-        self._is_closing = True
         exchange, shared = self._exchange, self._shared
         has_unread = has_unread or bool(self._unread) or (exchange is not None and not exchange.is_received)
         self._stop_waiting()
         shared.bodies.stop(self)
         shared.discards.stop(self)
         self._unread = b""
-        if self.buffered():
-            self._watch_progress()
-        if not has_unread or self._has_hung_up or not self._transport.can_write_eof():
-            self._transport.close()
-            return
-        shared.closings.start(self)
-        self._resume_reading()
-        try:
-            self._transport.write_eof()
-        except OSError:
-            # asyncio's: the client has reset the connection, and the event loop has not read it yet.
-            self._transport.abort()
+        self._end(lingers=has_unread and not self._has_hung_up)
+        if has_unread:
+            self._resume_reading()
 
     def close(self, code: int, reason: str) -> None:
         """End a stream whose client does not keep up. Never waits."""
         self.abort()
-
-    def abort(self) -> None:
-        """Drop the connection at once."""
-        self._transport.abort()
 
     def eof_received(self) -> bool:
         """The client sends nothing more. It gets the answers to the requests that it has sent in full."""

@@ -11,7 +11,7 @@ from microws.server.deadlines import Deadlines
 from microws.server.engines import Engines
 from microws.server.exchange import Exchange
 
-__all__ = ["Connection", "Shared"]
+__all__ = ["Connection", "Sending", "Shared"]
 
 # Seconds that the rest of a body which the app has not read is discarded for; nginx: 5 s, or 30 s in all.
 _DISCARD_TIMEOUT: Final = 1.0
@@ -21,8 +21,20 @@ _CLOSE_TIMEOUT: Final = 5.0
 _LAST_LOOK: Final = 0.5
 
 
-class Connection(Protocol):
-    """One of them: what is called when a time is over, and what the server asks."""
+class Sending(Protocol):
+    """What is called of one when a time is over in which its client should have taken what it was sent."""
+
+    def check_progress(self) -> None:
+        """Drop a client that takes nothing of what it was sent."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
+
+
+class Connection(Sending, Protocol):
+    """One of them: what else is called when a time is over, and what the server asks."""
 
     @property
     def is_silent(self) -> bool:
@@ -39,14 +51,6 @@ class Connection(Protocol):
 
     def hang_up(self) -> None:
         """End it: send nothing more."""
-        ...
-
-    def check_progress(self) -> None:
-        """Drop a client that takes nothing of what it was sent."""
-        ...
-
-    def abort(self) -> None:
-        """Drop the connection at once."""
         ...
 
 
@@ -107,9 +111,17 @@ class Shared:
         self.looks = Deadlines[Connection](_LAST_LOOK, methodcaller("close_idle"))
         self.bodies = Deadlines[Connection](body_timeout, methodcaller("time_out"))
         self.discards = Deadlines[Connection](_DISCARD_TIMEOUT, methodcaller("hang_up"))
-        self.writes = Deadlines[Connection](write_timeout, methodcaller("check_progress"))
-        self.closings = Deadlines[Connection](_CLOSE_TIMEOUT, methodcaller("abort"))
-        self.all_deadlines = (self.heads, self.idle, self.looks, self.bodies, self.discards, self.writes, self.closings)
+        self.writes = Deadlines[Sending](write_timeout, methodcaller("check_progress"))
+        self.closings = Deadlines[Sending](_CLOSE_TIMEOUT, methodcaller("abort"))
+        self.all_deadlines: tuple[Deadlines[Any], ...] = (
+            self.heads,
+            self.idle,
+            self.looks,
+            self.bodies,
+            self.discards,
+            self.writes,
+            self.closings,
+        )
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """The app has ended."""

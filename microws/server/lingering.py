@@ -1,0 +1,82 @@
+"""A connection that ends without losing what was sent, and drops a client that takes nothing of it."""
+
+import asyncio
+
+from microws.server.shared import Shared
+from microws.server.writing import Writable
+
+__all__ = ["Lingering"]
+
+
+class Lingering(Writable):
+    """
+    The outgoing side of an HTTP/1.1 connection. Of its methods only those that say so wait.
+
+    Args:
+        transport: Of the connection.
+        shared: With the connections of the worker.
+    """
+
+    __slots__ = ("_is_closing", "_shared", "_was_buffered")
+
+    def __init__(self, transport: asyncio.Transport, shared: Shared) -> None:
+        super().__init__(transport)
+        self._shared = shared
+        self._is_closing = False
+        self._was_buffered = 0
+
+    def check_progress(self) -> None:
+        """Drop a client that takes nothing of what it was sent."""
+        buffered = self.buffered()
+        # Nothing is buffered of a file, which leaves past the transport.
+        if buffered >= self._was_buffered and (buffered or not self.is_writable):
+            self.abort()
+        elif buffered:
+            self._was_buffered = buffered
+            self._shared.writes.start(self)
+
+    async def wait_written(self) -> None:
+        """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
+        # The transport resumes writing when nothing is left; one of TLS would never.
+        self._transport.set_write_buffer_limits(high=0)
+        await self.wait_writable()
+        self._transport.set_write_buffer_limits()
+
+    def pause_writing(self) -> None:
+        """What was sent piles up."""
+        super().pause_writing()
+        self._watch_progress()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        self._shared.writes.stop(self)
+        super().resume_writing()
+
+    def _watch_progress(self) -> None:
+        self._was_buffered = self.buffered()
+        self._shared.writes.start(self)
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._transport.abort()
+
+    def _end(self, *, lingers: bool) -> None:
+        """
+        Close once everything was sent; with ``lingers`` only when the client has closed too, or does not in time.
+
+        A server that closes with data unread resets the connection, and the client may never see what it was sent.
+
+        Source: RFC 9112 §9.6.
+        """
+        self._is_closing = True
+        if self.buffered():
+            self._watch_progress()
+        if not (lingers and self._transport.can_write_eof()):
+            self._transport.close()
+            return
+        self._shared.closings.start(self)
+        try:
+            self._transport.write_eof()
+        except OSError:
+            # asyncio's: the client has reset the connection, and the event loop has not read it yet.
+            self._transport.abort()

@@ -8,9 +8,10 @@ import httpx
 import pytest
 from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected
-from worker_here import echo, failures, lifespan, on_own_server, requesting, respond, serving
+from worker_here import echo, failures, lifespan, on_own_server, read_to_the_end, requesting, respond, serving
 
 from microws.server.listening import tls_context
+from microws.server.supervised import Stage
 
 pytestmark = pytest.mark.anyio
 
@@ -270,6 +271,26 @@ async def wait_refused(port):
                 return
             await stream.aclose()
             await anyio.sleep(0.01)
+
+
+async def test_in_the_stop_delay_each_connection_ends_after_its_next_response():
+    async def ask(stream):
+        await stream.send(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
+        response = b""
+        while not response.endswith(b"/x"):
+            response += await stream.receive()
+        return b"\r\nconnection: close\r\n" in response.lower()
+
+    async with serving(echo, stop_delay=60) as served, await anyio.connect_tcp("127.0.0.1", served.port) as kept:
+        assert not await ask(kept)
+        served.shutdown.reach(Stage.DELAY)
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as new:
+            for stream in kept, new:
+                assert await ask(stream)
+                await read_to_the_end(stream)
+        assert not served.ended.is_set()
+        served.shutdown.request()
+        await served.ended.wait()
 
 
 async def test_an_idle_connection_delays_nothing():

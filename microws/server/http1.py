@@ -223,7 +223,7 @@ class HTTP1(Lingering):
             self._resume_reading()
             self._read(unread)
         if self.is_silent and not self._is_closing:
-            if self._has_hung_up or self.is_last:
+            if self._has_hung_up or self.is_draining:
                 self.hang_up()
             else:
                 self._shared.idle.start(self)

@@ -105,6 +105,7 @@ class HypercornServer:
         self._calls: set[_Call] = set()
         self._serving = anyio.CancelScope()
         self._stopping = anyio.Event()
+        self.keeps_connections = True
         self._all_returned = anyio.Event()
         self._ended = anyio.Event()
 
@@ -170,7 +171,7 @@ class HypercornServer:
             await send({"type": f"{kind}.body", "body": b""})
             return
         scope["extensions"] = {**scope.get("extensions", {}), "microws": self._extension}
-        call = _Call(scope, receive, send, self._stopping.is_set, self._log_access)
+        call = _Call(self, scope, receive, send, self._stopping.is_set, self._log_access)
         self._calls.add(call)
         try:
             await call.run(self._app)
@@ -183,6 +184,10 @@ class HypercornServer:
         """How many requests and how many WebSockets are open."""
         websockets = sum(call.is_websocket for call in self._calls)
         return len(self._calls) - websockets, websockets
+
+    def expect_stop(self) -> None:
+        """Go on, but keep no HTTP/1.1 connection beyond its next response; HTTP/2 goes on by its own rules."""
+        self.keeps_connections = False
 
     async def drain(self) -> None:
         """End what would not end by itself: every WebSocket with 1012, every event stream where it stands."""
@@ -220,10 +225,17 @@ class _Call:
     """One call of the app: a request, or a WebSocket."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, is_draining: Callable[[], bool], log_access: AccessLog
+        self,
+        server: HypercornServer,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        is_draining: Callable[[], bool],
+        log_access: AccessLog,
     ) -> None:
         self.is_websocket = scope["type"] == "websocket"
         self.running = anyio.CancelScope()
+        self._server = server
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -279,7 +291,8 @@ class _Call:
             raise Gone("the client has left, or the server is stopping")
         if "headers" in event:
             event = {**event, "headers": list(event["headers"] or ())}
-        if kind == "http.response.start" and self._is_draining() and self._scope["http_version"] != "2":
+        is_last = self._is_draining() or not self._server.keeps_connections
+        if kind == "http.response.start" and is_last and self._scope["http_version"] != "2":
             event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
         await self._send(event)
         if kind.endswith("response.start"):

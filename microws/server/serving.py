@@ -91,6 +91,10 @@ class AsyncioServer:
         """How many requests and how many WebSockets are open."""
         return len(self._shared.exchanges), self._engines.open
 
+    def expect_stop(self) -> None:
+        """Go on, but keep no connection beyond its next response: ``connection: close`` says so to the client."""
+        self._shared.is_stopping = True
+
     async def drain(self) -> None:
         """
         End what would not end by itself: every WebSocket with 1012, every event stream where it stands.
@@ -107,7 +111,7 @@ class AsyncioServer:
         self._has_ended.set()
         for server in self._servers:
             server.close()
-        self._shared.is_stopping = True
+        self._shared.is_stopping = self._shared.is_draining = True
         for connection in list(self._shared.idle):
             connection.close_idle()
 

@@ -74,8 +74,8 @@ class Shared:
     Attributes:
         connections: Those that are open.
         exchanges: Those whose app is at work, and its tasks.
-        is_stopping: No connection is kept beyond the response in progress.
-        is_draining: Event streams end too.
+        is_stopping: No connection is kept beyond its next response.
+        is_draining: Nor is one that is idle, and event streams end.
         on_end: Called when a connection or an app has ended.
     """
 

@@ -183,6 +183,7 @@ class _Server(Protocol):
     def open(self) -> int: ...
     async def serve(self, sockets: Sequence[Any], *, task_status: TaskStatus[None]) -> None: ...
     def statistics(self) -> tuple[int, int]: ...
+    def expect_stop(self) -> None: ...
     async def drain(self) -> None: ...
     async def stop_listening(self) -> None: ...
     async def wait_closed(self) -> None: ...
@@ -242,7 +243,7 @@ async def serve(
                 announce()
             task_status.started()
             await shutdown.requested.wait()
-            await _delay(shutdown, settings)
+            await _delay(server, shutdown, settings)
             shutdown.limit(settings.drain_timeout)
             await _drain(server, listeners, shutdown, timeout=settings.drain_timeout)
         shutdown.limit(settings.shutdown_timeout)
@@ -298,8 +299,9 @@ def _prepare(
     return AsyncioServer(shared, engines, tls=tls)
 
 
-async def _delay(shutdown: Shutdown, settings: Settings) -> None:
+async def _delay(server: _Server, shutdown: Shutdown, settings: Settings) -> None:
     if not shutdown.draining.is_set():
+        server.expect_stop()
         shutdown.limit(settings.stop_delay + settings.drain_timeout)
         _log.info("not ready any more; draining in %g s (--stop-delay; a second signal: now)", settings.stop_delay)
         with anyio.move_on_after(settings.stop_delay):

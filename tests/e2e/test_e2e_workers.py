@@ -247,6 +247,22 @@ def test_sighup_brings_new_code_and_refuses_nobody(directory, loop):
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_sighup_to_one_worker_brings_new_code_and_refuses_nobody(directory, loop):
+    """Those who connect meanwhile wait."""
+    with supervised(directory, "--loop", loop, "--no-access-log") as server, Load(server.port) as load:
+        wait_until(lambda: load.answers)
+        write(directory, before="VERSION = 1", after="VERSION = 2")
+        server.signal(signal.SIGHUP)
+        server.wait_for_line("serving", times=2)
+        count = len(load.answers)
+        wait_until(lambda: len(load.answers) > count + 20)
+        assert load.failures == []
+        assert set(load.answers) == {(200, 1), (200, 2)}
+        assert {version for _, version in load.answers[count + 4 :]} == {2}
+        assert server.stop() == 0
+
+
 def test_code_that_does_not_start_leaves_the_old_workers_in_their_places(directory):
     with supervised(directory, "--workers", "2") as server, connect(f"{server.ws_url}/echo", proxy=None) as ws:
         ws.recv(timeout=LIMIT)

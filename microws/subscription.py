@@ -143,6 +143,8 @@ class Stream:
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
+    __slots__ = ("_codec", "_events", "_hub", "_queue")
+
     def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], event: EventName) -> None:
         if not topics:
             raise TypeError("stream takes at least one topic")
@@ -169,8 +171,14 @@ class Stream:
         codecs: dict[str, FrameCodec] = {
             topic: event_codec(event, is_chunked=is_chunked) for topic, event in self._events.items()
         }
-        outbox = Outbox(marker=_MARKERS[is_chunked], losses=hub.losses)
-        subscriber = Subscriber(id=f"events-{next(_numbers)}", codec=codecs, outbox=outbox, wake=wake, refuse=refuse)
+        distinct = set(codecs.values())
+        subscriber = Subscriber(
+            id=f"events-{next(_numbers)}",
+            codec=codecs if len(distinct) > 1 else distinct.pop(),
+            outbox=Outbox(marker=_MARKERS[is_chunked], losses=hub.losses),
+            wake=wake,
+            refuse=refuse,
+        )
         hub.subscribe(subscriber, *codecs)
         return subscriber
 

@@ -1,10 +1,15 @@
 """Topics as event streams: framed once for all clients, bounded, and never with a silent loss."""
 
+import asyncio
+import socket
 from collections import deque
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from engine_here import ASYNCIO_BACKENDS
+from worker_here import serving
 
 from microws import App, EventStream, ServerSentEvent
 
@@ -117,9 +122,8 @@ class TestEvents:
         await clients[1].wait_for(b"own")
         await leave(app, *clients)
 
-    async def test_on_asyncio_all_clients_are_given_the_same_bytes(self, app, tasks, anyio_backend_name):
-        if anyio_backend_name != "asyncio":
-            return
+    @pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+    async def test_on_asyncio_all_clients_are_given_the_same_bytes(self, app, tasks):
         clients = [await connect(tasks, EventStream(app.stream("t", f"t{n}"))) for n in range(3)]
         for number in range(5):
             await app.publish("t", number)
@@ -287,3 +291,267 @@ class TestTheEnd:
             await client.run(EventStream(App().stream("t")))
         assert client.events == []
         await checkpoint()
+
+
+class Browser:
+    """A client of a real server: what it reads is the response as it is on the wire."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.data = b""
+
+    async def read_until(self, end):
+        while end not in self.data:
+            self.data += await self.stream.receive()
+
+    async def read_to_the_end(self):
+        async for data in self.stream:
+            self.data += data
+        return self.body
+
+    @property
+    def body(self):
+        """What has come of it, without its chunks; it ends with ``b"<end>"`` where the last chunk has come."""
+        head, _, rest = self.data.partition(b"\r\n\r\n")
+        if b"transfer-encoding: chunked" not in head.lower():
+            return rest
+        body = b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            size = int(size, 16)
+            if not size:
+                assert rest == b"\r\n"
+                return body + b"<end>"
+            assert rest[size : size + 2] == b"\r\n"
+            body, rest = body + rest[:size], rest[size + 2 :]
+        return body
+
+
+@asynccontextmanager
+async def browsing(served, *, request=b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", opening=OPENING):
+    async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+        browser = Browser(stream)
+        await stream.send(request)
+        await browser.read_until(opening)
+        yield browser
+
+
+def event_app(**options):
+    app = App(**options)
+    app.add_route(lambda: EventStream(app.stream("t"), keepalive=100), "/")
+    return app
+
+
+async def wait_until(condition):
+    while not condition():
+        await checkpoint()
+
+
+def can_connect(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def wait_left(app):
+    await wait_until(lambda: not app.hub.statistics().topics)
+
+
+async def fill(app, browser):
+    """Publish until the client, which does not read, takes no more. Returns the numbers that were published."""
+    number = 0
+    while not app.hub.statistics().queued:
+        await app.publish("t", f"{number:07}" + "x" * 10_000)
+        number += 1
+        await checkpoint()
+    return number
+
+
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+class TestOnTheOwnServer:
+    """The way of WebSockets: from the outbox to the connection, without a task or an object for each message."""
+
+    async def test_each_event_is_a_chunk(self):
+        app = event_app()
+        async with serving(app) as served, browsing(served) as browser:
+            for value in ("text", {"a": 1}, "two\nlines"):
+                await app.publish("t", value)
+            await browser.read_until(b"lines\n\n\r\n")
+            head, _, body = browser.data.partition(b"\r\n\r\n")
+            assert b"content-type: text/event-stream\r\n" in head
+            chunks = [b"2\r\n:\n\r\n", b"c\r\ndata: text\n\n\r\n", b'f\r\ndata: {"a":1}\n\n\r\n']
+            assert body == b"".join([*chunks, b"17\r\ndata: two\ndata: lines\n\n\r\n"])
+
+    async def test_http_1_0_has_no_chunks(self):
+        app = event_app()
+        async with serving(app) as served, browsing(served, request=b"GET / HTTP/1.0\r\n\r\n") as browser:
+            async with browsing(served) as other:
+                await app.publish("t", "text")
+                await other.read_until(b"text\n\n")
+            await browser.read_until(b"text\n\n")
+            assert b"chunked" not in browser.data
+            assert browser.body == OPENING + b"data: text\n\n"
+
+    async def test_many_clients_get_the_same_and_each_has_one_task(self):
+        app = event_app()
+        async with serving(app) as served, AsyncExitStack() as stack:
+            tasks = len(asyncio.all_tasks())
+            browsers = [await stack.enter_async_context(browsing(served)) for _ in range(20)]
+            assert len(asyncio.all_tasks()) == tasks + 20
+            for number in range(100):
+                await app.publish("t", number)
+            for browser in browsers:
+                await browser.read_until(b"data: 99\n\n\r\n")
+                assert browser.body == OPENING + b"".join(b"data: %d\n\n" % number for number in range(100))
+            assert app.hub.statistics().flush_sizes == {"128": 20}
+
+    async def test_a_client_that_leaves_leaves_the_hub(self):
+        app = event_app()
+        async with serving(app) as served:
+            async with browsing(served):
+                pass
+            await wait_left(app)
+            async with browsing(served) as browser:
+                # A browser's closed tab looks the same.
+                await browser.stream.send_eof()
+                await wait_left(app)
+
+    async def test_a_drain_ends_the_stream_behind_what_was_published_before(self):
+        app = event_app()
+        async with serving(app) as served, browsing(served) as browser:
+            await app.publish("t", "last")
+            served.shutdown.request()
+            assert await browser.read_to_the_end() == OPENING + b"data: last\n\n<end>"
+
+    async def test_a_stream_that_begins_within_a_drain_ends_at_once(self):
+        app = App()
+        goes_on = anyio.Event()
+
+        @app.get("/")
+        async def view():
+            await goes_on.wait()
+            return EventStream(app.stream("t"))
+
+        async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+            await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await wait_until(lambda: goes_on.statistics().tasks_waiting)
+            served.shutdown.request()
+            # The server has stopped listening.
+            await wait_until(lambda: not can_connect(served.port))
+            goes_on.set()
+            browser = Browser(stream)
+            assert await browser.read_to_the_end() == b""
+            assert b"HTTP/1.1 200 OK\r\n" in browser.data
+            assert app.hub.statistics().topics == 0
+
+    async def test_overflow_close_ends_the_response_and_the_connection(self):
+        app = event_app()
+        app.topic("t", queue=2)
+        async with serving(app) as served, browsing(served) as browser:
+            published = await fill(app, browser)
+            while app.hub.statistics().topics:
+                await app.publish("t", f"{published:07}" + "x" * 10_000)
+            body = await browser.read_to_the_end()
+            events = body.removeprefix(OPENING).split(b"\n\n")
+            assert events.pop() == b"<end>"
+            assert [event[:13] for event in events] == [b"data: %07d" % number for number in range(len(events))]
+            assert len(events) <= published
+            assert app.hub.statistics().dropped == {"close": 1}
+
+    @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest"])
+    async def test_where_a_policy_drops_a_comment_says_so_and_the_stream_goes_on(self, overflow):
+        app = event_app()
+        app.topic("t", queue=2, overflow=overflow)
+        async with serving(app) as served, browsing(served) as browser:
+            published = await fill(app, browser)
+            while app.hub.statistics().dropped.get(overflow, 0) < 3:
+                await app.publish("t", f"{published:07}" + "x" * 10_000)
+                published += 1
+            await browser.read_until(b"data: %07d" % (published - 6))
+            await wait_until(lambda: not app.hub.statistics().queued)
+            for _ in range(2):
+                await app.publish("t", "behind")
+            await browser.read_until(b"behind")
+            parts = browser.body.removeprefix(OPENING).split(b"\n\n")
+            gap = parts.index(b": gap")
+            numbers = [int(part[6:13]) for part in parts[:gap] if part.startswith(b"data: 0")]
+            assert numbers == list(range(len(numbers)))
+            assert b": gap" not in parts[gap + 1 :]
+
+    async def test_silence_is_broken_by_a_chunk_with_a_comment(self):
+        app = App()
+        app.add_route(lambda: EventStream(app.stream("t"), keepalive=0.01), "/")
+        async with serving(app) as served, browsing(served) as browser:
+            await browser.read_until(b"d\r\n: keepalive\n\n\r\n" * 2)
+
+    async def test_cors_and_hooks_do_not_stand_in_the_way(self):
+        app = event_app(origins=["https://a.example"])
+        calls = []
+
+        @app.after_request
+        async def mark(request, response):
+            request.on_close(calls.append, "closed")
+            response.headers["x-marked"] = "yes"
+
+        request = b"GET / HTTP/1.1\r\nhost: x\r\norigin: https://a.example\r\n\r\n"
+        async with serving(app) as served:
+            tasks = len(asyncio.all_tasks())
+            async with browsing(served, request=request) as browser:
+                assert len(asyncio.all_tasks()) == tasks + 1
+                await app.publish("t", 1)
+                await browser.read_until(b"data: 1\n\n")
+                assert b"x-marked: yes\r\n" in browser.data
+                assert b"access-control-allow-origin: https://a.example\r\n" in browser.data
+            await wait_until(lambda: calls)
+        assert calls == ["closed"]
+
+    async def test_a_mounted_app_has_it_too(self):
+        app, inner = App(), event_app()
+        app.mount("/inner", inner)
+        async with serving(app) as served:
+            tasks = len(asyncio.all_tasks())
+            async with browsing(served, request=b"GET /inner/ HTTP/1.1\r\nhost: x\r\n\r\n") as browser:
+                assert len(asyncio.all_tasks()) == tasks + 1
+                await inner.publish("t", 1)
+                await browser.read_until(b"data: 1\n\n")
+            await wait_left(inner)
+
+    async def test_middleware_that_wraps_send_sees_every_event(self):
+        app = event_app()
+        seen = []
+
+        def middleware(asgi):
+            async def wrapped(scope, receive, send):
+                async def send_and_note(event):
+                    seen.append(event.get("body"))
+                    await send(event)
+
+                await asgi(scope, receive, send_and_note if scope["type"] == "http" else send)
+
+            return wrapped
+
+        app.add_middleware(middleware)
+        async with serving(app) as served, browsing(served) as browser:
+            await app.publish("t", 1)
+            await browser.read_until(b"data: 1\n\n")
+            assert seen == [None, OPENING, b"data: 1\n\n"]
+
+    async def test_a_request_whose_body_is_still_on_its_way_gets_events_and_its_end_is_seen(self):
+        app = App()
+        app.add_route(lambda: EventStream(app.stream("t")), "/", methods=["POST"])
+        request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n"
+        async with serving(app) as served:
+            async with browsing(served, request=request) as browser:
+                await app.publish("t", 1)
+                await browser.read_until(b"data: 1\n\n")
+                await browser.stream.send(b"x" * 200_000)
+                await app.publish("t", 2)
+                await browser.read_until(b"data: 2\n\n")
+            await wait_left(app)
+
+    async def test_the_access_log_has_one_line_when_it_has_ended(self, caplog):
+        app = event_app()
+        caplog.set_level("INFO", "microws.access")
+        async with serving(app) as served:
+            async with browsing(served):
+                assert not caplog.records
+            await wait_until(lambda: any('"GET / HTTP/1.1"' in record.getMessage() for record in caplog.records))

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 
 from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import Frame
@@ -22,6 +22,9 @@ __all__ = ["MAX_BYTES", "Outbox", "Outcome", "Sink"]
 MAX_BYTES = 1 << 20
 # Of ws.send. Each topic has its own limit: where a policy drops, it may be reached all the time.
 _MAX_FRAMES = 256
+# What waits in an outbox that was never behind: a deque of its own takes 600 bytes, which most connections never need.
+_NOTHING: Final[deque[Published | Frame]] = deque(maxlen=0)
+_NO_TOPICS: Final[frozenset[str]] = frozenset()
 
 
 class Outcome(Enum):
@@ -115,11 +118,11 @@ class Outbox:
         self.batch: Batch | None = HELD
         self.sink: Sink | None = None
         self.carry: Callable[[], None] | None = None
-        self._items: deque[Published | Frame] = deque()
+        self._items = _NOTHING
         # Those of ws.send, and the messages of each topic.
         self._frames = 0
         self._counts: dict[str, int] = {}
-        self._gaps: set[str] = set()
+        self._gaps = _NO_TOPICS
         self._bytes = 0
         self._is_retired = False
         self._marker = marker
@@ -163,7 +166,7 @@ class Outbox:
 
     def send_nowait(self, frame: Frame) -> None:
         """Queue a frame of ``ws.send``. Never waits; the caller has waited until there was room for it."""
-        self._items.append(frame)
+        self._add(frame)
         self._frames += 1
         self._bytes += frame.size
 
@@ -192,7 +195,7 @@ class Outbox:
                     if not self._takes(message):
                         return self._give_up(message)
         if self._marker is not None and message.topic in self._gaps:
-            self._gaps.discard(message.topic)
+            self._gaps -= {message.topic}
             self._append(self._marker(message.topic, settings))
         self._append(message)
         return Outcome.QUEUED
@@ -275,10 +278,10 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything that waits, and hold what may still come."""
         self.batch = HELD
-        self._items.clear()
+        self._items = _NOTHING
         self._frames = 0
         self._counts.clear()
-        self._gaps.clear()
+        self._gaps = _NO_TOPICS
         self._bytes = 0
 
     def _take_oldest(self) -> Published | Frame:
@@ -299,8 +302,13 @@ class Outbox:
             and self._bytes + message.size <= self._max_bytes
         )
 
+    def _add(self, item: Published | Frame) -> None:
+        if self._items is _NOTHING:
+            self._items = deque()
+        self._items.append(item)
+
     def _append(self, message: Published) -> None:
-        self._items.append(message)
+        self._add(message)
         self._bytes += message.size
         if not message.is_gap:
             self._counts[message.topic] = self._counts.get(message.topic, 0) + 1
@@ -317,7 +325,7 @@ class Outbox:
     def _give_up(self, message: Published) -> Outcome:
         self._losses[message.settings.overflow] += 1
         if self._marker is not None:
-            self._gaps.add(message.topic)
+            self._gaps |= {message.topic}
         return Outcome.DROPPED
 
     def _drop_oldest(self, topic: str, reason: str) -> None:

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import re
 import time
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, Send, reported_id
 from microws.server.access_log import AccessLog, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
+from microws.server.link import Link
 from microws.server.request_head import RequestHead
 from microws.server.response_head import check_status, date_line, response_head
-from microws.server.send_file import FileLink, send_file
+from microws.server.send_file import send_file
 
-__all__ = ["Exchange", "Link"]
+__all__ = ["Exchange"]
 
 _log = logging.getLogger("microws.server")
 
@@ -40,45 +42,6 @@ _READ: Final = frozenset(
 )
 
 
-class Link(FileLink, Protocol):
-    """The connection of an exchange. Only what says so waits."""
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether the client takes what is sent: otherwise it piles up here."""
-        ...
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no request after this one is answered, because the server is about to stop."""
-        ...
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the server stops: an event stream ends."""
-        ...
-
-    def write(self, data: bytes, /) -> None:
-        """Send. Not after the end."""
-        ...
-
-    def pause_body(self) -> None:
-        """The app does not keep up with the body."""
-        ...
-
-    def resume_body(self) -> None:
-        """It has caught up."""
-        ...
-
-    def answered(self, *, keep_alive: bool) -> None:
-        """The response is complete."""
-        ...
-
-    def abort(self) -> None:
-        """Drop the connection at once."""
-        ...
-
-
 class Exchange:
     """
     One request and its response.
@@ -91,8 +54,8 @@ class Exchange:
 
     Attributes:
         is_received: Whether the whole request has come.
-        own_send: Besides ``send``, what gives it the body of the response as it is.
         is_answered: Whether the whole response was sent.
+        own_send: Besides ``send``, what gives it the body of the response as it is.
         status: Of the response, once it has begun.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http
@@ -117,6 +80,7 @@ class Exchange:
         "_keep_alive",
         "_left",
         "_log_access",
+        "_on_end",
         "_sends",
         "connection",
         "is_answered",
@@ -133,6 +97,7 @@ class Exchange:
         self.is_answered = False
         self.status: int | None = None
         self.own_send: Send | None = None
+        self._on_end: Callable[[], None] | None = None
         self._head = head
         self._log_access = log_access
         self._began = time.perf_counter()
@@ -230,7 +195,7 @@ class Exchange:
     def hang_up(self) -> None:
         """The client sends nothing more. It may still read: a response that is made already is sent."""
         self._has_hung_up = True
-        self._tell_change()
+        self._tell_end()
 
     def disconnect(self) -> None:
         """The client has left."""
@@ -240,8 +205,28 @@ class Exchange:
     def drain(self) -> None:
         """The server stops: an event stream ends where it stands."""
         if self._is_event_stream and not self.is_answered:
-            self._is_cut = True
-            self._tell_change()
+            self._cut()
+
+    def end_stream(self) -> None:
+        """End an event stream whose client does not keep up, and its connection: the client comes back."""
+        self._keep_alive = False
+        self._cut()
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        self._tell_end()
+
+    def watch_end(self, on_end: Callable[[], None]) -> None:
+        """Call ``on_end`` once, when the client has left or the server ends the response; at once where it has."""
+        self._on_end = on_end
+        if self._has_hung_up or self._is_cut:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
+        self._tell_change()
 
     def _tell_change(self) -> None:
         if self._change is not None:
@@ -281,6 +266,11 @@ class Exchange:
                 self.drain()
         else:
             raise RuntimeError(f"expected http.response.start or http.response.body, got {kind}")
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a body without a length is sent in chunks."""
+        return self._head.version == "1.1"
 
     def is_own(self, send: Send) -> bool:
         """Whether this gets the body as it is given to ``send``: no middleware stands between, which is to see it."""

@@ -6,6 +6,7 @@ from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
 
+from microws.closing import CloseCode
 from microws.interfaces import Receive, Scope, Send
 from microws.server.exchange import Exchange
 from microws.server.lingering import Lingering
@@ -306,8 +307,11 @@ class HTTP1(Lingering):
             self._resume_reading()
 
     def close(self, code: int, reason: str) -> None:
-        """End a stream whose client does not keep up. Never waits."""
-        self.abort()
+        """End an event stream whose client does not keep up; on another fault of it, drop the client. Never waits."""
+        if code == CloseCode.TRY_AGAIN_LATER and self._exchange is not None:
+            self._exchange.end_stream()
+        else:
+            self.abort()
 
     def eof_received(self) -> bool:
         """The client sends nothing more. It gets the answers to the requests that it has sent in full."""

@@ -7,6 +7,7 @@ import socket
 import anyio
 import pytest
 
+from microws.server.acceptor import Share, make_shared_memory
 from microws.server.supervised import (
     SHARED_SIGNALS,
     Greeting,
@@ -98,7 +99,9 @@ async def test_a_supervisor_that_does_not_read_holds_nobody_up(ends):
 async def test_a_supervisor_that_ended_before_its_worker_looked_has_told_it_to_end():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         supervisor, worker = socket.socketpair()
-        environ = environment_of_worker({}, line=worker.detach(), sockets=[os.dup(listening.fileno())])
+        environ = environment_of_worker(
+            {}, line=worker.detach(), sockets=[os.dup(listening.fileno())], share=Share(make_shared_memory(1), 0)
+        )
         supervisor.close()
         supervised = Supervised.from_environment(environ)
         assert supervised is not None
@@ -113,13 +116,20 @@ async def test_a_supervisor_that_ended_before_its_worker_looked_has_told_it_to_e
 def test_what_a_worker_takes_over_does_not_reach_the_programs_that_it_starts():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         supervisor, worker = socket.socketpair()
+        share = Share(make_shared_memory(2), 0)
+        other = Share(share.memory, 1)
         numbers = [worker.detach(), os.dup(listening.fileno())]
         for number in numbers:
             os.set_inheritable(number, True)
-        environ = environment_of_worker({"HOME": "/"}, line=numbers[0], sockets=numbers[1:])
+        environ = environment_of_worker({"HOME": "/"}, line=numbers[0], sockets=numbers[1:], share=share)
         signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
         supervised = Supervised.from_environment(environ)
         assert environ == {"HOME": "/"}
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(share.memory)
+        supervised.share.write(0, 1.0)
+        other.write(99, 1.0)
+        assert other.is_exceeded()
         assert not any(os.get_inheritable(number) for number in numbers)
         for number in SHARED_SIGNALS:
             os.kill(os.getpid(), number)  # which does nothing

@@ -1,39 +1,24 @@
 """The server on asyncio and uvloop: its sockets, its connections, and how they end."""
 
 import asyncio
-import importlib
 import socket
 import ssl
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 from weakref import WeakSet
 
 import anyio
 from anyio.abc import TaskStatus
 
+from microws.server.acceptor import Acceptor, Share
 from microws.server.engines import Engines
 from microws.server.http1 import HTTP1
-from microws.server.listening import BACKLOG
 from microws.server.shared import Connection, Shared
 
-__all__ = ["HANDSHAKE_TIMEOUT", "AsyncioServer"]
-
-# Seconds for the handshake of TLS, and for a request's head.
-HANDSHAKE_TIMEOUT: Final = 10.0
+__all__ = ["AsyncioServer"]
 
 # Seconds that a client which has only connected is waited for at the end: some round trips.
 _FIRST_REQUEST_TIMEOUT: Final = 1.0
-
-# Connections that a worker takes in one turn of its event loop: asyncio takes as many as its backlog is, and one worker
-# would leave none of a burst for the others. uvloop takes all that there are.
-_ACCEPTS_PER_TURN: Final = 16
-
-# Seconds until asyncio tries again when there are no file descriptors left. Its own 1 s is as long for a client.
-_RETRY_DELAY: Final = 0.25
-
-# Seconds that a client has to answer the end of TLS; browsers do not.
-_TLS_SHUTDOWN_TIMEOUT: Final = 1.0
 
 # Seconds between two looks at the handshakes of TLS.
 _LOOK_INTERVAL: Final = 0.02
@@ -47,13 +32,16 @@ class AsyncioServer:
         shared: What the connections share.
         engines: Get the WebSockets.
         tls: Speak TLS with it.
+        share: Of the connections, if there are other workers.
     """
 
-    def __init__(self, shared: Shared, engines: Engines, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, shared: Shared, engines: Engines, *, tls: ssl.SSLContext | None = None, share: Share | None = None
+    ) -> None:
         self._shared = shared
         self._engines = engines
         self._tls = tls
-        self._servers: list[asyncio.Server] = []
+        self._acceptor = Acceptor(self._make_protocol, tls=tls, share=share, count_open=lambda: self.open)
         # Those in the handshake of TLS: they have no transport yet, or are dropped without a word.
         self._unmet: WeakSet[HTTP1] = WeakSet()
         self._has_ended = asyncio.Event()
@@ -71,15 +59,13 @@ class AsyncioServer:
         self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
-        for sock in sockets:
-            self._servers.append(await _start_accepting(sock, self._make_protocol, tls=self._tls))
+        await self._acceptor.start(sockets)
         task_status.started()
         try:
             await self._has_ended.wait()
         finally:
             # Cancelled, too: uvloop may wait for ever for a server that nobody has closed, when its loop is closed.
-            for server in self._servers:
-                server.close()
+            self._acceptor.close()
 
     def _make_protocol(self) -> asyncio.Protocol:
         protocol = HTTP1(self._shared)
@@ -109,8 +95,7 @@ class AsyncioServer:
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
         self._has_ended.set()
-        for server in self._servers:
-            server.close()
+        self._acceptor.close()
         self._shared.is_stopping = self._shared.is_draining = True
         for connection in list(self._shared.idle):
             connection.close_idle()
@@ -145,23 +130,3 @@ class AsyncioServer:
         for task in self._shared.exchanges:
             task.cancel()
         self._engines.cancel()
-
-
-async def _start_accepting(
-    sock: socket.socket, protocol_factory: Callable[[], asyncio.BaseProtocol], *, tls: ssl.SSLContext | None
-) -> asyncio.Server:
-    loop: Any = asyncio.get_running_loop()
-    constants: Any = importlib.import_module("asyncio.constants")
-    constants.ACCEPT_RETRY_DELAY = _RETRY_DELAY
-    options: dict[str, Any] = {"sock": sock, "backlog": _ACCEPTS_PER_TURN, "ssl": tls}
-    if tls is not None:
-        options |= {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
-    start = loop.create_server
-    if sock.family == getattr(socket, "AF_UNIX", None):
-        start = loop.create_unix_server
-        if sys.version_info >= (3, 13):
-            # The first worker to end would remove the file from under the others.
-            options["cleanup_socket"] = False
-    server: asyncio.Server = await start(protocol_factory, **options)
-    sock.listen(BACKLOG)
-    return server

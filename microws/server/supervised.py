@@ -11,11 +11,13 @@ from typing import Final, NamedTuple
 
 import anyio
 
+from microws.server.acceptor import Share
 from microws.server.listening import Listener
 
 __all__ = ["SHARED_SIGNALS", "Greeting", "Stage", "Supervised", "environment_of_worker", "parse_greeting"]
 
-# The worker's end of the line, by its inode and its number, and the numbers of the listening sockets: "90210 7 3,4".
+# The worker's end of the line (inode and number), the listening sockets, the shared memory, and a place in it, such as
+# "90210 7 3,4 5 0".
 _VARIABLE: Final = "MICROWS_SUPERVISOR"
 
 # A terminal sends these to the whole process group: they are the supervisor's to understand.
@@ -50,9 +52,12 @@ class Greeting(NamedTuple):
     spans_processes: bool | None
 
 
-def environment_of_worker(environ: Mapping[str, str], *, line: int, sockets: Sequence[int]) -> dict[str, str]:
+def environment_of_worker(
+    environ: Mapping[str, str], *, line: int, sockets: Sequence[int], share: Share
+) -> dict[str, str]:
     """``environ``, and in it what ``Supervised.from_environment`` looks for: the numbers of file descriptors."""
-    return {**environ, _VARIABLE: f"{os.fstat(line).st_ino} {line} {','.join(map(str, sockets))}"}
+    inode = os.fstat(line).st_ino
+    return {**environ, _VARIABLE: f"{inode} {line} {','.join(map(str, sockets))} {share.memory} {share.place}"}
 
 
 def parse_greeting(data: bytes) -> Greeting:
@@ -67,9 +72,14 @@ class Supervised:
     Args:
         line: Its end of the line. That of the supervisor closes when the supervisor ends, however it ends.
         sockets: Bound. The supervisor and the other workers have them as well.
+        share: This worker's share of the connections. Default: it does not look at the others.
+
+    Attributes:
+        share: As above.
     """
 
-    def __init__(self, line: socket.socket, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, line: socket.socket, sockets: Sequence[socket.socket], *, share: Share | None = None) -> None:
+        self.share = share
         self._line = line
         self._sockets = sockets
         self._has_greeted = False
@@ -89,18 +99,20 @@ class Supervised:
             environ: Default: the process's own.
         """
         environ = os.environ if environ is None else environ
-        inode, _, numbers = environ.pop(_VARIABLE, "").partition(" ")
-        line, _, rest = numbers.partition(" ")
-        if not _has_file(line, inode):
+        numbers = environ.pop(_VARIABLE, "").split(" ")
+        if len(numbers) != 5 or not _has_file(numbers[1], numbers[0]):
             return None
-        sockets = [socket.socket(fileno=int(number)) for number in (line, *rest.split(","))]
+        _, line, listening, memory, place = numbers
+        sockets = [socket.socket(fileno=int(number)) for number in (line, *listening.split(","))]
+        share = Share(int(memory), int(place))
+        os.close(share.memory)
         for sock in sockets:
             sock.set_inheritable(False)
         for number in SHARED_SIGNALS:
             signal.signal(number, _ignore)
         # The supervisor has held them up until somebody would listen.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SHARED_SIGNALS)
-        return cls(sockets[0], sockets[1:])
+        return cls(sockets[0], sockets[1:], share=share)
 
     def listeners(self, *, secure: bool) -> list[Listener]:
         """The sockets. Closing them takes nothing from the other workers, nor does it remove a Unix socket's file."""

@@ -1,6 +1,7 @@
 """Several workers behind the same sockets: starts them, replaces those that die, and ends or renews them in order."""
 
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -13,6 +14,7 @@ from math import inf
 from typing import Final
 
 from microws.errors import FeatureUnavailable
+from microws.server.acceptor import free_share, make_shared_memory
 from microws.server.listening import Listener, ListenError
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import REACTION_TIMEOUT
@@ -117,6 +119,8 @@ class _Supervisor:
         self._renewal = renewal
         self._command = command
         self._retry_log = retry_log
+        # While workers are renewed there are up to twice as many processes, and one.
+        self._memory = make_shared_memory(2 * settings.workers + 1)
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
         self._generation = 0
@@ -158,6 +162,7 @@ class _Supervisor:
                 # Not only at the end: workers whose line is closed drain by themselves.
                 for worker in self._workers:
                     worker.line.close()
+                os.close(self._memory)
         return self._exit_code
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
@@ -351,6 +356,7 @@ class _Supervisor:
                 self._command,
                 self._renewal.environ,
                 self._sockets,
+                share=free_share(self._memory, [worker.share for worker in self._workers]),
                 generation=self._generation,
                 limit=self._settings.startup_timeout + _IMPORT_TIMEOUT,
             )

@@ -16,6 +16,7 @@ from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
+from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
 from microws.server.access_log import AccessLog, log_access, log_nothing
 from microws.server.engines import Engines
 from microws.server.hints import option_hint
@@ -26,7 +27,7 @@ from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program
-from microws.server.serving import HANDSHAKE_TIMEOUT, AsyncioServer
+from microws.server.serving import AsyncioServer
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 from microws.server.shared import Shared
 from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
@@ -198,8 +199,8 @@ async def serve(
     listeners: Sequence[Listener],
     shutdown: Shutdown,
     tls: ssl.SSLContext | None = None,
+    supervised: Supervised | None = None,
     name: str = "the app",
-    announce: Callable[[], None] | None = None,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> int:
     """
@@ -212,7 +213,8 @@ async def serve(
     Args:
         listeners: Bound, and not listening yet. The drain begins by closing them; after an exception the caller does.
         tls: As ``tls_context`` makes it.
-        announce: Called as soon as clients can connect. Default: say so in the log.
+        supervised: Learns when clients can connect, and holds this worker's share of them. Hypercorn takes no notice of
+            that. Default: the log says when clients can connect.
         task_status: Started as soon as clients can connect.
 
     Returns:
@@ -234,13 +236,14 @@ async def serve(
             code = 1
         else:
             code = 0
-            server = _prepare(app, settings, lifespan.state, tls, shutdown)
+            share = None if supervised is None else supervised.share
+            server = _prepare(app, settings, lifespan.state, tls, share, shutdown)
             await tasks.start(server.serve, [listener.sock for listener in listeners])
-            if announce is None:
+            if supervised is None:
                 urls = ", ".join(listener.url for listener in listeners)
                 _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
             else:
-                announce()
+                supervised.greet(Greeting(name, getattr(app, "spans_processes", None)))
             task_status.started()
             await shutdown.requested.wait()
             await _delay(server, shutdown, settings)
@@ -258,7 +261,12 @@ async def serve(
 
 
 def _prepare(
-    app: ASGIApplication, settings: Settings, state: dict[str, Any], tls: ssl.SSLContext | None, shutdown: Shutdown
+    app: ASGIApplication,
+    settings: Settings,
+    state: dict[str, Any],
+    tls: ssl.SSLContext | None,
+    share: Share | None,
+    shutdown: Shutdown,
 ) -> _Server:
     # An App sets its limits itself; a limit that was asked for reaches it in the scope. Other apps have this one.
     extension: dict[str, Any] = {"is_draining": shutdown.requested.is_set}
@@ -296,7 +304,7 @@ def _prepare(
         body_timeout=settings.body_timeout,
         write_timeout=settings.write_timeout,
     )
-    return AsyncioServer(shared, engines, tls=tls)
+    return AsyncioServer(shared, engines, tls=tls, share=share)
 
 
 async def _delay(server: _Server, shutdown: Shutdown, settings: Settings) -> None:
@@ -373,11 +381,8 @@ async def _serve_until_signal(
     end: ProcessEnd | None,
 ) -> int:
     shutdown = Shutdown(end, supervised)
-    announce = None
     async with anyio.create_task_group() as tasks:
         if supervised is not None:
-            greeting = Greeting(name, getattr(app, "spans_processes", None))
-            announce = partial(supervised.greet, greeting)
             tasks.start_soon(_obey, supervised, shutdown)
             if settings.worker_timeout:
                 tasks.start_soon(supervised.beat, min(settings.worker_timeout / 4, _LONGEST_INTERVAL))
@@ -386,7 +391,9 @@ async def _serve_until_signal(
                 await tasks.start(partial(watch_signals, shutdown, settings, renewal))
             else:
                 await tasks.start(partial(watch_signals_of_a_worker, shutdown, settings))
-        code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, name=name, announce=announce)
+        code = await serve(
+            app, settings, listeners=listeners, shutdown=shutdown, tls=tls, supervised=supervised, name=name
+        )
         tasks.cancel_scope.cancel()
     if renewal.is_renewed and code != 0 and not shutdown.requested.is_set():
         _log.critical("%s", FAILURE)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from math import inf
 from typing import Final
 
+from microws.server.acceptor import Share
 from microws.server.supervised import SHARED_SIGNALS, Greeting, Stage, environment_of_worker, parse_greeting
 
 __all__ = ["EXIT_TIMEOUT", "WorkerProcess", "describe_exit"]
@@ -27,6 +28,7 @@ class WorkerProcess:
         command: Starts it.
         environ: Its environment, but for what it finds its supervisor by.
         sockets: The numbers of the listening sockets.
+        share: Its share of the connections.
         generation: See below.
         limit: Seconds until it must serve.
 
@@ -34,6 +36,7 @@ class WorkerProcess:
         OSError: It could not be started.
 
     Attributes:
+        share: See above.
         generation: How many SIGHUPs came before its start.
         since: When it was started; when it began to serve, as soon as it does. Seconds, as ``time.monotonic`` counts.
         heard_at: When it last said something.
@@ -50,9 +53,11 @@ class WorkerProcess:
         environ: Mapping[str, str],
         sockets: Sequence[int],
         *,
+        share: Share,
         generation: int,
         limit: float,
     ) -> None:
+        self.share = share
         self.generation = generation
         self.since = time.monotonic()
         self.deadline: float | None = self.since + limit
@@ -69,8 +74,8 @@ class WorkerProcess:
             with theirs, _held_up(SHARED_SIGNALS):
                 self._process = subprocess.Popen(
                     command,
-                    env=environment_of_worker(environ, line=theirs.fileno(), sockets=sockets),
-                    pass_fds=[theirs.fileno(), *sockets],
+                    env=environment_of_worker(environ, line=theirs.fileno(), sockets=sockets, share=share),
+                    pass_fds=[theirs.fileno(), *sockets, share.memory],
                 )
         except OSError:
             self.line.close()
@@ -82,7 +87,10 @@ class WorkerProcess:
 
     def poll(self) -> int | None:
         """The exit code, once it has ended; that of a signal is negative."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None:
+            self.share.leave()
+        return code
 
     def hear(self) -> bool:
         """Read from the line; ``False`` at its end."""

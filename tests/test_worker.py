@@ -177,6 +177,17 @@ async def test_headers_may_be_any_iterable_or_none(anyio_backend_name):
                     assert {name for name, _ in headers if name.startswith(b"x-")} == expected
 
 
+@on_own_server
+async def test_an_app_may_say_to_what_a_client_has_to_upgrade():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await respond(send, status=426, headers=[(b"upgrade", b"websocket"), (b"connection", b"keep-alive")])
+
+    async with serving(app) as served, httpx.AsyncClient() as client:
+        headers = (await client.get(served.url)).headers
+    assert (headers["upgrade"], headers.get_list("connection")) == ("websocket", ["upgrade"])
+
+
 async def test_a_close_before_accept_is_403(caplog):
     async def app(scope, receive, send):
         if scope["type"] == "websocket":

@@ -315,8 +315,8 @@ class Exchange:
         lines: list[bytes] = []
         for name, value in event.get("headers") or ():
             name = name.lower()
-            if name not in _READ or self._takes(status, name, value):
-                lines.append(b"%b: %b\r\n" % (name, value))
+            line = b"%b: %b\r\n" % (name, value)
+            lines.append(line if name not in _READ else self._read(status, name, value, line))
         fields = b"".join(lines)
         if not _FIELD_LINES.fullmatch(fields):
             raise ValueError(
@@ -325,20 +325,22 @@ class Exchange:
         self._fields = fields
         self.status = status
 
-    def _takes(self, status: int, name: bytes, value: bytes) -> bool:
-        """Read a field of the app. Whether it is sent."""
+    def _read(self, status: int, name: bytes, value: bytes, line: bytes) -> bytes:
+        """Read a field of the app. What is sent of it."""
         if name == b"content-length":
             if self._left is not None or not value.isdigit():
                 raise ValueError("the response's content-length is not one number")
             self._left = int(value)
-            return status != _NO_CONTENT
+            return b"" if status == _NO_CONTENT else line
         if name == b"content-type":
             self._is_event_stream = value.strip().lower().startswith(b"text/event-stream")
         elif name == b"date":
             self._has_date = True
         elif name == b"connection":
             self._keep_alive = self._keep_alive and b"close" not in value.lower()
-        return name in (b"content-type", b"date")
+        elif name == b"upgrade":
+            return line + b"connection: upgrade\r\n"  # RFC 9110 §7.8; a 426 has it
+        return line if name in (b"content-type", b"date") else b""
 
     def _write_body(self, body: bytes, *, is_last: bool) -> None:
         if not isinstance(body, BYTES_LIKE):

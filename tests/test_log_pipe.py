@@ -14,7 +14,9 @@ import time
 import pytest
 from engine_here import ASYNCIO_BACKENDS
 
+from microws.server.access_log import Answer
 from microws.server.log_pipe import PipeHandler, is_pipe
+from microws.server.logs import TextFormatter
 
 # Bytes that a pipe takes here without a reader.
 SMALL = 4096
@@ -259,6 +261,28 @@ async def test_any_other_line_is_written_at_once_with_those_before_it(packets):
     packets.log_access("second")
     await asyncio.sleep(0)
     assert packets.read() == ["second\n"]
+
+
+@on_asyncio
+async def test_answers_leave_with_the_other_lines_and_in_their_order(packets):
+    packets.handler.setFormatter(TextFormatter())
+
+    def answer(path):
+        return Answer(0.0, logging.INFO, ("::1", 1), "GET", path, b"", "1.1", 200, 1.0, None)
+
+    packets.handler.add_answer(answer(b"/1"))
+    packets.log_access("second")
+    packets.handler.add_answer(answer(b"/3"))
+    assert packets.read() == []
+    packets.log("fourth")
+    packets.handler.add_answer(answer(b"/5"))
+    lines = packets.read()
+    await asyncio.sleep(0)
+    lines += packets.read()
+    assert [re.findall(r"info (.+)", packet) for packet in lines] == [
+        ['[::1]:1 "GET /1 HTTP/1.1" 200 1.0ms', "second", '[::1]:1 "GET /3 HTTP/1.1" 200 1.0ms', "fourth"],
+        ['[::1]:1 "GET /5 HTTP/1.1" 200 1.0ms'],
+    ]
 
 
 @on_asyncio

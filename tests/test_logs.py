@@ -78,11 +78,11 @@ REQUEST = {
 
 @pytest.mark.parametrize(("formatter", "milliseconds"), [(TextFormatter(), ",%03d"), (JSONFormatter(), ".%03d+00:00")])
 def test_every_line_has_the_time_of_its_own_second_and_millisecond(formatter, milliseconds):
-    for created, text in [(1_700_000_000.004, "20"), (1_700_000_000.996, "20"), (1_700_000_001.5, "21")]:
+    for created, second, millisecond in [(1.7e9, "20", 0), (1.7e9 + 0.75, "20", 750), (1.7e9 + 1.5, "21", 500)]:
         line = logging.LogRecord("microws", logging.INFO, __file__, 1, "x", (), None)
-        line.created, line.msecs = created, round(created % 1 * 1000)
-        expected = re.compile(rf"2023-11-1\d.\d\d:\d\d:{text}{re.escape(milliseconds % line.msecs)}")
-        assert expected.search(formatter.format(line))
+        line.created = created
+        expected = rf"2023-11-1\d.\d\d:\d\d:{second}{re.escape(milliseconds % millisecond)}"
+        assert re.search(expected, formatter.format(line))
 
 
 def test_a_line_of_the_access_log_as_text(capfd):
@@ -104,12 +104,77 @@ def test_a_line_of_the_access_log_as_json(capfd):
     assert (line["logger"], line["path"], line["status"]) == ("microws.access", "/a%20b?q=1&token=***", 200)
 
 
-def test_a_handler_of_the_app_gets_records_with_all_facts(caplog):
-    caplog.set_level(logging.INFO, logger="microws.access")
-    log_access(REQUEST, 200, 0.0)
-    [line] = caplog.records
-    assert (line.name, line.levelname, line.access["method"]) == ("microws.access", "INFO", "GET")
-    assert line.getMessage().startswith('127.0.0.1:4711 "GET /a%20b?q=1&token=*** HTTP/1.1" 200 ')
+class Keeping(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+def keeping_formatter(records):
+    class Formatter(logging.Formatter):
+        def format(self, record):
+            records.append(record)
+            return super().format(record)
+
+    return Formatter("%(message)s")
+
+
+@pytest.mark.parametrize("kind", ["handler", "filter of the logger", "filter of the handler", "formatter"])
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_the_app_adds_to_logging_gets_records_and_the_lines_stay_the_same(kind, log_format, capfd):
+    access, handler = logging.getLogger("microws.access"), Keeping()
+    with logging_to_stderr(Settings(log_format=log_format)):
+        log_access(REQUEST, 200, 0.0)
+        [ours] = logging.getLogger("microws").handlers
+        if kind == "formatter":
+            ours.setFormatter(keeping_formatter(handler.records))
+            log_access(REQUEST, 200, 0.0)
+        elif kind == "handler":
+            access.addHandler(handler)
+            log_access(REQUEST, 200, 0.0)
+            access.removeHandler(handler)
+        else:
+            filterer = access if kind == "filter of the logger" else ours
+            keep = logging.Filter()
+            keep.filter = lambda record: not handler.records.append(record)
+            filterer.addFilter(keep)
+            log_access(REQUEST, 200, 0.0)
+            filterer.removeFilter(keep)
+    [record] = handler.records
+    assert (record.name, record.levelname) == ("microws.access", "INFO")
+    assert record.getMessage().startswith('127.0.0.1:4711 "GET /a%20b?q=1&token=*** HTTP/1.1" 200 ')
+    assert record.access | {"duration_ms": 0} == {
+        "client": "127.0.0.1:4711",
+        "method": "GET",
+        "path": "/a%20b?q=1&token=***",
+        "http_version": "1.1",
+        "status": 200,
+        "duration_ms": 0,
+    }
+    first, second = (
+        re.sub(r"\d+:\d\d:\d\d.\d+|[0-9.]+(?=[s}])", "", line) for line in capfd.readouterr().err.splitlines()
+    )
+    if kind != "formatter":
+        assert first == second
+
+
+def test_a_level_or_a_switch_that_the_app_sets_is_kept(capfd):
+    access = logging.getLogger("microws.access")
+    with logging_to_stderr(Settings()):
+        [ours] = logging.getLogger("microws").handlers
+        ours.setLevel(logging.WARNING)
+        log_access(REQUEST, 200, 0.0)
+        ours.setLevel(logging.NOTSET)
+        access.setLevel(logging.WARNING)
+        log_access(REQUEST, 200, 0.0)
+        access.setLevel(logging.NOTSET)
+        access.disabled = True
+        log_access(REQUEST, 200, 0.0)
+        access.disabled = False
+    assert capfd.readouterr().err == ""
 
 
 def test_an_exception_follows_its_line(capfd):

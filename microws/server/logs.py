@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from json.encoder import encode_basestring_ascii as quote
 from typing import TextIO
 
-from microws.server.log_pipe import PipeHandler, TurnHandler, is_pipe
+from microws.server.access_log import MESSAGE, Answer
+from microws.server.log_pipe import AnswerFormatter, PipeHandler, TurnHandler, is_pipe
 from microws.server.settings import Settings
 
 __all__ = ["JSONFormatter", "ShortageFilter", "TextFormatter", "logging_to_stderr"]
@@ -31,10 +33,10 @@ _ACCEPTING = {
 _SHORTAGE_INTERVAL = 10.0
 
 # json.dumps() makes an encoder for each call that has a default.
-_encode_json = json.JSONEncoder(default=str).encode
+_encode = json.JSONEncoder(default=str).encode
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(AnswerFormatter):
     """Formats the date and time once a second, and adds the milliseconds."""
 
     def __init__(self, *, process: bool) -> None:
@@ -43,10 +45,14 @@ class _Formatter(logging.Formatter):
         self._second = (-1, "")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        second = int(record.created)
+        return self._format_time(record.created)
+
+    def _format_time(self, created: float) -> str:
+        second = int(created)
         if second != self._second[0]:
             self._second = (second, time.strftime(self.default_time_format, self.converter(second)))
-        return self.default_msec_format % (self._second[1], record.msecs)  # type: ignore[operator]
+        assert self.default_msec_format is not None
+        return self.default_msec_format % (self._second[1], (created - second) * 1000)
 
 
 class TextFormatter(_Formatter):
@@ -61,8 +67,15 @@ class TextFormatter(_Formatter):
         super().__init__(process=process)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        process = f"[{record.process}] " if self._names_process else ""
-        return f"{record.asctime} {process}{record.levelname.lower()} {record.message}"
+        return f"{record.asctime} {self._process}{record.levelname.lower()} {record.message}"
+
+    def format_answer(self, answer: Answer) -> str:
+        level = logging.getLevelName(answer.level).lower()
+        return f"{self._format_time(answer.created)} {self._process}{level} {MESSAGE % answer.args()}"
+
+    @property
+    def _process(self) -> str:
+        return f"[{os.getpid()}] " if self._names_process else ""
 
 
 class JSONFormatter(_Formatter):
@@ -81,18 +94,32 @@ class JSONFormatter(_Formatter):
         super().__init__(process=process)
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if self._names_process:
-            line["process"] = record.process
+        line = self._begin(record.created, record.levelname, record.name, record.getMessage())
         line |= getattr(record, "access", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _encode_json(line)
+        return _encode(line)
+
+    def format_answer(self, answer: Answer) -> str:
+        level = logging.getLevelName(answer.level)
+        line = self._begin(answer.created, level, "microws.access", MESSAGE % answer.args())
+        # As _encode does, in half the time.
+        values = [
+            f'"{name}": {quote(value) if isinstance(value, str) else "null" if value is None else value}'
+            for name, value in (line | answer.fields()).items()
+        ]
+        return f"{{{', '.join(values)}}}"
+
+    def _begin(self, created: float, level: str, logger: str, message: str) -> dict[str, object]:
+        line: dict[str, object] = {
+            "time": self._format_time(created),
+            "level": level.lower(),
+            "logger": logger,
+            "message": message,
+        }
+        if self._names_process:
+            line["process"] = os.getpid()
+        return line
 
 
 class ShortageFilter(logging.Filter):

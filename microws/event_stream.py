@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import anyio
 
 from microws.handshake import HeadersLike
+from microws.hub import Subscriber
 from microws.interfaces import Event, Receive, Scope, Send
 from microws.outbox import HELD, MAX_PART_BYTES, Sink
 from microws.server.deadlines import Deadlines
@@ -164,12 +165,19 @@ class _Topics(ABC):
     def __init__(self, stream: Stream, *, is_chunked: bool) -> None:
         self._stream = stream
         # Before the client can know of the response.
-        self._subscriber = stream.attach(is_chunked=is_chunked, wake=self._wake, refuse=self._refuse)
-        self._outbox = self._subscriber.outbox
+        subscriber = stream.attach(is_chunked=is_chunked, wake=self._wake, refuse=self._refuse)
+        self._subscriber: Subscriber | None = subscriber
+        self._outbox = subscriber.outbox
 
     @abstractmethod
     async def send(self, start: Event, receive: Receive, send: Send) -> None:
         """Send the response, until the client leaves or would miss a message."""
+
+    def _detach(self) -> None:
+        """Leave the hub, and let go of the subscriber, which holds this object."""
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is not None:
+            self._stream.detach(subscriber)
 
     @abstractmethod
     def break_silence(self) -> None:
@@ -207,14 +215,17 @@ class _Portable(_Topics):
                 tasks.start_soon(self._send_events, send, tasks.cancel_scope)
                 while (await receive())["type"] != "http.disconnect":
                     pass
-                self._has_left = True
-                tasks.cancel_scope.cancel()
+                self._has_left = self._has_ended = True
+                if self._waiter is None and self._event is None:
+                    # The sending task is within ``send``, which waits for the client.
+                    tasks.cancel_scope.cancel()
+                self._wake()
             if not self._has_left:
                 await send({"type": "http.response.body", "body": b""})
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            self._stream.detach(self._subscriber)
+            self._detach()
 
     async def _send_events(self, send: Send, sending: anyio.CancelScope) -> None:
         outbox = self._outbox
@@ -228,9 +239,11 @@ class _Portable(_Topics):
         except OSError:
             # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
             self._has_left = True
+            sending.cancel()
         finally:
             outbox.carry = None
-        sending.cancel()
+        if not self._has_left:
+            sending.cancel()
 
     async def _wait(self, silences: Deadlines[_Topics] | None) -> bytes:
         """What is to be sent next; empty where the outbox has it."""
@@ -247,10 +260,13 @@ class _Portable(_Topics):
             silences.stop(self)
 
     async def _wait_on_trio(self) -> bytes:
-        with anyio.move_on_after(self._keepalive):
-            self._event = anyio.Event()
-            await self._event.wait()
-            return b""
+        self._event = anyio.Event()
+        try:
+            with anyio.move_on_after(self._keepalive):
+                await self._event.wait()
+                return b""
+        finally:
+            self._event = None
         return KEEPALIVE
 
     def _leave(self) -> None:
@@ -279,7 +295,7 @@ class _Portable(_Topics):
 
     def _refuse(self, code: int, reason: str) -> None:
         self._has_ended = True
-        self._stream.detach(self._subscriber)
+        self._detach()
         self._wake()
 
 
@@ -345,7 +361,7 @@ class _Direct(_Topics):
             outbox.sink = connection.on_writable = None
             if not connection.is_lost and (rest := outbox.take_all()):
                 connection.write(rest)
-        self._stream.detach(self._subscriber)
+        self._detach()
         if not self._end.done():
             self._end.set_result(None)
 

@@ -1,6 +1,7 @@
 """Topics as event streams: framed once for all clients, bounded, and never with a silent loss."""
 
 import asyncio
+import gc
 import socket
 from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from engine_here import ASYNCIO_BACKENDS
 from worker_here import serving
 
 from microws import App, EventStream, ServerSentEvent
+from microws.outbox import Outbox
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +86,23 @@ async def app():
 async def tasks():
     async with anyio.create_task_group() as tasks:
         yield tasks
+
+
+def outboxes():
+    return sum(isinstance(each, Outbox) for each in gc.get_objects())
+
+
+@pytest.fixture
+def no_garbage():
+    """What a stream leaves behind is not for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    before = outboxes()
+    yield
+    try:
+        assert outboxes() == before
+    finally:
+        gc.enable()
 
 
 async def connect(tasks, response):
@@ -244,6 +263,14 @@ class TestSilence:
 
 
 class TestTheEnd:
+    @pytest.mark.usefixtures("no_garbage")
+    async def test_nothing_is_left_of_a_stream(self, app):
+        async with anyio.create_task_group() as tasks:
+            client = await connect(tasks, EventStream(app.stream("t")))
+            await app.publish("t", 1)
+            await client.wait_for(b"data: 1\n\n")
+            await leave(app, client)
+
     async def test_a_send_that_says_the_client_has_left_ends_it_quietly(self, app, tasks):
         client = await connect(tasks, EventStream(app.stream("t")))
         client.failure = BrokenPipeError()
@@ -414,6 +441,21 @@ class TestOnTheOwnServer:
                 # A browser's closed tab looks the same.
                 await browser.stream.send_eof()
                 await wait_left(app)
+
+    @pytest.mark.usefixtures("no_garbage")
+    async def test_nothing_is_left_of_clients_that_leave_or_are_dropped(self):
+        app = event_app()
+        app.topic("t", queue=2)
+        async with serving(app) as served:
+            for _ in range(3):
+                async with browsing(served) as browser:
+                    await app.publish("t", 1)
+                    await browser.read_until(b"data: 1\n\n")
+                await wait_left(app)
+            async with browsing(served) as browser:
+                while app.hub.statistics().topics:
+                    await app.publish("t", "x" * 10_000)
+                await browser.read_to_the_end()
 
     async def test_a_drain_ends_the_stream_behind_what_was_published_before(self):
         app = event_app()

@@ -134,7 +134,7 @@ class Exchange:
             if not self.is_answered:
                 self._settle(returned=returned)
             self.scope.pop("microws.exchange", None)
-            self.own_send = None
+            self.own_send = self._on_end = None
 
     def _settle(self, *, returned: bool) -> None:
         """The app has ended, and the response is not complete."""

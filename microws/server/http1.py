@@ -333,8 +333,10 @@ class HTTP1(Lingering):
         self._is_over = self._is_closing = True
         self._forget()
         self._tell_change()
-        if self._exchange is not None:
-            self._exchange.disconnect()
+        # It has this connection, too, and is not to be left to the garbage collector.
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.disconnect()
         if self._shared.on_end is not None:
             self._shared.on_end()
 

@@ -27,6 +27,7 @@ _RECEIVE_QUEUE: Final = 64
 _MAX_EARLY_BYTES: Final = 64 << 10
 # Of what a compressed connection sends, parsed at once: inflated that is 1 MiB at most.
 _MAX_DEFLATED_BYTES: Final = 1 << 10
+_ANSWERED: Final = Upgrade(b"", (), {})
 # In a second. `nginx` and browsers send far fewer; what a flood of pings costs is the answers.
 _MAX_CONTROL_FRAMES: Final = 100
 
@@ -64,7 +65,7 @@ class Wire(Writing):
 
     Args:
         transport: Of the connection, on which a request has asked for a WebSocket. Its protocol is from now on this.
-        upgrade: That request.
+        upgrade: That request; forgotten with the accept, since a connection may be open for days.
         upkeep: Shared by the connections of a worker.
 
     Attributes:
@@ -274,6 +275,7 @@ class Wire(Writing):
                 extensions=None if agreement is None else agreement.header,
             )
         )
+        self.upgrade = _ANSWERED
         self._upkeep.pings.start(self)
         self._tell_change()
         if self.is_reading:

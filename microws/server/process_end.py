@@ -56,7 +56,6 @@ _FRAMEWORKS: Final = frozenset(
         "starlette",
         "threading",
         "trio",
-        "uvicorn",
         "uvloop",
     }
 )

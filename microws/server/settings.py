@@ -319,8 +319,8 @@ class Settings:
             (``client_body_timeout``), then 408; 0 waits for ever.
         write_timeout: Seconds that a client may take nothing of a response before it is disconnected, 60 by default as
             in nginx (``send_timeout``); 0 waits for ever.
-        keep_alive: Seconds that a connection is kept between two requests; 0 closes it after each response. Default
-            75, as in nginx (``keepalive_timeout``), which is longer than the 60 of common load balancers.
+        keep_alive: Seconds that a connection is kept between two requests; 0 keeps it for ever. Default 75, as in nginx
+            (``keepalive_timeout``), which is longer than the 60 of common load balancers.
         unix_mode: Permissions of the socket file of ``unix:PATH``: octal digits as text, such as ``"660"``, or the
             number, such as ``0o660``. Default 0660: the file's owner and group may connect.
         stop_delay: Seconds that the server goes on accepting connections after SIGTERM, while ``/readyz`` already says
@@ -384,8 +384,6 @@ class Settings:
         for field in fields(self):
             if field.name in _NOT_ON_HYPERCORN and getattr(self, field.name) != field.default:
                 raise ValueError(f"{field.name}: the server hypercorn has no such limit; leave it out")
-        if self.keep_alive == 0:
-            raise ValueError("keep_alive 0: the server hypercorn would close each connection before its first request")
 
     @property
     def addresses(self) -> list[Address]:

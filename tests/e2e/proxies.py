@@ -77,6 +77,15 @@ PROXIES = {
     ),
 }
 
+# As in most guides: every upgrade reaches the server.
+PROXIES["nginx-usual"] = PROXIES["nginx"]._replace(
+    changes=PROXIES["nginx"].changes
+    | {
+        "Upgrade $upgrade_to;": "Upgrade $http_upgrade;",
+        "Connection $connection_upgrade;": 'Connection "upgrade";',
+    }
+)
+
 
 def find(name):
     """The program. Without it the test is skipped; without nginx it fails in CI. Not every Debian has the others."""
@@ -109,14 +118,14 @@ def proxying(name, directory, *, port=None, path=None):
         path: of the Unix socket of microws.
     """
     proxy = PROXIES[name]
-    program = find(name)
+    program, *arguments = proxy.command.split()
     upstream = proxy.unix.replace("PATH", str(path)) if path else f"127.0.0.1:{port}"
     file = directory / f"{name}.conf"
     for _ in range(5):
         # Below the ports that the kernel gives to others. A port in use ends the proxy.
         port = random.randrange(20_000, 32_000)
         file.write_text(configuration(proxy, upstream, port))
-        with running_proxy([program, *proxy.command.split()[1:], str(file)], directory) as process:
+        with running_proxy([find(program), *arguments, str(file)], directory) as process:
             if has_started(process, port):
                 yield port
                 assert process.poll() is None, f"{name} has ended with {process.returncode}"

@@ -4,20 +4,39 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections import Counter
-from contextlib import contextmanager
+from collections import Counter, deque
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from byte_client import LIMIT
+from byte_client import LIMIT, ByteClient
 from serving import running
 
-__all__ = ["LOOPS", "MB", "PATIENCE", "PYTHONS", "WHOLE", "Endurance", "enduring", "share", "wait_for"]
+__all__ = [
+    "LOOPS",
+    "MB",
+    "PATIENCE",
+    "PYTHONS",
+    "TLS_FLAGS",
+    "WHOLE",
+    "Endurance",
+    "come_and_go",
+    "encrypt",
+    "enduring",
+    "share",
+    "wait_for",
+]
 
 HERE = Path(__file__).parent
+
+_CERTIFICATE = HERE.parent / "tls" / "localhost.pem"
+TLS_FLAGS = ("--certfile", str(_CERTIFICATE), "--keyfile", str(_CERTIFICATE.with_suffix(".key")))
+_TRUSTING = ssl.create_default_context(cafile=_CERTIFICATE)
 
 # `make endurance`; without, each test is a twentieth of itself, on a machine that does more than this.
 WHOLE = os.environ.get("MICROWS_ENDURANCE") == "whole"
@@ -54,6 +73,75 @@ def enduring(*flags, loop="uvloop", python=sys.executable, app="enduring:app"):
         yield Endurance(server)
 
 
+def encrypt(client):
+    """Start TLS."""
+    client.sock = _TRUSTING.wrap_socket(client.sock, server_hostname="localhost")
+
+
+def come_and_go(port, count, dice, act):
+    """Clients that act, and leave at any time after, many of them there at the same time."""
+    there = deque()
+    for _ in range(count):
+        client = ByteClient(port)
+        there.append(client)
+        with suppress(AssertionError):
+            act(client, dice)
+        if len(there) > 50:
+            leave_at_random(there, dice)
+    while there:
+        leave_at_random(there, dice)
+
+
+def leave_at_random(there, dice):
+    there.rotate(dice.randrange(len(there)))
+    client = there.popleft()
+    if dice.random() < 0.5:
+        client.reset()
+    else:
+        client.sock.close()
+
+
+class Neighbours:
+    """
+    Clients on kept connections, each of which asks and is answered, over and over.
+
+    Attributes:
+        answered: Requests so far.
+        longest: Seconds for one answer.
+    """
+
+    def __init__(self, clients):
+        self.answered = 0
+        self.longest = 0
+        self.failure = None
+        self._clients = clients
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self):
+        try:
+            while not self._is_over.is_set() or self.answered < 1000:
+                for client in self._clients:
+                    began = time.monotonic()
+                    client.send(b"GET /statistics HTTP/1.1\r\nHost: x\r\n\r\n")
+                    status, headers = client.read_head()
+                    assert status == 200
+                    assert json.loads(client.read_bytes(int(headers["content-length"])))["pid"]
+                    self.longest = max(self.longest, time.monotonic() - began)
+                    self.answered += 1
+        except AssertionError as error:
+            self.failure = error
+
+    def end(self):
+        """After 1,000 requests at least, each of which was answered."""
+        self._is_over.set()
+        self._thread.join()
+        if self.failure:
+            raise self.failure
+        assert self.longest <= 1 * PATIENCE, f"a neighbour was answered after {self.longest:.1f} s"
+
+
 class Endurance:
     """
     A server and its process.
@@ -66,12 +154,15 @@ class Endurance:
     def __init__(self, server):
         self.server = server
         self.port = server.port
+        handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_TRUSTING)]
+        self._opener = urllib.request.build_opener(*handlers)
         self.pid = self._ask()["pid"]
         self._proc = Path("/proc") / str(self.pid)
 
     def _ask(self):
-        request = urllib.request.Request(f"{self.server.url}/statistics", headers={"connection": "close"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=LIMIT) as response:
+        url = f"{self.server.url.replace('127.0.0.1', 'localhost')}/statistics"
+        request = urllib.request.Request(url, headers={"connection": "close"})
+        with self._opener.open(request, timeout=LIMIT) as response:
             return json.load(response)
 
     def open(self):
@@ -94,6 +185,19 @@ class Endurance:
         began = time.monotonic()
         assert wait_for(lambda: self.open() == at_rest, within=within), f"{at_rest} before, {self.open()} afterwards"
         return time.monotonic() - began
+
+    @contextmanager
+    def neighbours(self, count, start=lambda client: None):
+        """As many ``Neighbours``, as long as the block lasts. ``start`` is called with each connection."""
+        with ExitStack() as stack:
+            clients = [stack.enter_context(ByteClient(self.port)) for _ in range(count)]
+            for client in clients:
+                start(client)
+            neighbours = Neighbours(clients)
+            try:
+                yield neighbours
+            finally:
+                neighbours.end()
 
     @property
     def memory(self):

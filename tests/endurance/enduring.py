@@ -2,11 +2,17 @@
 
 import asyncio
 import os
+import tempfile
 import time
 
 import anyio
 
-from microws import App
+from microws import App, EventStream, FileResponse, StreamingResponse
+
+LARGE = bytes(10_000_000)
+LARGE_FILE = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the process
+LARGE_FILE.write(LARGE)
+LARGE_FILE.flush()
 
 app = App()
 compressing = App(compression=True)
@@ -16,6 +22,40 @@ compressing = App(compression=True)
 @compressing.get("/statistics")
 async def statistics():
     return {"pid": os.getpid(), "tasks": len(asyncio.all_tasks())}
+
+
+@app.post("/body")
+async def body(request):
+    return {"size": len(await request.body())}
+
+
+@app.post("/unread")
+async def unread():
+    return "not read"
+
+
+@app.get("/large")
+async def large():
+    return LARGE
+
+
+@app.get("/file")
+async def file():
+    return FileResponse(LARGE_FILE.name)
+
+
+@app.get("/stream")
+async def stream():
+    async def pieces():
+        for _ in range(1000):
+            yield LARGE[:10_000]
+
+    return StreamingResponse(pieces())
+
+
+@app.get("/events")
+async def events():
+    return EventStream(app.stream("topic"))
 
 
 @app.websocket_route("/echo", value_type="auto")

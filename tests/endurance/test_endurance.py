@@ -6,11 +6,10 @@ import resource
 import selectors
 import time
 import zlib
-from collections import deque
 
 import pytest
 from byte_client import BINARY, CONTINUATION, LIMIT, PING, PONG, TEXT, ByteClient, close_frame, frame, upgrade
-from endurance import LOOPS, MB, PATIENCE, PYTHONS, WHOLE, enduring, share
+from endurance import LOOPS, MB, PATIENCE, PYTHONS, WHOLE, come_and_go, enduring, share
 
 MIB = 1 << 20
 
@@ -21,20 +20,6 @@ on_each_python = pytest.mark.parametrize("python", PYTHONS, ids=("this", "anothe
 
 
 # Clients that come and go
-
-
-def come_and_go(port, count, dice):
-    """Clients that leave at random points of the handshake and after, many of them there at the same time."""
-    there = deque()
-    for _ in range(count):
-        client = ByteClient(port)
-        there.append(client)
-        with contextlib.suppress(AssertionError):
-            act_at_random(client, dice)
-        if len(there) > 50:
-            leave_at_random(there, dice)
-    while there:
-        leave_at_random(there, dice)
 
 
 def act_at_random(client, dice):
@@ -61,26 +46,17 @@ def act_at_random(client, dice):
                 client.send(close_frame(1000)[: dice.randrange(1, 9)])
 
 
-def leave_at_random(there, dice):
-    there.rotate(dice.randrange(len(there)))
-    client = there.popleft()
-    if dice.random() < 0.5:
-        client.reset()
-    else:
-        client.sock.close()
-
-
 @on_each_loop
 def test_clients_that_leave_at_random_points_leave_nothing_behind(loop, figure):
     count = share(20_000)
     dice = random.Random(6455)
     with enduring(loop=loop) as process:
-        come_and_go(process.port, 100, dice)
+        come_and_go(process.port, 100, dice, act_at_random)
         at_rest = process.at_rest()
         seconds = []
         memory = []
         for _ in range(2):
-            come_and_go(process.port, count, dice)
+            come_and_go(process.port, count, dice, act_at_random)
             seconds.append(process.seconds_to_rest(at_rest, within=2 * PATIENCE))
             memory.append(process.memory)
         grown = memory[1] - memory[0]
@@ -108,7 +84,7 @@ def attack_a_view_that_returns(client):
 def test_attacks_leave_nothing_behind(loop, attack, figure):
     count = share(1000)
     with enduring(loop=loop) as process, contextlib.ExitStack() as stack:
-        come_and_go(process.port, 100, random.Random(1))
+        come_and_go(process.port, 100, random.Random(1), act_at_random)
         at_rest = process.at_rest()
         for number in range(count):
             client = stack.enter_context(ByteClient(process.port))

@@ -61,9 +61,13 @@ class Engine(Wire):
         self._has_connected = False
         self._status: int | None = None
 
-    async def run(self, app: ASGIApplication) -> None:
-        """Have ``app`` serve the connection. When this returns, the client may not have left yet."""
-        scope = self.scope
+    async def run(self, app: ASGIApplication, scope: Scope) -> None:
+        """
+        Have ``app`` serve the connection. When this returns, the client may not have left yet.
+
+        Args:
+            scope: Of the handshake. The engine's own is empty as soon as the client has left, perhaps before the start.
+        """
         code = CloseCode.INTERNAL_ERROR
         try:
             await app(scope, self.receive, self.send)

@@ -98,7 +98,7 @@ class Engines:
         elif self._is_draining:
             engine.refuse(_UNAVAILABLE)
         else:
-            task = asyncio.get_running_loop().create_task(engine.run(self._app))
+            task = asyncio.get_running_loop().create_task(engine.run(self._app, engine.scope))
             self._tasks.add(task)
             task.add_done_callback(self._returned)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -13,7 +12,7 @@ from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.link import Link
 from microws.server.request_head import RequestHead
-from microws.server.response_head import check_status, date_line, response_head
+from microws.server.response_head import BODILESS, NO_CONTENT, check_status, date_line, join_fields, response_head
 from microws.server.send_file import send_file
 
 __all__ = ["Exchange"]
@@ -24,18 +23,14 @@ _log = logging.getLogger("microws.server")
 _MAX_WAITING_BYTES: Final = 64 << 10
 # From here on a body is not copied behind the head.
 _BIG_BYTES: Final = 64 << 10
+# Bytes of a body that are written at once: half of what a TLS transport takes before it pauses its protocol.
+_MAX_PIECE: Final = 256 << 10
 # Sends in a row that find their client quick: then others have their turn.
 _MAX_SENDS: Final = 64
 
 _FAILED: Final = 500
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-# RFC 9110 §8.6, §15.4.5; RFC 9112 §6.3.
-_NO_CONTENT: Final = 204
-_BODILESS: Final = (_NO_CONTENT, 304)
-
-# RFC 9110 §5.1, §5.5: what may stand on the wire.
-_FIELD_LINES: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
 # About the connection, of which the app knows nothing (RFC 9110 §7.6.1), and what the server reads.
 _READ: Final = frozenset(
     {b"connection", b"transfer-encoding", b"keep-alive", b"content-length", b"content-type", b"date", b"upgrade"}
@@ -251,7 +246,10 @@ class Exchange:
                 raise RuntimeError(f"http.response.body {when}")
             if self._has_left or self._is_cut or self.connection.is_lost:
                 await self._refuse_send()
-            self._write_body(event.get("body", b""), is_last=not event.get("more_body", False))
+            body, is_last = event.get("body", b""), not event.get("more_body", False)
+            if type(body) is bytes and len(body) > _MAX_PIECE:
+                body = await self._send_pieces(body, is_last=is_last)
+            self._write_body(body, is_last=is_last)
             self._sends += 1
             if not self.connection.is_writable:
                 await self.connection.wait_writable()
@@ -299,6 +297,19 @@ class Exchange:
             self._write_body(b"", is_last=True)
         return sent
 
+    async def _send_pieces(self, body: bytes, *, is_last: bool) -> bytes:
+        """
+        Send a body of more than one piece as the client takes it, all but its last piece; return that.
+
+        A TLS transport neither counts one large write nor pauses its protocol for it: a client that does not read could
+        not be told from one that does.
+        """
+        if is_last and self._fields is not None and self._has_body and self._left is None:
+            self._fields += self._choose_framing(len(body))
+        for start in range(0, len(body) - _MAX_PIECE, _MAX_PIECE):
+            await self.send({"type": "http.response.body", "body": body[start : start + _MAX_PIECE], "more_body": True})
+        return body[start + _MAX_PIECE :]
+
     async def _refuse_send(self) -> None:
         # An app that takes no notice, and sends again and again, leaves the others their turn.
         await asyncio.sleep(0)
@@ -308,7 +319,7 @@ class Exchange:
 
     def _start(self, event: Event) -> None:
         status = check_status(event["status"])
-        self._has_body = self._head.method != "HEAD" and status not in _BODILESS
+        self._has_body = self._head.method != "HEAD" and status not in BODILESS
         self._keep_alive = self._head.keep_alive
         self._is_event_stream = self._has_date = False
         self._left = None
@@ -317,12 +328,7 @@ class Exchange:
             name = name.lower()
             line = b"%b: %b\r\n" % (name, value)
             lines.append(line if name not in _READ else self._read(status, name, value, line))
-        fields = b"".join(lines)
-        if not _FIELD_LINES.fullmatch(fields):
-            raise ValueError(
-                "a header of the response has a name that is no token, or a control character in its value"
-            )
-        self._fields = fields
+        self._fields = join_fields(lines)
         self.status = status
 
     def _read(self, status: int, name: bytes, value: bytes, line: bytes) -> bytes:
@@ -331,7 +337,7 @@ class Exchange:
             if self._left is not None or not value.isdigit():
                 raise ValueError("the response's content-length is not one number")
             self._left = int(value)
-            return b"" if status == _NO_CONTENT else line
+            return b"" if status == NO_CONTENT else line
         if name == b"content-type":
             self._is_event_stream = value.strip().lower().startswith(b"text/event-stream")
         elif name == b"date":

@@ -218,6 +218,9 @@ class HTTP1(Lingering):
             self._resume_reading()
 
     def _next(self) -> None:
+        if not self.is_writable:
+            # `resume_writing` goes on. Otherwise one client that reads nothing has any number of responses made for it.
+            return
         self._exchange = None
         if self._unread:
             unread, self._unread = self._unread, b""
@@ -291,6 +294,13 @@ class HTTP1(Lingering):
             self._refuse(_REQUEST_TIMEOUT, "the request did not come in time")
         else:
             self.hang_up()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of what was sent."""
+        super().resume_writing()
+        exchange = self._exchange
+        if exchange is not None and exchange.is_answered and exchange.is_received:
+            self._next()
 
     def hang_up(self, *, has_unread: bool = False) -> None:
         """Send nothing more. Where the client may still be sending, discard it until it has closed too."""

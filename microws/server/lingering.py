@@ -1,11 +1,17 @@
 """A connection that ends without losing what was sent, and drops a client that takes nothing of it."""
 
 import asyncio
+import socket
+import struct
+from typing import Final
 
 from microws.server.shared import Shared
 from microws.server.writing import Writable
 
 __all__ = ["Lingering"]
+
+# Whether to linger, and the seconds: closing a socket then resets its connection.
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 
 class Lingering(Writable):
@@ -30,7 +36,7 @@ class Lingering(Writable):
         buffered = self.buffered()
         # Nothing is buffered of a file, which leaves past the transport.
         if buffered >= self._was_buffered and (buffered or not self.is_writable):
-            self.abort()
+            self.reset()
         elif buffered:
             self._was_buffered = buffered
             self._shared.writes.start(self)
@@ -59,6 +65,15 @@ class Lingering(Writable):
     def abort(self) -> None:
         """Drop the connection at once."""
         self._transport.abort()
+
+    def reset(self) -> None:
+        """
+        Drop a client that does not read, and what the system holds for it: otherwise that stays there for minutes.
+
+        Source: nginx's ``reset_timedout_connection``.
+        """
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self.abort()
 
     def _end(self, *, lingers: bool) -> None:
         """

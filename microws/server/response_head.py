@@ -1,12 +1,19 @@
 """The heads of HTTP/1.1 responses. No I/O."""
 
+import re
 from email.utils import formatdate
 from functools import cache
 from http import HTTPStatus
 from time import time
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["check_status", "date_line", "response_head"]
+__all__ = ["BODILESS", "NO_CONTENT", "check_status", "date_line", "join_fields", "response_head"]
+
+# RFC 9110 §8.6, §15.4.5; RFC 9112 §6.3: these have no body.
+NO_CONTENT: Final = 204
+BODILESS: Final = (NO_CONTENT, 304)
+# RFC 9110 §5.1, §5.5: what may stand on the wire.
+_FIELD_LINES: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
 
 
 def response_head(status: int, *fields: bytes) -> bytes:
@@ -58,3 +65,16 @@ def check_status(status: Any) -> int:
     if not 200 <= status <= 599:
         raise ValueError(f"a response's status is 200 to 599, not {status}")
     return int(status)
+
+
+def join_fields(lines: list[bytes]) -> bytes:
+    """
+    The fields of a response, from an app, as they go on the wire.
+
+    Raises:
+        ValueError: No server could send them.
+    """
+    fields = b"".join(lines)
+    if not _FIELD_LINES.fullmatch(fields):
+        raise ValueError("a header of the response has a name that is no token, or a control character in its value")
+    return fields

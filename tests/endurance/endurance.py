@@ -240,4 +240,4 @@ class Endurance:
         failures = Counter(
             match[1] for match in self.server.find_lines(r"((?:^Traceback| warning | error | critical ).*)")
         )
-        assert not failures, failures.most_common(5)
+        assert not failures, "\n".join([*map(str, failures.most_common(5)), *self.server.output[:100]])

@@ -456,6 +456,37 @@ def test_a_second_signal_is_at_once(directory):
         assert server.wait() == 0
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_two_ctrl_c_end_a_worker_whose_event_loop_is_blocked(directory, loop):
+    write(directory, APP + BLOCKING)
+    arguments = ("--workers", "2", "--drain-timeout", "300", "--loop", loop)
+    with supervised(directory, *arguments) as server, blocking(server):
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait_for_line("info stopping all workers")
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.wait() == 1
+    assert server.find_lines(r"warning still running, .*: block\(\) at .*chat\.py:\d+$")
+
+
+def test_in_the_stop_delay_workers_accept_and_are_not_ready(directory):
+    path = directory / "app.sock"
+    write(directory, APP + "\napp.health()\n")
+    arguments = ("--workers", "2", "--stop-delay", "60", "--bind", "127.0.0.1:0", "--bind", f"unix:{path}")
+    with process(directory, command(*arguments)) as started:
+        server = Server(started)
+        assert get(server.port, "/readyz")[0] == 200
+        # As systemd sends it.
+        os.killpg(started.pid, signal.SIGTERM)
+        server.wait_for_line("info stopping all workers in 60 s")
+        server.wait_for_line("info not ready any more; draining in 60 s", times=2)
+        assert [get(server.port, "/readyz")[0] for _ in range(20)] == [503] * 20
+        assert get(path, family=socket.AF_UNIX)[0] == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert len(server.find_lines("^stopped$")) == 2
+    assert not path.exists()
+
+
 # Nobody reads the log
 
 

@@ -2,9 +2,14 @@
 
 import asyncio
 import gc
+import random
+import re
 import socket
+import ssl
 from collections import deque
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import count
+from pathlib import Path
 
 import anyio
 import pytest
@@ -14,9 +19,12 @@ from worker_here import serving
 
 from microws import App, EventStream, ServerSentEvent
 from microws.outbox import Outbox
+from microws.server.listening import tls_context
 
 pytestmark = pytest.mark.anyio
 
+TLS = Path(__file__).parent / "tls"
+TRUSTING = ssl._create_unverified_context()
 OPENING = b":\n"
 GAP = b": gap\n\n"
 KEEPALIVE = b": keepalive\n\n"
@@ -343,20 +351,23 @@ class Browser:
         if b"transfer-encoding: chunked" not in head.lower():
             return rest
         body = b""
-        while rest:
+        while b"\r\n" in rest:
             size, _, rest = rest.partition(b"\r\n")
             size = int(size, 16)
             if not size:
                 assert rest == b"\r\n"
                 return body + b"<end>"
+            if len(rest) < size + 2:
+                break
             assert rest[size : size + 2] == b"\r\n"
             body, rest = body + rest[:size], rest[size + 2 :]
         return body
 
 
 @asynccontextmanager
-async def browsing(served, *, request=b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", opening=OPENING):
-    async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+async def browsing(served, *, request=b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", opening=OPENING, secure=False):
+    options = {"tls": True, "ssl_context": TRUSTING, "tls_standard_compatible": False} if secure else {}
+    async with await anyio.connect_tcp("127.0.0.1", served.port, **options) as stream:
         browser = Browser(stream)
         await stream.send(request)
         await browser.read_until(opening)
@@ -589,6 +600,51 @@ class TestOnTheOwnServer:
                 await app.publish("t", 2)
                 await browser.read_until(b"data: 2\n\n")
             await wait_left(app)
+
+    @pytest.mark.parametrize("secure", [False, True])
+    async def test_clients_that_come_and_go_see_whole_events_in_order_and_leave_nothing(self, secure):
+        app = App()
+        app.topic("closes", queue=8)
+        app.topic("drops", queue=4, overflow="drop_oldest")
+        app.add_route(lambda: EventStream(app.stream("closes", "drops", event=str), keepalive=0.02), "/")
+        dice = random.Random(7)
+
+        async def publish(*, task_status):
+            with anyio.CancelScope() as scope:
+                task_status.started(scope)
+                for number in count():
+                    await app.publish(dice.choice(["closes", "drops"]), f"{number} " + "x" * dice.randrange(30_000))
+                    if number % 16 == 0:
+                        await checkpoint()
+
+        async def come_and_go():
+            version = dice.choice([b"1.0", b"1.1"])
+            async with browsing(
+                served, request=b"GET / HTTP/%b\r\nhost: x\r\n\r\n" % version, secure=secure
+            ) as browser:
+                for _ in range(dice.randrange(20)):
+                    with suppress(anyio.EndOfStream):
+                        browser.data += await browser.stream.receive()
+            last = {}
+            events = browser.body.removesuffix(b"<end>").removeprefix(OPENING).split(b"\n\n")
+            for event in events[:-1]:
+                if event not in (b": gap", b": keepalive"):
+                    topic, data = re.fullmatch(rb"event: (.*)\ndata: (.*)x*", event).groups()
+                    number = int(data.split()[0])
+                    assert number > last.get(topic, -1)
+                    last[topic] = number
+
+        tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key")) if secure else None
+        async with serving(app, tls=tls) as served, anyio.create_task_group() as tasks:
+            publishing = await tasks.start(publish)
+            before = len(asyncio.all_tasks())
+            for _ in range(5):
+                async with anyio.create_task_group() as clients:
+                    for _ in range(10):
+                        clients.start_soon(come_and_go)
+            await wait_until(lambda: len(asyncio.all_tasks()) == before)
+            assert app.hub.statistics().topics == 0
+            publishing.cancel()
 
     async def test_the_access_log_has_one_line_when_it_has_ended(self, caplog):
         app = event_app()

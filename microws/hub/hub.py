@@ -54,7 +54,7 @@ class Statistics(NamedTuple):
     Attributes:
         connections: WebSockets that are open or being opened.
         topics: Topics with a subscriber.
-        subscribers: Connections and ``app.subscribe`` blocks with a subscription.
+        subscribers: WebSockets, event streams and ``app.subscribe`` blocks with a subscription.
         subscriptions: Pairs of subscriber and topic.
         published: Calls of ``publish`` so far.
         delivered: Messages put into an outbox so far.
@@ -62,7 +62,8 @@ class Statistics(NamedTuple):
         queued: Messages waiting in outboxes now.
         largest_queue: The longest outbox now, in messages.
         flush_sizes: How many writes had one published message, ``"1"``, two, ``"2"``, up to four, ``"4"``, and so on.
-            Only on this package's own server: others are given one message at a time.
+            Only on this package's own server, and of event streams: other servers' WebSockets are given one message at
+            a time.
     """
 
     connections: int

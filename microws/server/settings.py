@@ -316,10 +316,10 @@ class Settings:
         max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
         max_head_size: Bytes of a request's target and headers, 16 KiB by default as in h11; more is answered with 431.
         body_timeout: Seconds that a client has for the next piece of a request's body, 60 by default as in nginx
-            (``client_body_timeout``), then 408; 0 waits for ever.
+            (``client_body_timeout``), then 408; 0: unlimited.
         write_timeout: Seconds that a client may take nothing of a response before it is disconnected, 60 by default as
-            in nginx (``send_timeout``); 0 waits for ever.
-        keep_alive: Seconds that a connection is kept between two requests; 0 keeps it for ever. Default 75, as in nginx
+            in nginx (``send_timeout``); 0: unlimited.
+        keep_alive: Seconds that a connection is kept between two requests; 0: unlimited. Default 75, as in nginx
             (``keepalive_timeout``), which is longer than the 60 of common load balancers.
         unix_mode: Permissions of the socket file of ``unix:PATH``: octal digits as text, such as ``"660"``, or the
             number, such as ``0o660``. Default 0660: the file's owner and group may connect.

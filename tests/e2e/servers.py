@@ -51,13 +51,14 @@ class Program(NamedTuple):
 
 
 def _microws(loop):
-    command = ("microws", "run", "--loop", loop)
-    if loop == "trio":
-        # Hypercorn keeps a task of each WebSocket that has ended until its next ping is due.
-        command += ("--ping-interval", "1")
-        # It also closes a connection while another of its tasks sends on it, and then has to be started again.
-        return Program(command, noise=r"trio\.BusyResourceError")
-    return Program(command, has_engine=True, knows_close=True)
+    return Program(("microws", "run", "--loop", loop), has_engine=True, knows_close=True)
+
+
+def _microws_by_hypercorn(loop):
+    # It keeps a task of each WebSocket that has ended until its next ping is due.
+    command = ("microws", "run", "--server", "hypercorn", "--loop", loop, "--ping-interval", "1", "--keep-alive", "1")
+    # On trio it closes a connection while another of its tasks sends on it, and then has to be started again.
+    return Program(command, noise=r"trio\.BusyResourceError" if loop == "trio" else r"(?!)")
 
 
 def _uvicorn(protocol):
@@ -73,7 +74,8 @@ def _uvicorn(protocol):
 PROGRAMS = {
     "microws-asyncio": _microws("asyncio"),
     "microws-uvloop": _microws("uvloop"),
-    "microws-trio": _microws("trio"),
+    "microws-hypercorn": _microws_by_hypercorn("auto"),
+    "microws-trio": _microws_by_hypercorn("trio"),
     "hypercorn": Program(("hypercorn", "--keep-alive", "1"), bind=("--bind", "127.0.0.1:0")),
     "uvicorn-sansio": _uvicorn("websockets-sansio"),
     "uvicorn-wsproto": _uvicorn("wsproto"),

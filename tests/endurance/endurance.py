@@ -171,14 +171,14 @@ class Endurance:
         return {"tasks": tasks, "files": len(list((self._proc / "fd").iterdir()))}
 
     def at_rest(self):
-        """``open`` as soon as it stays the same for ten looks."""
-        seen = []
-        end = time.monotonic() + 2 * LIMIT
-        while len(seen) < 10:
-            assert time.monotonic() < end, f"it does not come to rest: {seen}"
-            now = self.open()
-            seen = [*seen, now] if now in seen[-1:] else [now]
-        return seen[0]
+        """``open`` as soon as it stays the same for half a second."""
+        now, since = self.open(), time.monotonic()
+        end = since + 2 * LIMIT
+        while time.monotonic() < since + 0.5:
+            assert time.monotonic() < end, f"it does not come to rest: {now}"
+            before, now = now, self.open()
+            since = since if now == before else time.monotonic()
+        return now
 
     def seconds_to_rest(self, at_rest, *, within):
         """Until ``open`` is exactly this again."""

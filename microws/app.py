@@ -657,6 +657,8 @@ class App:
         thread then does not keep the process when the script has ended. On trio, and where a view blocks the event loop
         itself, the process ends within this call, after what is registered with ``atexit``.
 
+        SIGHUP ends the server like SIGTERM. At the end of the script, the process then runs the script anew.
+
         Args:
             host: Address to listen on; ``"0.0.0.0"`` is every network of this machine. Default 127.0.0.1.
             port: Port to listen on; 0 takes a free one. Default 8000.

@@ -373,9 +373,11 @@ def test_a_socket_that_nobody_may_connect_to_is_in_use(tmp_path):
 def test_a_file_descriptor_is_taken_over():
     parent = socket.create_server(("127.0.0.1", 0))
     number = parent.detach()
+    os.set_inheritable(number, True)
     [listener] = listen_on(f"fd://{number}")
     listener.listen()
     assert listener.sock.fileno() == number
+    assert not os.get_inheritable(number)
     assert listener.url.startswith("http://127.0.0.1:")
     listener.close()
 

@@ -410,6 +410,8 @@ def _inherit(address: FileDescriptor, *, secure: bool) -> Listener:
         kind = sock.type
         sock.detach()
         raise ListenError(f"{address}: expected a stream socket, came {kind!s}")
+    # Otherwise programs that the app starts, and the next program of this process, would keep it open.
+    sock.set_inheritable(False)
     sock.setblocking(False)
     return Listener(sock, secure=secure)
 

@@ -106,9 +106,9 @@ class Response:
         content_type: str | None = None,
     ) -> None:
         if isinstance(body, str):
-            self._begin(body.encode(), status, headers, "text/html; charset=utf-8")
+            self._begin(body.encode(), status, headers, b"text/html; charset=utf-8")
         elif isinstance(body, BYTES_LIKE):
-            self._begin(bytes(body), status, headers, "application/octet-stream" if body else None)
+            self._begin(bytes(body), status, headers, b"application/octet-stream" if body else None)
         else:
             raise TypeError(
                 f"a response's body is str or bytes, not {type(body).__name__}; use JSONResponse for a value"
@@ -116,15 +116,36 @@ class Response:
         if content_type is not None:
             self.headers["content-type"] = content_type
 
-    def _begin(self, body: bytes, status: int, headers: HeadersLike | None, default_type: str | None) -> None:
+    def _begin(self, body: bytes, status: int, headers: HeadersLike | None, default_type: bytes | None) -> None:
         # RFC 9110 §15.2: a 1xx comes before the response and does not end the request.
         if not 200 <= status <= 599:
             raise ValueError(f"a response's status is 200 to 599, not {status}")
         self.body = body
         self.status = int(status)
-        self.headers = ResponseHeaders(headers)
-        if default_type is not None:
-            self.headers.add_default("content-type", default_type)
+        self._default_type = default_type
+        # Made when they are asked for: most responses have their content type alone.
+        self._headers: ResponseHeaders | None = None
+        if headers is not None:
+            self._headers = self._make_headers(headers)
+
+    def _make_headers(self, headers: HeadersLike | None) -> ResponseHeaders:
+        made = ResponseHeaders(headers)
+        if self._default_type is not None:
+            made.add_default("content-type", self._default_type.decode("ascii"))
+        return made
+
+    @property
+    def headers(self) -> ResponseHeaders:
+        """The headers, which can be changed until they are sent."""
+        if self._headers is None:
+            self._headers = self._make_headers(None)
+        return self._headers
+
+    def _raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """``headers`` as ASGI takes them."""
+        if self._headers is not None:
+            return self._headers.raw()
+        return [] if self._default_type is None else [(b"content-type", self._default_type)]
 
     def set_cookie(
         self,
@@ -204,7 +225,7 @@ class Response:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body})
 
     def _start(self, *, content_length: int | None = None) -> Event:
-        headers = self.headers.raw()
+        headers = self._raw_headers()
         if content_length is not None:
             headers.append((b"content-length", b"%d" % content_length))
         return {"type": "http.response.start", "status": self.status, "headers": headers}
@@ -224,7 +245,7 @@ class TextResponse(Response):
     """
 
     def __init__(self, text: str, status: int = 200, headers: HeadersLike | None = None) -> None:
-        self._begin(text.encode(errors="replace"), status, headers, "text/plain; charset=utf-8")
+        self._begin(text.encode(errors="replace"), status, headers, b"text/plain; charset=utf-8")
 
 
 class JSONResponse(Response):
@@ -242,7 +263,7 @@ class JSONResponse(Response):
     """
 
     def __init__(self, value: Any, status: int = 200, headers: HeadersLike | None = None) -> None:
-        self._begin(dumps_json(value), status, headers, "application/json")
+        self._begin(dumps_json(value), status, headers, b"application/json")
 
 
 class RedirectResponse(Response):

@@ -145,6 +145,9 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
     if isinstance(value, Response):
         return value
     try:
+        # What most views return.
+        if type(value) is dict:
+            return JSONResponse(value)
         # A class derived from it, such as a row of a database, is a value.
         if type(value) is not tuple:
             return _to_response(value, 204 if value is None else 200, None)

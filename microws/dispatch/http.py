@@ -213,12 +213,11 @@ class _Answer:
         unexpected: The first unexpected exception, which is raised once it is answered.
     """
 
-    __slots__ = ("_has_body", "_send", "has_started", "request", "unexpected")
+    __slots__ = ("_send", "has_started", "request", "unexpected")
 
     def __init__(self, send: Send, request: Request) -> None:
         self._send = send
         self.request = request
-        self._has_body = _has_body(request.scope)
         self.has_started = False
         self.unexpected: Exception | None = None
 
@@ -235,7 +234,7 @@ class _Answer:
     def send(self, event: Event) -> Awaitable[None]:
         """Send an event; where it is the last one, see that the client gets to read it."""
         self.has_started = True
-        if self._has_body and not self.request.body_complete and _is_last(event):
+        if _is_last(event) and not self.request.body_complete and _has_body(self.request.scope):
             return self._send_last(event)
         return self._send(event)
 

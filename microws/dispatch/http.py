@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
@@ -101,9 +101,12 @@ class HTTPDispatcher:
                 return
             else:
                 response = answer_miss(request, found)
-            if response.can_be_direct:
-                pass_body(scope, send, answer.send)
-            await response(scope, request.receive_event, answer.send)
+            if answer.is_on_own_server:
+                await response(scope, request.receive_event, send)
+            else:
+                if response.can_be_direct:
+                    pass_body(scope, send, answer.send)
+                await response(scope, request.receive_event, answer.send)
         except Exception as error:
             await self._send_error(answer, error, hooks)
         finally:
@@ -209,17 +212,25 @@ class _Answer:
     ASGI's ``send`` for the response to ``request``.
 
     Attributes:
-        has_started: Whether the response has begun.
+        is_on_own_server: Whether nothing stands between the app and this package's own server: it sees for itself that
+            the client gets to read the response.
         unexpected: The first unexpected exception, which is raised once it is answered.
     """
 
-    __slots__ = ("_send", "has_started", "request", "unexpected")
+    __slots__ = ("_exchange", "_has_started", "_send", "is_on_own_server", "request", "unexpected")
 
     def __init__(self, send: Send, request: Request) -> None:
         self._send = send
         self.request = request
-        self.has_started = False
+        self._has_started = False
+        self._exchange: Any = request.scope.get("microws.exchange")
+        self.is_on_own_server = self._exchange is not None and send == self._exchange.send
         self.unexpected: Exception | None = None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the response has begun."""
+        return self._exchange.status is not None if self.is_on_own_server else self._has_started
 
     def take_unexpected(self) -> Exception:
         """``unexpected``, which is then forgotten: its traceback holds this object."""
@@ -228,12 +239,12 @@ class _Answer:
         return error
 
     async def send_as_it_is(self, event: Event) -> None:
-        self.has_started = True
+        self._has_started = True
         await self._send(event)
 
     def send(self, event: Event) -> Awaitable[None]:
         """Send an event; where it is the last one, see that the client gets to read it."""
-        self.has_started = True
+        self._has_started = True
         if _is_last(event) and not self.request.body_complete and _has_body(self.request.scope):
             return self._send_last(event)
         return self._send(event)

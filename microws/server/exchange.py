@@ -12,7 +12,7 @@ from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.link import Link
 from microws.server.request_head import RequestHead
-from microws.server.response_head import BODILESS, NO_CONTENT, check_status, date_line, join_fields, response_head
+from microws.server.response_head import BODILESS, NO_CONTENT, check_status, read_fields, response_head
 from microws.server.send_file import send_file
 
 __all__ = ["Exchange"]
@@ -31,10 +31,6 @@ _MAX_SENDS: Final = 64
 _FAILED: Final = 500
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-# About the connection, of which the app knows nothing (RFC 9110 §7.6.1), and what the server reads.
-_READ: Final = frozenset(
-    {b"connection", b"transfer-encoding", b"keep-alive", b"content-length", b"content-type", b"date", b"upgrade"}
-)
 
 
 class Exchange:
@@ -64,7 +60,6 @@ class Exchange:
         "_expects_continue",
         "_fields",
         "_has_body",
-        "_has_date",
         "_has_hung_up",
         "_has_left",
         "_head",
@@ -270,6 +265,30 @@ class Exchange:
         """Whether a body without a length is sent in chunks."""
         return self._head.version == "1.1"
 
+    def respond(self, send: Send, start: Event, body: bytes) -> bool:
+        """
+        Send a whole response at once, in place of two events. Never waits.
+
+        Args:
+            send: What the app would send them by.
+            start: The first event, with the ``content-length`` of ``body``.
+
+        Returns:
+            Whether it was sent. Not where ``send`` is that of middleware, which is to see the events; nor where a send
+            waits, fails, or sends pieces.
+
+        Raises:
+            TypeError, ValueError: A status or header that cannot be sent.
+        """
+        connection = self.connection
+        if send != self.send or self.status is not None or self._has_left or len(body) > _MAX_PIECE:
+            return False
+        if not connection.is_writable or connection.is_draining or connection.is_lost:
+            return False
+        self._start(start)
+        self._write_body(body, is_last=True)
+        return True
+
     def is_own(self, send: Send) -> bool:
         """Whether this gets the body as it is given to ``send``: no middleware stands between, which is to see it."""
         return send in (self.send, self.own_send)
@@ -319,34 +338,13 @@ class Exchange:
 
     def _start(self, event: Event) -> None:
         status = check_status(event["status"])
+        fields, self._left, self._is_event_stream, asks_to_close = read_fields(event.get("headers") or ())
         self._has_body = self._head.method != "HEAD" and status not in BODILESS
-        self._keep_alive = self._head.keep_alive
-        self._is_event_stream = self._has_date = False
-        self._left = None
-        lines: list[bytes] = []
-        for name, value in event.get("headers") or ():
-            name = name.lower()
-            line = b"%b: %b\r\n" % (name, value)
-            lines.append(line if name not in _READ else self._read(status, name, value, line))
-        self._fields = join_fields(lines)
+        self._keep_alive = self._head.keep_alive and not asks_to_close
+        if self._left is not None and status != NO_CONTENT:
+            fields += b"content-length: %d\r\n" % self._left
+        self._fields = fields
         self.status = status
-
-    def _read(self, status: int, name: bytes, value: bytes, line: bytes) -> bytes:
-        """Read a field of the app. What is sent of it."""
-        if name == b"content-length":
-            if self._left is not None or not value.isdigit():
-                raise ValueError("the response's content-length is not one number")
-            self._left = int(value)
-            return b"" if status == NO_CONTENT else line
-        if name == b"content-type":
-            self._is_event_stream = value.strip().lower().startswith(b"text/event-stream")
-        elif name == b"date":
-            self._has_date = True
-        elif name == b"connection":
-            self._keep_alive = self._keep_alive and b"close" not in value.lower()
-        elif name == b"upgrade":
-            return line + b"connection: upgrade\r\n"  # RFC 9110 §7.8; a 426 has it
-        return line if name in (b"content-type", b"date") else b""
 
     def _write_body(self, body: bytes, *, is_last: bool) -> None:
         if not isinstance(body, BYTES_LIKE):
@@ -371,7 +369,7 @@ class Exchange:
         if fields is not None:
             assert self.status is not None
             self._fields = None
-            head = response_head(self.status, fields, self._connection_line(), b"" if self._has_date else date_line())
+            head = response_head(self.status, fields, self._connection_line())
             if len(body) < _BIG_BYTES:
                 body = head + body
             else:

@@ -1,17 +1,21 @@
 """The heads of HTTP/1.1 responses. No I/O."""
 
 import re
+from collections.abc import Iterable
 from email.utils import formatdate
 from functools import cache
 from http import HTTPStatus
 from time import time
 from typing import Any, Final
 
-__all__ = ["BODILESS", "NO_CONTENT", "check_status", "date_line", "join_fields", "response_head"]
+__all__ = ["BODILESS", "NO_CONTENT", "check_status", "date_line", "read_fields", "response_head"]
 
 # RFC 9110 §8.6, §15.4.5; RFC 9112 §6.3: these have no body.
 NO_CONTENT: Final = 204
 BODILESS: Final = (NO_CONTENT, 304)
+# About the connection, of which the app knows nothing (RFC 9110 §7.6.1), and what the server writes.
+_DROPPED: Final = frozenset({b"connection", b"transfer-encoding", b"keep-alive", b"content-length"})
+_READ: Final = _DROPPED | {b"content-type", b"date", b"upgrade"}
 # RFC 9110 §5.1, §5.5: what may stand on the wire.
 _FIELD_LINES: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
 
@@ -67,14 +71,41 @@ def check_status(status: Any) -> int:
     return int(status)
 
 
-def join_fields(lines: list[bytes]) -> bytes:
+def read_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | None, bool, bool]:
     """
-    The fields of a response, from an app, as they go on the wire.
+    Read and check the fields that an app gives to a response.
+
+    Returns:
+        The lines of those that are sent, and of ``Date``, but not of ``Content-Length``; the value of that one;
+        whether the type of the content is that of an event stream; and whether ``Connection`` has ``close``.
 
     Raises:
-        ValueError: No server could send them.
+        ValueError: A name or value that may not stand on the wire, or a length that is no number.
     """
+    lines: list[bytes] = []
+    length: int | None = None
+    is_event_stream = asks_to_close = has_date = False
+    for name, value in headers:
+        name = name.lower()
+        if name in _READ:
+            if name == b"content-length":
+                if length is not None or not value.isdigit():
+                    raise ValueError("the response's content-length is not one number")
+                length = int(value)
+            elif name == b"content-type":
+                is_event_stream = value.strip().lower().startswith(b"text/event-stream")
+            elif name == b"date":
+                has_date = True
+            elif name == b"connection":
+                asks_to_close = asks_to_close or b"close" in value.lower()
+            elif name == b"upgrade":
+                lines.append(b"connection: upgrade\r\n")  # RFC 9110 §7.8; a 426 has it
+            if name in _DROPPED:
+                continue
+        lines.append(b"%b: %b\r\n" % (name, value))
+    if not has_date:
+        lines.append(date_line())
     fields = b"".join(lines)
     if not _FIELD_LINES.fullmatch(fields):
         raise ValueError("a header of the response has a name that is no token, or a control character in its value")
-    return fields
+    return fields, length, is_event_stream, asks_to_close

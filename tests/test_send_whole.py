@@ -1,0 +1,99 @@
+"""Responses that our own server sends at once, without ASGI events: the same bytes, and middleware sees its events."""
+
+import anyio
+import pytest
+from engine_here import ASYNCIO_BACKENDS
+from worker_here import serving
+
+from microws import App, JSONResponse, RedirectResponse, Response
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS),
+]
+
+
+class Shouting(Response):
+    """Sends itself in its own way."""
+
+    async def __call__(self, scope, receive, send):
+        await send(self._start(content_length=3))
+        await send({"type": "http.response.body", "body": b"HEY"})
+
+
+ANSWERS = {
+    "a dict": lambda: {"text": "é"},
+    "a page": lambda: "<p>é",
+    "bytes": lambda: b"\0\xff",
+    "nothing": lambda: None,
+    "a status and headers": lambda: ({"made": 1}, 201, {"location": "/a", "date": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+    "connection: close": lambda: ("bye", 200, {"connection": "close"}),
+    "a redirect": lambda: RedirectResponse("/elsewhere", 303),
+    "a text of 1 MiB": lambda: "x" * (1 << 20),
+    "a derived class": Shouting,
+    "an event stream that is known": lambda: Response("data: 1\n\n", content_type="text/event-stream"),
+}
+
+
+def app_with(answer):
+    app = App()
+
+    @app.route("/", methods=["GET", "POST"])
+    async def view():
+        return answer()
+
+    @app.get("/cookie")
+    async def cookie():
+        response = JSONResponse({"a": 1})
+        response.set_cookie("a", "1")
+        return response
+
+    return app
+
+
+async def exchange(port, request):
+    """All that the server sends until it closes, without the date, which may change meanwhile."""
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(request)
+        data = b"".join([piece async for piece in stream])
+    return [line for line in data.split(b"\r\n") if not line.startswith(b"date: ")]
+
+
+def passing_on(app, seen):
+    async def middleware(scope, receive, send):
+        async def send_seen(event):
+            seen.append(event["type"])
+            await send(event)
+
+        await app(scope, receive, send_seen if scope["type"] == "http" else send)
+
+    return middleware
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_a_response_has_the_same_bytes_with_middleware_and_without(answer, method):
+    app, seen = app_with(answer), []
+    request = f"{method} / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc".encode()
+    async with serving(app) as served:
+        at_once = await exchange(served.port, request)
+    async with serving(passing_on(app, seen)) as served:
+        by_events = await exchange(served.port, request)
+    assert at_once == by_events
+    assert seen[:2] == ["http.response.start", "http.response.body"]
+
+
+async def test_headers_that_are_added_are_sent_behind_the_content_type():
+    async with serving(app_with(dict)) as served:
+        lines = await exchange(served.port, b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert lines[1] == b"content-type: application/json"
+    assert lines[2].startswith(b"set-cookie: a=1;")
+
+
+async def test_pipelined_requests_are_answered_in_order():
+    request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\na"
+    last = b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    async with serving(app_with(lambda: "first")) as served:
+        lines = await exchange(served.port, request * 3 + last)
+    bodies = [line.partition(b"HTTP/1.1")[0] for line in lines if line.startswith((b"first", b'{"a"'))]
+    assert bodies == [b"first", b"first", b"first", b'{"a":1}']

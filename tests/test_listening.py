@@ -88,7 +88,7 @@ def test_of_a_name_in_use_on_one_number_none_is_kept(monkeypatch):
     ("error", "message"),
     [
         (PermissionError(13, "Permission denied"), "ports below 1024"),
-        (OSError(99, "Cannot assign requested address"), "is no address of this machine"),
+        (OSError(99, "Cannot assign requested address"), "is not an address of this machine"),
         (OSError(98, "Address already in use"), "--port 8000"),
         (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
     ],
@@ -98,7 +98,7 @@ def test_what_the_system_refuses_is_said_in_words(error, message):
 
 
 def test_an_address_of_another_machine_and_an_unknown_host_are_named():
-    with pytest.raises(ListenError, match=r"192\.0\.2\.1 is no address of this machine"):
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1 is not an address of this machine"):
         listen_on("192.0.2.1:0")
     with pytest.raises(ListenError, match=r"the host .a\.\.b. is not known"):
         listen_on("a..b:1")
@@ -326,6 +326,14 @@ def test_a_socket_that_another_program_listens_on_is_in_use_and_one_that_it_has_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_files_of_a_relative_path_are_removed_whatever_the_directory_is_then(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [listener] = listen_on("unix:app.sock")
+    monkeypatch.chdir("/")
+    listener.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_is_not_followed(tmp_path):
     path, target = tmp_path / "app.sock", tmp_path / "precious"
     target.write_text("precious")
@@ -388,7 +396,7 @@ def test_a_file_descriptor_that_is_no_stream_socket_is_refused():
             listen_on(f"fd://{datagrams.fileno()}")
         assert datagrams.fileno() >= 0
     read, write = os.pipe()
-    with pytest.raises(ListenError, match="is no socket that this process has"):
+    with pytest.raises(ListenError, match="is not a socket of this process"):
         listen_on(f"fd://{read}")
     os.close(read)
     os.close(write)

@@ -221,8 +221,7 @@ def _why_unusable(certfile: str, keyfile: str) -> str:
     return "one is damaged, or they do not belong together"
 
 
-_OTHER_PORT = "take another one with --port"
-
+_OTHER_PORT: Final = "take another one with --port"
 
 # A port 0 that both of them are asked for becomes the same port.
 _OTHER_WILDCARD: Final = {"0.0.0.0": "::", "::": "0.0.0.0"}
@@ -290,7 +289,7 @@ def _explain(address: InternetAddress, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"not allowed to listen on {address}: ports below 1024 are the system's; take another one: --port 8000"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{address.host} is no address of this machine; for every network write --host 0.0.0.0"
+        return f"{address.host} is not an address of this machine; for every network write --host 0.0.0.0"
     return f"cannot listen on {address}: {_reason(error)}"
 
 
@@ -302,8 +301,13 @@ def _bind_unix(address: UnixPath, *, secure: bool, mode: int) -> Listener:
             lock_number = undo.enter_context(_lock(address))
             _remove_stale(address)
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            with _umask(0o777 & ~mode):
+            # The umask gives the file its permissions at once; a ``chmod`` would come a moment later. A file that
+            # another thread makes meanwhile has no more permissions either.
+            umask = os.umask(0o777 & ~mode)
+            try:
                 sock.bind(address.path)
+            finally:
+                os.umask(umask)
             sock.setblocking(False)
             listener = Listener(sock, secure=secure)
             listener.owns(Path(address.path).absolute(), lock_number, undo.pop_all())
@@ -329,7 +333,7 @@ def _lock(address: UnixPath) -> Iterator[int]:
 
     Source: PostgreSQL's ``.s.PGSQL.5432.lock``.
     """
-    path = _lock_path(address.path)
+    path = _lock_path(address.path).absolute()  # the app may change the directory
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
             try:
@@ -354,21 +358,6 @@ def _is_at(path: Path, file: int) -> bool:
         return os.path.samestat(os.fstat(file), path.lstat())
     except FileNotFoundError:
         return False
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """
-    Let the files that are made within the block have no more than the permissions outside of ``mask``.
-
-    ``bind`` makes the file with these permissions at once; before a ``chmod``, it would have others for a moment. The
-    mask is the process's: a file that another thread makes at the same moment has no more permissions either.
-    """
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _remove_stale(address: UnixPath) -> None:
@@ -397,7 +386,7 @@ def _answers(path: str) -> bool:
         except ConnectionRefusedError:
             return False
         except OSError:
-            return True  # a full backlog, or no permission: somebody is there
+            return True  # a full backlog, or no permission: a program listens there
     return True
 
 
@@ -405,11 +394,11 @@ def _inherit(address: FileDescriptor, *, secure: bool) -> Listener:
     try:
         sock = socket.socket(fileno=address.number)
     except OSError as error:
-        raise ListenError(f"{address} is no socket that this process has: {_reason(error)}") from None
+        raise ListenError(f"{address} is not a socket of this process: {_reason(error)}") from None
     if sock.type != socket.SOCK_STREAM:
         kind = sock.type
         sock.detach()
-        raise ListenError(f"{address}: expected a stream socket, came {kind!s}")
+        raise ListenError(f"{address}: expected a stream socket, got {kind!s}")
     # Otherwise programs that the app starts, and the next program of this process, would keep it open.
     sock.set_inheritable(False)
     sock.setblocking(False)

@@ -139,7 +139,7 @@ class Neighbours:
         self._thread.join()
         if self.failure:
             raise self.failure
-        assert self.longest <= 1 * PATIENCE, f"a neighbour was answered after {self.longest:.1f} s"
+        assert self.longest <= LIMIT / 2, f"a neighbour was answered after {self.longest:.1f} s"
 
 
 class Endurance:

@@ -121,7 +121,7 @@ def resist(process, slow, *, start=lambda client: None):
         while (connected := kinds_connected(attackers)) and time.monotonic() - began < CLOSE_LIMIT + 2 * PATIENCE:
             time.sleep(0.02)
         assert not connected
-        process.seconds_to_rest(at_rest, within=2 * PATIENCE)
+        process.seconds_to_rest(at_rest, within=CLOSE_LIMIT + 2 * PATIENCE)
         return len(attackers), neighbours, at_rest, time.monotonic() - began
 
 

@@ -166,7 +166,10 @@ class Outbox:
 
     def send_nowait(self, frame: Frame) -> None:
         """Queue a frame of ``ws.send``. Never waits; the caller has waited until there was room for it."""
-        self._add(frame)
+        items = self._items
+        if items is _NOTHING:
+            items = self._items = deque()
+        items.append(frame)
         self._frames += 1
         self._bytes += frame.size
 
@@ -302,13 +305,11 @@ class Outbox:
             and self._bytes + message.size <= self._max_bytes
         )
 
-    def _add(self, item: Published | Frame) -> None:
-        if self._items is _NOTHING:
-            self._items = deque()
-        self._items.append(item)
-
     def _append(self, message: Published) -> None:
-        self._add(message)
+        items = self._items
+        if items is _NOTHING:
+            items = self._items = deque()
+        items.append(message)
         self._bytes += message.size
         if not message.is_gap:
             self._counts[message.topic] = self._counts.get(message.topic, 0) + 1

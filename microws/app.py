@@ -672,7 +672,7 @@ class App:
             RuntimeError: ``microws run`` imports the script at this moment, and serves the app then: write
                 ``if __name__ == "__main__":`` above the call.
         """
-        # Hypercorn's modules are a third of the time that `import microws` would take, and other servers need none.
+        # An app on another server needs none of these modules.
         from microws.server.worker import run
 
         if code := run(self, host=host, port=port, **options):

@@ -31,7 +31,7 @@ FLOORS = {
 
 # Imports of own modules inside a function.
 DEFERRED = {
-    "app -> server.worker",  # which imports Hypercorn, of no use to an app on another server
+    "app -> server.worker",  # of no use to an app on another server
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
 }
 

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any, Final
@@ -102,12 +102,12 @@ class HypercornServer:
         self._app = app
         self._config = config
         self._on_trio = on_trio
-        self._log_access = log_access
+        self.log_access = log_access
         self._state = state
         self._extension = extension
         self._calls: set[_Call] = set()
         self._serving = anyio.CancelScope()
-        self._stopping = anyio.Event()
+        self.stopping = anyio.Event()
         self.keeps_connections = True
         self._all_returned = anyio.Event()
         self._ended = anyio.Event()
@@ -131,7 +131,7 @@ class HypercornServer:
         self._ended.set()
 
     async def _serve_one(self, sock: socket.socket) -> None:
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             config = copy(self._config)
             # Hypercorn closes what it gets.
             config.bind = f"fd://{os.dup(sock.fileno())}"
@@ -139,13 +139,13 @@ class HypercornServer:
                 await self._run_hypercorn(config)
             except Exception as error:
                 # On trio, what it raises for one connection ends all.
-                if not self._stopping.is_set():
+                if not self.stopping.is_set():
                     _log.error("Hypercorn failed and is started again: %r", error, exc_info=error)
                     await anyio.sleep(_RESTART_DELAY)
 
     async def _run_hypercorn(self, config: Config) -> None:
         hypercorn = importlib.import_module("hypercorn.trio" if self._on_trio else "hypercorn.asyncio")
-        serving = hypercorn.serve(self, config, shutdown_trigger=self._stopping.wait, mode="asgi")
+        serving = hypercorn.serve(self, config, shutdown_trigger=self.stopping.wait, mode="asgi")
         if self._on_trio:
             await serving
             return
@@ -174,7 +174,7 @@ class HypercornServer:
             await send({"type": f"{kind}.body", "body": b""})
             return
         scope["extensions"] = {**scope.get("extensions", {}), "microws": self._extension}
-        call = _Call(self, scope, receive, send, self._stopping.is_set, self._log_access)
+        call = _Call(self, scope, receive, send)
         self._calls.add(call)
         try:
             await call.run(self._app)
@@ -194,14 +194,14 @@ class HypercornServer:
 
     async def drain(self) -> None:
         """End what would not end by itself: every WebSocket with 1012, every event stream where it stands."""
-        self._stopping.set()
+        self.stopping.set()
         async with anyio.create_task_group() as tasks:
             for call in list(self._calls):
                 tasks.start_soon(call.drain)
 
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
-        self._stopping.set()
+        self.stopping.set()
 
     async def wait_closed(self) -> None:
         """Wait until no request and no WebSocket is left, and end Hypercorn."""
@@ -227,23 +227,13 @@ class HypercornServer:
 class _Call:
     """One call of the app: a request, or a WebSocket."""
 
-    def __init__(
-        self,
-        server: HypercornServer,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        is_draining: Callable[[], bool],
-        log_access: AccessLog,
-    ) -> None:
+    def __init__(self, server: HypercornServer, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_websocket = scope["type"] == "websocket"
         self.running = anyio.CancelScope()
         self._server = server
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._is_draining = is_draining
-        self._log_access = log_access
         self._began = time.perf_counter()
         self._waits: set[anyio.CancelScope] = set()
         self._disconnect: Event | None = None
@@ -263,14 +253,14 @@ class _Call:
                     raise
                 if not (reported_id(error) or (self._disconnect and is_gone(error))):
                     _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
-        if self._is_event_stream and self._is_draining() and not self._is_answered:
+        if self._is_event_stream and self._server.stopping.is_set() and not self._is_answered:
             # So that the client sees a stream that has ended, not one that broke.
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         if not self._is_answered:
             # Where the app has not begun, Hypercorn answers.
             self._answered(500 if self._status is None and not self._disconnect else self._status)
         if self._ending is not None:
-            self._log_access(self._scope, self._status, self._began, ending=self._ending)
+            self._server.log_access(self._scope, self._status, self._began, ending=self._ending)
 
     async def receive(self) -> Event:
         if self._disconnect is None:
@@ -294,7 +284,7 @@ class _Call:
             raise Gone("the client has left, or the server is stopping")
         if "headers" in event:
             event = {**event, "headers": list(event["headers"] or ())}
-        is_last = self._is_draining() or not self._server.keeps_connections
+        is_last = self._server.stopping.is_set() or not self._server.keeps_connections
         if kind == "http.response.start" and is_last and self._scope["http_version"] != "2":
             event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
         await self._send(event)
@@ -311,7 +301,7 @@ class _Call:
             self._answered(403)
         elif kind.endswith("response.body") and not event.get("more_body", False):
             self._answered(self._status)
-        if self._is_draining():
+        if self._server.stopping.is_set():
             await self.drain()
 
     async def drain(self) -> None:
@@ -332,7 +322,7 @@ class _Call:
     def _answered(self, status: int | None) -> None:
         self._is_answered = True
         self._status = status
-        self._log_access(self._scope, status, self._began)
+        self._server.log_access(self._scope, status, self._began)
 
     def _is_closed(self) -> bool:
         return self._ending is not None and self._ending.code is not None

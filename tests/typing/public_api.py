@@ -653,7 +653,8 @@ def run() -> None:
     app.run(port=0, access_log=False, loop="trio", max_message_size="1MiB")
     app.run(bind=["unix:/run/chat.sock", "fd://3"], certfile="tls.pem", log_format="json")
     app.run(forwarded_allow_ips=["10.0.0.0/8", "unix"])
-    app.run(forwarded_allow_ips="*")
+    app.run(forwarded_allow_ips="*", server="hypercorn", keep_alive=30, max_head_size="8KiB", unix_mode=0o660)
+    app.run(server="uvicorn")  # type: ignore[arg-type]
     app.run(8000)  # type: ignore[arg-type]
     app.run(reload=True)  # type: ignore[call-arg]
     app.run(loop="gevent")  # type: ignore[arg-type]

@@ -109,8 +109,8 @@ class Exchange:
         self._is_event_stream = False
         self._sends = 0
 
-    async def run(self, app: ASGIApplication) -> None:
-        """Have ``app`` answer the request."""
+    async def run(self, app: ASGIApplication, ended: Callable[["Exchange"], None]) -> None:
+        """Have ``app`` answer the request; ``ended`` is called when it has ended."""
         returned = False
         try:
             await app(self.scope, self.receive, self.send)
@@ -121,6 +121,7 @@ class Exchange:
             if not ((self._has_left or self._is_cut) and is_gone(error)) and not reported_id(error):
                 _log.error("the app raised in %s", request_line(self.scope), exc_info=error)
         finally:
+            ended(self)
             if not self.is_answered:
                 self._settle(returned=returned)
             self.scope.pop("microws.exchange", None)

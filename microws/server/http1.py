@@ -112,7 +112,11 @@ class HTTP1(Lingering):
             self._begin(parser.head)
             if not parser.is_complete:
                 shared.bodies.start(self)
-        self._read_body(parser)
+        if parser.head is not None and parser.head.length == 0:
+            # The exchange knows from the head that no body comes.
+            parser.reset()
+        else:
+            self._read_body(parser)
         if rest:
             self._keep(rest)
 
@@ -144,9 +148,7 @@ class HTTP1(Lingering):
         exchange = self._exchange = Exchange(self, head, self._scope_of(head), shared.log_access)
         exchange.scope["microws.exchange"] = exchange
         app = shared.app if head.target != b"*" else _answer_asterisk
-        task = asyncio.get_running_loop().create_task(exchange.run(app))
-        shared.exchanges[task] = exchange
-        task.add_done_callback(shared.ended)
+        shared.exchanges[exchange] = asyncio.get_running_loop().create_task(exchange.run(app, shared.ended))
 
     def _scope_of(self, head: RequestHead) -> Scope:
         """Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope."""

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 from weakref import WeakSet
 
@@ -88,7 +89,7 @@ class AsyncioServer:
         The app learns of it at once, from ``receive``. What comes from now on is treated the same way.
         """
         self._shared.is_draining = True
-        for exchange in list(self._shared.exchanges.values()):
+        for exchange in list(self._shared.exchanges):
             exchange.drain()
         await self._engines.drain()
 
@@ -127,6 +128,8 @@ class AsyncioServer:
 
     def cancel(self) -> None:
         """Cancel every app that is still at work for a connection."""
-        for task in self._shared.exchanges:
+        for exchange, task in self._shared.exchanges.items():
+            # A task that is cancelled before its first step runs nothing at all.
+            task.add_done_callback(partial(self._shared.ended, exchange))
             task.cancel()
         self._engines.cancel()

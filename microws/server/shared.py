@@ -73,7 +73,7 @@ class Shared:
 
     Attributes:
         connections: Those that are open.
-        exchanges: Those whose app is at work, and its tasks.
+        exchanges: Those whose app is at work, and their tasks.
         is_stopping: No connection is kept beyond its next response.
         is_draining: Nor is one that is idle, and event streams end.
         on_end: Called when a connection or an app has ended.
@@ -102,7 +102,7 @@ class Shared:
         self.scheme = "https" if is_secure else "http"
         self.max_head_size = max_head_size
         self.connections: set[Connection] = set()
-        self.exchanges: dict[asyncio.Task[None], Exchange] = {}
+        self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
         self.is_stopping = False
         self.is_draining = False
         self.on_end: Callable[[], None] | None = None
@@ -123,8 +123,8 @@ class Shared:
             self.closings,
         )
 
-    def ended(self, task: asyncio.Task[None]) -> None:
+    def ended(self, exchange: Exchange, _: asyncio.Task[None] | None = None) -> None:
         """The app has ended."""
-        del self.exchanges[task]
+        self.exchanges.pop(exchange, None)
         if self.on_end is not None:
             self.on_end()

@@ -166,9 +166,9 @@ class Endurance:
             return json.load(response)
 
     def open(self):
-        """Tasks and files, of which the request for it is one."""
-        tasks = self._ask()["tasks"]
-        return {"tasks": tasks, "files": len(list((self._proc / "fd").iterdir()))}
+        """Tasks and files, as the process counts them while it answers; of each the request for it is one."""
+        answer = self._ask()
+        return {name: answer[name] for name in ("tasks", "files")}
 
     def at_rest(self):
         """``open`` as soon as it stays the same for half a second."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 import time
+from pathlib import Path
 
 import anyio
 
@@ -21,7 +22,11 @@ compressing = App(compression=True)
 @app.get("/statistics")
 @compressing.get("/statistics")
 async def statistics():
-    return {"pid": os.getpid(), "tasks": len(asyncio.all_tasks())}
+    return {"pid": os.getpid(), "tasks": len(asyncio.all_tasks()), "files": _open_files()}
+
+
+def _open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @app.post("/body")

@@ -58,6 +58,7 @@ SLOW = {
     "file": Slow(get("/file")),
     "stream": Slow(get("/stream")),
     "pipelined responses": Slow(get("/large") * 20),
+    "event stream": Slow(get("/events")),
 }
 
 # The beginning of a ClientHello, whose record is 512 bytes long.
@@ -70,6 +71,7 @@ SLOW_IN_TLS = {
     "silent behind the handshake": Slow(is_encrypted=True),
     "encrypted head byte by byte": Slow(HEAD, b"x", is_encrypted=True),
     "encrypted response": Slow(get("/large"), is_encrypted=True),
+    "encrypted event stream": Slow(get("/events"), is_encrypted=True),
 }
 
 
@@ -89,8 +91,8 @@ def attacking(process, slow, count):
         yield attackers
 
 
-def send_slowly(slow, attackers, *, seconds):
-    """A byte ten times a second."""
+def send_slowly(slow, attackers, publisher, *, seconds):
+    """A byte ten times a second, and for the event streams 100 KB."""
     began = time.monotonic()
     turn = 0
     while time.monotonic() - began < seconds:
@@ -98,6 +100,7 @@ def send_slowly(slow, attackers, *, seconds):
             if piece := slow[kind].then:
                 with suppress(OSError):
                     client.sock.send(piece[turn % len(piece) :][:1])
+        publisher.send(frame("x" * 100_000))
         turn += 1
         time.sleep(0.1)
 
@@ -115,8 +118,10 @@ def resist(process, slow, *, start=lambda client: None):
         pass  # what is made once only is there from now on
     at_rest = process.at_rest()
     with attacking(process, slow, max(share(100), 10)) as attackers:
-        with process.neighbours(share(1000), start) as neighbours:
-            send_slowly(slow, attackers, seconds=HEAD_LIMIT)
+        with process.neighbours(share(1000), start) as neighbours, ByteClient(process.port) as publisher:
+            start(publisher)
+            publisher.open("/topic")
+            send_slowly(slow, attackers, publisher, seconds=HEAD_LIMIT)
         began = time.monotonic()
         while (connected := kinds_connected(attackers)) and time.monotonic() - began < CLOSE_LIMIT + 2 * PATIENCE:
             time.sleep(0.02)

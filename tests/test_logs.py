@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from microws.server.access_log import log_access
+from microws.server.access_log import Ending, log_access
 from microws.server.logs import JSONFormatter, ShortageFilter, TextFormatter, logging_to_stderr
 from microws.server.settings import Settings
 
@@ -159,6 +159,29 @@ def test_what_the_app_adds_to_logging_gets_records_and_the_lines_stay_the_same(k
     )
     if kind != "formatter":
         assert first == second
+
+
+@pytest.mark.parametrize("process", [True, False])
+@pytest.mark.parametrize(
+    ("status", "ending", "changes"),
+    [
+        (200, None, {}),
+        (None, None, {"query_string": b'"\\=\xe9', "client": None}),
+        (101, Ending('closed 1000 "ü"', 1000), {"type": "websocket", "client": ("::1", 0)}),
+        (101, Ending("lost"), {"type": "websocket", "http_version": "2"}),
+    ],
+)
+def test_json_without_a_record_is_the_same_as_with_one(status, ending, changes, process, capfd):
+    access, other = logging.getLogger("microws.access"), Keeping()
+    with logging_to_stderr(Settings(log_format="json"), process=process):
+        log_access(REQUEST | changes, status, 0.0, ending=ending)
+        access.addHandler(other)
+        log_access(REQUEST | changes, status, 0.0, ending=ending)
+        access.removeHandler(other)
+    first, second = capfd.readouterr().err.splitlines()
+    varying = r'[0-9-]{10}T[0-9:.+]+|[0-9.]+(?=s"|}|, "close)'
+    assert re.sub(varying, "", first) == re.sub(varying, "", second)
+    assert json.loads(first).keys() == json.loads(second).keys()
 
 
 def test_a_level_or_a_switch_that_the_app_sets_is_kept(capfd):

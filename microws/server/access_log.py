@@ -9,7 +9,6 @@ from microws.datastructures import mask_secrets
 from microws.interfaces import Scope
 
 __all__ = [
-    "MESSAGE",
     "AccessLog",
     "Answer",
     "AnswerHandler",
@@ -23,9 +22,6 @@ __all__ = [
 _access = logging.getLogger("microws.access")
 
 _OK: Final = 200
-
-# Of a line.
-MESSAGE: Final = '%s "%s" %s %s'
 
 
 class Ending(NamedTuple):
@@ -59,25 +55,12 @@ class Answer(NamedTuple):
     duration_ms: float
     ending: Ending | None
 
-    def args(self) -> tuple[str, str, object, str]:
-        """What ``MESSAGE`` takes."""
+    def parts(self) -> tuple[str, str, str]:
+        """The client, the target of the request, and the line."""
+        client, target = _client(self.client), _target(self.raw_path, self.query_string)
         outcome = (self.status or "-") if self.ending is None else self.ending.text
-        line = f"{self.method} {_target(self.raw_path, self.query_string)} HTTP/{self.http_version}"
-        return _client(self.client), line, outcome, format_duration(self.duration_ms)
-
-    def fields(self) -> dict[str, object]:
-        """For a log that machines read."""
-        fields: dict[str, object] = {
-            "client": _client(self.client),
-            "method": self.method,
-            "path": _target(self.raw_path, self.query_string),
-            "http_version": self.http_version,
-            "status": self.status,
-            "duration_ms": self.duration_ms,
-        }
-        if self.ending is not None:
-            fields["close_code"] = self.ending.code
-        return fields
+        line = f'"{self.method} {target} HTTP/{self.http_version}" {outcome} {format_duration(self.duration_ms)}'
+        return client, target, f"{client} {line}"
 
 
 class AnswerHandler(logging.Handler):
@@ -132,10 +115,19 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
     if handler is not None:
         handler.add_answer(answer)
         return
+    client, target, line = answer.parts()
+    fields: dict[str, object] = {
+        "client": client,
+        "method": answer.method,
+        "path": target,
+        "http_version": answer.http_version,
+        "status": status,
+        "duration_ms": answer.duration_ms,
+    }
+    if ending is not None:
+        fields["close_code"] = ending.code
     # As Logger.info() does, but without looking for the line of code that calls it.
-    record = _access.makeRecord(
-        _access.name, level, __file__, 0, MESSAGE, answer.args(), None, "log_access", {"access": answer.fields()}
-    )
+    record = _access.makeRecord(_access.name, level, __file__, 0, "%s", (line,), None, "log_access", {"access": fields})
     _access.handle(record)
 
 

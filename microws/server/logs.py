@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from json.encoder import encode_basestring_ascii as quote
 from typing import TextIO
 
-from microws.server.access_log import MESSAGE, Answer
+from microws.server.access_log import Answer
 from microws.server.log_pipe import AnswerFormatter, PipeHandler, TurnHandler, is_pipe
 from microws.server.settings import Settings
 
@@ -33,7 +33,10 @@ _ACCEPTING = {
 _SHORTAGE_INTERVAL = 10.0
 
 # json.dumps() makes an encoder for each call that has a default.
-_encode = json.JSONEncoder(default=str).encode
+_encode_json = json.JSONEncoder(default=str).encode
+
+
+_LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
 
 
 class _Formatter(AnswerFormatter):
@@ -70,8 +73,8 @@ class TextFormatter(_Formatter):
         return f"{record.asctime} {self._process}{record.levelname.lower()} {record.message}"
 
     def format_answer(self, answer: Answer) -> str:
-        level = logging.getLevelName(answer.level).lower()
-        return f"{self._format_time(answer.created)} {self._process}{level} {MESSAGE % answer.args()}"
+        _, _, line = answer.parts()
+        return f"{self._format_time(answer.created)} {self._process}{_LEVELS[answer.level]} {line}"
 
     @property
     def _process(self) -> str:
@@ -94,32 +97,31 @@ class JSONFormatter(_Formatter):
         super().__init__(process=process)
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self._begin(record.created, record.levelname, record.name, record.getMessage())
-        line |= getattr(record, "access", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return _encode(line)
-
-    def format_answer(self, answer: Answer) -> str:
-        level = logging.getLevelName(answer.level)
-        line = self._begin(answer.created, level, "microws.access", MESSAGE % answer.args())
-        # As _encode does, in half the time.
-        values = [
-            f'"{name}": {quote(value) if isinstance(value, str) else "null" if value is None else value}'
-            for name, value in (line | answer.fields()).items()
-        ]
-        return f"{{{', '.join(values)}}}"
-
-    def _begin(self, created: float, level: str, logger: str, message: str) -> dict[str, object]:
         line: dict[str, object] = {
-            "time": self._format_time(created),
-            "level": level.lower(),
-            "logger": logger,
-            "message": message,
+            "time": self._format_time(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
         }
         if self._names_process:
             line["process"] = os.getpid()
-        return line
+        line |= getattr(record, "access", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _encode_json(line)
+
+    def format_answer(self, answer: Answer) -> str:
+        client, target, line = answer.parts()
+        process = f'"process": {os.getpid()}, ' if self._names_process else ""
+        status = "null" if answer.status is None else answer.status
+        end = "" if answer.ending is None else f', "close_code": {_encode_json(answer.ending.code)}'
+        # A third of the time that the encoder takes. The test compares the two.
+        return (
+            f'{{"time": "{self._format_time(answer.created)}", "level": "{_LEVELS[answer.level]}", '
+            f'"logger": "microws.access", "message": {quote(line)}, {process}"client": {quote(client)}, '
+            f'"method": {quote(answer.method)}, "path": {quote(target)}, "http_version": {quote(answer.http_version)}, '
+            f'"status": {status}, "duration_ms": {answer.duration_ms}{end}}}'
+        )
 
 
 class ShortageFilter(logging.Filter):

@@ -9,7 +9,7 @@ TEST   := $(BIN)/python -m pytest
 WORKERS ?= 4
 # Processes, browsers and packages of others, and searches: what takes long, and adds nothing to what is covered.
 SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py
-SEARCHES := tests/test_framing_differential.py tests/test_hub_fairness.py tests/test_hub_model.py
+SEARCHES := tests/test_framing_differential.py tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py
 # Servers end otherwise since Python 3.12: where the tests run on an older one, `make endurance` takes this one too.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
@@ -81,7 +81,7 @@ $(SECOND)/.ready: pyproject.toml $(VENV)/.ready
 
 fuzz: setup  ## Search longer for inputs that break something
 	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600
-	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py
+	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py tests/test_http1_differential.py
 
 bench-setup: setup  ## Install the peers that the benchmarks measure
 	$(BIN)/python -m pip install --quiet --group bench || echo "some peers cannot be installed here: the notes tell which are missing"

@@ -112,13 +112,13 @@ class HTTP1(Lingering):
             self._begin(parser.head)
             if not parser.is_complete:
                 shared.bodies.start(self)
+        if rest:
+            self._keep(rest)
         if parser.head is not None and parser.head.length == 0:
             # The exchange knows from the head that no body comes.
             parser.reset()
         else:
             self._read_body(parser)
-        if rest:
-            self._keep(rest)
 
     def _read_body(self, parser: RequestParser) -> None:
         exchange = self._exchange

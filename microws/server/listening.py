@@ -15,9 +15,12 @@ from typing import Any, Final, NoReturn, TypeAlias
 if sys.platform != "win32":
     import fcntl
 
+from microws.server.response_head import date_line, response_head
 from microws.server.settings import Address, FileDescriptor, InternetAddress, UnixPath
 
 __all__ = ["BACKLOG", "CIPHERS", "ListenError", "Listener", "bind", "tls_context"]
+
+_USE_HTTPS: Final = b"expected TLS, got plain HTTP: use https:// on this port\n"
 
 _log = logging.getLogger("microws.server")
 
@@ -181,6 +184,34 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
     return listeners
 
 
+class _Context(ssl.SSLContext):
+    """Tells its objects where they write to."""
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        made = super().wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(made, _Object)
+        made.outgoing = outgoing
+        return made
+
+
+class _Object(ssl.SSLObject):
+    """Answers a client that speaks plain HTTP, which would see nothing but the end of its connection."""
+
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLError as error:
+            # OpenSSL looks for GET, HEAD, POST and PUT.
+            if error.reason != "HTTP_REQUEST":
+                raise
+            fields = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n"
+            self.outgoing.write(response_head(400, fields % len(_USE_HTTPS), date_line()) + _USE_HTTPS)
+            # The event loop sends what is there, and waits for the client to close.
+            raise ssl.SSLWantReadError from None
+
+
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     """
     TLS 1.2 or later with forward secrecy; HTTP/1.1 by ALPN.
@@ -190,7 +221,8 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 
     Source: RFC 9113 §9.2.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = _Context(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _Object
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(["http/1.1"])

@@ -18,9 +18,10 @@ _UPGRADE: Final = b"upgrade"
 _EXPECT: Final = b"expect"
 _SINGLE: Final = (_HOST, _LENGTH)
 
-# RFC 3986 §3.2.2, §3.2.3, without user information, which RFC 9110 §4.2.4 forbids.
-_VALID_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
-_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
+# RFC 3986 §3.2.2, §3.2.3, without user information, which RFC 9110 §4.2.4 forbids; not empty (§4.2.1), and without a
+# comma, which two fields that a proxy has joined would leave.
+_VALID_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
+_ABSOLUTE: Final = re.compile(rb"(?:http|ws)s?://([^/?#]+)([^#]*)", re.IGNORECASE)
 
 
 class Refused(Exception):

@@ -13,6 +13,9 @@ _END: Final = b"\r\n\r\n"
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 # RFC 9112 §3, with single spaces. llhttp takes several, and other protocols.
 _LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/(1\.[01])\r\n")
+# Beside its data, a chunk has a size and two line ends.
+_BYTES_PER_CHUNK: Final = 16
+_BLANK_LINES: Final = re.compile(rb"(?:\r\n)*")
 _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: |\Z)")
 
 
@@ -90,14 +93,13 @@ class RequestParser:
         """
         if self.head is None:
             data = self._feed_head(data)
-        while data and not self.is_complete:
-            data = self._feed_chunks(data) if self._left < 0 else self._feed_body(data)
-        return data
+        if not data or self.is_complete:
+            return data
+        return self._feed_chunks(data) if self._left < 0 else self._feed_body(data)
 
     def _feed_head(self, data: bytes) -> bytes:
         if not self._size:
-            # RFC 9112 §2.2.
-            data = data.lstrip(b"\r\n")
+            data = self._skip_blank_lines(data)
             if not data:
                 return b""
             self._llhttp = httptools.HttpRequestParser(self)
@@ -108,10 +110,24 @@ class RequestParser:
         is_paused = self._feed_llhttp(piece)
         if self._size > self._max_head_size:
             raise Refused(431, f"expected a head of at most {self._max_head_size} bytes")
-        if end is None:
+        if self._tail:
             return b""
         self._read_head(is_paused=is_paused)
         return data[end:]
+
+    def _skip_blank_lines(self, data: bytes) -> bytes:
+        """Source: RFC 9112 §2.2."""
+        if data[:1] > b"\r" and not self._tail:
+            return data
+        data = self._tail + data
+        data = data[_BLANK_LINES.match(data).end() :]  # type: ignore[union-attr]
+        self._tail = b""
+        if data == b"\r":
+            self._tail = data
+            return b""
+        if b"" < data[:1] <= b"\r":
+            raise Refused(400, "expected a request line of HTTP/1.1 or HTTP/1.0")
+        return data
 
     def _read_head(self, *, is_paused: bool) -> None:
         line = _LINE.match(b"".join(self._pieces))
@@ -136,35 +152,40 @@ class RequestParser:
     def _feed_body(self, data: bytes) -> bytes:
         piece = data[: self._left]
         self._left -= len(piece)
-        self._feed_llhttp(piece)
+        self.body.append(piece)
         self.is_complete = not self._left
         return data[len(piece) :]
 
     def _feed_chunks(self, data: bytes) -> bytes:
-        end = self._find_end(data)
-        count = len(self.body)
-        piece = data[:end]
-        self._feed_llhttp(piece)
-        self._size = self._size + len(piece) if len(self.body) == count else 0
-        if self._size > self._max_head_size:
-            raise Refused(400, f"expected at most {self._max_head_size} bytes between two pieces of a body")
-        self.is_complete = self._has_llhttp_ended
-        return b"" if end is None else data[end:]
+        view = memoryview(data)
+        start = 0
+        while start < len(data) and not self.is_complete:
+            end = self._find_end(data, start)
+            count = len(self.body)
+            self._feed_llhttp(view[start:end])
+            # Extensions and trailers: some bytes for each chunk, and the limit of a head for what exceeds them.
+            pieces = self.body[count:]
+            excess = self._size + (end - start) - 2 * sum(map(len, pieces)) - _BYTES_PER_CHUNK * len(pieces)
+            self._size = max(0, excess)
+            if excess > self._max_head_size:
+                raise Refused(400, f"expected at most {self._max_head_size} bytes between two pieces of a body")
+            self.is_complete = self._has_llhttp_ended
+            start = end
+        return data[start:]
 
-    def _find_end(self, data: bytes) -> int | None:
-        """The index behind the first empty line; ``None``: there is none."""
+    def _find_end(self, data: bytes, start: int = 0) -> int:
+        """The index behind the first empty line, or of the end where there is none."""
         tail = self._tail
-        if tail and (index := (tail + data[:3]).find(_END)) >= 0:
-            self._tail = b""
-            return index + len(_END) - len(tail)
-        index = data.find(_END)
+        self._tail = b""
+        if tail and (index := (tail + data[start : start + 3]).find(_END)) >= 0:
+            return start + index + len(_END) - len(tail)
+        index = data.find(_END, start)
         if index >= 0:
-            self._tail = b""
             return index + len(_END)
-        self._tail = (tail + data[-3:])[-3:]
-        return None
+        self._tail = (tail + data[max(start, len(data) - 3) :])[-3:]
+        return len(data)
 
-    def _feed_llhttp(self, data: bytes) -> bool:
+    def _feed_llhttp(self, data: bytes | memoryview) -> bool:
         """Whether it stops behind this, at an ``Upgrade``."""
         try:
             self._llhttp.feed_data(data)

@@ -102,10 +102,13 @@ def read_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | No
                 lines.append(b"connection: upgrade\r\n")  # RFC 9110 §7.8; a 426 has it
             if name in _DROPPED:
                 continue
+        if b":" in name:
+            raise ValueError("a header of the response has a colon in its name")
         lines.append(b"%b: %b\r\n" % (name, value))
     if not has_date:
         lines.append(date_line())
     fields = b"".join(lines)
-    if not _FIELD_LINES.fullmatch(fields):
+    # A line break in a field, or a colon in a name, would make two good fields of one, or another one.
+    if not _FIELD_LINES.fullmatch(fields) or fields.count(b"\r\n") != len(lines):
         raise ValueError("a header of the response has a name that is no token, or a control character in its value")
     return fields, length, is_event_stream, asks_to_close

@@ -103,7 +103,7 @@ class Shared:
         self.max_head_size = max_head_size
         self.connections: set[Connection] = set()
         self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
-        self.is_stopping = False
+        self.is_stopping = not keep_alive
         self.is_draining = False
         self.on_end: Callable[[], None] | None = None
         self.heads = Deadlines[Connection](head_timeout, methodcaller("time_out"))

@@ -1,0 +1,428 @@
+"""The limits of HTTP/1.1 connections: sizes as bytes on a socket, seconds on a virtual clock."""
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+from engine_here import ASYNCIO_BACKENDS
+from http_here import MARK, Recording, read_body, request, serving
+from virtual_clock import VirtualClockLoop, on_virtual_clock
+from worker_here import lifespan, respond
+
+from microws.server.listening import tls_context
+
+TLS = Path(__file__).parent / "tls"
+
+# Seconds of the virtual clock that a client waits for what must happen.
+PATIENCE = 1000
+
+
+@pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+def anyio_backend(request):
+    return request.param
+
+
+def post(*lines, body=b"", first="POST / HTTP/1.1"):
+    return request(*lines, first=first, body=body)
+
+
+def head_of(size):
+    """A request whose head has so many bytes."""
+    return request("X: " + "y" * (size - len(request("X: "))))
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+# Sizes
+
+
+@pytest.mark.anyio
+async def test_a_head_within_the_limits_is_served():
+    app = Recording()
+    async with serving(app) as server, await server.connect() as client:
+        for data in (head_of(16_000), request(*[f"X{number}: y" for number in range(99)])):
+            assert (await client.ask(data)).status == 200
+    assert len(app.requests) == 2
+
+
+LARGE = {
+    "one byte more than 16 KiB": head_of(17_000),
+    "a long target": request(first=f"GET /{'a' * 17_000} HTTP/1.1"),
+    "a long name": request("X" * 17_000 + ": y"),
+    "many fields": request(*[f"X{number}: y" for number in range(100)]),
+    "the same field many times": request(*["X: y"] * 100),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("data", LARGE.values(), ids=LARGE)
+async def test_a_head_that_is_too_large_is_refused(data):
+    app = Recording()
+    async with serving(app) as server, await server.connect() as client:
+        answers = await client.ask_all(data, MARK)
+    assert [(answer.status, answer.value("connection")) for answer in answers] == [(431, "close")]
+    assert app.requests == []
+
+
+@pytest.mark.anyio
+async def test_a_head_without_end_is_refused_while_it_comes():
+    async with serving(Recording()) as server:
+        for data in (
+            b"GET /" + b"a" * 100_000,
+            request()[:-2] + b"X: " + b"y" * 100_000,
+            request()[:-2] + b"X: y\r\n" * 20_000,
+            b"G" * 100_000,
+        ):
+            async with await server.connect() as client:
+                await client.send(data)
+                [answer] = await client.read_answers()
+            assert answer.status in (400, 431, 501)
+
+
+@pytest.mark.anyio
+async def test_the_size_of_a_head_can_be_set():
+    async with serving(Recording(), max_head_size="64KiB") as server, await server.connect() as client:
+        assert (await client.ask(head_of(60_000))).status == 200
+    async with serving(Recording(), max_head_size=1024) as server, await server.connect() as client:
+        assert (await client.ask(head_of(1000))).status == 200
+        assert (await client.ask(head_of(1100))).status == 431
+
+
+@pytest.mark.anyio
+async def test_what_stands_between_chunks_is_limited():
+    """Extensions and trailers without end cost time and no memory: CVE-2023-39326."""
+    app = Recording()
+    for data in (
+        b"1;" + b"a" * 100_000 + b"\r\nx\r\n0\r\n\r\n",
+        b"0" * 100_000 + b"1\r\nx\r\n0\r\n\r\n",
+        b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+        b"1\r\nx\r\n0\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    ):
+        async with serving(app) as server, await server.connect() as client:
+            await client.send(post("Transfer-Encoding: chunked"), data)
+            answer = await client.read_answer()
+        assert answer.status in (400, 413, 431)
+    assert app.requests == []
+
+
+# Plain HTTP where TLS is spoken
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
+async def test_plain_http_on_the_port_of_tls_is_told_so(method):
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    app = Recording()
+    async with serving(app, tls=tls) as server, await server.connect() as client:
+        await client.send(request(first=f"{method} / HTTP/1.1"))
+        answer = await client.read_answer()
+    assert (answer.status, answer.value("connection")) == (400, "close")
+    assert b"https" in answer.body
+    assert answer.body.count(b"\n") <= 1
+    assert app.requests == []
+
+
+@pytest.mark.anyio
+async def test_tls_offers_http_1_1_alone():
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    trusting.set_alpn_protocols(["h2", "http/1.1"])
+    async with serving(Recording(), tls=tls) as server, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.port, ssl=trusting, server_hostname="localhost", ssl_shutdown_timeout=0.1
+        )
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+        writer.write(request())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+
+
+# Seconds
+
+
+def timed(test):
+    """Run on a virtual clock, with a server on a Unix socket: ``test(connect, ...)``."""
+
+    def decorate(app, **options):
+        def run(tmp_path):
+            @on_virtual_clock
+            async def whole():
+                async with serving(app(), path=tmp_path / "socket", limit=PATIENCE, **options) as server:
+                    await test(server)
+
+            whole()
+
+        run.__name__ = test.__name__
+        run.__doc__ = test.__doc__
+        return run
+
+    return decorate
+
+
+def on_clock(app=Recording, **options):
+    """Run a test that takes a server on a virtual clock."""
+    return lambda test: timed(test)(app, **options)
+
+
+@on_clock()
+async def test_a_connection_without_a_request_ends_after_10_seconds(server):
+    async with await server.connect() as client:
+        began = now()
+        assert await client.read_to_end() == b""
+        assert 10 <= now() - began < 12
+
+
+@on_clock()
+async def test_blank_lines_are_no_request(server):
+    async with await server.connect() as client:
+        began = now()
+
+        async def trickle():
+            while True:
+                await client.send(b"\r\n")
+                await asyncio.sleep(1)
+
+        sending = asyncio.ensure_future(trickle())
+        await client.read_rest()
+        sending.cancel()
+        assert 10 <= now() - began < 12
+
+
+@on_clock()
+async def test_a_head_has_10_seconds_however_slowly_it_comes(server):
+    for behind in (False, True):
+        async with await server.connect() as client:
+            if behind:
+                assert (await client.ask(request())).status == 200
+                await asyncio.sleep(50)
+            began = now()
+            data = request("X: " + "y" * 1000)
+
+            async def trickle(client=client, data=data):
+                for place in range(len(data)):
+                    await client.send(data[place : place + 1])
+                    await asyncio.sleep(1)
+
+            sending = asyncio.ensure_future(trickle())
+            [answer] = await client.read_answers()
+            sending.cancel()
+            assert (answer.status, answer.value("connection")) == (408, "close")
+            assert 10 <= now() - began < 12
+
+
+@on_clock()
+async def test_the_next_piece_of_a_body_has_60_seconds(server):
+    for data, piece in (
+        (post("Content-Length: 100"), b"x"),
+        (post("Transfer-Encoding: chunked"), b"1\r\nx\r\n"),
+    ):
+        async with await server.connect() as client:
+            await client.send(data)
+            for _ in range(3):
+                await asyncio.sleep(55)
+                await client.send(piece)
+            began = now()
+            [answer] = await client.read_answers()
+            assert (answer.status, answer.value("connection")) == (408, "close")
+            assert 60 <= now() - began < 65
+
+
+@on_clock(body_timeout=5)
+async def test_the_time_for_the_next_piece_can_be_set(server):
+    async with await server.connect() as client:
+        began = now()
+        await client.send(post("Content-Length: 4", body=b"abc"))
+        [answer] = await client.read_answers()
+        assert answer.status == 408
+        assert 5 <= now() - began < 7
+
+
+@on_clock(body_timeout=0)
+async def test_the_time_for_the_next_piece_can_be_unlimited(server):
+    async with await server.connect() as client:
+        await client.send(post("Content-Length: 4", body=b"abc"))
+        await asyncio.sleep(500)
+        await client.send(b"d")
+        assert (await client.read_answer()).body == b"POST / abcd"
+
+
+class Slow:
+    """Reads the body after 300 seconds, and answers after 300 more."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        await asyncio.sleep(300)
+        body = await read_body(receive)
+        await asyncio.sleep(300)
+        return await respond(send, b"%d" % len(body))
+
+
+@on_clock(Slow)
+async def test_the_clock_of_a_body_stands_still_while_the_app_does_not_read(server):
+    size = 4 << 20
+    async with await server.connect() as client:
+        sending = asyncio.ensure_future(client.send(post(f"Content-Length: {size}", body=bytes(size))))
+        assert (await client.read_answer()).body == b"%d" % size
+        await sending
+
+
+@on_clock(Slow)
+async def test_an_app_may_take_its_time(server):
+    async with await server.connect() as client:
+        for _ in range(2):
+            assert (await client.ask(request())).status == 200
+
+
+@on_clock()
+async def test_a_connection_is_kept_for_75_seconds_between_requests(server):
+    async with await server.connect() as client:
+        for _ in range(3):
+            assert (await client.ask(request())).status == 200
+            await asyncio.sleep(70)
+        assert (await client.ask(request())).status == 200
+        began = now()
+        assert await client.read_to_end() == b""
+        assert 75 <= now() - began < 80
+
+
+@on_clock(keep_alive=5)
+async def test_the_time_between_requests_can_be_set(server):
+    async with await server.connect() as client:
+        assert (await client.ask(request())).status == 200
+        began = now()
+        assert await client.read_to_end() == b""
+        assert 5 <= now() - began < 7
+
+
+@on_clock(keep_alive=0)
+async def test_connections_need_not_be_kept(server):
+    async with await server.connect() as client:
+        assert (await client.ask(request())).value("connection") == "close"
+        assert await client.at_end()
+
+
+@on_clock(keep_alive=5)
+async def test_a_request_that_comes_as_its_connection_would_end_is_served(server):
+    """The client sends in the very turn of the event loop in which the time is over."""
+    for early in (0.2, 0.1, 0.01, 0.001, 0.0001):
+        async with await server.connect() as client:
+            assert (await client.ask(request())).status == 200
+            await asyncio.sleep(5 - early)
+            if not (await reads_nothing(client)):
+                continue  # the server has ended it already, and the client can see so
+            assert (await client.ask(request())).status == 200
+
+
+async def reads_nothing(client):
+    """Whether the connection is open and silent."""
+    try:
+        return bool(client.sock.recv(1)) and False
+    except BlockingIOError:
+        return True
+
+
+async def send_until_cut_off(client):
+    """Send a byte each half second."""
+    for _ in range(PATIENCE):
+        await asyncio.sleep(0.5)
+        try:
+            await client.send(b"x")
+        except ConnectionError:
+            return
+    pytest.fail("the server still takes what is sent")
+
+
+class Endless:
+    """Sends as long as somebody takes it; ``ended`` when it learns that its client has left."""
+
+    ended: asyncio.Event
+
+    def __init__(self):
+        Endless.ended = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+        except OSError:
+            Endless.ended.set()
+
+
+@on_clock(Endless)
+async def test_a_client_that_takes_nothing_of_a_response_for_60_seconds_is_dropped(server):
+    async with await server.connect(buffers=8192) as client:
+        began = now()
+        await client.send(request())
+        await asyncio.wait_for(Endless.ended.wait(), PATIENCE)
+        assert 60 <= now() - began <= 125
+
+
+@on_clock(Endless, write_timeout=5)
+async def test_a_client_that_takes_a_little_now_and_then_is_not_dropped(server):
+    async with await server.connect(buffers=8192) as client:
+        await client.send(request())
+        for _ in range(20):
+            await asyncio.sleep(4)
+            # Less than what the system waits for before it asks the server for more.
+            assert client.sock.recv(40_000)
+        assert not Endless.ended.is_set()
+        began = now()
+        await asyncio.wait_for(Endless.ended.wait(), PATIENCE)
+        assert 5 <= now() - began <= 15
+
+
+class Refusing:
+    """Answers with 413 before it has read anything."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        return await respond(send, b"full", 413)
+
+
+@on_clock(Refusing)
+async def test_a_body_that_nobody_wants_is_discarded_for_a_second(server):
+    async with await server.connect() as client:
+        began = now()
+        assert (await client.ask(post("Content-Length: 100", body=b"x"))).status == 413
+        assert await client.at_end()
+        assert 1 <= now() - began < 2
+
+
+@on_clock(Refusing)
+async def test_a_client_that_goes_on_sending_what_nobody_wants_is_cut_off(server):
+    async with await server.connect() as client:
+        began = now()
+        assert (await client.ask(post(f"Content-Length: {1 << 40}", body=b"x"))).status == 413
+        await send_until_cut_off(client)
+        assert now() - began < 15
+
+
+@on_clock()
+async def test_a_refused_client_that_does_not_leave_is_cut_off(server):
+    async with await server.connect() as client:
+        began = now()
+        await client.send(request(host=None))
+        assert (await client.read_answer()).status == 400
+        await send_until_cut_off(client)
+        assert now() - began < 15
+
+
+@on_clock()
+async def test_no_timer_is_left_of_a_connection_that_has_ended(server):
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    for _ in range(3):
+        async with await server.connect() as client:
+            assert (await client.ask(post("Content-Length: 4", body=b"abcd"))).status == 200
+        await asyncio.sleep(200)
+        timers = loop.timers()
+    await asyncio.sleep(200)
+    assert loop.timers() <= timers <= 4

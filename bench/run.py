@@ -264,8 +264,8 @@ def parse_arguments():
     add = parser.add_argument
     add("--suite", choices=SUITES, default="framework", help="what is compared (%(default)s)")
     add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
-    add("--slices", type=int, help="samples of each rate in a round (6; of servers 3, of peers 2)")
-    add("--seconds", type=float, help="all slices of a round together (3; of servers 1.5, of peers 2)")
+    add("--slices", type=int, help="samples of each rate in a round (6; of servers and peers 2)")
+    add("--seconds", type=float, help="all slices of a round together (3; of servers 1, of peers 2)")
     add("--together", action="store_true", help="rates of all contenders at once, as the framework suite always has")
     add("--no-wait", action="store_true", help="for a busy machine: wait for no calm, repeat no sample; rough figures")
     add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")

@@ -183,7 +183,7 @@ STARLETTE = "bench.apps.starlette_app:app"
 STARLETTE_QUEUES = "bench.apps.starlette_app:queue_app"
 FASTAPI = "bench.apps.fastapi_app:app"
 HYPERCORN_PACKAGES = ("hypercorn", "h11", "wsproto")
-MICROWS_PACKAGES = ("microws", "uvloop", *HYPERCORN_PACKAGES)
+MICROWS_PACKAGES = ("microws", "uvloop", "httptools")
 UVICORN_PACKAGES = ("uvicorn", "uvloop", "httptools", "websockets")
 
 FRAMEWORK = Suite(
@@ -355,8 +355,8 @@ SERVER = Suite(
         ),
     ],
     on_request=frozenset({"uvicorn-websockets", "uvicorn-wsproto", "hypercorn-asyncio"}),
-    slices=3,
-    seconds=1.5,
+    slices=2,
+    seconds=1,
 )
 
 FLOORS = {

@@ -3,7 +3,10 @@
 import re
 from typing import Any, Final
 
-import httptools
+try:
+    import httptools
+except ImportError:  # not on CPython
+    from microws.server import python_parser as httptools  # type: ignore[no-redef]
 
 from microws.server.request_head import Fields, Refused, RequestHead, read_head
 

@@ -244,7 +244,7 @@ class Exchange:
                 await self._refuse_send()
             body, is_last = event.get("body", b""), not event.get("more_body", False)
             if type(body) is bytes and len(body) > _MAX_PIECE:
-                body = await self._send_pieces(body, is_last=is_last)
+                body = await self._send_pieces(memoryview(body), is_last=is_last)
             self._write_body(body, is_last=is_last)
             self._sends += 1
             if not self.connection.is_writable:
@@ -317,7 +317,7 @@ class Exchange:
             self._write_body(b"", is_last=True)
         return sent
 
-    async def _send_pieces(self, body: bytes, *, is_last: bool) -> bytes:
+    async def _send_pieces(self, body: memoryview, *, is_last: bool) -> memoryview:
         """
         Send a body of more than one piece as the client takes it, all but its last piece; return that.
 

@@ -118,7 +118,8 @@ async def test_each_worker_gets_its_share(batch, is_unix, keep, tmp_path):
             client.close()
     accepted = [worker.accepted for worker in workers]
     assert sum(accepted) == 200
-    assert max(accepted) <= 1.3 * min(accepted)
+    # As a rule 1.1. One event loop that stands still for a moment ends all pauses at once.
+    assert max(accepted) <= 1.5 * min(accepted)
 
 
 async def test_a_worker_that_comes_later_gets_what_it_lacks():
@@ -218,7 +219,7 @@ async def test_a_client_that_fails_in_the_handshake_of_tls_is_no_noise(is_shared
                 plain.setblocking(False)
                 await loop.sock_connect(plain, sock.getsockname())
                 await loop.sock_sendall(plain, b"GET / HTTP/1.1\r\n\r\n")
-                assert len(await loop.sock_recv(plain, 100)) < 100
+                assert (await loop.sock_recv(plain, 1000)).startswith(b"HTTP/1.1 400 ")
             trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
             stream = await anyio.connect_tcp("localhost", sock.getsockname()[1], ssl_context=trusted)
             assert await stream.receive(1) == b"\0"

@@ -37,9 +37,10 @@ _RELATIVE_MARGIN: Final = 1 / 32
 # this if the other workers are blocked.
 _PAUSE: Final = 0.005
 
-# Seconds. If some connections still wait after pauses of this length, the workers that did nothing in the meantime are
-# blocked, and do not count until they do something: a burst is not held up by them.
-_PATIENCE: Final = 0.1
+# Pauses, 0.1 s in all. If some connections still wait after them, the workers that did nothing in the meantime are
+# blocked, and do not count until they do something: a burst is not held up by them. These are pauses and not seconds,
+# because it may be this process that got no CPU for 0.1 s.
+_PATIENCE: Final = 20
 
 
 class Acceptor:
@@ -82,7 +83,8 @@ class Acceptor:
         self._sockets: list[socket.socket] = []
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._connecting: set[asyncio.Task[Any]] = set()  # those that have no protocol yet, most of them in TLS
-        self._left_at: float | None = None  # when connections were left to the others of which some still wait
+        self._patience = _PATIENCE  # pauses that remain
+        self._left_at = 0.0  # when the first of these pauses began
         self._recent = 0  # connections accepted, halved each second
         self._second = 0
 
@@ -132,22 +134,20 @@ class Acceptor:
         self._recent >>= min(int(now) - self._second, 32)
         self._second = int(now)
         self._share.write(self._count_open() + len(self._connecting) + self._recent, now)
-        if self._left_at is not None and now > self._left_at + _PATIENCE:
-            return self._share.is_exceeded(self._left_at)
-        leaves = self._share.is_exceeded()
-        if leaves and self._left_at is None:
+        if self._patience == _PATIENCE:
             self._left_at = now
-        return leaves
+        return self._share.is_exceeded(since=0.0 if self._patience > 0 else self._left_at)
 
     def _accept(self, sock: socket.socket, *, is_resumed: bool = False) -> None:
         for number in range(_ACCEPTS_PER_TURN):
             if self._leaves_next() and not (is_resumed and number == 0):
+                self._patience -= 1
                 self._pause(sock, _PAUSE)
                 return
             try:
                 connection = sock.accept()[0]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                self._left_at = None
+                self._patience = _PATIENCE
                 return
             except OSError as error:
                 # As asyncio does, mostly because there are no file descriptors left.
@@ -201,7 +201,7 @@ class Share:
         self._numbers[2 * self.place] = count
         self._numbers[2 * self.place + 1] = now
 
-    def is_exceeded(self, since: float = 0.0) -> bool:
+    def is_exceeded(self, *, since: float = 0.0) -> bool:
         """
         Whether this worker has so many connections that another one should accept the next.
 

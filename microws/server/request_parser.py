@@ -21,6 +21,18 @@ _BYTES_PER_CHUNK: Final = 16
 _BLANK_LINES: Final = re.compile(rb"(?:\r\n)*")
 _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: |\Z)")
 
+# One object for each name that is common, in whatever case it comes: a connection may keep its fields for days.
+_COMMON: Final = (
+    "Accept, Accept-Encoding, Accept-Language, Authorization, Cache-Control, Connection, Content-Length, Content-Type, "
+    "Cookie, Host, Origin, Pragma, Priority, Referer, Sec-CH-UA, Sec-CH-UA-Mobile, Sec-CH-UA-Platform, Sec-Fetch-Dest, "
+    "Sec-Fetch-Mode, Sec-Fetch-Site, Sec-Fetch-User, Sec-GPC, Sec-WebSocket-Extensions, Sec-WebSocket-Key, "
+    "Sec-WebSocket-Protocol, Sec-WebSocket-Version, Transfer-Encoding, Upgrade, Upgrade-Insecure-Requests, User-Agent, "
+    "X-Forwarded-For, X-Forwarded-Host, X-Forwarded-Port, X-Forwarded-Proto, X-Real-IP, X-Request-ID"
+)
+_LOWER: Final = {
+    name: lower for common in _COMMON.encode().split(b", ") for lower in (common.lower(),) for name in (common, lower)
+}
+
 
 class RequestParser:
     """
@@ -46,7 +58,7 @@ class RequestParser:
         "_left",
         "_llhttp",
         "_max_head_size",
-        "_pieces",
+        "_raw_head",
         "_size",
         "_tail",
         "body",
@@ -64,8 +76,8 @@ class RequestParser:
         self.head: RequestHead | None = None
         self.is_complete = False
         self._fields: Fields = []
-        # The bytes of a head that is not complete, or those between two pieces of a chunked body; and their number.
-        self._pieces: list[bytes] = []
+        self._raw_head = b""
+        # Of a head, or of what stands between two pieces of a chunked body.
         self._size = 0
         # The last three bytes, which an end that is cut in two may begin with.
         self._tail = b""
@@ -84,7 +96,7 @@ class RequestParser:
     @property
     def line(self) -> tuple[bytes, bytes]:
         """Method and target of a request that was refused; ``-`` where they are not known."""
-        found = _LINE.match(b"".join(self._pieces))
+        found = _LINE.match(self._raw_head)
         return (found[1], found[2]) if found is not None else (b"-", b"-")
 
     def feed(self, data: bytes) -> bytes:
@@ -102,13 +114,14 @@ class RequestParser:
 
     def _feed_head(self, data: bytes) -> bytes:
         if not self._size:
-            data = self._skip_blank_lines(data)
-            if not data:
-                return b""
+            if data[:1] <= b"\r" or self._tail:
+                data = self._skip_blank_lines(data)
+                if not data:
+                    return b""
             self._llhttp = httptools.HttpRequestParser(self)
         end = self._find_end(data)
         piece = data[:end]
-        self._pieces.append(piece)
+        self._raw_head += piece
         self._size += len(piece)
         is_paused = self._feed_llhttp(piece)
         if self._size > self._max_head_size:
@@ -120,8 +133,6 @@ class RequestParser:
 
     def _skip_blank_lines(self, data: bytes) -> bytes:
         """Source: RFC 9112 §2.2."""
-        if data[:1] > b"\r" and not self._tail:
-            return data
         data = self._tail + data
         data = data[_BLANK_LINES.match(data).end() :]  # type: ignore[union-attr]
         self._tail = b""
@@ -133,14 +144,14 @@ class RequestParser:
         return data
 
     def _read_head(self, *, is_paused: bool) -> None:
-        line = _LINE.match(b"".join(self._pieces))
+        line = _LINE.match(self._raw_head)
         if line is None:
             raise Refused(400, "expected a request line of HTTP/1.1 or HTTP/1.0")
         fields = self._fields
         method, target, version = line.groups()
         head = self.head = read_head(method, target, version, fields)
         self._fields = []
-        self._pieces.clear()
+        self._raw_head = b""
         self._size = 0
         self._left = -1 if head.length is None else head.length
         self.is_complete = not self._left or head.asks_for_websocket
@@ -195,7 +206,7 @@ class RequestParser:
         except httptools.HttpParserUpgrade:
             return True
         except httptools.HttpParserInvalidMethodError:
-            if _METHOD.match(b"".join(self._pieces)):
+            if _METHOD.match(self._raw_head):
                 raise Refused(501, "this server does not know the method") from None
             raise Refused(400, "expected a request of HTTP/1.1") from None
         except httptools.HttpParserError as error:
@@ -206,7 +217,7 @@ class RequestParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Those behind a chunked body count for nothing.
-        self._fields.append((name.lower(), value.rstrip(b" \t")))
+        self._fields.append((_LOWER.get(name) or name.lower(), value.rstrip(b" \t")))
 
     def on_body(self, piece: bytes) -> None:
         self.body.append(piece)

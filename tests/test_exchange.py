@@ -554,6 +554,57 @@ async def test_an_app_that_waits_for_the_disconnect_learns_of_it(way):
             await ended.wait()
 
 
+async def test_a_request_that_waited_for_its_turn_learns_that_the_client_has_half_closed():
+    ended = []
+
+    async def answer(scope, receive, send):
+        await receive()
+        await send(start())
+        await send(body(b"begun", more=True))
+        assert (await receive())["type"] == "http.disconnect"
+        ended.append(scope["path"])
+        await send(body())
+
+    async with serving(answering(answer)) as server, await server.connect() as client:
+        await client.send(GET, request(first="GET /second HTTP/1.1"))
+        client.half_close()
+        await client.read_rest()
+    assert ended == ["/", "/second"]
+
+
+async def test_a_request_behind_another_whose_body_is_cut_is_not_served():
+    app = Recording()
+    async with serving(app) as server, await server.connect() as client:
+        await client.send(GET, post("Content-Length: 4", body=b"ab"))
+        client.half_close()
+        assert (await client.read_answer()).status == 200
+        await client.read_rest()
+    assert len(app.requests) == 1
+
+
+async def test_a_client_that_leaves_within_a_large_response_is_no_failure_of_the_app(caplog):
+    raised = []
+
+    async def answer(scope, receive, send):
+        await send(start())
+        try:
+            await send(body(bytes(8 << 20)))
+        except OSError as error:
+            raised.append(error)
+            raise
+
+    async with serving(answering(answer)) as server:
+        for size in (1, 100_000, 1_000_000, 3_000_000):
+            async with await server.connect(buffers=4096) as client:
+                await client.send(GET)
+                received = 0
+                while received < size:
+                    received += len(await client._receive())
+                client.reset()
+    assert len(raised) == 4
+    assert not failures(caplog)
+
+
 async def test_sending_to_a_client_that_has_left_raises():
     """ASGI 2.4: ``send`` raises an ``OSError`` then."""
     ended = asyncio.Event()

@@ -244,7 +244,8 @@ class Exchange:
                 await self._refuse_send()
             body, is_last = event.get("body", b""), not event.get("more_body", False)
             if type(body) is bytes and len(body) > _MAX_PIECE:
-                body = await self._send_pieces(memoryview(body), is_last=is_last)
+                await self._send_pieces(memoryview(body), is_last=is_last)
+                return
             self._write_body(body, is_last=is_last)
             self._sends += 1
             if not self.connection.is_writable:
@@ -314,21 +315,22 @@ class Exchange:
         sent = await send_file(self.connection, file, offset, count)
         self._left -= sent
         if sent == count:
-            self._write_body(b"", is_last=True)
+            await self.send({"type": "http.response.body", "body": b""})
         return sent
 
-    async def _send_pieces(self, body: memoryview, *, is_last: bool) -> memoryview:
+    async def _send_pieces(self, body: memoryview, *, is_last: bool) -> None:
         """
-        Send a body of more than one piece as the client takes it, all but its last piece; return that.
+        Send a body of more than one piece as the client takes it.
 
         A TLS transport neither counts one large write nor pauses its protocol for it: a client that does not read could
         not be told from one that does.
         """
         if is_last and self._fields is not None and self._has_body and self._left is None:
             self._fields += self._choose_framing(len(body))
-        for start in range(0, len(body) - _MAX_PIECE, _MAX_PIECE):
-            await self.send({"type": "http.response.body", "body": body[start : start + _MAX_PIECE], "more_body": True})
-        return body[start + _MAX_PIECE :]
+        for start in range(0, len(body), _MAX_PIECE):
+            end = start + _MAX_PIECE
+            more_body = not is_last or end < len(body)
+            await self.send({"type": "http.response.body", "body": body[start:end], "more_body": more_body})
 
     async def _refuse_send(self) -> None:
         # An app that takes no notice, and sends again and again, leaves the others their turn.

@@ -109,6 +109,10 @@ class HTTP1(Lingering):
             if parser.head.asks_for_websocket:
                 self._become_websocket(parser.head, rest)
                 return
+            if self._has_hung_up and not parser.is_complete:
+                # The rest of its body will never come.
+                self.hang_up()
+                return
             self._begin(parser.head)
             if not parser.is_complete:
                 shared.bodies.start(self)
@@ -147,6 +151,8 @@ class HTTP1(Lingering):
             self.socket = socket_of(self._transport)
         exchange = self._exchange = Exchange(self, head, self._scope_of(head), shared.log_access)
         exchange.scope["microws.exchange"] = exchange
+        if self._has_hung_up:
+            exchange.hang_up()
         app = shared.app if head.target != b"*" else _answer_asterisk
         shared.exchanges[exchange] = asyncio.get_running_loop().create_task(exchange.run(app, shared.ended))
 

@@ -23,8 +23,8 @@ _log = logging.getLogger("microws.server")
 _MAX_WAITING_BYTES: Final = 64 << 10
 # From here on a body is not copied behind the head.
 _BIG_BYTES: Final = 64 << 10
-# Bytes of a body that are written at once: half of what a TLS transport takes before it pauses its protocol.
-_MAX_PIECE: Final = 256 << 10
+# Bytes of a body that are written at once: a TLS transport pauses its protocol at half as many.
+_MAX_PIECE: Final = 1 << 20
 # Sends in a row that find their client quick: then others have their turn.
 _MAX_SENDS: Final = 64
 

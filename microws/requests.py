@@ -160,7 +160,7 @@ class Connection:
         if not callable(function):
             raise TypeError(
                 "on_close takes a function and its arguments, such as on_close(release, slot), not what it gave, as in "
-                f"on_close(release(slot)); came {type(function).__name__}"
+                f"on_close(release(slot)); got {type(function).__name__}"
             )
         if self.closers is None:
             self.closers = []

@@ -441,5 +441,5 @@ def check_function(function: object) -> None:
     if not callable(function):
         raise TypeError(
             "start_soon takes a function and its arguments, such as start_soon(tick, 1), not what it gave, as in "
-            f"start_soon(tick(1)); came {type(function).__name__}"
+            f"start_soon(tick(1)); got {type(function).__name__}"
         )

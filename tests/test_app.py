@@ -1534,7 +1534,7 @@ class TestRun:
             App().run(prot=8000)
         with pytest.raises(ValueError, match="port"):
             App().run(port=-1)
-        with pytest.raises(ValueError, match="bind takes the place of host and port"):
+        with pytest.raises(ValueError, match="expected either bind, or host and port, got both"):
             App().run(port=8000, bind="127.0.0.1:8000")
 
     def test_it_takes_every_setting_of_a_worker(self):

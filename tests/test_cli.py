@@ -234,7 +234,7 @@ def test_a_usage_error_is_exit_code_2_and_one_line(start):
 def test_a_variable_that_nobody_knows_is_warned_of_once_and_by_no_worker(start):
     program = start("run", "chat:app", "--port", "0", "--workers", "2", env={"MICROWS_LOGLEVEL": "debug"})
     program.serving()
-    assert program.seen[0] == "warning: MICROWS_LOGLEVEL is no option; did you mean 'MICROWS_LOG_LEVEL'?"
+    assert program.seen[0] == "warning: MICROWS_LOGLEVEL is not an option; did you mean 'MICROWS_LOG_LEVEL'?"
     assert program.stop() == 0
     assert not [line for line in (*program.seen[1:], *program.rest()) if "LOGLEVEL" in line]
 

@@ -134,40 +134,56 @@ def test_an_env_file_fills_the_environment_up(directory):
 @pytest.mark.parametrize(
     ("arguments", "environ", "toml", "message"),
     [
-        (["--port", "x"], {}, "", "--port: expected a port, 0 to 65535, came 'x'"),
-        (["--drain-timeout=-1"], {}, "", "--drain-timeout: expected seconds, 0 or more, came '-1'"),
-        ([], {"MICROWS_PING_INTERVAL": "x"}, "", "MICROWS_PING_INTERVAL: expected seconds, 0 or more, came 'x'"),
-        ([], {"PORT": "x"}, "", "PORT: expected a port, 0 to 65535, came 'x'"),
-        ([], {}, "port = []", "pyproject.toml, [tool.microws] port: expected a port, 0 to 65535, came []"),
-        ([], {}, "app = 1", "pyproject.toml, [tool.microws] app: expected a text that is not empty, came 1"),
-        ([], {}, "factory = 1", "pyproject.toml, [tool.microws] factory: expected true or false, came 1"),
+        (["--port", "x"], {}, "", "--port: expected a port, 0 to 65535, got 'x'"),
+        (["--drain-timeout=-1"], {}, "", "--drain-timeout: expected seconds, 0 or more, got '-1'"),
+        ([], {"MICROWS_PING_INTERVAL": "x"}, "", "MICROWS_PING_INTERVAL: expected seconds, 0 or more, got 'x'"),
+        ([], {"PORT": "x"}, "", "PORT: expected a port, 0 to 65535, got 'x'"),
+        ([], {}, "port = []", "pyproject.toml, [tool.microws] port: expected a port, 0 to 65535, got []"),
+        ([], {}, "app = 1", "pyproject.toml, [tool.microws] app: expected a text that is not empty, got 1"),
+        ([], {}, "factory = 1", "pyproject.toml, [tool.microws] factory: expected true or false, got 1"),
         ([], {}, "prot = 1", "pyproject.toml: [tool.microws] has no key 'prot'; did you mean 'port'?"),
         ([], {}, "ws-max-size = 1", "[tool.microws] has no key 'ws-max-size'; did you mean 'max-message-size'?"),
         ([], {}, "startup-timeout = -1", "pyproject.toml, [tool.microws] startup-timeout: expected seconds, 0 or more"),
-        (["--bind", "a:1", "--port", "1"], {}, "", "--bind takes the place of --port; give the one or the other"),
+        (["--bind", "a:1", "--port", "1"], {}, "", "expected either --bind or --port, got both; leave out one of them"),
         (
             [],
             {},
             'bind = "a:1"\nhost = "b"',
-            "[tool.microws] bind takes the place of pyproject.toml, [tool.microws] host",
+            "expected either pyproject.toml, [tool.microws] bind or pyproject.toml, [tool.microws] host, got both",
         ),
-        (["--keyfile", "k"], {}, "", "keyfile without certfile"),
-        (["--app-dir", "none"], {}, "", "--app-dir: no directory 'none'"),
+        (["--keyfile", "k"], {}, "", "--keyfile: expected --certfile too, got the key alone; add the certificate"),
+        ([], {"MICROWS_KEYFILE": "k"}, "", "MICROWS_KEYFILE: expected --certfile too, got the key alone"),
+        (["--max-head-size", "10"], {}, "", "--max-head-size: expected a size from 1KiB to 1MiB, got '10'"),
+        (
+            ["--server=hypercorn", "--write-timeout=5"],
+            {},
+            "",
+            "--write-timeout: expected no value with the server hypercorn, which has no such limit, got 5; leave",
+        ),
+        (["--loop=trio"], {"MICROWS_BODY_TIMEOUT": "0"}, "", "MICROWS_BODY_TIMEOUT: expected no value with the server"),
+        (["--loop=trio"], {}, "ping-timeout = 0", "pyproject.toml, [tool.microws] ping-timeout: expected no value"),
+        (["--app-dir", "none"], {}, "", "--app-dir: expected a directory that exists, got 'none'"),
         (["--env-file", "none"], {}, "", "--env-file: none: No such file or directory"),
-        (["--workers", "0"], {}, "", "--workers: expected a number of workers, 1 to 1024, came '0'"),
-        ([], {"MICROWS_WORKERS": "1e3"}, "", "MICROWS_WORKERS: expected a number of workers, 1 to 1024, came '1e3'"),
-        ([], {}, "workers = true", "[tool.microws] workers: expected a number of workers, 1 to 1024, came True"),
+        (["--workers", "0"], {}, "", "--workers: expected a number of workers, 1 to 1024, got '0'"),
+        ([], {"MICROWS_WORKERS": "1e3"}, "", "MICROWS_WORKERS: expected a number of workers, 1 to 1024, got '1e3'"),
+        ([], {}, "workers = true", "[tool.microws] workers: expected a number of workers, 1 to 1024, got True"),
         ([], {"WEB_CONCURRENCY": "x"}, "", "WEB_CONCURRENCY: expected a number of workers"),
         (
             ["--forwarded-allow-ips", "proxy"],
             {},
             "",
-            '--forwarded-allow-ips: expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*", came \'proxy\'',
+            '--forwarded-allow-ips: expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*", got \'proxy\'',
         ),
-        (["--server", "uvicorn"], {}, "", "--server: expected microws or hypercorn, came 'uvicorn'; leave it out"),
+        (["--server", "uvicorn"], {}, "", "--server: expected microws or hypercorn, got 'uvicorn'; leave it out"),
         ([], {}, "unix-mode = 660", "[tool.microws] unix-mode: expected the octal mode of a socket file, 0 to 0777"),
         ([], {}, "http2-websockets = true", "no key 'http2-websockets'; leave it out: WebSockets are served over HTTP"),
-        (["--server=microws", "--loop=trio"], {}, "", "loop trio: the server microws runs on asyncio and uvloop only"),
+        (
+            ["--server=microws", "--loop=trio"],
+            {},
+            "",
+            "--loop: expected auto, asyncio or uvloop with the server microws",
+        ),
+        (["--server=microws", "--loop=trio"], {}, "", "got 'trio'; for trio set --server to hypercorn"),
         (["--loop"], {}, "", "argument --loop: expected one argument; see microws run --help"),
     ],
 )
@@ -194,16 +210,16 @@ def test_a_pyproject_that_is_no_toml_is_named(directory):
     (directory / "pyproject.toml").write_text("tool = 3\nproject = 3\n")
     assert given_by(directory).app is None
     (directory / "pyproject.toml").write_text("[tool]\nmicrows = 'chat:app'\n")
-    with pytest.raises(UsageError, match=r"^pyproject\.toml: expected a table \[tool\.microws\], came 'chat:app'$"):
+    with pytest.raises(UsageError, match=r"^pyproject\.toml: expected a table \[tool\.microws\], got 'chat:app'$"):
         given_by(directory)
 
 
 def test_a_variable_that_is_no_option_is_named_with_the_nearest():
     names = ("MICROWS_LOGLEVEL", "MICROWS_RELOAD", "MICROWS_PORT", "MICROWS_APP", "MICROWS_Host", "HOME")
     assert unknown_variables(dict.fromkeys(names, "1")) == [
-        "MICROWS_Host is no option; did you mean 'MICROWS_HOST'?",
-        "MICROWS_LOGLEVEL is no option; did you mean 'MICROWS_LOG_LEVEL'?",
-        "MICROWS_RELOAD is no option; this version does not reload, so start it again after a change",
+        "MICROWS_Host is not an option; did you mean 'MICROWS_HOST'?",
+        "MICROWS_LOGLEVEL is not an option; did you mean 'MICROWS_LOG_LEVEL'?",
+        "MICROWS_RELOAD is not an option; this version does not reload, so start it again after a change",
     ]
 
 
@@ -388,12 +404,12 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
             "old:configured",
             f"old: 'configured' {NOT_ASGI}; to serve what it returns: microws run 'old:configured()'",
         ),
-        ("chat:number()", "chat: 'number' is an int, and cannot be called"),
+        ("chat:number()", "chat: expected a function that returns the app, got 'number', an int; leave out ()"),
         ("chat:nothing_made()", "chat: 'nothing_made' is None, not an ASGI app"),
-        ("chat:late()", "chat: late is async; a factory is a plain function that returns the app"),
-        ("chat:", "'chat:' names no app; expected module:attr, module, module:factory() or path.py"),
-        (":app", "':app' names no app; expected module:attr, module, module:factory() or path.py"),
-        ("chat:a b", "'chat:a b' names no app; expected module:attr, module, module:factory() or path.py"),
+        ("chat:late()", "chat: expected a plain function that returns the app, got late, which is async; write def"),
+        ("chat:", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:'"),
+        (":app", "APP: expected module:attr, module, module:factory() or path.py, got ':app'"),
+        ("chat:a b", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:a b'"),
         ("Chat:app", "no module 'Chat' in DIR; did you mean 'chat'?  microws run chat:app"),
         ("chat:App", "chat: 'App' is a class, not an ASGI app; did you mean 'app'?  microws run chat:app"),
         ("chat:APP", "chat.py has no attribute 'APP'; did you mean 'app'?  microws run chat:app"),
@@ -401,9 +417,18 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
         ("web:server", "no module 'web' in DIR; did you mean 'shop/web.py'?  microws run shop/web.py:server"),
         ("web.py", "no file web.py; did you mean 'shop/web.py'?  microws run shop/web.py"),
         ("./shop", "./shop is a directory; to serve the app in it: microws run --app-dir ./shop"),
-        (".", "'.' is not the name of a module; to serve the app in this directory: microws run --app-dir ."),
-        ("chat-room:app", "'chat-room' is not the name of a module; expected module:attr, or path.py"),
-        ("two-rooms:app", "'two-rooms' is not the name of a module; write its path: microws run two-rooms.py:app"),
+        (
+            ".",
+            "APP: expected the name of a module, got '.'; to serve the app in this directory: microws run --app-dir .",
+        ),
+        (
+            "chat-room:app",
+            "APP: expected the name of a module, got 'chat-room'; for a file write its path, such as chat.py",
+        ),
+        (
+            "two-rooms:app",
+            "APP: expected the name of a module, got 'two-rooms'; write its path: microws run two-rooms.py:app",
+        ),
         ("json.py", "json.py is hidden by another module 'json', JSON: rename it"),
     ],
 )
@@ -589,7 +614,7 @@ def test_without_a_command_the_help_is_shown(capsys):
         (["run", "--no-acces-log"], 2, "error: unknown argument '--no-acces-log'; did you mean '--no-access-log'?"),
         (["run", "--reload"], 2, "'--reload'; this version does not reload, so start it again after a change"),
         (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),
-        (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, came 'x'"),
+        (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, got 'x'"),
         (["run"], 3, "name it: microws run chat:app"),
         (["run", "chta:app"], 3, "no module 'chta'"),
     ],

@@ -1414,7 +1414,7 @@ class TestOnClose:
 
         @app.get("/")
         async def view(request):
-            with pytest.raises(TypeError, match=r"such as on_close\(release, slot\), .*; came NoneType$"):
+            with pytest.raises(TypeError, match=r"such as on_close\(release, slot\), .*; got NoneType$"):
                 request.on_close(print())
             return "x"
 

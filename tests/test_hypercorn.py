@@ -78,7 +78,6 @@ def test_hypercorn_is_told_the_settings_and_to_be_silent():
     assert (config.keep_alive_timeout, config.certfile, config.keyfile) == (30, "both.pem", "both.pem")
     assert config.accesslog is config.errorlog is None
     assert [name for name, _ in config.response_headers("h11")] == [b"date"]
-    assert hypercorn_config(Settings(keep_alive=0)).keep_alive_timeout == 1e9
     assert hypercorn_config(Settings(), max_message_size=5).websocket_max_message_size == 5
     assert hypercorn_config(Settings(max_message_size=6), max_message_size=5).websocket_max_message_size == 6
 

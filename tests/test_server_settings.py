@@ -181,6 +181,8 @@ def test_a_setting_is_brought_into_its_form(name, value, held):
         ("drain_timeout", "nan", "seconds"),
         ("drain_timeout", True, "seconds"),
         ("max_head_size", 0, "at least 1 byte"),
+        ("max_head_size", 1023, "a size from 1KiB to 1MiB"),
+        ("max_head_size", "1.1MiB", "a size from 1KiB to 1MiB"),
         ("unix_mode", "rw-rw----", "octal mode"),
         ("unix_mode", "1777", "octal mode"),
         ("unix_mode", 660, "octal mode"),
@@ -195,32 +197,43 @@ def test_a_setting_is_brought_into_its_form(name, value, held):
     ],
 )
 def test_a_setting_that_cannot_be_names_itself_and_what_was_expected(name, value, expected):
-    with pytest.raises(ValueError, match=rf"^{name}: expected .*{expected.replace('/', '.')}.*, came "):
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*{expected.replace('/', '.')}.*, got "):
         Settings(**{name: value})
 
 
 def test_an_address_within_a_network_is_told_from_the_network():
-    with pytest.raises(ValueError, match=r"came '10\.0\.0\.1/8'; write '10\.0\.0\.0/8', or '10\.0\.0\.1' for the one"):
+    with pytest.raises(ValueError, match=r"got '10\.0\.0\.1/8'; write '10\.0\.0\.0/8', or '10\.0\.0\.1' for the one"):
         Settings(forwarded_allow_ips="10.0.0.1/8")
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    with pytest.raises(ValueError, match="bind takes the place of host and port"):
+    with pytest.raises(ValueError, match=r"^expected either bind, or host and port, got both; leave out one of them$"):
         Settings(bind="a:1", port=2)
-    with pytest.raises(ValueError, match="keyfile without certfile"):
+    with pytest.raises(ValueError, match=r"^keyfile: expected certfile too, got the key alone; add the certificate$"):
         Settings(keyfile="x")
 
 
 def test_trio_selects_hypercorn_and_refuses_our_own_server():
     assert Settings(loop="trio").server == "hypercorn"
-    with pytest.raises(ValueError, match="loop trio: the server microws runs on asyncio and uvloop only; write --serv"):
+    with pytest.raises(
+        ValueError, match=r"^loop: expected .* with the server microws, got 'trio'; for trio set server to "
+    ):
         Settings(loop="trio", server="microws")
+
+
+def test_hypercorn_cannot_close_after_each_response():
+    with pytest.raises(
+        ValueError, match=r"^keep_alive: expected more than 0 seconds with the server hypercorn, which "
+    ):
+        Settings(server="hypercorn", keep_alive=0)
 
 
 @pytest.mark.parametrize("name", ["body_timeout", "ping_timeout", "write_timeout"])
 def test_what_hypercorn_cannot_do_is_refused(name):
     for server in ({"server": "hypercorn"}, {"loop": "trio"}):
-        with pytest.raises(ValueError, match=f"^{name}: the server hypercorn has no such limit; leave it out$"):
+        with pytest.raises(
+            ValueError, match=f"^{name}: expected no value with the server hypercorn, .*, got 5; leave it"
+        ):
             Settings(**server, **{name: 5})
 
 

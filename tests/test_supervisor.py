@@ -448,7 +448,7 @@ def test_it_needs_unix(monkeypatch):
 def test_an_address_that_cannot_be_had_is_exit_code_1(run):
     code, [line] = run("", port=None, bind="fd://999")
     assert code == 1
-    assert "fd://999 is no socket" in line
+    assert "fd://999 is not a socket of this process" in line
 
 
 @pytest.mark.parametrize("value", ["1 {} 4", "1 999999 4", "nonsense", ""])

@@ -1544,7 +1544,7 @@ class TestHelpers:
         async def view(ws):
             coroutine = anyio.sleep(1)
             async with ws:
-                with pytest.raises(TypeError, match=r"such as start_soon\(tick, 1\), .*; came coroutine$"):
+                with pytest.raises(TypeError, match=r"such as start_soon\(tick, 1\), .*; got coroutine$"):
                     ws.start_soon(coroutine)
             coroutine.close()
 

@@ -53,7 +53,7 @@ class Target:
                 hint = f"; did you mean {parts.scheme.replace('http', 'ws')}://{url.partition('://')[2]} ?"
             elif "://" not in url:
                 hint = f"; did you mean {schemes[0]}://{url} ?"
-            raise ValueError(f"expected a URL that begins with {expected}, came {url!r}{hint}")
+            raise ValueError(f"expected a URL that begins with {expected}, got {url!r}{hint}")
         if not host:
             raise ValueError(f"{url!r} names no host; write {parts.scheme}://127.0.0.1:8000/")
         if parts.username is not None:

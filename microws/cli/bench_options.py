@@ -1,4 +1,4 @@
-"""What ``microws bench`` is told: by flags alone."""
+"""The options of ``microws bench``: flags alone."""
 
 import argparse
 import math
@@ -24,7 +24,7 @@ _OWN_HEADERS: Final = ("upgrade", "connection", "content-length", "transfer-enco
 def _count(value: str) -> int:
     if re.fullmatch(r"[0-9]{1,9}", value, re.ASCII) and int(value) > 0:
         return int(value)
-    raise ValueError(f"expected a number, 1 or more, came {value!r}")
+    raise ValueError(f"expected a number, 1 or more, got {value!r}")
 
 
 def _number(value: str, unit: str, *, may_be_zero: bool = False) -> float:
@@ -34,7 +34,7 @@ def _number(value: str, unit: str, *, may_be_zero: bool = False) -> float:
         number = math.nan
     if 0 < number < math.inf or (number == 0 and may_be_zero):
         return number
-    raise ValueError(f"expected {unit}, {'0 or more' if may_be_zero else 'more than 0'}, came {value!r}")
+    raise ValueError(f"expected {unit}, {'0 or more' if may_be_zero else 'more than 0'}, got {value!r}")
 
 
 def _seconds(value: str) -> float:
@@ -52,13 +52,13 @@ def _rate(value: str) -> float:
 def _text_size(value: str) -> int:
     size = parse_size(value)
     if size < MIN_TEXT:
-        raise ValueError(f"expected at least {MIN_TEXT} bytes, for a message carries its number; came {value!r}")
+        raise ValueError(f"expected at least {MIN_TEXT} bytes, because a message carries its number, got {value!r}")
     return size
 
 
 def _message(value: str) -> str:
     if value.count(PLACE_OF_TEXT) > 1:
-        raise ValueError(f"expected {PLACE_OF_TEXT} once or not at all, came {value!r}")
+        raise ValueError(f"expected {PLACE_OF_TEXT} once or not at all, got {value!r}")
     return value
 
 
@@ -69,19 +69,19 @@ def _publish(value: str) -> Target:
 def _subprotocol(value: str) -> str:
     if _TOKEN.fullmatch(value):
         return value
-    raise ValueError(f"expected a name without spaces and commas, came {value!r}; for more than one repeat the option")
+    raise ValueError(f"expected a name without spaces and commas, got {value!r}; for more than one repeat the option")
 
 
 def _header(value: str) -> tuple[str, str]:
     name, colon, text = value.partition(":")
     if not colon or not _TOKEN.fullmatch(name):
-        raise ValueError(f"expected 'Name: value', came {value!r}")
+        raise ValueError(f"expected 'Name: value', got {value!r}")
     if name.lower().startswith(_OWN_HEADERS):
         hint = "; write --subprotocol" if name.lower() == "sec-websocket-protocol" else ""
-        raise ValueError(f"{name} is not for you to say{hint}")
+        raise ValueError(f"expected another header, got {name}, which microws sets{hint}")
     text = text.strip()
     if not text.isascii() or not text.isprintable():
-        raise ValueError(f"expected a value of printable ASCII, came {text!r}")
+        raise ValueError(f"expected a value of printable ASCII, got {text!r}")
     return name, text
 
 
@@ -159,7 +159,7 @@ def bench_plan(flags: Mapping[str, Any]) -> Plan:
         flags: What the parser made of the command line: only what was given.
 
     Raises:
-        UsageError: A value that cannot be, or options that do not go together.
+        UsageError: An invalid value, or options that contradict each other.
     """
     given: dict[str, Any] = {}
     for option in _OPTIONS:
@@ -200,11 +200,11 @@ def _checked(option: _Option, value: Any) -> Any:
 def _check_company(given: Mapping[str, Any]) -> None:
     """Refuse options that do not go together."""
     if "fan_out" in given and "connects" in given:
-        raise UsageError("--fan-out and --connects are two measurements; give the one or the other")
+        raise UsageError("expected --fan-out or --connects, got both; leave out one of them")
     if "publish" in given and "fan_out" not in given:
-        raise UsageError("--publish is for --fan-out; add that")
+        raise UsageError("--publish: expected --fan-out too, got --publish alone; add --fan-out")
     if "rate" in given and "in_flight" in given:
-        raise UsageError("--rate sends by the clock, --in-flight when something has come; give the one or the other")
+        raise UsageError("expected --rate or --in-flight, got both; leave out one of them")
     for name in ("in_flight", "message", "size", "binary"):
         if name in given and "connects" in given:
             raise UsageError(f"--connects sends no messages; leave out --{name.replace('_', '-')}")

@@ -102,7 +102,7 @@ def _parse(name: str, app_dir: Path) -> _Target:
     is_call = rest.endswith("()")
     attribute = rest.removesuffix("()") or None
     if not place or (colon and not _DOTTED.fullmatch(attribute or "")):
-        raise LoadError(f"{name!r} names no app; expected module:attr, module, module:factory() or path.py")
+        raise LoadError(f"APP: expected module:attr, module, module:factory() or path.py, got {name!r}")
     if place.endswith(".py") or "/" in place:
         file = (app_dir / place).absolute()
         if not file.is_file():
@@ -114,8 +114,8 @@ def _parse(name: str, app_dir: Path) -> _Target:
         elif Path(app_dir, place).is_dir():
             hint = f"to serve the app in this directory: microws run --app-dir {place}"
         else:
-            hint = "expected module:attr, or path.py"
-        raise LoadError(f"{place!r} is not the name of a module; {hint}")
+            hint = "for a file write its path, such as chat.py"
+        raise LoadError(f"APP: expected the name of a module, got {place!r}; {hint}")
     return _Target(place, place, attribute, is_call)
 
 
@@ -257,7 +257,10 @@ def _own_names(owner: Any) -> list[str]:
 
 def _call(factory: Any, target: _Target, app_dir: Path) -> Any:
     if not callable(factory):
-        raise LoadError(f"{target.place}: {target.attribute!r} is {_a(factory)}, and cannot be called")
+        raise LoadError(
+            f"{target.place}: expected a function that returns the app, got {target.attribute!r}, "
+            f"{_a(factory)}; leave out ()"
+        )
     try:
         app = factory()
     except (Exception, SystemExit) as error:
@@ -265,7 +268,8 @@ def _call(factory: Any, target: _Target, app_dir: Path) -> Any:
     if inspect.iscoroutine(app):
         app.close()
         raise LoadError(
-            f"{target.place}: {target.attribute} is async; a factory is a plain function that returns the app"
+            f"{target.place}: expected a plain function that returns the app, got {target.attribute}, which is async; "
+            "write def"
         )
     return app
 

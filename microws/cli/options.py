@@ -1,4 +1,4 @@
-"""What ``microws run`` is told: by flags, then the environment, then pyproject.toml, then by default."""
+"""The options of ``microws run``: from flags, then the environment, then pyproject.toml, then the defaults."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from microws.cli.bench_options import add_bench
 from microws.cli.envfile import read_env_file
 from microws.cli.usage import Parser, UsageError
 from microws.server.hints import option_hint
-from microws.server.settings import Settings, check_setting, parse_bool
+from microws.server.settings import SettingConflict, Settings, check_setting, parse_bool
 
 __all__ = ["Invocation", "UsageError", "build_parser", "flag_of", "option_names", "resolve", "unknown_variables"]
 
@@ -59,38 +59,68 @@ class _Option(NamedTuple):
 
 
 _OPTIONS: Final = (
-    _Option("bind", "ADDRESS", "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; may be repeated", is_repeatable=True),
-    _Option("host", "HOST", "default 127.0.0.1; 0.0.0.0 for every network"),
-    _Option("port", "PORT", "default 8000; 0 takes a free one"),
-    _Option("workers", "N", "processes that share the port, default 1; WEB_CONCURRENCY is heard too"),
-    _Option("worker_timeout", "SECONDS", "until a silent worker is replaced, default 30; 0: never"),
+    _Option(
+        "bind", "ADDRESS", "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; repeat it for several", is_repeatable=True
+    ),
+    _Option("host", "HOST", "default 127.0.0.1; 0.0.0.0: every network"),
+    _Option("port", "PORT", "default 8000; 0: any free port"),
+    _Option("workers", "N", "processes that share the port; default 1"),
+    _Option(
+        "worker_timeout", "SECONDS", "replace a worker whose event loop is blocked for so long; default 30; 0: never"
+    ),
     _Option("server", "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"),
     _Option("loop", "LOOP", "auto (default: uvloop if installed), asyncio, uvloop, trio"),
-    _Option("certfile", "FILE", "PEM certificate: serve TLS"),
-    _Option("keyfile", "FILE", "its key, unless it is in the same file"),
-    _Option("root_path", "PATH", "the prefix below which a proxy has put the app"),
+    _Option("certfile", "FILE", "PEM certificate; turns TLS on"),
+    _Option("keyfile", "FILE", "its private key, unless that is in the same file"),
+    _Option("root_path", "PATH", "prefix of the path at which a proxy serves the app"),
     _Option(
         "forwarded_allow_ips",
         "ADDRESSES",
-        "proxies whose X-Forwarded-For and the like count: addresses, networks, unix, or * for whoever connects; "
-        "default 127.0.0.1,::1,unix",
+        "proxies whose X-Forwarded-… headers are trusted: addresses, networks, unix for every client of a Unix socket, "
+        "* for every client; default 127.0.0.1,::1,unix",
     ),
-    _Option("ping_interval", "SECONDS", "between pings of a WebSocket, default 20; 0: none"),
-    _Option("ping_timeout", "SECONDS", "that a client has to answer one, default 20; 0: for ever"),
-    _Option("max_message_size", "SIZE", "of an incoming message, as 64KiB or 1MiB; default: the app's, 1MiB"),
-    _Option("max_head_size", "SIZE", "of a request's head, default 16KiB"),
-    _Option("body_timeout", "SECONDS", "between pieces of a request's body, default 60"),
-    _Option("write_timeout", "SECONDS", "without reading by a client, default 60"),
-    _Option("keep_alive", "SECONDS", "between requests of a connection, default 75"),
-    _Option("unix_mode", "MODE", "of the socket file of unix:PATH, default 0660"),
-    _Option("stop_delay", "SECONDS", "that it still accepts after SIGTERM, not ready; default 0"),
-    _Option("drain_timeout", "SECONDS", "that requests have to finish at the end, default 10"),
+    _Option("ping_interval", "SECONDS", "between two pings of a WebSocket; default 20; 0: no pings"),
+    _Option(
+        "ping_timeout",
+        "SECONDS",
+        "disconnect a client that does not answer a ping for so long; default 20; 0: unlimited",
+    ),
+    _Option(
+        "max_message_size", "SIZE", "of an incoming message, such as 64KiB; default: the limit of the app, or 1MiB"
+    ),
+    _Option("max_head_size", "SIZE", "of a request's target and headers, 1KiB to 1MiB; default 16KiB"),
+    _Option(
+        "body_timeout",
+        "SECONDS",
+        "answer 408 if nothing more of a request's body arrives for so long; default 60; 0: unlimited",
+    ),
+    _Option(
+        "write_timeout",
+        "SECONDS",
+        "disconnect a client that reads nothing of a response for so long; default 60; 0: unlimited",
+    ),
+    _Option(
+        "keep_alive",
+        "SECONDS",
+        "close a connection without a request after so long; default 75; 0: close it after each response",
+    ),
+    _Option("unix_mode", "MODE", "permissions of the socket file of unix:PATH; default 0660"),
+    _Option(
+        "stop_delay",
+        "SECONDS",
+        "accept for so long after SIGTERM, while /readyz says 503; default 0: stop accepting at once",
+    ),
+    _Option(
+        "drain_timeout",
+        "SECONDS",
+        "let requests finish for so long at shutdown; default 10; 0: disconnect them immediately",
+    ),
     _Option("log_level", "LEVEL", "debug, info (default), warning, error, critical"),
     _Option("log_format", "FORMAT", "text (default), json"),
-    _Option("access_log", None, "a line for each request (default)", is_switch=True),
-    _Option("env_file", "FILE", "KEY=VALUE lines for the environment, which wins"),
-    _Option("factory", None, "call what APP names, and serve what it returns", is_switch=True),
-    _Option("app_dir", "DIR", "where APP is; default: the current directory"),
+    _Option("access_log", None, "log a line for each request (default)", is_switch=True),
+    _Option("env_file", "FILE", "set missing variables from KEY=VALUE lines"),
+    _Option("factory", None, "call the function APP, and serve what it returns", is_switch=True),
+    _Option("app_dir", "DIR", "directory of APP; default: the current one"),
 )
 
 # No flags: for code and pyproject.toml.
@@ -107,7 +137,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
         prog="microws",
         description="The decorator micro-framework for real-time Python.",
         epilog="`microws run chat:app` serves the app of chat.py, `microws bench ws://127.0.0.1:8000/echo` measures "
-        "what it can do; `microws run --help` and `microws bench --help` tell the rest",
+        "it; `microws run --help` and `microws bench --help` list the options",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"microws {version}")
@@ -118,7 +148,8 @@ def build_parser(version: str) -> argparse.ArgumentParser:
         usage="microws run [APP] [options]",
         description="Serve an app: microws run chat:app",
         epilog="Every option is also a variable, MICROWS_HOST for --host, and a key of [tool.microws] in "
-        "pyproject.toml. A flag beats the environment, which beats pyproject.toml. PORT is heard too.",
+        "pyproject.toml. A flag beats the environment, which beats pyproject.toml. PORT and WEB_CONCURRENCY count "
+        "where MICROWS_PORT and MICROWS_WORKERS are not set.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
@@ -153,7 +184,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line on each variable ``MICROWS_…`` that is not an option: otherwise a misspelt one goes unnoticed."""
     known = {option.variable for option in _BY_NAME.values()}
     return [
-        f"{name} is no option"
+        f"{name} is not an option"
         + option_hint(name.removeprefix(_PREFIX).lower(), _BY_NAME, written=lambda near: _BY_NAME[near].variable)
         for name in sorted(environ)
         if name.startswith(_PREFIX) and name not in known
@@ -172,7 +203,7 @@ def resolve(
         directory: Where pyproject.toml is. Default: the current one.
 
     Raises:
-        UsageError: A value that cannot be, and where it stood; a key that is not known.
+        UsageError: An invalid value or an unknown key; names the flag, variable or key of TOML.
     """
     environ = os.environ if environ is None else environ
     directory = Path.cwd() if directory is None else directory
@@ -198,7 +229,7 @@ def resolve(
 
 
 class _Given(NamedTuple):
-    """A value, and where it stood."""
+    """A value, and the flag, variable or key of TOML that it is from."""
 
     where: str
     value: Any
@@ -237,7 +268,7 @@ def _from_pyproject(path: Path) -> _Level:
         raise UsageError(f"{path.name}: {error}") from None
     table = tools.get("microws", {}) if isinstance(tools, dict) else {}
     if not isinstance(table, dict):
-        raise UsageError(f"{path.name}: expected a table [tool.microws], came {table!r}")
+        raise UsageError(f"{path.name}: expected a table [tool.microws], got {table!r}")
     level: _Level = {}
     for key, value in table.items():
         name = key.replace("-", "_")
@@ -261,7 +292,7 @@ def _check(given: _Given, check: Callable[[object], Any]) -> Any:
 
 def _text(given: _Given) -> str:
     if not isinstance(given.value, str) or not given.value:
-        raise UsageError(f"{given.where}: expected a text that is not empty, came {given.value!r}")
+        raise UsageError(f"{given.where}: expected a text that is not empty, got {given.value!r}")
     return given.value
 
 
@@ -270,7 +301,7 @@ def _app_dir(given: _Given | None, directory: Path) -> Path:
         return directory
     path = directory / _text(given)
     if not path.is_dir():
-        raise UsageError(f"{given.where}: no directory {given.value!r}")
+        raise UsageError(f"{given.where}: expected a directory that exists, got {given.value!r}")
     return path
 
 
@@ -283,17 +314,20 @@ def _settings(levels: Sequence[_Level]) -> Settings:
         values[name] = _check(given, partial(check_setting, name))
     try:
         return Settings(**values)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    except SettingConflict as error:
+        places = {name: given.where if (given := _find(levels, name)) else flag_of(name) for name in _BY_NAME}
+        raise UsageError(error.naming(places)) from None
 
 
 def _addresses(levels: Sequence[_Level]) -> _Level:
-    """``bind`` or else ``host`` and ``port``: what the first level says that says anything."""
+    """``bind`` or else ``host`` and ``port``: from the first level that has one of them."""
     for index, level in enumerate(levels):
         if (bind := level.get("bind")) is not None:
             for name in ("host", "port"):
                 if name in level and level[name].where != "PORT":
-                    raise UsageError(f"{bind.where} takes the place of {level[name].where}; give the one or the other")
+                    raise UsageError(
+                        f"expected either {bind.where} or {level[name].where}, got both; leave out one of them"
+                    )
             return {"bind": bind}
         if "host" in level or "port" in level:
             found = {name: _find(levels[index:], name) for name in ("host", "port")}

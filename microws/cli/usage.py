@@ -7,7 +7,7 @@ __all__ = ["Parser", "UsageError"]
 
 
 class UsageError(Exception):
-    """What was asked for cannot be. The text is one line."""
+    """A command that cannot be run. The text is one line."""
 
 
 class Parser(argparse.ArgumentParser):

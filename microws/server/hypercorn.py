@@ -31,8 +31,6 @@ _log = logging.getLogger("microws.server")
 _HANDSHAKE_TIMEOUT: Final = 10.0
 _RESTART_DELAY: Final = 0.1
 
-# Seconds, for a time-out of Hypercorn that cannot be turned off.
-_UNLIMITED: Final = 1e9
 
 # Seconds at the end for what was written to leave. Hypercorn itself waits until its last ping is due: 20 s.
 _LINGER: Final = 1.0
@@ -63,7 +61,7 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.ciphers = CIPHERS
     config.ssl_handshake_timeout = _HANDSHAKE_TIMEOUT
     config.h11_max_incomplete_size = config.h2_max_header_list_size = settings.max_head_size
-    config.keep_alive_timeout = settings.keep_alive or _UNLIMITED
+    config.keep_alive_timeout = settings.keep_alive
     # It answers no request beyond this number on an HTTP/2 connection, and does not say so.
     config.keep_alive_max_requests = 1 << 60
     # Never reached: the worker ends the drain.

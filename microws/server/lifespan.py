@@ -162,6 +162,6 @@ class Lifespan:
         phase, _, outcome = rest.partition(".")
         if prefix != "lifespan" or phase not in self._asked or outcome not in ("complete", "failed"):
             self._is_foreign = True
-            raise RuntimeError(f"expected lifespan.startup or lifespan.shutdown, .complete or .failed; came {kind!r}")
+            raise RuntimeError(f"expected lifespan.startup or lifespan.shutdown, .complete or .failed, got {kind!r}")
         self._answers.setdefault(phase, event)
         self._settled[phase].set()

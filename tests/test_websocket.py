@@ -1641,8 +1641,9 @@ class TestTheEndOfAView:
     async def test_a_view_that_is_cancelled_from_within_closes_and_the_app_goes_on(self, app):
         @app.websocket_route("/")
         async def view(ws):
-            with anyio.move_on_after(0.01):
+            with anyio.CancelScope() as scope:
                 async with ws:
+                    scope.cancel()
                     await anyio.sleep_forever()
 
         async with app.test_client() as client:
@@ -1655,8 +1656,9 @@ class TestTheEndOfAView:
 
         @app.websocket_route("/")
         async def view(ws):
-            with anyio.move_on_after(0.01):
+            with anyio.CancelScope() as scope:
                 async with ws:
+                    scope.cancel()
                     await anyio.sleep_forever()
             notes.append((ws.closed, ws.close_code))
             await go.wait()

@@ -32,7 +32,7 @@ _HANDSHAKE_TIMEOUT: Final = 10.0
 _RESTART_DELAY: Final = 0.1
 
 
-# Seconds at the end for what was written to leave. Hypercorn itself waits until its last ping is due: 20 s.
+# Seconds at the end for written data to reach the client. Hypercorn itself waits until its last ping is due: 20 s.
 _LINGER: Final = 1.0
 
 _ENDED: Final[Event] = {"type": "http.disconnect"}
@@ -234,6 +234,7 @@ class _Call:
         self._send = send
         self._began = time.perf_counter()
         self._waits: set[anyio.CancelScope] = set()
+        self._closing = anyio.Lock()
         self._disconnect: Event | None = None
         self._status: int | None = None
         self._is_answered = False
@@ -251,6 +252,10 @@ class _Call:
                     raise
                 if not (reported_id(error) or (self._disconnect and is_gone(error))):
                     _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
+            # Hypercorn closes TCP when this call returns, even if the Close frame is not written yet.
+            with anyio.move_on_after(_LINGER):
+                async with self._closing:
+                    pass
         if self._is_event_stream and self._server.stopping.is_set() and not self._is_answered:
             # So that the client sees a stream that has ended, not one that broke.
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -306,8 +311,9 @@ class _Call:
         if self._ending is not None and not self._disconnect and not self._is_closed():
             self._close(CloseCode.SERVICE_RESTART)
             self.end(_RESTART)
-            with suppress(Exception):  # the client may leave at this moment
-                await self._send({**_RESTART, "type": "websocket.close"})
+            async with self._closing:
+                with suppress(Exception):  # the client may leave at this moment
+                    await self._send({**_RESTART, "type": "websocket.close"})
         elif self._is_event_stream and not self._is_answered:
             self.end(_ENDED)
 

@@ -582,6 +582,77 @@ async def test_a_request_behind_another_whose_body_is_cut_is_not_served():
     assert len(app.requests) == 1
 
 
+async def test_an_app_that_returns_when_its_client_has_left_is_no_failure(caplog):
+    """As Django does."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def answer(scope, receive, send):
+        await receive()
+        began.set()
+        assert (await receive())["type"] == "http.disconnect"
+        ended.set()
+
+    caplog.set_level(logging.INFO, logger="microws")
+    async with serving(answering(answer), access_log=True) as server, await server.connect() as client:
+        await client.send(GET)
+        async with asyncio.timeout(LIMIT):
+            await began.wait()
+            client.half_close()
+            await ended.wait()
+        assert await client.read_rest() == b""
+    assert '"GET / HTTP/1.1" - ' in caplog.text
+    assert not failures(caplog)
+
+
+async def test_an_event_stream_with_a_length_ends_with_the_server(caplog):
+    begun = asyncio.Event()
+
+    async def answer(scope, receive, send):
+        await receive()
+        await send(start(200, (b"content-type", b"text/event-stream"), (b"content-length", b"100")))
+        await send(body(b"data: 1\n\n", more=True))
+        begun.set()
+        await receive()
+
+    async with serving(answering(answer)) as server, await server.connect() as client:
+        await client.send(GET)
+        async with asyncio.timeout(LIMIT):
+            await begun.wait()
+        server.shutdown.request()
+        assert (await client.read_rest()).endswith(b"data: 1\n\n")
+    assert not failures(caplog)
+
+
+@pytest.mark.parametrize("more", [True, False])
+@pytest.mark.parametrize(
+    "piece",
+    [bytearray(b"abcdefgh"), memoryview(b"abcdefgh"), memoryview(b"abcdefgh").cast("I")],
+    ids=["bytearray", "memoryview", "integers"],
+)
+async def test_a_body_may_be_any_kind_of_bytes(piece, more):
+    pieces = [body(piece, more=more), body(memoryview(b""))] if more else [body(piece)]
+    async with serving(sending(start(), *pieces)) as server, await server.connect() as client:
+        for _ in range(2):
+            await client.send(GET)
+            assert (await client.read_answer()).body == b"abcdefgh"
+    assert len(piece.tobytes() if isinstance(piece, memoryview) else piece) == 8
+
+
+async def test_an_app_may_use_its_buffer_again():
+    buffer = bytearray(100_000)
+
+    async def answer(scope, receive, send):
+        await send(start())
+        for number in range(50):
+            buffer[:] = bytes([number]) * len(buffer)
+            await send(body(buffer, more=number < 49))
+
+    async with serving(answering(answer)) as server, await server.connect(buffers=4096) as client:
+        await client.send(GET)
+        received = (await client.read_answer()).body
+    assert received == b"".join(bytes([number]) * len(buffer) for number in range(50))
+
+
 async def test_a_client_that_leaves_within_a_large_response_is_no_failure_of_the_app(caplog):
     raised = []
 

@@ -240,6 +240,32 @@ async def test_the_time_for_the_next_piece_can_be_set(server):
         assert 5 <= now() - began < 7
 
 
+class Late:
+    """Answers when its client should have left."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return await respond(send, b"late")
+
+
+@pytest.mark.anyio
+async def test_the_log_says_what_the_client_was_told(caplog):
+    caplog.set_level("INFO", logger="microws")
+    async with serving(Late(), body_timeout=0.1) as server:
+        for data, status in ((post("Content-Length: 4", body=b"abc"), 408), (LARGE["a long target"], 431)):
+            async with await server.connect() as client:
+                await client.send(data)
+                [answer] = await client.read_answers()
+                assert answer.status == status
+    [first, second] = [record.getMessage() for record in caplog.records if record.name == "microws.access"]
+    assert '"POST / HTTP/1.1" 408 ' in first
+    assert '... HTTP/1.1" 431 ' in second
+    assert len(second) < 400
+
+
 @on_clock(body_timeout=0)
 async def test_the_time_for_the_next_piece_can_be_unlimited(server):
     async with await server.connect() as client:
@@ -376,6 +402,46 @@ async def test_a_client_that_takes_a_little_now_and_then_is_not_dropped(server):
         began = now()
         await asyncio.wait_for(Endless.ended.wait(), PATIENCE)
         assert 5 <= now() - began <= 15
+
+
+class Waiting:
+    """Reads the body after a minute."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        await asyncio.sleep(60)
+        return await respond(send, await read_body(receive))
+
+
+@on_clock(Waiting, body_timeout=5)
+async def test_a_client_that_waits_for_100_continue_has_all_its_time_then(server):
+    async with await server.connect() as client:
+        await client.send(post("Content-Length: 2", "Expect: 100-continue"))
+        assert (await client.read_head())[0] == 100
+        await asyncio.sleep(3)
+        await client.send(b"ab")
+        assert (await client.read_answer()).body == b"ab"
+
+
+class Long:
+    """Answers with 2 MB before it has read anything, and ends the connection."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        return await respond(send, bytes(2_000_000), 413, [(b"connection", b"close")])
+
+
+@on_clock(Long)
+async def test_a_client_that_reads_slowly_gets_an_early_answer_whole(server):
+    async with await server.connect(buffers=8192) as client:
+        await client.send(post("Content-Length: 100", body=b"x"))
+        received = 0
+        while data := await asyncio.get_running_loop().sock_recv(client.sock, 40_000):
+            received += len(data)
+            await asyncio.sleep(4)
+        assert received > 2_000_000
 
 
 class Refusing:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, Send, reported_id
+from microws.interfaces import ASGIApplication, Event, Scope, Send, reported_id
 from microws.server.access_log import AccessLog, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.link import Link
 from microws.server.request_head import RequestHead
-from microws.server.response_head import BODILESS, NO_CONTENT, check_status, read_fields, response_head
+from microws.server.response_head import BODILESS, NO_CONTENT, check_body, check_status, read_fields, response_head
 from microws.server.send_file import send_file
 
 __all__ = ["Exchange"]
@@ -71,6 +71,7 @@ class Exchange:
         "_left",
         "_log_access",
         "_on_end",
+        "_refusal",
         "_sends",
         "connection",
         "is_answered",
@@ -98,6 +99,7 @@ class Exchange:
         self._is_told = False
         self._has_hung_up = False
         self._has_left = False
+        self._refusal: int | None = None
         self._is_cut = False
         self._change: asyncio.Event | None = None
         # Of the response: its fields while they wait for the body, and how the body is framed.
@@ -130,16 +132,19 @@ class Exchange:
     def _settle(self, *, returned: bool) -> None:
         """The app has ended, and the response is not complete."""
         if self._has_left:
-            self._log_access(self.scope, self.status, self._began)
-        elif self._is_cut:
+            self._log_access(self.scope, self._refusal or self.status, self._began)
+        elif self._is_cut and not self._left:
             # So that the client sees a stream that has ended, not one that broke.
             self._write_body(b"", is_last=True)
+        elif self._is_cut or (returned and self._has_hung_up):
+            self._log_access(self.scope, self.status, self._began)
+            self.connection.abort()
         elif self.status is None or self._fields is not None:
             if returned:
                 _log.error("the app returned without an answer to %s", request_line(self.scope))
             self._fail()
         else:
-            if returned and not self._has_hung_up:
+            if returned:
                 _log.error("the app returned before the end of its answer to %s", request_line(self.scope))
             self._log_access(self.scope, self.status, self._began)
             self.connection.abort()
@@ -155,6 +160,7 @@ class Exchange:
         if self._expects_continue and not (self.is_received or self._body or self.status):
             self._expects_continue = False
             self.connection.write(_CONTINUE)
+            self.connection.await_body()
         while True:
             if self._body:
                 body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -173,6 +179,11 @@ class Exchange:
                 self._change = asyncio.Event()
             await self._change.wait()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the app waits for the request's body, or for the client's end."""
+        return self._change is not None
+
     def feed(self, pieces: list[bytes], *, is_last: bool) -> None:
         """Take pieces of the request's body."""
         if not self.is_answered:
@@ -188,9 +199,10 @@ class Exchange:
         self._has_hung_up = True
         self._tell_end()
 
-    def disconnect(self) -> None:
-        """The client has left."""
+    def disconnect(self, refusal: int | None = None) -> None:
+        """The client has left; or the server itself has answered, with the status ``refusal``."""
         self._has_left = True
+        self._refusal = refusal
         self.hang_up()
 
     def drain(self) -> None:
@@ -237,22 +249,13 @@ class Exchange:
         """
         kind = event["type"]
         if kind == "http.response.body":
-            if self.status is None or self.is_answered:
-                when = "before http.response.start" if self.status is None else "after the end of the response"
-                raise RuntimeError(f"http.response.body {when}")
-            if self._has_left or self._is_cut or self.connection.is_lost:
-                await self._refuse_send()
             body, is_last = event.get("body", b""), not event.get("more_body", False)
-            if type(body) is bytes and len(body) > _MAX_PIECE:
+            if type(body) is not bytes:
+                body = check_body(body)
+            if len(body) > _MAX_PIECE:
                 await self._send_pieces(memoryview(body), is_last=is_last)
-                return
-            self._write_body(body, is_last=is_last)
-            self._sends += 1
-            if not self.connection.is_writable:
-                await self.connection.wait_writable()
-            elif self._sends == _MAX_SENDS:
-                self._sends = 0
-                await asyncio.sleep(0)
+            else:
+                await self._send_piece(body, is_last=is_last)
         elif kind == "http.response.start":
             if self.status is not None:
                 raise RuntimeError("http.response.start twice")
@@ -329,8 +332,21 @@ class Exchange:
             self._fields += self._choose_framing(len(body))
         for start in range(0, len(body), _MAX_PIECE):
             end = start + _MAX_PIECE
-            more_body = not is_last or end < len(body)
-            await self.send({"type": "http.response.body", "body": body[start:end], "more_body": more_body})
+            await self._send_piece(body[start:end], is_last=is_last and end >= len(body))
+
+    async def _send_piece(self, body: bytes | memoryview, *, is_last: bool) -> None:
+        if self.status is None or self.is_answered:
+            when = "before http.response.start" if self.status is None else "after the end of the response"
+            raise RuntimeError(f"http.response.body {when}")
+        if self._has_left or self._is_cut or self.connection.is_lost:
+            await self._refuse_send()
+        self._write_body(body, is_last=is_last)
+        self._sends += 1
+        if not self.connection.is_writable:
+            await self.connection.wait_writable()
+        elif self._sends == _MAX_SENDS:
+            self._sends = 0
+            await asyncio.sleep(0)
 
     async def _refuse_send(self) -> None:
         # An app that takes no notice, and sends again and again, leaves the others their turn.
@@ -349,9 +365,7 @@ class Exchange:
         self._fields = fields
         self.status = status
 
-    def _write_body(self, body: bytes, *, is_last: bool) -> None:
-        if not isinstance(body, BYTES_LIKE):
-            raise TypeError(f"the body of a response is bytes, not {type(body).__name__}")
+    def _write_body(self, body: bytes | memoryview, *, is_last: bool) -> None:
         fields = self._fields
         if fields is not None and self._has_body and self._left is None:
             fields += self._choose_framing(len(body) if is_last else None)
@@ -366,9 +380,9 @@ class Exchange:
             self._left = left
         elif self._is_chunked:
             if body:
-                body = b"%x\r\n%b\r\n" % (len(body), body)
+                body = b"".join((b"%x\r\n" % len(body), body, b"\r\n"))
             if is_last:
-                body += _LAST_CHUNK
+                body = b"".join((body, _LAST_CHUNK))
         if fields is not None:
             assert self.status is not None
             self._fields = None

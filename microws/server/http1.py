@@ -114,7 +114,7 @@ class HTTP1(Lingering):
                 self.hang_up()
                 return
             self._begin(parser.head)
-            if not parser.is_complete:
+            if not (parser.is_complete or parser.head.expects_continue):
                 shared.bodies.start(self)
         if rest:
             self._keep(rest)
@@ -197,6 +197,10 @@ class HTTP1(Lingering):
             self._is_reading = True
             if not self._transport.is_closing():
                 self._transport.resume_reading()
+
+    def await_body(self) -> None:
+        """The client has been told to send the body."""
+        self._shared.bodies.start(self)
 
     def pause_body(self) -> None:
         """The app does not keep up with the body."""
@@ -282,7 +286,7 @@ class HTTP1(Lingering):
         fields = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
         self._transport.write(response_head(status, fields, date_line()) + body)
         if exchange is not None:
-            exchange.disconnect()
+            exchange.disconnect(status)
         else:
             method, target = self._parser.line
             path, _, query = target.partition(b"?")
@@ -298,7 +302,11 @@ class HTTP1(Lingering):
 
     def time_out(self) -> None:
         """A head, or the next piece of a body, did not come in time."""
-        if self._parser.has_begun:
+        exchange = self._exchange
+        if exchange is not None and exchange.status is not None and not exchange.is_waiting:
+            # The app answers without the rest of the body.
+            self._shared.bodies.start(self)
+        elif self._parser.has_begun:
             self._refuse(_REQUEST_TIMEOUT, "the request did not come in time")
         else:
             self.hang_up()

@@ -48,6 +48,15 @@ class Lingering(Writable):
                 self._untaken = untaken
                 self._shared.writes.start(self)
 
+    def end_linger(self) -> None:
+        """Drop a client that has not closed in time, unless it still takes what it was sent."""
+        untaken = _untaken_bytes(self._transport)
+        if untaken < self._untaken:
+            self._untaken = untaken
+            self._shared.closings.start(self)
+        else:
+            self.abort()
+
     async def wait_written(self) -> None:
         """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
         # The transport resumes writing when nothing is left; one of TLS would never.
@@ -96,6 +105,8 @@ class Lingering(Writable):
         if not (lingers and self._transport.can_write_eof()):
             self._transport.close()
             return
+        self._shared.writes.stop(self)
+        self._untaken = _untaken_bytes(self._transport)
         self._shared.closings.start(self)
         try:
             self._transport.write_eof()

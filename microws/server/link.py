@@ -25,8 +25,12 @@ class Link(FileLink, Protocol):
         """Whether the server stops: an event stream ends."""
         ...
 
-    def write(self, data: bytes, /) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         """Send. Not after the end."""
+        ...
+
+    def await_body(self) -> None:
+        """The client has been told to send the body."""
         ...
 
     def pause_body(self) -> None:

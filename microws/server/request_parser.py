@@ -12,6 +12,8 @@ from microws.server.request_head import Fields, Refused, RequestHead, read_head
 
 __all__ = ["RequestParser"]
 
+# Bytes of a target.
+_MAX_SHOWN: Final = 200
 _END: Final = b"\r\n\r\n"
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 # RFC 9112 §3, with single spaces. llhttp takes several, and other protocols.
@@ -95,9 +97,12 @@ class RequestParser:
 
     @property
     def line(self) -> tuple[bytes, bytes]:
-        """Method and target of a request that was refused; ``-`` where they are not known."""
+        """Method and target of a request that was refused, for the log; ``-`` where they are not known."""
         found = _LINE.match(self._raw_head)
-        return (found[1], found[2]) if found is not None else (b"-", b"-")
+        if found is None:
+            return b"-", b"-"
+        method, target = found[1], found[2]
+        return method[:_MAX_SHOWN], target if len(target) <= _MAX_SHOWN else target[:_MAX_SHOWN] + b"..."
 
     def feed(self, data: bytes) -> bytes:
         """

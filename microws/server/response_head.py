@@ -8,7 +8,9 @@ from http import HTTPStatus
 from time import time
 from typing import Any, Final
 
-__all__ = ["BODILESS", "NO_CONTENT", "check_status", "date_line", "read_fields", "response_head"]
+from microws.interfaces import BYTES_LIKE
+
+__all__ = ["BODILESS", "NO_CONTENT", "check_body", "check_status", "date_line", "read_fields", "response_head"]
 
 # RFC 9110 §8.6, §15.4.5; RFC 9112 §6.3: these have no body.
 NO_CONTENT: Final = 204
@@ -69,6 +71,19 @@ def check_status(status: Any) -> int:
     if not 200 <= status <= 599:
         raise ValueError(f"a response's status is 200 to 599, not {status}")
     return int(status)
+
+
+def check_body(body: object) -> bytes:
+    """
+    A copy of a piece of a body, from an app: it may change its buffer before that has left, and the items of one may be
+    larger than a byte.
+
+    Raises:
+        TypeError: No bytes.
+    """
+    if not isinstance(body, BYTES_LIKE):
+        raise TypeError(f"the body of a response is bytes, not {type(body).__name__}")
+    return bytes(body)
 
 
 def read_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | None, bool, bool]:

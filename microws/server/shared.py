@@ -28,8 +28,8 @@ class Sending(Protocol):
         """Drop a client that takes nothing of what it was sent."""
         ...
 
-    def abort(self) -> None:
-        """Drop the connection at once."""
+    def end_linger(self) -> None:
+        """Drop a client that has not closed in time, unless it still takes what it was sent."""
         ...
 
 
@@ -43,6 +43,10 @@ class Connection(Sending, Protocol):
 
     def time_out(self) -> None:
         """A head, or the next piece of a body, did not come in time."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
         ...
 
     def close_idle(self) -> None:
@@ -112,7 +116,7 @@ class Shared:
         self.bodies = Deadlines[Connection](body_timeout, methodcaller("time_out"))
         self.discards = Deadlines[Connection](_DISCARD_TIMEOUT, methodcaller("hang_up"))
         self.writes = Deadlines[Sending](write_timeout, methodcaller("check_progress"))
-        self.closings = Deadlines[Sending](_CLOSE_TIMEOUT, methodcaller("abort"))
+        self.closings = Deadlines[Sending](_CLOSE_TIMEOUT, methodcaller("end_linger"))
         self.all_deadlines: tuple[Deadlines[Any], ...] = (
             self.heads,
             self.idle,

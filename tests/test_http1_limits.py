@@ -1,6 +1,7 @@
 """The limits of HTTP/1.1 connections: sizes as bytes on a socket, seconds on a virtual clock."""
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
 
@@ -137,6 +138,29 @@ async def test_tls_offers_http_1_1_alone():
         assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
         writer.write(request())
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+
+
+@pytest.mark.anyio
+async def test_a_client_of_tls_that_reads_slowly_gets_a_last_answer_whole():
+    """A transport of TLS that closes has a second, as nobody needs to answer the end."""
+    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
+    trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
+    async with serving(Long(), tls=tls) as server, asyncio.timeout(30):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
+        reader, writer = await asyncio.open_connection(
+            sock=sock, ssl=trusting, server_hostname="localhost", limit=16_384, ssl_shutdown_timeout=0.1
+        )
+        writer.write(request())
+        received = 0
+        while data := await reader.read(65_536):
+            received += len(data)
+            # For 1.5 s in all.
+            await asyncio.sleep(1.5 * len(data) / 2_000_000)
+        assert received > 2_000_000
         writer.transport.abort()
 
 

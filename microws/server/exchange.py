@@ -157,7 +157,7 @@ class Exchange:
 
     async def receive(self) -> Event:
         """ASGI's ``receive``."""
-        if self._expects_continue and not (self.is_received or self._body or self.status):
+        if self._expects_continue and not (self.is_received or self._body or self.status or self.connection.is_lost):
             self._expects_continue = False
             self.connection.write(_CONTINUE)
             self.connection.await_body()

@@ -345,9 +345,12 @@ class HTTP1(Lingering):
         exchange = self._exchange
         if self._is_closing or exchange is None:
             return False
+        if not (exchange.is_received and self._transport.can_write_eof()):
+            # Over TLS no side can end alone: the transport closes itself, and takes nothing more.
+            exchange.disconnect()
+            return False
         exchange.hang_up()
-        # Over TLS no side can end alone.
-        return exchange.is_received and self._transport.can_write_eof()
+        return True
 
     @property
     def _has_ended(self) -> bool:

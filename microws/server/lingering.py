@@ -19,6 +19,8 @@ __all__ = ["Lingering"]
 # Whether to linger, and the seconds: closing a socket then resets its connection.
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
+_LAST_BYTES: Final = 64 << 10
+
 
 class Lingering(Writable):
     """
@@ -40,7 +42,7 @@ class Lingering(Writable):
     def check_progress(self) -> None:
         """Drop a client that takes nothing of what it was sent."""
         # Nothing is buffered of a file, which leaves past the transport.
-        if self.buffered() or not self.is_writable:
+        if self.buffered() or not self.is_writable or self._is_closing:
             untaken = _untaken_bytes(self._transport)
             if untaken >= self._untaken:
                 self.reset()
@@ -56,6 +58,13 @@ class Lingering(Writable):
             self._shared.closings.start(self)
         else:
             self.abort()
+
+    def close_taken(self) -> None:
+        """Over TLS, close when the client has taken nearly everything: from then on it has a second for the rest."""
+        if _untaken_bytes(self._transport) <= _LAST_BYTES:
+            self._transport.close()
+        else:
+            self._shared.flushes.start(self)
 
     async def wait_written(self) -> None:
         """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
@@ -100,9 +109,13 @@ class Lingering(Writable):
         Source: RFC 9112 §9.6.
         """
         self._is_closing = True
-        if self.buffered():
+        is_secure = not self._transport.can_write_eof()
+        if is_secure or self.buffered():
             self._watch_progress()
-        if not (lingers and self._transport.can_write_eof()):
+        if is_secure:
+            self.close_taken()
+            return
+        if not lingers:
             self._transport.close()
             return
         self._shared.writes.stop(self)

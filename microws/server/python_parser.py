@@ -30,6 +30,8 @@ _METHODS: Final = frozenset(
     b"UNLINK SOURCE QUERY".split()
 )
 
+_PIECE: Final = 4 << 10
+
 
 class HttpParserError(Exception):
     """The bytes are no request."""
@@ -64,9 +66,11 @@ class HttpRequestParser:
         Raises:
             HttpParserError: These are no bytes of a request.
         """
-        self._data += data
-        while self._data and self._step():
-            pass
+        # In pieces, because each chunk copies what stands behind it.
+        for start in range(0, len(data), _PIECE):
+            self._data += data[start : start + _PIECE]
+            while self._data and self._step():
+                pass
 
     def _read_head(self) -> bool:
         if not self._data.endswith(b"\r\n\r\n"):

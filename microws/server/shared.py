@@ -17,6 +17,8 @@ __all__ = ["Connection", "Sending", "Shared"]
 _DISCARD_TIMEOUT: Final = 1.0
 # Seconds that a client has to close a connection that the server has ended.
 _CLOSE_TIMEOUT: Final = 5.0
+# Seconds between two looks at a connection of TLS that ends.
+_FLUSH_INTERVAL: Final = 0.1
 # Seconds until a connection is looked at again on which a request may be on its way.
 _LAST_LOOK: Final = 0.5
 
@@ -26,6 +28,10 @@ class Sending(Protocol):
 
     def check_progress(self) -> None:
         """Drop a client that takes nothing of what it was sent."""
+        ...
+
+    def close_taken(self) -> None:
+        """Close when the client has taken nearly everything."""
         ...
 
     def end_linger(self) -> None:
@@ -116,6 +122,7 @@ class Shared:
         self.bodies = Deadlines[Connection](body_timeout, methodcaller("time_out"))
         self.discards = Deadlines[Connection](_DISCARD_TIMEOUT, methodcaller("hang_up"))
         self.writes = Deadlines[Sending](write_timeout, methodcaller("check_progress"))
+        self.flushes = Deadlines[Sending](_FLUSH_INTERVAL, methodcaller("close_taken"))
         self.closings = Deadlines[Sending](_CLOSE_TIMEOUT, methodcaller("end_linger"))
         self.all_deadlines: tuple[Deadlines[Any], ...] = (
             self.heads,
@@ -124,6 +131,7 @@ class Shared:
             self.bodies,
             self.discards,
             self.writes,
+            self.flushes,
             self.closings,
         )
 

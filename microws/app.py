@@ -402,7 +402,7 @@ class App:
         Args:
             live: Answers 200 as long as the process answers at all: restart it where this fails.
             ready: Answers 200 from the end of the start-up, and 503 with ``Retry-After`` as soon as the server stops
-                or ``check`` fails: send nobody here while it does.
+                or ``check`` fails, so that a load balancer sends no clients.
             check: Called without arguments for each probe of ``ready``; it fails where it raises, returns ``False`` or
                 takes over 5 seconds. A plain function runs in a worker thread. Its failure is logged, not sent.
 
@@ -653,22 +653,22 @@ class App:
         """
         Serve the app until SIGTERM or Ctrl-C, as ``microws run`` does. Blocks; call it in the main thread.
 
-        What stands behind this call in a script runs after the shutdown of the app. A view that is still blocked in a
-        thread then does not keep the process when the script has ended. On trio, and where a view blocks the event loop
-        itself, the process ends within this call, after what is registered with ``atexit``.
+        The rest of the script runs after the shutdown of the app. A view that is still blocked in a thread does not
+        keep the process from ending. On trio, and if a view blocks the event loop, the process ends within this call,
+        after the functions registered with ``atexit``.
 
-        SIGHUP ends the server like SIGTERM. At the end of the script, the process then runs the script anew.
+        SIGHUP stops the server as SIGTERM does. When the script has ended, the process runs it again, with new code.
 
         Args:
             host: Address to listen on; ``"0.0.0.0"`` is every network of this machine. Default 127.0.0.1.
             port: Port to listen on; 0 takes a free one. Default 8000.
             options: The other flags of ``microws run``, as keywords: ``access_log=False``. ``bind`` takes the place of
-                host and port: ``bind="unix:/run/app.sock"``. With ``workers`` each worker runs the script anew.
+                host and port: ``bind="unix:/run/app.sock"``. With ``workers`` each worker runs the script again.
 
         Raises:
-            SystemExit: With code 1, where the start-up failed or the address could not be had; the log says why.
+            SystemExit: With code 1: the start-up failed, or the server could not listen; the log says why.
             TypeError: An option that does not exist; the text says which was probably meant.
-            ValueError: An option that cannot be.
+            ValueError: An invalid option; the text says what was expected.
             RuntimeError: ``microws run`` imports the script at this moment, and serves the app then: write
                 ``if __name__ == "__main__":`` above the call.
         """

@@ -64,9 +64,10 @@ class EventStream(StreamingResponse):
     stream is open, and one in every ``keepalive`` seconds of silence keeps proxies from giving up; the source is not
     disturbed by them. Leaving is as in ``StreamingResponse``.
 
-    With ``app.stream(…)`` as source, a published message is framed once for all clients, and each client has a queue
-    with the bounds of a WebSocket's. Where the topic's ``overflow`` is ``"close"``, a client that is too slow has its
-    stream ended, and comes back; where messages were dropped, the comment ``: gap`` stands before the next one.
+    With ``app.stream(…)`` as source, a published message is encoded once for all clients, and each client has a queue
+    with the same bounds as a WebSocket's. If the topic's ``overflow`` is ``"close"``, the stream of a client that is
+    too slow ends, and its browser connects again. The other policies drop messages, and send the comment ``: gap``
+    before the next one.
 
     Args:
         source: What ``app.stream`` returns; an async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or

@@ -71,9 +71,10 @@ _ABSENT = frozenset(
 
 class FileResponse(Response):
     """
-    A file. ``microws run`` sends it without reading it, unless TLS or middleware around ``send`` has to see its bytes.
+    A file. ``microws run`` lets the operating system send it, except over TLS and if middleware wraps ``send``.
 
-    Otherwise it is read while it is sent: in the event loop what the system has in memory, in worker threads all else.
+    In these cases, and on other servers, the app reads the file while it sends it: in the event loop if the operating
+    system has the bytes in memory, else in worker threads.
 
     Answers ``If-None-Match``, ``If-Modified-Since``, ``If-Match``, ``If-Unmodified-Since``, ``Range`` (one range; asked
     for several, it sends the whole, as RFC 9110 §14.2 allows) and ``If-Range`` of a GET or HEAD.

@@ -71,7 +71,7 @@ class TestClient:
 
     Every wait has a limit and says what it waited for. An app that has not ended within ``timeout`` after its client
     left is cancelled, and reported by ``TimeoutError``. (What nothing here can end: an app that blocks the event loop,
-    or swallows its cancellation for ever.)
+    or swallows every cancellation.)
 
     Cookies that responses set are kept in ``client.cookies`` and sent back.
 

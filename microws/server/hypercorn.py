@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskStatus
 from hypercorn.config import Config
 
-from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
 from microws.server.access_log import AccessLog, Ending, request_line
 from microws.server.failures import is_failure
@@ -31,17 +31,12 @@ _log = logging.getLogger("microws.server")
 _HANDSHAKE_TIMEOUT: Final = 10.0
 _RESTART_DELAY: Final = 0.1
 
-
 # Seconds at the end for written data to reach the client. Hypercorn itself waits until its last ping is due: 20 s.
 _LINGER: Final = 1.0
 
 _ENDED: Final[Event] = {"type": "http.disconnect"}
-_RESTART: Final[Event] = {
-    "type": "websocket.disconnect",
-    "code": CloseCode.SERVICE_RESTART.value,
-    "reason": DEFAULT_REASONS[CloseCode.SERVICE_RESTART],
-}
-_LOST: Final[Event] = {"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE.value, "reason": ""}
+_RESTART: Final[Event] = {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
+_LOST: Final[Event] = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
 
 def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
@@ -71,6 +66,7 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     return config
 
 
+@dataclass(eq=False)
 class HypercornServer:
     """
     Lets Hypercorn serve, and does around the app what plain ASGI can: the access log, the log of failures, the drain.
@@ -87,22 +83,14 @@ class HypercornServer:
         extension: Added to each scope's ``extensions`` as ``"microws"``.
     """
 
-    def __init__(
-        self,
-        app: ASGIApplication,
-        config: Config,
-        *,
-        on_trio: bool,
-        log_access: AccessLog,
-        state: Mapping[str, Any],
-        extension: Mapping[str, Any],
-    ) -> None:
-        self._app = app
-        self._config = config
-        self._on_trio = on_trio
-        self.log_access = log_access
-        self._state = state
-        self._extension = extension
+    app: ASGIApplication
+    config: Config
+    on_trio: bool
+    log_access: AccessLog
+    state: Mapping[str, Any]
+    extension: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
         self._calls: set[_Call] = set()
         self._serving = anyio.CancelScope()
         self.stopping = anyio.Event()
@@ -129,40 +117,23 @@ class HypercornServer:
         self._ended.set()
 
     async def _serve_one(self, sock: socket.socket) -> None:
+        hypercorn = importlib.import_module("hypercorn.trio" if self.on_trio else "hypercorn.asyncio")
         while not self.stopping.is_set():
-            config = copy(self._config)
+            config = copy(self.config)
             # Hypercorn closes what it gets.
             config.bind = f"fd://{os.dup(sock.fileno())}"
             try:
-                await self._run_hypercorn(config)
+                await hypercorn.serve(self, config, shutdown_trigger=self.stopping.wait, mode="asgi")
             except Exception as error:
                 # On trio, what it raises for one connection ends all.
                 if not self.stopping.is_set():
                     _log.error("Hypercorn failed and is started again: %r", error, exc_info=error)
                     await anyio.sleep(_RESTART_DELAY)
 
-    async def _run_hypercorn(self, config: Config) -> None:
-        hypercorn = importlib.import_module("hypercorn.trio" if self._on_trio else "hypercorn.asyncio")
-        serving = hypercorn.serve(self, config, shutdown_trigger=self.stopping.wait, mode="asgi")
-        if self._on_trio:
-            await serving
-            return
-        # In a task of its own, which is cancelled once: anyio would cancel it again while it waits for the connections
-        # that it cancels itself.
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(serving)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # Before Python 3.12 asyncio logs a traceback for each of these connections.
-            loop.set_exception_handler(_ignore_cancellation)
-            task.cancel()
-            raise
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What Hypercorn calls."""
         if scope["type"] == "lifespan":
-            scope["state"].update(self._state)
+            scope["state"].update(self.state)
             raise RuntimeError("the lifespan of the app has run already")  # Hypercorn serves without it
         # Hypercorn takes HTTP/2 without TLS, also after ``Upgrade: h2c``: a client would tunnel through a proxy that
         # forwards the upgrade, past its rules. Source: https://bishopfox.com/blog/h2c-smuggling-request
@@ -171,11 +142,11 @@ class HypercornServer:
             await send({"type": f"{kind}.start", "status": 505, "headers": [(b"content-length", b"0")]})
             await send({"type": f"{kind}.body", "body": b""})
             return
-        scope["extensions"] = {**scope.get("extensions", {}), "microws": self._extension}
+        scope["extensions"] = {**scope.get("extensions", {}), "microws": self.extension}
         call = _Call(self, scope, receive, send)
         self._calls.add(call)
         try:
-            await call.run(self._app)
+            await call.run(self.app)
         finally:
             self._calls.discard(call)
             if not self._calls:
@@ -200,6 +171,8 @@ class HypercornServer:
     async def stop_listening(self) -> None:
         """Refuse new connections, and end each open one after the request that it is at."""
         self.stopping.set()
+        if not self.on_trio:
+            asyncio.get_running_loop().set_exception_handler(_ignore_cancellation)
 
     async def wait_closed(self) -> None:
         """Wait until no request and no WebSocket is left, and end Hypercorn."""
@@ -208,7 +181,7 @@ class HypercornServer:
             await self._all_returned.wait()
         with anyio.move_on_after(_LINGER):
             await self._ended.wait()
-        self._serving.cancel()
+        self.cancel()
 
     def disconnect(self) -> None:
         """Tell the apps that their clients have left."""
@@ -285,21 +258,21 @@ class _Call:
             return
         if self._disconnect is not None:
             raise Gone("the client has left, or the server is stopping")
-        if "headers" in event:
-            event = {**event, "headers": list(event["headers"] or ())}
+        if "headers" in event or kind.endswith(".start"):
+            event = {**event, "headers": list(event.get("headers") or ())}
         is_last = self._server.stopping.is_set() or not self._server.keeps_connections
         if kind == "http.response.start" and is_last and self._scope["http_version"] != "2":
-            event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
+            event["headers"].append((b"connection", b"close"))
         await self._send(event)
         if kind.endswith("response.start"):
             self._status = event["status"]
-            fields = {bytes(name).lower(): bytes(value) for name, value in event.get("headers", ())}
+            fields = {bytes(name).lower(): bytes(value) for name, value in event["headers"]}
             self._is_event_stream = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         elif kind == "websocket.accept":
             self._ending = Ending("closed by the client")
             self._answered(101)
         elif kind == "websocket.close" and self._ending is not None:
-            self._close(int(event.get("code", CloseCode.NORMAL_CLOSURE)))
+            self._close(int(event.get("code", 1000)))
         elif kind == "websocket.close":
             self._answered(403)
         elif kind.endswith("response.body") and not event.get("more_body", False):
@@ -309,7 +282,7 @@ class _Call:
 
     async def drain(self) -> None:
         if self._ending is not None and not self._disconnect and not self._is_closed():
-            self._close(CloseCode.SERVICE_RESTART)
+            self._close(_RESTART["code"])
             self.end(_RESTART)
             async with self._closing:
                 with suppress(Exception):  # the client may leave at this moment
@@ -332,9 +305,10 @@ class _Call:
         return self._ending is not None and self._ending.code is not None
 
     def _close(self, code: int) -> None:
-        self._ending = Ending(f"closed {int(code)}", int(code))
+        self._ending = Ending(f"closed {code}", code)
 
 
 def _ignore_cancellation(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Before Python 3.12 asyncio logs a traceback for each connection that is cancelled at the end.
     if not isinstance(context.get("exception"), asyncio.CancelledError):
         loop.default_exception_handler(context)

@@ -100,7 +100,7 @@ def test_what_the_system_refuses_is_said_in_words(error, message):
 def test_an_address_of_another_machine_and_an_unknown_host_are_named():
     with pytest.raises(ListenError, match=r"192\.0\.2\.1 is not an address of this machine"):
         listen_on("192.0.2.1:0")
-    with pytest.raises(ListenError, match=r"the host .a\.\.b. is not known"):
+    with pytest.raises(ListenError, match=r"got 'a\.\.b'"):
         listen_on("a..b:1")
 
 
@@ -403,7 +403,7 @@ def test_a_file_descriptor_that_is_no_stream_socket_is_refused():
 
 
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(ListenError, match="no file"):
+    with pytest.raises(ListenError, match=r"--certfile: expected a PEM file, got .*none"):
         tls_context(str(tmp_path / "none"), None)
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ListenError, match=r"cannot use the certificate '.*empty\.pem'"):
@@ -414,7 +414,7 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path):
     for files, reason in (
         ((key, certificate), r"no PEM certificate in '.*localhost\.key'"),
         ((certificate, certificate), r"no PEM private key in '.*localhost\.pem'"),
-        ((certificate, str(damaged)), "one is damaged, or they do not belong together"),
+        ((certificate, str(damaged)), "one is damaged, or the key is not that of the certificate"),
     ):
         with pytest.raises(ListenError, match=rf": {reason}$"):
             tls_context(*files)
@@ -422,5 +422,5 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path):
 
 @pytest.mark.timeout(10)
 def test_a_key_that_is_encrypted_is_refused_and_nobody_asked_for_its_passphrase():
-    with pytest.raises(ListenError, match=r"the key '.*encrypted\.key' is encrypted: .* openssl pkey -in "):
+    with pytest.raises(ListenError, match=r"got '.*encrypted\.key'; decrypt it: openssl pkey -in "):
         tls_context(str(TLS / "localhost.pem"), str(TLS / "encrypted.key"))

@@ -444,7 +444,7 @@ def test_a_system_without_unix_sockets_and_signal_handlers_of_the_loop_serves(li
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["--workers", "2"], 2, "error: several workers need a Unix system; take one: --workers 1"),
+        (["--workers", "2"], 2, "error: several workers need a Unix system; write --workers 1"),
         (["--bind", "unix:x"], 1, "cannot listen on unix:x: this system has no Unix sockets; use --host and --port"),
     ],
 )

@@ -211,11 +211,11 @@ def is_refused(port):
 @pytest.mark.parametrize(
     ("source", "code", "line"),
     [
-        ("1 / 0\n", 3, "^error: SIGHUP: the new code does not start; this process ends, and nobody serves$"),
+        ("1 / 0\n", 3, "^error: SIGHUP: the new code does not start; this process ends, and the server is down$"),
         (
             "@app.on_startup\ndef fail():\n    raise LookupError\n",
             1,
-            "critical SIGHUP: the new code does not start; this process ends, and nobody serves$",
+            "critical SIGHUP: the new code does not start; this process ends, and the server is down$",
         ),
     ],
 )
@@ -242,7 +242,7 @@ async def slow(request):
         sock.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
         server.wait_for_line("^slow$")
         server.signal(signal.SIGHUP)
-        server.wait_for_line("info SIGHUP: after the drain this process runs its program anew$")
+        server.wait_for_line("info SIGHUP: after the drain this process runs its program again$")
         server.signal(number)
         server.wait_for_line("info after the drain this process ends: another signal has followed SIGHUP$")
         wait_until(lambda: is_refused(server.port))
@@ -273,7 +273,9 @@ def test_a_program_without_a_file_goes_on_and_says_so(tmp_path, program):
     shell = ["sh", "-c", f"exec {sys.executable} {program} < chat.py"]
     with running(shell, cwd=tmp_path, **environ()) as server:
         server.signal(signal.SIGHUP)
-        server.wait_for_line("warning SIGHUP: cannot run the program anew, because the program has no file; restart it")
+        server.wait_for_line(
+            "warning SIGHUP: cannot run the program again, because the program has no file; restart it"
+        )
         assert ask(server)["version"] == 1
         assert server.stop() == 0
 
@@ -369,7 +371,7 @@ def test_a_program_that_is_loaded_or_starts_up_runs_anew_before_it_serves(tmp_pa
         started.terminate()
         assert started.wait(2 * LIMIT) == 0
         assert read(log).count("serving") == 1
-        assert "SIGHUP: after the drain this process runs its program anew" in read(log)
+        assert "SIGHUP: after the drain this process runs its program again" in read(log)
 
 
 # The end of the terminal

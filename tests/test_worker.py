@@ -795,7 +795,7 @@ def test_an_option_of_run_that_does_not_exist_is_one_line_with_the_right_one(opt
 
 
 def test_run_takes_settings_or_options():
-    with pytest.raises(TypeError, match="not both"):
+    with pytest.raises(TypeError, match="got both"):
         run(echo, Settings(), port=1)
     with pytest.raises(ValueError, match="port: expected a port"):
         run(echo, port=-1)

@@ -180,11 +180,11 @@ class Engine(Wire):
                 if not event.get("more_body", False):
                     self.end_response()
             case _:
-                raise RuntimeError(f"{kind} has no place in a WebSocket that is {self.state.value}")
+                raise RuntimeError(f"expected no {kind} in a WebSocket that is {self.state.value}")
 
     def _check_open(self) -> None:
         if self.state is CONNECTING:
-            raise RuntimeError("websocket.send before websocket.accept")
+            raise RuntimeError("expected websocket.accept first, got websocket.send")
         if self.state is not OPEN:
             raise self._gone()
 
@@ -194,5 +194,5 @@ class Engine(Wire):
 
 def _checked_bytes(payload: Any) -> bytes:
     if not isinstance(payload, BYTES_LIKE):
-        raise TypeError(f'websocket.send takes "text" as str or "bytes" as bytes, not {type(payload).__name__}')
+        raise TypeError(f'expected websocket.send with "text" as str or "bytes" as bytes, got {type(payload).__name__}')
     return bytes(payload)

@@ -258,7 +258,7 @@ class Exchange:
                 await self._send_piece(body, is_last=is_last)
         elif kind == "http.response.start":
             if self.status is not None:
-                raise RuntimeError("http.response.start twice")
+                raise RuntimeError("expected http.response.body, got a second http.response.start")
             self._start(event)
             if self.connection.is_draining:
                 self.drain()
@@ -337,7 +337,7 @@ class Exchange:
     async def _send_piece(self, body: bytes | memoryview, *, is_last: bool) -> None:
         if self.status is None or self.is_answered:
             when = "before http.response.start" if self.status is None else "after the end of the response"
-            raise RuntimeError(f"http.response.body {when}")
+            raise RuntimeError(f"got http.response.body {when}")
         if self._has_left or self._is_cut or self.connection.is_lost:
             await self._refuse_send()
         self._write_body(body, is_last=is_last)
@@ -375,7 +375,7 @@ class Exchange:
             left = self._left - len(body)
             if left < 0 or (left and is_last):
                 raise RuntimeError(
-                    f"the response's body has {'more' if left < 0 else 'fewer'} bytes than its content-length"
+                    f"expected a body as long as its content-length, got {'more' if left < 0 else 'fewer'} bytes"
                 )
             self._left = left
         elif self._is_chunked:

@@ -32,7 +32,7 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class ListenError(Exception):
-    """An address, or a certificate, that cannot be had. The text is one line, with a hint."""
+    """The server cannot listen, or cannot use its certificate. The text is one line, with a hint."""
 
 
 class Listener:
@@ -226,14 +226,16 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(["http/1.1"])
-    for path in filter(None, (certfile, keyfile)):
-        if not Path(path).is_file():
-            raise ListenError(f"no file {path!r}: --certfile and --keyfile take PEM files")
+    for flag, path in (("--certfile", certfile), ("--keyfile", keyfile)):
+        if path is not None and not Path(path).is_file():
+            raise ListenError(f"{flag}: expected a PEM file, got {path!r}, which is not a file")
     key = keyfile or certfile
 
     def refuse_encrypted() -> NoReturn:
-        # OpenSSL would ask for it on the terminal, where a service has nobody to answer.
-        raise ListenError(f"the key {key!r} is encrypted: make one that is not: openssl pkey -in {key} -out FILE")
+        # OpenSSL would ask for the passphrase on the terminal, and a service would wait forever.
+        raise ListenError(
+            f"expected a key without a passphrase, got {key!r}; decrypt it: openssl pkey -in {key} -out FILE"
+        )
 
     try:
         context.load_cert_chain(certfile, keyfile, password=refuse_encrypted)
@@ -250,10 +252,10 @@ def _why_unusable(certfile: str, keyfile: str) -> str:
     for path, kind in ((certfile, "certificate"), (keyfile, "private key")):
         if f"{kind.upper()}-----".encode() not in Path(path).read_bytes():
             return f"no PEM {kind} in {path!r}"
-    return "one is damaged, or they do not belong together"
+    return "one is damaged, or the key is not that of the certificate"
 
 
-_OTHER_PORT: Final = "take another one with --port"
+_OTHER_PORT: Final = "use another one: --port"
 
 # A port 0 that both of them are asked for becomes the same port.
 _OTHER_WILDCARD: Final = {"0.0.0.0": "::", "::": "0.0.0.0"}
@@ -266,7 +268,9 @@ def _resolve(address: InternetAddress) -> list[_Number]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ListenError(f"the host {address.host!r} is not known: {_reason(error)}") from None
+        raise ListenError(
+            f"expected a host name that can be resolved, got {address.host!r}: {_reason(error)}"
+        ) from None
     return list(dict.fromkeys((info[0], info[4]) for info in found))
 
 
@@ -317,9 +321,9 @@ def _bind_to_port(sock: socket.socket, name: Any, port: int, *, is_needed: bool)
 def _explain(address: InternetAddress, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         other = address.port + 1 if address.port < 65535 else 8000
-        return f"{address} is in use: stop the program that listens there, or take another port: --port {other}"
+        return f"{address} is in use: stop the program that listens there, or use another port: --port {other}"
     if error.errno == errno.EACCES:
-        return f"not allowed to listen on {address}: ports below 1024 are the system's; take another one: --port 8000"
+        return f"not allowed to listen on {address}: ports below 1024 need privileges; use another one: --port 8000"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{address.host} is not an address of this machine; for every network write --host 0.0.0.0"
     return f"cannot listen on {address}: {_reason(error)}"
@@ -400,14 +404,17 @@ def _remove_stale(address: UnixPath) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ListenError(f"cannot listen on {address}: expected a socket or nothing there, got another kind of file")
+        raise ListenError(
+            f"cannot listen on {address}: expected a socket or nothing there, got another kind of "
+            "file; remove it, or use another path"
+        )
     if _answers(address.path):
         raise ListenError(_in_use(address))
     path.unlink()
 
 
 def _in_use(address: UnixPath) -> str:
-    return f"{address} is in use: stop the program that listens there, or take another path"
+    return f"{address} is in use: stop the program that listens there, or use another path"
 
 
 def _answers(path: str) -> bool:

@@ -16,7 +16,7 @@ from microws.server.settings import Settings
 
 __all__ = ["FAILURE", "HANGUP", "Renewal", "this_program"]
 
-FAILURE: Final = "SIGHUP: the new code does not start; this process ends, and nobody serves"
+FAILURE: Final = "SIGHUP: the new code does not start; this process ends, and the server is down"
 
 # The signal; 0 on a system that has none.
 HANGUP: Final[int] = getattr(signal, "SIGHUP", 0)

@@ -67,9 +67,9 @@ def check_status(status: Any) -> int:
         TypeError, ValueError: No server could send it.
     """
     if not isinstance(status, int):
-        raise TypeError(f"a response's status is an int, not {status!r}")
+        raise TypeError(f"expected the status of a response as int, got {status!r}")
     if not 200 <= status <= 599:
-        raise ValueError(f"a response's status is 200 to 599, not {status}")
+        raise ValueError(f"expected a status of 200 to 599, got {status}")
     return int(status)
 
 
@@ -79,10 +79,10 @@ def check_body(body: object) -> bytes:
     larger than a byte.
 
     Raises:
-        TypeError: No bytes.
+        TypeError: The body is not bytes.
     """
     if not isinstance(body, BYTES_LIKE):
-        raise TypeError(f"the body of a response is bytes, not {type(body).__name__}")
+        raise TypeError(f"expected the body of a response as bytes, got {type(body).__name__}")
     return bytes(body)
 
 
@@ -95,7 +95,7 @@ def read_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | No
         whether the type of the content is that of an event stream; and whether ``Connection`` has ``close``.
 
     Raises:
-        ValueError: A name or value that may not stand on the wire, or a length that is no number.
+        ValueError: A name or value that may not stand on the wire, or a length that is not a number.
     """
     lines: list[bytes] = []
     length: int | None = None
@@ -105,7 +105,7 @@ def read_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | No
         if name in _READ:
             if name == b"content-length":
                 if length is not None or not value.isdigit():
-                    raise ValueError("the response's content-length is not one number")
+                    raise ValueError(f"expected one content-length, a number, got {value!r}")
                 length = int(value)
             elif name == b"content-type":
                 is_event_stream = value.strip().lower().startswith(b"text/event-stream")
@@ -118,12 +118,14 @@ def read_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | No
             if name in _DROPPED:
                 continue
         if b":" in name:
-            raise ValueError("a header of the response has a colon in its name")
+            raise ValueError(f"expected the name of a header without a colon, got {name!r}")
         lines.append(b"%b: %b\r\n" % (name, value))
     if not has_date:
         lines.append(date_line())
     fields = b"".join(lines)
     # A line break in a field, or a colon in a name, would make two good fields of one, or another one.
     if not _FIELD_LINES.fullmatch(fields) or fields.count(b"\r\n") != len(lines):
-        raise ValueError("a header of the response has a name that is no token, or a control character in its value")
+        raise ValueError(
+            "expected header names of letters, digits and !#$%&'*+-.^_`|~, and values without control characters"
+        )
     return fields, length, is_event_stream, asks_to_close

@@ -120,9 +120,9 @@ async def watch_signals(
         is_renewal = number == HANGUP and not renewal.terminal_has_ended()
         if is_renewal and not asked:
             if reason := renewal.prepare():
-                lines.append((logging.WARNING, f"SIGHUP: cannot run the program anew, because {reason}; restart it"))
+                lines.append((logging.WARNING, f"SIGHUP: cannot run the program again, because {reason}; restart it"))
                 return
-            lines.append((logging.INFO, "SIGHUP: after the drain this process runs its program anew"))
+            lines.append((logging.INFO, "SIGHUP: after the drain this process runs its program again"))
         elif renewal.is_due and not is_renewal:
             renewal.cancel()
             lines.append((logging.INFO, "after the drain this process ends: another signal has followed SIGHUP"))

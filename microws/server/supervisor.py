@@ -60,8 +60,8 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
     worker that does not serve yet is ended, because its code is old by then. At no time are there more than twice as
     many processes as ``settings.workers``, and one.
 
-    A worker from which nothing is heard for ``settings.worker_timeout`` seconds is killed and replaced: a view blocks
-    its event loop, or it was stopped. At the end it has ``settings.drain_timeout``, and a little more; after the second
+    A worker that sends nothing for ``settings.worker_timeout`` seconds is killed and replaced: a view blocks its event
+    loop, or the worker was stopped. At the end it has ``settings.drain_timeout``, and a little more; after the second
     signal less than a second to react.
 
     The first signal drains, the second ends all workers at once, the third kills them. With ``settings.stop_delay`` a
@@ -78,15 +78,15 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
     Raises:
         FeatureUnavailable: This system cannot share sockets this way.
         ValueError: There is no command, because the program has no file.
-        RuntimeError: Called outside the main thread, where signals cannot be heard.
+        RuntimeError: Called outside the main thread, which does not receive signals.
     """
     if not hasattr(signal, "pthread_sigmask"):
-        raise FeatureUnavailable("several workers need a Unix system; take one: --workers 1")
+        raise FeatureUnavailable("several workers need a Unix system; write --workers 1")
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("several workers need the main thread, where signals are heard; take one: workers=1")
+        raise RuntimeError("several workers need the main thread, which receives signals; write workers=1")
     if renewal.command is None:
         raise ValueError(
-            "several workers start the program anew, and this one has no file: microws run APP --workers N"
+            "several workers start the program again, but it has no file; write microws run APP --workers N"
         )
     # A fork of a process with threads is not safe.
     with logging_to_stderr(settings, may_start_threads=False) as retry:
@@ -252,9 +252,9 @@ class _Supervisor:
             for worker in old:
                 worker.generation = self._generation
             self._is_complete = True
-            _log.error("%s: the new code does not start, the old workers go on; mend it and send SIGHUP again", message)
+            _log.error("%s: the new code does not start, the old workers stay; fix it and send SIGHUP again", message)
         elif self._failed_starts >= _MAX_FAILED_STARTS and not any(worker.is_serving for worker in self._active()):
-            _log.critical("%s: %d starts have failed and nobody serves", message, self._failed_starts)
+            _log.critical("%s: %d starts have failed, no worker serves", message, self._failed_starts)
             self._give_up(1)
         else:
             self._replace(message)

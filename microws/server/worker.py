@@ -63,7 +63,7 @@ def run(
     Serve ``app`` until SIGTERM or SIGINT, then drain. Blocks; not for a thread that runs an event loop already.
 
     The first signal lets requests finish, the second ends everything at once, the third kills. With
-    ``settings.stop_delay`` a SIGTERM first starts that delay. Outside the main thread signals cannot be heard.
+    ``settings.stop_delay`` a SIGTERM first starts that delay. Outside the main thread, signals do not arrive.
 
     A view that is blocked in a thread cannot be cancelled. It does not keep the process after the shutdown of the app:
     in the main thread, this call returns, and the process ends with the same exit code as soon as the main thread does.
@@ -87,7 +87,7 @@ def run(
 
     Raises:
         TypeError: An option that does not exist; the text says which was probably meant.
-        ValueError: An option that cannot be.
+        ValueError: An invalid option.
         RunWhileLoading: The command ``microws run`` loads the app at this moment, and serves it then.
         FeatureUnavailable: The loop asked for is not installed.
     """
@@ -95,7 +95,7 @@ def run(
     if settings is None:
         settings = _settings_of(options)
     elif options:
-        raise TypeError(f"run takes settings or {', '.join(options)}, not both")
+        raise TypeError(f"expected settings or {', '.join(options)}, got both")
     loop = choose_loop(settings)
     supervised = supervised or Supervised.from_environment()
     if renewal is not None:
@@ -173,7 +173,7 @@ def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
     if settings.loop == "trio" and not importlib.util.find_spec("trio"):
         raise FeatureUnavailable("the loop trio is not installed: pip install 'microws[trio]'")
     if settings.loop == "uvloop" and not importlib.util.find_spec("uvloop"):
-        raise FeatureUnavailable("the loop uvloop is not installed: pip install uvloop; or take --loop asyncio")
+        raise FeatureUnavailable("the loop uvloop is not installed: pip install uvloop, or write --loop asyncio")
     return settings.loop
 
 

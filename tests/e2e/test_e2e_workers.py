@@ -339,7 +339,7 @@ def test_code_that_does_not_start_leaves_the_old_workers_in_their_places(directo
         ws.recv(timeout=LIMIT)
         write(directory, before="VERSION = 1", after="VERSION =")
         server.signal(signal.SIGHUP)
-        server.wait_for_line("error worker .* the new code does not start, the old workers go on; mend it and")
+        server.wait_for_line("error worker .* the new code does not start, the old workers stay; fix it and")
         assert len(server.find_lines("^SyntaxError")) == 1
         assert echoes(ws)
         write(directory, before="VERSION = 1", after="VERSION = 3")
@@ -434,7 +434,7 @@ def test_a_program_without_a_file_cannot_be_started_anew(directory):
         [sys.executable, "-"], input=source, capture_output=True, text=True, env=environ, timeout=LIMIT, check=False
     )
     assert result.returncode == 1
-    assert "ValueError: several workers start the program anew, and this one has no file" in result.stderr
+    assert "ValueError: several workers start the program again, but it has no file" in result.stderr
 
 
 # The end

@@ -100,14 +100,14 @@ class _Option(NamedTuple):
 
 
 _OPTIONS: Final = (
-    _Option("fan_out", None, "one publisher, and all connections to URL get what it says"),
-    _Option("connects", None, "connect, send a Close frame, and again"),
+    _Option("fan_out", None, "measure a broadcast: one publisher sends, all connections to URL receive"),
+    _Option("connects", None, "measure connects: connect, send a Close frame, repeat"),
     _Option("publish", "URL", "with --fan-out: where to publish, by WebSocket or by POST; default: URL", _publish),
-    _Option("connections", "N", "at a time, default 100", _count),
-    _Option("seconds", "SECONDS", "that are measured, default 10", _seconds),
-    _Option("warm_up", "SECONDS", "before that, default 1", _seconds_or_none),
-    _Option("in_flight", "N", "messages under way, of each connection or of the publisher, default 1", _count),
-    _Option("rate", "N", "send so many a second, by the clock, instead of waiting for what is in flight", _rate),
+    _Option("connections", "N", "open at the same time; default 100", _count),
+    _Option("seconds", "SECONDS", "length of the measurement; default 10", _seconds),
+    _Option("warm_up", "SECONDS", "length of the warm-up before it; default 1", _seconds_or_none),
+    _Option("in_flight", "N", "unanswered messages of each connection, or of the publisher; default 1", _count),
+    _Option("rate", "N", "send N messages a second in all, without waiting for answers", _rate),
     _Option(
         "message",
         "TEXT",
@@ -117,12 +117,12 @@ _OPTIONS: Final = (
     ),
     _Option("size", "SIZE", f"of that text, as 64 (default) or 16KiB, at least {MIN_TEXT}", _text_size),
     _Option("binary", None, "send binary messages"),
-    _Option("timeout", "SECONDS", "for a handshake, and until a message counts as lost, default 5", _seconds),
+    _Option("timeout", "SECONDS", "for a handshake, and until a message counts as lost; default 5", _seconds),
     _Option("subprotocol", "NAME", "to offer; may be repeated", _subprotocol, is_repeatable=True),
     _Option(
         "header", "'NAME: VALUE'", "to send with each handshake and POST; may be repeated", _header, is_repeatable=True
     ),
-    _Option("insecure", None, "take any certificate, such as a self-signed one"),
+    _Option("insecure", None, "accept any certificate, such as a self-signed one"),
     _Option("json", None, "print one JSON object in place of the table"),
 )
 
@@ -178,7 +178,9 @@ def bench_plan(flags: Mapping[str, Any]) -> Plan:
         publish = given.setdefault("publish", target)
         if not publish.is_websocket:
             if "binary" in given:
-                raise UsageError("--binary is for WebSockets; a POST has a --header 'Content-Type: …'")
+                raise UsageError(
+                    "--binary: expected a WebSocket to publish to, got a POST; write --header 'Content-Type: …'"
+                )
             given.setdefault("message", _POST)
     given.pop("json", None)
     if "timeout" in given:
@@ -207,8 +209,6 @@ def _check_company(given: Mapping[str, Any]) -> None:
         raise UsageError("expected --rate or --in-flight, got both; leave out one of them")
     for name in ("in_flight", "message", "size", "binary"):
         if name in given and "connects" in given:
-            raise UsageError(f"--connects sends no messages; leave out --{name.replace('_', '-')}")
+            raise UsageError(f"expected --connects or --{name.replace('_', '-')}, got both; leave out one of them")
     if "size" in given and PLACE_OF_TEXT not in given.get("message", PLACE_OF_TEXT):
-        raise UsageError(
-            f"--size is that of {PLACE_OF_TEXT}, and --message has none; leave out the one, or put in the other"
-        )
+        raise UsageError(f"--size: expected {PLACE_OF_TEXT} in --message, got none; put it in, or leave out --size")

@@ -132,7 +132,14 @@ class Client:
         return (await self.http.get(f"/notes/{name}")).json()
 
     async def statistics(self):
-        return (await self.http.get("/statistics")).json()
+        try:
+            response = await self.http.get("/statistics")
+        except httpx.TransportError:
+            # On trio Hypercorn starts again when one connection fails, and answers nothing on the others.
+            if self.server.name != "microws-trio":
+                raise
+            response = await self.http.get("/statistics")
+        return response.json()
 
     async def wait_until_at_rest(self):
         """Until the server has no more open than before the first test: 15 s at most, thrice a client's time to go."""

@@ -1,6 +1,7 @@
 """Every async test runs on asyncio, on asyncio with uvloop, and on trio."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,11 @@ BACKENDS = {
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
+
+# A shell or a service may have the tests ignore SIGHUP. The programs that they start would inherit this, and a server
+# that was started so takes no notice of it.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A machine that is busy fails no test: nothing here depends on how long an example takes.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -119,8 +119,8 @@ def test_each_of_several_workers_gets_its_share_of_the_connections(directory, lo
             shares[batch] = sorted(counts.values())
         assert server.stop() == 0
     assert [len(share) for share in shares.values()] == [4, 4, 4]
-    # 1.02 to 1.2 on an idle machine. Before the workers looked at each other it was up to 8.
-    assert all(share[-1] <= 1.5 * share[0] for share in shares.values()), shares
+    # 1.02 to 1.22 on an idle machine; on a busy one the system may let a worker wait. Without shares it was up to 8.2.
+    assert all(share[-1] <= 2.5 * share[0] for share in shares.values()), shares
 
 
 def test_a_connection_does_not_wait_for_a_worker_that_is_blocked(directory):

@@ -119,7 +119,7 @@ async def test_each_worker_gets_its_share(batch, is_unix, keep, tmp_path):
     accepted = [worker.accepted for worker in workers]
     assert sum(accepted) == 200
     # As a rule 1.1. One event loop that stands still for a moment ends all pauses at once.
-    assert max(accepted) <= 1.5 * min(accepted)
+    assert max(accepted) <= 2.5 * min(accepted)
 
 
 async def test_a_worker_that_comes_later_gets_what_it_lacks():

@@ -128,7 +128,7 @@ class Bench:
         print()
 
     def _take(self, measure, group, servers):
-        """A sample of each in the group, by its name. One that nobody disturbed, else the least disturbed one."""
+        """One sample of each contender in the group, by its name: an undisturbed one, or else the least disturbed."""
         if measure.kind == "memory":
             return self._watched(self._memory, measure, group, servers)
         attempts = []

@@ -50,7 +50,7 @@ class Contender(NamedTuple):
     command: list
     packages: tuple
     tests: tuple | None = None
-    options: dict = {}  # noqa: RUF012 - nobody changes it
+    options: dict = {}  # noqa: RUF012 - the suites only read it
 
 
 class Goal(NamedTuple):

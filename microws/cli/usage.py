@@ -7,7 +7,7 @@ __all__ = ["Parser", "UsageError"]
 
 
 class UsageError(Exception):
-    """A command that cannot be run. The text is one line."""
+    """The command line is wrong. The text is one line."""
 
 
 class Parser(argparse.ArgumentParser):

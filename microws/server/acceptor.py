@@ -183,7 +183,7 @@ class Share:
     """
     One worker's share of the connections, and what the others have: a number for each, in memory that they share.
 
-    Each number has one writer, and is written as a whole, so that there is no lock that a killed worker could keep.
+    Only one worker writes each number, and writes it whole. So no lock is needed, which a killed worker would keep.
 
     Args:
         memory: A file as ``make_shared_memory`` makes it. It may be closed afterwards.
@@ -193,7 +193,7 @@ class Share:
     def __init__(self, memory: int, place: int) -> None:
         self.memory = memory
         self.place = place
-        # For each place a count, and when it was written; the time is 0 where there is no worker.
+        # Each place holds a count and the time at which the worker wrote it; the time is 0 if the place has no worker.
         self._numbers = memoryview(mmap.mmap(memory, 0)).cast("d")
 
     def write(self, count: int, now: float) -> None:

@@ -245,7 +245,7 @@ class Exchange:
         Raises:
             OSError: The client has left, or the server has ended this event stream.
             RuntimeError: An event that has no place here.
-            TypeError, ValueError: An event that cannot be sent.
+            TypeError, ValueError: The event has a wrong type or value.
         """
         kind = event["type"]
         if kind == "http.response.body":
@@ -283,7 +283,7 @@ class Exchange:
             waits, fails, or sends pieces.
 
         Raises:
-            TypeError, ValueError: A status or header that cannot be sent.
+            TypeError, ValueError: The status or a header has a wrong type or value.
         """
         connection = self.connection
         if send != self.send or self.status is not None or self._has_left or len(body) > _MAX_PIECE:
@@ -417,7 +417,7 @@ class Exchange:
         return b""
 
     def _connection_line(self) -> bytes:
-        # Who waits for the permission to send the body may send it or not: nobody knows where the next request begins.
+        # A client that waits for 100 Continue may still send the body, or not: the next request has no known beginning.
         if self._keep_alive and (self._expects_continue or self.connection.is_last):
             self._keep_alive = False
         if self._head.version == "1.1":

@@ -277,7 +277,7 @@ class HTTP1(Lingering):
     # The end
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer a request that cannot be served, unless its response has begun; nothing more is read."""
+        """Refuse a request, unless its response has begun. The server reads nothing more from the client."""
         exchange = self._exchange
         if exchange is not None and exchange.status is not None:
             self.abort()

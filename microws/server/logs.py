@@ -212,7 +212,7 @@ class _StreamHandler(TurnHandler):
 
     def write(self, text: str) -> None:
         if self._stream is not None:
-            # A full disk, or a closed stream: there is no other place that could tell of it.
+            # The disk is full or the stream is closed, and the server has no other place to report it.
             with suppress(OSError, ValueError):
                 self._stream.write(text)
                 self._stream.flush()

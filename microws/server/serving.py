@@ -65,7 +65,7 @@ class AsyncioServer:
         try:
             await self._has_ended.wait()
         finally:
-            # Cancelled, too: uvloop may wait for ever for a server that nobody has closed, when its loop is closed.
+            # Also after a cancellation: at the end of its loop, uvloop waits without limit for a server that is open.
             self._acceptor.close()
 
     def _make_protocol(self) -> asyncio.Protocol:
@@ -104,7 +104,7 @@ class AsyncioServer:
     async def wait_closed(self) -> None:
         """Wait until no connection and no app is left. A client that has just connected has a moment."""
         with anyio.move_on_after(_FIRST_REQUEST_TIMEOUT):
-            while self._silent or any(not protocol.is_met for protocol in self._unmet):  # noqa: ASYNC110 - nobody tells of one that fails
+            while self._silent or any(not protocol.is_met for protocol in self._unmet):  # noqa: ASYNC110 - no event tells of a failed one
                 await anyio.sleep(_LOOK_INTERVAL)
         for connection in self._silent:
             connection.close_idle()

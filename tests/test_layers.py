@@ -1,9 +1,7 @@
 """The law of the floors, read from the source: a module imports own modules from strictly lower floors only."""
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,9 +32,6 @@ DEFERRED = {
     "app -> server.worker",  # of no use to an app on another server
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
 }
-
-# "no file much over 250": lines with code on them, without docstrings, comments and blank lines.
-MAX_CODE_LINES = 300
 
 # Floors that these packages may import from besides themselves; they know nothing of apps.
 OUTSIDE = ("server/", "bench/")
@@ -195,39 +190,3 @@ def test_every_module_says_what_it_offers(module: str) -> None:
     )
     only_docstring = all(isinstance(node, ast.Expr) for node in tree.body)
     assert offers or only_docstring or module == "__main__"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_is_much_over_250_lines_of_code(module: str) -> None:
-    assert code_lines(MODULES[module].read_text()) <= MAX_CODE_LINES
-
-
-def code_lines(source: str) -> int:
-    """Lines with code on them: docstrings, comments and blank lines are not counted."""
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in layout:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len(lines)
-
-
-def test_docstrings_comments_and_blank_lines_are_no_code() -> None:
-    source = [
-        '"""Words,',
-        'more words."""',
-        "",
-        "# a reason",
-        'x = """two',
-        'lines"""  # and a remark',
-        "",
-        "def f():",
-        '    """Words."""',
-        "    return (",
-        "        x",
-        "    )",
-    ]
-    assert code_lines("\n".join(source)) == 6

@@ -14,9 +14,7 @@ import time
 import pytest
 from engine_here import ASYNCIO_BACKENDS
 
-from microws.server.access_log import Answer
-from microws.server.log_pipe import PipeHandler, is_pipe
-from microws.server.logs import TextFormatter
+from microws.server.logs import AccessEntry, PipeHandler, TextFormatter, is_pipe
 
 # Bytes that a pipe takes here without a reader.
 SMALL = 4096
@@ -58,7 +56,7 @@ def output(request, monkeypatch):
         def refuse(*_):
             raise PermissionError
 
-        monkeypatch.setattr("microws.server.log_pipe.os.open", refuse)
+        monkeypatch.setattr("microws.server.logs.os.open", refuse)
     output = Output(request.param)
     yield output
     output.close()
@@ -90,7 +88,7 @@ def test_without_a_reader_nothing_waits_and_the_reader_learns_what_was_dropped(o
     handler = make_handler(output)
     log(handler, *messages(0, 5000))
     lines = output.read_until(rb"dropped.*: \d+\n")
-    dropped = int(re.fullmatch("log lines dropped, because nobody read them: ([0-9]+)", lines[-1])[1])
+    dropped = int(re.fullmatch("log lines dropped, because their reader does not read: ([0-9]+)", lines[-1])[1])
     assert 1000 < dropped < 4000
     assert lines[:-1] == messages(0, 5000 - dropped)
     log(handler, *messages(5000, 5010))
@@ -131,7 +129,7 @@ def test_the_end_does_not_wait_for_long(output):
 
 
 def test_a_slow_reader_gets_the_rest_at_the_end(output, monkeypatch):
-    monkeypatch.setattr("microws.server.log_pipe._LAST_WORDS", 20)
+    monkeypatch.setattr("microws.server.logs._FLUSH_TIMEOUT", 20)
     handler = make_handler(output)
     log(handler, *messages(0, 100))
     reader = threading.Thread(target=output.read_until, args=[rb"000099 x+\n"])
@@ -268,14 +266,14 @@ async def test_answers_leave_with_the_other_lines_and_in_their_order(packets):
     packets.handler.setFormatter(TextFormatter())
 
     def answer(path):
-        return Answer(0.0, logging.INFO, ("::1", 1), "GET", path, b"", "1.1", 200, 1.0, None)
+        return AccessEntry(0.0, logging.INFO, ("::1", 1), "GET", path, b"", "1.1", 200, 1.0, None)
 
-    packets.handler.add_answer(answer(b"/1"))
+    packets.handler.add_entry(answer(b"/1"))
     packets.log_access("second")
-    packets.handler.add_answer(answer(b"/3"))
+    packets.handler.add_entry(answer(b"/3"))
     assert packets.read() == []
     packets.log("fourth")
-    packets.handler.add_answer(answer(b"/5"))
+    packets.handler.add_entry(answer(b"/5"))
     lines = packets.read()
     await asyncio.sleep(0)
     lines += packets.read()

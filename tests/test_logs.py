@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from microws.server.access_log import Ending, log_access
-from microws.server.logs import JSONFormatter, ShortageFilter, TextFormatter, logging_to_stderr
+from microws.server.logs import Ending, JSONFormatter, ShortageFilter, TextFormatter, log_access, logging_to_stderr
 from microws.server.settings import Settings
 
 SHORTAGE = OSError(errno.EMFILE, os.strerror(errno.EMFILE))

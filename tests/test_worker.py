@@ -34,9 +34,8 @@ from wsproto.events import CloseConnection, Message, RejectConnection
 from microws import App
 from microws.errors import FeatureUnavailable
 from microws.interfaces import Limits
-from microws.server.access_log import format_duration
 from microws.server.listening import tls_context
-from microws.server.logs import JSONFormatter, TextFormatter
+from microws.server.logs import JSONFormatter, TextFormatter, format_duration
 from microws.server.settings import Settings
 from microws.server.worker import choose_loop, run
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
 from microws.handshake import check_accept, check_headers
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Scope, reported_id
-from microws.server.access_log import AccessLog, Ending, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
+from microws.server.logs import AccessLog, Ending, request_line
 from microws.server.response_head import check_status
 from microws.server.upgrade import Headers, Upgrade
 from microws.server.wire import Upkeep, Wire
@@ -89,13 +89,13 @@ class Engine(Wire):
                 self._log_access(scope, None, self._began)
 
     def refuse(self, status: int, headers: Headers = _EMPTY, body: bytes = b"") -> None:
-        """Answer the handshake with an HTTP response."""
+        """AccessEntry the handshake with an HTTP response."""
         self._start_response(status, headers)
         self.send_body(body)
         self.end_response()
 
     def accept(self, *, subprotocol: str | None, headers: Headers) -> None:
-        """Answer the handshake with 101."""
+        """AccessEntry the handshake with 101."""
         super().accept(subprotocol=subprotocol, headers=headers)
         self._answered(_SWITCHING)
 

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode
 from microws.interfaces import ASGIApplication, Limits
-from microws.server.access_log import log_access, log_nothing
 from microws.server.deadlines import Deadlines
 from microws.server.engine import Engine
+from microws.server.logs import log_access, log_nothing
 from microws.server.upgrade import Upgrade, check_upgrade, scope_of
 from microws.server.wire import Closings, Upkeep, Wire
 from microws.server.writing import addresses_of

@@ -17,10 +17,10 @@ from anyio.abc import TaskStatus
 from hypercorn.config import Config
 
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
-from microws.server.access_log import AccessLog, Ending, request_line
 from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.listening import BACKLOG, CIPHERS
+from microws.server.logs import AccessLog, Ending, request_line
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 
 __all__ = ["HypercornServer", "hypercorn_config"]

@@ -6,10 +6,10 @@ from operator import methodcaller
 from typing import Any, Final, Protocol
 
 from microws.interfaces import ASGIApplication
-from microws.server.access_log import AccessLog
 from microws.server.deadlines import Deadlines
 from microws.server.engines import Engines
 from microws.server.exchange import Exchange
+from microws.server.logs import AccessLog
 
 __all__ = ["Connection", "Sending", "Shared"]
 

@@ -17,13 +17,12 @@ from anyio.abc import TaskStatus
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
-from microws.server.access_log import AccessLog, log_access, log_nothing
 from microws.server.engines import Engines
 from microws.server.hints import option_hint
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
-from microws.server.logs import logging_to_stderr
+from microws.server.logs import AccessLog, log_access, log_nothing, logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from microws.binding import bind_topics, bind_view
 from microws.codec import Codecs
@@ -12,6 +12,7 @@ from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.files import StaticFiles
 from microws.health import Health
+from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_mounted
 from microws.hub import Hub
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
@@ -24,10 +25,12 @@ from microws.server.settings import RunOptions
 from microws.settings import AppSettings
 from microws.subscription import EventName, Stream, Subscription
 from microws.templates import Templates, directory_of_caller
-from microws.testing import ClientOptions, TestClient
 from microws.threads import Threads
 from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from microws.testing import ClientOptions, TestClient
 
 __all__ = ["App"]
 
@@ -678,7 +681,7 @@ class App:
         if code := run(self, host=host, port=port, **options):
             raise SystemExit(code)
 
-    def test_client(self, **options: Unpack[ClientOptions]) -> TestClient:
+    def test_client(self, **options: "Unpack[ClientOptions]") -> "TestClient":
         """
         An in-memory client for tests: ``async with app.test_client() as client``.
 
@@ -686,6 +689,9 @@ class App:
             options: Those of ``microws.testing.TestClient``. The default ``base_url`` has the first of
                 ``allowed_hosts``.
         """
+        # Imported on use: an app in production does not need it.
+        from microws.testing import TestClient
+
         options.setdefault("base_url", f"http://{self._settings.test_host}")
         root_path = options.get("root_path", "")
         return TestClient(self, codecs=lambda path: self._websocket.codecs_of(path, root_path=root_path), **options)
@@ -753,3 +759,6 @@ class App:
     def _check_registering(self) -> None:
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: register first, include then")
+
+
+add_hints(App, Request, Response, WebSocket)

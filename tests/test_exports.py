@@ -1,47 +1,20 @@
 """The public names, exactly."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import microws
 from microws import App, errors
 
-PUBLIC = {
-    "URL",
-    "App",
-    "ClientDisconnect",
-    "CloseCode",
-    "Codec",
-    "EventStream",
-    "FeatureUnavailable",
-    "FileResponse",
-    "HTTPException",
-    "Headers",
-    "InvalidMessage",
-    "JSONResponse",
-    "MicrowsError",
-    "MultiDict",
-    "Overflow",
-    "PayloadTypeError",
-    "PublishTimeout",
-    "Receipt",
-    "RedirectResponse",
-    "Request",
-    "Response",
-    "RoutingError",
-    "ServerSentEvent",
-    "State",
-    "StreamingResponse",
-    "TooManySubscriptions",
-    "UploadFile",
-    "WebSocket",
-    "WebSocketDisconnect",
-    "WebSocketRejected",
-}
+PROJECT = Path(__file__).parents[1]
 
 APP = {
     "add_codec",
@@ -90,27 +63,60 @@ MODULES = sorted(
 )
 
 
-def test_the_package_has_these_names_and_no_others():
-    assert set(microws.__all__) == PUBLIC
-    assert len(microws.__all__) == len(PUBLIC)
-    assert all(getattr(microws, name) is not None for name in PUBLIC)
+def test_each_public_name_is_the_one_that_type_checkers_see():
+    [block] = [node for node in ast.parse(Path(microws.__file__).read_text()).body if isinstance(node, ast.If)][:1]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(seen) == sorted(microws.__all__)
+    assert len(set(microws.__all__)) == len(microws.__all__)
+    for name, module in seen.items():
+        assert getattr(microws, name) is getattr(importlib.import_module(module), name)
 
 
-def test_an_app_has_these_names_and_no_others():
+def test_dir_and_star_import_have_every_public_name():
+    names = {}
+    exec("from microws import *", names)
+    assert set(microws.__all__) <= names.keys()
+    assert set(microws.__all__) <= set(dir(microws))
+
+
+def imported_by(*arguments):
+    command = [sys.executable, "-X", "importtime", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True, cwd=PROJECT)
+    return set(re.findall(r"^import time:.*\| +(\S+)$", result.stderr, re.MULTILINE))
+
+
+# What an app does not need before it runs, and what takes long to import.
+NOT_FOR_AN_APP = "argparse difflib email.message microws.cli microws.server.worker microws.testing"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["-c", "import microws"], "asyncio anyio orjson typing_extensions microws.app microws.hints microws.testing"),
+        (["-c", "from microws import CloseCode, MicrowsError"], "asyncio anyio orjson microws.app microws.testing"),
+        (["-c", "from microws import App; App()"], NOT_FOR_AN_APP),
+    ],
+    ids=["import", "errors", "app"],
+)
+def test_start_up_imports_nothing_that_it_does_not_need(arguments, unwanted):
+    assert imported_by(*arguments) & set(unwanted.split()) == set()
+
+
+def test_an_app_has_exactly_these_public_names():
     assert {name for name in dir(App) if not name.startswith("_") and hasattr(App, name)} == APP
 
 
-def test_every_exception_is_public_and_below_one_root():
-    assert set(errors.__all__) <= PUBLIC
+def test_every_exception_is_public_and_a_microws_error():
+    assert set(errors.__all__) <= set(microws.__all__)
     assert all(issubclass(getattr(errors, name), microws.MicrowsError) for name in errors.__all__)
 
 
-def test_the_version_is_one():
+def test_the_version_is_a_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+([ab]\d+|rc\d+|\.dev\d+)?", microws.__version__)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_says_what_it_exports_and_has_it(name):
+def test_every_module_has_what_it_exports(name):
     module = importlib.import_module(name)
     if hasattr(module, "__path__") and not inspect.getsource(module).count("import "):
         return  # a package that is no more than a place
@@ -118,7 +124,7 @@ def test_every_module_says_what_it_exports_and_has_it(name):
     assert all(hasattr(module, exported) for exported in module.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC))
+@pytest.mark.parametrize("name", sorted(microws.__all__))
 def test_every_public_name_has_a_docstring(name):
     assert (getattr(microws, name).__doc__ or "").strip()
 
@@ -132,6 +138,6 @@ def test_every_name_of_an_app_has_a_docstring(name):
     ("method", "positional"),
     [("add_route", 2), ("route", 1), ("websocket_route", 1), ("get", 1), ("topic", 1), ("publish", 2), ("stream", 1)],
 )
-def test_everything_after_the_first_parameters_is_keyword_only(method, positional):
+def test_only_the_first_parameters_are_positional(method, positional):
     kinds = [parameter.kind for parameter in inspect.signature(getattr(App, method)).parameters.values()][1:]
     assert all(kind is inspect.Parameter.KEYWORD_ONLY for kind in kinds[positional:])

@@ -14,7 +14,7 @@ PACKAGE = PROJECT / "microws"
 # The same table, with the job of each module, stands in CONTRIBUTING.md. A name with a slash is a package, which may
 # import within itself.
 FLOORS = {
-    0: "interfaces errors closing datastructures habits json_default version",
+    0: "interfaces errors closing datastructures hints json_default version",
     1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing/ state",
     2: "backplanes/ bench/ cors loop outbox/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers hub/ streams transport/",
@@ -29,9 +29,14 @@ FLOORS = {
 
 # Imports of own modules inside a function.
 DEFERRED = {
+    "__init__ -> hints",  # which only a missing name needs
+    "app -> testing",  # which an app in production does not need
     "app -> server.worker",  # of no use to an app on another server
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
 }
+
+# Imports of own modules for type checkers only, besides those of `__init__`, which imports a module on first use.
+FOR_TYPES = {"app -> testing"}
 
 # Floors that these packages may import from besides themselves; they know nothing of apps.
 OUTSIDE = ("server/", "bench/")
@@ -173,8 +178,9 @@ def test_the_hub_does_not_know_the_server() -> None:
     assert [str(found) for found in IMPORTS if found.importer == "hub" and room_of(found.imported) == "server/"] == []
 
 
-def test_no_own_module_is_imported_for_types_alone() -> None:
-    assert [str(found) for found in IMPORTS if found.is_for_types] == []
+def test_own_modules_are_not_imported_for_types_but_for_those_listed() -> None:
+    found = [found for found in IMPORTS if found.is_for_types and found.importer != "__init__"]
+    assert {f"{each.importer} -> {each.imported}" for each in found} == FOR_TYPES
 
 
 def test_own_modules_are_imported_at_the_top_but_for_those_listed() -> None:

@@ -15,7 +15,7 @@ from microws.cli.discovery import LoadError, find_app
 from microws.cli.options import build_parser, flag_of, option_names, resolve, unknown_variables
 from microws.cli.usage import UsageError
 from microws.errors import FeatureUnavailable
-from microws.server.hints import did_you_mean, option_hint
+from microws.hints import did_you_mean, option_hint
 from microws.server.loading import loading
 from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.supervised import Supervised

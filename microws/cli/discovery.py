@@ -11,7 +11,7 @@ from traceback import StackSummary, TracebackException
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from microws.server.hints import nearest
+from microws.hints import nearest
 from microws.server.loading import RunWhileLoading
 
 __all__ = ["LoadError", "find_app"]

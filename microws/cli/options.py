@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from microws.cli.bench_options import add_bench
 from microws.cli.envfile import read_env_file
 from microws.cli.usage import Parser, UsageError
-from microws.server.hints import option_hint
+from microws.hints import option_hint
 from microws.server.settings import SettingConflict, Settings, check_setting, parse_bool
 
 __all__ = ["Invocation", "UsageError", "build_parser", "flag_of", "option_names", "resolve", "unknown_variables"]

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 from microws.codec.exact_json import dumps_json, loads_json
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
+from microws.hints import did_you_mean
 from microws.interfaces import BYTES_LIKE, Codec, Frame, Payload
 from microws.json_default import JSONDefault
 
@@ -249,8 +249,7 @@ class Codecs:
             raise FeatureUnavailable(
                 'this version has no value_type="msgpack"; add a codec under another name with app.add_codec'
             )
-        nearest = get_close_matches(value_type, self._by_name, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = did_you_mean(value_type, self._by_name)
         raise ValueError(f"no value_type {_cut(value_type)}; there are {', '.join(map(repr, self._by_name))}{hint}")
 
     def payload(self, value: Any) -> Payload:

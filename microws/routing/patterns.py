@@ -1,6 +1,5 @@
 """Patterns and converters: which paths a route stands for, and the path of given values."""
 
-import difflib
 import re
 import uuid
 from collections.abc import Callable, Iterable
@@ -9,6 +8,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from microws.errors import RoutingError
+from microws.hints import did_you_mean
 from microws.routing.paths import encode_path
 
 __all__ = ["REFUSED", "Converter", "Converters", "Parameter", "Pattern", "nearest"]
@@ -283,6 +283,4 @@ def _shown(value: Any) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the name that was probably meant, or those that there are."""
     known = sorted(known)
-    if close := difflib.get_close_matches(name, known, n=1):
-        return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known[:10])}" if known else ""
+    return did_you_mean(name, known) or (f"; there is {', '.join(known[:10])}" if known else "")

@@ -15,10 +15,10 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
+from microws.hints import option_hint
 from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
 from microws.server.engines import Engines
-from microws.server.hints import option_hint
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading

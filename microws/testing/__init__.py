@@ -9,6 +9,7 @@ An in-memory client for any ASGI app: no port, no thread, and no wait without a 
             assert await ws.receive(timeout=1) == "hi"
 """
 
+from microws.hints import add_hints
 from microws.testing.client import ClientOptions, RequestOptions, TestClient
 from microws.testing.cookies import CookieJar
 from microws.testing.http import TestResponse, TestStream
@@ -26,3 +27,5 @@ __all__ = [
     "TestStream",
     "TestWebSocket",
 ]
+
+add_hints(TestClient, TestResponse)

@@ -1,28 +1,56 @@
 """
-Names from other frameworks: looking one up raises an error that says what to write here.
+Hints in error messages: the nearest name that exists, or what a name of another framework or server is called here.
 
-On a class they are descriptors, because ``__getattr__`` makes Python 3.11 look up every other attribute more slowly.
-``hasattr`` does not find them, and type checkers do not see them.
+A class gets its hints as descriptors, because ``__getattr__`` makes Python 3.11 look up every other attribute more
+slowly. ``hasattr`` does not find them, and type checkers do not see them.
 """
 
-import difflib
 import sys
-from collections.abc import Iterable
-from importlib.util import find_spec
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NoReturn
 
 __all__ = [
-    "APP",
-    "MODULE",
-    "REQUEST",
-    "RESPONSE",
-    "TEST_CLIENT",
-    "TEST_RESPONSE",
-    "WEBSOCKET",
-    "Elsewhere",
-    "add_names",
+    "FOREIGN_NAMES",
+    "ForeignName",
+    "add_hints",
+    "did_you_mean",
     "missing_name",
+    "nearest",
+    "option_hint",
 ]
+
+# Options of uvicorn, Hypercorn, Gunicorn, Flask and Quart, and the option of microws that does the same.
+_SAME_OPTION: Final = {
+    "b": "bind",
+    "fd": "bind",
+    "graceful_timeout": "drain_timeout",
+    "h11_max_incomplete_event_size": "max_head_size",
+    "h11_max_incomplete_size": "max_head_size",
+    "keep_alive_timeout": "keep_alive",
+    "p": "port",
+    "proxy_headers": "forwarded_allow_ips",
+    "ssl_certfile": "certfile",
+    "ssl_keyfile": "keyfile",
+    "timeout_graceful_shutdown": "drain_timeout",
+    "timeout_keep_alive": "keep_alive",
+    "uds": "bind",
+    "w": "workers",
+    "websocket_max_message_size": "max_message_size",
+    "ws_max_size": "max_message_size",
+}
+_NO_RELOAD: Final = "this version does not reload, so start it again after a change"
+_NO_HTTP2_WEBSOCKETS: Final = "leave it out: WebSockets are served over HTTP/1.1"
+_ONLY_COMMAND: Final = "only the command has it: microws run"
+_OPTION_ADVICE: Final = {
+    "app_dir": _ONLY_COMMAND,
+    "debug": "write App(debug=True)",
+    "env_file": _ONLY_COMMAND,
+    "factory": _ONLY_COMMAND,
+    "http2_websockets": _NO_HTTP2_WEBSOCKETS,
+    "no_http2_websockets": _NO_HTTP2_WEBSOCKETS,
+    "reload": _NO_RELOAD,
+    "use_reloader": _NO_RELOAD,
+}
 
 _ON_STARTUP = "use @app.on_startup, @app.on_shutdown or @app.lifespan"
 _HOOKS = "use @app.before_request, @app.after_request or app.add_middleware(asgi_middleware)"
@@ -30,8 +58,7 @@ _ADD_ROUTE = "use @app.route(pattern) or app.add_route(view, pattern)"
 _WEBSOCKET_ROUTE = "use @app.websocket_route(pattern) or app.add_websocket_route(view, pattern)"
 _HANDLER = "use @app.error_handler(ExceptionType) or @app.error_handler(404)"
 
-# Of Flask and Quart, Starlette and FastAPI, aiohttp, Falcon, Bocadillo, Sanic. Names in one string have one advice.
-APP = {
+_APP: Final = {
     "websocket add_websocket add_api_websocket_route": _WEBSOCKET_ROUTE,
     "add_url_rule add_api_route api_route add_routes add_view router": _ADD_ROUTE,
     "head options": "use @app.route(pattern, methods=[…]); GET includes HEAD, and OPTIONS is answered automatically",
@@ -51,7 +78,7 @@ APP = {
     "serve listen": "use app.run(host, port)",
     "test_request_context test_cli_runner": "use app.test_client()",
 }
-_CONNECTION = {
+_CONNECTION: Final = {
     "args query_params rel_url query_args query_string": "use {self}.query",
     "get_param": "use {self}.query.get(name)",
     "match_info view_args params kwargs": "use {self}.path_params",
@@ -63,7 +90,7 @@ _CONNECTION = {
     "user auth g ctx context": "use {self}.state; a hook can set attributes on it for the view",
     "url_path_for": "use {self}.url_for(name, **params)",
 }
-REQUEST = _CONNECTION | {
+_REQUEST: Final = _CONNECTION | {
     "data get_data content raw_body read bounded_stream": "write `await request.body()`",
     "get_json media get_media": "write `await request.json()`",
     "files values post POST FILES": "write `await request.form()`",
@@ -73,7 +100,7 @@ REQUEST = _CONNECTION | {
     "is_disconnected": "write `await request.wait_disconnect()`",
     "session": "use request.cookies and response.set_cookie(name, value), or add ASGI middleware for sessions",
 }
-WEBSOCKET = _CONNECTION | {
+_WEBSOCKET: Final = _CONNECTION | {
     "recv receive_data receive_message get_message": "write `await ws.receive()`",
     "receive_str": "write `await ws.receive_text()`",
     "receive_media": "write `await ws.receive_json()`",
@@ -92,7 +119,7 @@ WEBSOCKET = _CONNECTION | {
     "selected_subprotocol requested_subprotocols": "use ws.subprotocol and ws.subprotocols",
     "session": "use ws.cookies, or add ASGI middleware for sessions",
 }
-RESPONSE = {
+_RESPONSE: Final = {
     "status_code": "use response.status",
     "data content text get_data set_data media": "use response.body to read it; to change it, return a new Response",
     "mimetype content_type media_type": 'use response.headers["content-type"]',
@@ -101,16 +128,16 @@ RESPONSE = {
     "json get_json": "use json.loads(response.body)",
     "cookies": "use response.set_cookie(name, value) and response.delete_cookie(name)",
 }
-TEST_RESPONSE = {
+_TEST_RESPONSE: Final = {
     "status_code": "use response.status",
     "content data get_data": "use response.body",
     "get_json": "use response.json()",
     "content_type mimetype": 'use response.headers["content-type"]',
 }
-TEST_CLIENT = {
+_TEST_CLIENT: Final = {
     "websocket_connect ws_connect": "write `async with client.websocket(path) as ws`",
 }
-MODULE = {
+_MODULE: Final = {
     "Quart Flask FastAPI Starlette Sanic Microws MicroWS": "use App",
     "Blueprint APIRouter Router Recipe RouteTableDef": "use another App and app.include(other_app, prefix)",
     "request websocket g current_app session": "use the first parameter of the view; it has .app and .state",
@@ -138,15 +165,56 @@ MODULE = {
     "run": "use app.run() or the command microws run",
     "stream_with_context": "return StreamingResponse(generator)",
 }
+# Class, or ``microws`` itself: names of Flask and Quart, Starlette and FastAPI, aiohttp, Falcon, Bocadillo and Sanic,
+# and the advice. Names in one string share one advice; ``{self}`` is the object's usual name.
+FOREIGN_NAMES: Final = {
+    "App": _APP,
+    "Request": _REQUEST,
+    "WebSocket": _WEBSOCKET,
+    "Response": _RESPONSE,
+    "TestClient": _TEST_CLIENT,
+    "TestResponse": _TEST_RESPONSE,
+    "microws": _MODULE,
+}
 
 
-class Elsewhere:
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``word`` is probably meant to be, in upper or lower case."""
+    import difflib  # here, because it takes 2 ms, and only errors need it
+
+    by_lower = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or nothing if no name is near."""
+    near = nearest(word, known)
+    return "" if near is None else f"; did you mean {near!r}?"
+
+
+def option_hint(name: str, known: Iterable[str], *, written: Callable[[str], str] = str) -> str:
     """
-    A name that other frameworks have: looking it up is an ``AttributeError`` that says what to write.
+    What to write instead of the unknown option ``name``, or nothing if no name is near.
+
+    Args:
+        name: With underscores, as a keyword.
+        known: The options that exist.
+        written: How the user writes an option, such as a flag. Default: as a keyword.
+    """
+    if name in _OPTION_ADVICE:
+        return f"; {_OPTION_ADVICE[name]}"
+    near = _SAME_OPTION.get(name) or nearest(name, known)
+    return "" if near is None else f"; did you mean {written(near)!r}?"
+
+
+class ForeignName:
+    """
+    A name of another framework: reading it raises an ``AttributeError`` that says what to write.
 
     Args:
         name: The name.
-        advice: What to do instead, as a sentence that begins with a verb.
+        advice: What to write instead: a sentence that begins with a verb.
     """
 
     def __init__(self, name: str, advice: str) -> None:
@@ -157,46 +225,36 @@ class Elsewhere:
         raise AttributeError(f"{owner.__name__} has no {self._name!r}: {self._advice}")
 
 
-class _ElsewhereToo(Elsewhere):
-    """The same for setting it, where an object has no attributes but those of its class."""
+class _ReadOnlyForeignName(ForeignName):
+    """The same for setting it, on a class with ``__slots__``, whose objects take no other attributes."""
 
     def __set__(self, instance: object, value: object) -> NoReturn:
         self.__get__(instance, type(instance))
 
 
-def add_names(cls: type[Any], names: dict[str, str], *, self: str = "") -> None:
-    """
-    Let names that ``cls`` does not have say what to write instead.
-
-    Args:
-        cls: The class.
-        names: Names of one meaning, with blanks between them, and the advice.
-        self: What stands for ``{self}`` in an advice.
-    """
-    for advice, name in _each(names):
-        kind = _ElsewhereToo if hasattr(cls, "__slots__") else Elsewhere
-        setattr(cls, name, kind(name, advice.replace("{self}", self)))
+def add_hints(*classes: type[Any]) -> None:
+    """Let the names of other frameworks in ``FOREIGN_NAMES`` say what to write instead."""
+    for cls in classes:
+        kind = _ReadOnlyForeignName if hasattr(cls, "__slots__") else ForeignName
+        own = "ws" if cls.__name__ == "WebSocket" else cls.__name__.lower()
+        for names, advice in FOREIGN_NAMES[cls.__name__].items():
+            for name in names.split():
+                setattr(cls, name, kind(name, advice.replace("{self}", own)))
 
 
 def missing_name(name: str, public: Iterable[str]) -> Exception:
     """
-    What ``microws.name`` and ``from microws import name`` raise.
+    The exception for ``microws.name`` and ``from microws import name``, if there is no such name.
 
     Args:
-        name: The one that is not there.
-        public: Those that are.
+        name: The missing name.
+        public: The public names.
     """
-    advice = next((advice for advice, known in _each(MODULE) if known == name), "")
-    if name.startswith("__") or (not advice and find_spec(f"microws.{name}") is not None):
-        # Python's own, or a module that is imported next.
-        return AttributeError(f"microws has no {name!r}")
-    if not advice and (close := difflib.get_close_matches(name, public, n=1)):
-        advice = f"use {close[0]}"
+    advice = next((advice for names, advice in _MODULE.items() if name in names.split()), "")
+    if not advice and not name.startswith("__") and (near := nearest(name, public)):
+        advice = f"use {near}"
     text = f"microws has no {name!r}" + (f": {advice}" if advice else "")
-    # `from microws import name` asks for the attribute first, and would throw the text of an AttributeError away.
-    is_import = sys._getframe(2).f_code.co_name == "_handle_fromlist"  # noqa: SLF001 - there is no other way to know
+    # `from microws import name` asks for the attribute first. Python replaces an AttributeError by its own ImportError,
+    # and drops the text, so it gets an ImportError. The caller's name is the only sign of an import.
+    is_import = sys._getframe(2).f_code.co_name == "_handle_fromlist"  # noqa: SLF001
     return ImportError(text, name="microws") if is_import and advice else AttributeError(text)
-
-
-def _each(names: dict[str, str]) -> Iterable[tuple[str, str]]:
-    return ((advice, name) for several, advice in names.items() for name in several.split())

@@ -237,7 +237,7 @@ def _inline(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f'```python title="sketch"\n{text}\n```'
+    return f'```python title="Example"\n{text}\n```'
 
 
 def _options() -> str:

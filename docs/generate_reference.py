@@ -22,7 +22,6 @@ import microws.errors
 import microws.hub
 import microws.subscription
 import microws.testing
-import microws.testing.scopes
 from microws.requests import Connection
 
 __all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "generate", "main"]
@@ -55,7 +54,6 @@ CLASSES: dict[str, list[type[Any]]] = {
         microws.testing.TestStream,
         microws.testing.ReceivedEvent,
         microws.testing.RequestOptions,
-        microws.testing.scopes.BodyOptions,
     ],
 }
 
@@ -72,7 +70,6 @@ _NOT_CONSTRUCTED = {
     microws.testing.TestResponse,
     microws.testing.TestStream,
     microws.testing.RequestOptions,
-    microws.testing.scopes.BodyOptions,
 }
 
 # Public for the other modules of microws, but of no use in an app.

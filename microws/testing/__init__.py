@@ -1,5 +1,5 @@
 """
-An in-memory client for any ASGI app: no port, no thread, and no wait without a limit.
+An in-memory client for any ASGI app: no port, no thread, and every wait has a limit.
 
 ::
 
@@ -10,10 +10,10 @@ An in-memory client for any ASGI app: no port, no thread, and no wait without a 
 """
 
 from microws.hints import add_hints
-from microws.testing.client import ClientOptions, RequestOptions, TestClient
+from microws.testing.client import ClientOptions, TestClient
 from microws.testing.cookies import CookieJar
-from microws.testing.http import TestResponse, TestStream
-from microws.testing.sse import ReceivedEvent
+from microws.testing.scopes import RequestOptions
+from microws.testing.streams import ReceivedEvent, TestResponse, TestStream
 from microws.testing.websocket import FrameCodec, TestWebSocket
 
 __all__ = [

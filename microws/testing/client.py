@@ -1,34 +1,26 @@
-"""The client: it runs the app's lifespan, and owns every call of the app."""
+"""The client: runs the app's lifespan, and owns every call of the app."""
 
-import math
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from functools import partial
+import secrets
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import anyio
 
-from microws.datastructures import Headers
-from microws.interfaces import ASGIApplication, Scope
-from microws.testing.calls import AppCall, CallTasks, end_block, note, time_limit
+from microws.interfaces import ASGIApplication, Event, Scope
+from microws.testing.calls import AppCall, CallSettings, CallTasks, add_note, end_block
 from microws.testing.cookies import CookieJar
-from microws.testing.http import HTTPCall, TestResponse, TestStream
-from microws.testing.lifespan import LifespanCall
-from microws.testing.scopes import (
-    BodyOptions,
-    HeaderTypes,
-    QueryTypes,
-    ScopeFactory,
-    encode_body,
-    websocket_headers,
-)
-from microws.testing.websocket import FrameCodec, TestWebSocket, WebSocketCall
+from microws.testing.rules import Rules
+from microws.testing.scopes import HeaderTypes, QueryTypes, RequestOptions, ScopeFactory, encode_body
+from microws.testing.streams import TestResponse, TestStream, request
+from microws.testing.websocket import FrameCodec, TestWebSocket
 
-__all__ = ["ClientOptions", "RequestOptions", "TestClient"]
+__all__ = ["ClientOptions", "TestClient"]
 
 
 class ClientOptions(TypedDict, total=False):
-    """What ``TestClient`` takes besides the app and its codecs, and documents."""
+    """The options of ``TestClient`` that ``app.test_client`` takes; ``TestClient`` documents them."""
 
     timeout: float
     base_url: str
@@ -41,58 +33,41 @@ class ClientOptions(TypedDict, total=False):
     send_after_disconnect: Literal["raise", "ignore"]
 
 
-class RequestOptions(BodyOptions, total=False):
-    """
-    What every request takes.
-
-    Attributes:
-        headers: A mapping or ``(name, value)`` pairs; each name replaces the client's own of that name.
-        query: A string, a mapping or pairs; joined to what the path has behind ``?``.
-        cookies: Sent with this request besides those of the client.
-        timeout: Seconds. Default: the client's.
-    """
-
-    headers: HeaderTypes
-    query: QueryTypes
-    cookies: Mapping[str, str]
-    timeout: float
-
-
 class TestClient:
     """
-    Speaks to an ASGI app in memory, as a strict server would: ``async with TestClient(app) as client``.
+    Calls an ASGI app in memory, as a strict server does: ``async with TestClient(app) as client``.
 
-    Entering runs the app's startup, leaving its shutdown. Each request and WebSocket is a call of the app in a task of
-    the client. An exception that leaves the app is raised in the test by the request, by the WebSocket's next use, or
-    at the end of a block; so is a breach of ASGI's rules, which the app gets from its ``send`` as ``RuntimeError``.
-    An ``App`` answers an unexpected exception of a view or hook first, and raises it then. What leaves a task of
-    ``app.start_soon`` is raised by the client's next request or at its end.
-    A send of the app to a client that has left raises ``OSError`` in the app, and is no error when it leaves the app.
+    Entering the block runs the app's startup, leaving it the shutdown. Each request and WebSocket calls the app in a
+    task of the client. An exception that leaves the app is raised in the test: by the request, by the WebSocket's next
+    use, or at the end of a block. So is a breach of ASGI's rules, for which the app's ``send`` raises ``RuntimeError``.
+    An ``App`` first answers an unexpected exception of a view or hook, then raises it. The client's next request, or
+    the end of its block, raises the exception of a task of ``app.start_soon``.
+    After the client has disconnected, the app's ``send`` raises ``OSError``; the test does not get this one.
 
-    Every wait has a limit and says what it waited for. An app that has not ended within ``timeout`` after its client
-    left is cancelled, and reported by ``TimeoutError``. (What nothing here can end: an app that blocks the event loop,
-    or swallows every cancellation.)
+    Every wait has a limit, and its ``TimeoutError`` says what was missing. The client cancels an app that has not ended
+    ``timeout`` seconds after the client has disconnected, and raises ``TimeoutError``. (It cannot end an app that
+    blocks the event loop, or that catches every cancellation.)
 
-    Cookies that responses set are kept in ``client.cookies`` and sent back.
+    ``client.cookies`` keeps the cookies that responses set; the client sends them back.
 
     Args:
-        app: Any ASGI app. One that raises or returns before it takes ``lifespan.startup`` has no lifespan.
-        timeout: Seconds that each wait may take, and a request as a whole.
-        base_url: Scheme, host and port that the client asks.
-        headers: Headers that every request and handshake carries.
+        app: Any ASGI app. One that raises or returns before it receives ``lifespan.startup`` has no lifespan.
+        timeout: Seconds for each wait, and for a request as a whole.
+        base_url: Scheme, host and port of the server.
+        headers: Headers of every request and handshake.
         client: Address and port that the app sees as the client's.
-        root_path: Where the app is mounted; paths are given with it.
-        lifespan: Whether the lifespan is run.
-        raise_errors: Whether exceptions are raised in the test that leave the app once it has answered, or its client
-            has left. ``False`` shows what a client sees: a 500, a close with 1011. One that leaves the app before it
-            has answered is always raised. Default: yes, as ``raise_server_exceptions`` of Starlette.
-        denial: Whether the ``websocket.http.response`` extension is offered. Without it a refusal is always 403.
-        send_after_disconnect: ``raise``: ``OSError``, as ASGI 2.4 asks of servers. ``ignore``: nothing happens, as on
-            Hypercorn; ``spec_version`` is then 2.3.
-        codecs: For the path of a WebSocket the codecs of what the client sends and of what it receives, or ``None``.
+        root_path: Where the app is mounted; paths include it.
+        lifespan: Whether to run the lifespan.
+        raise_errors: Whether the test gets exceptions that leave the app after its answer, or after its client has
+            disconnected. With ``False`` it gets what a client gets: a 500, a close with 1011. An exception that leaves
+            the app before its answer is always raised. Default: yes, as ``raise_server_exceptions`` of Starlette.
+        denial: Whether to offer the extension ``websocket.http.response``. Without it every rejection is a 403.
+        send_after_disconnect: ``raise``: ``send`` raises ``OSError``, as ASGI 2.4 requires of servers. ``ignore``:
+            it does nothing, as on Hypercorn, and ``spec_version`` is 2.3.
+        codecs: Given the path of a WebSocket, returns the codecs of what the client sends and receives, or ``None``.
 
     Raises:
-        ValueError: ``base_url`` is none.
+        ValueError: ``base_url`` is invalid.
     """
 
     __test__ = False
@@ -115,22 +90,23 @@ class TestClient:
         self.app = app
         self.cookies = CookieJar()
         self._timeout = timeout
-        self._raise_after_disconnect = send_after_disconnect == "raise"
+        raise_after_disconnect = send_after_disconnect == "raise"
+        self._settings = CallSettings(self._start, self.cookies, raise_errors, raise_after_disconnect)
         self._scopes = ScopeFactory(
-            base_url=base_url,
+            base_url,
             headers=headers,
             client=client,
             root_path=root_path,
-            spec_version="2.5" if self._raise_after_disconnect else "2.3",
+            spec_version="2.5" if raise_after_disconnect else "2.3",
         )
         self._has_lifespan = lifespan
-        self._raise_errors = raise_errors
         self._denial = denial
         self._codecs = codecs
-        self._lifespan: LifespanCall | None = None
+        self._lifespan: AppCall | None = None
+        self._state: dict[str, Any] = {}
         self._tasks: CallTasks | None = None
         self._calls: list[AppCall] = []
-        # Of the app's background tasks, until they are raised.
+        # Exceptions of the app's background tasks that the test has not got.
         self._failures: list[Exception] = []
 
     async def __aenter__(self) -> Self:
@@ -138,18 +114,22 @@ class TestClient:
             raise RuntimeError("the client is in use already; make another TestClient(app)")
         tasks = CallTasks()
         await tasks.open()
-        self._tasks = tasks
+        self._tasks, self._state = tasks, {}
         if self._has_lifespan:
-            self._lifespan = LifespanCall(timeout=self._timeout)
-            scope = {
+            scope: Scope = {
                 "type": "lifespan",
                 "asgi": {"version": "3.0", "spec_version": "2.0"},
-                "state": self._lifespan.state,
-                "extensions": {"microws": {"report_error": self._failures.append}} if self._raise_errors else {},
+                "state": self._state,
+                "extensions": {"microws": {"report_error": self._failures.append}}
+                if self._settings.raise_errors
+                else {},
             }
-            tasks.start_soon(self._lifespan.run, self.app, scope, name="lifespan")
+            # What leaves the lifespan is always kept.
+            settings = self._settings._replace(raise_errors=True)
+            self._lifespan = AppCall("lifespan", scope, Rules("lifespan"), settings)
+            tasks.start_soon(self._lifespan.run, self.app, name="lifespan")
             try:
-                await self._lifespan.startup()
+                await self._startup(self._lifespan)
             except BaseException as error:
                 await self._close(error)
                 raise
@@ -170,7 +150,7 @@ class TestClient:
         return await self.request("GET", path, **options)
 
     async def head(self, path: str, **options: Unpack[RequestOptions]) -> TestResponse:
-        """``request`` with HEAD; the response has no body, whatever the app sends."""
+        """``request`` with HEAD; the response has no body, even if the app sends one."""
         return await self.request("HEAD", path, **options)
 
     async def options(self, path: str, **options: Unpack[RequestOptions]) -> TestResponse:
@@ -195,48 +175,40 @@ class TestClient:
 
     async def request(self, method: str, path: str, **options: Unpack[RequestOptions]) -> TestResponse:
         """
-        Send a request; wait for the whole response and for the app's end. Cancelled, the client leaves.
+        Send a request; wait for the whole response and for the app's end. A cancellation disconnects the client.
 
         Args:
             method: In upper case.
-            path: Begins with ``/``; may carry a query. What is not percent-encoded already is encoded.
+            path: Begins with ``/``; may have a query. Whatever is not percent-encoded is encoded.
             options: See ``RequestOptions``.
 
         Raises:
-            TimeoutError: The response, or the app's end behind it, did not come in time.
+            TimeoutError: The response was not complete, or the app had not ended, in time.
             RuntimeError: The app broke ASGI's rules.
             Exception: Whatever left the app.
-            TypeError: Another option, or more than one of ``json``, ``data`` and ``content``.
+            TypeError: An unknown option, or more than one of ``json``, ``data`` and ``content``.
         """
-        timeout = options.pop("timeout", self._timeout)
-        call, start = self._http(method, path, options, max_queue=None, timeout=math.inf)
-        chunks = []
-        with call.leaving_on_error(), time_limit(timeout, call.missing):
-            await start()
-            while (chunk := await call.next_chunk(math.inf)) is not None:
-                chunks.append(chunk)
-            await call.wait_ended(math.inf)
-        return TestResponse(call.status, call.headers, b"".join(chunks))
+        timeout = options.get("timeout", self._timeout)
+        return await request(self._http(method, path, options, max_queue=None), timeout)
 
     def stream(
         self, method: str, path: str, *, max_queue: int | None = None, **options: Unpack[RequestOptions]
     ) -> TestStream:
         """
-        Open a response to be read while it comes: ``async with client.stream("GET", "/events") as response``.
+        Read a response while the app sends it: ``async with client.stream("GET", "/events") as response``.
 
         Args:
             method: In upper case.
             path: As in ``request``.
-            max_queue: Chunks that may wait here before the app's ``send`` waits too; so a test can be a client that
-                does not read. Default: no limit.
+            max_queue: Chunks that may wait here before the app's ``send`` waits too: the test is a client that does
+                not read. Default: unlimited.
             options: See ``RequestOptions``; ``timeout`` is for each wait.
 
         Raises:
-            TypeError: Another option, or more than one of ``json``, ``data`` and ``content``.
+            TypeError: An unknown option, or more than one of ``json``, ``data`` and ``content``.
         """
-        timeout = options.pop("timeout", self._timeout)
-        call, start = self._http(method, path, options, max_queue=max_queue, timeout=timeout)
-        return TestStream(call, start, timeout=timeout)
+        timeout = options.get("timeout", self._timeout)
+        return TestStream(self._http(method, path, options, max_queue=max_queue), timeout=timeout)
 
     def websocket(
         self,
@@ -253,102 +225,109 @@ class TestClient:
         """
         Open a WebSocket: ``async with client.websocket("/chat/x") as ws``.
 
-        Entering the block raises ``WebSocketRejected`` when the app refuses, ``TimeoutError`` when it does not answer,
-        ``RuntimeError`` when it returns without an answer, and whatever leaves the app.
+        Entering the block raises ``WebSocketRejected`` if the app rejects the handshake, ``TimeoutError`` if it does
+        not answer, ``RuntimeError`` if it returns without an answer, and whatever leaves the app.
 
         Args:
             path: As in ``request``.
-            headers: A mapping or pairs; each name replaces the client's own of that name.
-            query: A string, a mapping or pairs; joined to what the path has behind ``?``.
-            cookies: Sent with this handshake besides those of the client.
-            subprotocols: What the client offers, its favourite first.
-            origin: The ``Origin`` header of a browser. Default: none is sent.
+            headers: A mapping or pairs; each name replaces the client's headers of that name.
+            query: A string, a mapping or pairs; appended to the query in ``path``.
+            cookies: Sent with this handshake in addition to the client's.
+            subprotocols: What the client offers, in the order of its preference.
+            origin: The ``Origin`` header of a browser. Default: none.
             timeout: Seconds for each wait. Default: the client's.
-            max_queue: Messages that may wait here before the app's ``send`` waits too; so a test can be a client that
-                does not read. Default: no limit.
+            max_queue: Messages that may wait here before the app's ``send`` waits too: the test is a client that does
+                not read. Default: unlimited.
         """
-        timeout = self._timeout if timeout is None else timeout
-        own_headers = websocket_headers(subprotocols=list(subprotocols), origin=origin)
-        scope = self._scopes.websocket(
+        offered = list(subprotocols)
+        # RFC 6455 §4.1.
+        handshake = {
+            "connection": "Upgrade",
+            "upgrade": "websocket",
+            "sec-websocket-version": "13",
+            "sec-websocket-key": b64encode(secrets.token_bytes(16)).decode(),
+        }
+        if offered:
+            handshake["sec-websocket-protocol"] = ", ".join(offered)
+        if origin is not None:
+            handshake["origin"] = origin
+        scope = self._scopes.make(
+            "websocket",
             path,
             query=query,
-            headers=[own_headers, self._cookie_header(path, cookies), headers or {}],
-            subprotocols=list(subprotocols),
-            denial=self._denial,
+            headers=[handshake, self._cookie_header(path, cookies), headers or {}],
+            subprotocols=offered,
+            extensions={"websocket.http.response": {}} if self._denial else {},
         )
-        call = WebSocketCall(
-            f"WebSocket {path}",
-            subprotocols=list(subprotocols),
-            denial=self._denial,
-            max_queue=_check_max_queue(max_queue),
-            raise_errors=self._raise_errors,
-            raise_after_disconnect=self._raise_after_disconnect,
-        )
+        rules = Rules("handshake" if self._denial else "handshake without denial", subprotocols=offered)
+        connect = [{"type": "websocket.connect"}]
+        call = AppCall(f"WebSocket {path}", scope, rules, self._settings, inbox=connect, max_queue=max_queue)
         codecs = self._codecs(scope["path"]) if self._codecs else None
-        start = partial(self._start_websocket, call, scope, timeout=timeout)
-        return TestWebSocket(call, start, codecs=codecs, timeout=timeout)
+        return TestWebSocket(call, codecs=codecs, timeout=self._timeout if timeout is None else timeout)
 
-    def _http(
-        self, method: str, path: str, options: RequestOptions, *, max_queue: int | None, timeout: float
-    ) -> tuple[HTTPCall, Callable[[], Awaitable[None]]]:
-        headers = options.pop("headers", {})
-        query = options.pop("query", None)
-        cookies = options.pop("cookies", None)
+    def _http(self, method: str, path: str, options: RequestOptions, *, max_queue: int | None) -> AppCall:
         body, body_headers = encode_body(method, options)
-        scope = self._scopes.http(
-            path, method=method, query=query, headers=[body_headers, self._cookie_header(path, cookies), headers]
+        headers = [body_headers, self._cookie_header(path, options.get("cookies")), options.get("headers", {})]
+        scope = self._scopes.make(
+            "http", path, query=options.get("query"), headers=headers, method=method, extensions={}
         )
-        call = HTTPCall(
+        whole = {"type": "http.request", "body": body, "more_body": False}
+        return AppCall(
             f"{method} {path}",
-            method=method,
-            body=body,
-            max_queue=_check_max_queue(max_queue),
-            raise_errors=self._raise_errors,
-            raise_after_disconnect=self._raise_after_disconnect,
+            scope,
+            Rules("request", method=method),
+            self._settings,
+            inbox=[whole] if isinstance(body, bytes) else [],
+            body=None if isinstance(body, bytes) else body,
+            max_queue=max_queue,
         )
-        return call, partial(self._start_http, call, scope, body=body, timeout=timeout)
 
-    async def _start_http(
-        self, call: HTTPCall, scope: Scope, *, body: bytes | AsyncIterable[bytes], timeout: float
-    ) -> None:
-        tasks = self._start(call, scope)
-        if not isinstance(body, bytes):
-            tasks.start_soon(call.feed, body, name=f"body of {call.name}")
-        with call.leaving_on_error():
-            await call.wait_started(timeout)
-        self._store_cookies(call.headers.multi_items(), scope)
-
-    async def _start_websocket(self, call: WebSocketCall, scope: Scope, *, timeout: float) -> None:
-        self._start(call, scope)
-        with call.leaving_on_error():
-            await call.wait_answered(timeout)
-            if call.rejection:
-                self._store_cookies(call.rejection.headers, scope)
-                await call.wait_ended(timeout)
-                raise call.rejection
-        assert call.accept is not None
-        self._store_cookies(Headers(call.accept["headers"]).multi_items(), scope)
-
-    def _start(self, call: AppCall, scope: Scope) -> CallTasks:
+    def _start(self, call: AppCall) -> None:
         if self._tasks is None:
             raise RuntimeError("the client is not in use: write `async with TestClient(app) as client:` around it")
         if self._failures:
             raise self._failures.pop(0)
-        scope["state"] = dict(self._lifespan.state) if self._lifespan else {}
+        call.scope["state"] = dict(self._state)
         self._calls = [call for call in self._calls if not call.ended or not call.reported]
-        self._tasks.start_soon(call.run, self.app, scope, name=call.name)
-        call.is_started = True
+        self._tasks.start_soon(call.run, self.app, name=call.name)
+        if call.body is not None:
+            self._tasks.start_soon(call.feed, name=f"body of {call.name}")
         self._calls.append(call)
-        return self._tasks
 
     def _cookie_header(self, path: str, cookies: Mapping[str, str] | None) -> dict[str, str]:
         selected = self.cookies.select(path.partition("?")[0], secure=self._scopes.secure) | dict(cookies or {})
         return {"cookie": "; ".join(f"{name}={value}" for name, value in selected.items())} if selected else {}
 
-    def _store_cookies(self, headers: list[tuple[str, str]], scope: Scope) -> None:
-        for name, value in headers:
-            if name == "set-cookie":
-                self.cookies.store(value, request_path=scope["path"])
+    async def _startup(self, call: AppCall) -> None:
+        # An app that ends before it receives the event has no lifespan, and whatever it raised is expected.
+        if await self._ask(call, "startup") or not call.inbox:
+            call.raise_error()
+        else:
+            call.reported = True
+
+    async def _shutdown(self, call: AppCall) -> None:
+        if call.ended:
+            call.raise_error()
+            return
+        answered = await self._ask(call, "shutdown")
+        await call.wait_ended(self._timeout)
+        if not answered:
+            raise RuntimeError("lifespan: the app returned without lifespan.shutdown.complete")
+
+    async def _ask(self, call: AppCall, phase: str) -> bool:
+        call.answer = None
+        call.put({"type": f"lifespan.{phase}"})
+        missing = f"lifespan: no answer to lifespan.{phase}"
+        await call.wait(lambda: call.answer is not None, timeout=self._timeout, waiting_for=missing)
+        # mypy does not know that another task sets it.
+        answer: Event | None = call.answer
+        if answer is not None and answer["type"].endswith(".failed"):
+            # The app usually raises its own exception next, which says more than the message.
+            with anyio.move_on_after(self._timeout):
+                await call.wait_until(lambda: call.ended)
+            call.raise_error()
+            raise RuntimeError(f"lifespan: the app's {phase} failed: {answer['message']}")
+        return answer is not None
 
     async def _stop(self, *, patient: bool) -> None:
         for call in self._calls:
@@ -356,7 +335,7 @@ class TestClient:
         with anyio.move_on_after(self._timeout):
             given_up = [call for call in self._calls if not call.ended and (call.reported or not patient)]
             if given_up:
-                # The test knows of these: they may see that their client has left, but nobody waits for more.
+                # The test knows of these: they may see the disconnect, but the client does not wait for their end.
                 await anyio.wait_all_tasks_blocked()
             for call in given_up:
                 call.cancel()
@@ -370,14 +349,14 @@ class TestClient:
                 errors.append(error)
         if self._lifespan:
             try:
-                await self._lifespan.shutdown()
+                await self._shutdown(self._lifespan)
             except Exception as error:
                 errors.append(error)
         errors += self._failures
         self._failures.clear()
         if errors:
             for second in errors[1:]:
-                note(errors[0], second)
+                add_note(errors[0], second)
             raise errors[0]
 
     async def _close(self, error: BaseException | None) -> None:
@@ -385,9 +364,3 @@ class TestClient:
         tasks, self._tasks = self._tasks, None
         self._lifespan, self._calls = None, []
         await tasks.close(error)
-
-
-def _check_max_queue(max_queue: int | None) -> int | None:
-    if max_queue is not None and max_queue < 1:
-        raise ValueError(f"expected max_queue of at least 1, or None for no limit, got {max_queue}")
-    return max_queue

@@ -1,172 +1,143 @@
-"""What an app may send, and when: the shape and order of ASGI's events, as strict as the strictest server."""
+"""Which events an app may send, and when: as strict as the strictest server."""
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from microws.closing import check_close
 from microws.interfaces import Event
 
-__all__ = ["LifespanRules", "ResponseRules", "WebSocketRules"]
+__all__ = ["Rules"]
 
-T = TypeVar("T")
-D = TypeVar("D")
-
-# RFC 9110 §5.1 and §5.6.2; ASGI wants names in lower case.
+# RFC 9110 §5.1 and §5.6.2; ASGI requires lower case.
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-# RFC 9110 §5.5: a recipient must reject CR, LF and NUL, and a sender leaves no blank around a value.
+# RFC 9110 §5.5: no CR, LF or NUL, and no blank at either end.
 _HEADER_VALUE = re.compile(rb"(?:[^\x00\r\n \t](?:[^\x00\r\n]*[^\x00\r\n \t])?)?")
 
+# In each state the events that the app may send, with the state after them. A body stays in its state until the last
+# part of it, and then is "complete".
+_STATES = {
+    "request": {"http.response.start": "response"},
+    "response": {"http.response.body": "response"},
+    "handshake": {
+        "websocket.accept": "open",
+        "websocket.close": "complete",
+        "websocket.http.response.start": "denial",
+    },
+    "handshake without denial": {"websocket.accept": "open", "websocket.close": "complete"},
+    "denial": {"websocket.http.response.body": "denial"},
+    "open": {"websocket.send": "open", "websocket.close": "complete"},
+    "lifespan.startup": {"lifespan.startup.complete": "lifespan", "lifespan.startup.failed": "lifespan"},
+    "lifespan.shutdown": {"lifespan.shutdown.complete": "lifespan", "lifespan.shutdown.failed": "lifespan"},
+    "lifespan": {},
+    "complete": {},
+}
+# The fields of each event, by the last part of its type: their types and defaults.
+_FIELDS: dict[str, dict[str, tuple[type, Any]]] = {
+    "start": {"status": (int, None)},
+    "body": {"body": (bytes, b""), "more_body": (bool, False)},
+    "accept": {"subprotocol": (str, None)},
+    "send": {"text": (str, None), "bytes": (bytes, None)},
+    "close": {"code": (int, 1000), "reason": (str, None)},
+    "complete": {"message": (str, "")},
+    "failed": {"message": (str, "")},
+}
 
-class ResponseRules:
+
+class Rules:
     """
-    The rules of one HTTP response, or of a WebSocket's denial response.
+    The shape and the order of what an app sends in one call.
 
     Args:
-        prefix: ``http.response`` or ``websocket.http.response``.
-        method: The request's method: the body of an answer to HEAD is not counted.
+        state: ``request``, ``handshake``, ``handshake without denial`` or ``lifespan``.
+        method: The request's method: the body of a response to HEAD is discarded.
+        subprotocols: What the client offered.
 
-    Source: https://asgi.readthedocs.io/en/latest/specs/www.html; RFC 9110 §8.6, §15.3.5, §15.4.5.
+    Source: https://asgi.readthedocs.io/en/latest/specs/www.html, "Websocket Denial Response" included, and
+    https://asgi.readthedocs.io/en/latest/specs/lifespan.html; RFC 9110 §8.6, §15.3.5, §15.4.5.
     """
 
-    def __init__(self, prefix: str, *, method: str = "GET") -> None:
-        self.complete = False
-        self._prefix = prefix
+    def __init__(self, state: str, *, method: str = "", subprotocols: Sequence[str] = ()) -> None:
+        self.state = state
         self._method = method
-        self._expected = f"{prefix}.start"
+        self._subprotocols = list(subprotocols)
+        self._bodiless_status: int | None = None
         self._remaining: int | None = None
-        self._bodiless: int | None = None
 
-    def check(self, event: Event) -> Event:
-        """The event with every default filled in. Raises ``RuntimeError`` for one that may not come now."""
-        kind = _kind(event, self._expected)
-        checked = self._start(event) if kind == f"{self._prefix}.start" else self._body(event)
-        return {"type": kind, **checked}
+    def check(self, event: Event) -> dict[str, Any]:
+        """Return the event with every default filled in. Raises ``RuntimeError`` if the app may not send it now."""
+        if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
+            raise RuntimeError(f"expected a dict with a 'type', the app sent {event!r}")
+        allowed = _STATES[self.state]
+        if kind not in allowed:
+            raise RuntimeError(f"expected {' or '.join(allowed) or 'no event now'}, the app sent {kind}")
+        name = kind.rpartition(".")[2]
+        checked = {"type": kind, **{key: _field(event, key, *field) for key, field in _FIELDS[name].items()}}
+        state = allowed[kind]
+        match name:
+            case "start":
+                self._check_start(checked, event)
+            case "body":
+                self._check_body(checked)
+                state = state if checked["more_body"] else "complete"
+            case "accept":
+                self._check_accept(checked, event)
+            case "send":
+                _check_message(checked)
+            case "close":
+                # ASGI allows None.
+                checked["reason"] = checked["reason"] or ""
+                try:
+                    check_close(checked["code"], checked["reason"])
+                except ValueError as error:
+                    raise RuntimeError(str(error)) from None
+        self.state = state
+        return checked
 
-    def _start(self, event: Event) -> dict[str, Any]:
-        status = _field(event, "status", int, None)
+    def _check_start(self, checked: dict[str, Any], event: Event) -> None:
+        status = checked["status"]
         if status is None or not 200 <= status <= 599:
             raise RuntimeError(f"expected a status of 200 to 599, the app sent {status}")
-        headers = _headers(event)
+        checked["headers"] = _headers(event)
+        lengths = {value for name, value in checked["headers"] if name == b"content-length"}
         if status in (204, 304):
-            self._bodiless = status
-        elif self._method != "HEAD":
-            self._remaining = _content_length(headers)
-        self._expected = f"{self._prefix}.body"
-        return {"status": status, "headers": headers}
+            self._bodiless_status = status
+        elif lengths and self._method != "HEAD":
+            if len(lengths) > 1 or not min(lengths).isdigit():
+                raise RuntimeError(f"expected one content-length, a number; the app sent {sorted(lengths)}")
+            self._remaining = int(lengths.pop())
 
-    def _body(self, event: Event) -> dict[str, Any]:
-        body = _field(event, "body", bytes, b"")
-        more_body = _field(event, "more_body", bool, False)
-        if self._bodiless and body:
-            raise RuntimeError(f"a response with status {self._bodiless} has no body; the app sent {body[:100]!r}")
+    def _check_body(self, checked: dict[str, Any]) -> None:
+        body = checked["body"]
+        if self._bodiless_status and body:
+            raise RuntimeError(
+                f"a response with status {self._bodiless_status} has no body; the app sent {body[:100]!r}"
+            )
         if self._remaining is not None:
             self._remaining -= len(body)
             if self._remaining < 0:
                 raise RuntimeError(f"the body is {-self._remaining} bytes longer than its content-length")
-            if self._remaining and not more_body:
+            if self._remaining and not checked["more_body"]:
                 raise RuntimeError(f"the body is {self._remaining} bytes shorter than its content-length")
-        if not more_body:
-            self.complete = True
-            self._expected = ""
-        return {"body": body, "more_body": more_body}
+        if self._method == "HEAD":
+            checked["body"] = b""
+
+    def _check_accept(self, checked: dict[str, Any], event: Event) -> None:
+        if checked["subprotocol"] not in (None, *self._subprotocols):
+            raise RuntimeError(
+                f"expected a subprotocol of {self._subprotocols}, the app accepted {checked['subprotocol']!r}"
+            )
+        checked["headers"] = _headers(event)
+        if any(name == b"sec-websocket-protocol" for name, _ in checked["headers"]):
+            raise RuntimeError("the server sends the header sec-websocket-protocol: the app must send subprotocol=")
 
 
-class WebSocketRules:
-    """
-    The rules of one WebSocket connection.
-
-    Args:
-        subprotocols: What the client offered.
-        denial: Whether the server has the ``websocket.http.response`` extension.
-
-    Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket, and its "Websocket Denial Response"
-    """
-
-    def __init__(self, *, subprotocols: list[str], denial: bool) -> None:
-        self.accepted = False
-        self._subprotocols = subprotocols
-        self._denial: ResponseRules | None = None
-        self._expected = "websocket.accept, websocket.close" + (", websocket.http.response.start" if denial else "")
-
-    def check(self, event: Event) -> Event:
-        """The event with every default filled in. Raises ``RuntimeError`` for one that may not come now."""
-        if self._denial:
-            return self._denial.check(event)
-        match kind := _kind(event, self._expected):
-            case "websocket.accept":
-                checked = self._accept(event)
-            case "websocket.send":
-                checked = _message(event)
-            case "websocket.close":
-                checked = self._close(event)
-            case _:
-                denial = ResponseRules("websocket.http.response")
-                checked = dict(denial.check(event))
-                self._denial = denial
-        return {"type": kind, **checked}
-
-    def _accept(self, event: Event) -> dict[str, Any]:
-        subprotocol = _field(event, "subprotocol", str, None)
-        if subprotocol is not None and subprotocol not in self._subprotocols:
-            raise RuntimeError(f"expected a subprotocol of {self._subprotocols}, the app accepted {subprotocol!r}")
-        headers = _headers(event)
-        if any(name == b"sec-websocket-protocol" for name, _ in headers):
-            raise RuntimeError("the header sec-websocket-protocol is the server's; the app sends subprotocol=")
-        self.accepted = True
-        self._expected = "websocket.send, websocket.close"
-        return {"subprotocol": subprotocol, "headers": headers}
-
-    def _close(self, event: Event) -> dict[str, Any]:
-        code = _field(event, "code", int, 1000)
-        # The specification allows None.
-        reason = _field(event, "reason", str, None) or ""
-        try:
-            check_close(code, reason)
-        except ValueError as error:
-            raise RuntimeError(str(error)) from None
-        self._expected = ""
-        return {"code": code, "reason": reason}
-
-
-class LifespanRules:
-    """
-    The rules of the lifespan: one answer to each of startup and shutdown.
-
-    Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html
-    """
-
-    def __init__(self) -> None:
-        self._expected = ""
-
-    def ask(self, phase: str) -> None:
-        """``startup`` or ``shutdown`` has reached the app: its answer may come."""
-        self._expected = f"lifespan.{phase}.complete, lifespan.{phase}.failed"
-
-    def check(self, event: Event) -> Event:
-        """The event with every default filled in. Raises ``RuntimeError`` for one that may not come now."""
-        kind = _kind(event, self._expected)
-        message = _field(event, "message", str, "")
-        self._expected = ""
-        return {"type": kind, "message": message}
-
-
-def _kind(event: Event, expected: str) -> str:
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise RuntimeError(f"expected a dict with a 'type', the app sent {event!r}")
-    kind: str = event["type"]
-    if kind not in expected.split(", "):
-        raise RuntimeError(f"expected {expected.replace(', ', ' or ') or 'no event now'}, the app sent {kind}")
-    return kind
-
-
-def _field(event: Event, key: str, kind: type[T], default: D) -> T | D:
-    value: object = event.get(key, default)
-    # True is an int to isinstance.
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    if value is default:
-        return default
-    raise RuntimeError(f"expected {key!r} of {event['type']} to be {kind.__name__}, the app sent {value!r}")
+def _field(event: Event, key: str, kind: type, default: Any) -> Any:
+    value = event.get(key, default)
+    # True and False are instances of int.
+    if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise RuntimeError(f"expected {key!r} of {event['type']} to be {kind.__name__}, the app sent {value!r}")
+    return value
 
 
 def _headers(event: Event) -> list[tuple[bytes, bytes]]:
@@ -175,36 +146,22 @@ def _headers(event: Event) -> list[tuple[bytes, bytes]]:
         try:
             name, value = pair
         except (TypeError, ValueError):
-            raise RuntimeError(f"expected headers as pairs of bytes, the app sent {pair!r}") from None
+            name = value = None
         if type(name) is not bytes or type(value) is not bytes:
             raise RuntimeError(f"expected headers as pairs of bytes, the app sent {pair!r}")
         if not _HEADER_NAME.fullmatch(name):
             raise RuntimeError(f"expected a header name in lower case, the app sent {name!r}")
         if not _HEADER_VALUE.fullmatch(value):
-            raise RuntimeError(f"the value of the header {name!r} may not stand in a header: {value!r}")
+            raise RuntimeError(f"expected a valid value of the header {name!r}, the app sent {value!r}")
         headers.append((name, value))
     return headers
 
 
-def _content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    values = {value for name, value in headers if name == b"content-length"}
-    if not values:
-        return None
-    value = values.pop()
-    if values or not value.isdigit():
-        raise RuntimeError(f"expected one content-length, a number; the app sent {[value, *values]}")
-    return int(value)
-
-
-def _message(event: Event) -> dict[str, Any]:
-    text = _field(event, "text", str, None)
-    data = _field(event, "bytes", bytes, None)
-    if (text is None) == (data is None):
-        raise RuntimeError(f"expected either 'text' or 'bytes' in websocket.send, the app sent {dict(event)!r}")
-    if text is None:
-        return {"bytes": data}
+def _check_message(checked: dict[str, Any]) -> None:
+    if (checked["text"] is None) == (checked["bytes"] is None):
+        raise RuntimeError(f"expected either 'text' or 'bytes' in websocket.send, the app sent {checked!r}")
+    del checked["bytes" if checked["bytes"] is None else "text"]
     try:
-        text.encode()
+        checked.get("text", "").encode()
     except UnicodeEncodeError:
-        raise RuntimeError(f"the text {text[:100]!r} cannot be encoded as UTF-8") from None
-    return {"text": text}
+        raise RuntimeError(f"expected text that UTF-8 can encode, the app sent {checked['text'][:100]!r}") from None

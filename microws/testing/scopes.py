@@ -1,32 +1,41 @@
-"""What a server makes of a client's words: ASGI scopes, headers and request bodies."""
+"""What a server makes of a client's request: an ASGI scope, headers and a body."""
 
-import secrets
-from base64 import b64encode
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, TypeAlias, TypedDict
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from microws.codec import dumps_json
 from microws.interfaces import Scope
 
-__all__ = ["BodyOptions", "HeaderTypes", "QueryTypes", "ScopeFactory", "encode_body", "websocket_headers"]
+__all__ = ["HeaderTypes", "QueryTypes", "RequestOptions", "ScopeFactory", "encode_body"]
 
 HeaderTypes: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 QueryTypes: TypeAlias = str | Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 _PORTS = {"http": 80, "https": 443}
+# "%" is kept, so that nothing is encoded twice.
+_SAFE = "/%:@!$&'()*+,;=~"
 
 
-class BodyOptions(TypedDict, total=False):
+class RequestOptions(TypedDict, total=False):
     """
-    A request's body: at most one of these.
+    The options of every request. At most one of ``json``, ``data`` and ``content`` is its body.
 
     Attributes:
-        json: A value sent as JSON; ``None`` is sent as ``null``.
-        data: The fields of a urlencoded form; a list gives a field more than once.
-        content: The body as it is. Of an async iterable each chunk goes when the app has taken the one before.
+        headers: A mapping or ``(name, value)`` pairs; each name replaces the client's headers of that name.
+        query: A string, a mapping or pairs; appended to the query in the path.
+        cookies: Sent with this request in addition to the client's.
+        timeout: Seconds. Default: the client's.
+        json: A value, sent as JSON; ``None`` is sent as ``null``.
+        data: The fields of a urlencoded form; a list sends a field more than once.
+        content: The body itself. The client takes each chunk of an async iterable when the app has received the one
+            before.
     """
 
+    headers: HeaderTypes
+    query: QueryTypes
+    cookies: Mapping[str, str]
+    timeout: float
     json: Any
     data: Mapping[str, Any] | Iterable[tuple[str, Any]]
     content: str | bytes | AsyncIterable[bytes]
@@ -37,132 +46,97 @@ class ScopeFactory:
     Makes the scopes of one client's connections.
 
     Args:
-        base_url: Scheme (``http`` or ``https``), host and port that the client asks; no path.
-        headers: Headers that every request carries; each replaces the client's own of that name.
+        base_url: Scheme (``http`` or ``https``), host and port of the server; no path.
+        headers: Headers of every request; each replaces the default of that name.
         client: Address and port that the app sees.
-        root_path: Where the app is mounted. Paths are given with it, as a browser would ask for them.
-        spec_version: Version of ASGI's HTTP and WebSocket specification that the client keeps to.
+        root_path: Where the app is mounted. Paths include it, as in a browser.
+        spec_version: Version of ASGI's HTTP and WebSocket specification.
 
     Raises:
-        ValueError: ``base_url`` is none.
+        ValueError: ``base_url`` is invalid.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html
     """
 
     def __init__(
         self,
-        *,
         base_url: str,
+        *,
         headers: HeaderTypes | None,
         client: tuple[str, int] | None,
         root_path: str,
         spec_version: str,
     ) -> None:
-        url = urlsplit(base_url)
+        url: SplitResult = urlsplit(base_url)
         if url.scheme not in _PORTS or not url.hostname or url.path not in ("", "/"):
             raise ValueError(f"expected a base_url such as 'http://testserver', got {base_url!r}")
         self.secure = url.scheme == "https"
-        self._server = (url.hostname, url.port or _PORTS[url.scheme])
-        self._client = client
-        self._root_path = root_path
-        self._spec_version = spec_version
+        self._fields = {
+            "asgi": {"version": "3.0", "spec_version": spec_version},
+            "http_version": "1.1",
+            "root_path": root_path,
+            "client": client,
+            "server": (url.hostname, url.port or _PORTS[url.scheme]),
+        }
         self._headers = {"host": [url.netloc], "user-agent": ["microws-test-client"], "accept": ["*/*"]}
         self._headers |= _by_name(headers)
 
-    def http(self, path: str, *, method: str, query: QueryTypes | None, headers: list[HeaderTypes]) -> Scope:
-        """The scope of a request; of ``headers`` the later replace the earlier of the same name."""
-        scheme = "https" if self.secure else "http"
-        return {**self._common("http", scheme, path, query, headers), "method": method, "extensions": {}}
-
-    def websocket(
-        self,
-        path: str,
-        *,
-        query: QueryTypes | None,
-        headers: list[HeaderTypes],
-        subprotocols: list[str],
-        denial: bool,
+    def make(
+        self, kind: str, path: str, *, query: QueryTypes | None, headers: Iterable[HeaderTypes], **fields: Any
     ) -> Scope:
-        """The scope of a WebSocket handshake; ``denial`` offers the extension ``websocket.http.response``."""
-        scheme = "wss" if self.secure else "ws"
-        extensions: dict[str, Any] = {"websocket.http.response": {}} if denial else {}
-        common = self._common("websocket", scheme, path, query, headers)
-        return {**common, "subprotocols": list(subprotocols), "extensions": extensions}
-
-    def _common(
-        self, kind: str, scheme: str, path: str, query: QueryTypes | None, headers: list[HeaderTypes]
-    ) -> dict[str, Any]:
+        """Return a scope. Of ``headers`` each mapping replaces those before it by name; ``fields`` are added."""
         if not path.startswith("/"):
             raise ValueError(f"expected a path that begins with '/', got {path!r}")
         path, _, query_string = path.partition("#")[0].partition("?")
-        # "%" stays: what is encoded already is not encoded twice.
-        raw_path = quote(path, safe="/%:@!$&'()*+,;=~")
-        query_string = quote(query_string, safe="/%:@!$&'()*+,;=~?")
+        raw_path = quote(path, safe=_SAFE)
+        query_string = quote(query_string, safe=_SAFE + "?")
         if query is not None:
-            more = quote(query, safe="/%:@!$&'()*+,;=~?") if isinstance(query, str) else _urlencode(query)
+            more = quote(query, safe=_SAFE + "?") if isinstance(query, str) else _urlencode(query)
             query_string = "&".join(filter(None, [query_string, more]))
         merged = dict(self._headers)
         for group in headers:
             merged |= _by_name(group)
         return {
             "type": kind,
-            "asgi": {"version": "3.0", "spec_version": self._spec_version},
-            "http_version": "1.1",
-            "scheme": scheme,
+            "scheme": {"http": "http", "websocket": "ws"}[kind] + "s" * self.secure,
             "path": unquote(raw_path),
             "raw_path": raw_path.encode("ascii"),
             "query_string": query_string.encode("ascii"),
-            "root_path": self._root_path,
             "headers": [(name.encode("ascii"), value.encode("latin-1")) for name in merged for value in merged[name]],
-            "client": self._client,
-            "server": self._server,
+            **self._fields,
+            **fields,
         }
 
 
-def websocket_headers(*, subprotocols: list[str], origin: str | None) -> dict[str, str]:
-    """The headers that make a request a handshake. Source: RFC 6455 §4.1."""
-    headers = {
-        "connection": "Upgrade",
-        "upgrade": "websocket",
-        "sec-websocket-version": "13",
-        "sec-websocket-key": b64encode(secrets.token_bytes(16)).decode(),
-    }
-    if subprotocols:
-        headers["sec-websocket-protocol"] = ", ".join(subprotocols)
-    if origin is not None:
-        headers["origin"] = origin
-    return headers
-
-
-def encode_body(method: str, options: BodyOptions) -> tuple[bytes | AsyncIterable[bytes], dict[str, str]]:
+def encode_body(method: str, options: RequestOptions) -> tuple[bytes | AsyncIterable[bytes], dict[str, str]]:
     """
-    A request's body and the headers that describe it.
+    Return the body of a request and the headers that describe it.
 
     Raises:
-        TypeError: More than one body was given, or something else.
+        TypeError: ``options`` have an unknown name, or more than one body.
     """
-    if unknown := options.keys() - BodyOptions.__annotations__.keys():
+    if unknown := options.keys() - RequestOptions.__annotations__.keys():
         raise TypeError(
             f"a request has no option {min(unknown)!r}; it takes headers, query, cookies, timeout, and one of "
             "json, data and content"
         )
-    if len(options) > 1:
-        raise TypeError(f"a request has one body; got {', '.join(options)}")
+    given = [name for name in ("json", "data", "content") if name in options]
+    if len(given) > 1:
+        raise TypeError(f"a request has one body; got {', '.join(given)}")
     headers = {}
-    body: bytes | AsyncIterable[bytes]
+    body: str | bytes | AsyncIterable[bytes] = options.get("content", b"")
     if "json" in options:
         body = dumps_json(options["json"])
         headers["content-type"] = "application/json"
     elif "data" in options:
-        body = _urlencode(options["data"]).encode("ascii")
+        body = _urlencode(options["data"])
         headers["content-type"] = "application/x-www-form-urlencoded"
-    else:
-        content = options.get("content", b"")
-        body = content.encode() if isinstance(content, str) else content
+    if isinstance(body, str):
+        body = body.encode()
     if not isinstance(body, bytes):
         headers["transfer-encoding"] = "chunked"
-    elif body or options or method in ("POST", "PUT", "PATCH"):
-        # RFC 9110 §8.6: a method that expects a body says that there is none.
+    elif body or given or method in ("POST", "PUT", "PATCH"):
+        # RFC 9110 §8.6: a request whose method expects a body announces that it has none.
         headers["content-length"] = str(len(body))
     return body, headers
 

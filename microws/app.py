@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from microws.binding import bind_topics, bind_view
 from microws.codec import Codecs
+from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable, RoutingError
@@ -14,10 +15,9 @@ from microws.files import StaticFiles
 from microws.health import Health
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_mounted
-from microws.hub import Hub
+from microws.hub import MAX_MESSAGES, Hub, OverflowPolicy
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
-from microws.outbox import MAX_MESSAGES, Overflow
 from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Pattern, Router
@@ -132,7 +132,7 @@ class App:
         self._middleware = Middleware()
         self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
-        self._hub = Hub(self._codecs, hub)
+        self._hub = Hub(self._codecs, hub, write=BulkWriter().write)
         self._lifespan = Lifespan(self._hub, self._router)
         self.spans_processes = self._hub.spans_processes
         self._state_values: dict[str, Any] = {}
@@ -554,7 +554,7 @@ class App:
         pattern: str,
         *,
         queue: int = MAX_MESSAGES,
-        overflow: Overflow = "close",
+        overflow: OverflowPolicy = "close",
         key: str | Callable[[Any], Any] | None = None,
         history: int | None = None,
         ttl: float | None = None,

@@ -10,14 +10,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import anyio
 
 from microws.handshake import HeadersLike
-from microws.hub import Subscriber
+from microws.hub import BACKED_UP, MAX_PART_BYTES, Sink, Subscriber, running_loop
 from microws.interfaces import Event, Receive, Scope, Send
-from microws.outbox import HELD, MAX_PART_BYTES, Sink
 from microws.server.deadlines import Deadlines
 from microws.sse import KEEPALIVE, OPENING, ServerSentEvent, as_chunk
 from microws.streams import Source, StreamingResponse, body_part, send_until_disconnect
 from microws.subscription import Stream
-from microws.tasks import running_loop
 
 __all__ = ["EventStream"]
 
@@ -279,7 +277,7 @@ class _Portable(_Topics):
             outbox.hold()
             self._wake()
             return
-        outbox.batch = HELD
+        outbox.batch = BACKED_UP
         waiter.set_result(batch.encoded)
 
     def break_silence(self) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "Sink",
     "mark_reported",
     "reported_id",
 ]
@@ -172,6 +173,41 @@ class Backplane(Protocol):
 
     async def publish(self, topic: str, payload: Payload, *, skip: str | None = None) -> Receipt:
         """Carry ``payload`` to the subscribers of ``topic`` in every process, but the one whose id is ``skip``."""
+        ...
+
+
+class Sink(Protocol):
+    """The way to a client that takes frames at once."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it takes more: otherwise it piles up there."""
+        ...
+
+    @property
+    def socket(self) -> int | None:
+        """
+        The descriptor of its socket, where that may be written to directly while nothing is ``buffered``.
+
+        ``None``: what goes over the socket is not what is written here, or the client has gone.
+        """
+        ...
+
+    def buffered(self) -> int:
+        """Bytes that it has taken and its socket has not."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has just gone, and ``clear`` comes next."""
+        ...
+
+    def write(self, frames: bytes | memoryview, /) -> None:
+        """Send frames that are encoded already, or the rest of some. Never waits."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection. Never waits."""
         ...
 
 

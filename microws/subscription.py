@@ -11,9 +11,8 @@ import anyio
 
 from microws.codec import MessageCodec
 from microws.errors import Overflow
-from microws.hub import FrameCodec, Hub, Subscriber, check_topic
+from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic, gap_marker
 from microws.interfaces import Frame
-from microws.outbox import Outbox, Published, TopicSettings, gap_marker
 from microws.sse import GAP, ServerSentEvent, as_chunk, event_codec
 
 __all__ = ["EventName", "Stream", "Subscription"]

@@ -29,7 +29,6 @@ __all__ = [
     "check_function",
     "current_task",
     "fail_after_silence",
-    "running_loop",
 ]
 
 # Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
@@ -40,8 +39,6 @@ _SHORT = 2 * TICK
 current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None] = (
     asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001
 )
-# The asyncio event loop that the caller runs in; ``None`` on trio, where asyncio.get_running_loop raises.
-running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop  # noqa: SLF001
 _ENDED = "this connection has ended: nothing more can be started for it"
 # Seconds that a view may outlive its connection before the log says so.
 _MAX_SECONDS_AFTER_END = 60.0

@@ -8,7 +8,7 @@ from math import inf
 
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame
 
-from microws.outbox import MAX_PART_BYTES
+from microws.hub import MAX_PART_BYTES
 from microws.server.upgrade import Upgrade
 from microws.state import State
 from microws.transport.direct import DirectTransport

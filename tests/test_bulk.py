@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.outbox.bulk import MAX_SOCKETS, BulkWriter
+from microws.connection.bulk_writes import MAX_SOCKETS, AioContext
 
 has_call = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's
 @pytest.fixture(scope="module")
 def writer():
     """The system takes its time to end one."""
-    return BulkWriter()
+    return AioContext()
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def test_whoever_writes_on_where_it_stopped_gets_every_byte_across_in_order(writ
 
 
 def test_a_writer_that_is_gone_keeps_nothing_of_the_system():
-    writer = BulkWriter()
+    writer = AioContext()
     submit, context = writer._submit, writer._context
     assert submit(context, 0, None) == 0
     del writer
@@ -123,16 +123,16 @@ def test_a_writer_that_is_gone_keeps_nothing_of_the_system():
 def test_elsewhere_there_is_none(monkeypatch, name, value):
     monkeypatch.setattr(platform, name, lambda: value)
     with pytest.raises(OSError, match="for Linux on x86_64 and aarch64"):
-        BulkWriter()
+        AioContext()
 
 
 def test_a_system_that_refuses_says_why(monkeypatch):
-    monkeypatch.setattr("microws.outbox.bulk.MAX_SOCKETS", 0)
+    monkeypatch.setattr("microws.connection.bulk_writes.MAX_SOCKETS", 0)
     with pytest.raises(OSError, match="io_setup: Invalid argument"):
-        BulkWriter()
+        AioContext()
 
 
 def test_a_system_that_does_not_tell_what_it_wrote_is_an_error(writer, monkeypatch):
     monkeypatch.setattr(writer, "_get_events", lambda *_: 0)
-    with pairs(1) as found, pytest.raises(OSError, match="what became of some writes is unknown"):
+    with pairs(1) as found, pytest.raises(OSError, match="the result of some writes is unknown"):
         writer.write(b"data", descriptors(found))

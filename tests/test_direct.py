@@ -12,7 +12,7 @@ from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
 from engine_here import ASYNCIO_BACKENDS, LIMIT, serving, until
 
 from microws import App, WebSocketDisconnect
-from microws.outbox import HELD, MAX_BYTES
+from microws.hub import BACKED_UP, MAX_BYTES
 from microws.transport.direct import DirectTransport
 from microws.transport.portable import PortableTransport
 
@@ -377,7 +377,7 @@ async def test_subscribed_before_the_accept_a_client_gets_it_all_behind_the_101(
         await room.publish("1", "2")
         await turns()
         assert not opening.done()
-        assert ws._transport.outbox.batch is HELD
+        assert ws._transport.outbox.batch is BACKED_UP
         room.go.set()
         await within(opening)
         await room.publish("3")
@@ -721,7 +721,7 @@ async def test_a_client_that_is_lost_with_messages_waiting_leaves_nothing():
         await room.publish("2")
         client.reset()
         await until(lambda: ws.closed)
-        assert (len(ws._transport.outbox), ws._transport.outbox.batch) == (0, HELD)
+        assert (len(ws._transport.outbox), ws._transport.outbox.batch) == (0, BACKED_UP)
         assert room.app.hub.statistics().subscribers == 0
 
 

@@ -18,7 +18,7 @@ from engine_here import ASYNCIO_BACKENDS
 from worker_here import serving
 
 from microws import App, EventStream, ServerSentEvent
-from microws.outbox import Outbox
+from microws.hub import Outbox
 from microws.server.listening import tls_context
 
 pytestmark = pytest.mark.anyio

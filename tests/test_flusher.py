@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microws.connection.bulk_writes import MAX_SOCKETS, BulkWriter
+from microws.hub import BACKED_UP, MAX_PART_BYTES, Batch, Flusher, Outbox, Published, TopicSettings
 from microws.interfaces import Frame
-from microws.outbox import HELD, MAX_PART_BYTES, Batch, Flusher, Outbox, Published, TopicSettings
-from microws.outbox.bulk import MAX_SOCKETS
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def turn():
 
 
 async def test_what_is_published_in_one_turn_is_one_write_to_each_and_the_same_bytes():
-    flusher, outboxes = Flusher(), [connection() for _ in range(5)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(5)]
     for text in "abc":
         assert flusher.put(published(text), outboxes) == []
     assert [outbox.count for outbox in outboxes] == [3] * 5
@@ -86,14 +86,14 @@ async def test_what_is_published_in_one_turn_is_one_write_to_each_and_the_same_b
 
 
 async def test_a_single_message_is_not_joined_with_anything():
-    flusher, message, outbox = Flusher(), published("a"), connection()
+    flusher, message, outbox = Flusher(BulkWriter().write), published("a"), connection()
     flusher.put(message, [outbox])
     await turn()
     assert outbox.sink.writes[0] is message.encoded
 
 
 async def test_each_gets_its_own_messages_in_the_order_in_which_they_were_published():
-    flusher, a, b, c = Flusher(), connection(), connection(), connection()
+    flusher, a, b, c = Flusher(BulkWriter().write), connection(), connection(), connection()
     flusher.put(published("1"), [a, b])
     flusher.put(published("2"), [b, c])
     flusher.put(published("3"), [a, b, c])
@@ -103,19 +103,19 @@ async def test_each_gets_its_own_messages_in_the_order_in_which_they_were_publis
 
 
 async def test_what_is_held_is_given_back_and_nothing_leaves_it():
-    flusher, held, other = Flusher(), Outbox(), connection()
+    flusher, held, other = Flusher(BulkWriter().write), Outbox(), connection()
     assert flusher.put(published("a"), [held, other]) == [held]
     await turn()
     assert other.sink.writes == [frames("a")]
-    assert held.batch is HELD
+    assert held.batch is BACKED_UP
 
 
 async def test_nothing_is_scheduled_where_all_are_held():
-    assert Flusher().put(published("a"), [Outbox(), Outbox()]) != []
+    assert Flusher(BulkWriter().write).put(published("a"), [Outbox(), Outbox()]) != []
 
 
 async def test_what_was_flushed_or_forgotten_meanwhile_leaves_once_or_not_at_all():
-    flusher, a, b = Flusher(), connection(), connection()
+    flusher, a, b = Flusher(BulkWriter().write), connection(), connection()
     flusher.put(published("1"), [a, b])
     a.flush()
     b.clear()
@@ -132,10 +132,10 @@ async def test_whoever_may_have_lost_something_to_an_error_in_a_bulk_write_is_cl
             if 200 in sockets:
                 raise failure
 
-    monkeypatch.setattr("microws.outbox.writer.BulkWriter", Bulk)
+    monkeypatch.setattr("microws.connection.bulk_writes.AioContext", Bulk)
     errors = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
-    flusher, outboxes = Flusher(), [connection() for _ in range(3 * MAX_SOCKETS)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(3 * MAX_SOCKETS)]
     for number, outbox in enumerate(outboxes):
         outbox.sink.socket = number
     alone = connection()
@@ -149,7 +149,7 @@ async def test_whoever_may_have_lost_something_to_an_error_in_a_bulk_write_is_cl
 
 
 async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
-    flusher, outboxes = Flusher(), [connection() for _ in range(2500)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(2500)]
     flusher.put(published("1"), outboxes)
     while not outboxes[0].sink.writes:
         await turn()
@@ -168,7 +168,7 @@ async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
 
 
 async def test_for_many_connections_a_write_waits_while_each_turn_brings_more():
-    flusher, outboxes = Flusher(), [connection() for _ in range(400)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(400)]
     for text in "abc":
         flusher.put(published(text), outboxes)
         await turn()
@@ -178,7 +178,7 @@ async def test_for_many_connections_a_write_waits_while_each_turn_brings_more():
 
 
 async def test_a_write_does_not_wait_for_ever():
-    flusher, outboxes = Flusher(), [connection() for _ in range(400)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(400)]
     for number in range(20):
         flusher.put(published(str(number)), outboxes)
         await turn()
@@ -186,14 +186,14 @@ async def test_a_write_does_not_wait_for_ever():
 
 
 async def test_for_a_few_connections_no_write_waits():
-    flusher, outboxes = Flusher(), [connection() for _ in range(50)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(50)]
     flusher.put(published("a"), outboxes)
     await turn()
     assert [outbox.sink.writes for outbox in outboxes] == [[frames("a")]] * 50
 
 
 async def test_large_messages_take_more_turns():
-    flusher, outboxes = Flusher(), [connection() for _ in range(100)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(100)]
     flusher.put(published("x" * (1 << 20)), outboxes)
     assert flusher.is_behind
     await turn()
@@ -205,7 +205,7 @@ async def test_large_messages_take_more_turns():
 
 async def test_what_does_not_fit_in_a_turn_leaves_in_the_next():
     """Messages that fill the 2.5 MiB of a turn to the byte, with others behind them."""
-    flusher = Flusher()
+    flusher = Flusher(BulkWriter().write)
     for size in (6000, 6144, 6200):
         large, others = [connection() for _ in range(256)], [connection() for _ in range(100)]
         flusher.put(published("x" * size), large)
@@ -221,7 +221,7 @@ async def test_a_connection_that_cannot_be_written_to_takes_nothing_from_others(
 
     failures = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(str(context["exception"])))
-    flusher, outboxes = Flusher(), [connection() for _ in range(30)]
+    flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(30)]
     outboxes[7].sink.write = fail
     flusher.put(published("1"), outboxes)
     for _ in range(20):
@@ -234,7 +234,7 @@ async def test_a_connection_that_cannot_be_written_to_takes_nothing_from_others(
 
 
 async def test_a_batch_goes_on_in_parts_that_are_written_one_by_one():
-    flusher, outbox = Flusher(), connection()
+    flusher, outbox = Flusher(BulkWriter().write), connection()
     texts = [str(n % 10) * 20_000 for n in range(10)]
     for text in texts:
         flusher.put(published(text), [outbox])
@@ -246,7 +246,7 @@ async def test_a_batch_goes_on_in_parts_that_are_written_one_by_one():
 
 
 async def test_what_the_client_does_not_take_waits_by_the_policy_of_its_topic():
-    flusher, outbox = Flusher(), connection(room=1)
+    flusher, outbox = Flusher(BulkWriter().write), connection(room=1)
     flusher.put(published("1"), [outbox])
     await turn()
     for text in "234":
@@ -269,7 +269,7 @@ def test_who_is_lost_in_the_middle_of_a_batch_is_sent_nothing_more_of_it():
 
 
 async def test_parts_that_the_client_does_not_take_wait_behind_one_that_it_did():
-    flusher, outbox = Flusher(), connection(room=1)
+    flusher, outbox = Flusher(BulkWriter().write), connection(room=1)
     texts = [str(n) * 40_000 for n in range(4)]
     for text in texts:
         flusher.put(published(text), [outbox])
@@ -279,16 +279,16 @@ async def test_parts_that_the_client_does_not_take_wait_behind_one_that_it_did()
 
 
 async def test_a_client_that_would_miss_a_message_is_closed_with_1013_and_gets_nothing_later():
-    flusher, outbox = Flusher(), connection(room=0)
+    flusher, outbox = Flusher(BulkWriter().write), connection(room=0)
     for _ in range(3):
         flusher.put(published("x", queue=2), [outbox])
     await turn()
     assert outbox.sink.closed == (1013, "too slow")
-    assert (outbox.count, outbox.batch) == (0, HELD)
+    assert (outbox.count, outbox.batch) == (0, BACKED_UP)
 
 
 async def test_a_held_outbox_goes_on_by_turns_when_it_is_released():
-    flusher, outbox = Flusher(), connection(room=0)
+    flusher, outbox = Flusher(BulkWriter().write), connection(room=0)
     flusher.put(published("1"), [outbox])
     await turn()
     outbox.sink.room = 10
@@ -300,7 +300,7 @@ async def test_a_held_outbox_goes_on_by_turns_when_it_is_released():
 
 
 async def test_taking_all_takes_what_waits_and_the_batch_behind_it():
-    flusher, outbox = Flusher(), connection()
+    flusher, outbox = Flusher(BulkWriter().write), connection()
     outbox.send_nowait(Frame("sent"))
     flusher.put(published("1"), [outbox])
     flusher.put(published("2"), [outbox])
@@ -310,7 +310,7 @@ async def test_taking_all_takes_what_waits_and_the_batch_behind_it():
 
 
 def test_an_event_loop_that_has_ended_leaves_no_other_one_waiting():
-    flusher, outbox, later = Flusher(), connection(), connection()
+    flusher, outbox, later = Flusher(BulkWriter().write), connection(), connection()
 
     async def put(text, *outboxes):
         flusher.put(published(text), outboxes)

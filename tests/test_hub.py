@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microws.codec import BYTES, JSON, MAX_DEPTH, TEXT, Codecs, dumps_json, loads_json
+from microws.connection.bulk_writes import BulkWriter
 from microws.errors import FeatureUnavailable
-from microws.hub import Hub, Subscriber, check_topic
+from microws.hub import Hub, Outbox, Subscriber, TopicSettings, check_topic
 from microws.interfaces import Receipt
-from microws.outbox import Outbox, TopicSettings
 
 pytestmark = pytest.mark.anyio
 
 
 class RunningHub(Hub):
     """A hub that runs in the event loop of whoever publishes."""
+
+    def __init__(self, url="memory", *, codecs=None):
+        super().__init__(codecs or Codecs(), url, write=BulkWriter().write)
 
     async def publish(self, topic, value, *, skip=None):
         self.loop.attach()
@@ -81,7 +84,7 @@ class Reader:
 
 @pytest.fixture
 def hub():
-    return RunningHub(Codecs())
+    return RunningHub()
 
 
 def assert_empty(hub):
@@ -267,7 +270,7 @@ class TestLeaving:
 
     @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.sampled_from("tuv")), max_size=30))
     def test_after_any_subscriptions_each_publish_reaches_exactly_the_subscribed(self, steps):
-        hub = RunningHub(Codecs())
+        hub = RunningHub()
         readers = [Reader(hub) for _ in range(4)]
         expected = {topic: set() for topic in "tuv"}
         for joins, number, topic in steps:
@@ -327,7 +330,7 @@ class TestSettings:
                 return any(fits(pattern[1:], topic[skipped:]) for skipped in range(len(topic) + 1))
             return topic[:1] == pattern[0] and fits(pattern[1:], topic[1:])
 
-        hub = RunningHub(Codecs())
+        hub = RunningHub()
         hub.configure(pattern, queue=7)
         assert (hub.settings(topic).queue == 7) is fits(pattern, topic)
 
@@ -359,11 +362,11 @@ class TestSettings:
     @pytest.mark.parametrize("url", ["local", "redis://localhost", "rediss://x", "nats://x"])
     def test_a_backplane_that_is_yet_to_come_says_so(self, url):
         with pytest.raises(FeatureUnavailable, match="this version has no"):
-            Hub(Codecs(), url)
+            RunningHub(url)
 
     def test_a_backplane_that_nobody_knows_is_an_error(self):
         with pytest.raises(ValueError, match="names no backplane"):
-            Hub(Codecs(), "kafka://x")
+            RunningHub("kafka://x")
 
 
 class TestOverflow:
@@ -469,7 +472,7 @@ class TestOverflow:
 
         codecs = Codecs()
         codecs.add("json", Doubling())
-        hub = RunningHub(codecs)
+        hub = RunningHub(codecs=codecs)
         hub.configure("t", overflow="latest", key="k")
         reader = Reader(hub, "t", codec=codecs.get("json"))
         for k in "aba":

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from microws.codec import JSON, TEXT, Codecs
-from microws.hub import Hub, Subscriber
-from microws.outbox import Outbox
+from microws.connection.bulk_writes import BulkWriter
+from microws.hub import Hub, Outbox, Subscriber
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +25,9 @@ def anyio_backend():
 
 class RunningHub(Hub):
     """A hub that runs in the event loop of whoever publishes."""
+
+    def __init__(self, url="memory"):
+        super().__init__(Codecs(), url, write=BulkWriter().write)
 
     async def publish(self, topic, value, *, skip=None):
         self.loop.attach()
@@ -125,7 +128,7 @@ def texts_of(subscriber):
 
 
 async def test_a_broadcast_to_10_000_is_cut_in_slices_between_which_others_have_their_turns():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     subscribers = audience(hub, 10_000, "t")
     async with counted_turns() as turns:
         receipt = await hub.publish("t", "x")
@@ -139,7 +142,7 @@ async def test_a_broadcast_to_10_000_is_cut_in_slices_between_which_others_have_
 
 async def test_each_connection_keeps_its_order_across_the_slices_of_several_broadcasts():
     """Whoever had its slice gets what is published meanwhile in another one, and the rest joined; nobody twice."""
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     subscribers = audience(hub, 10_000, "t")
     some = subscribers[::3]
     for one in some:
@@ -157,7 +160,7 @@ async def test_each_connection_keeps_its_order_across_the_slices_of_several_broa
 
 
 async def test_large_messages_make_smaller_slices():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     audience(hub, 1000, "t")
     async with counted_turns() as turns:
         await hub.publish("t", "x" * 60_000)
@@ -169,7 +172,7 @@ async def test_large_messages_make_smaller_slices():
 @pytest.mark.parametrize(("subscribers", "publishes"), [(0, 100_000), (1, 20_000), (30, 10_000), (1000, 500)])
 async def test_a_publisher_in_a_tight_loop_lets_others_have_their_turns(subscribers, publishes):
     """Whomever it reaches: after 16,384 messages put into outboxes or, where they are few, after 256 publishes."""
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     members = audience(hub, subscribers, "t")
     ahead = [0]
     async with counted_turns() as turns:
@@ -185,7 +188,7 @@ async def test_a_publisher_in_a_tight_loop_lets_others_have_their_turns(subscrib
 
 async def test_a_publisher_of_large_messages_is_never_far_ahead():
     """What it has published and nobody has taken is one part of a batch, not the whole burst."""
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     subscribers = audience(hub, 50, "t")
     for number in range(100):
         await hub.publish("t", "x" * 50_000)
@@ -195,7 +198,7 @@ async def test_a_publisher_of_large_messages_is_never_far_ahead():
 
 
 async def test_who_leaves_amid_a_broadcast_gets_nothing_more_and_holds_nobody_up():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     subscribers = audience(hub, 5000, "t")
     await hub.publish("t", "x")
     await asyncio.sleep(0)
@@ -249,7 +252,7 @@ def counting(hub):
 
 @pytest.mark.parametrize("others", [10, 10_000])
 async def test_subscribe_unsubscribe_and_leave_touch_the_topics_of_that_connection_only(others):
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     crowd = [subscriber(number) for number in range(others)]
     for number, one in enumerate(crowd):
         hub.subscribe(one, f"topic-{number}")
@@ -270,7 +273,7 @@ async def test_subscribe_unsubscribe_and_leave_touch_the_topics_of_that_connecti
 
 
 async def test_100_000_topics_of_one_subscriber_each_leave_nothing():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     crowd = [subscriber(number, has_sink=False) for number in range(100_000)]
     for number, one in enumerate(crowd):
         hub.subscribe(one, f"topic-{number}")
@@ -287,7 +290,7 @@ async def test_100_000_topics_of_one_subscriber_each_leave_nothing():
 
 
 async def test_one_subscriber_of_100_000_topics_leaves_nothing():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     one, other = subscriber("one"), subscriber("other", JSON)
     hub.subscribe(one, *[f"topic-{number}" for number in range(100_000)])
     hub.subscribe(other, "topic-5")
@@ -301,7 +304,7 @@ async def test_one_subscriber_of_100_000_topics_leaves_nothing():
 
 
 async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothing_more():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     topics = [f"topic-{number}" for number in range(128)]
     crowd = [subscriber(number) for number in range(200)]
     for one in crowd:
@@ -332,7 +335,7 @@ async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothin
 
 
 async def test_one_that_subscribes_again_while_it_leaves_has_what_it_asked_for_last():
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     one, other = subscriber("one", has_sink=False), subscriber("other", has_sink=False)
     topics = [f"topic-{number}" for number in range(5000)]
     for each in one, other:
@@ -353,7 +356,7 @@ async def test_a_topic_without_subscribers_costs_no_frame_and_leaves_nothing():
         def frame(self, payload):
             raise AssertionError("a frame for nobody")
 
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     hub.subscribe(subscriber("elsewhere", Refusing()), "another")
     for number in range(1000):
         assert (await hub.publish(f"nobody-{number}", "x")).subscribers == 0
@@ -372,7 +375,7 @@ async def test_a_message_is_encoded_once_for_10_000_subscribers_of_two_codecs():
             self.calls += 1
             return self.codec.frame(payload)
 
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     codecs = [Counting(TEXT), Counting(JSON)]
     subscribers = [subscriber(number, codecs[number % 2]) for number in range(10_000)]
     for one in subscribers:
@@ -391,7 +394,7 @@ async def test_a_message_is_encoded_once_for_10_000_subscribers_of_two_codecs():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_what_an_event_loop_left_behind_at_its_end_holds_no_publisher_in_the_next(backend):
-    hub = RunningHub(Codecs())
+    hub = RunningHub()
     audience(hub, 100, "t")
 
     async def leave():

@@ -18,8 +18,8 @@ from judging_clients import MAX_HEAD, TOPICS, UNLIMITED, Client, DirectEnd, Mess
 from virtual_clock import VirtualClockLoop
 
 from microws import App, WebSocketDisconnect
+from microws.hub import MAX_BYTES
 from microws.interfaces import Limits
-from microws.outbox import MAX_BYTES
 from microws.server.engines import Engines
 
 MIB = 1 << 20

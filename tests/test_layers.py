@@ -16,8 +16,8 @@ PACKAGE = PROJECT / "microws"
 FLOORS = {
     0: "interfaces errors closing datastructures hints json_default version",
     1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing/ state",
-    2: "backplanes/ bench/ cors loop outbox/ requests responses server/ sse tasks templates testing/ threads",
-    3: "answers hub/ streams transport/",
+    2: "bench/ connection/ cors hub/ requests responses server/ sse tasks templates testing/ threads",
+    3: "answers streams transport/",
     4: "files hooks settings subscription websocket/",
     5: "binding event_stream views",
     6: "dispatch/ health lifespan",

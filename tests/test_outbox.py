@@ -7,8 +7,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from microws.hub import MAX_BYTES, MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings, gap_marker
 from microws.interfaces import Frame
-from microws.outbox import MAX_BYTES, MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings, gap_marker
 
 
 def marker(topic, settings):

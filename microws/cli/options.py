@@ -182,7 +182,7 @@ def flag_of(name: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line on each variable ``MICROWS_…`` that is not an option: otherwise a misspelt one goes unnoticed."""
-    known = {option.variable for option in _BY_NAME.values()}
+    known = {option.variable for option in _BY_NAME.values()} | {"MICROWS_BULK_WRITES"}
     return [
         f"{name} is not an option"
         + option_hint(name.removeprefix(_PREFIX).lower(), _BY_NAME, written=lambda near: _BY_NAME[near].variable)

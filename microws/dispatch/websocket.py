@@ -26,16 +26,14 @@ from microws.dispatch.common import (
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
-from microws.hub import Hub, topic_marker
+from microws.hub import Hub, Outbox, running_loop, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
 from microws.json_default import JSON_DEFAULT
-from microws.outbox import Outbox
 from microws.requests import OVER
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
-from microws.tasks import running_loop
 from microws.transport import make_transport
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions

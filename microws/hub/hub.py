@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.lowlevel
 
-from microws.backplanes.memory import MemoryBackplane
 from microws.codec import Codecs
 from microws.errors import FeatureUnavailable, TooManySubscriptions
+from microws.hub.backplane import MemoryBackplane
+from microws.hub.flush import Flusher, WriteMany
+from microws.hub.loop import AppLoop, running_loop
+from microws.hub.outbox import Outbox, Outcome
+from microws.hub.published import MAX_MESSAGES, OverflowPolicy, Published, TopicSettings
 from microws.hub.subscribers import FrameCodec, Subscriber
 from microws.hub.topics import check_topic, expression_of, key_of, settings_of
 from microws.interfaces import Backplane, Payload, Receipt
-from microws.loop import AppLoop
-from microws.outbox import MAX_MESSAGES, Flusher, Outbox, Outcome, Published, TopicSettings
-from microws.outbox import Overflow as OverflowPolicy
-from microws.tasks import running_loop
 
 __all__ = ["Hub", "Statistics"]
 
@@ -96,6 +96,7 @@ class Hub:
     Args:
         codecs: The app's codecs; the one called ``"json"`` makes the canonical payload.
         url: The backplane; this version has ``"memory"``.
+        write: Writes the same bytes to many connections: ``connection.bulk_writes``.
 
     Attributes:
         connections: WebSockets that are open or being opened; whoever runs their views counts them.
@@ -110,7 +111,7 @@ class Hub:
     # Whether what is published in one process reaches the subscribers in others.
     spans_processes = False
 
-    def __init__(self, codecs: Codecs, url: str = "memory") -> None:
+    def __init__(self, codecs: Codecs, url: str = "memory", *, write: WriteMany) -> None:
         _check_url(url)
         self._codecs = codecs
         self._backplane: Backplane = MemoryBackplane(self.deliver)
@@ -119,7 +120,7 @@ class Hub:
         self._subscribers: dict[str, Subscriber] = {}
         self._published = 0
         self._delivered = 0
-        self._flusher = Flusher()
+        self._flusher = Flusher(write)
         # Into outboxes, and what publishing cost, since a publisher has last given way.
         self._put = 0
         self._crowded: list[tuple[Outbox, TopicSettings]] = []
@@ -300,7 +301,7 @@ class Hub:
             crowded = []
             for outbox, settings, progress in before:
                 if outbox.progress == progress:
-                    outbox.stuck_at = progress
+                    outbox.progress_at_last_yield = progress
                 elif outbox.is_half_full(settings):
                     crowded.append((outbox, settings))
             if not crowded:
@@ -361,7 +362,7 @@ class Hub:
         if outcome is not Outcome.QUEUED:
             return False
         subscriber.wake()
-        if outbox.is_half_full(message.settings) and outbox.stuck_at != outbox.progress:
+        if outbox.is_half_full(message.settings) and outbox.progress_at_last_yield != outbox.progress:
             self._crowded.append((outbox, message.settings))
         return True
 

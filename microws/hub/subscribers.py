@@ -4,8 +4,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
+from microws.hub.outbox import Outbox
 from microws.interfaces import Frame, Payload
-from microws.outbox import Outbox
 
 __all__ = ["FrameCodec", "Subscriber"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from microws.codec import dumps_json
+from microws.hub.published import OverflowPolicy, Published, TopicSettings, gap_marker
 from microws.interfaces import Frame
-from microws.outbox import Overflow, Published, TopicSettings, gap_marker
 
 __all__ = ["MAX_TOPIC_BYTES", "check_topic", "expression_of", "key_of", "settings_of", "topic_marker"]
 
@@ -42,15 +42,15 @@ def topic_marker(topic: str, settings: TopicSettings) -> Published:
     return gap_marker(topic, settings, Frame(dumps_json({"topic": topic, "gap": True}), is_text=True))
 
 
-def settings_of(queue: int, overflow: Overflow, key: str | Callable[[Any], Any] | None) -> TopicSettings:
+def settings_of(queue: int, overflow: OverflowPolicy, key: str | Callable[[Any], Any] | None) -> TopicSettings:
     """
     The settings of a topic, checked.
 
     Raises:
         ValueError: An invalid setting.
     """
-    if overflow not in get_args(Overflow):
-        raise ValueError(f"overflow is one of {', '.join(get_args(Overflow))}, not {overflow!r}")
+    if overflow not in get_args(OverflowPolicy):
+        raise ValueError(f"overflow is one of {', '.join(get_args(OverflowPolicy))}, not {overflow!r}")
     if type(queue) is not int or queue < 1:
         raise ValueError(f"queue is a number of messages, 1 or more, not {queue!r}")
     if key is not None and overflow != "latest":

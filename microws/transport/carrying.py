@@ -17,8 +17,9 @@ from types import coroutine
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from microws.connection.bulk_writes import BulkWriter
 from microws.errors import WebSocketDisconnect
-from microws.outbox import HELD, Batch, Outbox, Writer
+from microws.hub import BACKED_UP, Batch, Outbox
 from microws.state import OPEN
 from microws.tasks import AsyncioTasks, current_task
 from microws.transport.direct import Wire
@@ -126,7 +127,7 @@ class Carrying(Sending):
             outbox.hold()
             self.wake()
             return
-        outbox.batch = HELD
+        outbox.batch = BACKED_UP
         self._batch = batch
         self._sender = _COURIER
         self._courier.put(self)
@@ -193,7 +194,7 @@ class _Courier:
         self._create_task = loop.create_task
         self._waiting: deque[Carrying] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._writer = Writer()
+        self._writer = BulkWriter()
 
     def put(self, connection: Carrying) -> None:
         """Have its batch sent soon."""
@@ -232,7 +233,7 @@ class _Courier:
                         wires.append(wire)
                     wire.unwritten = None
             try:
-                self._writer.write_to(batch.encoded, wires)
+                self._writer.write(batch.encoded, wires)
             except Exception:
                 _log.exception("a write to many connections failed; they are closed with 1011")
             for connection in connections:

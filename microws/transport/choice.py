@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from anyio.abc import TaskGroup
 
+from microws.hub import Outbox
 from microws.interfaces import Limits, Receive, Scope, Send
-from microws.outbox import Outbox
 from microws.transport.direct import DirectTransport
 from microws.transport.portable import PortableTransport
 from microws.transport.surface import Transport

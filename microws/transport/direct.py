@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
+from microws.hub import MAX_PART_BYTES, Outbox, Sink
 from microws.interfaces import Frame, Limits, Scope
-from microws.outbox import MAX_PART_BYTES, Outbox, Sink
 from microws.state import CLOSED, CONNECTING, OPEN, State
 from microws.tasks import AsyncioTasks
 from microws.transport.turns import Turns

@@ -7,8 +7,8 @@ from math import inf
 from anyio.abc import TaskGroup
 
 from microws.errors import WebSocketDisconnect
+from microws.hub import Outbox
 from microws.interfaces import Event, Limits, Receive, Scope, Send
-from microws.outbox import Outbox
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
 from microws.tasks import TICK, AsyncioTasks, GroupTasks, Tasks
 from microws.transport.carrying import Carrying

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from microws.errors import WebSocketDisconnect
-from microws.outbox import Outbox
+from microws.hub import Outbox
 from microws.state import State
 from microws.tasks import Tasks
 

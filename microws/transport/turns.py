@@ -9,8 +9,8 @@ import anyio
 
 from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
+from microws.hub import Outbox
 from microws.interfaces import Frame, Limits
-from microws.outbox import Outbox
 from microws.state import CONNECTING, OPEN, State
 from microws.tasks import Tasks
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 from microws.codec import TEXT, Codecs, MessageCodec
 from microws.cors import CORS
-from microws.hub import Hub
-from microws.outbox import Outbox
+from microws.hub import Hub, Outbox
 
 __all__ = ["WebSocketOptions"]
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import pytest
 from conformance import PAYLOADS, BackplaneConformance
 
-from microws.backplanes.memory import MemoryBackplane
+from microws.hub.backplane import MemoryBackplane
 
 
 class TestMemory(BackplaneConformance):

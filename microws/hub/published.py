@@ -7,18 +7,18 @@ from microws.framing import BINARY, TEXT, encode_frame
 from microws.interfaces import Frame
 
 __all__ = [
-    "HELD",
+    "BACKED_UP",
     "MAX_MESSAGES",
     "MAX_PART_BYTES",
     "Batch",
-    "Overflow",
+    "OverflowPolicy",
     "Published",
     "TopicSettings",
     "encoded",
     "gap_marker",
 ]
 
-Overflow: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "latest"]
+OverflowPolicy: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "latest"]
 
 # Precedent: Phoenix Channels and Bun leave it open; 256 messages of a topic are some seconds of a lively chat.
 MAX_MESSAGES = 256
@@ -38,7 +38,7 @@ class TopicSettings(NamedTuple):
     """
 
     queue: int = MAX_MESSAGES
-    overflow: Overflow = "close"
+    overflow: OverflowPolicy = "close"
     key: str | Callable[[Any], Any] | None = None
 
 
@@ -150,4 +150,4 @@ class Batch:
 
 
 # Stands where an outbox has no batch because nothing leaves it by turns.
-HELD: Final = Batch(None, Published(Frame(""), "", TopicSettings()))
+BACKED_UP: Final = Batch(None, Published(Frame(""), "", TopicSettings()))

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection
-from typing import final
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias, final
 
-from microws.outbox.outbox import Outbox
-from microws.outbox.published import HELD, MAX_PART_BYTES, Batch, Published
-from microws.outbox.writer import Writer
+from microws.hub.outbox import Outbox
+from microws.hub.published import BACKED_UP, MAX_PART_BYTES, Batch, Published
+from microws.interfaces import Sink
 
-__all__ = ["Flusher"]
+__all__ = ["Flusher", "WriteMany"]
+
+# Writes the same bytes to many connections. Never waits. If one of the writes fails, it makes the others, then raises.
+WriteMany: TypeAlias = Callable[[bytes, Sequence[Sink]], None]
 
 # What one turn of the event loop writes, so that others have theirs: 3 to 5 ms of work.
 _MAX_TURN_WRITES = 512
@@ -34,18 +37,18 @@ class Flusher:
         sizes: How many writes had how many messages.
     """
 
-    __slots__ = ("_due", "_flushed", "_is_fresh", "_large_until", "_loop", "_waited", "_writer", "sizes")
+    __slots__ = ("_due", "_flushed", "_is_fresh", "_large_until", "_loop", "_waited", "_write", "sizes")
 
-    def __init__(self) -> None:
+    def __init__(self, write: WriteMany) -> None:
         self.sizes: Counter[int] = Counter()
         self._due: list[Outbox] = []
-        self._writer = Writer()
+        self._write = write
         # The loop that will call ``_flush``.
         self._loop: asyncio.AbstractEventLoop | None = None
         # Whether something was published in this turn, and for how many turns a flush has waited for more.
         self._is_fresh = False
         self._waited = 0
-        # How many outboxes were flushed so far, and how many will have been when no large batch waits any more.
+        # Flush counter, and its value once the last large batch is out.
         self._flushed = self._large_until = 0
 
     @property
@@ -72,7 +75,7 @@ class Flusher:
             if batch is None:
                 outbox.batch = alone
                 append(outbox)
-            elif batch is HELD:
+            elif batch is BACKED_UP:
                 held.append(outbox)
             else:
                 longer = behind.get(batch)
@@ -111,26 +114,42 @@ class Flusher:
                 some = outboxes[: max(0, -(-left // cost))]
                 left -= cost * len(some)
                 self.sizes[batch.count] += len(some)
-                self._writer.write(batch, some)
+                self._flush_batch(batch, some)
             is_complete = left > 0
         finally:
-            rest = [] if is_complete else [outbox for outbox in first if outbox.batch not in (None, HELD)]
+            rest = [] if is_complete else [outbox for outbox in first if outbox.batch not in (None, BACKED_UP)]
             due[: len(first)] = rest
             self._flushed += len(first) - len(rest)
             self._waited = _MAX_WAIT if due else 0
             if due:
                 self._schedule()
 
+    def _flush_batch(self, batch: Batch, outboxes: Sequence[Outbox]) -> None:
+        is_one_part = batch.previous is None
+        sinks = []
+        for outbox in outboxes:
+            if outbox.batch is not batch:
+                # It was flushed and put into again in this turn: it stands here twice.
+                continue
+            sink = outbox.sink
+            if sink is not None and is_one_part and sink.is_writable:
+                outbox.batch = None
+                sinks.append(sink)
+            else:
+                outbox.flush()
+        if sinks:
+            self._write(batch.encoded, sinks)
+
 
 def _by_batch(outboxes: list[Outbox]) -> dict[Batch, list[Outbox]]:
     """Those that have something to leave, by what it is."""
     found: dict[Batch, list[Outbox]] = {}
-    last, same = HELD, list[Outbox]()
+    last, same = BACKED_UP, list[Outbox]()
     for outbox in outboxes:
         batch = outbox.batch
         if batch is not last:
             # Most have the batch of the one before them.
-            if batch is None or batch is HELD:
+            if batch is None or batch is BACKED_UP:
                 continue  # it has left already
             last, same = batch, found.setdefault(batch, [])
         same.append(outbox)

@@ -10,12 +10,15 @@ from typing import Any, Final, TypeVar
 import anyio.from_thread
 from anyio.lowlevel import EventLoopToken, current_token
 
-__all__ = ["AppLoop"]
+__all__ = ["AppLoop", "running_loop"]
 
 # Seconds between two looks of a thread that waits for its call: an event loop that ends tells it nothing.
 _LOOK_INTERVAL: Final = 0.5
 
 T = TypeVar("T")
+
+# The asyncio event loop that the caller runs in; ``None`` on trio, where asyncio.get_running_loop raises.
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop  # noqa: SLF001
 
 
 class AppLoop:
@@ -41,7 +44,7 @@ class AppLoop:
         self.runs = 0
         self.thread = get_ident()
         self._token = current_token()
-        self._loop = _running_loop()
+        self._loop = running_loop()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -108,7 +111,7 @@ class AppLoop:
 
     def _is_here(self) -> bool:
         if self._loop is not None:
-            return _running_loop() is self._loop
+            return running_loop() is self._loop
         return self._token is not None and current_token() == self._token
 
     def _is_elsewhere(self) -> bool:
@@ -116,11 +119,6 @@ class AppLoop:
         if self._loop is not None:
             return not self._loop.is_closed() and (self.runs > 0 or self._loop.is_running())
         return self.runs > 0
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """asyncio's; ``None`` on trio, where asyncio.get_running_loop raises."""
-    return asyncio._get_running_loop()  # noqa: SLF001
 
 
 def _run_in_loop(loop: asyncio.AbstractEventLoop, publishing: Coroutine[Any, Any, T]) -> T:

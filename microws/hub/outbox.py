@@ -10,13 +10,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from math import inf
-from typing import Final, Protocol
+from typing import Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode
-from microws.interfaces import Frame
-from microws.outbox.published import HELD, Batch, Published, TopicSettings, encoded
+from microws.hub.published import BACKED_UP, Batch, Published, TopicSettings, encoded
+from microws.interfaces import Frame, Sink
 
-__all__ = ["MAX_BYTES", "Outbox", "Outcome", "Sink"]
+__all__ = ["MAX_BYTES", "Outbox", "Outcome"]
 
 # Precedent: Centrifugo's client_queue_max_size, 1 MiB.
 MAX_BYTES = 1 << 20
@@ -36,41 +36,6 @@ class Outcome(Enum):
     REFUSED = "refused"
 
 
-class Sink(Protocol):
-    """The way to a client that takes frames at once."""
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether it takes more: otherwise it piles up there."""
-        ...
-
-    @property
-    def socket(self) -> int | None:
-        """
-        The descriptor of its socket, where that may be written to directly while nothing is ``buffered``.
-
-        ``None``: what goes over the socket is not what is written here, or the client has gone.
-        """
-        ...
-
-    def buffered(self) -> int:
-        """Bytes that it has taken and its socket has not."""
-        ...
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the client has just gone, and ``clear`` comes next."""
-        ...
-
-    def write(self, frames: bytes | memoryview, /) -> None:
-        """Send frames that are encoded already, or the rest of some. Never waits."""
-        ...
-
-    def close(self, code: int, reason: str) -> None:
-        """Close the connection. Never waits."""
-        ...
-
-
 class Outbox:
     """
     The queue of one connection.
@@ -83,10 +48,10 @@ class Outbox:
 
     Attributes:
         batch: What leaves at the end of this turn of the event loop, after nothing that waits; ``None``: nothing.
-            ``HELD``: nothing leaves by turns now; that is the rule where ``sink`` is ``None``.
+            ``BACKED_UP``: nothing leaves by turns now; that is the rule where ``sink`` is ``None``.
         sink: Where batches go.
         carry: Called in place of it: have ``batch`` leave. It never waits.
-        stuck_at: ``progress`` when publishers have last given way to this outbox in vain.
+        progress_at_last_yield: ``progress`` when publishers have last given way to this outbox in vain.
 
     Source: docs/explanation.md, "A slow client".
     """
@@ -104,8 +69,8 @@ class Outbox:
         "_taken",
         "batch",
         "carry",
+        "progress_at_last_yield",
         "sink",
-        "stuck_at",
     )
 
     def __init__(
@@ -115,7 +80,7 @@ class Outbox:
         losses: Counter[str] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self.batch: Batch | None = HELD
+        self.batch: Batch | None = BACKED_UP
         self.sink: Sink | None = None
         self.carry: Callable[[], None] | None = None
         self._items = _NOTHING
@@ -129,7 +94,7 @@ class Outbox:
         self._losses: Counter[str] = Counter() if losses is None else losses
         self._max_bytes = max_bytes
         self._taken = 0
-        self.stuck_at: tuple[int, int] | None = None
+        self.progress_at_last_yield: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -142,12 +107,12 @@ class Outbox:
     @property
     def count(self) -> int:
         """Messages that wait, and those that leave at the end of this turn."""
-        return len(self._items) + (0 if self.batch is None or self.batch is HELD else self.batch.count)
+        return len(self._items) + (0 if self.batch is None or self.batch is BACKED_UP else self.batch.count)
 
     @property
     def has_waiting(self) -> bool:
         """Whether anything is to leave before what is sent now."""
-        return bool(self._items) or not (self.batch is None or self.batch is HELD)
+        return bool(self._items) or not (self.batch is None or self.batch is BACKED_UP)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -226,8 +191,8 @@ class Outbox:
 
     def take_all(self) -> bytes:
         """Take out everything, the batch too."""
-        parts = [] if self.batch is None or self.batch is HELD else self.batch.parts
-        self.batch = HELD
+        parts = [] if self.batch is None or self.batch is BACKED_UP else self.batch.parts
+        self.batch = BACKED_UP
         return b"".join([self.take(), *[part.encoded for part in parts]])
 
     def release(self) -> None:
@@ -236,12 +201,12 @@ class Outbox:
 
         Not while a client has still to be told of a loss: the gap marker goes before the next message of its topic.
         """
-        if self.batch is HELD and not self._gaps and not self._is_retired:
+        if self.batch is BACKED_UP and not self._gaps and not self._is_retired:
             self.batch = None
 
     def retire(self) -> None:
         """From now on nothing leaves by turns, whatever ``release`` says: the connection ends."""
-        self.batch = HELD
+        self.batch = BACKED_UP
         self._is_retired = True
 
     def flush(self) -> None:
@@ -251,7 +216,7 @@ class Outbox:
         A connection that would then miss a message is closed with 1013.
         """
         batch, sink = self.batch, self.sink
-        if batch is None or batch is HELD:
+        if batch is None or batch is BACKED_UP:
             return
         if sink is None:
             if self.carry is not None:
@@ -264,7 +229,7 @@ class Outbox:
             if sink.is_writable and not self._items:
                 sink.write(part.encoded)
                 continue
-            self.batch = HELD
+            self.batch = BACKED_UP
             if any(self.put_nowait(message) is Outcome.REFUSED for message in part.messages):
                 self.clear()
                 sink.close(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
@@ -272,15 +237,15 @@ class Outbox:
 
     def hold(self) -> None:
         """Nothing leaves by turns now. What would have left at the end of this one waits; no policy takes any of it."""
-        batch, self.batch = self.batch, HELD
-        if batch is not None and batch is not HELD:
+        batch, self.batch = self.batch, BACKED_UP
+        if batch is not None and batch is not BACKED_UP:
             for part in batch.parts:
                 for message in part.messages:
                     self._append(message)
 
     def clear(self) -> None:
         """Forget everything that waits, and hold what may still come."""
-        self.batch = HELD
+        self.batch = BACKED_UP
         self._items = _NOTHING
         self._frames = 0
         self._counts.clear()

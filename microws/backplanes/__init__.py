@@ -1,1 +1,0 @@
-"""What carries a publish between processes: frames in, frames out, and nothing else."""

@@ -1,0 +1,1 @@
+"""One connection: the way of messages between a view and its client."""

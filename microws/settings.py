@@ -7,10 +7,10 @@ from math import inf
 from typing import Any, Self
 
 from microws.closing import check_close
+from microws.codec import JSONDefault, check_json_default
 from microws.cors import CORS
 from microws.handshake import check_hosts_setting, check_origins_setting
 from microws.interfaces import Limits
-from microws.json_default import JSONDefault, check_json_default
 
 __all__ = ["AppSettings"]
 

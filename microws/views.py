@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from microws.callables import describe
-from microws.codec import Codecs, MessageCodec
+from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
 from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView, Scope
-from microws.json_default import JSON_DEFAULT
 from microws.responses import JSONResponse, Response
 from microws.routing import scope_below
 

@@ -14,7 +14,7 @@ PACKAGE = PROJECT / "microws"
 # The same table, with the job of each module, stands in CONTRIBUTING.md. A name with a slash is a package, which may
 # import within itself.
 FLOORS = {
-    0: "interfaces errors closing datastructures hints json_default version",
+    0: "interfaces errors closing datastructures hints version",
     1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing/ state",
     2: "bench/ connection/ cors hub/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers streams transport/",

@@ -303,7 +303,7 @@ class TestJSONDefault:
         value = [MODEL]
         value.extend([value, value])
         error = await failure_of(App(json_default=to_json), lambda: value)
-        assert str(error).endswith("is deeper, or holds itself")
+        assert str(error).endswith("is deeper, or contains itself")
 
     async def test_another_app_that_is_mounted_does_not_have_it(self):
         app = App(json_default=to_json)
@@ -328,7 +328,7 @@ class TestJSONDefault:
             return value
 
         for default in (value, coroutine):
-            with pytest.raises(TypeError, match="json_default is a plain function of one value"):
+            with pytest.raises(TypeError, match="expected a plain function of one value as json_default"):
                 App(json_default=default)
 
 

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from microws.codec.exact_json import dumps_json, loads_json
+from microws.codec.exact_json import JSONDefault, dumps_json, loads_json
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
 from microws.hints import did_you_mean
 from microws.interfaces import BYTES_LIKE, Codec, Frame, Payload
-from microws.json_default import JSONDefault
 
 __all__ = ["AUTO", "BYTES", "JSON", "TEXT", "Codecs", "MessageCodec"]
 

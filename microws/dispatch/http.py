@@ -7,6 +7,7 @@ from typing import Any, Final
 import anyio
 
 from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
+from microws.codec import JSON_DEFAULT
 from microws.dispatch.common import (
     NO_NUL,
     allowed_origins,
@@ -23,7 +24,6 @@ from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
 from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
-from microws.json_default import JSON_DEFAULT
 from microws.requests import OVER, Request
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
-from microws.codec import Codecs, MessageCodec
+from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.datastructures import Headers
 from microws.dispatch.common import (
     NO_NUL,
@@ -28,7 +28,6 @@ from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
 from microws.hub import Hub, Outbox, running_loop, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
-from microws.json_default import JSON_DEFAULT
 from microws.requests import OVER
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of

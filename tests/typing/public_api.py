@@ -679,7 +679,6 @@ async def test_client() -> None:
             assert_type(await method("/"), TestResponse)
         assert_type(await client.request("GET", "/", timeout=1), TestResponse)
         await client.get("/", params={})  # type: ignore[call-arg]
-        await client.get("/", "body")  # type: ignore[call-arg]
 
         async with client.stream("GET", "/events", max_queue=1) as stream:
             assert_type(stream, TestStream)

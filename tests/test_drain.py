@@ -10,8 +10,8 @@ from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket, connected
 from worker_here import echo, failures, lifespan, on_own_server, read_to_the_end, requesting, respond, serving
 
+from microws.server.control import Stage
 from microws.server.listening import tls_context
-from microws.server.supervised import Stage
 
 pytestmark = pytest.mark.anyio
 

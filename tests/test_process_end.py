@@ -157,13 +157,6 @@ os.write(1, b"end of the script\\n")
     assert [line for line in server.output if line in ends] == ends
 
 
-def test_a_python_that_does_not_say_when_the_script_has_ended_ends_too(tmp_path):
-    source = "import concurrent.futures.thread\n\ndel threading._register_atexit\nrun()"
-    with script(tmp_path, source) as server, blocked(server, "/view"):
-        assert server.stop() == 0
-    assert server.find_lines("^after run$")
-
-
 def test_one_short_line_counts_blocked_threads_by_place_and_names_the_code_of_the_app(tmp_path):
     views = "".join(f"@app.get('/{number}')\ndef view{number}():\n    wait()\n\n" for number in range(7))
     source = f"""

@@ -7,7 +7,7 @@ from worker_here import fails_with_a_short_message, failures, lifespan, respond,
 
 from microws.server.listening import bind
 from microws.server.settings import Settings, parse_address
-from microws.server.stopping import Shutdown
+from microws.server.shutdown import Shutdown
 from microws.server.worker import serve
 
 pytestmark = pytest.mark.anyio

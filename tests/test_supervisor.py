@@ -3,7 +3,6 @@
 import re
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
@@ -13,7 +12,6 @@ import pytest
 from microws.errors import FeatureUnavailable
 from microws.server.renewal import Renewal
 from microws.server.settings import Settings
-from microws.server.supervised import Supervised
 from microws.server.supervisor import supervise
 
 # ``number`` counts the starts. What a test has its workers do comes behind this.
@@ -178,7 +176,7 @@ def test_a_worker_from_which_nothing_is_heard_is_replaced(run, directory):
     code, log = run(SILENT.format(seconds=60), workers=1, worker_timeout=1)
     assert code == 0
     assert [line for line in log if line.startswith("error")] == [
-        "error worker is killed: nothing heard from it for 1 s (--worker-timeout); it is blocked or stopped",
+        "error worker is killed: it sent nothing for 1 s (--worker-timeout); it is blocked or stopped",
         "error worker was killed by SIGABRT; another one is started",
     ]
 
@@ -320,8 +318,8 @@ def test_the_end_of_the_terminal_is_the_end_and_counts_once(run, monkeypatch):
 
 @pytest.mark.parametrize(("handler", "signal_name"), [("SIG_DFL", "SIGABRT"), ("SIG_IGN", "SIGKILL")])
 def test_a_worker_that_does_not_end_in_time_is_killed(run, monkeypatch, handler, signal_name):
-    monkeypatch.setattr("microws.server.supervisor.EXIT_TIMEOUT", 0.1)
-    monkeypatch.setattr("microws.server.worker_process._ABORT_TIMEOUT", 0.1)
+    monkeypatch.setattr("microws.server.supervisor._EXIT_TIMEOUT", 0.1)
+    monkeypatch.setattr("microws.server.supervisor._ABORT_TIMEOUT", 0.1)
     source = f"signal.signal(signal.SIGABRT, signal.{handler})\ngreet()\nask('SIGTERM')\ntime.sleep(60)\n"
     code, log = run(source, workers=1, drain_timeout=0)
     assert code == 1
@@ -329,7 +327,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed(run, monkeypatch, handler,
 
 
 def test_a_worker_has_as_long_for_a_step_of_its_end_as_it_says(run, monkeypatch):
-    monkeypatch.setattr("microws.server.supervisor.EXIT_TIMEOUT", 0.1)
+    monkeypatch.setattr("microws.server.supervisor._EXIT_TIMEOUT", 0.1)
     source = "greet()\nask('SIGTERM')\nline.recv(1)\nline.send(b'60\\n')\ntime.sleep(1.5)\nsys.exit(0)\n"
     code, log = run(source, workers=1, drain_timeout=1)
     assert code == 0
@@ -449,12 +447,3 @@ def test_an_address_that_cannot_be_had_is_exit_code_1(run):
     code, [line] = run("", port=None, bind="fd://999")
     assert code == 1
     assert "fd://999 is not a socket of this process" in line
-
-
-@pytest.mark.parametrize("value", ["1 {} 4", "1 999999 4", "nonsense", ""])
-def test_a_process_that_has_inherited_no_more_than_the_variable_is_no_worker(value):
-    with socket.socket() as other:
-        environ = {"MICROWS_SUPERVISOR": value.format(other.fileno())}
-        assert Supervised.from_environment(environ) is None
-    assert environ == {}
-    assert Supervised.from_environment(environ) is None

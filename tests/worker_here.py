@@ -8,7 +8,7 @@ import pytest
 
 from microws.server.listening import bind
 from microws.server.settings import Settings
-from microws.server.stopping import Shutdown
+from microws.server.shutdown import Shutdown
 from microws.server.worker import serve
 
 # For what our own server promises and Hypercorn, which serves on trio, does not.

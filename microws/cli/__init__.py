@@ -16,9 +16,9 @@ from microws.cli.options import build_parser, flag_of, option_names, resolve, un
 from microws.cli.usage import UsageError
 from microws.errors import FeatureUnavailable
 from microws.hints import did_you_mean, option_hint
+from microws.server.control import ControlSocket
 from microws.server.loading import loading
 from microws.server.renewal import FAILURE, Renewal, this_program
-from microws.server.supervised import Supervised
 from microws.server.supervisor import supervise
 from microws.server.worker import choose_loop, run
 
@@ -83,10 +83,10 @@ def _run(arguments: Sequence[str], command: list[str] | None) -> int:
         return _USAGE
     if known.command == "bench":
         return bench(vars(known))
-    supervised = Supervised.from_environment()
+    control = ControlSocket.from_environment()
     renewal = Renewal(command)
     try:
-        return _serve({name: value for name, value in vars(known).items() if name != "command"}, supervised, renewal)
+        return _serve({name: value for name, value in vars(known).items() if name != "command"}, control, renewal)
     except (UsageError, FeatureUnavailable, LoadError) as error:
         code = _report(error)
         if renewal.is_renewed:
@@ -96,18 +96,18 @@ def _run(arguments: Sequence[str], command: list[str] | None) -> int:
         renewal.close()
 
 
-def _serve(flags: Mapping[str, Any], supervised: Supervised | None, renewal: Renewal) -> int:
+def _serve(flags: Mapping[str, Any], control: ControlSocket | None, renewal: Renewal) -> int:
     invocation = resolve(flags)
-    if supervised is None:
+    if control is None:
         for line in unknown_variables(os.environ):
             _say(f"warning: {line}")
     choose_loop(invocation.settings)
-    if invocation.settings.workers > 1 and supervised is None:
+    if invocation.settings.workers > 1 and control is None:
         # The workers load the app, and read the sources of the settings: both may be others after a SIGHUP.
         return supervise(invocation.settings, renewal)
     with loading():
         name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
-    return run(app, invocation.settings, name=name, supervised=supervised, renewal=renewal)
+    return run(app, invocation.settings, name=name, control=control, renewal=renewal)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
-"""How a process ends where its own code does not let it: a blocked thread, a blocked event loop."""
+"""Ends a process that a blocked thread or a blocked event loop would keep, and logs what blocks it."""
 
 import _thread
-import atexit
 import logging
 import os
 import signal
@@ -11,124 +10,110 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import pairwise, takewhile
 from math import inf
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-from microws.server.renewal import Renewal
+from microws.server.renewal import Renewal, run_exit_functions
 
 __all__ = ["REACTION_TIMEOUT", "ProcessEnd"]
 
 _log = logging.getLogger("microws.server")
 
-# Seconds that a step of the end may take beyond its own time-out.
+# Seconds that a step of the shutdown may take beyond its own time-out.
 _SLACK: Final = 2.0
-# Seconds for threads to end after the server; and for what was registered with atexit, when they did not.
+# Seconds for threads to end after the server, and for atexit functions when the threads did not end.
 _GRACE: Final = 0.4
-_LAST_WORDS: Final = 2.0
+_EXIT_FUNCTIONS_TIMEOUT: Final = 2.0
 # Seconds between two looks at threads.
 _TICK: Final = 0.02
-# Seconds in which an event loop that is not blocked reacts to a signal, on a machine that does a lot besides; and those
-# after which a loop that has not reacted to the second signal is taken for blocked.
+# Seconds in which an event loop that is not blocked reacts to a signal, even on a busy machine; and seconds after which
+# a loop that has not reacted to the second signal counts as blocked.
 _REACTION_TIME: Final = 0.5
 REACTION_TIMEOUT: Final = 0.8
+_BLOCKED: Final = "the event loop does not react to the signal, because it is blocked (Ctrl-C again: at once): %s"
 # Places that one line of the log names.
 _MOST_PLACES: Final = 5
 
-# A thread is in these packages before it comes to a view.
-_FRAMEWORKS: Final = frozenset(
-    {
-        "anyio",
-        "asgiref",
-        "asyncio",
-        "concurrent",
-        "contextvars",
-        "django",
-        "fastapi",
-        "hypercorn",
-        "microws",
-        "outcome",
-        "queue",
-        "runpy",
-        "selectors",
-        "starlette",
-        "threading",
-        "trio",
-        "uvloop",
-    }
-)
-# Of these, the ones that run functions of others in threads; and where such a thread waits for the next function.
+# Packages that run functions of others in threads, and their functions in which an idle thread waits.
 _POOLS: Final = frozenset({"anyio", "concurrent", "trio"})
 _IDLE: Final = frozenset({"_worker", "_work"})
-# What a line of the log leaves out, so that it names the app's own code.
-_NOT_THE_APP: Final = _FRAMEWORKS | sys.stdlib_module_names
+# Frames that a line of the log leaves out, so that it names the app's own code.
+_NOT_THE_APP: Final = sys.stdlib_module_names | {
+    *("anyio", "asgiref", "django", "fastapi", "hypercorn", "microws", "outcome", "starlette", "trio", "uvloop")
+}
 
 
 class ProcessEnd:
     """
-    Ends this process where its own code does not: neither a blocked thread nor a blocked event loop can be cancelled.
+    Ends this process if a blocked thread or a blocked event loop keeps it: Python can cancel neither.
 
-    The seconds are counted in a thread, which starts with the first call of ``limit``. A process that only serves has
-    no such thread, because Python warns of each fork of a process with threads.
+    While the event loop runs, a thread watches the time. It starts with the first call of ``limit``: a process that
+    only serves does not have it, because Python warns of each fork of a process with threads. ``let_go`` ends that
+    thread and waits for it, and everything later happens in the main thread. So no code of this module runs while the
+    interpreter finalizes, where a thread that runs Python can crash the process.
 
     Args:
-        renewal: Instead of the end, runs the program anew if that is due.
+        renewal: Instead of the end, runs the program again if that is due.
     """
 
     def __init__(self, renewal: Renewal) -> None:
         self._renewal = renewal
-        self._limits: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
-        self._is_counting = False
-        # What a pool does for the program itself is waited for as always; an idle thread may get a job of a view.
-        # anyio's threads belong to another event loop, idle ones too.
+        # A deadline and an exit code; or a function that tells whether the loop has reacted; ``None``: stop watching.
+        self._orders: SimpleQueue[tuple[float, int] | Callable[[], bool] | None] = SimpleQueue()
+        self._started = _thread.allocate_lock()  # held as soon as the watching thread was started
+        self._watching = _thread.allocate_lock()  # held until the watching thread has ended
+        self._watching.acquire()
+        # Python waits as always for what a pool does for the program itself. Idle threads of these pools do not count:
+        # they may get a job from a view. anyio's threads belong to another event loop, the idle ones too.
         calls = _blocked_calls(loop_has_ended=True)
         self._before = {thread for thread in threading.enumerate() if thread.ident in calls}
         self._drained_by = inf
 
     def limit(self, seconds: float) -> None:
         """
-        The drain or the next step of the end begins. It may take so many seconds, and a little more: after that the
-        process ends with exit code 1.
+        Begin the next step of the shutdown, which may take so many seconds and a little more: then the process ends
+        with exit code 1.
 
         A signal handler may call this: it takes no lock that the interrupted code may hold.
         """
         deadline = time.monotonic() + seconds
         # Threads have as long as requests have. A second signal shortens that.
         self._drained_by = min(self._drained_by, deadline)
-        self._count_until(deadline + _SLACK, 1)
+        self._order((deadline + _SLACK, 1))
 
     def finish(self, code: int) -> None:
-        """Only the event loop has to end now. It may wait for threads until the end of the drain and a little more."""
-        self._count_until(max(time.monotonic() + _SLACK, self._drained_by), code)
+        """
+        Only the event loop has to end now: it may wait for threads until the end of the drain and a little more, then
+        the process ends with ``code``.
+        """
+        self._order((max(time.monotonic() + _SLACK, self._drained_by), code))
 
     def limit_reaction(self) -> None:
         """End the process within a second, with exit code 1, unless the event loop calls ``limit`` before that."""
-        self._count_until(time.monotonic() + REACTION_TIMEOUT, 1)
+        self._order((time.monotonic() + REACTION_TIMEOUT, 1))
 
     def abort(self) -> None:
         """End the process now, with exit code 1."""
-        self._count_until(time.monotonic(), 1)
+        self._order((time.monotonic(), 1))
 
     def explain_unless(self, has_reacted: Callable[[], bool]) -> None:
-        """
-        Log what blocks the event loop, unless ``has_reacted()`` in a moment. A signal handler may call this.
-        """
-        with suppress(RuntimeError):  # too many threads
-            _thread.start_new_thread(_explain_unless, (has_reacted,))
+        """Log what blocks the event loop, unless ``has_reacted()`` in half a second. A signal handler may call this."""
+        self._order(has_reacted)
 
     def let_go(self, code: int) -> None:
         """
-        The event loop has ended. Threads of a pool may go on until the end of the drain.
+        The event loop has ended: give threads of pools the rest of the drain, in the main thread.
 
-        Python waits for each thread when the main thread has ended. It will not wait for a thread of a pool that has
-        begun its work in the meantime and is still at work then, such as a view's: the process ends with ``code``.
-        Where no such thread is left, threads that the app has started itself are waited for, as always.
+        Python waits for each thread when the main thread has ended. It does not wait for a thread of a pool that began
+        its work after this object was made and is still at work after the drain, such as a view's: then the process
+        ends with ``code`` as soon as the main thread has run the rest of the program. Threads that the app has started
+        itself are waited for, as always, unless such a thread of a pool is left.
         """
-        if self._is_counting:
-            self._limits.put(None)
-            self._is_counting = False
+        if self._started.locked():
+            self._orders.put(None)
+            self._watching.acquire()  # forever, if the thread has begun to end the process
         busy = _wait_for_pools(set(threading.enumerate()) - self._before, within=0)
         if not busy:
             return
@@ -142,111 +127,117 @@ class ProcessEnd:
             self._renewal.cancel()
         if busy:
             _warn(_summary(busy.values()))
-            threading.Thread(
-                target=_end_after_main, args=(_end_of_main(), busy, code, self._renewal), daemon=True
-            ).start()
+            self._end_after_main(busy, code)
 
-    def _count_until(self, deadline: float, code: int) -> None:
-        self._limits.put((deadline, code))
-        if not self._is_counting:
-            self._is_counting = True
-            _thread.start_new_thread(self._count, ())
+    def _end_after_main(self, threads: Iterable[threading.Thread], code: int) -> None:
+        """
+        End the process when the main thread has run all of the program, and before Python joins ``threads``.
 
-    def _count(self) -> None:
-        limit = self._limits.get()
-        while limit is not None:
-            deadline, code = limit
+        ``atexit`` is too late for that: before it, Python calls in the main thread what was registered by
+        ``threading._register_atexit``, the last one first. There ``concurrent.futures`` joins the threads of all pools,
+        blocked ones too. The function is not public, and the same in CPython 3.9 to 3.14.
+
+        Source: ``_shutdown`` in CPython's threading.py, ``_python_exit`` in concurrent/futures/thread.py.
+        """
+
+        def end() -> None:
+            if _wait_for_pools(threads):
+                # ``last_type``: a traceback was printed, so the script failed after the server.
+                _end(code or int(hasattr(sys, "last_type")), self._renewal)
+
+        with suppress(RuntimeError):  # the program is past that point: atexit has called app.run()
+            threading._register_atexit(end)  # type: ignore[attr-defined] # noqa: SLF001
+
+    def _order(self, order: tuple[float, int] | Callable[[], bool]) -> None:
+        self._orders.put(order)
+        # Neither a second thread if a signal arrives meanwhile, nor ``threading.Thread``, which takes locks.
+        if self._started.acquire(blocking=False):
             try:
-                limit = self._limits.get(timeout=max(0.0, deadline - time.monotonic()))
+                _thread.start_new_thread(self._watch, ())
+            except RuntimeError:
+                self._started.release()  # too many threads: the next order tries again
+
+    def _watch(self) -> None:
+        deadline, code = inf, 1
+        explain_at = inf
+        has_reacted: Callable[[], bool] = bool
+        main = threading.main_thread().ident
+        while True:
+            next_at = min(deadline, explain_at)
+            try:
+                order = self._orders.get(timeout=None if next_at == inf else max(0.0, next_at - time.monotonic()))
             except Empty:
-                _end(code, self._renewal, warn=True)
+                if next_at == deadline:
+                    calls = _blocked_calls(loop_has_ended=False)
+                    loop = calls.pop(main, None)
+                    text = _summary(calls.values(), loop=loop) or "a task that ignores its cancellation"
+                    _end(code, self._renewal, blocked=text)
+                explain_at = inf
+                if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(main)):
+                    _log.warning(_BLOCKED, place)
+                continue
+            if order is None:
+                self._watching.release()
+                return
+            if isinstance(order, tuple):
+                deadline, code = order
+            else:
+                explain_at, has_reacted = time.monotonic() + _REACTION_TIME, order
 
 
 def _wait_for_pools(threads: Iterable[threading.Thread], *, within: float = _GRACE) -> dict[threading.Thread, str]:
-    """Those of the threads that are still at work for a pool after so many seconds, and what they are at."""
+    """Those of the threads that are still at work for a pool after so many seconds, and what they do."""
     end = time.monotonic() + within
     while True:
         calls = _blocked_calls(loop_has_ended=True)
         busy = {thread: calls[thread.ident] for thread in threads if thread.ident in calls and not thread.daemon}
         if not busy or time.monotonic() >= end:
             return busy
-        # A thread that has done its work may stay, idle.
+        # Not join() alone: a thread that has done its work may stay, idle.
         next(iter(busy)).join(_TICK)
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise ``KeyboardInterrupt``, unless the app or a worker has a handler of its own."""
-    plain = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+    """Make SIGINT and SIGTERM raise ``KeyboardInterrupt``, unless the app or a worker has a handler of its own."""
+    plain: tuple[Any, ...] = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    changed = {number: handler for number, handler in before.items() if handler in plain}
     try:
-        for number, handler in before.items():
-            if handler in plain:
-                signal.signal(number, signal.default_int_handler)
+        for number in changed:
+            signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        for number, handler in before.items():
-            if handler in plain:
-                signal.signal(number, handler)
+        for number, handler in changed.items():
+            signal.signal(number, handler)
 
 
-def _end_of_main() -> Callable[[], object]:
+def _end(code: int, renewal: Renewal, *, blocked: str = "") -> NoReturn:
     """
-    A function that waits until the main thread has run all of the program.
+    End the process without Python's finalization, which would wait for the blocked threads.
 
-    To join the main thread is too late. Before that thread counts as ended, Python calls what was registered by
-    ``threading._register_atexit``, the last one first; there ``concurrent.futures`` joins the threads of all pools,
-    blocked ones too. The function is not public. It is the same in CPython 3.9 to 3.14.
-
-    Source: ``_shutdown`` in CPython's threading.py, ``_python_exit`` in concurrent/futures/thread.py.
+    Called by the main thread, or while the main thread is blocked or waits in ``let_go``.
     """
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None:
-        ended = threading.Event()
-        with suppress(RuntimeError):  # the main thread is past that point: app.run() was called by atexit
-            register(ended.set)
-            return ended.wait
-    return threading.main_thread().join
 
+    def exit_now() -> NoReturn:
+        renewal.execute()
+        os._exit(code)
 
-def _end_after_main(
-    wait: Callable[[], object], threads: Iterable[threading.Thread], code: int, renewal: Renewal
-) -> None:
-    wait()
-    if _wait_for_pools(threads):
-        # A traceback was printed: the script failed after the server.
-        _end(code or int(hasattr(sys, "last_type")), renewal, warn=False)
+    def exit_later() -> None:
+        time.sleep(_EXIT_FUNCTIONS_TIMEOUT)
+        exit_now()
 
-
-def _end(code: int, renewal: Renewal, *, warn: bool) -> NoReturn:
-    def last_words() -> None:
-        if warn:
-            calls = _blocked_calls(loop_has_ended=False)
-            loop = calls.pop(threading.main_thread().ident, None)
-            _warn(_summary(calls.values(), loop=loop) or "a task that ignores its cancellation")
-        atexit._run_exitfuncs()  # noqa: SLF001
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-
-    # This may be blocked, too: by a pipe that nobody reads.
-    thread = threading.Thread(target=last_words, daemon=True)
+    # An atexit function may block, and so may a write to stdout or stderr.
     with suppress(RuntimeError):
-        thread.start()
-        thread.join(_LAST_WORDS)
-    renewal.execute()
-    os._exit(code)
+        _thread.start_new_thread(exit_later, ())
+    if blocked:
+        _warn(blocked)
+    run_exit_functions()
+    exit_now()
 
 
 def _warn(blocked: str) -> None:
     _log.warning("still running, and cut off by the end of the process: %s", blocked)
-
-
-def _explain_unless(has_reacted: Callable[[], bool]) -> None:
-    time.sleep(_REACTION_TIME)
-    if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(threading.main_thread().ident)):
-        text = "the event loop does not react to the signal, because it is blocked (Ctrl-C again: at once): %s"
-        _log.warning(text, place)
 
 
 def _summary(places: Iterable[str], *, loop: str | None = None) -> str:
@@ -260,44 +251,32 @@ def _summary(places: Iterable[str], *, loop: str | None = None) -> str:
 
 
 def _blocked_calls(*, loop_has_ended: bool) -> dict[int | None, str]:
-    """What the event loop and the threads of pools are at, by the thread's number: the view, and the app's line."""
+    """What the event loop and the threads of pools do, by thread number: the view, and the app's line."""
     calls: dict[int | None, str] = {}
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
-    for ident, frame in sys._current_frames().items():  # noqa: SLF001
-        stack = _stack(frame)
+    for ident, innermost in sys._current_frames().items():  # noqa: SLF001
+        stack = _stack(innermost)
         if ident == main:
             # The frames before this one are the program that has started the server.
             while stack and _module(stack[0]) != "microws.server.worker":
                 stack.pop(0)
-        outer = list(takewhile(lambda frame: _package(frame) in _FRAMEWORKS, stack))
-        inner = stack[len(outer) :]
-        if ident != main and not any(_package(frame) in _POOLS for frame in outer):
+        own = [frame for frame in stack if _package(frame) not in _NOT_THE_APP]
+        before = stack[: stack.index(own[0])] if own else stack
+        if ident != main and not any(_package(frame) in _POOLS for frame in before):
             continue
-        if inner:
-            own = [frame for frame in inner if _package(frame) not in _NOT_THE_APP] or inner[:1]
-            view, last = own[0], own[-1]
-            calls[ident] = _place(view) if view is last else f"{_place(view)}, in {_place(last)}"
-        elif ident != main and _is_busy(outer[-1], loop_has_ended=loop_has_ended):
-            calls[ident] = _called_by_pool(outer, names.get(ident, ""))
+        if own:
+            calls[ident] = _place(own[0]) if len(own) == 1 else f"{_place(own[0])}, in {_place(own[-1])}"
+        elif ident != main and _package(innermost) not in _POOLS:
+            # A function of the standard library, or anyio's wait for the next function, which is in ``queue``. anyio
+            # ends its idle threads at the end of the event loop.
+            if loop_has_ended:
+                calls[ident] = _place(innermost)
+        elif ident != main and innermost.f_code.co_name not in _IDLE:
+            # Without the number of the thread, which would make each entry of the log a different one.
+            pool = names.get(ident, "").rstrip("0123456789").rstrip("-_ ")
+            calls[ident] = f"a function that is not written in Python, in a thread of {pool}"
     return calls
-
-
-def _called_by_pool(stack: list[FrameType], name: str) -> str:
-    """A function of the standard library that a thread of this name runs, or one that has no frame."""
-    for caller, frame in reversed(list(pairwise(stack))):
-        if _package(caller) in _POOLS and _package(frame) not in _POOLS:
-            return _place(frame)
-    # Each thread has a number, which would make each entry of the log a different one.
-    return f"a function that is not written in Python, in a thread of {name.rstrip('0123456789').rstrip('-_ ')}"
-
-
-def _is_busy(frame: FrameType, *, loop_has_ended: bool) -> bool:
-    # It runs a function that is not written in Python. While it waits for one, anyio's is within a queue; anyio has
-    # ended those at the end of the event loop, so that any other wait is one of the function.
-    if _package(frame) in _POOLS:
-        return frame.f_code.co_name not in _IDLE
-    return loop_has_ended
 
 
 def _stack(frame: FrameType | None) -> list[FrameType]:

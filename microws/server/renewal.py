@@ -1,4 +1,4 @@
-"""At SIGHUP, one worker runs its program anew: in the same process, with the same listening sockets."""
+"""SIGHUP with one worker: runs the program again, in the same process and with the same listening sockets."""
 
 import atexit
 import json
@@ -14,14 +14,14 @@ from typing import Any, Final
 from microws.server.listening import Listener, bind
 from microws.server.settings import Settings
 
-__all__ = ["FAILURE", "HANGUP", "Renewal", "this_program"]
+__all__ = ["FAILURE", "HANGUP", "Renewal", "run_exit_functions", "this_program"]
 
 FAILURE: Final = "SIGHUP: the new code does not start; this process ends, and the server is down"
 
 # The signal; 0 on a system that has none.
 HANGUP: Final[int] = getattr(signal, "SIGHUP", 0)
 
-# What a program has left for the next one in its process, as JSON.
+# What a program leaves for the next one in its process, as JSON.
 _VARIABLE: Final = "MICROWS_RENEWAL"
 
 
@@ -30,7 +30,7 @@ def this_program() -> list[str] | None:
     The command that started this process.
 
     Returns:
-        ``None`` where the program has no file: it was typed into an interpreter, or came from standard input.
+        ``None`` if the program has no file: it was typed into an interpreter, or read from standard input.
     """
     if sys.argv[:1] in ([], [""], ["-"]):
         return None
@@ -43,22 +43,30 @@ def this_program() -> list[str] | None:
     return command
 
 
+def run_exit_functions() -> None:
+    """Run what is registered with ``atexit``, then flush stdout and stderr, before an end that skips Python's own."""
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
 class Renewal:
     """
-    Runs the program of this process anew, by ``exec``. Make one at the start of the program, in the main thread.
+    Runs the program of this process again, by ``exec``. Make one at the start of the program, in the main thread.
 
     The process keeps its number, so that a service manager does not notice, and its listening sockets, so that a client
-    that connects meanwhile waits in the backlog. SIGHUP would kill the process while nothing handles it: from the start
-    of the program until its end this object does.
+    that connects meanwhile waits in the backlog. SIGHUP would kill a process that does not handle it: this object
+    handles it from the start of the program until its end.
 
     Args:
-        command: Starts the program; ``None`` where that is not possible.
+        command: Starts the program; ``None`` if that is not possible.
 
     Attributes:
         command: As above.
         environ: The environment at the start of the program.
         is_renewed: An earlier program of this process has left its sockets.
-        is_due: Run the program anew as soon as this one has ended.
+        is_due: Run the program again as soon as this one has ended.
         hangups: The number of SIGHUPs that arrived while nothing else handled them.
     """
 
@@ -76,18 +84,15 @@ class Renewal:
         self._sockets: list[Any] = left["sockets"] if left else []
         self._listeners: list[Listener] = []
         self._had_terminal: bool = left["had_terminal"] if left else HANGUP != 0 and _has_terminal()
-        if (
-            HANGUP
-            and threading.current_thread() is threading.main_thread()
-            and signal.getsignal(HANGUP) is signal.SIG_DFL
-        ):
+        is_main = threading.current_thread() is threading.main_thread()
+        if HANGUP and is_main and signal.getsignal(HANGUP) is signal.SIG_DFL:
             signal.signal(HANGUP, self._note)
             if left:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, (HANGUP,))
 
     @property
     def handles_hangup(self) -> bool:
-        """Whether SIGHUP is this object's. ``nohup`` has it ignored, and the app may have a handler of its own."""
+        """Whether SIGHUP is this object's. ``nohup`` ignores it, and the app may have a handler of its own."""
         return HANGUP != 0 and signal.getsignal(HANGUP) == self._note
 
     def terminal_has_ended(self) -> bool:
@@ -112,7 +117,7 @@ class Renewal:
         Keep the listening sockets open for the next program, and make that due. A signal handler may call this.
 
         Returns:
-            Why it is not possible, or ``None``.
+            Why that is not possible, or ``None``.
         """
         if self.command is None:
             return "the program has no file"
@@ -128,29 +133,26 @@ class Renewal:
         return None
 
     def cancel(self) -> None:
-        """Do not run the program anew. A signal handler may call this."""
+        """Do not run the program again. A signal handler may call this."""
         self.is_due = False
         for listener in self._listeners:
             listener.drop()
 
     def close(self) -> None:
-        """Handle SIGHUP no longer; or, if the next program is due, run it at the end of this one."""
+        """Stop handling SIGHUP; or, if the next program is due, run it at the end of this one."""
         if self.is_due:
             atexit.register(self._run_last)
         elif self.handles_hangup:
             signal.signal(HANGUP, signal.SIG_DFL)
 
     def _run_last(self) -> None:
-        # What was registered last is called first: so this calls the others before it.
+        # atexit calls the function that was registered last first: so this one calls the others before it.
         atexit.unregister(self._run_last)
-        atexit._run_exitfuncs()  # noqa: SLF001
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        run_exit_functions()
         self.execute()
 
     def execute(self) -> None:
-        """Run the program anew, if that is due: this call returns only where it is not."""
+        """Run the program again, if that is due: this call returns only if it is not."""
         # A process that the app has forked since has inherited what was registered with ``atexit``.
         if not self.is_due or self.command is None or os.getpid() != self._pid or self.terminal_has_ended():
             return

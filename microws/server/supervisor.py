@@ -1,35 +1,36 @@
 """Several workers behind the same sockets: starts them, replaces those that die, and ends or renews them in order."""
 
+import json
 import logging
 import os
 import selectors
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
 from typing import Final
 
 from microws.errors import FeatureUnavailable
-from microws.server.acceptor import free_share, make_shared_memory
+from microws.server.acceptor import Share, free_share, make_shared_memory
+from microws.server.control import SHARED_SIGNALS, Ready, Stage, worker_environment
 from microws.server.listening import Listener, ListenError
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import REACTION_TIMEOUT
 from microws.server.renewal import Renewal
 from microws.server.settings import Settings
-from microws.server.stopping import heard
-from microws.server.supervised import Greeting, Stage
-from microws.server.worker_process import EXIT_TIMEOUT, WorkerProcess, describe_exit
+from microws.server.shutdown import signal_socket
 from microws.version import __version__
 
 __all__ = ["supervise"]
 
 _log = logging.getLogger("microws.server")
 
-# A worker that has served for so many seconds had a good start: whatever ended it, another one is started at once.
+# A worker that has served for so many seconds had a good start: whatever ended it, it is replaced immediately.
 _STABLE_AFTER: Final = 5.0
 
 # Seconds between two starts of workers that keep dying, doubled each time.
@@ -42,10 +43,16 @@ _MAX_FAILED_STARTS: Final = 5
 # Seconds that a worker has for its import beyond the limit of the app's startup.
 _IMPORT_TIMEOUT: Final = 60.0
 
-# Seconds after which the supervisor was late, because it was stopped itself or the machine slept.
+# Seconds that a worker has for each step of its shutdown beyond the limit of the step.
+_EXIT_TIMEOUT: Final = 3.0
+
+# Seconds that a worker has to log where it is blocked.
+_ABORT_TIMEOUT: Final = 2.5
+
+# Seconds of delay from which on the supervisor itself was stopped, or the machine slept.
 _LATE: Final = 0.1
 
-# These the worker has explained: the app did not start, a mistake in the command, no app.
+# Exit codes whose reason the worker has logged: the app did not start, a mistake in the command, no app.
 _EXPLAINED: Final = (1, 2, 3)
 
 
@@ -53,27 +60,27 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
     """
     Serve with ``settings.workers`` processes until SIGTERM or SIGINT, then drain. Blocks; in the main thread only.
 
-    The sockets are bound here and shared by all. The first worker is started alone: what keeps it from serving is said
-    once, and ends the start. A worker that dies is replaced at once, and with growing pauses where that goes on.
-    SIGHUP replaces one worker after the other, so that new code comes into force: each new one serves before an old one
-    begins to drain, and where it does not come to serve, the old ones stay. Another SIGHUP meanwhile starts over: a
-    worker that does not serve yet is ended, because its code is old by then. At no time are there more than twice as
-    many processes as ``settings.workers``, and one.
+    The sockets are bound here and shared by all. The first worker is started alone: if it does not come to serve, the
+    reason is logged once, and the supervisor ends. A worker that dies is replaced immediately, and with growing pauses
+    if that goes on. SIGHUP replaces one worker after the other, so that new code is loaded: each new one serves before
+    an old one begins to drain, and if it does not come to serve, the old ones stay. Another SIGHUP meanwhile starts
+    over: a worker that does not serve yet is ended, because its code is old by then. There are never more than
+    ``2 * settings.workers + 1`` processes.
 
     A worker that sends nothing for ``settings.worker_timeout`` seconds is killed and replaced: a view blocks its event
-    loop, or the worker was stopped. At the end it has ``settings.drain_timeout``, and a little more; after the second
+    loop, or the worker was stopped. To stop it has ``settings.drain_timeout``, and a little more; after the second
     signal less than a second to react.
 
-    The first signal drains, the second ends all workers at once, the third kills them. With ``settings.stop_delay`` a
-    SIGTERM first starts that delay, and the second signal ends it.
+    The first signal drains, the second ends all workers immediately, the third kills them. With
+    ``settings.stop_delay`` a SIGTERM first starts that delay, and the second signal ends it.
 
     Args:
-        settings: How to serve; the workers have their own from the same sources.
-        renewal: Its command, with its environment, starts a worker, which calls ``Supervised.from_environment``.
+        settings: How to serve; the workers read their own from the same sources.
+        renewal: Its command, with its environment, starts a worker, which calls ``ControlSocket.from_environment``.
 
     Returns:
-        The exit code: 0 after an orderly end; 1 when no worker could start, or one did not stop well; what the first
-        worker exits with, where it never serves. The log says why.
+        The exit code: 0 after an orderly end; 1 if no worker could start, or one did not stop well; the exit code of
+        the first worker if that never serves. The log says why.
 
     Raises:
         FeatureUnavailable: This system cannot share sockets this way.
@@ -89,21 +96,140 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
             "several workers start the program again, but it has no file; write microws run APP --workers N"
         )
     # A fork of a process with threads is not safe.
-    with logging_to_stderr(settings, may_start_threads=False) as retry:
+    with logging_to_stderr(settings, may_start_threads=False) as retry_log:
         try:
             listeners = renewal.listeners(settings, secure=settings.certfile is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
         try:
-            return _Supervisor(settings, listeners, renewal, renewal.command, retry).run()
+            return _Supervisor(settings, listeners, renewal, renewal.command, retry_log).run()
         finally:
             for listener in listeners:
                 listener.close()
 
 
+class _Worker:
+    """
+    A worker's process, and the supervisor's end of the control socket.
+
+    Args:
+        command: Starts it.
+        environ: Its environment, without the file descriptors.
+        sockets: The numbers of the listening sockets.
+        share: Its share of the connections.
+        generation: See below.
+        limit: Seconds until it must serve.
+
+    Raises:
+        OSError: It could not be started.
+
+    Attributes:
+        share: See above.
+        generation: How many SIGHUPs were received before its start.
+        since: When it was started; from then on when it began to serve. As ``time.monotonic`` counts, like the others.
+        last_read: When it last sent something.
+        deadline: When it is killed, unless it has taken its next step by then; ``None`` while it serves.
+        ready: What it has sent when it began to serve.
+        is_stopping: It was told to stop.
+        is_aborted: It was told by SIGABRT to log where it is blocked, and to end.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        sockets: Sequence[int],
+        *,
+        share: Share,
+        generation: int,
+        limit: float,
+    ) -> None:
+        self.share = share
+        self.generation = generation
+        self.since = self.last_read = time.monotonic()
+        self.deadline: float | None = self.since + limit
+        self.ready: Ready | None = None
+        self.is_stopping = False
+        self.is_aborted = False
+        self._unread = b""
+        self.control, theirs = socket.socketpair()
+        self.control.setblocking(False)
+        try:
+            with theirs, _blocked(SHARED_SIGNALS):
+                self._process = subprocess.Popen(
+                    command,
+                    env=worker_environment(environ, control=theirs.fileno(), sockets=sockets, share=share),
+                    pass_fds=[theirs.fileno(), *sockets, share.memory],
+                )
+        except OSError:
+            self.control.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_serving(self) -> bool:
+        return self.ready is not None
+
+    def poll(self) -> int | None:
+        """The exit code, once it has ended; that of a signal is negative."""
+        code = self._process.poll()
+        if code is not None:
+            self.share.leave()
+        return code
+
+    def read(self) -> bool:
+        """Read from the control socket; ``False`` at its end."""
+        data = b""
+        with suppress(ConnectionError):
+            data = self.control.recv(65536)
+        self.last_read = time.monotonic()
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            if self.ready is None:
+                self.ready = Ready(**json.loads(line))
+                self.since = self.last_read
+                if not self.is_stopping:
+                    self.deadline = None
+            elif line and self.is_stopping and not self.is_aborted:
+                self.deadline = self.last_read + float(line) + _EXIT_TIMEOUT
+        return bool(data)
+
+    def kill_at(self, timeout: float) -> float:
+        """Its deadline, or ``timeout`` seconds after it last sent something, if that is not 0."""
+        if self.deadline is not None:
+            return self.deadline
+        return self.last_read + timeout if timeout else inf
+
+    def stop(self, stage: Stage, *, limit: float) -> None:
+        """Tell it to stop within ``limit`` seconds, unless it then sends another limit for its next step."""
+        self.is_stopping = True
+        self.deadline = time.monotonic() + limit
+        with suppress(OSError):
+            self.control.send(b"%d" % stage)
+        if not self.is_serving:
+            # It may still import the app, and does not read.
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill it; if it serves, give it a moment to log where it is blocked."""
+        if self.is_serving and not self.is_aborted:
+            self.is_aborted = True
+            self.deadline = time.monotonic() + _ABORT_TIMEOUT
+            self._process.send_signal(signal.SIGABRT)
+        else:
+            self.kill_now()
+
+    def kill_now(self) -> None:
+        self.deadline = inf
+        self._process.kill()
+
+
 class _Supervisor:
-    """The workers and what is to be done about them. One thread, no event loop, one place that waits."""
+    """The workers and what to do about them. One thread, no event loop, one place that waits."""
 
     def __init__(
         self,
@@ -119,132 +245,130 @@ class _Supervisor:
         self._renewal = renewal
         self._command = command
         self._retry_log = retry_log
-        # While workers are renewed there are up to twice as many processes, and one.
-        self._memory = make_shared_memory(2 * settings.workers + 1)
+        self._max_workers = 2 * settings.workers + 1  # while workers are renewed
+        self._memory = make_shared_memory(self._max_workers)
         self._selector = selectors.DefaultSelector()
-        self._workers: list[WorkerProcess] = []
+        self._workers: list[_Worker] = []
         self._generation = 0
-        self._greeting: Greeting | None = None  # of the first worker that served
+        self._app: str | None = None  # as the first worker that served has called it
         self._is_complete = False  # all workers serve, or have served since the last SIGHUP
         self._early_deaths = 0
         self._failed_starts = 0
         self._next_start = 0.0
         self._stage: int = 0
-        self._drain_at = inf  # when the delay ends, as ``time.monotonic`` counts
+        self._drain_at = inf  # when the delay ends
         self._exit_code = 0
+        # Of a worker that drains, unless it sends another one.
+        self._stop_limit = settings.drain_timeout + _EXIT_TIMEOUT
 
     def run(self) -> int:
         signals: dict[int, Callable[[], None]] = {
             signal.SIGTERM: partial(self._stop, may_delay=self._settings.stop_delay > 0),
             signal.SIGINT: self._stop,
-            signal.SIGCHLD: _do_nothing,  # it wakes up
+            signal.SIGCHLD: lambda: None,  # it ends the wait
         }
         if self._renewal.handles_hangup:
             signals[signal.SIGHUP] = self._renew
-        with self._selector, heard(signals) as wakeup:
+        with self._selector, signal_socket(signals) as received:
             if self._renewal.hangups:
                 self._renew()
-            self._selector.register(wakeup, selectors.EVENT_READ)
+            self._selector.register(received, selectors.EVENT_READ)
             try:
-                self._adjust()
+                self._start_and_stop()
                 while self._workers or not self._stage:
                     for key, _ in self._wait():
-                        if isinstance(key.data, WorkerProcess):
-                            self._hear(key.data)
+                        if isinstance(key.data, _Worker):
+                            self._read(key.data)
                         else:
-                            for number in _read(wakeup):
-                                signals.get(number, _do_nothing)()
+                            for number in received.recv(4096):
+                                if number in signals:
+                                    signals[number]()
                     if time.monotonic() >= self._drain_at:
                         self._enter(Stage.DRAIN)
-                    self._look_after()
-                    self._adjust()
+                    self._check_workers()
+                    self._start_and_stop()
             finally:
-                # Not only at the end: workers whose line is closed drain by themselves.
+                # After an exception too: workers whose control socket is closed drain by themselves.
                 for worker in self._workers:
-                    worker.line.close()
+                    worker.control.close()
                 os.close(self._memory)
         return self._exit_code
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        asleep_at = time.monotonic()
-        patience = self._patience()
-        events = self._selector.select(patience)
+        """Wait until something happens, or is to be done though nothing happens."""
+        began = time.monotonic()
+        times = [self._drain_at, *(worker.kill_at(self._settings.worker_timeout) for worker in self._workers)]
+        if not self._stage and self._next_start > began:
+            times.append(self._next_start)
+        timeout = max(0.0, min(times) - began)
+        events = self._selector.select(None if timeout == inf else timeout)
         self._retry_log()
-        if patience is not None and time.monotonic() > asleep_at + patience + _LATE:
+        if time.monotonic() > began + timeout + _LATE:
             # The workers may have been stopped with the supervisor: they have all their time again.
             for worker in self._workers:
-                worker.heard_at = time.monotonic()
+                worker.last_read = time.monotonic()
         return events
 
     # What happens
 
-    def _hear(self, worker: WorkerProcess) -> None:
-        if not worker.hear():
-            # Whether the worker itself has ended, SIGCHLD tells.
-            self._selector.unregister(worker.line)
-        elif (greeting := worker.greeting()) is not None:
+    def _read(self, worker: _Worker) -> None:
+        was_serving = worker.is_serving
+        if not worker.read():
+            # SIGCHLD tells whether the worker itself has ended.
+            self._selector.unregister(worker.control)
+        elif worker.ready is not None and not was_serving:
             self._failed_starts = 0
-            if self._greeting is None:
-                self._greeting = greeting
-                self._warn(greeting)
-            else:
+            if self._app is not None:
                 _log.info("worker %d serves", worker.pid)
+            elif worker.ready.spans_processes is False:
+                _log.warning(
+                    "%d workers, but the backplane is 'memory': what is published in one worker reaches the "
+                    "connections of that worker only. An app that publishes needs --workers 1",
+                    self._settings.workers,
+                )
+            self._app = self._app or worker.ready.app
 
-    def _warn(self, greeting: Greeting) -> None:
-        if greeting.spans_processes is False:
-            _log.warning(
-                "%d workers, but the backplane is 'memory': what is published in one worker reaches the connections of "
-                "that worker only. An app that publishes needs --workers 1",
-                self._settings.workers,
-            )
-
-    def _look_after(self) -> None:
+    def _check_workers(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
             if (code := worker.poll()) is not None:
                 self._forget(worker, code)
-            elif worker.due(self._settings.worker_timeout) <= now:
-                self._end_hard(worker)
+            elif worker.kill_at(self._settings.worker_timeout) <= now:
+                if worker.is_aborted:
+                    pass
+                elif worker.is_serving and not worker.is_stopping:
+                    text = "worker %d is killed: it sent nothing for %g s (--worker-timeout); it is blocked or stopped"
+                    _log.error(text, worker.pid, self._settings.worker_timeout)
+                else:
+                    _log.error(
+                        "worker %d does not %s and is killed", worker.pid, "end" if worker.is_stopping else "start"
+                    )
+                worker.kill()
 
-    def _end_hard(self, worker: WorkerProcess) -> None:
-        if worker.is_aborted:
-            worker.kill()
-        elif not worker.is_serving:
-            _log.error("worker %d does not %s and is killed", worker.pid, "end" if worker.is_ending else "start")
-            worker.kill()
-        else:
-            if worker.is_ending:
-                _log.error("worker %d does not end and is killed", worker.pid)
-            else:
-                text = (
-                    "worker %d is killed: nothing heard from it for %g s (--worker-timeout); it is blocked or stopped"
-                )
-                _log.error(text, worker.pid, self._settings.worker_timeout)
-            worker.abort()
-
-    def _forget(self, worker: WorkerProcess, code: int) -> None:
+    def _forget(self, worker: _Worker, code: int) -> None:
         self._workers.remove(worker)
-        if worker.line in self._selector.get_map():
-            self._selector.unregister(worker.line)
-        worker.line.close()
-        if worker.is_ending or self._stage:
-            if code != 0 and not (code == -signal.SIGTERM and (worker.is_terminated or not worker.is_serving)):
-                _log.error("worker %d %s", worker.pid, describe_exit(code))
+        if worker.control in self._selector.get_map():
+            self._selector.unregister(worker.control)
+        worker.control.close()
+        exited = f"worker {worker.pid} {_describe_exit(code)}"
+        if worker.is_stopping or self._stage:
+            if code not in (0, -signal.SIGTERM):
+                _log.error("%s", exited)
                 if self._stage:
                     self._exit_code = 1
         elif worker.is_serving:
             is_early = time.monotonic() - worker.since < _STABLE_AFTER
             self._early_deaths = self._early_deaths + 1 if is_early else 0
-            self._replace(f"worker {worker.pid} {describe_exit(code)}")
+            self._replace(exited)
         else:
-            self._note_failed_start(f"worker {worker.pid} {describe_exit(code)} before it served", code)
+            self._handle_failed_start(f"{exited} before it served", code)
 
-    def _note_failed_start(self, message: str, code: int | None = None) -> None:
-        """``code``: what the worker exited with; ``None``: it could not even be started."""
+    def _handle_failed_start(self, message: str, code: int | None = None) -> None:
+        """``code``: the exit code of the worker; ``None``: it could not even be started."""
         self._early_deaths += 1
         self._failed_starts += 1
         old = [worker for worker in self._active() if worker.generation < self._generation]
-        if self._greeting is None:
+        if self._app is None:
             if code not in _EXPLAINED:
                 _log.error("%s", message)
             self._give_up(code if code in _EXPLAINED else 1)
@@ -262,21 +386,21 @@ class _Supervisor:
     def _give_up(self, code: int) -> None:
         self._exit_code = code
         self._stage = Stage.DRAIN
-        self._tell_all(limit=self._longest_drain)
+        self._stop_all(limit=self._stop_limit)
 
     def _replace(self, message: str) -> None:
-        # Each worker may die once and be replaced at once: they may all have been killed together.
+        # Each worker may die once and be replaced immediately: they may all have been killed together.
         exponent = self._early_deaths - self._settings.workers - 1
         pause = 0.0 if exponent < 0 else min(_FIRST_PAUSE * 2**exponent, _LONGEST_PAUSE)
         self._next_start = max(self._next_start, time.monotonic() + pause)
         _log.error("%s; another one is started%s", message, f" in {pause:g} s" if pause else "")
 
-    # What is asked for
+    # What signals ask for
 
     def _stop(self, *, may_delay: bool = False) -> None:
         if self._stage == Stage.AT_ONCE:
             for worker in self._workers:
-                worker.kill()
+                worker.kill_now()
         elif self._stage:
             self._enter(Stage(self._stage + 1))
         else:
@@ -289,70 +413,66 @@ class _Supervisor:
         if stage == Stage.DELAY:
             _log.info("stopping all workers in %g s (--stop-delay), not ready from now on (again: now)", delay)
             self._drain_at = time.monotonic() + delay
-            self._tell_all(limit=delay + self._longest_drain)
+            self._stop_all(limit=delay + self._stop_limit)
         elif stage == Stage.DRAIN:
             _log.info("stopping all workers (Ctrl-C again: at once)")
             for listener in self._listeners:
                 listener.close()
-            self._tell_all(limit=self._longest_drain)
+            self._stop_all(limit=self._stop_limit)
         else:
-            self._tell_all(limit=REACTION_TIMEOUT)
+            self._stop_all(limit=REACTION_TIMEOUT)
 
-    def _tell_all(self, *, limit: float) -> None:
+    def _stop_all(self, *, limit: float) -> None:
         for worker in self._workers:
-            worker.tell(Stage(self._stage), limit=limit)
+            worker.stop(Stage(self._stage), limit=limit)
 
     def _renew(self) -> None:
         if self._renewal.terminal_has_ended():
             if not self._stage:  # the system and the shell may both report the end
                 self._stop()
-        elif self._greeting is not None and not self._stage:
+        elif self._app is not None and not self._stage:
             if self._is_complete or self._generation == 0:
                 _log.info("SIGHUP: new workers take the place of the old ones, one after the other")
             self._generation += 1
             self._is_complete = False
             for worker in self._active():
                 if not worker.is_serving:
-                    worker.tell(Stage.DRAIN, limit=self._longest_drain)
+                    worker.stop(Stage.DRAIN, limit=self._stop_limit)
 
     # What is to be done
 
-    def _adjust(self) -> None:
-        """Start and end workers until as many as wanted serve, and all are new; as far as can be done now."""
+    def _start_and_stop(self) -> None:
+        """Start and stop workers until as many as wanted serve, and all are new; as far as possible now."""
         if self._stage:
             return
         active = self._active()
         new = [worker for worker in active if worker.generation == self._generation]
         old = [worker for worker in active if worker.generation < self._generation]
         missing = self._settings.workers - len(new)
-        if self._greeting is None or old:
-            # The first one of a kind shows whether the others will come to serve.
+        if self._app is None or old:
+            # The first one of a generation shows whether the others will come to serve.
             missing = min(missing, 1 - sum(not worker.is_serving for worker in new))
         if old:
             # Old workers may take long to drain. Each SIGHUP would add as many as there are.
-            missing = min(missing, 2 * self._settings.workers + 1 - len(self._workers))
+            missing = min(missing, self._max_workers - len(self._workers))
         for _ in range(missing):
             if time.monotonic() >= self._next_start:
                 self._start()
         serving = [worker for worker in active if worker.is_serving]
         for worker in old[: max(0, len(serving) - self._settings.workers)]:
-            worker.tell(Stage.DRAIN, limit=self._longest_drain)
+            worker.stop(Stage.DRAIN, limit=self._stop_limit)
         if not self._is_complete and not old and len(serving) == self._settings.workers:
             self._is_complete = True
-            self._announce()
-
-    def _announce(self) -> None:
-        assert self._greeting is not None
-        if self._generation:
-            _log.info("all %d workers are new", self._settings.workers)
-            return
-        urls = ", ".join(listener.url for listener in self._listeners)
-        text = "microws %s serving %s on %s with %d workers (Ctrl-C stops)"
-        _log.info(text, __version__, self._greeting.app, urls, self._settings.workers)
+            if self._generation:
+                _log.info("all %d workers are new", len(serving))
+            else:
+                urls = ", ".join(listener.url for listener in self._listeners)
+                text = "microws %s serving %s on %s with %d workers (Ctrl-C stops)"
+                _log.info(text, __version__, self._app, urls, len(serving))
 
     def _start(self) -> None:
         try:
-            worker = WorkerProcess(
+            worker = _Worker(
                 self._command,
                 self._renewal.environ,
                 self._sockets,
@@ -362,32 +482,30 @@ class _Supervisor:
             )
         except OSError as error:
             self._next_start = time.monotonic() + _FIRST_PAUSE
-            self._note_failed_start(f"no worker can be started: {error}")
+            self._handle_failed_start(f"no worker can be started: {error}")
             return
         self._workers.append(worker)
-        self._selector.register(worker.line, selectors.EVENT_READ, worker)
+        self._selector.register(worker.control, selectors.EVENT_READ, worker)
 
-    def _active(self) -> list[WorkerProcess]:
-        return [worker for worker in self._workers if not worker.is_ending]
-
-    @property
-    def _longest_drain(self) -> float:
-        return self._settings.drain_timeout + EXIT_TIMEOUT
-
-    def _patience(self) -> float | None:
-        """Seconds until something is to be done though nothing happens."""
-        times = [self._drain_at, *(worker.due(self._settings.worker_timeout) for worker in self._workers)]
-        if not self._stage and self._next_start > time.monotonic():
-            times.append(self._next_start)
-        first = min(times, default=inf)
-        return None if first == inf else max(0.0, first - time.monotonic())
+    def _active(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.is_stopping]
 
 
-def _read(wakeup: socket.socket) -> bytes:
-    with suppress(BlockingIOError):
-        return wakeup.recv(4096)
-    return b""
+def _describe_exit(code: int) -> str:
+    """How a process ended, in words that follow its name."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
-def _do_nothing() -> None:
-    pass
+@contextmanager
+def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Block the signals in a process started within the block, until it unblocks them. Here they are only delayed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

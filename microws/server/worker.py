@@ -18,6 +18,7 @@ from microws.errors import FeatureUnavailable
 from microws.hints import option_hint
 from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
+from microws.server.control import ControlSocket, Ready, Stage
 from microws.server.engines import Engines
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, tls_context
@@ -29,8 +30,7 @@ from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.serving import AsyncioServer
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 from microws.server.shared import Shared
-from microws.server.stopping import Shutdown, watch_signals, watch_signals_of_a_worker
-from microws.server.supervised import Greeting, Stage, Supervised
+from microws.server.shutdown import Shutdown, watch_signals, watch_signals_in_worker
 from microws.server.supervisor import supervise
 from microws.version import __version__
 
@@ -38,14 +38,14 @@ __all__ = ["choose_loop", "run", "serve"]
 
 _log = logging.getLogger("microws.server")
 
-# Seconds at the end of a drain for the apps to learn that their clients were dropped, then to be cancelled; and for
-# the app's shutdown where somebody is in a hurry.
+# Seconds at the end of a drain for the apps to see that their clients were dropped, then to be cancelled; and for the
+# app's shutdown after the second signal.
 _GRACE: Final = 0.4
 
-# Seconds between two signs of life of a worker.
-_LONGEST_INTERVAL: Final = 5.0
+# Seconds between two heartbeats of a worker.
+_HEARTBEAT_INTERVAL: Final = 5.0
 
-# Seconds from the system's connection to one that the server counts.
+# Seconds from a connection that the system has accepted to one that the server counts.
 _ACCEPT_TIMEOUT: Final = 0.05
 
 
@@ -54,7 +54,7 @@ def run(
     settings: Settings | None = None,
     *,
     name: str = "the app",
-    supervised: Supervised | None = None,
+    control: ControlSocket | None = None,
     renewal: Renewal | None = None,
     **options: Any,
 ) -> int:
@@ -75,7 +75,7 @@ def run(
         app: Any ASGI app.
         settings: How to serve; or the same as keywords: ``run(app, host="0.0.0.0", port=8000)``.
         name: What the log calls the app.
-        supervised: What this process has from its supervisor. Default: what it finds.
+        control: What this process has from its supervisor. Default: what it finds.
         renewal: Runs the program anew after a SIGHUP. Default: a new one, which does so when the program ends.
         options: The fields of ``Settings``, where ``settings`` is left out.
 
@@ -96,28 +96,28 @@ def run(
     elif options:
         raise TypeError(f"expected settings or {', '.join(options)}, got both")
     loop = choose_loop(settings)
-    supervised = supervised or Supervised.from_environment()
+    control = control or ControlSocket.from_environment()
     if renewal is not None:
-        return _run(app, settings, loop, name, supervised, renewal)
+        return _run(app, settings, loop, name, control, renewal)
     renewal = Renewal(this_program())
     try:
-        return _run(app, settings, loop, name, supervised, renewal)
+        return _run(app, settings, loop, name, control, renewal)
     finally:
         renewal.close()
 
 
 def _run(
-    app: ASGIApplication, settings: Settings, loop: str, name: str, supervised: Supervised | None, renewal: Renewal
+    app: ASGIApplication, settings: Settings, loop: str, name: str, control: ControlSocket | None, renewal: Renewal
 ) -> int:
-    if settings.workers > 1 and supervised is None:
+    if settings.workers > 1 and control is None:
         return supervise(settings, renewal)
-    with logging_to_stderr(settings, process=supervised is not None):
+    with logging_to_stderr(settings, process=control is not None):
         try:
             tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
-            if supervised is None:
+            if control is None:
                 listeners = renewal.listeners(settings, secure=tls is not None)
             else:
-                listeners = supervised.listeners(secure=tls is not None)
+                listeners = control.listeners(secure=tls is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
@@ -135,7 +135,7 @@ def _run(
                 listeners,
                 tls,
                 name,
-                supervised,
+                control,
                 renewal,
                 end,
                 backend="trio" if loop == "trio" else "asyncio",
@@ -147,8 +147,8 @@ def _run(
                 end.let_go(code)
             for listener in listeners:
                 listener.close()
-            if supervised is not None:
-                supervised.close()
+            if control is not None:
+                control.close()
 
 
 def _settings_of(options: Mapping[str, Any]) -> Settings:
@@ -198,7 +198,7 @@ async def serve(
     listeners: Sequence[Listener],
     shutdown: Shutdown,
     tls: ssl.SSLContext | None = None,
-    supervised: Supervised | None = None,
+    control: ControlSocket | None = None,
     name: str = "the app",
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> int:
@@ -212,7 +212,7 @@ async def serve(
     Args:
         listeners: Bound, and not listening yet. The drain begins by closing them; after an exception the caller does.
         tls: As ``tls_context`` makes it.
-        supervised: Learns when clients can connect, and holds this worker's share of them. Hypercorn takes no notice of
+        control: Learns when clients can connect, and holds this worker's share of them. Hypercorn takes no notice of
             that. Default: the log says when clients can connect.
         task_status: Started as soon as clients can connect.
 
@@ -235,14 +235,14 @@ async def serve(
             code = 1
         else:
             code = 0
-            share = None if supervised is None else supervised.share
+            share = None if control is None else control.share
             server = _prepare(app, settings, lifespan.state, tls, share, shutdown)
             await tasks.start(server.serve, [listener.sock for listener in listeners])
-            if supervised is None:
+            if control is None:
                 urls = ", ".join(listener.url for listener in listeners)
                 _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
             else:
-                supervised.greet(Greeting(name, getattr(app, "spans_processes", None)))
+                control.send_ready(Ready(name, getattr(app, "spans_processes", None)))
             task_status.started()
             await shutdown.requested.wait()
             await _delay(server, shutdown, settings)
@@ -375,30 +375,28 @@ async def _serve_until_signal(
     listeners: Sequence[Listener],
     tls: ssl.SSLContext | None,
     name: str,
-    supervised: Supervised | None,
+    control: ControlSocket | None,
     renewal: Renewal,
     end: ProcessEnd | None,
 ) -> int:
-    shutdown = Shutdown(end, supervised)
+    shutdown = Shutdown(end, control)
     async with anyio.create_task_group() as tasks:
-        if supervised is not None:
-            tasks.start_soon(_obey, supervised, shutdown)
+        if control is not None:
+            tasks.start_soon(_follow_commands, control, shutdown)
             if settings.worker_timeout:
-                tasks.start_soon(supervised.beat, min(settings.worker_timeout / 4, _LONGEST_INTERVAL))
+                tasks.start_soon(control.send_heartbeats, min(settings.worker_timeout / 4, _HEARTBEAT_INTERVAL))
         if end is not None:
-            if supervised is None:
+            if control is None:
                 await tasks.start(partial(watch_signals, shutdown, settings, renewal))
             else:
-                await tasks.start(partial(watch_signals_of_a_worker, shutdown, settings))
-        code = await serve(
-            app, settings, listeners=listeners, shutdown=shutdown, tls=tls, supervised=supervised, name=name
-        )
+                await tasks.start(partial(watch_signals_in_worker, shutdown, settings))
+        code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, control=control, name=name)
         tasks.cancel_scope.cancel()
     if renewal.is_renewed and code != 0 and not shutdown.requested.is_set():
         _log.critical("%s", FAILURE)
     return code
 
 
-async def _obey(supervised: Supervised, shutdown: Shutdown) -> None:
-    async for stage in supervised.commands():
+async def _follow_commands(control: ControlSocket, shutdown: Shutdown) -> None:
+    async for stage in control.commands():
         shutdown.reach(stage)

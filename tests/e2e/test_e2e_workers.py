@@ -206,7 +206,7 @@ def blocking(server, path="/block"):
 def test_a_worker_whose_event_loop_is_blocked_is_replaced_and_says_where(directory, loop):
     write(directory, APP + BLOCKING)
     with supervised(directory, "--workers", "2", "--worker-timeout", "3", "--loop", loop) as server, blocking(server):
-        pid = server.wait_for_line(r"error worker (\d+) is killed: nothing heard from it for 3 s")[1]
+        pid = server.wait_for_line(r"error worker (\d+) is killed: it sent nothing for 3 s")[1]
         server.wait_for_line(rf"\[{pid}\] warning still running, .*: block\(\) at .*chat\.py:\d+$")
         server.wait_for_line(rf"error worker {pid} ended with exit code 1; another one is started")
         server.wait_for_line(r"info worker \d+ serves", times=2)
@@ -220,7 +220,7 @@ def test_a_worker_that_is_stopped_is_replaced_and_does_not_hold_up_the_end(direc
     with supervised(directory, *arguments) as server, contextlib.ExitStack() as stack:
         first, second = one_websocket_each(stack, server, 2)
         os.kill(first, signal.SIGSTOP)
-        server.wait_for_line(rf"error worker {first} is killed: nothing heard from it for 3 s")
+        server.wait_for_line(rf"error worker {first} is killed: it sent nothing for 3 s")
         server.wait_for_line(rf"error worker {first} was killed by SIGKILL; another one is started")
         server.wait_for_line(r"info worker \d+ serves", times=2)
         os.kill(second, signal.SIGSTOP)

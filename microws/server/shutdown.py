@@ -1,4 +1,4 @@
-"""How a process is told to stop: signals reach the event loop, on every system and every loop."""
+"""How a server is told to stop: signals and the supervisor's commands become stages of the shutdown."""
 
 import logging
 import signal
@@ -10,66 +10,68 @@ from typing import Final
 import anyio
 from anyio.abc import TaskStatus
 
+from microws.server.control import SHARED_SIGNALS, ControlSocket, Stage
 from microws.server.process_end import ProcessEnd
 from microws.server.renewal import HANGUP, Renewal
 from microws.server.settings import Settings
-from microws.server.supervised import SHARED_SIGNALS, Stage, Supervised
 
-__all__ = ["Shutdown", "heard", "watch_signals", "watch_signals_of_a_worker"]
+__all__ = ["Shutdown", "signal_socket", "watch_signals", "watch_signals_in_worker"]
 
 _log = logging.getLogger("microws.server")
 
-# Seconds that each step of the end may take after the second signal.
-_HURRY: Final = 1.0
+# Seconds that each step of the shutdown may take after the second signal.
+_FORCED_STEP: Final = 1.0
 
 # SIGBREAK is Ctrl-Break, on Windows.
-_STOPS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+_STOP_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+)
 
 
 class Shutdown:
     """
-    How a worker is told to stop.
+    How far a worker has come in stopping.
 
     Args:
-        end: Ends the process where a step takes too long. Default: nothing does, as the process is not the server's.
-        supervised: Learns of each step as well. Default: there is no supervisor.
+        end: Ends the process if a step takes too long. Default: nothing does, as the process is not the server's.
+        control: The supervisor is told of each step. Default: there is no supervisor.
 
     Attributes:
         requested: Stop: ``/readyz`` says 503 from now on, and the drain begins after ``Settings.stop_delay``.
         draining: The delay has ended, or there is none: drain, then stop.
-        forced: Stop at once.
+        forced: Stop immediately.
     """
 
-    def __init__(self, end: ProcessEnd | None = None, supervised: Supervised | None = None) -> None:
+    def __init__(self, end: ProcessEnd | None = None, control: ControlSocket | None = None) -> None:
         self.requested = anyio.Event()
         self.draining = anyio.Event()
         self.forced = anyio.Event()
         self._end = end
-        self._supervised = supervised
+        self._control = control
 
     def request(self) -> None:
-        """Ask to drain. Asked once more: to stop at once."""
+        """Ask for the drain. The second request asks to stop immediately."""
         self.reach(Stage.AT_ONCE if self.draining.is_set() else Stage.DRAIN)
 
     def reach(self, stage: Stage) -> None:
-        """Go on to this stage of the stop. A stage that was reached before changes nothing."""
-        is_new = stage == Stage.AT_ONCE and not self.forced.is_set()
+        """Go on to this stage of the shutdown. A stage that was reached before changes nothing."""
+        is_forced = stage == Stage.AT_ONCE and not self.forced.is_set()
         for event in (self.requested, self.draining, self.forced)[:stage]:
             event.set()
-        if is_new:
-            self.limit(_HURRY)
+        if is_forced:
+            self.limit(_FORCED_STEP)
 
     def limit(self, seconds: float) -> None:
         """
-        The next step of the end begins, and may take so many seconds; after the second signal only a moment.
+        Begin the next step of the shutdown, which may take so many seconds; one second at most after the second signal.
 
         The process ends a little later, with exit code 1.
         """
-        seconds = min(seconds, _HURRY) if self.forced.is_set() else seconds
+        seconds = min(seconds, _FORCED_STEP) if self.forced.is_set() else seconds
         if self._end is not None:
             self._end.limit(seconds)
-        if self._supervised is not None:
-            self._supervised.report_limit(seconds)
+        if self._control is not None:
+            self._control.send_limit(seconds)
 
     def expect_reaction(self, stage: Stage) -> None:
         """
@@ -85,7 +87,7 @@ class Shutdown:
             self._end.explain_unless((self.requested if stage == Stage.DELAY else self.draining).is_set)
 
     def finish(self, code: int) -> None:
-        """Only the event loop has to end now. Where it does not, the process ends all the same, with ``code``."""
+        """Only the event loop has to end now. If it does not, the process ends all the same, with ``code``."""
         if self._end is not None:
             self._end.finish(code)
 
@@ -99,7 +101,7 @@ async def watch_signals(
     shutdown: Shutdown, settings: Settings, renewal: Renewal, *, task_status: TaskStatus[None]
 ) -> None:
     """
-    Drain at the first signal, and stop at once at the second one. The third one kills.
+    Drain at the first signal, and stop immediately at the second one. The third one kills.
 
     With ``settings.stop_delay`` the first SIGTERM starts that delay, and the next signal ends it. Ctrl-C drains without
     a delay: a user at a terminal has no load balancer that needs the time.
@@ -107,11 +109,11 @@ async def watch_signals(
     Signals count also while the event loop is blocked. The first one then has the log say what blocks the loop, and
     ends the process a little later than it would have ended. The second one ends it within a second.
 
-    SIGHUP drains, and has ``renewal`` run the program anew; another signal cancels that. If the terminal that the
+    SIGHUP drains, and has ``renewal`` run the program again; another signal cancels that. If the terminal that the
     server was started in was closed, SIGHUP stops the server.
     """
     asked = 0
-    lines: list[tuple[int, str]] = []
+    lines: list[tuple[int, str]] = []  # a signal handler must not log: the interrupted code may hold the log's lock
 
     def handle(number: int) -> None:
         nonlocal asked
@@ -134,63 +136,63 @@ async def watch_signals(
         if asked <= Stage.DRAIN:
             shutdown.limit(settings.drain_timeout + (settings.stop_delay if asked == Stage.DELAY else 0))
         elif asked == Stage.AT_ONCE:
-            for stop in _STOPS:
+            for stop in _STOP_SIGNALS:
                 signal.signal(stop, signal.SIG_DFL)
         shutdown.expect_reaction(Stage(asked))
 
-    signals = [*_STOPS, HANGUP] if renewal.handles_hangup else _STOPS
-    with heard(signals, handle) as wakeup:
+    signals = [*_STOP_SIGNALS, HANGUP] if renewal.handles_hangup else _STOP_SIGNALS
+    with signal_socket(signals, handle) as received:
         if renewal.hangups:
             signal.raise_signal(HANGUP)
         task_status.started()
         while True:
-            await _wait_for(wakeup)
+            await _wait_for(received)
             while lines:
                 _log.log(*lines.pop(0))
             if asked:
                 shutdown.reach(Stage(asked))
 
 
-async def watch_signals_of_a_worker(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
+async def watch_signals_in_worker(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
     """
-    Stop at SIGTERM. At SIGABRT, which the supervisor sends when nothing was heard for long, end at once.
+    Stop at SIGTERM. End immediately at SIGABRT, which the supervisor sends to a worker that has been silent too long.
 
-    What a terminal sends to the whole process group is for the supervisor, which passes it on.
+    What a terminal sends to the whole process group is ignored: the supervisor passes it on.
     """
-    is_told = False
+    is_terminated = False
 
     def handle(number: int) -> None:
-        nonlocal is_told
+        nonlocal is_terminated
         if number == signal.SIGABRT:
             shutdown.abort()
-        elif number == signal.SIGTERM and not is_told:
-            is_told = True
+        elif number == signal.SIGTERM and not is_terminated:
+            is_terminated = True
             shutdown.limit(settings.stop_delay + settings.drain_timeout)
 
-    with heard((signal.SIGTERM, signal.SIGABRT, *SHARED_SIGNALS), handle) as wakeup:
+    with signal_socket((signal.SIGTERM, signal.SIGABRT, *SHARED_SIGNALS), handle) as received:
         task_status.started()
         while True:
-            await _wait_for(wakeup)
-            if is_told:
+            await _wait_for(received)
+            if is_terminated:
                 shutdown.reach(Stage.DELAY if settings.stop_delay else Stage.DRAIN)
 
 
-async def _wait_for(wakeup: socket.socket) -> None:
-    await anyio.wait_readable(wakeup)
+async def _wait_for(sock: socket.socket) -> None:
+    await anyio.wait_readable(sock)
     with suppress(BlockingIOError):
-        wakeup.recv(4096)
+        sock.recv(4096)
 
 
 @contextmanager
-def heard(signals: Iterable[int], handle: Callable[[int], None] | None = None) -> Iterator[socket.socket]:
+def signal_socket(signals: Iterable[int], handle: Callable[[int], None] | None = None) -> Iterator[socket.socket]:
     """
     A socket that becomes readable when one of the signals arrives, within the block. In the main thread only.
 
-    Works on every system and every event loop. On Windows there is no ``loop.add_signal_handler``; and a callback of
-    the loop would come to nothing while the loop is blocked.
+    Works on every system and every event loop. Windows has no ``loop.add_signal_handler``, and a blocked loop would not
+    call its callbacks.
 
     Args:
-        signals: Their numbers, one byte each on the socket as long as there is no event loop.
+        signals: Their numbers, one byte each on the socket if there is no event loop.
         handle: Called with the number, also while the main thread is blocked in Python. Afterwards there is a byte 0 on
             the socket.
     """
@@ -205,7 +207,7 @@ def heard(signals: Iterable[int], handle: Callable[[int], None] | None = None) -
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        # Around the handlers: a signal that comes between the two would be lost.
+        # Set before the handlers: a signal that arrives between the two would be lost.
         fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         if fd_before != -1:
             # The event loop's own wakes it as well, and the app may have handlers that depend on it.
@@ -217,5 +219,5 @@ def heard(signals: Iterable[int], handle: Callable[[int], None] | None = None) -
             for number, old in before.items():
                 signal.signal(number, signal.SIG_DFL if old is None else old)
             if fd_before == -1 and (fd := signal.set_wakeup_fd(-1)) != theirs.fileno():
-                # The app has had one set since, by ``loop.add_signal_handler``.
+                # The app has set another one since, by ``loop.add_signal_handler``.
                 signal.set_wakeup_fd(fd, warn_on_full_buffer=False)

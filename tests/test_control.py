@@ -1,0 +1,119 @@
+"""The worker's end of the control socket."""
+
+import json
+import os
+import signal
+import socket
+
+import anyio
+import pytest
+
+from microws.server.acceptor import Share, make_shared_memory
+from microws.server.control import SHARED_SIGNALS, ControlSocket, Ready, Stage, worker_environment
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def ends():
+    """The supervisor's end, and the worker's."""
+    supervisor, worker = socket.socketpair()
+    supervisor.settimeout(5)
+    with supervisor, worker:
+        yield supervisor, worker
+
+
+@pytest.fixture
+def _handlers():
+    before = {number: signal.getsignal(number) for number in SHARED_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def test_a_worker_gets_commands_until_the_supervisor_has_ended(ends):
+    supervisor, worker = ends
+    commands = ControlSocket(worker, []).commands()
+    with anyio.fail_after(5):
+        supervisor.send(b"23")
+        assert [await anext(commands), await anext(commands)] == [Stage.DRAIN, Stage.AT_ONCE]
+        supervisor.close()
+        assert [command async for command in commands] == [Stage.DRAIN]
+
+
+async def test_a_control_socket_that_is_reset_ends_the_commands(ends):
+    supervisor, worker = ends
+    worker.send(b"unread data makes the end a reset")
+    supervisor.close()
+    with anyio.fail_after(5):
+        assert [command async for command in ControlSocket(worker, []).commands()] == [Stage.DRAIN]
+
+
+async def test_heartbeats_and_limits_follow_ready(ends):
+    supervisor, worker = ends
+    control = ControlSocket(worker, [])
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(control.send_heartbeats, 0.01)
+            control.send_limit(1)
+            await anyio.sleep(0.05)
+            control.send_ready(Ready("chat:app", None))
+            control.send_limit(12.5)
+            lines = b""
+            while not lines.endswith(b"\n\n"):
+                await anyio.wait_readable(supervisor)
+                lines += supervisor.recv(1000)
+            tasks.cancel_scope.cancel()
+    ready, limit, heartbeat = lines.split(b"\n")[:3]
+    assert (json.loads(ready), limit, heartbeat) == ({"app": "chat:app", "spans_processes": None}, b"12.5", b"")
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_supervisor_that_does_not_read_blocks_no_worker(ends, has_ended):
+    supervisor, worker = ends
+    control = ControlSocket(worker, [])
+    if has_ended:
+        supervisor.close()
+    control.send_ready(Ready("chat:app", None))
+    for _ in range(10_000):
+        control.send_limit(1)
+
+
+@pytest.mark.usefixtures("_handlers")
+async def test_the_programs_of_a_worker_inherit_nothing_of_its_supervisor():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        supervisor, worker = socket.socketpair()
+        share = Share(make_shared_memory(2), 0)
+        other = Share(share.memory, 1)
+        numbers = [worker.detach(), os.dup(listening.fileno())]
+        for number in numbers:
+            os.set_inheritable(number, True)
+        environ = worker_environment({"HOME": "/"}, control=numbers[0], sockets=numbers[1:], share=share)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
+        supervisor.close()  # a supervisor that has ended counts
+        control = ControlSocket.from_environment(environ)
+        assert environ == {"HOME": "/"}
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(share.memory)
+        control.share.write(0, 1.0)
+        other.write(99, 1.0)
+        assert other.is_exceeded()
+        assert not any(os.get_inheritable(number) for number in numbers)
+        for number in SHARED_SIGNALS:
+            os.kill(os.getpid(), number)  # which does nothing
+        with anyio.fail_after(5):
+            assert [command async for command in control.commands()] == [Stage.DRAIN]
+        [listener] = control.listeners(secure=False)
+        assert listener.url == f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listener.close()
+        control.close()
+
+
+@pytest.mark.parametrize("value", ["1 {} 4", "1 {} 3,4 5 0", "1 999999 3 4 0", "nonsense", ""])
+def test_a_process_that_inherited_only_the_variable_is_no_worker(value):
+    with socket.socket() as other:
+        environ = {"MICROWS_SUPERVISOR": value.format(other.fileno())}
+        assert ControlSocket.from_environment(environ) is None
+    assert environ == {}

@@ -1,4 +1,4 @@
-"""The sockets that a worker listens on: bound before the app starts, answering only after it has."""
+"""The sockets that a server listens on, and TLS. They are bound before the app starts, and listen after it has."""
 
 import errno
 import logging
@@ -8,9 +8,9 @@ import ssl
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TextIO, TypeAlias
 
 if sys.platform != "win32":
     import fcntl
@@ -24,7 +24,7 @@ _USE_HTTPS: Final = b"expected TLS, got plain HTTP: use https:// on this port\n"
 
 _log = logging.getLogger("microws.server")
 
-# Connections that the kernel keeps while the worker is busy: Linux's own limit (net.core.somaxconn) since 5.4.
+# Connections that wait in the kernel while the worker is busy: Linux's own limit (net.core.somaxconn) since 5.4.
 BACKLOG: Final = 4096
 
 # Of TLS 1.2: with forward secrecy.
@@ -39,19 +39,27 @@ class Listener:
     """
     A bound socket. Until it listens, a client that connects is refused.
 
-    Attributes:
+    Args:
         sock: The socket.
-        url: How a client names it; the real port where port 0 was asked for.
+        secure: Whether its connections speak TLS; only the URL says so.
+        path: The file of a Unix socket that ``close`` removes. Default: it removes none.
+        lock: The locked file beside it, which ``close`` removes and closes.
+
+    Attributes:
+        sock: As above.
+        url: Where clients connect to; the real port if port 0 was asked for.
     """
 
-    def __init__(self, sock: socket.socket, *, secure: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, *, secure: bool, path: Path | None = None, lock: TextIO | None = None
+    ) -> None:
         self.sock = sock
+        self._path = path
+        self._identity = None if path is None else _identity(path)
+        self._lock = lock
+        self._kept: socket.socket | None = None
         name = sock.getsockname()
         scheme = "https" if secure else "http"
-        self._file: tuple[Path, tuple[int, int]] | None = None
-        self._lock = ExitStack()
-        self._lock_number: int | None = None
-        self._kept: socket.socket | None = None
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.url = f"{scheme}://{InternetAddress(name[0], name[1])}"
         else:
@@ -60,42 +68,33 @@ class Listener:
     @classmethod
     def take_over(cls, left: Sequence[Any], *, secure: bool) -> "Listener":
         """
-        What another program of this process has left: the result of its ``leave``.
+        The socket that another program of this process has left: the result of its ``leave``.
 
         Raises:
             ListenError: The files were closed meanwhile.
         """
         number, path, lock = left
         try:
-            listener = cls(socket.socket(fileno=number), secure=secure)
-            listener.sock.set_inheritable(False)
-            if path is not None:
-                with ExitStack() as undo:
-                    file = undo.enter_context(os.fdopen(lock))
-                    os.set_inheritable(lock, False)
-                    undo.callback(_lock_path(path).unlink, missing_ok=True)
-                    listener.owns(Path(path), file.fileno(), undo.pop_all())
+            sock = socket.socket(fileno=number)
+            sock.set_inheritable(False)
+            if path is None:
+                return cls(sock, secure=secure)
+            os.set_inheritable(lock, False)
+            return cls(sock, secure=secure, path=Path(path), lock=os.fdopen(lock))
         except OSError as error:
             raise ListenError(f"the listening socket that SIGHUP has left is lost: {_reason(error)}") from None
-        return listener
-
-    def owns(self, path: Path, lock_number: int, lock: ExitStack) -> None:
-        """At ``close``, remove ``path``, the socket's file, and then release ``lock``, whose file has this number."""
-        self._file = (path, _identity(path))
-        self._lock_number = lock_number
-        self._lock = lock
 
     def listen(self) -> None:
         """
         Let clients connect from now on.
 
         Raises:
-            ListenError: Another program listens there; some systems say so only now.
+            ListenError: Another program listens there; some systems report that only now.
         """
         try:
             self.sock.listen(BACKLOG)
         except OSError as error:
-            raise ListenError(f"cannot listen on {self.url}: {_reason(error)}; {_OTHER_PORT}") from None
+            raise ListenError(f"cannot listen on {self.url}: {_reason(error)}; use another one: --port") from None
 
     def keep(self) -> None:
         """
@@ -118,37 +117,35 @@ class Listener:
         """What ``take_over`` needs in the next program of this process, which inherits the files."""
         assert self._kept is not None
         self._kept.set_inheritable(True)
-        if self._lock_number is not None:
-            os.set_inheritable(self._lock_number, True)
-        return [self._kept.fileno(), None if self._file is None else str(self._file[0]), self._lock_number]
+        if self._path is None or self._lock is None:
+            return [self._kept.fileno(), None, None]
+        os.set_inheritable(self._lock.fileno(), True)
+        return [self._kept.fileno(), str(self._path), self._lock.fileno()]
 
     def close(self) -> None:
         """Give the address back, unless it is kept."""
         self.sock.close()
-        if self._kept is not None:
-            return
-        if self._file is not None:
-            path, identity = self._file
-            self._file = None
-            # A program that does not know the lock may have taken the path over in the meantime.
-            if path.exists() and _identity(path) == identity:
-                path.unlink()
-        self._lock.close()
+        if self._kept is None and self._path is not None and self._lock is not None:
+            # A program that does not know the lock may have bound the path in the meantime.
+            if self._path.exists() and _identity(self._path) == self._identity:
+                self._path.unlink()
+            _unlock(self._path, self._lock)
+            self._lock = None
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    # The number alone may have been used again.
+    # The inode alone may have been used again.
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
 
 
 def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int = 0o660) -> list[Listener]:
     """
-    Take the addresses, all or none.
+    Bind the addresses, all or none.
 
-    A name with several numbers, as ``localhost`` is, takes each that there is. ``[::]`` takes IPv4 connections as well
-    where the system does that, unless an IPv4 address with the same port is asked for, too. With port 0, all numbers of
-    a name get one port, and so do ``0.0.0.0`` and ``[::]``.
+    A host name with several numbers, such as ``localhost``, binds each that this machine has. ``[::]`` accepts IPv4
+    connections as well if the system does that, unless an IPv4 address with the same port is asked for, too. With port
+    0, all numbers of a name get one port, and so do ``0.0.0.0`` and ``[::]``.
 
     Args:
         addresses: Where to listen.
@@ -156,7 +153,7 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
         unix_mode: Permissions of the files of Unix sockets, whatever the umask is. By default the user and the group.
 
     Raises:
-        ListenError: In use, not allowed, not of this machine, no socket.
+        ListenError: In use, not allowed, not an address of this machine, not a socket.
     """
     numbers = {address: _resolve(address) for address in addresses if isinstance(address, InternetAddress)}
     ipv4_ports = {
@@ -170,7 +167,8 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
                 case InternetAddress(host, port):
                     v6_only = port in ipv4_ports
                     other = wildcard_ports.pop(_OTHER_WILDCARD.get(host, ""), 0)
-                    listeners += _bind_internet(address, numbers[address], other or port, v6_only, secure=secure)
+                    for sock in _bind_internet(address, numbers[address], other or port, v6_only):
+                        listeners.append(Listener(sock, secure=secure))  # noqa: PERF401 - closed if the next one fails
                     if port == 0 and host in _OTHER_WILDCARD and not other:
                         wildcard_ports[host] = listeners[-1].sock.getsockname()[1]
                 case UnixPath():
@@ -185,7 +183,7 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
 
 
 class _Context(ssl.SSLContext):
-    """Tells its objects where they write to."""
+    """Makes an ``_Object``, and tells it where it writes to."""
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
         made = super().wrap_bio(incoming, outgoing, *args, **options)
@@ -195,7 +193,7 @@ class _Context(ssl.SSLContext):
 
 
 class _Object(ssl.SSLObject):
-    """Answers a client that speaks plain HTTP, which would see nothing but the end of its connection."""
+    """Answers a client that speaks plain HTTP, which would only see that its connection ends."""
 
     outgoing: ssl.MemoryBIO
 
@@ -203,7 +201,7 @@ class _Object(ssl.SSLObject):
         try:
             super().do_handshake()
         except ssl.SSLError as error:
-            # OpenSSL looks for GET, HEAD, POST and PUT.
+            # OpenSSL recognizes GET, HEAD, POST and PUT.
             if error.reason != "HTTP_REQUEST":
                 raise
             fields = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n"
@@ -217,7 +215,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     TLS 1.2 or later with forward secrecy; HTTP/1.1 by ALPN.
 
     Raises:
-        ListenError: A file is missing, is no PEM, the key is encrypted, or not the certificate's.
+        ListenError: A file is missing or not PEM, or the key is encrypted or not that of the certificate.
 
     Source: RFC 9113 §9.2.
     """
@@ -232,7 +230,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     key = keyfile or certfile
 
     def refuse_encrypted() -> NoReturn:
-        # OpenSSL would ask for the passphrase on the terminal, and a service would wait forever.
+        # OpenSSL would ask for the passphrase on the terminal, where a service waits forever.
         raise ListenError(
             f"expected a key without a passphrase, got {key!r}; decrypt it: openssl pkey -in {key} -out FILE"
         )
@@ -241,7 +239,7 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
         context.load_cert_chain(certfile, keyfile, password=refuse_encrypted)
         return context
     except ssl.SSLError:
-        # OpenSSL's own words are such as "PEM lib".
+        # OpenSSL itself says only "PEM lib".
         reason = _why_unusable(certfile, key)
     except OSError as error:
         reason = _reason(error)
@@ -255,9 +253,7 @@ def _why_unusable(certfile: str, keyfile: str) -> str:
     return "one is damaged, or the key is not that of the certificate"
 
 
-_OTHER_PORT: Final = "use another one: --port"
-
-# A port 0 that both of them are asked for becomes the same port.
+# If port 0 is asked for with both of them, they get the same port.
 _OTHER_WILDCARD: Final = {"0.0.0.0": "::", "::": "0.0.0.0"}
 
 _Number: TypeAlias = tuple[int, Any]
@@ -275,47 +271,48 @@ def _resolve(address: InternetAddress) -> list[_Number]:
 
 
 def _bind_internet(
-    address: InternetAddress, numbers: Sequence[_Number], port: int, v6_only: bool, *, secure: bool
-) -> list[Listener]:
-    listeners: list[Listener] = []
+    address: InternetAddress, numbers: Sequence[_Number], port: int, v6_only: bool
+) -> Iterator[socket.socket]:
+    """A socket for each of the numbers that this machine has."""
     missing: OSError | None = None
+    is_bound = False
     for family, name in numbers:
-        sock: socket.socket | None = None
         try:
-            # Without the protocol's number asyncio sets no TCP_NODELAY on the connections (asyncio/base_events.py,
-            # _set_nodelay): a short message would wait up to 40 ms for the client to confirm the one before.
-            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            if os.name == "posix":  # on Windows, two servers could then listen on the same port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6 and v6_only:
-                # A socket of its own takes the IPv4 connections to this port.
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            _bind_to_port(sock, name, port, is_needed=address.port != 0)
+            sock = _bind_number(family, name, port, v6_only, is_needed=address.port != 0)
         except OSError as error:
-            if sock is not None:
-                sock.close()
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                for listener in listeners:
-                    listener.close()
                 raise ListenError(_explain(address, error)) from None
             missing = error
-            continue
-        sock.setblocking(False)
-        listeners.append(Listener(sock, secure=secure))
-        port = sock.getsockname()[1]
-    if missing is not None and not listeners:
+        else:
+            is_bound = True
+            port = sock.getsockname()[1]
+            yield sock
+    if missing is not None and not is_bound:
         raise ListenError(_explain(address, missing))
-    return listeners
 
 
-def _bind_to_port(sock: socket.socket, name: Any, port: int, *, is_needed: bool) -> None:
+def _bind_number(family: int, name: Any, port: int, v6_only: bool, *, is_needed: bool) -> socket.socket:
+    # Without the protocol's number asyncio does not set TCP_NODELAY on the connections (asyncio/base_events.py,
+    # _set_nodelay): a short message would wait up to 40 ms for the client to confirm the one before.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        sock.bind((name[0], port, *name[2:]))
-    except OSError as error:
-        if is_needed or port == 0 or error.errno != errno.EADDRINUSE:
-            raise
-        # The port that the system chose for IPv4 is another program's in IPv6, or the other way round.
-        sock.bind((name[0], 0, *name[2:]))
+        if os.name == "posix":  # on Windows, two servers could then listen on the same port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and v6_only:
+            # A socket of its own accepts the IPv4 connections to this port.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind((name[0], port, *name[2:]))
+        except OSError as error:
+            if is_needed or port == 0 or error.errno != errno.EADDRINUSE:
+                raise
+            # Another program has in IPv6 the port that the system chose for IPv4, or the other way round.
+            sock.bind((name[0], 0, *name[2:]))
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _explain(address: InternetAddress, error: OSError) -> str:
@@ -332,60 +329,64 @@ def _explain(address: InternetAddress, error: OSError) -> str:
 def _bind_unix(address: UnixPath, *, secure: bool, mode: int) -> Listener:
     if sys.platform == "win32" or not hasattr(socket, "AF_UNIX"):
         raise ListenError(f"cannot listen on {address}: this system has no Unix sockets; use --host and --port")
+    path = Path(address.path).absolute()  # the app may change the directory
     with ExitStack() as undo:
         try:
-            lock_number = undo.enter_context(_lock(address))
+            lock = _lock(address, path)
+            undo.callback(_unlock, path, lock)
             _remove_stale(address)
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            # The umask gives the file its permissions at once; a ``chmod`` would come a moment later. A file that
-            # another thread makes meanwhile has no more permissions either.
+            # The umask sets the permissions of the file from the start, where ``chmod`` would change them a moment
+            # later. A file that another thread makes meanwhile gets no more permissions either.
             umask = os.umask(0o777 & ~mode)
             try:
                 sock.bind(address.path)
             finally:
                 os.umask(umask)
             sock.setblocking(False)
-            listener = Listener(sock, secure=secure)
-            listener.owns(Path(address.path).absolute(), lock_number, undo.pop_all())
+            listener = Listener(sock, secure=secure, path=path, lock=lock)
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {_reason(error)}") from None
+        undo.pop_all()
     if mode & stat.S_IWOTH:
         _log.warning(
-            "every user of this machine can connect to %s (--unix-mode %o), and by default each is trusted as a proxy "
-            "is; --unix-mode 660 admits the group alone",
+            "every user of this machine can connect to %s (--unix-mode %o), and by default each is trusted like a "
+            "proxy; --unix-mode 660 admits the group alone",
             address,
             mode,
         )
     return listener
 
 
-@contextmanager
-def _lock(address: UnixPath) -> Iterator[int]:
+def _lock(address: UnixPath, path: Path) -> TextIO:
     """
-    Keep the path from every other server that asks here, until the end of the block or of this process.
+    Keep the path from every other server that asks here, until ``_unlock`` or the end of this process.
 
     A socket that is bound and does not listen yet looks like one whose program was killed: without the lock, of two
     servers that start at once the second would take the path away from the first.
 
     Source: PostgreSQL's ``.s.PGSQL.5432.lock``.
     """
-    path = _lock_path(address.path).absolute()  # the app may change the directory
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        file = os.fdopen(os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if isinstance(error, BlockingIOError):
                 raise ListenError(_in_use(address)) from None
-            if _is_at(path, file.fileno()):
-                try:
-                    yield file.fileno()
-                finally:
-                    path.unlink(missing_ok=True)
-                return
-        # Its owner has removed the file after it was opened here.
+            raise
+        if _is_at(_lock_path(path), file.fileno()):
+            return file
+        file.close()  # its owner has removed the file after it was opened here
 
 
-def _lock_path(path: str) -> Path:
+def _unlock(path: Path, lock: TextIO) -> None:
+    _lock_path(path).unlink(missing_ok=True)
+    lock.close()
+
+
+def _lock_path(path: Path) -> Path:
     return Path(f"{path}.lock")
 
 

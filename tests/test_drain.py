@@ -13,7 +13,7 @@ from worker_here import echo, failures, lifespan, on_own_server, read_to_the_end
 from microws.server.control import Stage
 from microws.server.listening import tls_context
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 
 TLS = Path(__file__).parent / "tls"
 

@@ -11,7 +11,7 @@ from worker_here import serving
 import microws.health
 from microws import App, RoutingError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 
 
 def make_app(**options):

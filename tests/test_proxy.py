@@ -18,7 +18,7 @@ from microws import App
 from microws.server.listening import tls_context
 from microws.server.proxy import ProxyHeaders, TrustedProxies, forwarded
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 
 TLS = Path(__file__).parent / "tls"
 

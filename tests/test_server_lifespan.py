@@ -10,7 +10,7 @@ from microws.server.settings import Settings, parse_address
 from microws.server.shutdown import Shutdown
 from microws.server.worker import serve
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 
 
 async def test_every_request_gets_a_copy_of_the_lifespans_state():

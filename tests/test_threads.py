@@ -14,7 +14,7 @@ from asking import ask, refusal_of
 from microws import App, EventStream, StreamingResponse
 from microws.threads import threads_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 
 USER: ContextVar[str] = ContextVar("USER", default="nobody")
 

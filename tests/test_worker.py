@@ -39,7 +39,7 @@ from microws.server.logs import JSONFormatter, TextFormatter, format_duration
 from microws.server.settings import Settings
 from microws.server.worker import choose_loop, run
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 
 TLS = Path(__file__).parent / "tls"
 

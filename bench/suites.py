@@ -183,7 +183,7 @@ STARLETTE = "bench.apps.starlette_app:app"
 STARLETTE_QUEUES = "bench.apps.starlette_app:queue_app"
 FASTAPI = "bench.apps.fastapi_app:app"
 HYPERCORN_PACKAGES = ("hypercorn", "h11", "wsproto")
-MICROWS_PACKAGES = ("microws", "uvloop", "httptools")
+MICROWS_PACKAGES = ("microws", "uvloop")
 UVICORN_PACKAGES = ("uvicorn", "uvloop", "httptools", "websockets")
 
 FRAMEWORK = Suite(

@@ -15,7 +15,7 @@ from byte_client import CLOSE, Frame, upgrade
 from microws.interfaces import Limits
 from microws.server.engines import Engines
 from microws.server.listening import tls_context
-from microws.server.request_head import join_fields
+from microws.server.request_parser import join_fields
 from microws.server.upgrade import Upgrade
 
 __all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until"]

@@ -30,7 +30,6 @@ REVIEWS = {
     "anyio": Review("4.14.2", "CVE-2026-63349, CVE-2026-63374, CVE-2026-64847"),
     "h11": Review("0.16.0", "CVE-2025-43859: request smuggling"),
     "h2": Review("4.4.1", "CVE-2025-57804, CVE-2026-71554: request smuggling"),
-    "httptools": Review("0.8.0", "MagicStack/httptools#142: truncated URLs; llhttp before 9.4.1"),
     "hypercorn": Review(),
     "jinja2": Review("3.1.6", "CVE-2024-56201, CVE-2024-56326, CVE-2025-27516: ways out of the sandbox"),
     "orjson": Review("3.11.6", "CVE-2024-27454, CVE-2025-67221: unlimited recursion"),

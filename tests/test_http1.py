@@ -2,13 +2,10 @@
 
 import asyncio
 
-import httptools
 import pytest
 from byte_client import frame, upgrade
 from engine_here import ASYNCIO_BACKENDS
 from http_here import MARK, Recording, request, serving
-
-from microws.server import python_parser, request_parser
 
 pytestmark = pytest.mark.anyio
 
@@ -16,12 +13,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 def anyio_backend(request):
     return request.param
-
-
-@pytest.fixture(params=[httptools, python_parser], ids=["llhttp", "Python"])
-def parser(request, monkeypatch):
-    """A test that asks for it runs with either parser."""
-    monkeypatch.setattr(request_parser, "httptools", request.param)
 
 
 def post(*lines, body=b"", first="POST / HTTP/1.1"):
@@ -278,7 +269,6 @@ BAD_HOSTS = {
 REFUSED = DOUBTFUL_LENGTHS | BAD_FIELDS | BAD_FIRST_LINES | BAD_CHUNKS | BAD_HOSTS
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(("requests", "status"), [(REFUSED, 400), (UNKNOWN, 501)], ids=["faulty", "unknown"])
 async def test_a_request_that_is_refused_has_one_answer_and_nothing_behind_it(requests, status):
     app = Recording()
@@ -337,7 +327,6 @@ SMUGGLING = {
 }
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("is_whole", [True, False], ids=["at once", "byte by byte"])
 async def test_a_request_in_a_body_stays_a_body(is_whole):
     app = Recording()
@@ -367,7 +356,6 @@ LAST = {
 BEHIND = {"a request": MARK, "CRLF": b"\r\n", "CRLFs": b"\r\n\r\n", "junk": b"junk", "NULs": bytes(100_000)}
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
 async def test_what_follows_a_last_request_is_ignored(behind, caplog):
     app = Recording()
@@ -472,7 +460,6 @@ async def test_the_scope_says_what_was_on_the_wire():
     assert scope["client"][0] == "127.0.0.1"
 
 
-@pytest.mark.usefixtures("parser")
 async def test_a_trailer_adds_nothing_to_the_headers_of_a_request():
     app = Recording()
     async with serving(app) as server, await server.connect() as client:

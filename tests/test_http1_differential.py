@@ -17,9 +17,7 @@ from typing import NamedTuple
 import h11
 import pytest
 
-from microws.server import python_parser, request_parser
-from microws.server.request_head import Refused
-from microws.server.request_parser import RequestParser
+from microws.server.request_parser import Refused, RequestParser
 
 CASES = int(os.environ.get("FUZZ_CASES", "100000"))
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -566,17 +564,6 @@ def test_the_same_bytes_mean_the_same_to_h11(part):
     seed = secrets.token_hex(4) if SEED == "random" else SEED
     for number in range(CASES // PARTS):
         name = f"{seed}-{part}-{number}"
-        stream, cut = make_case(name)
-        try:
-            compare(stream, cut)
-        except AssertionError as error:
-            raise AssertionError(f"FUZZ_CASE={name}, {stream!r}: {error}") from error
-
-
-def test_the_parser_in_python_means_the_same_to_h11(monkeypatch):
-    monkeypatch.setattr(request_parser, "httptools", python_parser)
-    for number in range(CASES // PARTS):
-        name = f"{SEED}-python-{number}"
         stream, cut = make_case(name)
         try:
             compare(stream, cut)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.server.request_head import join_fields, read_head
+from microws.server.request_parser import join_fields, read_head
 from microws.server.upgrade import (
     Upgrade,
     accept_response,

@@ -11,7 +11,7 @@ from microws.server.failures import is_failure
 from microws.server.gone import Gone, is_gone
 from microws.server.link import Link
 from microws.server.logs import AccessLog, request_line
-from microws.server.request_head import RequestHead
+from microws.server.request_parser import RequestHead
 from microws.server.response_head import BODILESS, NO_CONTENT, check_body, check_status, read_fields, response_head
 from microws.server.send_file import send_file
 

@@ -10,8 +10,7 @@ from microws.closing import CloseCode
 from microws.interfaces import Receive, Scope, Send
 from microws.server.exchange import Exchange
 from microws.server.lingering import Lingering
-from microws.server.request_head import Refused, RequestHead
-from microws.server.request_parser import RequestParser
+from microws.server.request_parser import Refused, RequestHead, RequestParser
 from microws.server.response_head import date_line, response_head
 from microws.server.shared import Shared
 from microws.server.upgrade import Upgrade

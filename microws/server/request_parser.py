@@ -1,72 +1,140 @@
-"""Requests of HTTP/1.1 out of the bytes of a connection, one at a time. No I/O."""
+"""
+Parses the requests of one HTTP/1.1 connection, one at a time, and refuses what is ambiguous. No I/O.
+
+Regular expressions match a whole head, as in h11, on every interpreter. A head of 3 fields takes 4.6 µs, a browser's of
+16 fields 13 µs; llhttp, called from Python and with the checks that it lacks, took 5.1 µs and 11 µs.
+"""
 
 import re
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-try:
-    import httptools
-except ImportError:  # not on CPython
-    from microws.server import python_parser as httptools  # type: ignore[no-redef]
+__all__ = ["MAX_FIELDS", "Fields", "Refused", "RequestHead", "RequestParser", "join_fields", "read_head"]
 
-from microws.server.request_head import Fields, Refused, RequestHead, read_head
+Fields = list[tuple[bytes, bytes]]
 
-__all__ = ["RequestParser"]
-
-# Bytes of a target.
-_MAX_SHOWN: Final = 200
-_END: Final = b"\r\n\r\n"
-_FRAMING: Final = (b"content-length", b"transfer-encoding")
-# RFC 9112 §3, with single spaces. llhttp takes several, and other protocols.
-_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/(1\.[01])\r\n")
-# Beside its data, a chunk has a size and two line ends.
+# Precedent: Apache's LimitRequestFields, 100.
+MAX_FIELDS: Final = 100
+# Bytes of the request target of a refused request that the access log shows.
+_MAX_LOGGED_TARGET: Final = 200
+# Bytes of framing that each chunk may have without counting against the limit: a size and two line ends.
 _BYTES_PER_CHUNK: Final = 16
-_BLANK_LINES: Final = re.compile(rb"(?:\r\n)*")
-_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: |\Z)")
 
-# One object for each name that is common, in whatever case it comes: a connection may keep its fields for days.
-_COMMON: Final = (
-    "Accept, Accept-Encoding, Accept-Language, Authorization, Cache-Control, Connection, Content-Length, Content-Type, "
-    "Cookie, Host, Origin, Pragma, Priority, Referer, Sec-CH-UA, Sec-CH-UA-Mobile, Sec-CH-UA-Platform, Sec-Fetch-Dest, "
-    "Sec-Fetch-Mode, Sec-Fetch-Site, Sec-Fetch-User, Sec-GPC, Sec-WebSocket-Extensions, Sec-WebSocket-Key, "
-    "Sec-WebSocket-Protocol, Sec-WebSocket-Version, Transfer-Encoding, Upgrade, Upgrade-Insecure-Requests, User-Agent, "
-    "X-Forwarded-For, X-Forwarded-Host, X-Forwarded-Port, X-Forwarded-Proto, X-Real-IP, X-Request-ID"
+_HOST: Final = b"host"
+_LENGTH: Final = b"content-length"
+_CODING: Final = b"transfer-encoding"
+_CONNECTION: Final = b"connection"
+_UPGRADE: Final = b"upgrade"
+_EXPECT: Final = b"expect"
+_SINGLE: Final = (_HOST, _LENGTH)
+
+# The registered methods, as in llhttp, without CONNECT: this is no tunnel. RFC 9110 §9.1: 501 for others.
+_METHODS: Final = frozenset(
+    b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND "
+    b"REBIND UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK "
+    b"UNLINK SOURCE QUERY".split()
 )
-_LOWER: Final = {
-    name: lower for common in _COMMON.encode().split(b", ") for lower in (common.lower(),) for name in (common, lower)
-}
+
+# All quantifiers below are possessive, and no two alternatives begin alike: matching takes linear time.
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+# RFC 9112 §3, with single spaces: other servers may split a line with several in another place.
+_REQUEST_LINE: Final = re.compile(rb"(%b) ([!-~]++) HTTP/(1\.[01])\r\n" % _TOKEN)
+# RFC 9112 §5, RFC 9110 §5.5: no space before the colon, no folded lines, no control characters in a value. It matches
+# at the beginning of a line only, and one line only: so a block is valid if it has as many matches as line feeds.
+_FIELD: Final = re.compile(rb"(?<=\n)(%b):[\t ]*+([\t -~\x80-\xff]*+)\r\n" % _TOKEN)
+# RFC 9112 §7.1, for less than 2**64 bytes; and the end of the chunk before it.
+_CHUNK_SIZE: Final = re.compile(
+    rb"0*+([0-9A-Fa-f]{0,16}+)(?<=[0-9A-Fa-f])"
+    rb"(?:;%b(?:=(?:%b|\"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+\"))?)*+\r\n" % (_TOKEN, _TOKEN)
+)
+_NEXT_CHUNK_SIZE: Final = re.compile(rb"\r\n" + _CHUNK_SIZE.pattern)
+# RFC 9110 §6.5.1: no field about the framing.
+_TRAILER: Final = re.compile(rb"(?:(?!(?i:content-length|transfer-encoding):)%b:[\t -~\x80-\xff]*+)?+\r\n" % _TOKEN)
+
+# RFC 9112 lets a tab stand there. It is known to hide the coding from some proxies, and llhttp refuses it.
+_TAB_AFTER_CODING: Final = re.compile(rb"\ntransfer-encoding:[^\r]*\t *\r", re.IGNORECASE)
+
+# What an incomplete head begins with. Refuses TLS and other protocols without waiting for an end that never comes.
+_BEGINNING: Final = re.compile(rb"%b|[!-~][ -~]*+\r?\Z" % _REQUEST_LINE.pattern)
+_LINE_FEED_ALONE: Final = re.compile(rb"(?<!\r)\n")
+_BLANK_LINES: Final = re.compile(rb"(?:\r\n)*+")
+# What may be pending before a request begins: nothing, or half of a blank line.
+_NOTHING: Final = (b"", b"\r")
+
+# RFC 3986 §3.2.2, §3.2.3, without user information, which RFC 9110 §4.2.4 forbids; not empty (§4.2.1), and without a
+# comma, which joins two fields if a proxy has merged them.
+_VALID_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
+_ABSOLUTE_FORM: Final = re.compile(rb"(?:http|ws)s?://([^/?#]+)([^#]*)", re.IGNORECASE)
+
+# One object for each common name, whatever its case: a WebSocket may keep its header fields for days.
+_COMMON: Final = b"""
+Accept Accept-Encoding Accept-Language Authorization Cache-Control Connection Content-Length Content-Type Cookie Host
+Origin Pragma Priority Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest Sec-Fetch-Mode
+Sec-Fetch-Site Sec-Fetch-User Sec-GPC Sec-WebSocket-Extensions Sec-WebSocket-Key Sec-WebSocket-Protocol
+Sec-WebSocket-Version Transfer-Encoding Upgrade Upgrade-Insecure-Requests User-Agent X-Forwarded-For X-Forwarded-Host
+X-Forwarded-Port X-Forwarded-Proto X-Real-IP X-Request-ID
+""".split()
+_LOWER: Final = {name: name.lower() for name in _COMMON}
+_LOWER.update({lower: lower for lower in _LOWER.values()})
+
+
+class Refused(Exception):
+    """
+    The server answers the request itself and closes the connection.
+
+    Args:
+        status: Of the answer.
+        detail: One line for the client.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class RequestHead(NamedTuple):
+    """
+    The head of a valid request.
+
+    Attributes:
+        method: As received; methods are case-sensitive.
+        target: The percent-encoded path and the query string; or ``*``.
+        version: ``"1.1"`` or ``"1.0"``.
+        headers: In the order received, names in lower case.
+        fields: By name; the values of repeated fields are joined by commas.
+        keep_alive: Whether the client may send another request on this connection.
+        length: Bytes of the body; ``None`` if it is chunked.
+        expects_continue: Whether the client waits for ``100 Continue`` before it sends the body.
+        asks_for_websocket: Whether this is the handshake of a WebSocket, valid or not.
+    """
+
+    method: str
+    target: bytes
+    version: str
+    headers: Fields
+    fields: dict[bytes, bytes]
+    keep_alive: bool
+    length: int | None
+    expects_continue: bool
+    asks_for_websocket: bool
 
 
 class RequestParser:
     """
-    Parses one request after the other.
-
-    llhttp cannot be told to stop behind a request. But a head and a chunked body end with an empty line, and the length
-    of another body is known: llhttp gets no more than what goes up to there.
+    Parses one request after the other. Call ``reset`` between two.
 
     Args:
-        max_head_size: Bytes of a head, and of what stands between two pieces of a chunked body.
+        max_head_size: Bytes of a head; also of chunk extensions and trailers between two pieces of a chunked body.
 
     Attributes:
-        head: Of the request in progress, once it is complete.
-        body: The pieces of its body that have come, for the caller to take out.
-        is_complete: Whether its last byte has come.
+        head: Of the current request, once it is complete.
+        body: Pieces of the body that were received; the caller removes them.
+        is_complete: Whether the request has been received to its last byte.
 
-    Source: RFC 9112; https://llhttp.org.
+    Source: RFC 9112.
     """
 
-    __slots__ = (
-        "_fields",
-        "_has_llhttp_ended",
-        "_left",
-        "_llhttp",
-        "_max_head_size",
-        "_raw_head",
-        "_size",
-        "_tail",
-        "body",
-        "head",
-        "is_complete",
-    )
+    __slots__ = ("_left", "_line", "_max_head_size", "_overhead", "_pending", "body", "head", "is_complete")
 
     def __init__(self, max_head_size: int) -> None:
         self._max_head_size = max_head_size
@@ -74,99 +142,85 @@ class RequestParser:
         self.reset()
 
     def reset(self) -> None:
-        """Begin with the next request; the last one was complete."""
+        """Begin with the next request, after a complete one."""
         self.head: RequestHead | None = None
         self.is_complete = False
-        self._fields: Fields = []
-        self._raw_head = b""
-        # Of a head, or of what stands between two pieces of a chunked body.
-        self._size = 0
-        # The last three bytes, which an end that is cut in two may begin with.
-        self._tail = b""
-        # Of the body; below 0 where it comes in chunks.
+        # An incomplete head, or an incomplete line of a chunked body.
+        self._pending = b""
+        # Bytes of the body that are left, or of the current chunk.
         self._left = 0
-        self._has_llhttp_ended = False
-        # A new one for each request: llhttp refuses what comes after "Proxy-Connection: close", or after a trailer
-        # "Connection: close". And a connection that waits for a request needs none.
-        self._llhttp: Any = None
+        # Of a chunked body: the line that must come next, and bytes that were no data.
+        self._line = _CHUNK_SIZE
+        self._overhead = 0
 
     @property
     def has_begun(self) -> bool:
-        """Whether any byte of a request has come."""
-        return self._size > 0 or self.head is not None
+        """Whether any byte of a request has been received."""
+        return self.head is not None or self._pending not in _NOTHING
 
     @property
     def line(self) -> tuple[bytes, bytes]:
-        """Method and target of a request that was refused, for the log; ``-`` where they are not known."""
-        found = _LINE.match(self._raw_head)
+        """Method and target of a request that was refused, for the log; ``-`` if they are unknown."""
+        found = _REQUEST_LINE.match(self._pending)
         if found is None:
             return b"-", b"-"
         method, target = found[1], found[2]
-        return method[:_MAX_SHOWN], target if len(target) <= _MAX_SHOWN else target[:_MAX_SHOWN] + b"..."
+        shown = target if len(target) <= _MAX_LOGGED_TARGET else target[:_MAX_LOGGED_TARGET] + b"..."
+        return method[:_MAX_LOGGED_TARGET], shown
 
     def feed(self, data: bytes) -> bytes:
         """
-        Parse what has come. Returns what stands behind the end of the request.
+        Parse received bytes. Returns those after the end of the request.
 
         Raises:
-            Refused: The request is not served, and its end is unknown.
+            Refused: The request is not served. Where it ends is unknown: parse nothing more.
         """
         if self.head is None:
             data = self._feed_head(data)
         if not data or self.is_complete:
             return data
-        return self._feed_chunks(data) if self._left < 0 else self._feed_body(data)
+        return self._feed_chunks(data) if self.head.length is None else self._feed_body(data)  # type: ignore[union-attr]
 
     def _feed_head(self, data: bytes) -> bytes:
-        if not self._size:
-            if data[:1] <= b"\r" or self._tail:
-                data = self._skip_blank_lines(data)
-                if not data:
-                    return b""
-            self._llhttp = httptools.HttpRequestParser(self)
-        end = self._find_end(data)
-        piece = data[:end]
-        self._raw_head += piece
-        self._size += len(piece)
-        is_paused = self._feed_llhttp(piece)
-        if self._size > self._max_head_size:
+        known = len(self._pending)
+        if known:
+            data = self._pending + data
+        if data[:1] <= b"\r":
+            # RFC 9112 §2.2: ignore blank lines before a request.
+            data = data[_BLANK_LINES.match(data).end() :]  # type: ignore[union-attr]
+            known = 0
+        self._pending = data
+        # The blank line may have begun in what was received before.
+        end = data.find(b"\r\n\r\n", max(0, known - 3)) + 4
+        if end < 4:
+            if len(data) > self._max_head_size:
+                raise Refused(431, f"expected a head of at most {self._max_head_size} bytes")
+            if data not in _NOTHING and (not _BEGINNING.match(data) or _LINE_FEED_ALONE.search(data, known)):
+                raise Refused(400, "expected a request of HTTP/1.1 or HTTP/1.0")
+            return b""
+        if end > self._max_head_size:
             raise Refused(431, f"expected a head of at most {self._max_head_size} bytes")
-        if self._tail:
-            return b""
-        self._read_head(is_paused=is_paused)
-        return data[end:]
-
-    def _skip_blank_lines(self, data: bytes) -> bytes:
-        """Source: RFC 9112 §2.2."""
-        data = self._tail + data
-        data = data[_BLANK_LINES.match(data).end() :]  # type: ignore[union-attr]
-        self._tail = b""
-        if data == b"\r":
-            self._tail = data
-            return b""
-        if b"" < data[:1] <= b"\r":
-            raise Refused(400, "expected a request line of HTTP/1.1 or HTTP/1.0")
-        return data
-
-    def _read_head(self, *, is_paused: bool) -> None:
-        line = _LINE.match(self._raw_head)
+        line = _REQUEST_LINE.match(data)
         if line is None:
             raise Refused(400, "expected a request line of HTTP/1.1 or HTTP/1.0")
-        fields = self._fields
         method, target, version = line.groups()
-        head = self.head = read_head(method, target, version, fields)
-        self._fields = []
-        self._raw_head = b""
-        self._size = 0
-        self._left = -1 if head.length is None else head.length
-        self.is_complete = not self._left or head.asks_for_websocket
-        self._has_llhttp_ended = False
-        if is_paused and not head.asks_for_websocket:
-            # llhttp stops behind an Upgrade of any kind. This one counts for nothing, and the body comes as usual.
-            framing = [b"%s: %s\r\n" % field for field in fields if field[0] in _FRAMING]
-            self._llhttp = httptools.HttpRequestParser(self)
-            self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
-            self._has_llhttp_ended = False
+        if method not in _METHODS:
+            raise Refused(501, "this server does not implement the method")
+        start = line.end()
+        headers = [
+            (_LOWER.get(name) or name.lower(), value.rstrip(b" \t"))
+            for name, value in _FIELD.findall(data, start, end - 2)
+        ]
+        if len(headers) != data.count(b"\n", start, end - 2):
+            raise Refused(400, "expected header fields as in RFC 9112: a name, a colon, a value, CR and LF")
+        head = read_head(method, target, version, headers)
+        if head.length is None and _TAB_AFTER_CODING.search(data, 0, end):
+            raise Refused(400, "expected no tab after a transfer coding")
+        self.head = head
+        self._pending = b""
+        self._left = head.length or 0
+        self.is_complete = head.length == 0 or head.asks_for_websocket
+        return data[end:]
 
     def _feed_body(self, data: bytes) -> bytes:
         piece = data[: self._left]
@@ -176,56 +230,144 @@ class RequestParser:
         return data[len(piece) :]
 
     def _feed_chunks(self, data: bytes) -> bytes:
-        view = memoryview(data)
-        start = 0
-        while start < len(data) and not self.is_complete:
-            end = self._find_end(data, start)
-            count = len(self.body)
-            self._feed_llhttp(view[start:end])
-            # Extensions and trailers: some bytes for each chunk, and the limit of a head for what exceeds them.
-            pieces = self.body[count:]
-            excess = self._size + (end - start) - 2 * sum(map(len, pieces)) - _BYTES_PER_CHUNK * len(pieces)
-            self._size = max(0, excess)
-            if excess > self._max_head_size:
-                raise Refused(400, f"expected at most {self._max_head_size} bytes between two pieces of a body")
-            self.is_complete = self._has_llhttp_ended
+        data = self._pending + data
+        self._pending = b""
+        start, size = 0, len(data)
+        left, line, overhead, limit = self._left, self._line, self._overhead, self._max_head_size
+        while start < size:
+            if left:
+                piece = data[start : start + left]
+                self.body.append(piece)
+                start += len(piece)
+                left -= len(piece)
+                overhead -= len(piece)
+            if left or not (found := line.match(data, start)):
+                break
+            end = found.end()
+            overhead = end - start + (overhead if overhead > 0 else 0)
             start = end
-        return data[start:]
+            if line is not _TRAILER:
+                overhead -= _BYTES_PER_CHUNK
+                left = int(found[1] or b"0", 16)
+                line = _NEXT_CHUNK_SIZE if left else _TRAILER
+            elif found[0] == b"\r\n":
+                self.is_complete = True
+                return data[start:]
+            if overhead > limit:
+                break
+        self._left, self._line, self._overhead = left, line, overhead
+        rest = self._pending = data[start:]
+        if overhead + len(rest) > limit:
+            # Extensions and trailers without end would take time and no memory: CVE-2023-39326.
+            raise Refused(400, f"expected at most {limit} bytes between two pieces of a body")
+        # A line that is complete and was not matched above is invalid, and so is any but an empty one after a chunk.
+        begins = b"\r\n" if line is _NEXT_CHUNK_SIZE else b""
+        if not begins.startswith(rest[: len(begins)]) or b"\n" in rest[len(begins) :]:
+            raise Refused(400, "expected a chunked body as in RFC 9112: a size, CR and LF, data, CR and LF")
+        return b""
 
-    def _find_end(self, data: bytes, start: int = 0) -> int:
-        """The index behind the first empty line, or of the end where there is none."""
-        tail = self._tail
-        self._tail = b""
-        if tail and (index := (tail + data[start : start + 3]).find(_END)) >= 0:
-            return start + index + len(_END) - len(tail)
-        index = data.find(_END, start)
-        if index >= 0:
-            return index + len(_END)
-        self._tail = (tail + data[max(start, len(data) - 3) :])[-3:]
-        return len(data)
 
-    def _feed_llhttp(self, data: bytes | memoryview) -> bool:
-        """Whether it stops behind this, at an ``Upgrade``."""
-        try:
-            self._llhttp.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return True
-        except httptools.HttpParserInvalidMethodError:
-            if _METHOD.match(self._raw_head):
-                raise Refused(501, "this server does not know the method") from None
-            raise Refused(400, "expected a request of HTTP/1.1") from None
-        except httptools.HttpParserError as error:
-            raise Refused(400, f"invalid request: {error}") from None
-        return False
+def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> RequestHead:
+    """
+    Interpret a head whose syntax was checked already.
 
-    # What llhttp calls
+    Args:
+        version: ``1.1`` or ``1.0``.
+        headers: Names in lower case, values without surrounding blanks.
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # Those behind a chunked body count for nothing.
-        self._fields.append((_LOWER.get(name) or name.lower(), value.rstrip(b" \t")))
+    Raises:
+        Refused: The head is ambiguous or invalid, or asks for something that this server does not do.
 
-    def on_body(self, piece: bytes) -> None:
-        self.body.append(piece)
+    Source: RFC 9112 §3.2 (target, ``Host``), §6.1 and §6.3 (framing), §9.3 (``Connection``); RFC 9110 §7.8
+    (``Upgrade``), §10.1.1 (``Expect``).
+    """
+    if len(headers) > MAX_FIELDS:
+        raise Refused(431, f"expected at most {MAX_FIELDS} header fields")
+    is_1_1 = version == b"1.1"
+    fields = dict(headers)
+    if len(fields) < len(headers):
+        fields = join_fields(headers)
+    host = fields.get(_HOST)
+    if host is None:
+        if is_1_1:
+            raise Refused(400, "expected a Host field")
+    elif not _VALID_HOST.fullmatch(host):
+        raise Refused(400, "expected Host to be a host name, and a port if there is one")
+    if not target.startswith(b"/") or b"#" in target:
+        target, headers = _origin_form(method, target, headers)
+    keep_alive = is_1_1
+    asks_for_websocket = False
+    if _CONNECTION in fields:
+        options = _tokens(fields[_CONNECTION])
+        keep_alive = b"close" not in options and (is_1_1 or b"keep-alive" in options)
+        if b"upgrade" in options and is_1_1 and method == b"GET" and _UPGRADE in fields:
+            asks_for_websocket = b"websocket" in _tokens(fields[_UPGRADE])
+    length: int | None = 0
+    if _CODING in fields:
+        _check_chunked(fields, is_1_1=is_1_1)
+        length = None
+    elif _LENGTH in fields:
+        value = fields[_LENGTH]
+        if not (value.isdigit() and len(value) < 20):
+            raise Refused(400, "expected Content-Length to be a number of bytes")
+        length = int(value)
+    expects_continue = False
+    if _EXPECT in fields and is_1_1:
+        if fields[_EXPECT].lower() != b"100-continue":
+            raise Refused(417, "the only expectation that this server meets is 100-continue")
+        expects_continue = length != 0
+    return RequestHead(
+        method.decode("ascii"),
+        target,
+        "1.1" if is_1_1 else "1.0",
+        headers,
+        fields,
+        keep_alive,
+        length,
+        expects_continue,
+        asks_for_websocket,
+    )
 
-    def on_message_complete(self) -> None:
-        self._has_llhttp_ended = True
+
+def join_fields(headers: Fields) -> dict[bytes, bytes]:
+    """
+    The values by name; those of repeated fields are joined to one list.
+
+    Raises:
+        Refused: A repeated field that may have one value only.
+
+    Source: RFC 9110 §5.3.
+    """
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in fields:
+            if name in _SINGLE:
+                raise Refused(400, f"expected one {name.decode()} field, got several")
+            value = fields[name] + b"," + value
+        fields[name] = value
+    return fields
+
+
+def _origin_form(method: bytes, target: bytes, headers: Fields) -> tuple[bytes, Fields]:
+    if target == b"*" and method == b"OPTIONS":
+        return target, headers
+    found = _ABSOLUTE_FORM.fullmatch(target)
+    if found is None or not _VALID_HOST.fullmatch(found[1]):
+        raise Refused(400, "expected a request target that is a path or an http URL")
+    path = found[2]
+    # RFC 9112 §3.2.2: the host of the target replaces the Host field.
+    others = [field for field in headers if field[0] != _HOST]
+    return path if path.startswith(b"/") else b"/" + path, [(_HOST, found[1]), *others]
+
+
+def _check_chunked(fields: dict[bytes, bytes], *, is_1_1: bool) -> None:
+    codings = _tokens(fields[_CODING])
+    if _LENGTH in fields or not is_1_1 or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
+        raise Refused(400, "expected a body framed by Content-Length, or by one Transfer-Encoding: chunked")
+    if len(codings) > 1:
+        raise Refused(501, "the only transfer coding that this server decodes is chunked")
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    value = value.lower()
+    return [token.strip(b" \t") for token in value.split(b",")] if b"," in value else [value]

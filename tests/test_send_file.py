@@ -125,7 +125,7 @@ async def test_a_range_is_sent_past_the_transport(file, content, sendfile, first
 
 
 async def test_a_file_that_is_not_in_memory_is_sent_by_a_thread(file, content, sendfile, monkeypatch):
-    monkeypatch.setattr("microws.server.send_file.is_cached", lambda *_: False)
+    monkeypatch.setattr("microws.server.http1.is_cached", lambda *_: False)
     async with serving(app_for(file)) as served:
         with Client(served.port) as client:
             await client.ask(request())

@@ -7,19 +7,23 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from microws.server.shared import Shared
+from microws.server.deadlines import Deadlines
 from microws.server.writing import Writable
 
 if sys.platform != "win32":
     import fcntl
     import termios
 
-__all__ = ["Lingering"]
+__all__ = ["Lingering", "SendDeadlines"]
 
 # Whether to linger, and the seconds: closing a socket then resets its connection.
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 _LAST_BYTES: Final = 64 << 10
+# Seconds that a client has to close a connection that the server has ended.
+_CLOSE_TIMEOUT: Final = 5.0
+# Seconds between two looks at a TLS connection that ends.
+_FLUSH_INTERVAL: Final = 0.1
 
 
 class Lingering(Writable):
@@ -28,14 +32,14 @@ class Lingering(Writable):
 
     Args:
         transport: Of the connection.
-        shared: With the connections of the worker.
+        deadlines: Shared with the connections of the worker.
     """
 
-    __slots__ = ("_is_closing", "_shared", "_untaken")
+    __slots__ = ("_deadlines", "_is_closing", "_untaken")
 
-    def __init__(self, transport: asyncio.Transport, shared: Shared) -> None:
+    def __init__(self, transport: asyncio.Transport, deadlines: "SendDeadlines") -> None:
         super().__init__(transport)
-        self._shared = shared
+        self._deadlines = deadlines
         self._is_closing = False
         self._untaken = 0
 
@@ -48,14 +52,14 @@ class Lingering(Writable):
                 self.reset()
             else:
                 self._untaken = untaken
-                self._shared.writes.start(self)
+                self._deadlines.writes.start(self)
 
     def end_linger(self) -> None:
         """Drop a client that has not closed in time, unless it still takes what it was sent."""
         untaken = _untaken_bytes(self._transport)
         if untaken < self._untaken:
             self._untaken = untaken
-            self._shared.closings.start(self)
+            self._deadlines.closings.start(self)
         else:
             self.abort()
 
@@ -64,7 +68,7 @@ class Lingering(Writable):
         if _untaken_bytes(self._transport) <= _LAST_BYTES:
             self._transport.close()
         else:
-            self._shared.flushes.start(self)
+            self._deadlines.flushes.start(self)
 
     async def wait_written(self) -> None:
         """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
@@ -80,12 +84,12 @@ class Lingering(Writable):
 
     def resume_writing(self) -> None:
         """The client has taken most of it."""
-        self._shared.writes.stop(self)
+        self._deadlines.writes.stop(self)
         super().resume_writing()
 
     def _watch_progress(self) -> None:
         self._untaken = _untaken_bytes(self._transport)
-        self._shared.writes.start(self)
+        self._deadlines.writes.start(self)
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -118,14 +122,33 @@ class Lingering(Writable):
         if not lingers:
             self._transport.close()
             return
-        self._shared.writes.stop(self)
+        self._deadlines.writes.stop(self)
         self._untaken = _untaken_bytes(self._transport)
-        self._shared.closings.start(self)
+        self._deadlines.closings.start(self)
         try:
             self._transport.write_eof()
         except OSError:
             # asyncio's: the client has reset the connection, and the event loop has not read it yet.
             self._transport.abort()
+
+
+class SendDeadlines:
+    """
+    When the clients of a worker must have taken what they were sent.
+
+    Args:
+        write_timeout: Seconds in which a client has to take something.
+    """
+
+    def __init__(self, write_timeout: float) -> None:
+        self.writes = Deadlines(write_timeout, Lingering.check_progress)
+        self.flushes = Deadlines(_FLUSH_INTERVAL, Lingering.close_taken)
+        self.closings = Deadlines(_CLOSE_TIMEOUT, Lingering.end_linger)
+
+    def stop(self, connection: Lingering) -> None:
+        """Forget a connection."""
+        for deadlines in (self.writes, self.flushes, self.closings):
+            deadlines.stop(connection)
 
 
 def _untaken_bytes(transport: asyncio.Transport) -> int:

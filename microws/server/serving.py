@@ -13,8 +13,7 @@ from anyio.abc import TaskStatus
 
 from microws.server.acceptor import Acceptor, Share
 from microws.server.engines import Engines
-from microws.server.http1 import HTTP1
-from microws.server.shared import Connection, Shared
+from microws.server.http1 import HTTP1, ServerState
 
 __all__ = ["AsyncioServer"]
 
@@ -37,14 +36,14 @@ class AsyncioServer:
     """
 
     def __init__(
-        self, shared: Shared, engines: Engines, *, tls: ssl.SSLContext | None = None, share: Share | None = None
+        self, shared: ServerState, engines: Engines, *, tls: ssl.SSLContext | None = None, share: Share | None = None
     ) -> None:
         self._shared = shared
         self._engines = engines
         self._tls = tls
         self._acceptor = Acceptor(self._make_protocol, tls=tls, share=share, count_open=lambda: self.open)
         # Those in the handshake of TLS: they have no transport yet, or are dropped without a word.
-        self._unmet: WeakSet[HTTP1] = WeakSet()
+        self._pending_tls: WeakSet[HTTP1] = WeakSet()
         self._has_ended = asyncio.Event()
 
     @property
@@ -71,7 +70,7 @@ class AsyncioServer:
     def _make_protocol(self) -> asyncio.Protocol:
         protocol = HTTP1(self._shared)
         if self._tls is not None:
-            self._unmet.add(protocol)
+            self._pending_tls.add(protocol)
         return protocol
 
     def statistics(self) -> tuple[int, int]:
@@ -104,7 +103,7 @@ class AsyncioServer:
     async def wait_closed(self) -> None:
         """Wait until no connection and no app is left. A client that has just connected has a moment."""
         with anyio.move_on_after(_FIRST_REQUEST_TIMEOUT):
-            while self._silent or any(not protocol.is_met for protocol in self._unmet):  # noqa: ASYNC110 - no event tells of a failed one
+            while self._silent or any(not protocol.is_connected for protocol in self._pending_tls):  # noqa: ASYNC110 - no event tells of a failed one
                 await anyio.sleep(_LOOK_INTERVAL)
         for connection in self._silent:
             connection.close_idle()
@@ -116,9 +115,9 @@ class AsyncioServer:
         await self._engines.wait_closed()
 
     @property
-    def _silent(self) -> list[Connection]:
+    def _silent(self) -> list[HTTP1]:
         """Those whose clients have only connected."""
-        return [connection for connection in self._shared.heads if connection.is_silent]
+        return [connection for connection in self._shared.heads if connection.is_idle]
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have left."""

@@ -20,6 +20,7 @@ from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
 from microws.server.control import ControlSocket, Ready, Stage
 from microws.server.engines import Engines
+from microws.server.http1 import ServerState
 from microws.server.lifespan import Lifespan
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
@@ -29,7 +30,6 @@ from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.serving import AsyncioServer
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
-from microws.server.shared import Shared
 from microws.server.shutdown import Shutdown, watch_signals, watch_signals_in_worker
 from microws.server.supervisor import supervise
 from microws.version import __version__
@@ -290,7 +290,7 @@ def _prepare(
         access_log=settings.access_log,
         extension=extension,
     )
-    shared = Shared(
+    shared = ServerState(
         served,
         engines,
         log_access=log,

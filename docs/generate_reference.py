@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import microws
-import microws.cli.options
+import microws.cli
 import microws.errors
 import microws.hub
 import microws.subscription
@@ -250,9 +250,7 @@ def _table(options: list[str]) -> str:
 
 
 def _read_options(command: str) -> Iterator[str]:
-    parser = microws.cli.options.build_parser(microws.__version__)
-    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))  # noqa: SLF001
-    for action in commands[command]._actions:  # noqa: SLF001
+    for action in microws.cli.command_parser(command)._actions:  # noqa: SLF001
         if action.help not in (None, "==SUPPRESS==", "show this help message and exit"):
             names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar}`"
             value = f" `{action.metavar}`" if action.option_strings and action.metavar else ""

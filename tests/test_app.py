@@ -6,7 +6,7 @@ import logging
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, get_type_hints
@@ -28,7 +28,7 @@ from microws import (
     RoutingError,
     WebSocketDisconnect,
 )
-from microws.server.settings import RunOptions, Settings
+from microws.server.settings import SETTINGS, RunOptions
 from microws.testing import ClientOptions, TestClient
 
 pytestmark = pytest.mark.anyio
@@ -1538,7 +1538,7 @@ class TestRun:
             App().run(port=8000, bind="127.0.0.1:8000")
 
     def test_it_takes_every_setting_of_a_worker(self):
-        assert {"host", "port", *get_type_hints(RunOptions)} == {field.name for field in fields(Settings)}
+        assert {"host", "port", *get_type_hints(RunOptions)} == SETTINGS.keys()
 
 
 def test_a_test_client_takes_every_option_of_the_client_but_the_apps_codecs():

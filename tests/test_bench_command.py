@@ -16,11 +16,9 @@ import pytest
 from serving import LIMIT, ROOT, Server
 from wsproto.utilities import generate_accept_token
 
-from microws import __version__
 from microws.bench.run import Progress
 from microws.cli import main
-from microws.cli.bench_options import BENCH_FLAGS, bench_plan
-from microws.cli.options import build_parser
+from microws.cli.bench_options import BENCH_FLAGS, bench_parser, bench_plan
 from microws.cli.progress import Bar
 from microws.cli.usage import UsageError
 
@@ -82,7 +80,7 @@ def short(*arguments):
 
 
 def plan_of(*arguments):
-    return bench_plan(vars(build_parser(__version__).parse_args(["bench", *arguments])))
+    return bench_plan(vars(bench_parser().parse_args(arguments)))
 
 
 def test_without_a_word_it_is_an_echo_of_100_connections():

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from microws import App, __version__
 from microws.cli import main
 from microws.cli.discovery import LoadError, find_app
-from microws.cli.envfile import parse_env_file, read_env_file
-from microws.cli.options import UsageError, build_parser, resolve, unknown_variables
+from microws.cli.options import parse_env_file, read_env_file, resolve, run_parser, unknown_variables
+from microws.cli.usage import UsageError
+from microws.server.settings import SETTINGS
 
 
 @pytest.fixture
@@ -43,10 +44,8 @@ def write(directory, **files):
 # Where options come from
 
 
-def given_by(directory, *arguments, environ=None):
-    flags = vars(build_parser(__version__).parse_args(["run", *arguments]))
-    del flags["command"]
-    return resolve(flags, environ=environ if environ is not None else {}, directory=directory)
+def given_by(*arguments, environ=None):
+    return resolve(vars(run_parser().parse_args(arguments)), {} if environ is None else environ)
 
 
 def pyproject(directory, text):
@@ -54,7 +53,7 @@ def pyproject(directory, text):
 
 
 def test_without_a_word_the_defaults_hold(directory):
-    invocation = given_by(directory)
+    invocation = given_by()
     assert (invocation.app, invocation.factory, invocation.app_dir) == (None, False, directory)
     assert [str(address) for address in invocation.settings.addresses] == ["127.0.0.1:8000"]
     assert (invocation.settings.drain_timeout, invocation.settings.ping_interval) == (10, 20)
@@ -85,49 +84,49 @@ def test_a_flag_beats_a_variable_beats_pyproject(directory, flag, variable, toml
     pyproject(directory, f"{name.replace('_', '-')} = {toml}")
     environ = {f"MICROWS_{name.upper()}": variable}
     found = [
-        getattr(given_by(directory, flag, environ=environ).settings, name),
-        getattr(given_by(directory, environ=environ).settings, name),
-        getattr(given_by(directory).settings, name),
+        getattr(given_by(flag, environ=environ).settings, name),
+        getattr(given_by(environ=environ).settings, name),
+        getattr(given_by().settings, name),
     ]
     assert found == values
 
 
-def addresses(directory, *arguments, **environ):
-    return [str(address) for address in given_by(directory, *arguments, environ=environ).settings.addresses]
+def addresses(*arguments, **environ):
+    return [str(address) for address in given_by(*arguments, environ=environ).settings.addresses]
 
 
 def test_bind_host_and_port_of_a_higher_level_win_over_those_of_a_lower_one(directory):
     pyproject(directory, 'bind = ["a:1", "unix:x"]')
-    assert addresses(directory) == ["a:1", "unix:x"]
-    assert addresses(directory, PORT="2") == ["127.0.0.1:2"]
-    assert addresses(directory, PORT="2", MICROWS_PORT="3") == ["127.0.0.1:3"]
-    assert addresses(directory, PORT="2", MICROWS_BIND="b:4,c:5") == ["b:4", "c:5"]
-    assert addresses(directory, "--host", "d", PORT="2") == ["d:2"]
-    assert addresses(directory, "--port", "6", MICROWS_BIND="b:4") == ["127.0.0.1:6"]
-    assert addresses(directory, "--bind", "e:7", "--bind", "f:8", PORT="2") == ["e:7", "f:8"]
+    assert addresses() == ["a:1", "unix:x"]
+    assert addresses(PORT="2") == ["127.0.0.1:2"]
+    assert addresses(PORT="2", MICROWS_PORT="3") == ["127.0.0.1:3"]
+    assert addresses(PORT="2", MICROWS_BIND="b:4,c:5") == ["b:4", "c:5"]
+    assert addresses("--host", "d", PORT="2") == ["d:2"]
+    assert addresses("--port", "6", MICROWS_BIND="b:4") == ["127.0.0.1:6"]
+    assert addresses("--bind", "e:7", "--bind", "f:8", PORT="2") == ["e:7", "f:8"]
     pyproject(directory, 'host = "g"')
-    assert addresses(directory, "--port", "6") == ["g:6"]
-    assert addresses(directory, PORT="") == ["g:8000"]
+    assert addresses("--port", "6") == ["g:6"]
+    assert addresses(PORT="") == ["g:8000"]
 
 
 def test_an_empty_variable_is_none(directory):
-    assert given_by(directory, environ={"MICROWS_LOOP": "", "WEB_CONCURRENCY": ""}).settings.loop == "auto"
+    assert given_by(environ={"MICROWS_LOOP": "", "WEB_CONCURRENCY": ""}).settings.loop == "auto"
 
 
 def test_the_app_is_named_by_argument_then_pyproject_then_variable(directory):
     environ = {"MICROWS_APP": "c"}
-    assert given_by(directory, environ=environ).app == "c"
+    assert given_by(environ=environ).app == "c"
     pyproject(directory, 'app = "b"\nfactory = true\napp_dir = "."')
-    assert given_by(directory, environ=environ).app == "b"
-    assert given_by(directory, "a", environ=environ).app == "a"
-    assert given_by(directory).factory
-    assert not given_by(directory, "--no-factory").factory
+    assert given_by(environ=environ).app == "b"
+    assert given_by("a", environ=environ).app == "a"
+    assert given_by().factory
+    assert not given_by("--no-factory").factory
 
 
 def test_an_env_file_fills_the_environment_up(directory):
     (directory / "my.env").write_text("MICROWS_PORT=1\nMICROWS_HOST=h\nSECRET=s\n")
     environ = {"MICROWS_PORT": "2", "MICROWS_ENV_FILE": str(directory / "my.env")}
-    assert given_by(directory, environ=environ).settings.addresses[0] == ("h", 2)
+    assert given_by(environ=environ).settings.addresses[0] == ("h", 2)
     assert environ["SECRET"] == "s"
 
 
@@ -191,27 +190,27 @@ def test_what_cannot_be_is_one_line_that_names_the_place(directory, arguments, e
     if toml:
         pyproject(directory, toml)
     with pytest.raises(UsageError) as error:
-        given_by(directory, *arguments, environ=environ)
+        given_by(*arguments, environ=environ)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_number_of_workers_may_come_from_the_platform(directory):
-    assert given_by(directory).settings.workers == 1
-    assert given_by(directory, environ={"WEB_CONCURRENCY": "4"}).settings.workers == 4
-    assert given_by(directory, environ={"WEB_CONCURRENCY": "4", "MICROWS_WORKERS": "3"}).settings.workers == 3
-    assert given_by(directory, "--workers", "2", environ={"MICROWS_WORKERS": "3"}).settings.workers == 2
+    assert given_by().settings.workers == 1
+    assert given_by(environ={"WEB_CONCURRENCY": "4"}).settings.workers == 4
+    assert given_by(environ={"WEB_CONCURRENCY": "4", "MICROWS_WORKERS": "3"}).settings.workers == 3
+    assert given_by("--workers", "2", environ={"MICROWS_WORKERS": "3"}).settings.workers == 2
 
 
 def test_a_pyproject_that_is_no_toml_is_named(directory):
     (directory / "pyproject.toml").write_text("[tool.microws\n")
     with pytest.raises(UsageError, match=r"^pyproject\.toml: "):
-        given_by(directory)
+        given_by()
     (directory / "pyproject.toml").write_text("tool = 3\nproject = 3\n")
-    assert given_by(directory).app is None
+    assert given_by().app is None
     (directory / "pyproject.toml").write_text("[tool]\nmicrows = 'chat:app'\n")
     with pytest.raises(UsageError, match=r"^pyproject\.toml: expected a table \[tool\.microws\], got 'chat:app'$"):
-        given_by(directory)
+        given_by()
 
 
 def test_a_variable_that_is_no_option_is_named_with_the_nearest():
@@ -563,20 +562,16 @@ def test_a_package_that_is_the_current_directory_is_found_from_above(directory):
 # The command
 
 
-def test_help_is_short_and_names_every_flag(capsys):
+def test_help_names_every_setting_as_a_flag(capsys):
     for arguments in (["--help"], ["run", "--help"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 0
     text = capsys.readouterr().out
-    loading = "--env-file --factory --app-dir"
-    serving = (
-        "--bind --host --port --workers --loop --certfile --keyfile --root-path --ping-interval --max-message-size"
-    )
-    ending = "--drain-timeout --log-level --log-format --no-access-log"
-    for flag in f"{loading} {serving} {ending}".split():
-        assert flag in text
-    assert len(text.splitlines()) < 78
+    for name in (*SETTINGS, "env_file", "factory", "app_dir", "no_access_log"):
+        assert f" --{name.replace('_', '-')}" in text
+    assert "{}" not in text
+    assert len(text.splitlines()) < 90
 
 
 def test_the_version_is_told(capsys):

@@ -35,8 +35,7 @@ import anyio
 import pytest
 
 import microws
-from microws.cli.bench_options import BENCH_FLAGS
-from microws.cli.options import flag_of, option_names
+from microws.cli import command_parser
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")]
@@ -325,10 +324,7 @@ def test_page_that_is_not_typed_has_no_files_and_no_output(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_on_the_page_exist(page: Path) -> None:
-    known = {
-        "run": {*map(flag_of, option_names())},
-        "bench": {*BENCH_FLAGS},
-    }
+    known = {command: {*command_parser(command).flags} for command in ("run", "bench")}
     text = page.read_text()
     for command, flags in known.items():
         lines = re.findall(rf"microws {command} [^`\n]*", text)

@@ -87,6 +87,7 @@ def imported_by(*arguments):
 
 # What an app does not need before it runs, and what takes long to import.
 NOT_FOR_AN_APP = "argparse difflib email.message microws.cli microws.server.worker microws.testing"
+NOT_FOR_HELP = "asyncio anyio dataclasses difflib microws.app microws.cli.bench microws.cli.options shlex tomllib"
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,11 @@ NOT_FOR_AN_APP = "argparse difflib email.message microws.cli microws.server.work
         (["-c", "import microws"], "asyncio anyio orjson typing_extensions microws.app microws.hints microws.testing"),
         (["-c", "from microws import CloseCode, MicrowsError"], "asyncio anyio orjson microws.app microws.testing"),
         (["-c", "from microws import App; App()"], NOT_FOR_AN_APP),
+        (["-m", "microws", "--help"], NOT_FOR_HELP),
+        (["-m", "microws", "--version"], NOT_FOR_HELP),
+        (["-m", "microws", "run", "--help"], "asyncio anyio microws.app microws.cli.bench microws.cli.run"),
     ],
-    ids=["import", "errors", "app"],
+    ids=["import", "errors", "app", "help", "version", "run-help"],
 )
 def test_start_up_imports_nothing_that_it_does_not_need(arguments, unwanted):
     assert imported_by(*arguments) & set(unwanted.split()) == set()

@@ -29,6 +29,12 @@ FLOORS = {
 
 # Imports of own modules inside a function.
 DEFERRED = {
+    # Each subcommand is imported when it is chosen.
+    "cli -> cli.bench",
+    "cli -> cli.bench_options",
+    "cli -> cli.options",
+    "cli -> cli.run",
+    "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs
     "app -> testing",  # which an app in production does not need
     "app -> server.worker",  # of no use to an app on another server

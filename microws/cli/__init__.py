@@ -1,35 +1,19 @@
-"""The command ``microws``."""
+"""The command ``microws``. Each subcommand is a module, which is imported when the subcommand is chosen."""
 
 import os
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from microws import __version__
-from microws.app import App
-from microws.cli.bench import bench
-from microws.cli.bench_options import BENCH_FLAGS
-from microws.cli.discovery import LoadError, find_app
-from microws.cli.options import build_parser, flag_of, option_names, resolve, unknown_variables
-from microws.cli.usage import UsageError
-from microws.errors import FeatureUnavailable
-from microws.hints import did_you_mean, option_hint
-from microws.server.control import ControlSocket
-from microws.server.loading import loading
-from microws.server.renewal import FAILURE, Renewal, this_program
-from microws.server.supervisor import supervise
-from microws.server.worker import choose_loop, run
+from microws.cli.usage import Parser, UsageError
+from microws.version import __version__
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
-_COMMANDS = ("run", "bench")
+_COMMANDS = {"run": "serve an app", "bench": "measure how much a WebSocket server can do"}
 _COMMANDS_TO_COME = ("connect", "dev")
 # What other programs call `run`.
 _SERVE = ("runserver", "serve", "server", "start", "up")
 _USAGE = 2
-_NO_APP = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,112 +24,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Default: the process's own.
 
     Returns:
-        The exit code: 0 after an orderly end, SIGTERM and Ctrl-C included; 1 when the app did not start or an address
-        could not be had, or when what was measured went wrong; 2 for a mistake in the command; 3 when the app cannot be
-        loaded.
+        The exit code: 0 after an orderly end, SIGTERM and Ctrl-C included; 1 if the app did not start, the server could
+        not listen, or the measurement failed; 2 for a mistake in the command; 3 if the app cannot be loaded.
     """
     try:
-        if arguments is None:
-            return _run(sys.argv[1:], this_program())
-        return _run(arguments, [sys.executable, "-m", "microws", *arguments])
-    except (UsageError, FeatureUnavailable) as error:
-        return _report(error)
+        return _run(arguments)
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return _USAGE
     except KeyboardInterrupt:
         return 0
 
 
-def _report(error: UsageError | FeatureUnavailable | LoadError) -> int:
-    if isinstance(error, LoadError):
-        _say(f"{error.traceback}error: {error}")
-        return _NO_APP
-    _say(f"error: {error}")
-    return _USAGE
+def command_parser(command: str | None) -> Parser:
+    """The parser of ``microws run`` or ``microws bench``; ``None``: of ``microws`` without a command."""
+    if command == "run":
+        from microws.cli.options import run_parser
+
+        return run_parser()
+    if command == "bench":
+        from microws.cli.bench_options import bench_parser
+
+        return bench_parser()
+    parser = Parser(
+        prog="microws",
+        description="The decorator micro-framework for real-time Python.",
+        epilog="`microws run chat:app` serves the app of chat.py, `microws bench ws://127.0.0.1:8000/echo` measures "
+        "it; `microws run --help` and `microws bench --help` list the options",
+    )
+    parser.add_argument("--version", action="version", version=f"microws {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser
 
 
-def _run(arguments: Sequence[str], command: list[str] | None) -> int:
-    _check_command(arguments)
-    parser = build_parser(__version__)
-    known, unknown = parser.parse_known_args(arguments)
+def _run(arguments: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    index = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
+    before, command, options = words[:index], "".join(words[index : index + 1]), words[index + 1 :]
+    parser = command_parser(None)
+    # Shows the help or the version, and exits, if one of them is asked for.
+    _, unknown = parser.parse_known_args(before)
     if unknown:
-        word = unknown[0].partition("=")[0]
-        if known.command == "bench":
-            hint = did_you_mean(word, BENCH_FLAGS)
-        else:
-            hint = (
-                option_hint(word.lstrip("-").replace("-", "_"), option_names(), written=flag_of)
-                if word[0] == "-"
-                else ""
-            )
-        hint = hint or f"; see microws {known.command or 'run'} --help"
-        raise UsageError(f"unknown argument {word!r}{hint}")
-    if known.command is None:
-        _say(parser.format_help().rstrip())
+        first = unknown[0].partition("=")[0]
+        if first in command_parser("run").flags:
+            raise UsageError(f"{first} stands before the command; write: {_line('run', words)}")
+    if command and command not in _COMMANDS:
+        raise _wrong_command(command, words, options)
+    if unknown:
+        raise UsageError(f"unknown argument {first!r}; see microws {command or 'run'} --help")
+    if not command:
+        sys.stderr.write(parser.format_help())
         return _USAGE
-    if known.command == "bench":
-        return bench(vars(known))
-    control = ControlSocket.from_environment()
-    renewal = Renewal(command)
-    try:
-        return _serve({name: value for name, value in vars(known).items() if name != "command"}, control, renewal)
-    except (UsageError, FeatureUnavailable, LoadError) as error:
-        code = _report(error)
-        if renewal.is_renewed:
-            _say(f"error: {FAILURE}")
-        return code
-    finally:
-        renewal.close()
+    flags = _parse(command, options)
+    if command == "bench":
+        from microws.cli.bench import bench
+
+        return bench(flags)
+    from microws.cli.run import run
+
+    return run(flags, arguments)
 
 
-def _serve(flags: Mapping[str, Any], control: ControlSocket | None, renewal: Renewal) -> int:
-    invocation = resolve(flags)
-    if control is None:
-        for line in unknown_variables(os.environ):
-            _say(f"warning: {line}")
-    choose_loop(invocation.settings)
-    if invocation.settings.workers > 1 and control is None:
-        # The workers load the app, and read the sources of the settings: both may be others after a SIGHUP.
-        return supervise(invocation.settings, renewal)
-    with loading():
-        name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir, is_app=_is_app)
-    return run(app, invocation.settings, name=name, control=control, renewal=renewal)
+def _parse(command: str, options: list[str]) -> dict[str, object]:
+    parser = command_parser(command)
+    flags, unknown = parser.parse_known_args(options)
+    if not unknown:
+        return vars(flags)
+    from microws.hints import did_you_mean, option_hint
+
+    word = unknown[0].partition("=")[0]
+    if command == "bench":
+        hint = did_you_mean(word, parser.flags)
+    else:
+        names = {flag.removeprefix("--").replace("-", "_"): flag for flag in parser.flags}
+        name = word.lstrip("-").replace("-", "_")
+        hint = option_hint(name, names, written=names.__getitem__) if word.startswith("-") else ""
+    raise UsageError(f"unknown argument {word!r}{hint or f'; see microws {command} --help'}")
 
 
-def _check_command(arguments: Sequence[str]) -> None:
-    """
-    Raises:
-        UsageError: The command does not exist, or stands behind its options; the line to write instead.
-        FeatureUnavailable: The command does not exist yet.
-    """
-    first = arguments[0].partition("=")[0] if arguments else ""
-    if first in map(flag_of, option_names()):
-        rest = shlex.join(word for word in arguments if word != "run")
-        raise UsageError(f"{first} stands before the command; write: microws run {rest}")
-    word = next((word for word in arguments if not word.startswith("-")), None)
-    if word is None or word in _COMMANDS:
-        return
-    if word in _COMMANDS_TO_COME:
-        hint = _right_command(arguments[arguments.index(word) + 1 :])
-        raise FeatureUnavailable(f"this version has no command {word!r}{hint}")
-    hint = "" if word in _SERVE else did_you_mean(word, _COMMANDS)
+def _wrong_command(command: str, words: list[str], options: list[str]) -> UsageError:
+    """The error for a command that does not exist, with the line to write instead."""
+    from microws.hints import did_you_mean
+
+    if command in _COMMANDS_TO_COME:
+        return UsageError(f"this version has no command {command!r}{_right_command(options)}")
+    hint = "" if command in _SERVE else did_you_mean(command, _COMMANDS)
     if not hint:
-        is_argument = "://" in word or _may_be_app(word)
-        hint = _right_command(arguments if is_argument else arguments[arguments.index(word) + 1 :])
-    raise UsageError(f"there is no command {word!r}{hint}")
+        is_app = ":" in command or any(map(os.path.isfile, (command, f"{command}.py", f"{command}/__init__.py")))
+        hint = _right_command(words if is_app or command.endswith(".py") else options)
+    return UsageError(f"there is no command {command!r}{hint}")
 
 
-def _right_command(arguments: Sequence[str]) -> str:
-    if any("://" in word for word in arguments):
-        return f"; to measure a server: microws bench {shlex.join(arguments)}"
-    return f"; to serve an app: microws run {shlex.join(arguments) or 'chat:app'}"
+def _right_command(words: list[str]) -> str:
+    if any("://" in word for word in words):
+        return f"; to measure a server: {_line('bench', words)}"
+    return f"; to serve an app: {_line('run', words or ['chat:app'])}"
 
 
-def _may_be_app(word: str) -> bool:
-    return ":" in word or word.endswith(".py") or Path(f"{word}.py").is_file() or Path(word, "__init__.py").is_file()
+def _line(command: str, words: list[str]) -> str:
+    import shlex
 
-
-def _is_app(value: object) -> bool:
-    return isinstance(value, App)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    return f"microws {command} {shlex.join(word for word in words if word != command)}"

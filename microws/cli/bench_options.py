@@ -1,6 +1,5 @@
 """The options of ``microws bench``: flags alone."""
 
-import argparse
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from microws.bench.target import Target
 from microws.cli.usage import Parser, UsageError
 from microws.server.settings import parse_size
 
-__all__ = ["BENCH_FLAGS", "add_bench", "bench_plan"]
+__all__ = ["BENCH_FLAGS", "bench_parser", "bench_plan"]
 
 _WS: Final = ("ws", "wss")
 _POST: Final = f'{{"text": "{PLACE_OF_TEXT}"}}'
@@ -129,18 +128,14 @@ _OPTIONS: Final = (
 BENCH_FLAGS: Final = tuple(option.flag for option in _OPTIONS)
 
 
-def add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
-    """Add ``microws bench`` to the commands."""
-    bench = commands.add_parser(
-        "bench",
-        help="measure how much a server of WebSockets can do",
+def bench_parser() -> Parser:
+    """The parser of ``microws bench``."""
+    bench = Parser(
+        prog="microws bench",
         usage="microws bench URL [options]",
         description="Put load on a server of WebSockets, and measure what comes back. By default every connection "
         "sends a message, and waits for its echo.",
         epilog="Exit code 0: measured, and no error; 1: something failed, or was lost; 2: a mistake in the command.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
     )
     bench.add_argument("url", metavar="URL", help="where to connect to: ws://127.0.0.1:8000/echo")
     for option in _OPTIONS:
@@ -149,6 +144,7 @@ def add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
         else:
             action = "append" if option.is_repeatable else "store"
             bench.add_argument(option.flag, action=action, metavar=option.metavar, help=option.help)
+    return bench
 
 
 def bench_plan(flags: Mapping[str, Any]) -> Plan:

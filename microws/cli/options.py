@@ -1,27 +1,25 @@
-"""The options of ``microws run``: from flags, then the environment, then pyproject.toml, then the defaults."""
+"""The options of ``microws run``, from flags, the environment, pyproject.toml and defaults."""
 
 import argparse
 import os
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from microws.cli.bench_options import add_bench
-from microws.cli.envfile import read_env_file
 from microws.cli.usage import Parser, UsageError
 from microws.hints import option_hint
-from microws.server.settings import SettingConflict, Settings, check_setting, parse_bool
+from microws.server.settings import SETTINGS, Setting, SettingConflict, Settings, check_setting, parse_bool, parse_text
 
-__all__ = ["Invocation", "UsageError", "build_parser", "flag_of", "option_names", "resolve", "unknown_variables"]
+__all__ = ["Invocation", "parse_env_file", "read_env_file", "resolve", "run_parser", "unknown_variables"]
+
+_PREFIX: Final = "MICROWS_"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """
-    One ``microws run``, with every source taken into account.
+    One ``microws run``, from all sources.
 
     Attributes:
         app: What names the app; ``None``: look for it.
@@ -36,194 +34,59 @@ class Invocation:
     settings: Settings
 
 
-class _Option(NamedTuple):
-    """A setting of the server, or of the loading of the app, and the flag that sets it."""
-
-    name: str
-    metavar: str | None = None
-    help: str = ""
-    is_switch: bool = False
-    is_repeatable: bool = False
-
-    @property
-    def flag(self) -> str:
-        return flag_of(self.name)
-
-    @property
-    def key(self) -> str:
-        return self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return f"{_PREFIX}{self.name.upper()}"
-
-
-_OPTIONS: Final = (
-    _Option(
-        "bind", "ADDRESS", "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; repeat it for several", is_repeatable=True
-    ),
-    _Option("host", "HOST", "default 127.0.0.1; 0.0.0.0: every network"),
-    _Option("port", "PORT", "default 8000; 0: any free port"),
-    _Option("workers", "N", "processes that share the port; default 1"),
-    _Option(
-        "worker_timeout", "SECONDS", "replace a worker whose event loop is blocked for so long; default 30; 0: never"
-    ),
-    _Option("server", "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"),
-    _Option("loop", "LOOP", "auto (default: uvloop if installed), asyncio, uvloop, trio"),
-    _Option("certfile", "FILE", "PEM certificate; turns TLS on"),
-    _Option("keyfile", "FILE", "its private key, unless that is in the same file"),
-    _Option("root_path", "PATH", "prefix of the path at which a proxy serves the app"),
-    _Option(
-        "forwarded_allow_ips",
-        "ADDRESSES",
-        "proxies whose X-Forwarded-… headers are trusted: addresses, networks, unix for every client of a Unix socket, "
-        "* for every client; default 127.0.0.1,::1,unix",
-    ),
-    _Option("ping_interval", "SECONDS", "between two pings of a WebSocket; default 20; 0: no pings"),
-    _Option(
-        "ping_timeout",
-        "SECONDS",
-        "disconnect a client that does not answer a ping for so long; default 20; 0: unlimited",
-    ),
-    _Option(
-        "max_message_size", "SIZE", "of an incoming message, such as 64KiB; default: the limit of the app, or 1MiB"
-    ),
-    _Option("max_head_size", "SIZE", "of a request's target and headers, 1KiB to 1MiB; default 16KiB"),
-    _Option(
-        "body_timeout",
-        "SECONDS",
-        "answer 408 if nothing more of a request's body arrives for so long; default 60; 0: unlimited",
-    ),
-    _Option(
-        "write_timeout",
-        "SECONDS",
-        "disconnect a client that reads nothing of a response for so long; default 60; 0: unlimited",
-    ),
-    _Option(
-        "keep_alive",
-        "SECONDS",
-        "close a connection without a request after so long; default 75; 0: close it after each response",
-    ),
-    _Option("unix_mode", "MODE", "permissions of the socket file of unix:PATH; default 0660"),
-    _Option(
-        "stop_delay",
-        "SECONDS",
-        "accept for so long after SIGTERM, while /readyz says 503; default 0: stop accepting at once",
-    ),
-    _Option(
-        "drain_timeout",
-        "SECONDS",
-        "let requests finish for so long at shutdown; default 10; 0: disconnect them immediately",
-    ),
-    _Option("log_level", "LEVEL", "debug, info (default), warning, error, critical"),
-    _Option("log_format", "FORMAT", "text (default), json"),
-    _Option("access_log", None, "log a line for each request (default)", is_switch=True),
-    _Option("env_file", "FILE", "set missing variables from KEY=VALUE lines"),
-    _Option("factory", None, "call the function APP, and serve what it returns", is_switch=True),
-    _Option("app_dir", "DIR", "directory of APP; default: the current one"),
-)
-
-# No flags: for code and pyproject.toml.
-_QUIET_OPTIONS: Final = (_Option("startup_timeout"), _Option("shutdown_timeout"))
-
-_PREFIX: Final = "MICROWS_"
-
-_BY_NAME: Final = {option.name: option for option in (*_OPTIONS, *_QUIET_OPTIONS, _Option("app", "APP"))}
-
-
-def build_parser(version: str) -> argparse.ArgumentParser:
-    """The command line of ``microws``, with every command. A mistake raises ``UsageError``."""
+def run_parser() -> Parser:
+    """The parser of ``microws run``."""
     parser = Parser(
-        prog="microws",
-        description="The decorator micro-framework for real-time Python.",
-        epilog="`microws run chat:app` serves the app of chat.py, `microws bench ws://127.0.0.1:8000/echo` measures "
-        "it; `microws run --help` and `microws bench --help` list the options",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"microws {version}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    run = commands.add_parser(
-        "run",
-        help="serve an app",
+        prog="microws run",
         usage="microws run [APP] [options]",
         description="Serve an app: microws run chat:app",
         epilog="Every option is also a variable, MICROWS_HOST for --host, and a key of [tool.microws] in "
         "pyproject.toml. A flag beats the environment, which beats pyproject.toml. PORT and WEB_CONCURRENCY count "
         "where MICROWS_PORT and MICROWS_WORKERS are not set.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
     )
-    run.add_argument(
-        "app",
-        nargs="?",
-        metavar="APP",
-        help="module:attr, module, module:factory(), path.py; left out: the App in app.py, main.py or asgi.py",
-    )
-    for option in _OPTIONS:
-        if option.is_switch:
-            run.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=option.help)
+    for name, option in _OPTIONS.items():
+        text = option.help.format(option.default)
+        if name == "app":
+            parser.add_argument(name, nargs="?", metavar=option.metavar, help=text)
+        elif option.metavar is None:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         else:
             action = "append" if option.is_repeatable else "store"
-            run.add_argument(option.flag, action=action, metavar=option.metavar, help=option.help)
-    add_bench(commands)
+            parser.add_argument(_flag(name), action=action, metavar=option.metavar, help=text)
     return parser
 
 
-def option_names() -> list[str]:
-    """The options that the help names, with underscores, and the opposites of the switches among them."""
-    return [option.name for option in _OPTIONS] + [f"no_{option.name}" for option in _OPTIONS if option.is_switch]
-
-
-def flag_of(name: str) -> str:
-    """The flag that sets the option ``name``."""
-    return f"--{name.replace('_', '-')}"
-
-
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """A line on each variable ``MICROWS_…`` that is not an option: otherwise a misspelt one goes unnoticed."""
-    known = {option.variable for option in _BY_NAME.values()} | {"MICROWS_BULK_WRITES"}
+    """A line on each variable ``MICROWS_…`` that is not an option, because a misspelt one is easy to miss."""
+    known = {*map(_variable, _OPTIONS), "MICROWS_BULK_WRITES"}
     return [
-        f"{name} is not an option"
-        + option_hint(name.removeprefix(_PREFIX).lower(), _BY_NAME, written=lambda near: _BY_NAME[near].variable)
+        f"{name} is not an option" + option_hint(name.removeprefix(_PREFIX).lower(), _OPTIONS, written=_variable)
         for name in sorted(environ)
         if name.startswith(_PREFIX) and name not in known
     ]
 
 
-def resolve(
-    flags: Mapping[str, Any], *, environ: MutableMapping[str, str] | None = None, directory: Path | None = None
-) -> Invocation:
+def resolve(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.environ) -> Invocation:
     """
-    Bring flags, environment and pyproject.toml together.
+    Combine flags, environment and the pyproject.toml of the current directory.
 
     Args:
-        flags: What ``build_parser`` made of the command line: only what was given.
-        environ: Read, and filled up from ``--env-file``. Default: the process's own.
-        directory: Where pyproject.toml is. Default: the current one.
+        flags: The flags that were given, parsed.
+        environ: The environment, to which ``--env-file`` adds the variables that are missing.
 
     Raises:
-        UsageError: An invalid value or an unknown key; names the flag, variable or key of TOML.
+        UsageError: An invalid value or an unknown key; names the flag, variable or key.
     """
-    environ = os.environ if environ is None else environ
-    directory = Path.cwd() if directory is None else directory
-    levels = [_from_flags(flags), _from_environment(environ), _from_pyproject(directory / "pyproject.toml")]
-    if (env_file := _find(levels, "env_file")) is not None:
-        try:
-            variables = read_env_file(_text(env_file))
-        except ValueError as error:
-            raise UsageError(f"{env_file.where}: {error}") from None
-        for key, value in variables.items():
-            environ.setdefault(key, value)
-        levels[1] = _from_environment(environ)
-    app_dir = _find(levels, "app_dir")
-    factory = _find(levels, "factory")
-    # The contract puts pyproject.toml before MICROWS_APP.
-    app = _find([levels[0], levels[2], levels[1]], "app")
+    flag_level = {name: _Given("APP" if name == "app" else _flag(name), value) for name, value in flags.items()}
+    levels = [flag_level, _from_environment(environ), _from_pyproject(Path("pyproject.toml"))]
+    for key, value in (_value(levels, "env_file") or {}).items():
+        environ.setdefault(key, value)
+    levels[1] = _from_environment(environ)
     return Invocation(
-        app=None if app is None else _text(app),
-        factory=factory is not None and _check(factory, parse_bool),
-        app_dir=_app_dir(app_dir, directory),
+        # The contract puts pyproject.toml before MICROWS_APP.
+        app=_value([levels[0], levels[2], levels[1]], "app"),
+        factory=_value(levels, "factory"),
+        app_dir=_value(levels, "app_dir") or Path.cwd(),
         settings=_settings(levels),
     )
 
@@ -238,24 +101,18 @@ class _Given(NamedTuple):
 _Level: TypeAlias = dict[str, _Given]
 
 
-def _from_flags(flags: Mapping[str, Any]) -> _Level:
-    return {name: _Given(_flag(name), value) for name, value in flags.items() if value is not None}
-
-
 def _flag(name: str) -> str:
-    return "APP" if name == "app" else flag_of(name)
+    return f"--{name.replace('_', '-')}"
+
+
+def _variable(name: str) -> str:
+    return f"{_PREFIX}{name.upper()}"
 
 
 def _from_environment(environ: Mapping[str, str]) -> _Level:
-    level: _Level = {}
-    # What a platform sets for every program gives way to what was meant for this one.
-    for variable, name in (("PORT", "port"), ("WEB_CONCURRENCY", "workers")):
-        if environ.get(variable):
-            level[name] = _Given(variable, environ[variable])
-    for name, option in _BY_NAME.items():
-        if environ.get(option.variable):
-            level[name] = _Given(option.variable, environ[option.variable])
-    return level
+    # Platforms set the first two for every program. The variables of microws are more specific.
+    names = {"PORT": "port", "WEB_CONCURRENCY": "workers"} | {_variable(name): name for name in _OPTIONS}
+    return {name: _Given(variable, environ[variable]) for variable, name in names.items() if environ.get(variable)}
 
 
 def _from_pyproject(path: Path) -> _Level:
@@ -265,17 +122,17 @@ def _from_pyproject(path: Path) -> _Level:
         with path.open("rb") as file:
             tools = tomllib.load(file).get("tool")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path.name}: {error}") from None
+        raise UsageError(f"{path}: {error}") from None
     table = tools.get("microws", {}) if isinstance(tools, dict) else {}
     if not isinstance(table, dict):
-        raise UsageError(f"{path.name}: expected a table [tool.microws], got {table!r}")
+        raise UsageError(f"{path}: expected a table [tool.microws], got {table!r}")
     level: _Level = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in _BY_NAME:
-            hint = option_hint(name, _BY_NAME, written=lambda near: _BY_NAME[near].key)
-            raise UsageError(f"{path.name}: [tool.microws] has no key {key!r}{hint}")
-        level[name] = _Given(f"{path.name}, [tool.microws] {key}", value)
+        if name not in _OPTIONS:
+            hint = option_hint(name, _OPTIONS, written=lambda near: near.replace("_", "-"))
+            raise UsageError(f"{path}: [tool.microws] has no key {key!r}{hint}")
+        level[name] = _Given(f"{path}, [tool.microws] {key}", value)
     return level
 
 
@@ -283,44 +140,29 @@ def _find(levels: Iterable[_Level], name: str) -> _Given | None:
     return next((level[name] for level in levels if name in level), None)
 
 
-def _check(given: _Given, check: Callable[[object], Any]) -> Any:
+def _value(levels: Iterable[_Level], name: str) -> Any:
+    """The checked value of an option, from the first level that has it, or its default."""
+    given = _find(levels, name)
+    if given is None:
+        return _OPTIONS[name].default
     try:
-        return check(given.value)
+        return check_setting(name, given.value) if name in SETTINGS else _OPTIONS[name].check(given.value)
     except ValueError as error:
         raise UsageError(f"{given.where}: {error}") from None
 
 
-def _text(given: _Given) -> str:
-    if not isinstance(given.value, str) or not given.value:
-        raise UsageError(f"{given.where}: expected a text that is not empty, got {given.value!r}")
-    return given.value
-
-
-def _app_dir(given: _Given | None, directory: Path) -> Path:
-    if given is None:
-        return directory
-    path = directory / _text(given)
-    if not path.is_dir():
-        raise UsageError(f"{given.where}: expected a directory that exists, got {given.value!r}")
-    return path
-
-
 def _settings(levels: Sequence[_Level]) -> Settings:
-    values: dict[str, Any] = {}
-    for field in fields(Settings):
-        if field.name not in ("bind", "host", "port") and (given := _find(levels, field.name)) is not None:
-            values[field.name] = _check(given, partial(check_setting, field.name))
-    for name, given in _addresses(levels).items():
-        values[name] = _check(given, partial(check_setting, name))
+    addresses = _addresses(levels)
+    of_name = {name: [addresses] if name in ("bind", "host", "port") else levels for name in SETTINGS}
     try:
-        return Settings(**values)
+        return Settings(**{name: _value(of_name[name], name) for name in SETTINGS})
     except SettingConflict as error:
-        places = {name: given.where if (given := _find(levels, name)) else flag_of(name) for name in _BY_NAME}
+        places = {name: given.where if (given := _find(levels, name)) else _flag(name) for name in SETTINGS}
         raise UsageError(error.naming(places)) from None
 
 
 def _addresses(levels: Sequence[_Level]) -> _Level:
-    """``bind`` or else ``host`` and ``port``: from the first level that has one of them."""
+    """``bind``, or else ``host`` and ``port``, from the first level that has one of them."""
     for index, level in enumerate(levels):
         if (bind := level.get("bind")) is not None:
             for name in ("host", "port"):
@@ -330,6 +172,87 @@ def _addresses(levels: Sequence[_Level]) -> _Level:
                     )
             return {"bind": bind}
         if "host" in level or "port" in level:
-            found = {name: _find(levels[index:], name) for name in ("host", "port")}
-            return {name: given for name, given in found.items() if given is not None}
+            return {name: given for name in ("host", "port") if (given := _find(levels[index:], name))}
     return {}
+
+
+_LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.ASCII)
+_QUOTED: Final = re.compile(r"""(?:'([^']*)'|"((?:[^"\\]|\\.)*)")\s*(?:#.*)?""")
+_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def parse_env_file(text: str) -> dict[str, str]:
+    """
+    The variables of an environment file.
+
+    A line is empty, a comment that begins with ``#``, or ``KEY=VALUE``, with or without ``export`` before it. A value
+    in single quotes is literal; in double quotes ``\\n``, ``\\r``, ``\\t`` and a backslash before any other character
+    are escapes; without quotes the value ends at `` #`` or the end of the line, and loses the spaces around it. Nothing
+    is expanded, and no value spans lines.
+
+    Raises:
+        ValueError: An invalid line. The text names the line, but shows no value: it may be a secret.
+    """
+    variables: dict[str, str] = {}
+    for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ValueError(f"line {number}: expected KEY=VALUE")
+        key, value = match.groups()
+        if value[:1] in ("'", '"'):
+            quoted = _QUOTED.fullmatch(value)
+            if quoted is None:
+                raise ValueError(f"line {number}: {key}: expected one value in quotes, with nothing behind it")
+            single, double = quoted.groups()
+            value = re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), double) if double else single or ""
+        else:
+            value = re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip()
+        if "\0" in value:
+            raise ValueError(f"line {number}: {key}: a variable cannot hold a NUL")
+        variables[key] = value
+    return variables
+
+
+def read_env_file(path: object) -> dict[str, str]:
+    """
+    The variables of the file at ``path``, UTF-8.
+
+    Raises:
+        ValueError: There is no such file, or it is not UTF-8, or a line is invalid.
+    """
+    path = parse_text(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    try:
+        return parse_env_file(text)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from None
+
+
+def _directory(value: object) -> Path:
+    path = Path.cwd() / parse_text(value)
+    if path.is_dir():
+        return path
+    raise ValueError(f"expected a directory that exists, got {value!r}")
+
+
+# The options of the command: those of the app, and the settings of the server.
+_OPTIONS: Final = {
+    "app": Setting(
+        None,
+        parse_text,
+        "APP",
+        "module:attr, module, module:factory(), path.py; left out: the App in app.py, main.py or asgi.py",
+    ),
+    **SETTINGS,
+    "env_file": Setting(None, read_env_file, "FILE", "set missing variables from KEY=VALUE lines"),
+    "factory": Setting(False, parse_bool, None, "call the function APP, and serve what it returns"),
+    "app_dir": Setting(None, _directory, "DIR", "directory of APP; default: the current one"),
+}

@@ -1,21 +1,21 @@
-"""What a server can be told: one dataclass, and the check of each value."""
+"""The settings of a server: one table for flags, variables, pyproject.toml, ``app.run`` and the documentation."""
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from ipaddress import ip_network
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
+
+from microws.hints import option_hint
 
 __all__ = [
-    "DEFAULT_HOST",
     "DEFAULT_MAX_MESSAGE_SIZE",
-    "DEFAULT_PORT",
-    "MAX_HEAD_BYTES",
+    "SETTINGS",
     "Address",
     "FileDescriptor",
     "InternetAddress",
     "RunOptions",
+    "Setting",
     "SettingConflict",
     "Settings",
     "UnixPath",
@@ -23,16 +23,13 @@ __all__ = [
     "parse_address",
     "parse_bool",
     "parse_size",
+    "parse_text",
 ]
 
-DEFAULT_HOST: Final = "127.0.0.1"
-DEFAULT_PORT: Final = 8000
 DEFAULT_MAX_MESSAGE_SIZE: Final = 1 << 20
 
-# Of a request's target and its fields: nginx takes 8 KiB a line and 32 KiB in all, h11 16 KiB.
-MAX_HEAD_BYTES: Final = 16 << 10
-# A browser's head has about 1 KiB. A connection may hold as much as this in memory before it is answered with 431.
-_HEAD_BOUNDS: Final = (1 << 10, 1 << 20)
+_DEFAULT_HOST: Final = "127.0.0.1"
+_DEFAULT_PORT: Final = 8000
 
 
 class InternetAddress(NamedTuple):
@@ -55,7 +52,7 @@ class UnixPath(NamedTuple):
 
 
 class FileDescriptor(NamedTuple):
-    """A socket that the parent process has bound: systemd and other supervisors hand it over."""
+    """A bound socket that this process inherits, as from systemd."""
 
     number: int
 
@@ -70,10 +67,11 @@ _BIND_FORMS = "expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N"
 
 def parse_address(text: str) -> Address:
     """
-    What ``--bind`` names.
+    The address that ``--bind`` names.
 
     Raises:
-        ValueError: None of the four forms; or no host, which would open the port to every network unasked.
+        ValueError: It has none of the four forms. A port without a host is refused too: it would be open to every
+            network, which few expect.
     """
     if text.startswith("unix:"):
         if path := text.removeprefix("unix:"):
@@ -83,22 +81,27 @@ def parse_address(text: str) -> Address:
     elif match := re.fullmatch(r":[0-9]+", text):
         raise ValueError(f"{_BIND_FORMS}, got {text!r}; for every network write '0.0.0.0{text}'")
     elif match := re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\[\]:/\s]+)):([0-9]{1,5})", text):
-        return InternetAddress(match[1] or match[2], _port(match[3]))
+        return InternetAddress(match[1] or match[2], _PORT(match[3]))
     elif text.isascii() and text.isdigit():
         raise ValueError(f"{_BIND_FORMS}, got {text!r}; for the port alone write --port {text}")
     raise ValueError(f"{_BIND_FORMS}, got {text!r}")
 
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
+# Values: each function takes what a flag, a variable, TOML or Python gives, and returns the value, or raises a
+# ValueError that says what was expected.
+
+_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_BOOLS: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
 }
+_PROXY_FORMS: Final = 'expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*"'
 
 
 def parse_size(value: object) -> int:
@@ -106,7 +109,7 @@ def parse_size(value: object) -> int:
     Bytes, as a number or with a unit: ``65536``, ``"64KiB"``, ``"1 MiB"``, ``"1.5MB"``.
 
     Raises:
-        ValueError: Not such a size, or less than one byte.
+        ValueError: It is not such a size, or less than one byte.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
@@ -121,27 +124,22 @@ def parse_size(value: object) -> int:
 
 
 def _head_size(value: object) -> int:
-    size = parse_size(value)
-    if not _HEAD_BOUNDS[0] <= size <= _HEAD_BOUNDS[1]:
-        raise ValueError(f"expected a size from 1KiB to 1MiB, got {value!r}")
-    return size
+    # A connection holds this much before it is answered with 431; a browser's head has about 1 KiB.
+    if 1 << 10 <= (size := parse_size(value)) <= 1 << 20:
+        return size
+    raise ValueError(f"expected a size from 1KiB to 1MiB, got {value!r}")
 
 
-def _port(value: object) -> int:
-    if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,5}", str(value), re.ASCII) and int(str(value)) <= 65535:
-        return int(str(value))
-    raise ValueError(f"expected a port, 0 to 65535, got {value!r}")
+def _integer(what: str, low: int, high: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,5}", str(value)) and low <= int(str(value)) <= high:
+            return int(str(value))
+        raise ValueError(f"expected {what}, {low} to {high}, got {value!r}")
+
+    return check
 
 
-def _workers(value: object) -> int:
-    # A number beyond this is a slip of the finger, and would take the machine down.
-    if (
-        not isinstance(value, bool)
-        and re.fullmatch(r"[0-9]{1,4}", str(value), re.ASCII)
-        and 1 <= int(str(value)) <= 1024
-    ):
-        return int(str(value))
-    raise ValueError(f"expected a number of workers, 1 to 1024, got {value!r}")
+_PORT: Final = _integer("a port", 0, 65535)
 
 
 def _seconds(value: object) -> float:
@@ -155,74 +153,63 @@ def _seconds(value: object) -> float:
     raise ValueError(f"expected seconds, 0 or more, got {value!r}")
 
 
-_WORDS_FOR_BOOL = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
-
-
 def parse_bool(value: object) -> bool:
     """
-    A switch, as a word or as TOML has it.
+    A switch, as a word or a ``bool``.
 
     Raises:
-        ValueError: Neither a yes nor a no.
+        ValueError: It is neither.
     """
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.strip().lower() in _WORDS_FOR_BOOL:
-        return _WORDS_FOR_BOOL[value.strip().lower()]
+    if isinstance(value, str) and (word := value.strip().lower()) in _BOOLS:
+        return _BOOLS[word]
     raise ValueError(f"expected true or false, got {value!r}")
 
 
-def _text(value: object) -> str:
+def parse_text(value: object) -> str:
+    """
+    A text that is not empty and has no NUL.
+
+    Raises:
+        ValueError: It is not.
+    """
     if isinstance(value, str) and value and "\0" not in value:
         return value
     raise ValueError(f"expected a text that is not empty, got {value!r}")
 
 
-def _addresses(value: object) -> tuple[str, ...]:
+def _texts(value: object, forms: str) -> tuple[str, ...]:
     texts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{_BIND_FORMS}, one or a list of them, got {value!r}")
-    addresses = tuple(str(text).strip() for text in texts)
+    if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
+        return tuple(text.strip() for text in texts)
+    raise ValueError(f"{forms}, one or a list of them, got {value!r}")
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    addresses = _texts(value, _BIND_FORMS)
     for address in addresses:
         parse_address(address)
     return addresses
 
 
-_PROXY_FORMS = 'expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*"'
-
-
 def _proxies(value: object) -> tuple[str, ...]:
-    texts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{_PROXY_FORMS}, one or a list of them, got {value!r}")
-    proxies = tuple(text.strip() for text in texts if text.strip())
-    for proxy in proxies:
-        if proxy not in ("*", "unix"):
-            _check_network(proxy)
+    proxies = tuple(text for text in _texts(value, _PROXY_FORMS) if text)
+    for text in proxies:
+        if text in ("*", "unix"):
+            continue
+        try:
+            network = ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{_PROXY_FORMS}, got {text!r}") from None
+        address = text.partition("/")[0]
+        if network.network_address != ip_network(address).network_address:
+            raise ValueError(f"{_PROXY_FORMS}, got {text!r}; write '{network}', or '{address}' for the one address")
     return proxies
 
 
-def _check_network(text: str) -> None:
-    try:
-        network = ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(f"{_PROXY_FORMS}, got {text!r}") from None
-    address = text.partition("/")[0]
-    if network.network_address != ip_network(address).network_address:
-        raise ValueError(f"{_PROXY_FORMS}, got {text!r}; write '{network}', or '{address}' for the one address")
-
-
 def _root_path(value: object) -> str:
-    if isinstance(value, str) and (value == "" or re.fullmatch(r"/[!-~]*", value)) and not re.search(r"[?#%]", value):
+    if isinstance(value, str) and re.fullmatch(r"(/[!-~]*)?", value) and not re.search(r"[?#%]", value):
         return value.rstrip("/")
     raise ValueError(f"expected a path that begins with '/', got {value!r}")
 
@@ -231,212 +218,49 @@ def _choice(*choices: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if isinstance(value, str) and value.lower() in choices:
             return value.lower()
-        raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+        hint = "; leave it out: microws serves HTTP/1.1 itself" if str(value).lower() == "uvicorn" else ""
+        raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}{hint}")
 
     return check
 
 
 def _unix_mode(value: object) -> int:
     text = oct(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    if match := re.fullmatch(r"(?:0o?)?([0-7]{1,4})", text, re.ASCII):
-        mode = int(match[1], 8)
-        if mode <= 0o777:
-            return mode
+    if match := re.fullmatch(r"(?:0o?)?([0-7]{1,3})", text):
+        return int(match[1], 8)
     raise ValueError(f"expected the octal mode of a socket file, 0 to 0777, got {value!r}; write 660, in TOML 0o660")
 
 
-def _server(value: object) -> str:
-    if isinstance(value, str) and value.lower() == "uvicorn":
-        raise ValueError("expected microws or hypercorn, got 'uvicorn'; leave it out: microws serves HTTP/1.1 itself")
-    return _choice("microws", "hypercorn")(value)
+# The table
 
 
-def _optional(check: Callable[[object], Any]) -> Callable[[object], Any]:
-    return lambda value: None if value is None else check(value)
-
-
-_CHECKS: dict[str, Callable[[object], Any]] = {
-    "bind": _addresses,
-    "host": _optional(_text),
-    "port": _optional(_port),
-    "workers": _workers,
-    "worker_timeout": _seconds,
-    "server": _optional(_server),
-    "loop": _choice("auto", "asyncio", "uvloop", "trio"),
-    "certfile": _optional(_text),
-    "keyfile": _optional(_text),
-    "root_path": _root_path,
-    "forwarded_allow_ips": _proxies,
-    "ping_interval": _seconds,
-    "ping_timeout": _seconds,
-    "max_message_size": _optional(parse_size),
-    "max_head_size": _head_size,
-    "body_timeout": _seconds,
-    "write_timeout": _seconds,
-    "keep_alive": _seconds,
-    "unix_mode": _unix_mode,
-    "stop_delay": _seconds,
-    "drain_timeout": _seconds,
-    "startup_timeout": _seconds,
-    "shutdown_timeout": _seconds,
-    "log_level": _choice("debug", "info", "warning", "error", "critical"),
-    "log_format": _choice("text", "json"),
-    "access_log": parse_bool,
-}
-
-
-def check_setting(name: str, value: object) -> Any:
+class Setting(NamedTuple):
     """
-    The value of the setting ``name``, from a flag, a variable, TOML or Python, as ``Settings`` holds it.
+    A setting: the flag ``--drain-timeout``, the variable ``MICROWS_DRAIN_TIMEOUT``, the key ``drain-timeout`` in
+    ``[tool.microws]`` of pyproject.toml, and the keyword ``drain_timeout`` of ``app.run``.
 
-    Raises:
-        ValueError: Says what was expected and what it got, but not ``name``: the caller knows where the value is from.
-    """
-    return _CHECKS[name](value)
-
-
-class SettingConflict(ValueError):
-    """
-    Settings that contradict each other.
-
-    Args:
-        text: With ``{name}`` for the name of each setting.
+    Attributes:
+        default: As a user writes it. ``None``: the setting has no value.
+        check: Returns the value, or raises a ``ValueError`` that says what was expected.
+        metavar: What the help calls the value; ``None``: a switch.
+        help: The description; ``{}`` stands for the default.
+        is_repeatable: The flag may be given several times.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text.format_map({name: name for name in _CHECKS}))
-        self._text = text
-
-    def naming(self, places: Mapping[str, str]) -> str:
-        """The text with ``places`` for the names of settings: how the user writes each one."""
-        return self._text.format_map(places)
+    default: Any
+    check: Callable[[object], Any]
+    metavar: str | None
+    help: str
+    is_repeatable: bool = False
 
 
-# Hypercorn's public API has no such setting.
-_NOT_ON_HYPERCORN: Final = ("body_timeout", "ping_timeout", "write_timeout")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """
-    How a worker serves. Each value is checked, and may also be the text that the command line takes.
-
-    Args:
-        bind: Addresses: ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH``, ``fd://N``. Default: ``host`` and ``port``.
-        host: Default 127.0.0.1: reachable from this machine only.
-        port: Default 8000; 0 takes a free one.
-        workers: Processes that share the sockets, 1 by default; a supervisor starts and replaces more than one.
-        worker_timeout: Seconds that the event loop of one of several workers may be blocked before the supervisor kills
-            and replaces the worker; 30 by default, as in gunicorn; 0: unlimited. Not counted while the app starts.
-        server: What speaks HTTP. ``"microws"``, HTTP/1.1 on asyncio and uvloop, is the default; ``"hypercorn"`` adds
-            HTTP/2, runs on trio too, and is slower. Default on trio: ``"hypercorn"``.
-        loop: ``"auto"`` is uvloop where it is installed, else asyncio.
-        certfile, keyfile: PEM files; ``certfile`` turns TLS on, and may hold the key too.
-        root_path: The prefix of the path at which a proxy serves the app. ``path`` of every scope begins with it,
-            whether the proxy removes it or not (ASGI HTTP specification, ``root_path``).
-        forwarded_allow_ips: Proxies whose ``Forwarded`` and ``X-Forwarded-…`` headers the server trusts: addresses,
-            networks, ``"unix"`` for every client of a Unix socket, ``"*"`` for every client. Default: this machine, as
-            in uvicorn; an empty list trusts no client.
-        ping_interval: Seconds between the pings of a WebSocket, 20 by default as in ``websockets``; 0: no pings.
-        ping_timeout: Seconds that a client has to answer a ping, or to send anything else, 20 by default as in
-            ``websockets``; 0: unlimited.
-        max_message_size: Bytes of one incoming message. Default: the app's own, else 1 MiB as in ``websockets``.
-        max_head_size: Bytes of a request's target and headers, 1 KiB to 1 MiB, 16 KiB by default as in h11. A longer
-            head is answered with 431.
-        body_timeout: Seconds that a client has for the next piece of a request's body, 60 by default as in nginx
-            (``client_body_timeout``), then 408; 0: unlimited.
-        write_timeout: Seconds that a client may read nothing of a response before the server disconnects it, 60 by
-            default as in nginx (``send_timeout``); 0: unlimited.
-        keep_alive: Seconds that the server keeps a connection open without a request; 0: it closes the connection after
-            each response. Default 75, as in nginx (``keepalive_timeout``), longer than the 60 of common load balancers.
-        unix_mode: Permissions of the socket file of ``unix:PATH``: octal digits as text, such as ``"660"``, or the
-            number, such as ``0o660``. Default 0660: the file's owner and group may connect.
-        stop_delay: Seconds that the server goes on accepting connections after SIGTERM, while ``/readyz`` already says
-            503; 0 by default: it stops accepting immediately. For platforms that send requests for a moment after
-            SIGTERM. Ctrl-C has no delay, and a second signal ends it.
-        drain_timeout: Seconds that requests have to finish at shutdown; 10 by default, as ``docker stop`` waits; 0: the
-            server disconnects them immediately.
-        startup_timeout, shutdown_timeout: Seconds for each half of the app's lifespan; 60 by default, as in Hypercorn.
-        log_level: ``"debug"``, ``"info"``, ``"warning"``, ``"error"`` or ``"critical"``.
-        log_format: ``"text"``, or ``"json"`` for one object a line.
-        access_log: One line for each request, and one for each beginning and end of a WebSocket.
-
-    Raises:
-        ValueError: Names the setting, what was expected and what it got. ``SettingConflict``: two settings contradict
-            each other.
-    """
-
-    bind: tuple[str, ...] = ()
-    host: str | None = None
-    port: int | None = None
-    workers: int = 1
-    worker_timeout: float = 30
-    server: Literal["microws", "hypercorn"] | None = None
-    loop: Literal["auto", "asyncio", "uvloop", "trio"] = "auto"
-    certfile: str | None = None
-    keyfile: str | None = None
-    root_path: str = ""
-    forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1", "unix")
-    ping_interval: float = 20
-    ping_timeout: float = 20
-    max_message_size: int | None = None
-    max_head_size: int = MAX_HEAD_BYTES
-    body_timeout: float = 60
-    write_timeout: float = 60
-    keep_alive: float = 75
-    unix_mode: int = 0o660
-    stop_delay: float = 0
-    drain_timeout: float = 10
-    startup_timeout: float = 60
-    shutdown_timeout: float = 60
-    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
-    log_format: Literal["text", "json"] = "text"
-    access_log: bool = True
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            try:
-                object.__setattr__(self, field.name, check_setting(field.name, getattr(self, field.name)))
-            except ValueError as error:
-                raise ValueError(f"{field.name}: {error}") from None
-        if self.bind and (self.host is not None or self.port is not None):
-            raise SettingConflict("expected either {bind}, or {host} and {port}, got both; leave out one of them")
-        if self.keyfile is not None and self.certfile is None:
-            raise SettingConflict("{keyfile}: expected {certfile} too, got the key alone; add the certificate")
-        if self.server == "microws" and self.loop == "trio":
-            raise SettingConflict(
-                "{loop}: expected auto, asyncio or uvloop with the server microws, got 'trio'; for trio set {server} "
-                "to hypercorn"
-            )
-        if self.server is None:
-            object.__setattr__(self, "server", "hypercorn" if self.loop == "trio" else "microws")
-        if self.server == "hypercorn":
-            self._check_hypercorn()
-
-    def _check_hypercorn(self) -> None:
-        if self.keep_alive == 0:
-            raise SettingConflict(
-                "{keep_alive}: expected more than 0 seconds with the server hypercorn, which cannot close a connection "
-                "after each response, got 0; write 1, or use the server microws"
-            )
-        for field in fields(self):
-            if field.name in _NOT_ON_HYPERCORN and getattr(self, field.name) != field.default:
-                raise SettingConflict(
-                    f"{{{field.name}}}: expected no value with the server hypercorn, which has no such limit, got "
-                    f"{getattr(self, field.name):g}; leave it out, or use the server microws"
-                )
-
-    @property
-    def addresses(self) -> list[Address]:
-        """Where to listen."""
-        if self.bind:
-            return [parse_address(text) for text in self.bind]
-        port = DEFAULT_PORT if self.port is None else self.port
-        return [InternetAddress(DEFAULT_HOST if self.host is None else self.host, port)]
+def _setting(*values: Any, **options: Any) -> Any:
+    """A ``Setting`` as the default of an attribute of another type."""
+    return Setting(*values, **options)
 
 
 class RunOptions(TypedDict, total=False):
-    """``Settings`` as ``App.run`` takes them, besides host and port."""
+    """The types that ``App.run`` accepts for each setting, besides host and port."""
 
     bind: str | Sequence[str]
     workers: int
@@ -462,3 +286,200 @@ class RunOptions(TypedDict, total=False):
     log_level: Literal["debug", "info", "warning", "error", "critical"]
     log_format: Literal["text", "json"]
     access_log: bool
+
+
+class Settings:
+    """
+    The checked settings of a worker.
+
+    Args:
+        host, port: As in ``App.run``.
+        options: The other settings. Each may also be the text that the command line takes.
+
+    Raises:
+        TypeError: A setting that does not exist.
+        ValueError: Names the setting, what was expected and what it got. ``SettingConflict``: two settings contradict
+            each other.
+    """
+
+    bind: tuple[str, ...] = _setting(
+        (),
+        _addresses,
+        "ADDRESS",
+        "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; repeat it for several",
+        is_repeatable=True,
+    )
+    host: str | None = _setting(None, parse_text, "HOST", f"default {_DEFAULT_HOST}; 0.0.0.0: every network")
+    port: int | None = _setting(None, _PORT, "PORT", f"default {_DEFAULT_PORT}; 0: any free port")
+    # More than 1,024 is a typing mistake, and would overload the machine.
+    workers: int = _setting(
+        1, _integer("a number of workers", 1, 1024), "N", "processes that share the port; default {}"
+    )
+    # As in gunicorn. A supervisor does not count the time that the app takes to start.
+    worker_timeout: float = _setting(
+        30, _seconds, "SECONDS", "replace a worker whose event loop is blocked for so long; default {}; 0: never"
+    )
+    # The default on trio is hypercorn. It is slower.
+    server: Literal["microws", "hypercorn"] = _setting(
+        None, _choice("microws", "hypercorn"), "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"
+    )
+    loop: Literal["auto", "asyncio", "uvloop", "trio"] = _setting(
+        "auto",
+        _choice("auto", "asyncio", "uvloop", "trio"),
+        "LOOP",
+        "{} (default: uvloop if installed), asyncio, uvloop, trio",
+    )
+    certfile: str | None = _setting(None, parse_text, "FILE", "PEM certificate; turns TLS on")
+    keyfile: str | None = _setting(None, parse_text, "FILE", "its private key, unless that is in the same file")
+    # `path` of each scope begins with it, whether the proxy removes it or not (ASGI HTTP specification, `root_path`).
+    root_path: str = _setting("", _root_path, "PATH", "prefix of the path at which a proxy serves the app")
+    # As in uvicorn, and Unix sockets. An empty list trusts no client.
+    forwarded_allow_ips: tuple[str, ...] = _setting(
+        "127.0.0.1,::1,unix",
+        _proxies,
+        "ADDRESSES",
+        "proxies whose X-Forwarded-… headers are trusted: addresses, networks, unix for every client of a Unix socket, "
+        "* for every client; default {}",
+    )
+    # Both as in `websockets`.
+    ping_interval: float = _setting(
+        20, _seconds, "SECONDS", "between two pings of a WebSocket; default {}; 0: no pings"
+    )
+    ping_timeout: float = _setting(
+        20,
+        _seconds,
+        "SECONDS",
+        "disconnect a client that does not answer a ping for so long; default {}; 0: unlimited",
+    )
+    max_message_size: int | None = _setting(
+        None, parse_size, "SIZE", "of an incoming message, such as 64KiB; default: the limit of the app, or 1MiB"
+    )
+    # As in h11. nginx allows 8 KiB for a line and 32 KiB in all.
+    max_head_size: int = _setting(
+        "16KiB", _head_size, "SIZE", "of a request's target and headers, 1KiB to 1MiB; default {}"
+    )
+    # As nginx's `client_body_timeout` and `send_timeout`.
+    body_timeout: float = _setting(
+        60,
+        _seconds,
+        "SECONDS",
+        "answer 408 if nothing more of a request's body arrives for so long; default {}; 0: unlimited",
+    )
+    write_timeout: float = _setting(
+        60,
+        _seconds,
+        "SECONDS",
+        "disconnect a client that reads nothing of a response for so long; default {}; 0: unlimited",
+    )
+    # As nginx's `keepalive_timeout`, and longer than the 60 of common load balancers.
+    keep_alive: float = _setting(
+        75,
+        _seconds,
+        "SECONDS",
+        "close a connection without a request after so long; default {}; 0: close it after each response",
+    )
+    # The file's owner and group may connect.
+    unix_mode: int = _setting("0660", _unix_mode, "MODE", "permissions of the socket file of unix:PATH; default {}")
+    # For platforms that send requests for a moment after SIGTERM. Ctrl-C has no delay; a second signal ends it.
+    stop_delay: float = _setting(
+        0,
+        _seconds,
+        "SECONDS",
+        "accept for so long after SIGTERM, while /readyz says 503; default {}: stop accepting at once",
+    )
+    # As `docker stop` waits.
+    drain_timeout: float = _setting(
+        10,
+        _seconds,
+        "SECONDS",
+        "let requests finish for so long at shutdown; default {}; 0: disconnect them immediately",
+    )
+    # Both as in Hypercorn.
+    startup_timeout: float = _setting(60, _seconds, "SECONDS", "for the start-up of the app's lifespan; default {}")
+    shutdown_timeout: float = _setting(60, _seconds, "SECONDS", "for the shutdown of the app's lifespan; default {}")
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = _setting(
+        "info",
+        _choice("debug", "info", "warning", "error", "critical"),
+        "LEVEL",
+        "debug, {} (default), warning, error, critical",
+    )
+    log_format: Literal["text", "json"] = _setting("text", _choice("text", "json"), "FORMAT", "{} (default), json")
+    access_log: bool = _setting(True, parse_bool, None, "log a line for each request (default)")
+
+    def __init__(self, *, host: str | None = None, port: int | None = None, **options: Unpack[RunOptions]) -> None:
+        given: dict[str, object] = {"host": host, "port": port, **options}
+        for name in given:
+            if name not in SETTINGS:
+                hint = option_hint(name, SETTINGS) or f"; expected one of {', '.join(SETTINGS)}"
+                raise TypeError(f"app.run() has no option {name!r}{hint}")
+        for name, setting in SETTINGS.items():
+            try:
+                setattr(self, name, check_setting(name, given.get(name, setting.default)))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.bind and (self.host is not None or self.port is not None):
+            raise SettingConflict("expected either {bind}, or {host} and {port}, got both; leave out one of them")
+        if self.keyfile is not None and self.certfile is None:
+            raise SettingConflict("{keyfile}: expected {certfile} too, got the key alone; add the certificate")
+        if self.server == "microws" and self.loop == "trio":
+            raise SettingConflict(
+                "{loop}: expected auto, asyncio or uvloop with the server microws, got 'trio'; for trio set {server} "
+                "to hypercorn"
+            )
+        self.server = self.server or ("hypercorn" if self.loop == "trio" else "microws")
+        if self.server == "hypercorn":
+            self._check_hypercorn()
+
+    def _check_hypercorn(self) -> None:
+        if self.keep_alive == 0:
+            raise SettingConflict(
+                "{keep_alive}: expected more than 0 seconds with the server hypercorn, which cannot close a connection "
+                "after each response, got 0; write 1, or use the server microws"
+            )
+        # Hypercorn's public API has no such limits.
+        for name in ("body_timeout", "ping_timeout", "write_timeout"):
+            if getattr(self, name) != SETTINGS[name].default:
+                raise SettingConflict(
+                    f"{{{name}}}: expected no value with the server hypercorn, which has no such limit, got "
+                    f"{getattr(self, name):g}; leave it out, or use the server microws"
+                )
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where to listen."""
+        if self.bind:
+            return [parse_address(text) for text in self.bind]
+        return [InternetAddress(self.host or _DEFAULT_HOST, _DEFAULT_PORT if self.port is None else self.port)]
+
+
+SETTINGS: Final[dict[str, Setting]] = {
+    name: value for name, value in vars(Settings).items() if isinstance(value, Setting)
+}
+
+
+def check_setting(name: str, value: object) -> Any:
+    """
+    The checked value of the setting ``name``, from a flag, a variable, TOML or Python.
+
+    Raises:
+        ValueError: Says what was expected and what it got, but not ``name``: the caller knows where the value is from.
+    """
+    setting = SETTINGS[name]
+    return None if value is None and setting.default is None else setting.check(value)
+
+
+class SettingConflict(ValueError):
+    """
+    Settings that contradict each other.
+
+    Args:
+        text: With ``{name}`` for the name of each setting.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.format_map({name: name for name in SETTINGS}))
+        self._text = text
+
+    def naming(self, places: Mapping[str, str]) -> str:
+        """The text with ``places`` for the names of settings: how the user writes each one."""
+        return self._text.format_map(places)

@@ -6,8 +6,7 @@ import importlib.util
 import logging
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -15,7 +14,6 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
-from microws.hints import option_hint
 from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
 from microws.server.control import ControlSocket, Ready, Stage
@@ -92,7 +90,7 @@ def run(
     """
     check_not_loading()
     if settings is None:
-        settings = _settings_of(options)
+        settings = Settings(**options)
     elif options:
         raise TypeError(f"expected settings or {', '.join(options)}, got both")
     loop = choose_loop(settings)
@@ -149,15 +147,6 @@ def _run(
                 listener.close()
             if control is not None:
                 control.close()
-
-
-def _settings_of(options: Mapping[str, Any]) -> Settings:
-    names = [field.name for field in fields(Settings)]
-    unknown = next((name for name in options if name not in names), None)
-    if unknown is not None:
-        hint = option_hint(unknown, names) or f"; expected one of {', '.join(names)}"
-        raise TypeError(f"app.run() has no option {unknown!r}{hint}")
-    return Settings(**options)
 
 
 def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:

@@ -23,7 +23,7 @@ from microws.errors import (
 from microws.interfaces import mark_reported, reported_id
 from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response, TextResponse
-from microws.routing import Miss, encode_path
+from microws.routing import Miss, encode_path, root_path
 
 __all__ = [
     "EXPECTED",
@@ -144,7 +144,7 @@ def response_for(error: Exception, *, path: str, debug: bool, as_json: bool) -> 
             # Its headers, or its JSON, cannot be sent; or the app's json_default fails.
             error = failure
     if isinstance(error, TooManySubscriptions):
-        _log.warning("%s: handshake refused with 403: %s", encode_path(path, keep_slashes=True), error)
+        _log.warning("%s: handshake refused with 403: %s", encode_path(path), error)
         return _response_to(HTTPException(403, _too_many(error)), as_json=as_json)
     if isinstance(error, ClientDisconnect):
         # Nobody is there to read it.
@@ -226,10 +226,10 @@ def answer_miss(request: Request, miss: Miss) -> Response:
             headers = {}  # RFC 9113 §8.2.2: neither of them may stand in HTTP/2
         raise HTTPException(426, "this path is a WebSocket: connect with a WebSocket client", headers=headers)
     if miss.redirect is not None:
-        root = request.scope.get("root_path", "").strip("/")
-        prefix = "/" + encode_path(root, keep_slashes=True) if root else ""
         query = request.url.query
-        return RedirectResponse(prefix + miss.redirect + (f"?{query}" if query else ""), 308)
+        return RedirectResponse(
+            encode_path(root_path(request.scope)) + miss.redirect + (f"?{query}" if query else ""), 308
+        )
     raise HTTPException(404)
 
 
@@ -251,7 +251,7 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
     if isinstance(error, InvalidMessage):
         return CloseCode.INVALID_PAYLOAD, truncate_reason(str(error))
     if isinstance(error, TooManySubscriptions):
-        _log.warning("%s: closed with 1008: %s", encode_path(path, keep_slashes=True), error)
+        _log.warning("%s: closed with 1008: %s", encode_path(path), error)
         return CloseCode.POLICY_VIOLATION, _too_many(error)
     error_id = report(error, path)
     if isinstance(error, ReceiveTimeout):
@@ -285,7 +285,7 @@ def report(error: Exception, path: str, event: str = "unexpected error") -> str:
         error_id = token_hex(4)
         mark_reported(error, error_id)
         # Encoded: a path may hold line breaks, and would else write lines of its own into the log.
-        shown = encode_path(path, keep_slashes=True)
+        shown = encode_path(path)
         if isinstance(error, ReceiveTimeout):
             # What happened is clear, and where: a traceback would say nothing more.
             _log.error("%s: unexpected TimeoutError, id %s, at %s: %s", shown, error_id, _place_of(error), error)

@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Literal
 
+from microws.interfaces import TOKEN
+
 __all__ = ["SameSite", "format_cookie", "parse_cookies"]
 
 SameSite = Literal["lax", "strict", "none"]
 
 # RFC 6265 §4.1.1: cookie-name is a token; cookie-octet is neither a control, a blank, a quote, a comma, a semicolon
 # nor a backslash.
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _OCTETS = re.compile(r"[!#-+\--:<-\[\]-~]*")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _PATH = re.compile(r"/[ -:<-~]*")
@@ -73,7 +74,7 @@ def format_cookie(
 
     Source: RFC 6265 §4.1; draft-ietf-httpbis-rfc6265bis §4.1.2.7 (SameSite).
     """
-    if not _TOKEN.fullmatch(name):
+    if not re.fullmatch(TOKEN, name):
         raise ValueError(f"a cookie's name is letters, digits and !#$%&'*+-.^_`|~, not {name!r}")
     parts = [f"{name}={_quote(value)}"]
     if max_age is not None:

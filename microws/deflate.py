@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, final
 
+from microws.interfaces import TOKEN
+
 __all__ = ["Agreement", "Deflater", "Inflater", "negotiate"]
 
 # RFC 6455 §9.1; tokens and quoted strings are those of RFC 9110 §5.6.
-TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 PARAMETER = rf'[ \t]*;[ \t]*({TOKEN})(?:[ \t]*=[ \t]*(?:({TOKEN})|"((?:[^"\\]|\\.)*)"))?'
 EXTENSION = re.compile(rf"[ \t]*(?:({TOKEN})((?:{PARAMETER})*))?[ \t]*(?:,|\Z)")
 PARAMETERS = {

@@ -6,6 +6,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any, NamedTuple, TypeAlias
 
 from microws.datastructures import Headers, MultiDict
+from microws.interfaces import TOKEN
 
 __all__ = [
     "SAFE_METHODS",
@@ -315,8 +316,7 @@ def check_headers(headers: HeadersLike | None) -> list[tuple[bytes, bytes]]:
     return [_check_header(pair) for pair in pairs]
 
 
-# RFC 9110 §5.6.2.
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TOKEN = re.compile(TOKEN.encode())
 # RFC 9110 §5.5: visible characters, blanks and obs-text.
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, final
 
 __all__ = [
     "BYTES_LIKE",
+    "TOKEN",
     "ASGIApplication",
     "Application",
     "Backplane",
@@ -24,6 +25,9 @@ __all__ = [
     "mark_reported",
     "reported_id",
 ]
+
+# The regular expression of a token, RFC 9110 §5.6.2: methods, header and cookie names, subprotocols.
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 
 # https://asgi.readthedocs.io/en/latest/specs/main.html
 Scope: TypeAlias = MutableMapping[str, Any]

@@ -11,7 +11,7 @@ from microws.datastructures import URL, Headers, MultiDict, State, parse_options
 from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException, InvalidMessage
 from microws.forms import FORM_TYPES, UploadFile, parse_form
 from microws.interfaces import Application, Event, Receive, Scope
-from microws.routing import encode_path
+from microws.routing import encode_path, root_path
 
 __all__ = ["OVER", "Address", "Connection", "Request"]
 
@@ -137,7 +137,7 @@ class Connection:
         Raises:
             RoutingError: No route has that name, or a parameter is missing or does not fit.
         """
-        return encode_path(_root_path(self.scope), keep_slashes=True) + self.app.url_for(name, **params)
+        return encode_path(root_path(self.scope)) + self.app.url_for(name, **params)
 
     def on_close(self, function: Callable[..., Any], *args: Any) -> None:
         """
@@ -176,16 +176,16 @@ class Connection:
         return host if port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{port}"
 
     def _encoded_path(self) -> str:
-        root, path = _root_path(self.scope), self.scope["path"]
+        root, path = root_path(self.scope), self.scope["path"]
         raw = (self.scope.get("raw_path") or b"").partition(b"?")[0]
         # A middleware that rewrites the path leaves raw_path as it was.
         if raw.isascii() and unquote_to_bytes(raw).decode(errors="replace") == path:
             encoded = quote(raw, safe=_PATH_CHARACTERS)
         else:
-            encoded = encode_path(path, keep_slashes=True)
+            encoded = encode_path(path)
         # Some servers put the root path before the path, some do not.
         if path != root and not path.startswith(f"{root}/"):
-            encoded = encode_path(root, keep_slashes=True) + encoded
+            encoded = encode_path(root) + encoded
         return encoded
 
 
@@ -388,8 +388,3 @@ class Request(Connection):
     def _check_size(self, size: int) -> None:
         if self._max_body_size is not None and size > self._max_body_size:
             raise HTTPException(413, f"the request's body is over {self._max_body_size} bytes")
-
-
-def _root_path(scope: Scope) -> str:
-    root = scope.get("root_path", "").strip("/")
-    return f"/{root}" if root else ""

@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures hints version",
-    1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing/ state",
+    1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing state",
     2: "bench/ connection/ cors hub/ requests responses server/ sse tasks templates testing/ threads",
     3: "answers streams transport/",
     4: "files hooks settings subscription websocket/",

@@ -164,4 +164,4 @@ def refused(refusal: Refusal, path: str) -> HTTPException:
 def shown(path: str) -> str:
     """A path as it may stand in the log."""
     # A path may hold line breaks, and would else write lines of its own into the log.
-    return encode_path(path, keep_slashes=True)
+    return encode_path(path)

@@ -15,7 +15,7 @@ from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
 from microws.interfaces import Receive, Scope, Send
 from microws.routing import Mounted, Router
-from microws.server.lifespan import Lifespan as ServerLifespan
+from microws.server.lifespan import LifespanRunner
 from microws.tasks import check_function
 from microws.views import MountEndpoint
 
@@ -218,11 +218,11 @@ class Lifespan:
             raise failure
 
 
-class _MountedLifespan(ServerLifespan):
+class _MountedLifespan(LifespanRunner):
     """The lifespan of a mounted app, which raises what the server would log."""
 
     async def report_failure(self, phase: str) -> None:
-        error, message = await self.last_words(phase)
+        error, message = await self.failure(phase)
         raise RuntimeError(f"{self.name}: its {phase} failed: {message}") from error
 
 

@@ -1,4 +1,4 @@
-"""The app's lifespan: startup before the first client, shutdown after the last."""
+"""Runs the lifespan of an ASGI app: startup before the first client, shutdown after the last."""
 
 import logging
 from typing import Any, Final
@@ -8,20 +8,22 @@ import anyio
 from microws.interfaces import ASGIApplication, Event
 from microws.server.failures import is_failure
 
-__all__ = ["Lifespan"]
+__all__ = ["LifespanRunner"]
 
 _log = logging.getLogger("microws.server")
 
-# Seconds that an app which said that it failed has to raise the exception as well, which says more.
-_LAST_WORDS: Final = 1.0
+# Seconds that an app which has sent that it failed has to raise the exception as well, which says more.
+_RAISE_TIMEOUT: Final = 1.0
+
+_PHASES: Final = ("startup", "shutdown")
 
 
-class Lifespan:
+class LifespanRunner:
     """
-    One ASGI app's lifespan. ``run`` is its task, and never raises; what goes wrong is logged, once.
+    Calls an app with the lifespan scope. ``run`` is its task, and never raises: each failure is logged once.
 
     Args:
-        app: Whose lifespan it is.
+        app: The app.
         name: What log lines call it.
         extensions: Of the scope.
 
@@ -38,13 +40,13 @@ class Lifespan:
         self.name = name
         self._app = app
         self._extensions = extensions or {}
-        self._asked = {"startup": anyio.Event(), "shutdown": anyio.Event()}
-        self._settled = {"startup": anyio.Event(), "shutdown": anyio.Event()}
-        self._taken: list[str] = []
+        self._asked = {phase: anyio.Event() for phase in _PHASES}
+        self._settled = {phase: anyio.Event() for phase in _PHASES}  # answered, or the app has ended
+        self._received: list[str] = []  # phases that the app knows of
         self._answers: dict[str, Event] = {}
         self._ended = anyio.Event()
         self._error: BaseException | None = None
-        self._is_foreign = False
+        self._is_foreign = False  # the app has answered as if it got a request
 
     async def run(self) -> None:
         """Call the app with the lifespan scope. Ends when the app does."""
@@ -72,7 +74,7 @@ class Lifespan:
         Ask for the startup and wait for its end, ``timeout`` seconds at most.
 
         An app that returns or raises an ``Exception`` without an answer, or answers as if it got a request, has no
-        lifespan, and is served. A warning says so if it raised after it had taken ``lifespan.startup``. An app that
+        lifespan, and is served. A warning says so if it raised after it had received ``lifespan.startup``. An app that
         must not be served answers ``lifespan.startup.failed``, or raises ``SystemExit``.
 
         Source: ASGI lifespan specification, "Scope": if an exception is raised, "the server must continue".
@@ -80,29 +82,25 @@ class Lifespan:
         Returns:
             Whether the app may be served. If not, the log says why.
         """
-        self._asked["startup"].set()
-        with anyio.move_on_after(timeout) as limit:
-            await self._settled["startup"].wait()
-        if limit.cancelled_caught:
-            _log.error("%s's startup did not end within %g s; startup_timeout gives it more", self.name, timeout)
+        if not await self._wait_settled("startup", timeout):
             return False
         if self._has_succeeded("startup"):
             return True
-        has_taken_it = "startup" in self._taken and not self._is_foreign
-        if "startup" not in self._answers and (not has_taken_it or isinstance(self._error, Exception | None)):
-            if has_taken_it and self._error is not None:
-                _log.warning(
-                    "%s raised at lifespan.startup and is served without a lifespan, as ASGI says; "
-                    "an app that must not be served sends lifespan.startup.failed",
-                    self.name,
-                    exc_info=self._error,
-                )
-            else:
-                _log.debug("%s has no lifespan", self.name, exc_info=self._error)
-            self._error = None
-            return True
-        await self.report_failure("startup")
-        return False
+        knows_lifespan = "startup" in self._received and not self._is_foreign
+        if "startup" in self._answers or (knows_lifespan and not isinstance(self._error, Exception | None)):
+            await self.report_failure("startup")
+            return False
+        if knows_lifespan and self._error is not None:
+            _log.warning(
+                "%s raised at lifespan.startup and is served without a lifespan, as ASGI says; "
+                "an app that must not be served sends lifespan.startup.failed",
+                self.name,
+                exc_info=self._error,
+            )
+        else:
+            _log.debug("%s has no lifespan", self.name, exc_info=self._error)
+        self._error = None
+        return True
 
     async def shutdown(self, *, timeout: float) -> bool:
         """
@@ -113,45 +111,48 @@ class Lifespan:
         """
         if self._ended.is_set():
             return self._error is None
-        self._asked["shutdown"].set()
-        with anyio.move_on_after(timeout) as limit:
-            await self._settled["shutdown"].wait()
-            if self._has_succeeded("shutdown"):
-                await self._ended.wait()
-        if limit.cancelled_caught:
-            _log.error("%s's shutdown did not end within %g s; shutdown_timeout gives it more", self.name, timeout)
+        if not await self._wait_settled("shutdown", timeout):
             return False
         if self._error is None and ("shutdown" not in self._answers or self._has_succeeded("shutdown")):
             return True
         await self.report_failure("shutdown")
         return False
 
-    def _has_succeeded(self, phase: str) -> bool:
-        return phase in self._answers and self._answers[phase]["type"].endswith(".complete")
-
     async def report_failure(self, phase: str) -> None:
         """Log why a phase failed."""
-        error, message = await self.last_words(phase)
+        error, message = await self.failure(phase)
         if error is not None:
             _log.error("%s's %s failed", self.name, phase, exc_info=error)
         else:
             _log.error("%s's %s failed:%s%s", self.name, phase, "\n" if "\n" in message else " ", message)
 
-    async def last_words(self, phase: str) -> tuple[BaseException | None, str]:
-        """The exception of the app, where it raised one, and why a phase failed in its words."""
-        with anyio.move_on_after(_LAST_WORDS):
+    async def failure(self, phase: str) -> tuple[BaseException | None, str]:
+        """The exception that the app raised, if it did, and why a phase failed in the app's words."""
+        with anyio.move_on_after(_RAISE_TIMEOUT):
             await self._ended.wait()
         if self._error is not None:
             return self._error, str(self._error)
-        return None, str(self._answers[phase].get("message") or "it did not say why").rstrip()
+        return None, str(self._answers[phase].get("message") or "it sent no message").rstrip()
+
+    async def _wait_settled(self, phase: str, timeout: float) -> bool:
+        self._asked[phase].set()
+        with anyio.move_on_after(timeout) as limit:
+            await self._settled[phase].wait()
+            if phase == "shutdown" and self._has_succeeded(phase):
+                await self._ended.wait()
+        if limit.cancelled_caught:
+            _log.error("%s's %s did not end within %g s; %s_timeout gives it more", self.name, phase, timeout, phase)
+        return not limit.cancelled_caught
+
+    def _has_succeeded(self, phase: str) -> bool:
+        return phase in self._answers and self._answers[phase]["type"].endswith(".complete")
 
     async def _receive(self) -> Event:
-        for phase, asked in self._asked.items():
-            if phase not in self._taken:
-                await asked.wait()
-                self._taken.append(phase)
-                return {"type": f"lifespan.{phase}"}
-        # An app that asks for more has nothing left to do.
+        for phase in _PHASES[len(self._received) :]:
+            await self._asked[phase].wait()
+            self._received.append(phase)
+            return {"type": f"lifespan.{phase}"}
+        # An app that waits for more has ended what it does.
         self._ended.set()
         while True:
             await anyio.sleep_forever()
@@ -160,7 +161,7 @@ class Lifespan:
         kind = str(event["type"])
         prefix, _, rest = kind.partition(".")
         phase, _, outcome = rest.partition(".")
-        if prefix != "lifespan" or phase not in self._asked or outcome not in ("complete", "failed"):
+        if prefix != "lifespan" or phase not in _PHASES or outcome not in ("complete", "failed"):
             self._is_foreign = True
             raise RuntimeError(f"expected lifespan.startup or lifespan.shutdown, .complete or .failed, got {kind!r}")
         self._answers.setdefault(phase, event)

@@ -1,4 +1,4 @@
-"""Serves any ASGI app: its lifespan, its sockets, its signals, and an orderly end."""
+"""Serves an ASGI app in one process: lifespan, sockets, signals, and an orderly shutdown."""
 
 import asyncio
 import gc
@@ -7,6 +7,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
 from microws.server.control import ControlSocket, Ready, Stage
 from microws.server.engines import Engines
 from microws.server.http1 import ServerState
-from microws.server.lifespan import Lifespan
+from microws.server.lifespan import LifespanRunner
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
 from microws.server.logs import AccessLog, log_access, log_nothing, logging_to_stderr
@@ -59,33 +60,33 @@ def run(
     """
     Serve ``app`` until SIGTERM or SIGINT, then drain. Blocks; not for a thread that runs an event loop already.
 
-    The first signal lets requests finish, the second ends everything at once, the third kills. With
+    The first signal lets requests finish, the second ends everything immediately, the third kills. With
     ``settings.stop_delay`` a SIGTERM first starts that delay. Outside the main thread, signals do not arrive.
 
     A view that is blocked in a thread cannot be cancelled. It does not keep the process after the shutdown of the app:
     in the main thread, this call returns, and the process ends with the same exit code as soon as the main thread does.
-    Where the event loop does not end either, on trio or because it is blocked itself, the process ends within this
-    call, after what is registered with ``atexit``. One warning names the views and the lines.
+    If the event loop does not end either, on trio or because it is blocked itself, the process ends within this call,
+    after what is registered with ``atexit``. One warning names the views and the lines.
 
-    Several workers start the program of this process anew, each of them, and serve when they come to this call.
+    Each of several workers starts the program of this process again, and serves when it comes to this call.
 
     Args:
         app: Any ASGI app.
         settings: How to serve; or the same as keywords: ``run(app, host="0.0.0.0", port=8000)``.
         name: What the log calls the app.
         control: What this process has from its supervisor. Default: what it finds.
-        renewal: Runs the program anew after a SIGHUP. Default: a new one, which does so when the program ends.
-        options: The fields of ``Settings``, where ``settings`` is left out.
+        renewal: Runs the program again after a SIGHUP. Default: a new one, which does so when the program ends.
+        options: The fields of ``Settings``, if ``settings`` is omitted.
 
     Returns:
-        The exit code: 0 after an orderly end, 1 when the app did not start or did not stop well, or an address could
-        not be had. The log says why. Where the event loop is still blocked at the end of the drain, this call does not
+        The exit code: 0 after an orderly end; 1 if the app did not start or did not stop well, or an address is not
+        available. The log says why. If the event loop is still blocked at the end of the drain, this call does not
         return: the process ends with exit code 1.
 
     Raises:
-        TypeError: An option that does not exist; the text says which was probably meant.
+        TypeError: An option that does not exist; the text suggests the one that was probably meant.
         ValueError: An invalid option.
-        RunWhileLoading: The command ``microws run`` loads the app at this moment, and serves it then.
+        RunWhileLoading: The command ``microws run`` is loading the app, which it will serve itself.
         FeatureUnavailable: The loop asked for is not installed.
     """
     check_not_loading()
@@ -95,58 +96,38 @@ def run(
         raise TypeError(f"expected settings or {', '.join(options)}, got both")
     loop = choose_loop(settings)
     control = control or ControlSocket.from_environment()
-    if renewal is not None:
-        return _run(app, settings, loop, name, control, renewal)
-    renewal = Renewal(this_program())
-    try:
-        return _run(app, settings, loop, name, control, renewal)
-    finally:
-        renewal.close()
-
-
-def _run(
-    app: ASGIApplication, settings: Settings, loop: str, name: str, control: ControlSocket | None, renewal: Renewal
-) -> int:
-    if settings.workers > 1 and control is None:
-        return supervise(settings, renewal)
-    with logging_to_stderr(settings, process=control is not None):
+    with ExitStack() as stack:
+        renewal = renewal or stack.enter_context(closing(Renewal(this_program())))
+        if control is not None:
+            stack.callback(control.close)
+        elif settings.workers > 1:
+            return supervise(settings, renewal)
+        stack.enter_context(logging_to_stderr(settings, process=control is not None))
         try:
             tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
-            if control is None:
-                listeners = renewal.listeners(settings, secure=tls is not None)
-            else:
-                listeners = control.listeners(secure=tls is not None)
+            make_listeners = partial(renewal.listeners, settings) if control is None else control.listeners
+            listeners = make_listeners(secure=tls is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
+        for listener in listeners:
+            stack.callback(listener.close)
         is_main = threading.current_thread() is threading.main_thread()
         end = ProcessEnd(renewal) if is_main else None
-        code = 1
-        # What the import has made stays: a collection need not look at it again and again.
+        # What the imports have made stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
+        code = 1
         try:
             code = anyio.run(
-                _serve_until_signal,
-                app,
-                settings,
-                listeners,
-                tls,
-                name,
-                control,
-                renewal,
-                end,
+                partial(_serve_until_signal, app, settings, listeners, tls, name, control, renewal, end),
                 backend="trio" if loop == "trio" else "asyncio",
                 backend_options={"use_uvloop": True} if loop == "uvloop" else {},
             )
-            return code
         finally:
             if end is not None:
                 end.let_go(code)
-            for listener in listeners:
-                listener.close()
-            if control is not None:
-                control.close()
+        return code
 
 
 def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
@@ -194,21 +175,25 @@ async def serve(
     """
     Serve ``app`` in the running event loop, asyncio or trio, until ``shutdown`` is requested; then drain.
 
-    In this order: startup of the app; listening; at the end ``stop_delay``; no new connections; every WebSocket closed
-    with 1012 and every event stream ended; other requests for ``drain_timeout`` seconds; what is left dropped; the
-    app's shutdown.
+    It starts the app, then listens. To stop, it waits for ``stop_delay``, accepts no new connections, closes every
+    WebSocket with 1012 and ends every event stream, gives other requests ``drain_timeout`` seconds, drops what is left,
+    and shuts the app down.
 
     Args:
-        listeners: Bound, and not listening yet. The drain begins by closing them; after an exception the caller does.
+        app: Any ASGI app.
+        settings: How to serve.
+        listeners: Bound, and not listening yet. The drain closes them first; after an exception the caller does.
+        shutdown: Tells when to stop.
         tls: As ``tls_context`` makes it.
-        control: Learns when clients can connect, and holds this worker's share of them. Hypercorn takes no notice of
-            that. Default: the log says when clients can connect.
+        control: Told when clients can connect. It holds this worker's share of them, which Hypercorn ignores. Default:
+            the log says when clients can connect.
+        name: What the log calls the app.
         task_status: Started as soon as clients can connect.
 
     Returns:
         The exit code, as from ``run``.
     """
-    lifespan = Lifespan(app)
+    lifespan = LifespanRunner(app)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lifespan.run)
         started = await _unless(shutdown.requested, lambda: lifespan.startup(timeout=settings.startup_timeout))
@@ -256,7 +241,7 @@ def _prepare(
     share: Share | None,
     shutdown: Shutdown,
 ) -> _Server:
-    # An App sets its limits itself; a limit that was asked for reaches it in the scope. Other apps have this one.
+    # An App sets its limits itself, unless the scope has a limit that was asked for. Other apps get this server's.
     extension: dict[str, Any] = {"is_draining": shutdown.requested.is_set}
     if settings.max_message_size is not None:
         extension["max_message_size"] = settings.max_message_size
@@ -312,7 +297,7 @@ async def _drain(server: _Server, listeners: Sequence[Listener], shutdown: Shutd
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.drain)
         await server.stop_listening()
-        # A Unix socket's path is free from now on, as a port is: the next server can start during the drain.
+        # From now on ports and the paths of Unix sockets are free: the next server can start during the drain.
         for listener in listeners:
             listener.close()
         # What was accepted a moment ago counts as open only after some turns of the event loop.
@@ -321,7 +306,7 @@ async def _drain(server: _Server, listeners: Sequence[Listener], shutdown: Shutd
             await _unless(shutdown.forced, server.wait_closed)
         if server.open:
             _log.warning("connections that did not end in time and are dropped: %d", server.open)
-            # A step of its own: to drop thousands of connections takes the event loop a while.
+            # A step of its own: the event loop needs a while to drop thousands of connections.
             shutdown.limit(2 * _GRACE)
             server.disconnect()
             with anyio.move_on_after(_GRACE):
@@ -344,7 +329,7 @@ T = TypeVar("T")
 
 
 async def _unless(event: anyio.Event, function: Callable[[], Awaitable[T]]) -> T | None:
-    """``await function()``, given up with ``None`` as soon as ``event`` is set."""
+    """``await function()``; cancel it and return ``None`` as soon as ``event`` is set."""
     result: T | None = None
 
     async def watch() -> None:

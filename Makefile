@@ -31,7 +31,7 @@ setup: $(VENV)/.ready  ## Make a virtual environment with everything for develop
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("microws needs Python 3.11 or later, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet --editable ".[templates]" \
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-compile --editable ".[templates]" \
 		|| { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --editable ".[templates]"; }
 	touch $@
 

@@ -406,7 +406,7 @@ def test_reference_has_every_public_name() -> None:
 
 
 def test_changelog_has_this_version() -> None:
-    assert re.search(rf"^## {re.escape(microws.__version__)}\b", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^## \[{re.escape(microws.__version__)}\]", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
 def test_app_in_the_readme_is_short() -> None:

@@ -1,4 +1,4 @@
-"""Accepting connections on asyncio and uvloop, so that each of several workers gets its share of them."""
+"""Accepts connections on asyncio and uvloop, so that each of several workers gets its share of them."""
 
 import asyncio
 import importlib
@@ -16,16 +16,16 @@ from microws.server.listening import BACKLOG
 
 __all__ = ["HANDSHAKE_TIMEOUT", "Acceptor", "Share", "free_share", "make_shared_memory"]
 
-# Seconds for the handshake of TLS.
+# Seconds for the TLS handshake.
 HANDSHAKE_TIMEOUT: Final = 10.0
 
-# Seconds that a client has to answer the end of TLS; browsers do not.
+# Seconds that a client has to answer close_notify; browsers do not.
 _TLS_SHUTDOWN_TIMEOUT: Final = 1.0
 
 # Connections that a worker accepts in one turn of its event loop, so that a burst does not delay the open ones.
 _ACCEPTS_PER_TURN: Final = 16
 
-# Seconds until a server that has no file descriptors left tries again. The 1 s of asyncio is long for a client.
+# Seconds until a server that has no file descriptors left tries again. asyncio's 1 s is long for a client.
 _RETRY_DELAY: Final = 0.25
 
 # A worker pauses if it has more connections than the mean of all workers and these margins: a number, and a part of the
@@ -33,34 +33,34 @@ _RETRY_DELAY: Final = 0.25
 _MARGIN: Final = 1
 _RELATIVE_MARGIN: Final = 1 / 32
 
-# Seconds of a pause. Afterwards the worker accepts one connection, whatever its share is: a client waits no longer than
+# Seconds of a pause. Afterwards the worker accepts one connection even beyond its share: a client waits no longer than
 # this if the other workers are blocked.
 _PAUSE: Final = 0.005
 
-# Pauses, 0.1 s in all. If some connections still wait after them, the workers that did nothing in the meantime are
-# blocked, and do not count until they do something: a burst is not held up by them. These are pauses and not seconds,
+# Pauses, 0.1 s in all. If connections are still pending after them, the workers that accepted nothing in the meantime
+# are blocked, and do not count until they accept again: they do not delay a burst. These are pauses and not seconds,
 # because it may be this process that got no CPU for 0.1 s.
-_PATIENCE: Final = 20
+_MAX_PAUSES: Final = 20
 
 
 class Acceptor:
     """
     Accepts connections from sockets that other workers may accept from as well.
 
-    The system gives a connection to the worker that asks first, so that of several workers one may get most of them. A
-    worker with more connections than its share leaves accepting to the others for 5 ms. Then it accepts one that they
-    have left, since they may be blocked. The connections that count are the open ones, and those accepted in the last
-    seconds, which spreads short ones.
+    The system gives a connection to the worker that asks first, so one of several workers may get most of them. A
+    worker with more connections than its share pauses for 5 ms, so that the others accept. Then it accepts one that
+    they have left, since they may be blocked. The share counts open connections and those accepted in the last seconds,
+    which spreads short ones.
 
     Measured with 400 connects to 4 workers on 2 cores, in batches of 1, 20 and 100: the worker with the most got 1.02
     to 1.2 times as many as the one with the least, without this 1.1 to 8 times. ``SO_REUSEPORT`` spreads connections
-    at random, does not do so for Unix sockets, and loses those that wait for a worker that ends.
+    at random, not at all on Unix sockets, and loses those that are pending for a worker that ends.
 
     Args:
         protocol_factory: Makes the protocol of each connection.
-        tls: Speak TLS with it.
-        share: This worker's among several. Default: it is the only one, and accepts all.
-        count_open: How many connections are open; asked at each connect if there is a ``share``.
+        tls: For connections that speak TLS.
+        share: This worker's share of the connections. Default: it is the only worker, and accepts all.
+        count_open: How many connections are open; called at each connect if there is a ``share``.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Acceptor:
         self._sockets: list[socket.socket] = []
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._connecting: set[asyncio.Task[Any]] = set()  # those that have no protocol yet, most of them in TLS
-        self._patience = _PATIENCE  # pauses that remain
-        self._left_at = 0.0  # when the first of these pauses began
+        self._pauses_left = _MAX_PAUSES
+        self._first_pause_at = 0.0  # when the first of these pauses began
         self._recent = 0  # connections accepted, halved each second
         self._second = 0
 
@@ -97,10 +97,10 @@ class Acceptor:
             else:
                 self._sockets.append(sock)
                 self._loop.add_reader(sock.fileno(), self._accept, sock)
-        self._leaves_next()
+        self._should_pause()
 
     def close(self) -> None:
-        """Accept no more, and close the sockets."""
+        """Stop accepting, and close the sockets."""
         for server in self._servers:
             server.close()
         while self._sockets:
@@ -126,28 +126,28 @@ class Acceptor:
         sock.listen(BACKLOG)
         return server
 
-    def _leaves_next(self) -> bool:
-        """Tell the others how many connections there are, and whether they should accept the next one."""
+    def _should_pause(self) -> bool:
+        """Tell the other workers the count of connections, and return whether they should accept the next one."""
         if self._share is None:
             return False
         now = self._loop.time()
         self._recent >>= min(int(now) - self._second, 32)
         self._second = int(now)
         self._share.write(self._count_open() + len(self._connecting) + self._recent, now)
-        if self._patience == _PATIENCE:
-            self._left_at = now
-        return self._share.is_exceeded(since=0.0 if self._patience > 0 else self._left_at)
+        if self._pauses_left == _MAX_PAUSES:
+            self._first_pause_at = now
+        return self._share.is_exceeded(since=0.0 if self._pauses_left > 0 else self._first_pause_at)
 
     def _accept(self, sock: socket.socket, *, is_resumed: bool = False) -> None:
         for number in range(_ACCEPTS_PER_TURN):
-            if self._leaves_next() and not (is_resumed and number == 0):
-                self._patience -= 1
+            if self._should_pause() and not (is_resumed and number == 0):
+                self._pauses_left -= 1
                 self._pause(sock, _PAUSE)
                 return
             try:
                 connection = sock.accept()[0]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                self._patience = _PATIENCE
+                self._pauses_left = _MAX_PAUSES
                 return
             except OSError as error:
                 # As asyncio does, mostly because there are no file descriptors left.
@@ -166,7 +166,7 @@ class Acceptor:
         try:
             await self._loop.connect_accepted_socket(self._protocol_factory, connection, **self._tls_options)
         except OSError:
-            # The client has left, or has failed in the handshake of TLS; the loop has closed the connection.
+            # The client has disconnected or failed in the TLS handshake; the loop has closed the connection.
             pass
 
     def _pause(self, sock: socket.socket, seconds: float) -> None:
@@ -181,13 +181,13 @@ class Acceptor:
 
 class Share:
     """
-    One worker's share of the connections, and what the others have: a number for each, in memory that they share.
+    One worker's share of the connections: the count of each worker, in memory that they share.
 
-    Only one worker writes each number, and writes it whole. So no lock is needed, which a killed worker would keep.
+    Only one worker writes each count, in one piece. So no lock is needed, which a killed worker would keep.
 
     Args:
-        memory: A file as ``make_shared_memory`` makes it. It may be closed afterwards.
-        place: This worker's.
+        memory: A file from ``make_shared_memory``. It may be closed afterwards.
+        place: This worker's place in it.
     """
 
     def __init__(self, memory: int, place: int) -> None:
@@ -214,7 +214,7 @@ class Share:
         return numbers[2 * self.place] > mean + mean * _RELATIVE_MARGIN + _MARGIN
 
     def leave(self) -> None:
-        """This worker accepts no more: the others share the connections without it."""
+        """Stop counting: the other workers share the connections without this one."""
         self._numbers[2 * self.place + 1] = 0.0
 
 

@@ -1,4 +1,4 @@
-"""Serves an app by Hypercorn's public API: HTTP/2, and the loop trio. WebSockets take the portable path."""
+"""Serves an app through Hypercorn's public API: HTTP/2, and the loop trio. WebSockets take the portable path."""
 
 import asyncio
 import importlib
@@ -27,7 +27,7 @@ __all__ = ["HypercornServer", "hypercorn_config"]
 
 _log = logging.getLogger("microws.server")
 
-# Seconds for a handshake of TLS, and between two starts of Hypercorn where it fails.
+# Seconds for a TLS handshake, and between two starts of Hypercorn if it fails.
 _HANDSHAKE_TIMEOUT: Final = 10.0
 _RESTART_DELAY: Final = 0.1
 
@@ -41,11 +41,11 @@ _LOST: Final[Event] = {"type": "websocket.disconnect", "code": 1006, "reason": "
 
 def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
     """
-    Hypercorn's settings for ours. It logs nothing: this package does.
+    Hypercorn's settings for ours. It logs nothing, because this package does.
 
     Args:
-        settings: What was asked for.
-        max_message_size: The app's own limit in bytes, if ``settings`` name none.
+        settings: How to serve.
+        max_message_size: The app's own limit in bytes, used if ``settings`` have none.
     """
     config = Config()
     config.accesslog = config.errorlog = None
@@ -57,9 +57,9 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.ssl_handshake_timeout = _HANDSHAKE_TIMEOUT
     config.h11_max_incomplete_size = config.h2_max_header_list_size = settings.max_head_size
     config.keep_alive_timeout = settings.keep_alive
-    # It answers no request beyond this number on an HTTP/2 connection, and does not say so.
+    # On an HTTP/2 connection it silently ignores requests beyond this number.
     config.keep_alive_max_requests = 1 << 60
-    # Never reached: the worker ends the drain.
+    # Longer than any drain: the worker ends that.
     config.graceful_timeout = settings.drain_timeout + settings.shutdown_timeout + 10
     config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE
     config.websocket_ping_interval = settings.ping_interval or None
@@ -69,17 +69,17 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
 @dataclass(eq=False)
 class HypercornServer:
     """
-    Lets Hypercorn serve, and does around the app what plain ASGI can: the access log, the log of failures, the drain.
+    Lets Hypercorn serve, and adds around the app what plain ASGI allows: access log, error log, drain.
 
-    Hypercorn hides its connections, so ``disconnect`` and ``cancel`` end the calls of the app only. A connection whose
-    client does not read may stay until the process ends.
+    Hypercorn hides its connections, so ``disconnect`` and ``cancel`` end only the calls of the app. A connection whose
+    client does not read may stay open until the process ends.
 
     Args:
         app: Gets each request and WebSocket.
         config: Hypercorn's settings, without an address.
         on_trio: Whether the event loop is trio's, else asyncio's.
-        log_access: Gets each answer, and each end of a WebSocket.
-        state: The lifespan's, which has run already; each request gets a copy.
+        log_access: Called with each response, and each end of a WebSocket.
+        state: The state of the lifespan, whose startup has ended; each request gets a copy.
         extension: Added to each scope's ``extensions`` as ``"microws"``.
     """
 
@@ -109,7 +109,7 @@ class HypercornServer:
         """Accept from ``sockets``, which listen already, until ``stop_listening`` and the end of every connection."""
         with self._serving:
             async with anyio.create_task_group() as tasks:
-                # One Hypercorn each: since Python 3.12 it closes its second socket only when the connections of the
+                # One Hypercorn for each: since Python 3.12 it closes its second socket only when the connections of the
                 # first one have ended.
                 for sock in sockets:
                     tasks.start_soon(self._serve_one, sock)
@@ -125,13 +125,13 @@ class HypercornServer:
             try:
                 await hypercorn.serve(self, config, shutdown_trigger=self.stopping.wait, mode="asgi")
             except Exception as error:
-                # On trio, what it raises for one connection ends all.
+                # On trio, an exception of one connection ends all.
                 if not self.stopping.is_set():
                     _log.error("Hypercorn failed and is started again: %r", error, exc_info=error)
                     await anyio.sleep(_RESTART_DELAY)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What Hypercorn calls."""
+        """The app that Hypercorn calls."""
         if scope["type"] == "lifespan":
             scope["state"].update(self.state)
             raise RuntimeError("the lifespan of the app has run already")  # Hypercorn serves without it
@@ -158,18 +158,18 @@ class HypercornServer:
         return len(self._calls) - websockets, websockets
 
     def expect_stop(self) -> None:
-        """Go on, but keep no HTTP/1.1 connection beyond its next response; HTTP/2 goes on by its own rules."""
+        """Close each HTTP/1.1 connection after its next response, and accept new ones; HTTP/2 is not affected."""
         self.keeps_connections = False
 
     async def drain(self) -> None:
-        """End what would not end by itself: every WebSocket with 1012, every event stream where it stands."""
+        """Close every WebSocket with 1012, and end every event stream."""
         self.stopping.set()
         async with anyio.create_task_group() as tasks:
             for call in list(self._calls):
                 tasks.start_soon(call.drain)
 
     async def stop_listening(self) -> None:
-        """Refuse new connections, and end each open one after the request that it is at."""
+        """Refuse new connections, and close each open one after its current request."""
         self.stopping.set()
         if not self.on_trio:
             asyncio.get_running_loop().set_exception_handler(_ignore_cancellation)
@@ -184,12 +184,12 @@ class HypercornServer:
         self.cancel()
 
     def disconnect(self) -> None:
-        """Tell the apps that their clients have left."""
+        """Tell the apps that their clients have disconnected."""
         for call in self._calls:
             call.end(_LOST if call.is_websocket else _ENDED)
 
     def cancel(self) -> None:
-        """Cancel every app that is still at work, and Hypercorn."""
+        """Cancel every call of the app, and Hypercorn."""
         for call in self._calls:
             call.running.cancel()
         self._serving.cancel()
@@ -230,10 +230,10 @@ class _Call:
                 async with self._closing:
                     pass
         if self._is_event_stream and self._server.stopping.is_set() and not self._is_answered:
-            # So that the client sees a stream that has ended, not one that broke.
+            # So that the client sees the end of the stream, not a broken connection.
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         if not self._is_answered:
-            # Where the app has not begun, Hypercorn answers.
+            # If the app has not started a response, Hypercorn sends one.
             self._answered(500 if self._status is None and not self._disconnect else self._status)
         if self._ending is not None:
             self._server.log_access(self._scope, self._status, self._began, ending=self._ending)
@@ -285,13 +285,13 @@ class _Call:
             self._close(_RESTART["code"])
             self.end(_RESTART)
             async with self._closing:
-                with suppress(Exception):  # the client may leave at this moment
+                with suppress(Exception):  # the client may disconnect at this moment
                     await self._send({**_RESTART, "type": "websocket.close"})
         elif self._is_event_stream and not self._is_answered:
             self.end(_ENDED)
 
     def end(self, disconnect: Event) -> None:
-        """Have the app's ``receive`` return ``disconnect``, also where it waits already."""
+        """Let the app's ``receive`` return ``disconnect``, even if it waits already."""
         self._disconnect = self._disconnect or disconnect
         for waiting in self._waits:
             waiting.cancel()
@@ -309,6 +309,6 @@ class _Call:
 
 
 def _ignore_cancellation(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # Before Python 3.12 asyncio logs a traceback for each connection that is cancelled at the end.
+    # Before Python 3.12 asyncio logs a traceback for each connection that is cancelled at the shutdown.
     if not isinstance(context.get("exception"), asyncio.CancelledError):
         loop.default_exception_handler(context)

@@ -1,4 +1,4 @@
-"""A connection that ends without losing what was sent, and drops a client that takes nothing of it."""
+"""Closes a connection without losing what was sent, and drops a client that does not read."""
 
 import asyncio
 import socket
@@ -35,69 +35,69 @@ class Lingering(Writable):
         deadlines: Shared with the connections of the worker.
     """
 
-    __slots__ = ("_deadlines", "_is_closing", "_untaken")
+    __slots__ = ("_deadlines", "_is_closing", "_unread")
 
     def __init__(self, transport: asyncio.Transport, deadlines: "SendDeadlines") -> None:
         super().__init__(transport)
         self._deadlines = deadlines
         self._is_closing = False
-        self._untaken = 0
+        self._unread = 0
 
     def check_progress(self) -> None:
-        """Drop a client that takes nothing of what it was sent."""
-        # Nothing is buffered of a file, which leaves past the transport.
+        """Drop a client that has read nothing since the last check."""
+        # The transport buffers nothing of a file, which is sent without it.
         if self.buffered() or not self.is_writable or self._is_closing:
-            untaken = _untaken_bytes(self._transport)
-            if untaken >= self._untaken:
+            unread = _unread_bytes(self._transport)
+            if unread >= self._unread:
                 self.reset()
             else:
-                self._untaken = untaken
+                self._unread = unread
                 self._deadlines.writes.start(self)
 
     def end_linger(self) -> None:
-        """Drop a client that has not closed in time, unless it still takes what it was sent."""
-        untaken = _untaken_bytes(self._transport)
-        if untaken < self._untaken:
-            self._untaken = untaken
+        """Drop a client that has not closed in time, unless it still reads."""
+        unread = _unread_bytes(self._transport)
+        if unread < self._unread:
+            self._unread = unread
             self._deadlines.closings.start(self)
         else:
             self.abort()
 
-    def close_taken(self) -> None:
-        """Over TLS, close when the client has taken nearly everything: from then on it has a second for the rest."""
-        if _untaken_bytes(self._transport) <= _LAST_BYTES:
+    def close_when_read(self) -> None:
+        """Over TLS, close when the client has read nearly everything: from then on it has a second for the rest."""
+        if _unread_bytes(self._transport) <= _LAST_BYTES:
             self._transport.close()
         else:
             self._deadlines.flushes.start(self)
 
     async def wait_written(self) -> None:
-        """Wait until the system has taken all that was sent, or the client has left. Not over TLS."""
-        # The transport resumes writing when nothing is left; one of TLS would never.
+        """Wait until the system has all that was sent, or the client has disconnected. Not over TLS."""
+        # With this limit the transport resumes writing when its buffer is empty; a TLS transport never would.
         self._transport.set_write_buffer_limits(high=0)
         await self.wait_writable()
         self._transport.set_write_buffer_limits()
 
     def pause_writing(self) -> None:
-        """What was sent piles up."""
+        """The client reads more slowly than it is sent to."""
         super().pause_writing()
         self._watch_progress()
 
     def resume_writing(self) -> None:
-        """The client has taken most of it."""
+        """The client has read most of what it was sent."""
         self._deadlines.writes.stop(self)
         super().resume_writing()
 
     def _watch_progress(self) -> None:
-        self._untaken = _untaken_bytes(self._transport)
+        self._unread = _unread_bytes(self._transport)
         self._deadlines.writes.start(self)
 
     def abort(self) -> None:
-        """Drop the connection at once."""
+        """Drop the connection."""
         self._transport.abort()
 
     def reset(self) -> None:
         """
-        Drop a client that does not read, and what the system holds for it: otherwise that stays there for minutes.
+        Drop a client that does not read, and what the system has buffered for it: that would stay for minutes.
 
         Source: nginx's ``reset_timedout_connection``.
         """
@@ -106,9 +106,9 @@ class Lingering(Writable):
 
     def _end(self, *, lingers: bool) -> None:
         """
-        Close once everything was sent; with ``lingers`` only when the client has closed too, or does not in time.
+        Close once everything was sent; with ``lingers`` only when the client has closed too, or its time is over.
 
-        A server that closes with data unread resets the connection, and the client may never see what it was sent.
+        A server that closes before it has read everything resets the connection, and the client may lose the response.
 
         Source: RFC 9112 §9.6.
         """
@@ -117,32 +117,32 @@ class Lingering(Writable):
         if is_secure or self.buffered():
             self._watch_progress()
         if is_secure:
-            self.close_taken()
+            self.close_when_read()
             return
         if not lingers:
             self._transport.close()
             return
         self._deadlines.writes.stop(self)
-        self._untaken = _untaken_bytes(self._transport)
+        self._unread = _unread_bytes(self._transport)
         self._deadlines.closings.start(self)
         try:
             self._transport.write_eof()
         except OSError:
-            # asyncio's: the client has reset the connection, and the event loop has not read it yet.
+            # On asyncio: the client has reset the connection, and the event loop has not seen it yet.
             self._transport.abort()
 
 
 class SendDeadlines:
     """
-    When the clients of a worker must have taken what they were sent.
+    When the clients of a worker must have read what they were sent.
 
     Args:
-        write_timeout: Seconds in which a client has to take something.
+        write_timeout: Seconds in which a client must read something.
     """
 
     def __init__(self, write_timeout: float) -> None:
         self.writes = Deadlines(write_timeout, Lingering.check_progress)
-        self.flushes = Deadlines(_FLUSH_INTERVAL, Lingering.close_taken)
+        self.flushes = Deadlines(_FLUSH_INTERVAL, Lingering.close_when_read)
         self.closings = Deadlines(_CLOSE_TIMEOUT, Lingering.end_linger)
 
     def stop(self, connection: Lingering) -> None:
@@ -151,9 +151,9 @@ class SendDeadlines:
             deadlines.stop(connection)
 
 
-def _untaken_bytes(transport: asyncio.Transport) -> int:
+def _unread_bytes(transport: asyncio.Transport) -> int:
     """
-    Bytes that were written to ``transport`` and that the client has not taken, those that the system holds included.
+    Bytes that were written to ``transport`` and that the client has not received, in the transport and in the system.
 
     A transport alone does not show a slow client's progress: Linux asks for more only when a third of its own buffer,
     which may be megabytes, is free.

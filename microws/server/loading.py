@@ -1,4 +1,4 @@
-"""While the command loads an app, the app's own code must not serve it as well."""
+"""Refuses ``app.run()`` while the command ``microws run`` loads the app."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The server on asyncio and uvloop: its sockets, its connections, and how they end."""
+"""The server on asyncio and uvloop: accepts connections, and closes them at the shutdown."""
 
 import asyncio
 import socket
@@ -17,10 +17,10 @@ from microws.server.http1 import HTTP1, ServerState
 
 __all__ = ["AsyncioServer"]
 
-# Seconds that a client which has only connected is waited for at the end: some round trips.
+# Seconds that a client which has only connected has for its first request during the drain: some round trips.
 _FIRST_REQUEST_TIMEOUT: Final = 1.0
 
-# Seconds between two looks at the handshakes of TLS.
+# Seconds between two looks at the TLS handshakes.
 _LOOK_INTERVAL: Final = 0.02
 
 
@@ -31,8 +31,8 @@ class AsyncioServer:
     Args:
         shared: What the connections share.
         engines: Get the WebSockets.
-        tls: Speak TLS with it.
-        share: Of the connections, if there are other workers.
+        tls: For connections that speak TLS.
+        share: This worker's share of the connections, if there are other workers.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class AsyncioServer:
         self._engines = engines
         self._tls = tls
         self._acceptor = Acceptor(self._make_protocol, tls=tls, share=share, count_open=lambda: self.open)
-        # Those in the handshake of TLS: they have no transport yet, or are dropped without a word.
+        # In the TLS handshake: they have no transport yet, and the event loop may drop them without a callback.
         self._pending_tls: WeakSet[HTTP1] = WeakSet()
         self._has_ended = asyncio.Event()
 
     @property
     def open(self) -> int:
-        """How many connections there are; one whose client has left is one as long as its app is at work."""
+        """How many connections are open, those included whose client has disconnected while the app still runs."""
         return self._open_http + self._engines.open
 
     @property
@@ -78,14 +78,14 @@ class AsyncioServer:
         return len(self._shared.exchanges), self._engines.open
 
     def expect_stop(self) -> None:
-        """Go on, but keep no connection beyond its next response: ``connection: close`` says so to the client."""
+        """Close each connection after its next response, which has ``connection: close``; accept new ones."""
         self._shared.is_stopping = True
 
     async def drain(self) -> None:
         """
-        End what would not end by itself: every WebSocket with 1012, every event stream where it stands.
+        Close every WebSocket with 1012, and end every event stream, the ones that are opened from now on too.
 
-        The app learns of it at once, from ``receive``. What comes from now on is treated the same way.
+        ``receive`` tells the app immediately.
         """
         self._shared.is_draining = True
         for exchange in list(self._shared.exchanges):
@@ -93,7 +93,7 @@ class AsyncioServer:
         await self._engines.drain()
 
     async def stop_listening(self) -> None:
-        """Refuse new connections, and end each open one after the request that it is at."""
+        """Refuse new connections, and close each open one after its current request."""
         self._has_ended.set()
         self._acceptor.close()
         self._shared.is_stopping = self._shared.is_draining = True
@@ -101,7 +101,7 @@ class AsyncioServer:
             connection.close_idle()
 
     async def wait_closed(self) -> None:
-        """Wait until no connection and no app is left. A client that has just connected has a moment."""
+        """Wait until every connection is closed and every app has returned. New clients have a second for a request."""
         with anyio.move_on_after(_FIRST_REQUEST_TIMEOUT):
             while self._silent or any(not protocol.is_connected for protocol in self._pending_tls):  # noqa: ASYNC110 - no event tells of a failed one
                 await anyio.sleep(_LOOK_INTERVAL)
@@ -116,19 +116,19 @@ class AsyncioServer:
 
     @property
     def _silent(self) -> list[HTTP1]:
-        """Those whose clients have only connected."""
+        """The connections on which nothing was received yet."""
         return [connection for connection in self._shared.heads if connection.is_idle]
 
     def disconnect(self) -> None:
-        """Drop every connection at once. The apps are told that their clients have left."""
+        """Drop every connection. The apps are told that their clients have disconnected."""
         for connection in list(self._shared.connections):
             connection.abort()
         self._engines.disconnect()
 
     def cancel(self) -> None:
-        """Cancel every app that is still at work for a connection."""
+        """Cancel every app that still runs for a connection."""
         for exchange, task in self._shared.exchanges.items():
-            # A task that is cancelled before its first step runs nothing at all.
+            # A task that is cancelled before its first step runs no code, not even a ``finally``.
             task.add_done_callback(partial(self._shared.ended, exchange))
             task.cancel()
         self._engines.cancel()

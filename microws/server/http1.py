@@ -284,11 +284,12 @@ class HTTP1(Lingering):
             queued, self._queued = self._queued, b""
             self._resume_reading()
             self._read(queued)
-        if self.is_idle and not self._is_closing:
-            if self.is_half_closed or self.server.is_draining:
-                self.finish()
-            else:
-                self._set_timer(self.server.idle)
+            if not self.is_idle:
+                return
+        if self.is_half_closed or self.server.is_draining:
+            self.finish()
+        elif not self._is_closing:
+            self._set_timer(self.server.idle)
 
     def close_idle(self) -> None:
         """End a connection without a request, unless one is in the socket's buffer."""
@@ -800,11 +801,10 @@ class Exchange:
         if fields is not None:
             assert self.status is not None
             self._fields = None
-            head = response_head(self.status, fields, self._connection_line())
             if len(body) < _BIG_BYTES:
-                body = head + body
+                body = response_head(self.status, fields, self._connection_line()) + body
             else:
-                self.connection.write(head)
+                self.connection.write(response_head(self.status, fields, self._connection_line()))
         if body:
             self.connection.write(body)
         if is_last:

@@ -6,6 +6,7 @@ Regular expressions match a whole head, as in h11, on every interpreter. A head 
 """
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 __all__ = ["MAX_FIELDS", "Fields", "Refused", "RequestHead", "RequestParser", "join_fields", "read_head"]
@@ -28,11 +29,14 @@ _EXPECT: Final = b"expect"
 _SINGLE: Final = (_HOST, _LENGTH)
 
 # The registered methods, as in llhttp, without CONNECT: this is no tunnel. RFC 9110 §9.1: 501 for others.
-_METHODS: Final = frozenset(
-    b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND "
-    b"REBIND UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK "
-    b"UNLINK SOURCE QUERY".split()
-)
+_METHODS: Final = {
+    method: method.decode()
+    for method in (
+        b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND "
+        b"REBIND UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR "
+        b"LINK UNLINK SOURCE QUERY"
+    ).split()
+}
 
 # All quantifiers below are possessive, and no two alternatives begin alike: matching takes linear time.
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
@@ -191,7 +195,7 @@ class RequestParser:
             known = 0
         self._pending = data
         # The blank line may have begun in what was received before.
-        end = data.find(b"\r\n\r\n", max(0, known - 3)) + 4
+        end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
         if end < 4:
             if len(data) > self._max_head_size:
                 raise Refused(431, f"expected a head of at most {self._max_head_size} bytes")
@@ -291,7 +295,7 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
     if host is None:
         if is_1_1:
             raise Refused(400, "expected a Host field")
-    elif not _VALID_HOST.fullmatch(host):
+    elif not _is_valid_host(host):
         raise Refused(400, "expected Host to be a host name, and a port if there is one")
     if not target.startswith(b"/") or b"#" in target:
         target, headers = _origin_form(method, target, headers)
@@ -317,7 +321,7 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
             raise Refused(417, "the only expectation that this server meets is 100-continue")
         expects_continue = length != 0
     return RequestHead(
-        method.decode("ascii"),
+        _METHODS[method],
         target,
         "1.1" if is_1_1 else "1.0",
         headers,
@@ -327,6 +331,12 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
         expects_continue,
         asks_for_websocket,
     )
+
+
+# Most requests name one of a few hosts.
+@lru_cache(maxsize=64)
+def _is_valid_host(host: bytes) -> bool:
+    return _VALID_HOST.fullmatch(host) is not None
 
 
 def join_fields(headers: Fields) -> dict[bytes, bytes]:
@@ -352,7 +362,7 @@ def _origin_form(method: bytes, target: bytes, headers: Fields) -> tuple[bytes, 
     if target == b"*" and method == b"OPTIONS":
         return target, headers
     found = _ABSOLUTE_FORM.fullmatch(target)
-    if found is None or not _VALID_HOST.fullmatch(found[1]):
+    if found is None or not _is_valid_host(found[1]):
         raise Refused(400, "expected a request target that is a path or an http URL")
     path = found[2]
     # RFC 9112 §3.2.2: the host of the target replaces the Host field.

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
@@ -81,21 +82,6 @@ class HTTP1(Lingering):
 
     Source: RFC 9112.
     """
-
-    __slots__ = (
-        "__weakref__",
-        "_addresses",
-        "_discarded",
-        "_exchange",
-        "_is_over",
-        "_is_reading",
-        "_parser",
-        "_queued",
-        "_timer",
-        "is_connected",
-        "is_half_closed",
-        "server",
-    )
 
     def __init__(self, server: "ServerState") -> None:
         self.server = server
@@ -194,7 +180,7 @@ class HTTP1(Lingering):
             "asgi": {"version": "3.0", "spec_version": "2.5"},
             "http_version": head.version,
             "method": head.method,
-            "scheme": server.scheme,
+            "scheme": "https" if server.is_secure else "http",
             "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
             "raw_path": path,
             "query_string": query,
@@ -426,34 +412,6 @@ class Exchange:
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http
     """
-
-    __slots__ = (
-        "_began",
-        "_body",
-        "_body_size",
-        "_change",
-        "_end_delivered",
-        "_ended_by_server",
-        "_expects_continue",
-        "_fields",
-        "_has_body",
-        "_head",
-        "_is_chunked",
-        "_is_disconnected",
-        "_is_event_stream",
-        "_keep_alive",
-        "_left",
-        "_on_end",
-        "_refusal",
-        "_sends",
-        "_server",
-        "connection",
-        "is_answered",
-        "is_received",
-        "own_send",
-        "scope",
-        "status",
-    )
 
     def __init__(self, connection: HTTP1, head: RequestHead, scope: Scope) -> None:
         self.connection = connection
@@ -839,11 +797,12 @@ class Exchange:
         return b"connection: keep-alive\r\n" if self._keep_alive else b""
 
 
+@dataclass(kw_only=True)
 class ServerState:
     """
     What the HTTP/1.1 connections of a worker share.
 
-    Args:
+    Attributes:
         app: Called for each request.
         engines: Get the WebSockets.
         log_access: Called with each answer.
@@ -855,51 +814,41 @@ class ServerState:
         keep_alive: Seconds that a connection is kept without a request; 0 closes it after each response.
         body_timeout: Seconds between two pieces of a request's body.
         write_timeout: Seconds in which a client has to take something of what it was sent.
-
-    Attributes:
         connections: The open ones.
         exchanges: Those whose app runs, with their tasks.
         is_stopping: Whether each connection ends with its next response.
         is_draining: Whether idle connections and event streams end, too.
         on_end: Called when a connection or an app has ended.
         heads, bodies, idle: Time-outs of reading: for a head, for a piece of a body, between two requests.
-        rechecks: Time-outs of connections that were ``idle`` too long when a request was arriving.
+        rechecks: Time-outs of connections on which a request was arriving when ``idle`` was over.
         discards: Time-outs of bodies that are discarded.
+        sending: Time-outs of clients that do not take what they are sent.
     """
 
-    def __init__(
-        self,
-        app: ASGIApplication,
-        engines: Engines,
-        *,
-        log_access: AccessLog,
-        state: dict[str, Any],
-        extension: dict[str, Any],
-        is_secure: bool,
-        max_head_size: int,
-        head_timeout: float,
-        keep_alive: float,
-        body_timeout: float,
-        write_timeout: float,
-    ) -> None:
-        self.app = app
-        self.engines = engines
-        self.log_access = log_access
-        self.state = state
-        self.extension = extension
-        self.scheme = "https" if is_secure else "http"
-        self.max_head_size = max_head_size
-        self.connections: set[HTTP1] = set()
-        self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
-        self.is_stopping = not keep_alive
-        self.is_draining = False
-        self.on_end: Callable[[], None] | None = None
-        self.heads = Deadlines(head_timeout, HTTP1.time_out)
-        self.bodies = Deadlines(body_timeout, HTTP1.time_out)
-        self.idle = Deadlines(keep_alive, HTTP1.close_idle)
+    app: ASGIApplication
+    engines: Engines
+    log_access: AccessLog
+    state: dict[str, Any]
+    extension: dict[str, Any]
+    is_secure: bool
+    max_head_size: int
+    head_timeout: float
+    keep_alive: float
+    body_timeout: float
+    write_timeout: float
+    is_draining: bool = False
+    on_end: Callable[[], None] | None = None
+    connections: set[HTTP1] = field(default_factory=set)
+    exchanges: dict[Exchange, asyncio.Task[None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.is_stopping = not self.keep_alive
+        self.heads = Deadlines(self.head_timeout, HTTP1.time_out)
+        self.bodies = Deadlines(self.body_timeout, HTTP1.time_out)
+        self.idle = Deadlines(self.keep_alive, HTTP1.close_idle)
         self.rechecks = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
         self.discards = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
-        self.sending = SendDeadlines(write_timeout)
+        self.sending = SendDeadlines(self.write_timeout)
 
     def ended(self, exchange: Exchange, _: asyncio.Task[None] | None = None) -> None:
         """The app has ended."""

@@ -1,15 +1,17 @@
-"""What a proxy changes in the scope: the client and the URL, by trusted headers, and the path, by ``--root-path``."""
+"""The scope behind a proxy: client and URL from trusted headers, and the path prefix from ``--root-path``."""
 
 import re
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
 __all__ = ["ProxyHeaders", "TrustedProxies", "forwarded"]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
+# An address and a port; 0 if the port is unknown.
+Node: TypeAlias = tuple[IPAddress, int]
 
 _FORWARDED: Final = b"forwarded"
 _FOR: Final = b"x-forwarded-for"
@@ -19,50 +21,49 @@ _PORT: Final = b"x-forwarded-port"
 _PREFIX: Final = b"x-forwarded-prefix"
 _FIELDS: Final = frozenset({_FORWARDED, _FOR, _PROTO, _HOST, _PORT, _PREFIX})
 
-_IS_SECURE: Final = {"http": False, "ws": False, "https": True, "wss": True}
+_SECURE: Final = {"http": "", "ws": "", "https": "s", "wss": "s"}
 
 
 class TrustedProxies:
     """
-    Whose word counts.
+    The proxies whose headers are believed.
 
     Args:
-        entries: IP addresses and networks; ``"unix"``: whoever connects over a Unix socket; ``"*"``: whoever connects.
-            But ``"*"`` does not make proxies of the addresses in a header: anybody could then add some of his own.
+        entries: IP addresses and networks; ``"unix"`` for every peer on a Unix socket; ``"*"`` for every peer.
+            ``"*"`` trusts no address in a header: otherwise any client could add some.
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
-        self._has_any_peer = "*" in entries
-        self._has_unix = "unix" in entries
+        self._trusts_any_peer = "*" in entries
+        self._trusts_unix = "unix" in entries
         self._networks = [ip_network(entry) for entry in entries if entry not in ("*", "unix")]
 
     def __contains__(self, address: IPAddress) -> bool:
         return any(address in network for network in self._networks)
 
     def has_peer_of(self, scope: Scope) -> bool:
-        """Whether the other end of the scope's own connection is a trusted proxy."""
-        if self._has_any_peer:
+        """Whether the peer of the scope's connection is a trusted proxy."""
+        if self._trusts_any_peer:
             return True
         client = scope.get("client")
         if client is None:
-            # Where TCP's peer cannot be told, the server's own address still can.
+            # A TCP connection may not know its peer, but it knows the server's port. A Unix socket has none.
             server = scope.get("server")
-            return self._has_unix and (server is None or server[1] is None)
+            return self._trusts_unix and (server is None or server[1] is None)
         address = _parse_address(client[0].partition("%")[0])
         return address is not None and address in self
 
 
 class ProxyHeaders:
     """
-    An ASGI app around the app that is served: brings each scope up to date before the app sees it.
+    An ASGI app that updates each scope by the proxy's headers, then calls ``app``.
 
-    The scope is changed in place: the access log names the client too, and ``state`` stays the same object.
+    It changes the scope in place, so that the access log names the client, and ``state`` stays the same object.
 
     Args:
         app: Called with every scope.
-        proxies: Whose word counts.
-        root_path: The prefix of every path, without a slash at its end; empty where there is none. It wins over
-            ``X-Forwarded-Prefix``.
+        proxies: The trusted ones.
+        root_path: Prefix of every path, without a slash at its end; or empty. Wins over ``X-Forwarded-Prefix``.
     """
 
     def __init__(self, app: ASGIApplication, proxies: TrustedProxies, *, root_path: str = "") -> None:
@@ -83,15 +84,15 @@ def forwarded(scope: Scope, proxies: TrustedProxies) -> dict[str, Any]:
     """
     What a trusted proxy's headers change in an HTTP or WebSocket scope: any of its client, scheme, headers and paths.
 
-    The client is the right-most address of the chain that is no trusted proxy. What cannot be read ends the chain: it
-    may be the client's own. Of the lists in ``X-Forwarded-Proto`` and its kin the last value counts, which the nearest
-    proxy has written.
+    The client is the right-most address of the chain that is not a trusted proxy. An invalid element ends the chain,
+    because the client may have written it and everything to its left. ``X-Forwarded-Proto``, ``-Host``, ``-Port`` and
+    ``-Prefix`` may be lists: the last value counts, which the nearest proxy wrote.
 
-    ``Forwarded`` counts only where ``X-Forwarded-For``, ``-Proto`` and ``-Host`` are not there: most proxies set these
-    and pass on a ``Forwarded`` that the client has made up.
+    ``Forwarded`` counts only without ``X-Forwarded-For``, ``-Proto`` and ``-Host``: most proxies set these, and pass on
+    a ``Forwarded`` that the client made up.
 
     Returns:
-        New values of the scope's keys. Empty where the peer is not trusted. Never fails, whatever the headers hold.
+        New values of the scope's keys; empty if the peer is not trusted. Never raises, whatever the headers hold.
 
     Source: RFC 7239; https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/X-Forwarded-For
     """
@@ -99,68 +100,45 @@ def forwarded(scope: Scope, proxies: TrustedProxies) -> dict[str, Any]:
     for name, value in scope["headers"]:
         if name in _FIELDS:
             text = value.decode("latin-1")
-            # RFC 9110 §5.3: several fields of one name are one list.
+            # RFC 9110 §5.3: repeated fields are one list.
             fields[name] = f"{fields[name]},{text}" if name in fields else text
     if not fields or not proxies.has_peer_of(scope):
         return {}
     if fields.keys() & {_FOR, _PROTO, _HOST}:
-        told = _Told(_client_of(fields.get(_FOR, ""), proxies), _last(fields, _PROTO), _last(fields, _HOST))
+        chain = reversed(fields.get(_FOR, "").split(","))
+        client, _, _ = _trusted_part(({"for": element.strip(" \t")} for element in chain), proxies)
+        proto, host = _last(fields, _PROTO), _last(fields, _HOST)
     else:
-        told = _read_forwarded(fields.get(_FORWARDED, ""), proxies)
+        elements = _elements_from_the_right(fields.get(_FORWARDED, ""))
+        client, proto, host = _trusted_part(map(_parse_element, elements), proxies)
     changes: dict[str, Any] = {}
-    if told.client is not None:
-        changes["client"] = (str(told.client.address), told.client.port)
-    is_secure = _IS_SECURE.get(told.proto.lower())
-    if is_secure is not None:
-        changes["scheme"] = ("ws" if scope["type"] == "websocket" else "http") + "s" * is_secure
-    if host := _outer_host(scope, told.host, _last(fields, _PORT)):
-        if _is_of_this_machine(scope):
+    if client is not None:
+        changes["client"] = (str(client[0]), client[1])
+    if (secure := _SECURE.get(proto.lower())) is not None:
+        changes["scheme"] = ("ws" if scope["type"] == "websocket" else "http") + secure
+    if outer := _outer_host(scope, host, _last(fields, _PORT)):
+        address = _parse_address(scope["client"][0]) if scope.get("client") else None
+        if address is not None and address.is_loopback:
             # A page in a browser on this machine can send X-Forwarded-Host too: see App(allowed_hosts=…).
             changes["microws.received_host"] = _own_host(scope)
-        changes["headers"] = [(b"host", host), *((name, value) for name, value in scope["headers"] if name != b"host")]
-    if not scope.get("root_path") and (prefix := _clean_prefix(_last(fields, _PREFIX))):
-        changes.update(_below(scope, prefix))
+        changes["headers"] = [(b"host", outer), *((name, value) for name, value in scope["headers"] if name != b"host")]
+    if not scope.get("root_path") and (prefix := _CLEAN_PREFIX.fullmatch(_last(fields, _PREFIX))):
+        changes.update(_below(scope, prefix[1]))
     return changes
-
-
-class _Node(NamedTuple):
-    """An address of a chain; port 0 where it is not told."""
-
-    address: IPAddress
-    port: int
-
-
-class _Told(NamedTuple):
-    """What the trusted part of a chain says; empty where it says nothing."""
-
-    client: _Node | None
-    proto: str
-    host: str
 
 
 def _last(fields: dict[bytes, str], name: bytes) -> str:
     return fields.get(name, "").rpartition(",")[2].strip(" \t")
 
 
-def _client_of(chain: str, proxies: TrustedProxies) -> _Node | None:
-    client = None
-    for element in reversed(chain.split(",")):
-        node = _parse_node(element.strip(" \t"))
-        if node is None:
-            break
-        client = node
-        if node.address not in proxies:
-            break
-    return client
-
-
-def _read_forwarded(value: str, proxies: TrustedProxies) -> _Told:
+def _trusted_part(elements: Iterable[dict[str, str] | None], proxies: TrustedProxies) -> tuple[Node | None, str, str]:
     """
-    As ``_client_of``. Each element was written by the proxy to the right of it, and the outermost trusted one counts.
+    The client, ``proto`` and ``host`` of a chain, whose elements come from the right.
+
+    Each element was written by the proxy to its right, so the left-most one counts that a trusted proxy wrote.
     """
     client, proto, host = None, "", ""
-    for element in _elements_from_the_right(value):
-        pairs = _parse_element(element)
+    for pairs in elements:
         if pairs is None:
             break
         proto, host = pairs.get("proto", proto), pairs.get("host", host)
@@ -169,9 +147,9 @@ def _read_forwarded(value: str, proxies: TrustedProxies) -> _Told:
         if node is None:
             break
         client = node
-        if node.address not in proxies:
+        if client[0] not in proxies:
             break
-    return _Told(client, proto, host)
+    return client, proto, host
 
 
 # An element, read backwards.
@@ -182,14 +160,11 @@ def _elements_from_the_right(value: str) -> Iterator[str]:
     """
     Split at the commas outside of quotes; an open quote ends it.
 
-    From the left, an open quote in what a client has made up would swallow what the proxies have added.
+    From the left, an open quote that a client made up would swallow what the proxies added.
     """
     backwards = value[::-1]
     end = -1
-    while end < len(backwards):
-        element = _ELEMENT_BACKWARDS.match(backwards, end + 1)
-        if element is None:
-            return
+    while end < len(backwards) and (element := _ELEMENT_BACKWARDS.match(backwards, end + 1)):
         yield element[1][::-1].strip(" \t")
         end = element.end(1)
 
@@ -201,12 +176,11 @@ _ELEMENT: Final = re.compile(rf"(?:{_NAME}=(?:{_VALUE}))?(?:[ \t]*;[ \t]*(?:{_NA
 
 
 def _parse_element(element: str) -> dict[str, str] | None:
-    """``for=…;proto=…``, names in lower case; ``None`` where it is malformed, or a name stands in it twice."""
+    """``for=…;proto=…`` with names in lower case; ``None`` if it is malformed or repeats a name."""
     if not _ELEMENT.fullmatch(element):
         return None
     pairs = [(name.lower(), value.strip('"')) for name, value in _PAIR.findall(element)]
-    named = dict(pairs)
-    return named if len(named) == len(pairs) else None
+    return named if len(named := dict(pairs)) == len(pairs) else None
 
 
 _NODE: Final = re.compile(
@@ -214,9 +188,9 @@ _NODE: Final = re.compile(
 )
 
 
-def _parse_node(text: str) -> _Node | None:
+def _parse_node(text: str) -> Node | None:
     """
-    An address of a chain, as any proxy writes it: with a port or without, IPv6 in brackets or bare.
+    An address as any proxy writes it: with a port or without, IPv6 in brackets or bare.
 
     Source: RFC 7239 §6.
     """
@@ -225,7 +199,7 @@ def _parse_node(text: str) -> _Node | None:
         return None
     address = _parse_address(node[1] or node[2] or node[4])
     port = int(node[3]) if node[3] and node[3].isdigit() else 0
-    return None if address is None or port > 65535 else _Node(address, port)
+    return None if address is None or port > 65535 else (address, port)
 
 
 def _parse_address(text: str) -> IPAddress | None:
@@ -242,16 +216,16 @@ _PORT_NUMBER: Final = re.compile(r"[1-9][0-9]{0,4}")
 
 
 def _outer_host(scope: Scope, host: str, port: str) -> bytes | None:
-    """What ``Host`` becomes: the outer one, and the outer port where it names none. ``None``: it may stay."""
-    told = host.encode("latin-1")
-    if not _HOST_AND_PORT.fullmatch(told):
-        told = b""
-    # No one serves http on 443 or https on 80; proxies that say so mean the default.
+    """The outer ``Host``, with the outer port unless it has one; ``None`` if it stays as it is."""
+    outer = host.encode("latin-1")
+    if not _HOST_AND_PORT.fullmatch(outer):
+        outer = b""
+    # Proxies that name port 80 or 443 mean the default, even with the other scheme.
     if _PORT_NUMBER.fullmatch(port) and int(port) <= 65535 and port not in ("80", "443"):
-        found = _HOST_AND_PORT.fullmatch(told or _own_host(scope))
+        found = _HOST_AND_PORT.fullmatch(outer or _own_host(scope))
         if found and not found[1]:
             return found[0] + b":" + port.encode()
-    return told or None
+    return outer or None
 
 
 def _own_host(scope: Scope) -> bytes:
@@ -259,26 +233,13 @@ def _own_host(scope: Scope) -> bytes:
     return hosts[0] if len(hosts) == 1 else b""
 
 
-def _is_of_this_machine(scope: Scope) -> bool:
-    address = _parse_address(scope["client"][0]) if scope.get("client") else None
-    return address is not None and address.is_loopback
-
-
-_SEGMENT: Final = r"/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z!$+:=@._~-]+"
-_CLEAN_PREFIX: Final = re.compile(rf"((?:{_SEGMENT})+)/?")
-
-
-def _clean_prefix(text: str) -> str | None:
-    """A path that stays on its host, wherever it is put: ``//evil.example`` and backslashes are none (CWE-601)."""
-    prefix = _CLEAN_PREFIX.fullmatch(text)
-    return None if prefix is None else prefix[1]
+# A path that stays on its host wherever it is put: not ``//evil.example``, no backslashes, no ``..`` (CWE-601).
+_CLEAN_PREFIX: Final = re.compile(r"((?:/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z!$+:=@._~-]+)+)/?")
 
 
 def _below(scope: Scope, prefix: str) -> dict[str, Any]:
     """
-    The paths of a scope below ``prefix``. It is put before a path from which a proxy has removed it.
-
-    A path that begins with ``prefix`` is left as it is: that proxy has removed nothing.
+    The paths of a scope below ``prefix``: put back if a proxy has removed it, unchanged if a path begins with it.
 
     Source: ASGI HTTP specification, ``path`` includes ``root_path``.
     """

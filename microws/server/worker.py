@@ -265,8 +265,8 @@ def _prepare(
         extension=extension,
     )
     shared = ServerState(
-        served,
-        engines,
+        app=served,
+        engines=engines,
         log_access=log,
         state=state,
         extension=extension,

@@ -1,4 +1,4 @@
-"""The way of a request to its view, and of an error to its answer."""
+"""From a request to its view, and from an error to its answer."""
 
 from microws.dispatch.gate import guard
 from microws.dispatch.http import HTTPDispatcher

@@ -1,15 +1,16 @@
-"""What both kinds of requests have in common on their way to a view."""
+"""What HTTP and WebSocket dispatch share: ``on_close``, labels for middleware, and the origin rule of mounted apps."""
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 import anyio
 
 from microws.answers import report
 from microws.callables import describe, is_async
+from microws.datastructures import Headers
 from microws.errors import HTTPException
-from microws.handshake import Refusal
+from microws.handshake import Refusal, check_handshake_origin, check_request_origin
 from microws.interfaces import Scope, Send
 from microws.requests import OVER, Connection
 from microws.routing import Mounted, Route, encode_path
@@ -18,29 +19,31 @@ from microws.views import MountEndpoint
 
 __all__ = [
     "NO_NUL",
-    "allowed_origins",
+    "check_origin",
     "close_down",
     "has_header",
     "name_route",
     "pass_body",
-    "raise_refusal",
     "refused",
     "scope_of_mount",
     "shown",
 ]
 
-# Refused because C libraries below a view (a file system, a database) would read another path than was checked.
-NO_NUL = "a path has no NUL"
+# Refused because C libraries that a view calls (a file system, a database) would read another path than was checked.
+NO_NUL = "expected a path without NUL"
 
-# In the scope of a mounted app: its ``_Place``.
-_PLACE: Final = "microws.mounted"
+# In the scope of a mounted app: the prefix of its mount, after those of the mounts around it; the ``origins`` that it
+# inherits; and the prefix of the app whose setting they are. In place of a prefix the outermost app has ``None``.
+_Mount: TypeAlias = tuple[str | None, Sequence[str] | None, str | None]
+_MOUNT: Final = "microws.mounted"
+_OUTERMOST: Final[_Mount] = (None, None, None)
 
 _log = logging.getLogger("microws")
 
 
 def has_header(scope: Scope, *names: bytes) -> bool:
-    """Whether a request has a header of one of these names."""
-    for name, _ in scope["headers"]:  # noqa: SIM110 - each request is asked, and a generator would take twice as long
+    """Whether a request has a header with one of these names."""
+    for name, _ in scope["headers"]:  # noqa: SIM110 - called for each request; a generator takes twice as long
         if name in names:
             return True
     return False
@@ -48,10 +51,10 @@ def has_header(scope: Scope, *names: bytes) -> bool:
 
 async def close_down(connection: Connection, *, seconds: float) -> Exception | None:
     """
-    Call what ``on_close`` was given, the last one first: whatever becomes of one, the others have their turn.
+    Call the functions of ``on_close``, the last one first. A failure or time-out of one does not stop the others.
 
     Args:
-        seconds: That each has.
+        seconds: Limit of each.
 
     Returns:
         The first exception, which was logged.
@@ -71,7 +74,7 @@ async def close_down(connection: Connection, *, seconds: float) -> Exception | N
                     report(error, connection.path, "a function of on_close failed")
                     failure = failure or error
         except anyio.get_cancelled_exc_class() as error:
-            # By asyncio's Task.cancel, which passes the shield. Raised when the others have had their turn.
+            # By asyncio's Task.cancel, which ignores the shield. Raised after the other functions were called.
             interruption = error
         if limit.cancel_called:
             name = describe(function)
@@ -84,9 +87,9 @@ async def close_down(connection: Connection, *, seconds: float) -> Exception | N
 
 def name_route(scope: Scope, route: Route | Mounted, endpoint: Callable[..., Any], params: dict[str, Any]) -> None:
     """
-    Say in ``scope`` what answers, under the names that Starlette and FastAPI use.
+    Add the route to ``scope``, under the names that Starlette and FastAPI use.
 
-    In place: middleware that wraps the app, and labels what it measures by route, reads its own scope afterwards.
+    It changes ``scope`` in place: middleware that labels requests by route reads its own scope afterwards.
     """
     scope["route"] = route
     scope["endpoint"] = endpoint
@@ -95,73 +98,47 @@ def name_route(scope: Scope, route: Route | Mounted, endpoint: Callable[..., Any
 
 
 def pass_body(scope: Scope, send: Send, inner: Send) -> None:
-    """Tell this package's own server that ``inner`` gives ``send`` the body of the response as it is."""
+    """Tell the microws server that ``inner`` passes the response body on to ``send`` unchanged."""
     exchange = scope.get("microws.exchange")
     if exchange is not None and exchange.is_own(send):
         exchange.own_send = inner
 
 
-class _Place(NamedTuple):
-    """
-    Where an app is mounted.
-
-    Attributes:
-        prefix: The prefix of its mount, after those of the mounts around that one.
-        origins: The list that it takes over if it has none.
-        owner: The prefix of the app whose list this is. ``None`` is the outermost app.
-    """
-
-    prefix: str
-    origins: Sequence[str] | None
-    owner: str | None
-
-
 def scope_of_mount(scope: Scope, found: Mounted, settings: AppSettings) -> Scope:
-    """The scope of a mounted app, with the ``origins`` that it takes over. ``settings`` are those of the outer app."""
+    """The scope of a mounted app, with the ``origins`` that it inherits. ``settings`` are those of the outer app."""
     mount: MountEndpoint = found.endpoint
     below = mount.scope_below(scope, found.prefix)
-    outer: _Place | None = scope.get(_PLACE)
-    prefix = found.prefix if outer is None else outer.prefix + found.prefix
-    if mount.gives_origins:
-        below[_PLACE] = _Place(prefix, allowed_origins(scope, settings), _owner(scope, settings))
-    else:
-        below[_PLACE] = _Place(prefix, None, prefix)
+    outer: _Mount = scope.get(_MOUNT, _OUTERMOST)
+    prefix = (outer[0] or "") + found.prefix
+    below[_MOUNT] = (prefix, *_origins_of(scope, settings)) if mount.gives_origins else (prefix, None, prefix)
     return below
 
 
-def allowed_origins(scope: Scope, settings: AppSettings) -> Sequence[str] | None:
-    """The ``origins`` of an app: its own, or else those of the app that mounts it."""
-    if settings.origins is None and (place := scope.get(_PLACE)) is not None:
-        inherited: Sequence[str] | None = place.origins
-        return inherited
-    return settings.origins
+def _origins_of(scope: Scope, settings: AppSettings) -> tuple[Sequence[str] | None, str | None]:
+    """The ``origins`` of an app, its own or else the inherited ones; and the prefix of the app that sets them."""
+    prefix, inherited, owner = scope.get(_MOUNT, _OUTERMOST)
+    return (inherited, owner) if settings.origins is None else (settings.origins, prefix)
 
 
-def raise_refusal(refusal: Refusal | None, path: str, scope: Scope, settings: AppSettings) -> None:
-    """Log the refusal of an origin, if there is one, and raise it as ``HTTPException``."""
-    if refusal is None:
-        return
-    owner = _owner(scope, settings)
-    if owner is not None:
-        refusal = refusal._replace(log=f"{refusal.log} of the app mounted at {owner or '/'}")
-    raise refused(refusal, path)
-
-
-def _owner(scope: Scope, settings: AppSettings) -> str | None:
-    """Where the app is mounted whose ``origins`` decide; ``None`` for the outermost app."""
-    place: _Place | None = scope.get(_PLACE)
-    if place is None:
-        return None
-    return place.owner if settings.origins is None else place.prefix
+def check_origin(scope: Scope, headers: Headers, path: str, settings: AppSettings) -> None:
+    """Log a request or handshake from a foreign origin, and refuse it with ``HTTPException``."""
+    allowed, owner = _origins_of(scope, settings)
+    if scope["type"] == "websocket":
+        refusal = check_handshake_origin(headers, allowed=allowed)
+    else:
+        refusal = check_request_origin(scope["method"], headers, allowed=allowed)
+    if refusal is not None:
+        if owner is not None:
+            refusal = refusal._replace(log=f"{refusal.log} of the app mounted at {owner or '/'}")
+        raise refused(refusal, path)
 
 
 def refused(refusal: Refusal, path: str) -> HTTPException:
-    """Log a refusal; the exception that answers it."""
+    """Log a refusal; return the exception that answers it."""
     _log.warning("%s: %s", shown(path), refusal.log)
     return HTTPException(refusal.status, refusal.detail)
 
 
 def shown(path: str) -> str:
-    """A path as it may stand in the log."""
-    # A path may hold line breaks, and would else write lines of its own into the log.
+    """A path for the log. It is encoded, because line breaks in it would write lines of their own into the log."""
     return encode_path(path)

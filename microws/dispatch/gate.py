@@ -1,4 +1,4 @@
-"""In front of an app and its middleware: the check of the host, and CORS."""
+"""The checks before an app and its middleware: ``App(allowed_hosts=…)`` and CORS."""
 
 from collections.abc import Awaitable
 
@@ -18,18 +18,18 @@ def guard(
     app: ASGIApplication, *, settings: AppSettings, http: HTTPDispatcher, websocket: WebSocketDispatcher
 ) -> ASGIApplication:
     """
-    ``app`` behind ``App(allowed_hosts=…)`` and ``App(origins=…)``; ``app`` itself where neither is set.
+    Wrap ``app`` in ``App(allowed_hosts=…)`` and ``App(origins=…)``; return ``app`` itself if neither is set.
 
     Args:
         app: The app within its middleware, so that the middleware's own answers get CORS too.
         settings: The app's.
-        http, websocket: Answer what is refused; ``http`` knows the routes for a preflight.
+        http, websocket: Answer refused requests; ``http`` also knows the routes for a preflight.
     """
     hosts, cors = settings.allowed_hosts, settings.cors
     if hosts is None and cors is None:
         return app
 
-    # No coroutine of its own: each one is in the way of each message.
+    # Not a coroutine: every awaited coroutine between server and view slows down each message.
     def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
         if kind not in ("http", "websocket"):
@@ -43,7 +43,7 @@ def guard(
         if hosts is not None:
             refusal = check_host(headers, allowed=hosts, received=scope.get("microws.received_host"))
             if refusal is not None and not (kind == "http" and http.is_health_check(scope)):
-                return (http if kind == "http" else websocket).refuse(scope, receive, send, refusal)
+                return (http if kind == "http" else websocket).serve(scope, receive, send, refusal)
         if cors is not None and allow and kind == "http" and scope["method"] == "OPTIONS":
             answer = cors.answer_preflight(headers, http.methods_at(scope))
             if answer is not None:
@@ -54,7 +54,7 @@ def guard(
 
 
 def _marking(cors: CORS, send: Send, allow: RawHeaders) -> Send:
-    """``send`` that adds CORS to the head of the answer."""
+    """``send`` that adds the CORS headers to the response."""
 
     def send_marked(event: Event) -> Awaitable[None]:
         if event["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""The way of an HTTP request to its view, and of an error to its answer."""
+"""From an HTTP request to its view, and from an error to its response."""
 
 import logging
 from collections.abc import Awaitable
@@ -10,18 +10,17 @@ from microws.answers import allowed, answer_miss, error_of, prefers_json, respon
 from microws.codec import JSON_DEFAULT
 from microws.dispatch.common import (
     NO_NUL,
-    allowed_origins,
+    check_origin,
     close_down,
     has_header,
     name_route,
     pass_body,
-    raise_refusal,
     refused,
     scope_of_mount,
     shown,
 )
 from microws.errors import ClientDisconnect, HTTPException
-from microws.handshake import SAFE_METHODS, Refusal, check_request_origin
+from microws.handshake import SAFE_METHODS, Refusal
 from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
 from microws.requests import OVER, Request
@@ -32,7 +31,7 @@ from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
 __all__ = ["HTTPDispatcher"]
 
-# Seconds that the rest of a body which no view reads is discarded for.
+# Seconds for which the rest of a request's body that no view reads is discarded.
 _DISCARD_TIMEOUT: Final = 1.0
 
 _log = logging.getLogger("microws")
@@ -44,9 +43,9 @@ class HTTPDispatcher:
     Takes each HTTP scope to its view.
 
     Args:
-        app: What requests know as their ``app``.
+        app: The ``app`` of the requests.
         router: Its endpoints are ``HTTPEndpoint`` and, of mounts, ``MountEndpoint``.
-        hooks: Those of ``app``, which also serve where no route matches.
+        hooks: Those of ``app``; its error handlers also answer paths without a route.
         settings: The app's.
     """
 
@@ -56,19 +55,23 @@ class HTTPDispatcher:
         self._hooks = hooks
         self._settings = settings
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> None:
         """
         Serve one HTTP request.
+
+        Args:
+            refusal: Why it is refused before routing; an error handler may answer it.
 
         Raises:
             Exception: An unexpected one of a view or hook, after it was logged and answered.
         """
         path, segments = path_of(scope)
-        scope["app"] = self._app
         request = Request(scope, self._app, path, {}, receive, self._settings.max_body_size)
         answer = _Answer(send, request)
         hooks = self._hooks
         try:
+            if refusal is not None:
+                raise refused(refusal, path)
             if "\0" in path:
                 raise HTTPException(400, NO_NUL)
             method: str = scope["method"]
@@ -83,8 +86,8 @@ class HTTPDispatcher:
                     JSON_DEFAULT.set(self._settings.json_default)
                 try:
                     if method not in SAFE_METHODS:
-                        self._check_origin(request)
-                    response = await self._call_before(request, hooks) if hooks.before_request.chain else None
+                        check_origin(scope, request.headers, path, self._settings)
+                    response = await _call_before(request, hooks) if hooks.before_request.chain else None
                     if response is None:
                         response = to_response(await endpoint.view(request, found.params), endpoint.function)
                 except Exception as error:
@@ -95,9 +98,9 @@ class HTTPDispatcher:
                 mount: MountEndpoint = found.endpoint
                 name_route(scope, found, mount.app, {})
                 if mount.checks_origin and method not in SAFE_METHODS:
-                    self._check_origin(request)
-                pass_body(scope, send, answer.send_as_it_is)
-                await mount.app(scope_of_mount(scope, found, self._settings), receive, answer.send_as_it_is)
+                    check_origin(scope, request.headers, path, self._settings)
+                pass_body(scope, send, answer.send_unchanged)
+                await mount.app(scope_of_mount(scope, found, self._settings), receive, answer.send_unchanged)
                 return
             else:
                 response = answer_miss(request, found)
@@ -111,54 +114,34 @@ class HTTPDispatcher:
             await self._send_error(answer, error, hooks)
         finally:
             if request.closers:
-                await self._close_down(answer)
+                failure = await close_down(request, seconds=self._settings.close_timeout)
+                answer.unexpected = answer.unexpected or failure
             else:
                 request.closers = OVER
         if answer.unexpected is not None:
-            raise answer.take_unexpected()
-
-    async def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> None:
-        """Answer a request that is refused before routing; an error handler may answer it."""
-        path, _ = path_of(scope)
-        answer = _Answer(send, Request(scope, self._app, path, {}, receive, self._settings.max_body_size))
-        try:
-            await self._send_error(answer, refused(refusal, path), self._hooks)
-        finally:
-            await self._close_down(answer)
-        if answer.unexpected is not None:
-            raise answer.take_unexpected()
+            try:
+                raise answer.unexpected
+            finally:
+                # Its traceback holds this frame.
+                answer.unexpected = None
 
     def methods_at(self, scope: Scope) -> str | None:
-        """The value of ``Allow`` for a path; ``None`` where there is no route, or a mount answers other methods."""
-        try:
-            # No route has the method "": the answer lists those of all routes at the path.
-            found = self._router.resolve("http", "", *path_of(scope))
-        except Exception:
-            # A converter that fails: the request itself will show it.
-            return None
+        """The value of ``Allow`` for a path; ``None`` without a route, or if a mount answers other methods."""
+        # No route has the method "", so the answer lists the methods of all routes at the path.
+        found = self._resolve(scope, "")
         return allowed(found) if isinstance(found, Miss) and found.allow else None
 
     def is_health_check(self, scope: Scope) -> bool:
         """Whether a route of ``App.health`` answers."""
-        try:
-            found = self._router.resolve("http", scope["method"], *path_of(scope))
-        except Exception:
-            return False
+        found = self._resolve(scope, scope["method"])
         return isinstance(found, Match) and found.route.endpoint.is_health_check
 
-    def _check_origin(self, request: Request) -> None:
-        origins = allowed_origins(request.scope, self._settings)
-        refusal = check_request_origin(request.method, request.headers, allowed=origins)
-        raise_refusal(refusal, request.path, request.scope, self._settings)
-
-    @staticmethod
-    async def _call_before(request: Request, hooks: Hooks) -> Response | None:
-        """The answer of the first hook before the view that returns one."""
-        for hook in hooks.before_request.chain:
-            result = await call_hook(hook, request)
-            if result is not None:
-                return to_response(result, hook)
-        return None
+    def _resolve(self, scope: Scope, method: str) -> Match | Mounted | Miss | None:
+        try:
+            return self._router.resolve("http", method, *path_of(scope))
+        except Exception:
+            # A converter fails: the request itself will report it.
+            return None
 
     async def _call_after(self, answer: "_Answer", response: Response, hooks: Hooks) -> Response:
         for hook in reversed(hooks.after_request.chain):
@@ -191,20 +174,25 @@ class HTTPDispatcher:
         request = answer.request
         if answer.has_started:
             if isinstance(error_of(error), ClientDisconnect):
-                _log.debug("%s: the client left within its response", shown(request.path))
+                _log.debug("%s: the client disconnected during its response", shown(request.path))
                 return
-            # The server then drops the connection: a client must not take a part for the whole.
+            # The server then drops the connection: the client must not take a part for the whole.
             raise error
         response = await self._answer(answer, error, hooks)
         try:
             await response(request.scope, request.receive_event, answer.send)
         except Exception as failure:
-            # Such as a handler's FileResponse of a file that is not there.
+            # For example, a handler returned a FileResponse of a file that does not exist.
             await self._send_error(answer, failure, _NO_HOOKS)
 
-    async def _close_down(self, answer: "_Answer") -> None:
-        failure = await close_down(answer.request, seconds=self._settings.close_timeout)
-        answer.unexpected = answer.unexpected or failure
+
+async def _call_before(request: Request, hooks: Hooks) -> Response | None:
+    """The response of the first ``before_request`` hook that returns one."""
+    for hook in hooks.before_request.chain:
+        result = await call_hook(hook, request)
+        if result is not None:
+            return to_response(result, hook)
+    return None
 
 
 class _Answer:
@@ -212,9 +200,9 @@ class _Answer:
     ASGI's ``send`` for the response to ``request``.
 
     Attributes:
-        is_on_own_server: Whether nothing stands between the app and this package's own server: it sees for itself that
-            the client gets to read the response.
-        unexpected: The first unexpected exception, which is raised once it is answered.
+        is_on_own_server: Whether nothing is between the app and the microws server, which itself makes sure that the
+            client can read the response.
+        unexpected: The first unexpected exception; raised after it was answered.
     """
 
     __slots__ = ("_exchange", "_has_started", "_send", "is_on_own_server", "request", "unexpected")
@@ -232,55 +220,36 @@ class _Answer:
         """Whether the response has begun."""
         return self._exchange.status is not None if self.is_on_own_server else self._has_started
 
-    def take_unexpected(self) -> Exception:
-        """``unexpected``, which is then forgotten: its traceback holds this object."""
-        error, self.unexpected = self.unexpected, None
-        assert error is not None
-        return error
-
-    async def send_as_it_is(self, event: Event) -> None:
+    async def send_unchanged(self, event: Event) -> None:
         self._has_started = True
         await self._send(event)
 
     def send(self, event: Event) -> Awaitable[None]:
-        """Send an event; where it is the last one, see that the client gets to read it."""
+        """Send an event. Before the last one, read what is left of the request's body."""
         self._has_started = True
-        if _is_last(event) and not self.request.body_complete and _has_body(self.request.scope):
-            return self._send_last(event)
-        return self._send(event)
+        if event["type"] != "http.response.body" or event.get("more_body", False) or self.request.body_complete:
+            return self._send(event)
+        scope = self.request.scope
+        # Over HTTP/2 a client need not announce its body.
+        if scope["method"] in SAFE_METHODS and not has_header(scope, b"content-length", b"transfer-encoding"):
+            return self._send(event)
+        return self._send_last(event)
 
     async def _send_last(self, event: Event) -> None:
         """
-        Before the last event, discard what is left of the request's body, for 1 s at most.
+        Discard what is left of the request's body, for 1 s at most, before the last event.
 
-        The response leaves at once. But where it ends, servers may drop the connection, and a client that is still
-        sending would not get to read it.
+        The response itself is sent at once. But when it ends, servers may drop the connection, and a client that is
+        still sending could not read it.
 
         Source: RFC 9112 §9.6.
         """
         await self._send({**event, "more_body": True})
         with anyio.move_on_after(_DISCARD_TIMEOUT) as discarding:
             await self.request.drain()
-        end = {"type": "http.response.body", "body": b""}
-        if discarding.cancelled_caught:
-            await self._send_and_discard(end)
-        else:
-            await self._send(end)
-
-    async def _send_and_discard(self, event: Event) -> None:
         # Hypercorn keeps ten parts of a body, and its last send waits until the app takes one of them.
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.request.wait_disconnect)
-            await self._send(event)
+            if discarding.cancelled_caught:
+                tasks.start_soon(self.request.wait_disconnect)
+            await self._send({"type": "http.response.body", "body": b""})
             tasks.cancel_scope.cancel()
-
-
-def _is_last(event: Event) -> bool:
-    return event["type"] == "http.response.body" and not event.get("more_body", False)
-
-
-def _has_body(scope: Scope) -> bool:
-    """Whether the client sends a body; over HTTP/2 it need not say so."""
-    if scope["method"] not in SAFE_METHODS:
-        return True
-    return has_header(scope, b"content-length", b"transfer-encoding")

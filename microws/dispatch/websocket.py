@@ -14,11 +14,10 @@ from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.datastructures import Headers
 from microws.dispatch.common import (
     NO_NUL,
-    allowed_origins,
+    check_origin,
     close_down,
     has_header,
     name_route,
-    raise_refusal,
     refused,
     scope_of_mount,
     shown,
@@ -68,26 +67,24 @@ class WebSocketDispatcher:
         self._cors = settings.cors
         self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
 
-    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> Awaitable[None]:
         """
-        Serve one WebSocket connection, from the handshake until the client has gone.
+        Serve one WebSocket connection, from the handshake until the client has disconnected.
+
+        Args:
+            refusal: Why the handshake is refused before routing; an error handler may answer it.
 
         Raises:
             Exception: An unexpected one of a view, hook or task of ``ws.start_soon``, after it was logged and the
                 connection closed.
         """
         path, segments = path_of(scope)
-        found = self._find(scope, path, segments)
+        found = self._find(scope, path, segments) if refusal is None else refused(refusal, path)
         if isinstance(found, Mounted):
             mount: MountEndpoint = found.endpoint
             name_route(scope, found, mount.app, {})
             return mount.app(scope_of_mount(scope, found, self._settings), receive, send)
         return self._begin(scope, receive, send, path, found)
-
-    def refuse(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> Awaitable[None]:
-        """Answer a handshake that is refused before routing; an error handler may answer it."""
-        path, _ = path_of(scope)
-        return self._begin(scope, receive, send, path, refused(refusal, path))
 
     def _begin(
         self, scope: Scope, receive: Receive, send: Send, path: str, found: Match | Exception
@@ -187,9 +184,7 @@ class WebSocketDispatcher:
                 raise HTTPException(400, NO_NUL)
             found = self._router.resolve("websocket", "GET", path, segments)
             if isinstance(found, Mounted) and found.endpoint.checks_origin and has_header(scope, b"origin"):
-                origins = allowed_origins(scope, self._settings)
-                refusal = check_handshake_origin(Headers(scope["headers"]), allowed=origins)
-                raise_refusal(refusal, path, scope, self._settings)
+                check_origin(scope, Headers(scope["headers"]), path, self._settings)
         except Exception as error:
             return error
         if isinstance(found, Miss):
@@ -198,8 +193,7 @@ class WebSocketDispatcher:
 
     def _check_origin(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
         if endpoint.origins is None:
-            origins = allowed_origins(ws.scope, self._settings)
-            raise_refusal(check_handshake_origin(ws.headers, allowed=origins), ws.path, ws.scope, self._settings)
+            check_origin(ws.scope, ws.headers, ws.path, self._settings)
         elif (refusal := check_handshake_origin(ws.headers, allowed=endpoint.origins)) is not None:
             event, _, setting = refusal.log.rpartition("App(")
             raise refused(refusal._replace(log=f"{event}websocket_route(…, {setting}"), ws.path)

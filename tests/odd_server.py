@@ -1,4 +1,4 @@
-"""A WebSocket server that does what a test wants of it, right or wrong; and measuring it."""
+"""A WebSocket server that answers as a test tells it to, right or wrong; and a short run of ``microws bench``."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -7,17 +7,15 @@ from wsproto.utilities import generate_accept_token
 
 from microws.bench.plan import Plan
 from microws.bench.run import measure
-from microws.bench.target import Target
 from microws.framing import BINARY, CLOSE, PONG, TEXT, Close, Ping, encode_close, encode_frame
 from microws.framing.parser import FrameParser
 
 # Seconds for a whole test.
 LIMIT = 20
-WS = ("ws", "wss", "http", "https")
 
 
-class Gone(Exception):
-    """The client has sent a Close frame, or nothing more."""
+class ClientDisconnected(Exception):
+    """The client has sent a Close frame or ended the connection."""
 
 
 class Peer:
@@ -73,14 +71,14 @@ class Peer:
                     self.write(encode_frame(event.payload, PONG))
                 elif isinstance(event, Close):
                     self.close = event
-                    raise Gone
+                    raise ClientDisconnected
             data = await self.reader.read(1 << 16)
             if not data:
-                raise Gone
+                raise ClientDisconnected
             self._incoming += self._parser.feed(data)
 
     async def leave(self, code=1000, reason=""):
-        """Begin to close, and wait for the client to follow."""
+        """Send a Close frame, and wait for the client's."""
         self.write(encode_close(code, reason))
         while True:
             await self.receive()
@@ -90,20 +88,20 @@ class Peer:
 
 
 async def echo(peer):
-    """What all of them ought to do."""
+    """Accept, and send back each message."""
     peer.accept()
     await reflect(peer)
 
 
 async def reflect(peer):
-    """The same, after the handshake."""
+    """Send back each message."""
     while True:
         peer.send(await peer.receive())
 
 
 class Serving:
     """
-    A server that serves.
+    A running server.
 
     Attributes:
         peers: Every connection so far.
@@ -118,12 +116,12 @@ class Serving:
         self._server = server
 
     async def wait_ended(self):
-        """Until every view has ended."""
+        """Wait until every view has ended."""
         while self.tasks:
             await asyncio.wait(self.tasks)
 
     def stop(self):
-        """Listen no more, and drop everybody."""
+        """Stop listening, and drop all connections."""
         self._server.close()
         for peer in self.peers:
             peer.abort()
@@ -131,13 +129,13 @@ class Serving:
 
 @asynccontextmanager
 async def serving(view, *, answers_close=True):
-    """``view`` is called with each connection, when its request is there; at its end the connection is closed."""
+    """``view`` is called with each connection after its request; then the connection is closed."""
 
     async def connected(peer):
         try:
             await peer.read_request()
             await view(peer)
-        except Gone:
+        except ClientDisconnected:
             if peer.close is not None and answers_close:
                 peer.write(encode_frame(b"" if peer.close.code is None else peer.close.code.to_bytes(2), CLOSE))
             elif peer.close is not None:
@@ -166,22 +164,18 @@ async def serving(view, *, answers_close=True):
                 task.cancel()
             await asyncio.gather(*served.tasks, return_exceptions=True)
             served.stop()
-            # Loops close what was aborted in their next turn.
+            # Event loops close aborted transports in their next iteration.
             await asyncio.sleep(0)
     assert not served.failures, repr(served.failures)
 
 
-def plan_for(port, path="/", **options):
+def plan_for(port, path="/", *, scheme="ws", publish="", **options):
     """A short run."""
-    publish = options.pop("publish", None)
-    scheme = options.pop("scheme", "ws")
-    if publish is not None:
-        options["publish"] = Target.parse(publish.format(port=port), schemes=WS)
-    target = Target.parse(f"{scheme}://127.0.0.1:{port}{path}", schemes=WS)
-    usual = {"connections": 3, "seconds": 0.15, "warm_up": 0.02, "timeout": 5.0, "open_timeout": 10.0}
-    return Plan(target=target, **(usual | options))
+    usual = {"connections": 3, "seconds": 0.15, "warm_up": 0.02, "timeout": 5.0}
+    publish = publish.replace("{port}", str(port))
+    return Plan(url=f"{scheme}://127.0.0.1:{port}{path}", publish=publish, **(usual | options))
 
 
-async def measured(port, path="/", *, stop=None, told=None, **options):
+async def measured(port, path="/", *, status=lambda text: None, **options):
     """The result of a short run."""
-    return await measure(plan_for(port, path, **options), told=told or (lambda _: None), stop=stop or asyncio.Event())
+    return await measure(plan_for(port, path, **options), status)

@@ -1,4 +1,4 @@
-"""Many durations in little room, and their percentiles."""
+"""Durations in buckets, and their percentiles."""
 
 import math
 from typing import final
@@ -6,10 +6,10 @@ from typing import final
 __all__ = ["Histogram"]
 
 UNIT = 1e-7
-# A duration keeps its eight highest bits: a percentile is at most 1/128 too large.
+# A bucket keeps the eight highest bits of a duration, so a percentile is at most 1/128 too large.
 BITS = 8
 HALF = 1 << (BITS - 1)
-# Up to 2**48 units, which is most of a year.
+# Up to 2**48 units, about 325 days.
 BUCKETS = (48 - BITS + 2) * HALF
 
 
@@ -30,7 +30,7 @@ class Histogram:
         self._buckets = [0] * BUCKETS
 
     def record(self, seconds: float) -> None:
-        """Count one duration; below zero, which a clock that is read twice may make of nothing, counts as zero."""
+        """Count one duration; a negative one, as clocks of two cores may give, counts as zero."""
         units = int(seconds * 1e7)
         shift = units.bit_length() - BITS
         if shift > 0:
@@ -43,25 +43,20 @@ class Histogram:
             self._highest = seconds
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all durations."""
         self.count = 0
         self._total = self._highest = 0.0
         self._buckets = [0] * BUCKETS
 
     @property
-    def max(self) -> float:
-        """The longest duration, exactly; 0 where there is none."""
-        return self._highest
-
-    @property
     def mean(self) -> float:
-        """The mean, exactly; 0 where there is none."""
+        """The mean, exact; 0 if there is none."""
         return self._total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
         """
-        The duration that ``percent`` of all do not exceed, in seconds: never too small, at most 1/128 (and 0.1 µs) too
-        large; 0 where there is none.
+        The duration, in seconds, that ``percent`` of all do not exceed; at most 1/128 and 0.1 µs too large. 0 if there
+        is none.
         """
         rank = max(1, math.ceil(self.count * percent / 100))
         seen = 0
@@ -73,6 +68,6 @@ class Histogram:
 
 
 def _end_of(index: int) -> float:
-    """The duration from which on the next bucket counts."""
+    """The upper bound of a bucket."""
     shift = max(0, (index >> (BITS - 1)) - 1)
     return ((index - (shift << 7) + 1) << shift) * UNIT

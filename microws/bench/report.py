@@ -1,76 +1,151 @@
-"""A result as a table to be read, and as JSON."""
+"""The result of a run: as a table, as JSON, and as one line about what went wrong."""
 
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from microws.bench.histogram import Histogram
-from microws.bench.messages import Messages
-from microws.bench.result import Result
+from microws.bench.plan import Messages, Plan
+from microws.datastructures import mask_secrets
 from microws.version import __version__
 
-__all__ = ["DONE", "PERCENTILES", "as_json", "as_text", "counted"]
+__all__ = ["Result", "as_json", "as_text", "problem_with"]
 
-PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+# Share of a core from which on the generator itself may be the bottleneck.
+BUSY = 0.9
+# What failed, for each kind of reasons; and how many reasons of each kind the table shows.
+FAILURES = {
+    "publishes_failed": "publishes not accepted",
+    "handshakes_failed": "handshakes refused",
+    "closed": "connections closed",
+}
+MAX_REASONS = 5
 
-# What the rate counts, by mode, and what is sent for it.
-DONE = {"echo": "answers", "fan-out": "deliveries", "connects": "connects"}
-_SENT = {"echo": "messages", "fan-out": "publishes", "connects": "connects"}
-# Lines for reasons of one kind.
-_MAX_REASONS = 5
-_COLUMN = 14
-_WIDTH = 100
+_JSON = """--message '{"text": "{text}"}'"""
+# What to try, by the beginning of a reason; of a Close frame, by its code. The first match counts.
+_HINTS = {
+    ("Connection refused", "Connect call failed"): "is the server running there?",
+    ("TLS failed: CERTIFICATE", "TLS failed: self"): "--insecure accepts any certificate",
+    ("TLS failed",): "is the URL ws:// or http://, without TLS?",
+    ("closed by the server", "invalid HTTP response", "Connection reset"): "is the URL wss:// or https://, with TLS?",
+    ("no answer in time",): "--timeout waits longer",
+    ("Too many open files",): "raise the limit: ulimit -n 65536",
+    ("HTTP 404", "HTTP 405"): "is the path right?",
+    ("HTTP 4",): f"the app may expect a --header such as 'Cookie: …', a --subprotocol, or JSON: {_JSON}",
+    ("1003", "1007", "1008"): f"the app may expect other messages, or fewer: {_JSON}, --binary, --rate",
+    ("1009",): "the messages are too large for the app: use a smaller --size",
+    ("1013",): "the app closes slow clients: use a smaller --rate, or longer queues in the app",
+    ("HTTP 5", "1006", "1011"): "see the server's log",
+}
+# The other errors, the most severe first, and what to try.
+_COUNTS = {
+    "closes_unanswered": "Close frames not answered in time; see the server's log",
+    "lost": "messages not received in time; does the app answer or publish each one, also to slow clients?",
+    "wrong": "messages not as sent; a --message without {text} is only counted",
+    "duplicates": "messages received twice; if the app publishes to all, use --fan-out",
+    "out_of_order": "messages out of order",
+    "unsent": "messages due by --rate not sent; use a smaller --rate, or more --connections",
+}
+
+
+@final
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """
+    One run.
+
+    Attributes:
+        seconds: Length of the measurement; 0: it did not begin.
+        done: Answers, deliveries or connects in that time.
+        sent: Messages, publishes or connects that were started in that time.
+        latencies: By what was measured, the main one first.
+        lateness: With ``rate``: how late each message was sent.
+        cpu: Share of a core that the generator used.
+        waited: Share of the time that the generator was ready to run and had no core.
+        handshakes: Accepted, in the whole run.
+        failures: Counts of reasons, by the keys of ``FAILURES``, in the whole run.
+        counts: Other errors by the keys of ``_COUNTS``, in the whole run; ``others`` are messages of a topic that this
+            run did not send.
+        loop: The event loop.
+        is_interrupted: Whether the user stopped the run.
+    """
+
+    plan: Plan
+    seconds: float = 0.0
+    done: int = 0
+    sent: int = 0
+    latencies: dict[str, Histogram] = field(default_factory=dict)
+    lateness: Histogram = field(default_factory=Histogram)
+    cpu: float = 0.0
+    waited: float = 0.0
+    handshakes: int = 0
+    failures: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in FAILURES})
+    counts: Counter[str] = field(default_factory=Counter)
+    loop: str = ""
+    is_interrupted: bool = False
+
+    @property
+    def counted(self) -> str:
+        """What ``done`` counts."""
+        return {"echo": "answers", "fan-out": "deliveries", "connects": "connects"}[self.plan.mode]
+
+    @property
+    def errors(self) -> int:
+        """Everything that went wrong."""
+        return sum(reasons.total() for reasons in self.failures.values()) + sum(self.counts[name] for name in _COUNTS)
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """All of a result in JSON's types; durations in seconds."""
-    plan, tally = result.plan, result.tally
+    """All of a result in JSON's types; durations are in seconds."""
+    plan = result.plan
+    is_connects = plan.mode == "connects"
     return {
         "microws": __version__,
         "mode": plan.mode,
-        "url": plan.target.url,
-        "publish": None if plan.publish is None else plan.publish.url,
+        "url": mask_secrets(plan.url),
+        "publish": mask_secrets(plan.publish) or None,
         "loop": "closed" if plan.rate is None else "open",
         "connections": plan.connections,
-        "in_flight": plan.in_flight if plan.rate is None and plan.mode != "connects" else None,
-        "message_bytes": None if plan.mode == "connects" else _size(result),
+        "in_flight": plan.in_flight if plan.rate is None and not is_connects else None,
+        "message_bytes": None if is_connects else Messages(plan).size,
         "target_rate": plan.rate,
         "warm_up_seconds": plan.warm_up,
         "seconds": round(result.seconds, 6),
-        "counted": DONE[plan.mode],
+        "counted": result.counted,
         "count": result.done,
-        "count_per_second": round(result.rate, 1),
+        "count_per_second": _rate(result.done, result),
         "sent": result.sent,
-        "sent_per_second": round(result.sent_rate, 1),
+        "sent_per_second": _rate(result.sent, result),
         "latency_seconds": {name: _durations(histogram) for name, histogram in result.latencies.items()},
-        "sent_late_seconds": None if result.lateness is None else _durations(result.lateness),
-        "handshakes": tally.handshakes,
-        "errors": {
-            "total": tally.errors,
-            "handshakes_failed": dict(tally.refused),
-            "closed": [
-                {"code": code, "reason": reason, "count": count} for (code, reason), count in tally.closes.most_common()
-            ],
-            "closes_unanswered": tally.unanswered_closes,
-            "publishes_failed": dict(tally.failed_publishes),
-            "unsent": tally.unsent,
-            "lost": tally.lost,
-            "duplicates": tally.duplicates,
-            "out_of_order": tally.out_of_order,
-            "wrong": tally.wrong,
-        },
-        "late": tally.late,
-        "others": tally.others,
+        "sent_late_seconds": None if plan.rate is None else _durations(result.lateness),
+        "handshakes": result.handshakes,
+        "errors": {"total": result.errors, **result.failures, **{name: result.counts[name] for name in _COUNTS}},
+        "others": result.counts["others"],
         "generator": {
             "cpu": round(result.cpu, 3),
             "waited_for_a_core": round(result.waited, 3),
-            "was_the_limit": result.is_generator_the_limit,
+            "was_the_limit": result.cpu >= BUSY,
             "event_loop": result.loop,
         },
         "interrupted": result.is_interrupted,
-        "cut_short": result.is_cut_short,
     }
+
+
+def problem_with(result: Result) -> str | None:
+    """The most severe error, and what to try; ``None``: there was none."""
+    for name, text in FAILURES.items():
+        if reasons := result.failures[name]:
+            reason = reasons.most_common(1)[0][0]
+            hint = next((f"; {hint}" for starts, hint in _HINTS.items() if reason.startswith(starts)), "")
+            url = mask_secrets(result.plan.publish if name == "publishes_failed" else result.plan.url)
+            return f"{reasons.total():,} {text}: {url}: {reason}{hint}"
+    for name, text in _COUNTS.items():
+        if result.counts[name]:
+            return f"{result.counts[name]:,} {text}"
+    return None if result.done else "nothing was received during the measurement; use a longer --seconds"
 
 
 def as_text(result: Result) -> str:
@@ -78,163 +153,76 @@ def as_text(result: Result) -> str:
     return "\n".join(_lines(result))
 
 
-def counted(number: int, word: str) -> str:
-    """``1 message``, ``2 messages``, ``1,000 messages``."""
-    return f"{number:,} {word}{'' if number == 1 else 'es' if word.endswith('sh') else 's'}"
-
-
 def _lines(result: Result) -> Iterator[str]:
-    plan, tally = result.plan, result.tally
-    done, sent = DONE[plan.mode], _SENT[plan.mode]
-    yield f"{plan.mode}  {plan.target.url}{_publisher(result)}"
-    yield _what(result)
+    plan, counts = result.plan, result.counts
+    publish = f"  published by {'POST ' if plan.posts else ''}{mask_secrets(plan.publish)}" if plan.publish else ""
+    yield f"{plan.mode}  {mask_secrets(plan.url)}{publish}"
+    yield f"{_load(plan)}; {result.seconds:.1f} s after {plan.warm_up:g} s of warm-up"
     yield ""
-    yield _row(done, f"{_number(result.rate)} per second, {result.done:,} in {result.seconds:.1f} s")
-    if plan.mode == "fan-out":
-        yield _row(sent, f"{_number(result.sent_rate)} per second")
-    if any(histogram.count for histogram in result.latencies.values()):
-        yield ""
-        yield _row("latency", "".join(f"{name:>11}" for name in (*PERCENTILES, "max")))
-        for name, histogram in result.latencies.items():
-            yield _row(name, "".join(f"{_milliseconds(value):>11}" for value in _values(histogram)))
-        if result.lateness is not None:
-            yield _row("sent late by", "".join(f"{_milliseconds(value):>11}" for value in _values(result.lateness)))
-        yield _row("", _meaning(result))
+    yield _row(result.counted, f"{_rate(result.done, result):,} per second, {result.done:,} in {result.seconds:.1f} s")
+    if plan.publish:
+        yield _row("publishes", f"{_rate(result.sent, result):,} per second")
+    yield ""
+    yield _row("latency", "".join(f"{name:>11}" for name in PERCENTILES))
+    late = {} if plan.rate is None else {"sent late by": result.lateness}
+    for name, histogram in (result.latencies | late).items():
+        yield _row(name, "".join(f"{_milliseconds(histogram.percentile(p)):>11}" for p in PERCENTILES.values()))
+    if plan.rate is None:
+        yield _row("", "closed loop: a stalled server is sent less, so a stall counts once; see --rate")
+    else:
+        yield _row("", "open loop: each latency counts from the time that the message was due")
     yield ""
     if plan.mode != "connects":
-        yield _row("messages", _messages(result))
-    yield _row("connections", _connections(result))
-    yield from _reasons("refused", tally.refused)
-    closes = Counter(
-        {f"{code} {reason or '(no reason given)'}": count for (code, reason), count in tally.closes.items()}
-    )
-    yield from _reasons("closed", closes)
-    yield from _reasons("not published", tally.failed_publishes)
-    yield _row(
-        "generator", f"{_percent(result.cpu)} of a core, {_percent(result.waited)} waiting for one; {result.loop}"
-    )
-    for note in _notes(result):
-        yield ""
-        yield textwrap.fill(f"note: {note}", _WIDTH, subsequent_indent="      ")
-
-
-def _what(result: Result) -> str:
-    plan = result.plan
-    lasting = f"{result.seconds:.1f} s after {plan.warm_up:g} s of warm-up"
-    if plan.mode == "connects":
-        what = f"{plan.connections:,} at a time" if plan.rate is None else f"{plan.rate:,g} a second"
-        return f"connect, Close, again; {what}; {lasting}"
-    size = f"{_size(result):,} bytes"
-    if plan.mode == "echo":
-        who = counted(plan.connections, "connection")
-        if plan.rate is not None:
-            return f"{who}; {plan.rate:,g} messages of {size} a second in all; {lasting}"
-        return f"{who}, each with {counted(plan.in_flight, 'message')} of {size} in flight; {lasting}"
-    who = counted(plan.connections, "subscriber")
-    if plan.rate is not None:
-        return f"{who}; {plan.rate:,g} messages of {size} a second; {lasting}"
-    return f"{who}; {counted(plan.in_flight, 'message')} of {size} in flight; {lasting}"
-
-
-def _publisher(result: Result) -> str:
-    plan = result.plan
-    if plan.publish is None:
-        return ""
-    return f"  published by {'POST ' if plan.posts else ''}{plan.publish.url}"
-
-
-def _meaning(result: Result) -> str:
-    if result.plan.rate is not None:
-        return "open loop: from the time that each was due, whatever became of those before it"
-    return "closed loop: a server that stalls is asked less meanwhile, so a stall counts once; see --rate"
-
-
-def _messages(result: Result) -> str:
-    tally, plan = result.tally, result.plan
-    parts = [f"{tally.lost:,} lost", f"{tally.duplicates:,} duplicates"]
-    if plan.is_numbered:
-        order = (
-            f"{tally.out_of_order:,} out of order" if plan.is_ordered else "order not checked: POSTs race each other"
-        )
-        parts.append(order)
-        parts.append(f"{tally.wrong:,} wrong")
-    else:
-        parts.append("only counted: --message has no {text}")
-    if tally.late:
-        parts.append(f"{tally.late:,} came too late")
-    if tally.others:
-        parts.append(f"{tally.others:,} others")
-    if tally.unsent:
-        parts.append(f"{tally.unsent:,} could not be sent")
-    return ", ".join(parts)
-
-
-def _connections(result: Result) -> str:
-    tally = result.tally
-    parts = [f"{tally.handshakes:,} opened", f"{tally.refused.total():,} refused", f"{tally.closes.total():,} closed"]
-    if tally.unanswered_closes:
-        parts.append(f"{tally.unanswered_closes:,} without an answer to Close")
-    return ", ".join(parts)
-
-
-def _reasons(word: str, reasons: "Counter[str]") -> Iterator[str]:
-    for reason, count in reasons.most_common(_MAX_REASONS):
-        yield _row(word, f"{count:,} × {reason}")
-    if len(reasons) > _MAX_REASONS:
-        yield _row(word, f"… and for {len(reasons) - _MAX_REASONS} other reasons")
-
-
-def _notes(result: Result) -> Iterator[str]:
-    if result.is_generator_the_limit:
-        yield "the generator had its core full: the rate is a lower bound, and the latencies are partly its own"
-    elif result.is_short_of_cores:
-        yield (
-            f"the generator waited for a core {_percent(result.waited)} of the time, which the server or others had: "
-            "the rate is a lower bound, and the latencies are partly its own"
-        )
-    if result.is_late:
-        yield "much of these latencies is the generator's own: it sent late, for want of a core"
-    if not result.keeps_up and result.seconds:
-        yield (
-            f"{_number(result.sent_rate)} a second were sent, not the {result.plan.rate:,g} of --rate: "
-            "these latencies grow with the time of the run"
-        )
+        names = ["lost", "duplicates", "out_of_order", "wrong"] if plan.is_numbered else ["lost", "duplicates"]
+        names += [name for name in ("unsent", "others") if counts[name]]
+        note = "" if plan.is_numbered else ", only counted: --message has no {text}"
+        note += "" if plan.is_ordered else ", order not checked: POSTs race"
+        yield _row("messages", ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names) + note)
+    refused, closed = (result.failures[name].total() for name in ("handshakes_failed", "closed"))
+    yield _row("connections", f"{result.handshakes:,} opened, {refused:,} refused, {closed:,} closed")
+    for name, reasons in result.failures.items():
+        for reason, count in reasons.most_common(MAX_REASONS):
+            yield _row(FAILURES[name].partition(" ")[2], f"{count:,} × {reason}")
+    yield _row("generator", f"{result.cpu:.0%} of a core, {result.waited:.0%} waiting for one; {result.loop}")
+    notes = []
+    if result.cpu >= BUSY:
+        notes.append("the generator used its core fully: the rate is a lower bound, the latencies are partly its own")
+    elif result.cpu + result.waited >= BUSY:
+        text = f"the generator waited for a core {result.waited:.0%} of the time, because other processes used it"
+        notes.append(f"{text}: the rate is a lower bound, the latencies are partly its own")
     if result.is_interrupted:
-        yield "interrupted: this is what there was until then"
-    elif result.is_cut_short:
-        yield "cut short: nobody was left to send or to receive"
+        notes.append("interrupted: these are the figures until then")
+    for note in notes:
+        yield ""
+        yield textwrap.fill(f"note: {note}", 100, subsequent_indent="      ")
+
+
+def _load(plan: Plan) -> str:
+    if plan.mode == "connects":
+        return (
+            f"connect, Close, repeat; {f'{plan.rate:,g} a second' if plan.rate else f'{plan.connections:,} at a time'}"
+        )
+    connections = f"{plan.connections:,} {'subscribers' if plan.publish else 'connections'}"
+    size = f"of {Messages(plan).size:,} bytes"
+    if plan.rate:
+        return f"{connections}; {plan.rate:,g} messages {size} a second in all"
+    return f"{connections}; {plan.in_flight:,} messages {size} in flight{'' if plan.publish else ' on each'}"
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name:<{_COLUMN}}{text}".rstrip()
+    return f"{name:<14}{text}".rstrip()
 
 
-def _values(histogram: Histogram) -> list[float]:
-    return [*(histogram.percentile(percent) for percent in PERCENTILES.values()), histogram.max]
+def _rate(count: int, result: Result) -> float:
+    rate = count / result.seconds if result.seconds else 0.0
+    return round(rate) if rate >= 100 else round(rate, 1)
 
 
 def _durations(histogram: Histogram) -> dict[str, float | int]:
-    values = zip((*PERCENTILES, "max"), _values(histogram), strict=True)
-    return {
-        "count": histogram.count,
-        "mean": round(histogram.mean, 7),
-        **{name: round(value, 7) for name, value in values},
-    }
+    values = {name: round(histogram.percentile(percent), 7) for name, percent in PERCENTILES.items()}
+    return {"count": histogram.count, "mean": round(histogram.mean, 7), **values}
 
 
 def _milliseconds(seconds: float) -> str:
     milliseconds = seconds * 1000
-    digits = 3 if milliseconds < 1 else 2 if milliseconds < 100 else 0
-    return f"{milliseconds:,.{digits}f} ms"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.0f} %"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
-
-
-def _size(result: Result) -> int:
-    return Messages(result.plan.message, size=result.plan.size).size
+    return f"{milliseconds:,.{3 if milliseconds < 1 else 2 if milliseconds < 100 else 0}f} ms"

@@ -1,169 +1,144 @@
-"""A run from its first handshake to its last Close frame."""
+"""One run, from the first handshake to the last Close frame."""
 
 import asyncio
 import gc
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from time import perf_counter
+from pathlib import Path
+from time import perf_counter, process_time
 from typing import final
 
-from microws.bench.connects import Connects
-from microws.bench.echo import Echo
-from microws.bench.effort import Effort
-from microws.bench.fan_out import FanOut
-from microws.bench.pace import Pace
+from microws.bench.load import Connects, Messaging
 from microws.bench.plan import Plan
-from microws.bench.result import Result
-from microws.bench.scenario import Scenario
+from microws.bench.report import Result
 
-__all__ = ["Progress", "measure"]
+__all__ = ["measure"]
 
-# Seconds between two looks at what has been waited for too long, and at the clock.
+# Seconds between two checks for messages that are overdue.
 STEP = 0.1
+# Seconds between two checks for messages that are due, and the most that are sent at each.
+PACE = 0.00025
+MAX_BURST = 256
+# Linux: nanoseconds that the main thread has run, and those that it was ready to run and had no core.
+SCHEDULER = Path("/proc/self/schedstat")
 
-_SCENARIOS: dict[str, Callable[[Plan], Scenario]] = {"echo": Echo, "fan-out": FanOut, "connects": Connects}
+
+async def measure(plan: Plan, status: Callable[[str], None] = lambda text: None) -> Result:
+    """
+    Run ``plan``. Each wait has a limit: ``plan.timeout`` or ``plan.seconds``.
+
+    Cancelled, as ``asyncio.Runner`` does on Ctrl-C, it returns what was measured until then.
+
+    Args:
+        status: Called now and then with a line for the terminal.
+    """
+    result = Result(plan=plan, loop=type(asyncio.get_running_loop()).__module__.partition(".")[0])
+    load = (Connects if plan.mode == "connects" else Messaging)(plan, result)
+    pace: _Pace | None = None
+    try:
+        await load.open(status)
+        if load.is_over:
+            return result
+        # The connections live until the end: the collector need not visit them again and again.
+        gc.freeze()
+        if plan.rate is not None:
+            pace = _Pace(plan.rate, load, result)
+        else:
+            load.start()
+        try:
+            await _wait(load, "warming up", plan.warm_up, status)
+            await _measure(load, status)
+        finally:
+            load.is_closed_loop = False
+            if pace is not None:
+                pace.stop()
+        # A connect is a handshake and a closing handshake, each with its own time-out.
+        end = perf_counter() + 2 * plan.timeout + STEP
+        while load.pending and perf_counter() < end:
+            status(f"waiting for {load.pending:,} pending")
+            await asyncio.sleep(STEP / 10)
+            load.give_up(perf_counter() - plan.timeout)
+    except asyncio.CancelledError:
+        result.is_interrupted = True
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+    finally:
+        gc.unfreeze()
+        await load.close()
+    return result
+
+
+async def _measure(load: Connects | Messaging, status: Callable[[str], None]) -> None:
+    result = load.result
+    for histogram in (*result.latencies.values(), result.lateness):
+        histogram.clear()
+    load.done = load.sent = 0
+    start, cpu, waited = perf_counter(), process_time(), _waited()
+    try:
+        await _wait(load, "measuring", load.plan.seconds, status)
+    finally:
+        result.done, result.sent = load.done, load.sent
+        result.seconds = perf_counter() - start
+        result.cpu = (process_time() - cpu) / result.seconds
+        result.waited = (_waited() - waited) / result.seconds
+
+
+async def _wait(load: Connects | Messaging, phase: str, seconds: float, status: Callable[[str], None]) -> None:
+    """Let ``seconds`` pass; give up overdue messages, and show the progress."""
+    start = perf_counter()
+    while not load.is_over and (left := start + seconds - perf_counter()) > 0:
+        status(f"{phase}  {seconds - left:.0f} of {seconds:g} s  {load.done:,} {load.result.counted}")
+        await asyncio.sleep(min(left, STEP))
+        load.give_up(perf_counter() - load.plan.timeout)
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class _Pace:
     """
-    How far a run is.
+    The open loop: sends by the clock, whatever comes back. The first message is due now.
 
-    Attributes:
-        phase: ``connecting``, ``warming up``, ``measuring`` or ``finishing``.
-        done: Connections, or seconds.
-        total: Of them.
-        rate: Answers, deliveries or connects a second, of late.
+    A thread watches the clock, because the timers of event loops count whole milliseconds, which is longer than many
+    answers take.
     """
 
-    phase: str
-    done: float
-    total: float
-    rate: float = 0.0
+    def __init__(self, rate: float, load: Connects | Messaging, result: Result) -> None:
+        self._rate = rate
+        self._load = load
+        self._result = result
+        self._sent = 0
+        self._start = perf_counter()
+        self._stopped = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._watch, name="microws bench", daemon=True)
+        self._thread.start()
 
-
-async def measure(plan: Plan, *, told: Callable[[Progress], None], stop: asyncio.Event) -> Result:
-    """
-    Measure. Every wait in it has a limit: ``plan.timeout``, or ``plan.seconds``.
-
-    Args:
-        told: Called now and then.
-        stop: Set it to end the run; what was measured until then is returned.
-    """
-    return await _Run(plan, told, stop).run()
-
-
-class _Run:
-    def __init__(self, plan: Plan, told: Callable[[Progress], None], stop: asyncio.Event) -> None:
-        self._plan = plan
-        self._told = told
-        self._stop = stop
-        self._scenario = _SCENARIOS[plan.mode](plan)
-        self._pace = None if plan.rate is None else Pace(plan.rate, self._scenario.send)
-        self._result = Result(
-            plan=plan,
-            latencies=self._scenario.latencies,
-            lateness=self._pace and self._pace.lateness,
-            tally=self._scenario.tally,
-            loop="uvloop" if type(asyncio.get_running_loop()).__module__.startswith("uvloop") else "asyncio",
-        )
-
-    async def run(self) -> Result:
-        scenario, result = self._scenario, self._result
-        try:
-            if await self._open():
-                self._begin()
-                try:
-                    await self._pass("warming up", self._plan.warm_up)
-                    if not self._is_over:
-                        await self._measure()
-                finally:
-                    self._end()
-                await self._finish()
-        finally:
-            gc.unfreeze()
-            await scenario.close()
-        result.is_interrupted = self._stop.is_set()
-        return result
-
-    async def _open(self) -> bool:
-        """Connect, or be stopped."""
-        connections = self._plan.connections
-
-        def told(opened: int) -> None:
-            self._told(Progress(phase="connecting", done=opened, total=connections))
-
-        opening = asyncio.ensure_future(self._scenario.open(told))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait([opening, stopped], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            opening.cancel()
-            await asyncio.wait([opening, stopped])
-        return not opening.cancelled() and opening.result()
-
-    def _begin(self) -> None:
-        # What the connections are made of stays until the end: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        if self._pace is None:
-            self._scenario.start()
-        else:
-            self._pace.start()
+    def stop(self) -> None:
+        """Send what is due now, and nothing more; count what could not be sent."""
+        self._stopped.set()
+        self._thread.join()
+        self._send_due()
+        self._result.counts["unsent"] = self._due - self._sent
 
     @property
-    def _is_over(self) -> bool:
-        return self._stop.is_set() or self._scenario.is_over
+    def _due(self) -> int:
+        return int((perf_counter() - self._start) * self._rate) + 1
 
-    async def _measure(self) -> None:
-        scenario, result = self._scenario, self._result
-        for histogram in scenario.latencies.values():
-            histogram.clear()
-        if self._pace is not None:
-            self._pace.lateness.clear()
-        done, sent, start, effort = scenario.done, scenario.tally.sent, perf_counter(), Effort()
-        await self._pass("measuring", self._plan.seconds)
-        result.seconds = perf_counter() - start
-        result.done = scenario.done - done
-        result.sent = scenario.tally.sent - sent
-        result.cpu, result.waited = effort.shares()
-        result.is_cut_short = scenario.is_over
+    def _watch(self) -> None:
+        while not self._stopped.wait(max(PACE, self._start + self._sent / self._rate - perf_counter())):
+            self._loop.call_soon_threadsafe(self._send_due)
 
-    def _end(self) -> None:
-        self._scenario.stop()
-        if self._pace is not None:
-            self._scenario.tally.unsent = self._pace.stop()
+    def _send_due(self) -> None:
+        for number in range(self._sent, min(self._due, self._sent + MAX_BURST)):
+            due = self._start + number / self._rate
+            if not self._load.send(due):
+                break
+            self._sent += 1
+            self._result.lateness.record(perf_counter() - due)
 
-    async def _finish(self) -> None:
-        """Wait for what is under way."""
-        scenario = self._scenario
-        # A connect is a handshake and a Close frame, each with a limit of its own; nothing else takes so long.
-        end = perf_counter() + self._plan.open_timeout + self._plan.timeout + STEP
-        while scenario.under_way and perf_counter() < end and not self._stop.is_set():
-            self._told(Progress(phase="finishing", done=0, total=scenario.under_way))
-            await self._pause(STEP / 10)
-            scenario.give_up(perf_counter() - self._plan.timeout)
 
-    async def _pass(self, phase: str, seconds: float) -> None:
-        """Let time pass, look after what takes too long, and tell how far it is."""
-        scenario = self._scenario
-        start = before = perf_counter()
-        done = scenario.done
-        rate = 0.0
-        while not self._is_over and (left := start + seconds - perf_counter()) > 0:
-            await self._pause(min(left, STEP))
-            now = perf_counter()
-            scenario.give_up(now - self._plan.timeout)
-            if now - before >= 0.5:
-                rate = (scenario.done - done) / (now - before)
-                before, done = now, scenario.done
-            self._told(Progress(phase=phase, done=min(now - start, seconds), total=seconds, rate=rate))
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            pass
+def _waited() -> float:
+    try:
+        return int(SCHEDULER.read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0

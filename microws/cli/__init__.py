@@ -43,7 +43,7 @@ def command_parser(command: str | None) -> Parser:
 
         return run_parser()
     if command == "bench":
-        from microws.cli.bench_options import bench_parser
+        from microws.cli.bench import bench_parser
 
         return bench_parser()
     parser = Parser(

@@ -31,7 +31,6 @@ FLOORS = {
 DEFERRED = {
     # Each subcommand is imported when it is chosen.
     "cli -> cli.bench",
-    "cli -> cli.bench_options",
     "cli -> cli.options",
     "cli -> cli.run",
     "cli -> hints",

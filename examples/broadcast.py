@@ -1,5 +1,5 @@
 """
-Broadcast: whatever one client sends, or POSTs, everybody gets, over WebSockets and as server-sent events.
+Broadcast: every client gets each message that is sent or POSTed, over a WebSocket or as a server-sent event.
 
     microws run examples/broadcast.py
 
@@ -123,7 +123,7 @@ PAGE = """\
   }
   connect();
 
-  // An EventSource comes back by itself.
+  // An EventSource reconnects by itself.
   const source = new EventSource("events");
   source.onopen = () => setConnected("events", true, "Connected");
   source.onerror = () => setConnected("events", false, "Disconnected. Trying again …");

@@ -1,9 +1,9 @@
 """
-Chat: rooms, each with a page and a WebSocket at the same path. Needs the extra "templates" (Jinja2).
+Chat: each room has a page and a WebSocket at the same path. This example needs the extra "templates" (Jinja2).
 
     microws run examples/chat.py
 
-Then open http://127.0.0.1:8000/ in two windows, and chat. http://127.0.0.1:8000/rooms/tea is another room.
+Then open http://127.0.0.1:8000/ in two windows. http://127.0.0.1:8000/rooms/tea is another room.
 """
 
 from microws import App
@@ -21,19 +21,19 @@ async def page(request, room="lobby"):
 async def chat(ws, room):
     name = name_of(ws)
     if not name:
-        await ws.reject(400, "who are you? add ?name=… to the address")
+        await ws.reject(400, "expected a name: add ?name=… to the address")
         return
 
-    async def tell(**message):
+    async def publish(**message):
         await app.publish(f"room:{room}", {"name": name, **message})
 
     async with ws:
-        await tell(event="joined")
+        await publish(event="joined")
         try:
             async for text in ws:
-                await tell(text=text)
+                await publish(text=text)
         finally:
-            await tell(event="left")
+            await publish(event="left")
 
 
 def name_of(connection):

@@ -1,9 +1,9 @@
 """
-Duplex: while the view counts the lines that a client sends, a task of its own reports the count each second.
+Duplex: the view counts the lines that its client sends, while a task sends the count once a second.
 
     microws run examples/duplex.py
 
-Clients need a subprotocol and a header. There is one at the end of this file; run it in a second terminal:
+A client must offer a subprotocol and send a header. Run the client at the end of this file in a second terminal:
 
     python examples/duplex.py
 """
@@ -24,10 +24,10 @@ app = App()
 @app.websocket_route("/meter", send_type="json", subprotocols=[PROTOCOL])
 async def meter(ws):
     if not compare_digest(ws.headers.get("authorization", "").encode(), AUTHORIZATION.encode()):
-        await ws.reject(401, "wrong or no token", headers={"WWW-Authenticate": "Bearer"})
+        await ws.reject(401, "wrong or missing token", headers={"WWW-Authenticate": "Bearer"})
         return
     if PROTOCOL not in ws.subprotocols:
-        await ws.reject(400, f"offer the subprotocol {PROTOCOL}")
+        await ws.reject(400, f"expected the subprotocol {PROTOCOL}")
         return
 
     lines = 0

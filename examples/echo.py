@@ -1,9 +1,9 @@
 """
-Echo: whatever a client sends comes back, on a page that reconnects by itself.
+Echo: the server returns each message, and the page reconnects by itself.
 
     microws run examples/echo.py
 
-Then open http://127.0.0.1:8000/ in a browser, or talk to it in a second terminal:
+Then open http://127.0.0.1:8000/ in a browser, or send messages from a second terminal:
 
     python -m websockets ws://127.0.0.1:8000/echo
 """
@@ -46,7 +46,7 @@ PAGE = """\
 
 <h1>Echo</h1>
 <p role="status">Connecting …</p>
-<ol role="log" aria-label="What came back" tabindex="0"></ol>
+<ol role="log" aria-label="Echoes" tabindex="0"></ol>
 <form>
   <label>Message <input name="text" required autofocus autocomplete="off"></label>
   <button disabled>Send</button>

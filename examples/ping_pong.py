@@ -1,9 +1,9 @@
 """
-Ping-pong: JSON in, JSON out. A ping is answered by a pong, and a pong by a ping.
+Ping-pong: the server receives and sends JSON. It answers a ping with a pong, and a pong with a ping.
 
     microws run examples/ping_pong.py
 
-Then play, in a second terminal, by typing {"type": "ping"}:
+Then connect in a second terminal, and type {"type": "ping"}:
 
     python -m websockets ws://127.0.0.1:8000/ping-pong
 """
@@ -23,4 +23,4 @@ async def ping_pong(ws):
                 case {"type": "pong"}:
                     await ws.send({"type": "ping"})
                 case _:
-                    await ws.send({"type": "error", "detail": 'send {"type": "ping"} or {"type": "pong"}'})
+                    await ws.send({"type": "error", "detail": 'expected {"type": "ping"} or {"type": "pong"}'})

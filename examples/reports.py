@@ -1,13 +1,13 @@
 """
-Reports: a logging hook, and a WebSocket that wants a token as its first message.
+Reports: a hook logs each connection, and a WebSocket requires a token as its first message.
 
     microws run examples/reports.py
 
-Then open http://127.0.0.1:8000/ in a browser, or ask in a second terminal:
+Then open http://127.0.0.1:8000/ in a browser, or run the client in a second terminal:
 
     python examples/reports_client.py report1
 
-The token is "let-me-in", or what REPORTS_TOKEN says.
+The token is "let-me-in", or the value of REPORTS_TOKEN.
 """
 
 from datetime import UTC, datetime
@@ -28,8 +28,8 @@ async def log(ws):
     print(f"WebSocket connection on {ws.path}", flush=True)
 
 
-def needs_token(view):
-    """Run ``view`` only when the first message is the token, and comes within 5 seconds."""
+def requires_token(view):
+    """Run ``view`` only if the client sends the token as its first message, within 5 seconds."""
 
     @wraps(view)
     async def check_token(ws):
@@ -41,13 +41,13 @@ def needs_token(view):
             if compare_digest(token.encode(), TOKEN.encode()):
                 await view(ws)
             else:
-                await ws.close(CloseCode.POLICY_VIOLATION, "wrong token, or none")
+                await ws.close(CloseCode.POLICY_VIOLATION, "wrong or missing token")
 
     return check_token
 
 
 @app.websocket_route("/reports", send_type="json")
-@needs_token
+@requires_token
 async def reports(ws):
     async for name in ws:
         if name in REPORTS:
@@ -100,7 +100,7 @@ PAGE = """\
 <main>
   <section id="reports">
     <h2>/reports</h2>
-    <p role="status">Not connected: needs the token</p>
+    <p role="status">Not connected: enter the token</p>
     <ol role="log" aria-label="Reports" tabindex="0"></ol>
     <form id="login">
       <label>Token <input name="token" type="password" required autofocus autocomplete="off"></label>

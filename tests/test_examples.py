@@ -1,4 +1,4 @@
-"""Every example as a newcomer meets it: served by ``microws run``, over real sockets, its pages in a browser."""
+"""Every example, served by ``microws run``: its WebSockets over real sockets, its pages in a browser."""
 
 import json
 import os
@@ -23,7 +23,7 @@ HOSTILE = "<img src=x onerror=\"document.title='pwned'\">'\"</script>&{{ 7 * 7 }
 
 @pytest.fixture(scope="module")
 def serve():
-    """Each example's server, started when the first test asks for it."""
+    """Start the server of an example when the first test needs it."""
     with ExitStack() as stack:
         servers = {}
 
@@ -37,7 +37,7 @@ def serve():
 
 @pytest.fixture
 def server(serve, request):
-    """The server of the example that the test's class is about."""
+    """The server of the example that the class tests."""
     return serve(request.cls.example)
 
 
@@ -56,14 +56,14 @@ def send(ws, value):
 
 
 def closing_of(ws):
-    """The code and reason of the server's Close frame, which has to be the next thing that comes."""
+    """The code and reason of the server's Close frame, which must be the next frame."""
     with pytest.raises(ConnectionClosed) as caught:
-        pytest.fail(f"a message came instead: {ws.recv(LIMIT)!r}")
+        pytest.fail(f"expected a Close frame, got {ws.recv(LIMIT)!r}")
     return caught.value.rcvd.code, caught.value.rcvd.reason
 
 
 def rejection_of(server, path, **options):
-    """The response to a handshake that is refused."""
+    """The response to a rejected handshake."""
     with pytest.raises(InvalidStatus) as caught, joined(server, path, **options):
         pass
     response = caught.value.response
@@ -71,7 +71,7 @@ def rejection_of(server, path, **options):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_docstring_says_how_to_run_it(name):
+def test_docstring_has_the_command(name):
     text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     assert f"\n    microws run examples/{name}.py\n" in text
 
@@ -79,14 +79,14 @@ def test_the_docstring_says_how_to_run_it(name):
 class TestEcho:
     example = "echo"
 
-    def test_text_comes_back_in_order(self, server):
+    def test_messages_return_in_order(self, server):
         messages = ["hello", "", "héllo ✓ 🎉", "x" * 100_000, "\0", *map(str, range(200))]
         with joined(server, "/echo") as ws:
             for message in messages:
                 ws.send(message)
             assert [ws.recv(LIMIT) for _ in messages] == messages
 
-    def test_each_client_hears_only_itself(self, server):
+    def test_client_gets_only_its_own_messages(self, server):
         with ExitStack() as stack:
             clients = [stack.enter_context(joined(server, "/echo")) for _ in range(20)]
             for number, ws in enumerate(clients):
@@ -95,7 +95,7 @@ class TestEcho:
             with pytest.raises(TimeoutError):
                 clients[0].recv(0.1)
 
-    def test_a_binary_message_is_refused(self, server):
+    def test_binary_message_closes_with_1003(self, server):
         with joined(server, "/echo") as ws:
             ws.send(b"hello")
             assert closing_of(ws)[0] == 1003
@@ -104,13 +104,13 @@ class TestEcho:
 class TestPingPong:
     example = "ping_pong"
 
-    def test_ping_is_answered_by_pong_and_pong_by_ping(self, server):
+    def test_ping_gets_pong_and_pong_gets_ping(self, server):
         with joined(server, "/ping-pong") as ws:
             for sent, answer in [("ping", "pong"), ("pong", "ping"), ("ping", "pong")]:
                 send(ws, {"type": sent})
                 assert receive(ws) == {"type": answer}
 
-    def test_a_rally_between_two_clients_who_return_what_they_get(self, server):
+    def test_two_clients_play_a_rally(self, server):
         with joined(server, "/ping-pong") as ada, joined(server, "/ping-pong") as ben:
             ball = {"type": "ping"}
             for _ in range(10):
@@ -120,7 +120,7 @@ class TestPingPong:
             assert ball == {"type": "ping"}
 
     @pytest.mark.parametrize("value", [{"type": "pang"}, {"type": None}, {}, [], ["ping"], "ping", None, 1, True])
-    def test_anything_else_is_an_error_and_the_game_goes_on(self, server, value):
+    def test_other_json_gets_an_error_message(self, server, value):
         with joined(server, "/ping-pong") as ws:
             send(ws, value)
             assert receive(ws)["type"] == "error"
@@ -128,14 +128,14 @@ class TestPingPong:
             assert receive(ws) == {"type": "pong"}
 
     @pytest.mark.parametrize("text", ["", "ping", '{"type": "ping"', "[NaN]", '{"type": "\\ud800"}'])
-    def test_what_is_no_json_closes_with_1007(self, server, text):
+    def test_invalid_json_closes_with_1007(self, server, text):
         with joined(server, "/ping-pong") as ws:
             ws.send(text)
             code, reason = closing_of(ws)
             assert code == 1007
             assert reason
 
-    def test_a_binary_message_closes_with_1003(self, server):
+    def test_binary_message_closes_with_1003(self, server):
         with joined(server, "/ping-pong") as ws:
             ws.send(b'{"type": "ping"}')
             assert closing_of(ws)[0] == 1003
@@ -160,7 +160,7 @@ class TestBroadcast:
                 name, _, value = line.partition(":")
                 fields[name] = value.removeprefix(" ")
             else:
-                assert "event" not in fields, "a browser's onmessage would not get it"
+                assert "event" not in fields, "onmessage of a browser does not get named events"
                 if "data" in fields:
                     yield json.loads(fields["data"])
                 fields = {}
@@ -169,13 +169,13 @@ class TestBroadcast:
     def post(server, text):
         return httpx.post(f"{server.url}/messages", content=text, timeout=LIMIT)
 
-    def test_a_post_reaches_every_socket_and_every_event_stream(self, server):
+    def test_post_reaches_websockets_and_event_streams(self, server):
         with joined(server, "/ws") as ada, joined(server, "/ws") as ben, self.events(server) as events:
             assert self.post(server, '{"text": "hello"}').status_code == 202
             assert receive(ada) == receive(ben) == {"text": "hello"}
             assert next(events) == {"text": "hello"}
 
-    def test_a_post_is_told_how_many_subscribers_it_reached(self):
+    def test_post_returns_the_number_of_subscribers(self):
         with serving("examples/broadcast.py") as server:
             with joined(server, "/ws"):
                 with joined(server, "/ws"):
@@ -188,13 +188,13 @@ class TestBroadcast:
             server.wait_for_line('"WebSocket /ws .* closed ', times=2)
             assert self.post(server, '{"text": "hello"}').json() == {"subscribers": 0}
 
-    def test_what_a_socket_sends_reaches_all_and_itself(self, server):
+    def test_websocket_message_reaches_every_client(self, server):
         with joined(server, "/ws") as ada, joined(server, "/ws") as ben, self.events(server) as events:
             send(ada, {"text": "héllo\nyou"})
             assert receive(ada) == receive(ben) == {"text": "héllo\nyou"}
             assert next(events) == {"text": "héllo\nyou"}
 
-    def test_everybody_gets_all_messages_in_one_order(self, server):
+    def test_all_clients_get_messages_in_the_same_order(self, server):
         with ExitStack() as stack:
             sockets = [stack.enter_context(joined(server, "/ws")) for _ in range(5)]
             events = stack.enter_context(self.events(server))
@@ -228,7 +228,7 @@ class TestBroadcast:
             b"[" * 100_000,
         ],
     )
-    def test_a_bad_body_is_400_and_reaches_nobody(self, server, body):
+    def test_invalid_body_is_400_and_not_published(self, server, body):
         with joined(server, "/ws") as ws:
             response = self.post(server, body)
             assert response.status_code == 400
@@ -236,20 +236,20 @@ class TestBroadcast:
             self.post(server, '{"text": "after"}')
             assert receive(ws) == {"text": "after"}
 
-    def test_a_body_that_is_too_large_is_413(self, server):
+    def test_large_body_is_413(self, server):
         assert self.post(server, json.dumps({"text": "x" * (1 << 20)})).status_code == 413
 
     @pytest.mark.parametrize(
         ("message", "code"), [("hello", 1007), ("[]", 3400), ('{"text": 1}', 3400), (b'{"text": "hello"}', 1003)]
     )
-    def test_a_bad_message_closes_its_own_socket_and_reaches_nobody(self, server, message, code):
+    def test_invalid_message_closes_and_is_not_published(self, server, message, code):
         with joined(server, "/ws") as ada, joined(server, "/ws") as ben:
             ada.send(message)
             assert closing_of(ada)[0] == code
             send(ben, {"text": "still here"})
             assert receive(ben) == {"text": "still here"}
 
-    def test_a_foreign_page_may_neither_post_nor_connect(self, server):
+    def test_foreign_origin_cannot_post_or_connect(self, server):
         response = httpx.post(f"{server.url}/messages", json={"text": "spam"}, headers={"Origin": "https://evil.test"})
         assert response.status_code == 403
         assert rejection_of(server, "/ws", origin="https://evil.test")[0] == 403
@@ -286,7 +286,7 @@ class TestReports:
         assert response.headers["content-type"] == "application/json"
         assert response.json() == {"hello": "world"}
 
-    def test_echo_answers_with_the_message_and_the_date(self, server):
+    def test_echo_returns_the_message_and_the_date(self, server):
         with joined(server, "/echo") as ws:
             for message in ["hello", "", '{"a": 1}', "héllo"]:
                 ws.send(message)
@@ -309,51 +309,51 @@ class TestReports:
             assert receive(ben) == {"report": "Report 3"}
 
     @pytest.mark.parametrize("token", ["wrong", "", TOKEN.upper(), f"{TOKEN} ", "ü", TOKEN.encode(), b"\xff"])
-    def test_a_wrong_token_closes_with_1008_and_the_view_never_runs(self, server, token):
+    def test_wrong_token_closes_with_1008(self, server, token):
         with joined(server, "/reports") as ws:
             ws.send(token)
             try:
                 ws.send("report1")
             except ConnectionClosed:
                 pass
-            assert closing_of(ws) == (1008, "wrong token, or none")
+            assert closing_of(ws) == (1008, "wrong or missing token")
 
-    def test_a_late_token_closes_with_1008_after_5_seconds(self, server):
+    def test_missing_token_closes_with_1008_after_5_seconds(self, server):
         with joined(server, "/reports") as ws:
             began = time.monotonic()
-            assert closing_of(ws) == (1008, "wrong token, or none")
+            assert closing_of(ws) == (1008, "wrong or missing token")
             assert 4.5 < time.monotonic() - began < 5 + LIMIT
 
-    def test_a_client_that_leaves_before_its_token_troubles_nobody(self, server):
+    def test_disconnect_before_the_token_affects_no_other_client(self, server):
         with joined(server, "/reports"):
             pass
         with self.authenticated(server) as ws:
             ws.send("report1")
             assert receive(ws) == {"report": "Report 1"}
 
-    def test_each_connection_is_printed_with_its_path(self, server):
+    def test_hook_prints_the_path_of_each_connection(self, server):
         echo, reports = "^WebSocket connection on /echo$", "^WebSocket connection on /reports$"
         echoes, reported = len(server.find_lines(echo)), len(server.find_lines(reports))
         with joined(server, "/echo"), joined(server, "/reports"), joined(server, "/echo"):
             server.wait_for_line(echo, times=echoes + 2)
             server.wait_for_line(reports, times=reported + 1)
 
-    def test_the_client_prints_the_reports_that_it_was_asked_for(self, server):
+    def test_client_prints_the_named_reports(self, server):
         result = self.run_client(server, "report1", "report9", "report3")
         assert (result.returncode, result.stdout) == (0, "Report 1\nreport not found\nReport 3\n")
 
-    def test_the_client_asks_for_names_until_the_input_ends(self, server):
+    def test_client_prompts_until_the_input_ends(self, server):
         result = self.run_client(server, typed="report2\nreport1\n")
         assert (result.returncode, result.stdout.replace("report: ", "")) == (0, "Report 2\nReport 1\n")
 
-    def test_the_client_says_that_its_token_was_refused(self, server):
+    def test_client_reports_a_rejected_token(self, server):
         result = self.run_client(server, "report1", token="wrong")
         assert result.returncode == 1
         assert "1008" in result.stderr
-        assert "wrong token, or none" in result.stderr
+        assert "wrong or missing token" in result.stderr
         assert "Traceback" not in result.stderr
 
-    def test_the_client_says_that_no_server_is_there(self, server):
+    def test_client_reports_a_missing_server(self, server):
         result = self.run_client(server, "report1", "--url", "ws://127.0.0.1:1/reports")
         assert result.returncode == 1
         assert "ws://127.0.0.1:1/reports" in result.stderr
@@ -363,7 +363,7 @@ class TestReports:
 class TestChat:
     example = "chat"
 
-    def test_a_room_hears_what_its_members_say_in_one_order(self, server):
+    def test_room_gets_messages_in_one_order(self, server):
         with joined(server, "/rooms/order?name=Ada") as ada:
             assert receive(ada) == {"name": "Ada", "event": "joined"}
             with joined(server, "/rooms/order?name=Ben") as ben:
@@ -378,7 +378,7 @@ class TestChat:
                     assert said == [f"{letter}{number}" for number in range(50)]
             assert receive(ada) == {"name": "Ben", "event": "left"}
 
-    def test_rooms_do_not_hear_each_other(self, server):
+    def test_rooms_are_separate(self, server):
         with joined(server, "/rooms/tea?name=Ada") as tea, joined(server, "/rooms/t%C3%A9%2Fa?name=Ben") as other:
             assert receive(tea)["name"] == "Ada"
             other.send("hello")
@@ -390,34 +390,34 @@ class TestChat:
             assert receive(tea) == {"name": "Ada", "text": "alone"}
 
     @pytest.mark.parametrize("query", ["", "?name=", "?name=%20%09", "?nom=Ada"])
-    def test_nobody_chats_without_a_name(self, server, query):
+    def test_missing_name_is_400(self, server, query):
         status, _, body = rejection_of(server, f"/rooms/tea{query}")
         assert status == 400
         assert "name=" in body
 
-    def test_a_name_has_at_most_32_characters(self, server):
+    def test_name_is_cut_to_32_characters(self, server):
         with joined(server, f"/rooms/long?name={'x' * 100}") as ws:
             assert receive(ws)["name"] == "x" * 32
 
-    def test_a_room_whose_name_is_no_topic_is_400(self, server):
+    def test_invalid_room_name_is_400(self, server):
         assert rejection_of(server, f"/rooms/{'x' * 300}?name=Ada")[0] == 400
         assert rejection_of(server, "/rooms/a%0Ab?name=Ada")[0] == 400
 
-    def test_a_binary_message_closes_with_1003_and_the_others_are_told(self, server):
+    def test_binary_message_closes_and_publishes_left(self, server):
         with joined(server, "/rooms/binary?name=Ada") as ada, joined(server, "/rooms/binary?name=Ben") as ben:
             ben.send(b"hello")
             assert [receive(ben)["event"] for _ in range(2)] == ["joined", "left"]
             assert closing_of(ben)[0] == 1003
             assert [receive(ada)["event"] for _ in range(3)] == ["joined", "joined", "left"]
 
-    def test_a_room_is_a_page_and_a_websocket_at_the_same_path(self, server):
+    def test_page_and_websocket_share_a_path(self, server):
         response = httpx.get(f"{server.url}/rooms/tea")
         assert response.headers["content-type"] == "text/html; charset=utf-8"
         assert "<h1>tea</h1>" in response.text
         with joined(server, "/rooms/tea?name=Ada") as ws:
             assert receive(ws) == {"name": "Ada", "event": "joined"}
 
-    def test_the_page_at_the_root_is_the_lobby(self, server):
+    def test_root_page_is_the_lobby(self, server):
         page = httpx.get(f"{server.url}/", params={"name": "Ada"}).text
         assert "<h1>lobby</h1>" in page
         assert '"/rooms/lobby"' in page
@@ -437,12 +437,12 @@ class TestDuplex:
     def metering(self, server):
         return joined(server, "/meter", subprotocols=["other", "meter.v1"], **self.credentials)
 
-    def test_reports_come_though_nothing_is_sent(self, server):
+    def test_reports_arrive_without_input(self, server):
         with self.metering(server) as ws:
             assert ws.subprotocol == "meter.v1"
             assert [receive(ws), receive(ws)] == [{"lines": 0}, {"lines": 0}]
 
-    def test_lines_are_counted_though_no_report_is_read(self, server):
+    def test_lines_are_counted_while_no_report_is_read(self, server):
         with self.metering(server) as ada, self.metering(server) as ben:
             for number in range(500):
                 ada.send(f"line {number}")
@@ -454,22 +454,22 @@ class TestDuplex:
     @pytest.mark.parametrize(
         "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer let-me-in\u00fc"}]
     )
-    def test_without_the_header_it_is_401(self, server, headers):
+    def test_missing_or_wrong_header_is_401(self, server, headers):
         status, answer, body = rejection_of(server, "/meter", subprotocols=["meter.v1"], additional_headers=headers)
-        assert (status, answer["www-authenticate"], body) == (401, "Bearer", "wrong or no token")
+        assert (status, answer["www-authenticate"], body) == (401, "Bearer", "wrong or missing token")
 
     @pytest.mark.parametrize("subprotocols", [None, ["meter.v2"], ["METER.v1"]])
-    def test_without_the_subprotocol_it_is_400(self, server, subprotocols):
+    def test_missing_or_wrong_subprotocol_is_400(self, server, subprotocols):
         status, _, body = rejection_of(server, "/meter", subprotocols=subprotocols, **self.credentials)
-        assert (status, body) == (400, "offer the subprotocol meter.v1")
+        assert (status, body) == (400, "expected the subprotocol meter.v1")
 
-    def test_a_binary_message_closes_with_1003(self, server):
+    def test_binary_message_closes_with_1003(self, server):
         with self.metering(server) as ws:
             assert receive(ws) == {"lines": 0}
             ws.send(b"line")
             assert closing_of(ws)[0] == 1003
 
-    def test_its_own_client_sends_and_shows_reports(self, server):
+    def test_client_of_the_example_prints_reports(self, server):
         result = subprocess.run(
             [sys.executable, "-c", "import sys, duplex; duplex.client(sys.argv[1])", f"{server.ws_url}/meter"],
             cwd=ROOT / "examples",
@@ -481,7 +481,7 @@ class TestDuplex:
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.endswith('{"lines":1000}\n')
 
-    def test_plain_http_is_told_to_upgrade(self, server):
+    def test_plain_http_is_426(self, server):
         assert httpx.get(f"{server.url}/meter").status_code == 426
 
 
@@ -494,7 +494,7 @@ def browser():
 
 @pytest.fixture
 def open_tab(browser):
-    """``open_tab(url)``: a page in a tab of its own. No page may raise an error, or ask anything of another host."""
+    """``open_tab(url)`` opens a page in a new tab. No page may raise an error or request another host."""
     with ExitStack() as stack:
         errors = []
 
@@ -525,7 +525,7 @@ def connected(page):
 
 
 class TestPages:
-    def test_echo_shows_what_came_back(self, serve, open_tab):
+    def test_echo_shows_the_echoes(self, serve, open_tab):
         page = connected(open_tab(serve("echo").url))
         lines = page.get_by_role("listitem")
         say(page, "hello")
@@ -539,7 +539,7 @@ class TestPages:
         expect(lines).to_have_text(["hello", "by the Enter key", HOSTILE])
         expect(page).to_have_title("Echo")
 
-    def test_broadcast_shows_in_both_tabs_what_either_sends_or_posts(self, serve, open_tab):
+    def test_broadcast_shows_every_message_in_both_tabs(self, serve, open_tab):
         server = serve("broadcast")
         ada, ben = tabs = [connected(open_tab(server.url)) for _ in range(2)]
         for page in tabs:
@@ -557,19 +557,19 @@ class TestPages:
                 expect(page.locator(f"{panel} li")).to_have_text(["from Ada", "from Ben", HOSTILE])
             expect(page).to_have_title("Broadcast")
 
-    def test_broadcast_says_that_a_post_failed_and_keeps_the_text(self, open_tab):
+    def test_broadcast_keeps_the_text_of_a_failed_post(self, open_tab):
         with serving("examples/broadcast.py") as server:
             page = connected(open_tab(server.url))
         say(page, "hello", button="POST")
         expect(page.locator("#result")).to_contain_text("Not posted: ")
         expect(page.get_by_role("textbox")).to_have_value("hello")
 
-    def test_reports_wants_the_token_and_then_finds_reports(self, serve, open_tab):
+    def test_reports_requires_the_token(self, serve, open_tab):
         page = open_tab(serve("reports").url)
         reports = page.locator("#reports")
         expect(page.get_by_label("Report", exact=True)).to_be_hidden()
         say(page, "wrong", label="Token", button="Connect")
-        expect(reports.get_by_role("status")).to_have_text("Refused: wrong token, or none (1008)")
+        expect(reports.get_by_role("status")).to_have_text("Refused: wrong or missing token (1008)")
         say(page, TOKEN, label="Token", button="Connect")
         connected(page)
         expect(page.get_by_label("Token")).to_be_hidden()
@@ -577,14 +577,14 @@ class TestPages:
         say(page, "report9", label="Report", button="Ask")
         expect(reports.get_by_role("listitem")).to_have_text(['{"report":"Report 1"}', '{"error":"report not found"}'])
 
-    def test_reports_has_an_echo_that_wants_no_token(self, serve, open_tab):
+    def test_reports_has_an_echo_without_a_token(self, serve, open_tab):
         page = open_tab(serve("reports").url)
         echo = page.locator("#echo")
         expect(echo.get_by_role("status")).to_have_text("Connected")
         say(page, "hello")
         expect(echo.get_by_role("listitem")).to_have_text(re.compile(r'\{"message":"hello","date":".+"\}'))
 
-    def test_chat_shows_who_says_what_in_every_tab_of_a_room(self, serve, open_tab):
+    def test_chat_shows_messages_in_every_tab_of_a_room(self, serve, open_tab):
         server = serve("chat")
         ada, ben = open_tab(server.url), open_tab(f"{server.url}/rooms/lobby")
         say(ada, "Ada", label="Your name", button="Join")
@@ -604,7 +604,7 @@ class TestPages:
         ben.get_by_role("link", name="lobby").click()
         expect(ada.get_by_role("listitem").last).to_have_text("Ben joined")
 
-    def test_chat_shows_names_rooms_and_messages_as_text_only(self, serve, open_tab):
+    def test_chat_shows_names_and_messages_as_text(self, serve, open_tab):
         url = f"{serve('chat').url}/rooms/{HOSTILE.replace('/', '%2F')}"
         name = HOSTILE[:32]
         ada = open_tab(url)
@@ -617,7 +617,7 @@ class TestPages:
         expect(ada).to_have_title(f"{HOSTILE} – Chat")
 
     @pytest.mark.parametrize("name", ["echo", "broadcast", "reports", "chat"])
-    def test_a_page_says_that_its_connection_is_lost_and_comes_back_by_itself(self, open_tab, name):
+    def test_page_shows_a_lost_connection_and_reconnects(self, open_tab, name):
         with serving(f"examples/{name}.py", REPORTS_TOKEN=TOKEN) as server:
             page = open_tab(f"{server.url}?name=Ada" if name == "chat" else server.url)
             if name == "reports":

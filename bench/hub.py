@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Checks what the hub bears: clients that do not read, ten thousand that do, a publisher far ahead. See README.md."""
+"""Checks the hub: clients that do not read, ten thousand that do, a publisher far ahead. See bench/README.md."""
 
 import argparse
 import json

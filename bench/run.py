@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures microws next to frameworks on one server, next to servers, or next to all that fan out. See README.md."""
+"""Compares microws with frameworks on one server, with other servers, or with other fan-outs. See bench/README.md."""
 
 import argparse
 import json

@@ -352,7 +352,9 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, PROJECT / "bench/README.md"], ids=lambda page: str(page.relative_to(PROJECT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, *PROJECT.glob("*/README.md")], ids=lambda page: str(page.relative_to(PROJECT))
+)
 def test_links_and_images_resolve(page: Path) -> None:
     for target in _LINK.findall(_BLOCK.sub("", page.read_text())):
         url, _, anchor = target.partition("#")
@@ -374,10 +376,12 @@ def test_page_of_the_site_links_relatively_to_other_pages_only(page: Path) -> No
     assert [link for link in links if "/" in link] == []
 
 
-@pytest.mark.parametrize("source", sorted((PROJECT / "microws").rglob("*.py")), ids=name_of)
-def test_docs_that_a_docstring_cites_exist(source: Path) -> None:
-    for page, heading in re.findall(r'(docs/[a-z-]+\.md), "([^"]+)"', source.read_text()):
-        assert re.search(rf"^#+ {re.escape(heading)}$", (PROJECT / page).read_text(), re.MULTILINE)
+@pytest.mark.parametrize("folder", ["microws", "tests", "bench"])
+def test_docs_that_the_code_cites_exist(folder: str) -> None:
+    for source in (PROJECT / folder).rglob("*.py"):
+        for page, heading in re.findall(r'((?:docs|bench)/[A-Za-z-]+\.md)(?:, "([^"]+)")?', source.read_text()):
+            headings = re.findall(r"^#+ (.*)$", (PROJECT / page).read_text(), re.MULTILINE)
+            assert not heading or heading in headings, f"{source}: {page}, {heading!r}"
 
 
 # The reference

@@ -2,7 +2,6 @@
 
 from base64 import b64encode
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -11,7 +10,7 @@ import anyio
 
 from microws.codec import MessageCodec
 from microws.errors import Overflow
-from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic, gap_marker
+from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic
 from microws.interfaces import Frame
 from microws.sse import GAP, ServerSentEvent, as_chunk, event_codec
 
@@ -20,8 +19,15 @@ __all__ = ["EventName", "Stream", "Subscription"]
 EventName: TypeAlias = str | Callable[[str], str | None] | None
 
 _numbers = count(1)
-# What stands where messages were dropped; the second one is a chunk of HTTP/1.1.
-_MARKERS = tuple(partial(gap_marker, frame=Frame(data, is_encoded=True)) for data in (GAP, as_chunk(GAP)))
+
+
+def _marker(gap: bytes) -> Callable[[str, TopicSettings], Published]:
+    frame = Frame(gap, is_encoded=True)
+    return lambda topic, settings: Published(frame, topic, settings, is_gap=True)
+
+
+# The gap marker of an event stream; the second one is a chunk of HTTP/1.1.
+_MARKERS = (_marker(GAP), _marker(as_chunk(GAP)))
 
 
 class _Queue:
@@ -83,7 +89,7 @@ class _Queue:
 
 
 def _gap(topic: str, settings: TopicSettings) -> Published:
-    return gap_marker(topic, settings, Frame(""))
+    return Published(Frame(""), topic, settings, is_gap=True)
 
 
 class Subscription:

@@ -126,15 +126,13 @@ async def test_what_was_flushed_or_forgotten_meanwhile_leaves_once_or_not_at_all
 
 
 @pytest.mark.parametrize("failure", [OSError("what became of some writes is unknown"), MemoryError()])
-async def test_whoever_may_have_lost_something_to_an_error_in_a_bulk_write_is_closed(monkeypatch, failure):
+async def test_connections_of_a_failed_bulk_write_are_closed_with_1011(monkeypatch, caplog, failure):
     class Bulk:
         def write(self, data, sockets):
             if 200 in sockets:
                 raise failure
 
     monkeypatch.setattr("microws.connection.bulk_writes.AioContext", Bulk)
-    errors = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(3 * MAX_SOCKETS)]
     for number, outbox in enumerate(outboxes):
         outbox.sink.socket = number
@@ -142,7 +140,7 @@ async def test_whoever_may_have_lost_something_to_an_error_in_a_bulk_write_is_cl
     flusher.put(published("1"), [*outboxes, alone])
     while not alone.sink.writes:
         await turn()
-    assert errors == [failure]
+    assert [record.exc_info[1] for record in caplog.records] == [failure]
     closed = [outbox.sink.closed for outbox in outboxes]
     assert closed == [None] * MAX_SOCKETS + [(1011, "internal error")] * 2 * MAX_SOCKETS
     assert alone.sink.writes == [frames("1")]
@@ -215,12 +213,10 @@ async def test_what_does_not_fit_in_a_turn_leaves_in_the_next():
         assert [len(outbox.sink.writes) for outbox in (*large, *others)] == [1] * 356
 
 
-async def test_a_connection_that_cannot_be_written_to_takes_nothing_from_others():
+async def test_a_failed_write_to_one_connection_does_not_touch_the_others(caplog):
     def fail(frames):
         raise RuntimeError("write() after write_eof()")
 
-    failures = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(str(context["exception"])))
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(30)]
     outboxes[7].sink.write = fail
     flusher.put(published("1"), outboxes)
@@ -229,7 +225,7 @@ async def test_a_connection_that_cannot_be_written_to_takes_nothing_from_others(
     flusher.put(published("2"), outboxes[:7])
     for _ in range(20):
         await turn()
-    assert failures == ["write() after write_eof()"]
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["write() after write_eof()"]
     assert [len(outbox.sink.writes) for outbox in outboxes] == [2] * 7 + [0] + [1] * 22
 
 
@@ -332,7 +328,7 @@ def test_a_batch_holds_every_message_once_in_parts_of_bounded_size(sizes):
         batch = Batch(batch, message)
     parts = batch.parts
     assert [message for part in parts for message in part.messages] == messages
-    assert batch.count == len(messages)
+    assert len(batch) == len(messages)
     for part in parts:
         assert part.size == sum(message.size for message in part.messages) <= MAX_PART_BYTES
         assert part.encoded == b"".join(message.encoded for message in part.messages)

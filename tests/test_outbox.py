@@ -7,12 +7,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from microws.hub import MAX_BYTES, MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings, gap_marker
+from microws.hub import MAX_BYTES, MAX_MESSAGES, Outbox, Outcome, Published, TopicSettings
 from microws.interfaces import Frame
 
 
 def marker(topic, settings):
-    return gap_marker(topic, settings, Frame(f"gap in {topic}"))
+    return Published(Frame(f"gap in {topic}"), topic, settings, is_gap=True)
 
 
 def published(text, settings, *, topic="t", key=None):
@@ -315,7 +315,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def mark(self, topic, settings):
         frame = self.frame(f"gap in {topic}", (topic, "gap"))
-        return gap_marker(topic, settings, frame)
+        return Published(frame, topic, settings, is_gap=True)
 
     def frame(self, text, name):
         frame = Frame(text)

@@ -262,7 +262,7 @@ class TestStreams:
         [
             ((), None, "at least one topic"),
             (("a\n",), None, "control characters"),
-            ((["a", "b"],), None, "a topic is a str, not list"),
+            ((["a", "b"],), None, "expected a topic as str, got list"),
             (("a",), 7, "expected event=None, a str or a function of the topic that returns one, got 7"),
             (("a",), lambda topic: 7, "got 7"),
             (("a",), "two\nlines", "no line end"),

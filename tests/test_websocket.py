@@ -1387,7 +1387,7 @@ class TestTopics:
         async def view(ws):
             with pytest.raises(ValueError, match="control characters"):
                 await ws.subscribe("fine", "a\n")
-            with pytest.raises(TypeError, match="a topic is a str"):
+            with pytest.raises(TypeError, match="expected a topic as str"):
                 await ws.subscribe(7)
             with pytest.raises(TypeError, match="at least one topic"):
                 await ws.subscribe()

@@ -168,12 +168,9 @@ class BulkWriter:
         """
         Write ``frames`` to each of ``sinks``. Never waits.
 
-        Raises:
-            Exception: A write failed; all others were made. Where it is unknown what a connection got, it was closed
-                with 1011.
+        A failure is logged. If it is unknown what a connection got, that connection is closed with 1011.
         """
         context = self._open() if len(sinks) >= _MIN_SOCKETS else None
-        failure: Exception | None = None
         direct: list[Sink] = []
         sockets: list[int] = []
         for sink in sinks:
@@ -184,16 +181,11 @@ class BulkWriter:
                 continue
             try:
                 sink.write(frames)
-            except Exception as error:
-                # A transport that has ended. The other connections get their message.
-                failure = error
-        if context is not None:
-            self._submit(context, frames, direct, sockets)
-        if failure is not None:
-            raise failure
-
-    @staticmethod
-    def _submit(context: AioContext, frames: bytes, direct: list[Sink], sockets: list[int]) -> None:
+            except Exception:
+                # A transport that has ended. The other connections get their messages.
+                _log.exception("a write to a connection failed")
+        if context is None:
+            return
         for start in range(0, len(direct), MAX_SOCKETS):
             end = start + MAX_SOCKETS
             try:
@@ -205,10 +197,11 @@ class BulkWriter:
                         if size < len(frames):
                             sink.write(whole[size:])
             except Exception:
+                _log.exception("a write to many connections failed; they are closed with 1011")
                 # A connection that lost a message must not get a later one.
                 for sink in direct[start:]:
                     sink.close(CloseCode.INTERNAL_ERROR, DEFAULT_REASONS[CloseCode.INTERNAL_ERROR])
-                raise
+                return
 
     def _open(self) -> AioContext | None:
         if not self._is_open:

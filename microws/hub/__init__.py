@@ -1,16 +1,16 @@
 """
-The hub: one message to many connections of this process.
+The hub: one message to many connections of this process. It knows no socket and no server.
 
-``hub`` publishes and delivers; ``topics`` knows their names and settings, ``subscribers`` who gets what is published.
-``published`` is a message for many connections, and the batch that a turn of the event loop makes of several;
-``outbox`` is the queue of one connection, with the policies for one that does not keep up; ``flush`` says when what
-leaves. ``backplane`` carries a publish between processes, ``loop`` is the event loop that the app runs in.
+``hub`` has the subscribers, publishes and delivers; ``topics`` checks names and settings. ``published`` is a message
+for many connections, and a batch of them; ``outbox`` is the queue of one connection, with the policies for one that
+does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a publish to other processes; ``loop`` is
+the event loop that the app runs in.
 """
 
 from microws.hub.flush import Flusher, WriteMany
-from microws.hub.hub import Hub, Statistics
+from microws.hub.hub import FrameCodec, Hub, Statistics, Subscriber
 from microws.hub.loop import AppLoop, running_loop
-from microws.hub.outbox import MAX_BYTES, Outbox, Outcome
+from microws.hub.outbox import MAX_BYTES, Outbox, Outcome, close_too_slow
 from microws.hub.published import (
     BACKED_UP,
     MAX_MESSAGES,
@@ -19,9 +19,7 @@ from microws.hub.published import (
     OverflowPolicy,
     Published,
     TopicSettings,
-    gap_marker,
 )
-from microws.hub.subscribers import FrameCodec, Subscriber
 from microws.hub.topics import check_topic, topic_marker
 from microws.interfaces import Sink
 
@@ -45,7 +43,7 @@ __all__ = [
     "TopicSettings",
     "WriteMany",
     "check_topic",
-    "gap_marker",
+    "close_too_slow",
     "running_loop",
     "topic_marker",
 ]

@@ -1,6 +1,7 @@
-"""At the end of a turn of the event loop, what was published in it leaves: one write for each connection."""
+"""When batches leave: at the end of a turn of the event loop, with one write for each connection."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias, final
@@ -11,64 +12,68 @@ from microws.interfaces import Sink
 
 __all__ = ["Flusher", "WriteMany"]
 
-# Writes the same bytes to many connections. Never waits. If one of the writes fails, it makes the others, then raises.
+# Writes the same bytes to many connections. Never waits, and never raises: it closes connections whose write failed.
 WriteMany: TypeAlias = Callable[[bytes, Sequence[Sink]], None]
 
-# What one turn of the event loop writes, so that others have theirs: 3 to 5 ms of work.
+# The most that one turn of the event loop writes, so that other tasks get their turn: 3 to 5 ms of work.
 _MAX_TURN_WRITES = 512
 _MAX_TURN_BYTES = 5 << 19
-# While each turn brings more messages, a flush waits for the next one, so that one write carries them all: a turn for
-# so many outboxes, as it takes some hundredths of what it may save, and at most so many turns.
-_WORTH_A_TURN = 64
+# While each turn brings more messages, a flush waits for the next turn, so that one write sends them all. It waits one
+# turn for each 64 outboxes, because a turn takes some hundredths of what it may save, and at most eight turns.
+_OUTBOXES_PER_TURN = 64
 _MAX_WAIT = 8
-# What a write costs beside its bytes, in bytes.
+# What a write costs besides its bytes, in bytes.
 _WRITE_COST = 4 << 10
+
+_log = logging.getLogger("microws.hub")
 
 
 @final
 class Flusher:
     """
-    The outboxes that something is to leave at the end of this turn of the event loop.
+    The outboxes whose batch leaves at the end of this turn of the event loop.
 
-    One callback serves all of them. Where they are many it waits while each turn brings more. After some milliseconds
-    of writing it lets others have their turn; what is published meanwhile joins what has not left yet.
+    One callback serves all of them. After some milliseconds of writing it lets other tasks run; messages that are
+    published meanwhile join the batches that are still here.
+
+    Args:
+        write: Writes the same bytes to many connections.
 
     Attributes:
         sizes: How many writes had how many messages.
     """
 
-    __slots__ = ("_due", "_flushed", "_is_fresh", "_large_until", "_loop", "_waited", "_write", "sizes")
+    __slots__ = ("_due", "_flushed", "_has_new", "_large_until", "_loop", "_waited", "_write", "sizes")
 
     def __init__(self, write: WriteMany) -> None:
         self.sizes: Counter[int] = Counter()
-        self._due: list[Outbox] = []
         self._write = write
-        # The loop that will call ``_flush``.
+        self._due: list[Outbox] = []
+        # The loop that will call ``_end_turn``.
         self._loop: asyncio.AbstractEventLoop | None = None
         # Whether something was published in this turn, and for how many turns a flush has waited for more.
-        self._is_fresh = False
+        self._has_new = False
         self._waited = 0
         # Flush counter, and its value once the last large batch is out.
         self._flushed = self._large_until = 0
 
     @property
     def is_behind(self) -> bool:
-        """Whether somewhere more waits than one write should have: whoever publishes now makes it pile up."""
-        if self._flushed >= self._large_until:
-            return False
-        # A loop that has ended writes no more.
-        return self._loop is not None and self._loop.is_running()
+        """Whether a batch is pending that one write cannot send: then publishers should wait."""
+        # If the loop has ended, the batch never leaves.
+        return self._flushed < self._large_until and self._loop is not None and self._loop.is_running()
 
     def put(self, message: Published, outboxes: Collection[Outbox]) -> list[Outbox]:
         """
-        Have ``message`` leave ``outboxes`` at the end of this turn, behind what leaves them then already. Never waits.
+        Add ``message`` to the batch of each of ``outboxes``. Never waits.
 
         Returns:
-            Those that are held: nothing leaves them by turns now.
+            Those that are backed up: ``message`` was not added.
         """
-        held: list[Outbox] = []
+        backed_up: list[Outbox] = []
         alone = Batch(None, message)
-        behind: dict[Batch, Batch] = {}
+        # Outboxes with the same batch get the same longer one.
+        longer: dict[Batch, Batch] = {}
         append = self._due.append
         for outbox in outboxes:
             batch = outbox.batch
@@ -76,18 +81,18 @@ class Flusher:
                 outbox.batch = alone
                 append(outbox)
             elif batch is BACKED_UP:
-                held.append(outbox)
+                backed_up.append(outbox)
             else:
-                longer = behind.get(batch)
-                if longer is None:
-                    longer = behind[batch] = Batch(batch, message)
-                outbox.batch = longer
-        if len(held) < len(outboxes):
-            self._is_fresh = True
+                joined = longer.get(batch)
+                if joined is None:
+                    joined = longer[batch] = Batch(batch, message)
+                outbox.batch = joined
+        if len(backed_up) < len(outboxes):
+            self._has_new = True
             self._schedule()
-            if message.size >= MAX_PART_BYTES or (behind and any(batch.previous for batch in behind.values())):
+            if message.size >= MAX_PART_BYTES or (longer and any(batch.previous for batch in longer.values())):
                 self._large_until = self._flushed + len(self._due)
-        return held
+        return backed_up
 
     def _schedule(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,60 +102,46 @@ class Flusher:
 
     def _end_turn(self) -> None:
         self._loop = None
-        if self._is_fresh and self._waited < min(len(self._due) // _WORTH_A_TURN, _MAX_WAIT):
-            self._is_fresh = False
+        if self._has_new and self._waited < min(len(self._due) // _OUTBOXES_PER_TURN, _MAX_WAIT):
+            self._has_new = False
             self._waited += 1
-            self._schedule()
         else:
             self._flush()
+            self._waited = _MAX_WAIT if self._due else 0
+        if self._due:
+            self._schedule()
 
     def _flush(self) -> None:
-        due, left = self._due, _MAX_TURN_BYTES
-        first = due[:_MAX_TURN_WRITES]
-        is_complete = False
-        try:
-            for batch, outboxes in _by_batch(first).items():
-                cost = _WRITE_COST + batch.size
-                some = outboxes[: max(0, -(-left // cost))]
-                left -= cost * len(some)
-                self.sizes[batch.count] += len(some)
-                self._flush_batch(batch, some)
-            is_complete = left > 0
-        finally:
-            rest = [] if is_complete else [outbox for outbox in first if outbox.batch not in (None, BACKED_UP)]
-            due[: len(first)] = rest
-            self._flushed += len(first) - len(rest)
-            self._waited = _MAX_WAIT if due else 0
-            if due:
-                self._schedule()
-
-    def _flush_batch(self, batch: Batch, outboxes: Sequence[Outbox]) -> None:
-        is_one_part = batch.previous is None
-        sinks = []
-        for outbox in outboxes:
-            if outbox.batch is not batch:
-                # It was flushed and put into again in this turn: it stands here twice.
-                continue
-            sink = outbox.sink
-            if sink is not None and is_one_part and sink.is_writable:
-                outbox.batch = None
-                sinks.append(sink)
-            else:
-                outbox.flush()
-        if sinks:
-            self._write(batch.encoded, sinks)
-
-
-def _by_batch(outboxes: list[Outbox]) -> dict[Batch, list[Outbox]]:
-    """Those that have something to leave, by what it is."""
-    found: dict[Batch, list[Outbox]] = {}
-    last, same = BACKED_UP, list[Outbox]()
-    for outbox in outboxes:
-        batch = outbox.batch
-        if batch is not last:
-            # Most have the batch of the one before them.
+        due = self._due[:_MAX_TURN_WRITES]
+        sinks_by_batch: dict[Batch, list[Sink]] = {}
+        budget = _MAX_TURN_BYTES
+        flushed = 0
+        # Most outboxes have the batch of the one before them.
+        last: Batch | None = None
+        sinks: list[Sink] = []
+        for outbox in due:
+            if budget <= 0:
+                break
+            flushed += 1
+            batch = outbox.batch
             if batch is None or batch is BACKED_UP:
-                continue  # it has left already
-            last, same = batch, found.setdefault(batch, [])
-        same.append(outbox)
-    return found
+                continue  # flushed meanwhile, or listed twice
+            budget -= _WRITE_COST + batch.size
+            sink = outbox.sink
+            if sink is None or batch.previous is not None or not sink.is_writable:
+                self.sizes[len(batch)] += 1
+                try:
+                    outbox.flush()
+                except Exception:
+                    # A transport that has ended. The other connections get their messages.
+                    _log.exception("a write to a connection failed")
+                continue
+            if batch is not last:
+                last, sinks = batch, sinks_by_batch.setdefault(batch, [])
+            outbox.batch = None
+            sinks.append(sink)
+        for batch, sinks in sinks_by_batch.items():
+            self.sizes[len(batch)] += len(sinks)
+            self._write(batch.encoded, sinks)
+        del self._due[:flushed]
+        self._flushed += flushed

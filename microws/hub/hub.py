@@ -1,9 +1,9 @@
 """
 The hub: one message to many connections of this process.
 
-``publish`` makes the canonical payload, the backplane brings it to ``deliver``, and ``deliver`` puts one shared message
-per codec into the outbox of each subscriber: into the batch that leaves at the end of this turn of the event loop or,
-where the client does not take it at once, into its queue.
+``publish`` encodes a value once, as its payload; the backplane brings it to ``deliver``; and ``deliver`` puts one
+shared message per codec into the outbox of each subscriber: into the batch that leaves at the end of this turn of the
+event loop or, if the client does not keep up, into the queue.
 """
 
 import asyncio
@@ -12,36 +12,34 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from itertools import islice
+from math import inf
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import anyio
 import anyio.lowlevel
 
 from microws.codec import Codecs
-from microws.errors import FeatureUnavailable, TooManySubscriptions
-from microws.hub.backplane import MemoryBackplane
+from microws.errors import TooManySubscriptions
+from microws.hub.backplane import open_backplane
 from microws.hub.flush import Flusher, WriteMany
 from microws.hub.loop import AppLoop, running_loop
-from microws.hub.outbox import Outbox, Outcome
+from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import MAX_MESSAGES, OverflowPolicy, Published, TopicSettings
-from microws.hub.subscribers import FrameCodec, Subscriber
 from microws.hub.topics import check_topic, expression_of, key_of, settings_of
-from microws.interfaces import Backplane, Payload, Receipt
+from microws.interfaces import Frame, Payload, Receipt
 
-__all__ = ["Hub", "Statistics"]
+__all__ = ["FrameCodec", "Hub", "Statistics", "Subscriber"]
 
-_BACKPLANES_TO_COME = ("local", "redis", "rediss", "nats")
-# How long ``publish`` gives way to outboxes that fill up: turns of the event loop in which nothing is taken from them
-# (a server needs some for a frame), and how many times so many.
-_IDLE_TURNS = 4
+# How long ``publish`` yields to outboxes that fill up: at most 32 rounds of four turns of the event loop. A server
+# needs some turns to send a message; an outbox from which nothing was taken in a round belongs to a slow client.
+_TURNS_PER_ROUND = 4
 _MAX_ROUNDS = 32
-# Messages put into outboxes by publishers that never wait, before other tasks have a turn: one or two milliseconds.
-_MAX_PUT = 1 << 14
-# What a publish costs beside them, whomever it reaches, in such messages.
+# Deliveries after which a publisher yields to other tasks, even if it never waits otherwise: one or two milliseconds.
+_MAX_DELIVERIES = 1 << 14
+# What a publish costs besides its deliveries, in deliveries.
 _PUBLISH_COST = 64
-# A subscriber that leaves is removed from so many topics at once; all that leave from so many in one turn of the loop:
-# one or two milliseconds.
+# A subscriber that leaves is removed from at most so many topics at once; all that leave, from at most so many in a
+# turn of the event loop: one or two milliseconds.
 _MAX_LEFT_AT_ONCE = 16
 _MAX_LEFT_IN_A_TURN = 1 << 11
 _log = logging.getLogger("microws.hub")
@@ -49,21 +47,21 @@ _log = logging.getLogger("microws.hub")
 
 class Statistics(NamedTuple):
     """
-    What ``hub.statistics()`` tells of this process.
+    What ``hub.statistics()`` counts in this process.
 
     Attributes:
         connections: WebSockets that are open or being opened.
-        topics: Topics with a subscriber.
+        topics: Topics that have subscribers.
         subscribers: WebSockets, event streams and ``app.subscribe`` blocks with a subscription.
         subscriptions: Pairs of subscriber and topic.
         published: Calls of ``publish`` so far.
         delivered: Messages put into an outbox so far.
-        dropped: Messages that were not, by reason: an overflow policy, or ``"unencodable"``.
-        queued: Messages waiting in outboxes now.
-        largest_queue: The longest outbox now, in messages.
-        flush_sizes: How many writes had one published message, ``"1"``, two, ``"2"``, up to four, ``"4"``, and so on.
-            Only on this package's own server, and of event streams: other servers' WebSockets are given one message at
-            a time.
+        dropped: Messages that were not delivered, by reason: an overflow policy, or ``"unencodable"``.
+        queued: Messages pending in outboxes now.
+        largest_queue: Messages in the longest outbox now.
+        flush_sizes: How many writes had one published message (``"1"``), two (``"2"``), up to four (``"4"``), and so
+            on: of WebSockets on this package's own server, and of event streams. Other servers get one message at a
+            time.
     """
 
     connections: int
@@ -78,12 +76,65 @@ class Statistics(NamedTuple):
     flush_sizes: dict[str, int]
 
 
+class FrameCodec(Protocol):
+    """What the hub needs of a connection's codec."""
+
+    def frame(self, payload: Payload) -> Frame:
+        """Encode a published payload as a frame."""
+        ...
+
+
+class Subscriber:
+    """
+    One receiver of published messages.
+
+    Args:
+        id: Unique in this process; what ``publish(skip=…)`` names.
+        codec: Frames each payload; subscribers with the same codec share the frame. A dict has one for each topic.
+        outbox: Where messages are put.
+        wake: Called after a message was queued.
+        refuse: Called with a close code and a reason when the subscriber would miss a message.
+        max_topics: The most topics that it may subscribe to. Default: unlimited.
+
+    Attributes:
+        topics: Those that it is subscribed to.
+        has_left: It gets no more messages, even if some topics still list it.
+    """
+
+    __slots__ = ("codec", "has_left", "id", "max_topics", "outbox", "refuse", "topics", "wake")
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002
+        codec: FrameCodec | dict[str, FrameCodec],
+        outbox: Outbox,
+        wake: Callable[[], None],
+        refuse: Callable[[int, str], None],
+        max_topics: float = inf,
+    ) -> None:
+        self.id = id
+        self.codec = codec
+        self.outbox = outbox
+        self.wake = wake
+        self.refuse = refuse
+        self.max_topics = max_topics
+        self.topics: set[str] = set()
+        self.has_left = False
+
+    def codec_of(self, topic: str) -> FrameCodec:
+        """The codec for ``topic``."""
+        codec = self.codec
+        return codec[topic] if isinstance(codec, dict) else codec
+
+
 class _Topic:
     __slots__ = ("groups", "settings")
 
     def __init__(self, settings: TopicSettings) -> None:
         self.settings = settings
-        # Those of one codec get one message. A dict keeps the order of subscribing, and adds and removes in one step.
+        # Subscribers with one codec share a message. A dict keeps the order of subscribing; adding and removing are
+        # O(1).
         self.groups: dict[FrameCodec, dict[Outbox, Subscriber]] = {}
 
 
@@ -91,41 +142,41 @@ class Hub:
     """
     Topics and their subscribers in this process.
 
-    Not thread-safe: everything but ``publish_from_thread`` is called in the event loop's thread.
+    Not thread-safe: call everything except ``publish_from_thread`` in the event loop's thread.
 
     Args:
-        codecs: The app's codecs; the one called ``"json"`` makes the canonical payload.
+        codecs: The app's codecs.
         url: The backplane; this version has ``"memory"``.
-        write: Writes the same bytes to many connections: ``connection.bulk_writes``.
+        write: Writes the same bytes to many connections.
 
     Attributes:
-        connections: WebSockets that are open or being opened; whoever runs their views counts them.
-        loop: Where the app runs.
+        connections: WebSockets that are open or being opened; the dispatcher counts them.
+        loop: The event loop that the app runs in.
         losses: Messages that subscribers did not get, by reason.
 
     Raises:
-        FeatureUnavailable: ``url`` names a backplane that this version does not have.
-        ValueError: ``url`` names no backplane at all.
+        FeatureUnavailable: This version does not have the backplane of ``url``.
+        ValueError: There is no such backplane.
     """
 
-    # Whether what is published in one process reaches the subscribers in others.
+    # Whether a publish in one process reaches the subscribers of other processes.
     spans_processes = False
 
     def __init__(self, codecs: Codecs, url: str = "memory", *, write: WriteMany) -> None:
-        _check_url(url)
         self._codecs = codecs
-        self._backplane: Backplane = MemoryBackplane(self.deliver)
+        self._backplane = open_backplane(url, self.deliver)
         self._patterns: list[tuple[re.Pattern[str], TopicSettings]] = []
         self._topics: dict[str, _Topic] = {}
         self._subscribers: dict[str, Subscriber] = {}
         self._published = 0
         self._delivered = 0
         self._flusher = Flusher(write)
-        # Into outboxes, and what publishing cost, since a publisher has last given way.
-        self._put = 0
+        # Deliveries, and what publishing cost, since a publisher last yielded.
+        self._deliveries_since_yield = 0
+        # Outboxes that fill up, and the settings of the topic that found them so.
         self._crowded: list[tuple[Outbox, TopicSettings]] = []
         self.loop = AppLoop()
-        # Subscribers that have left some topics still to be told so, and the loop that goes on with that.
+        # Subscribers that have left, but are still listed by some topics; and the loop that will remove them.
         self._leaving: deque[Subscriber] = deque()
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.connections = 0
@@ -140,26 +191,26 @@ class Hub:
         key: str | Callable[[Any], Any] | None = None,
     ) -> None:
         """
-        Settle how the topics that fit ``pattern`` treat a slow subscriber. The first pattern that fits counts.
+        Set how the topics that match ``pattern`` treat a slow subscriber. The first pattern that matches wins.
 
         Args:
-            pattern: A topic, in which ``*`` stands for any characters.
-            queue: Most messages of the topic that wait in one outbox, 1 or more.
+            pattern: A topic, in which ``*`` matches any characters.
+            queue: The most messages of the topic that are queued in one outbox, 1 or more.
             overflow: ``"close"``, ``"drop_oldest"``, ``"drop_newest"`` or ``"latest"``.
             key: With ``"latest"`` only: a field of the message, or a function of it.
 
         Raises:
-            ValueError: A setting that cannot be.
+            ValueError: An invalid setting.
         """
         check_topic(pattern)
         self._patterns.append((expression_of(pattern), settings_of(queue, overflow, key)))
 
     def include(self, other: "Hub") -> None:
-        """Settle what ``other`` settles too, behind what is settled here."""
+        """Add the patterns of ``other`` after those of this hub."""
         self._patterns.extend(other._patterns)  # noqa: SLF001 - of the same class
 
     def settings(self, topic: str) -> TopicSettings:
-        """The settings of the first pattern that fits ``topic``, or the defaults."""
+        """The settings of the first pattern that matches ``topic``, or the defaults."""
         for pattern, settings in self._patterns:
             if pattern.fullmatch(topic):
                 return settings
@@ -167,11 +218,11 @@ class Hub:
 
     def subscribe(self, subscriber: Subscriber, *topics: str) -> None:
         """
-        Deliver what is published to ``topics`` from now on. Subscribing twice is subscribing once.
+        Deliver what is published to ``topics`` from now on. Subscribing a second time changes nothing.
 
         Raises:
-            TypeError, ValueError: An invalid topic; then none of them is subscribed.
-            TooManySubscriptions: More than ``subscriber.max_topics``; then none of them is subscribed.
+            TypeError, ValueError: An invalid topic; then no topic is subscribed.
+            TooManySubscriptions: More than ``subscriber.max_topics``; then no topic is subscribed.
         """
         for topic in topics:
             check_topic(topic)
@@ -191,7 +242,7 @@ class Hub:
             self._subscribers[subscriber.id] = subscriber
 
     def unsubscribe(self, subscriber: Subscriber, *topics: str) -> None:
-        """Deliver nothing more of ``topics``; one that was not subscribed is passed over."""
+        """Deliver no more messages of ``topics``. One that was not subscribed is ignored."""
         for topic in topics:
             check_topic(topic)
         for topic in topics:
@@ -199,10 +250,10 @@ class Hub:
 
     def leave(self, subscriber: Subscriber) -> None:
         """
-        End every subscription of ``subscriber``: it gets nothing more. Never waits.
+        End every subscription of ``subscriber``: it gets no more messages. Never waits.
 
-        Where it has many, the event loop takes it off most of its topics later, so that 100,000 connections that leave
-        at once do not keep it for seconds. On trio all is done at once.
+        A subscriber of many topics is removed from them later, some in each turn of the event loop: otherwise 100,000
+        connections that leave at once would block it for seconds. On trio it is removed at once.
         """
         if subscriber.has_left:
             return
@@ -221,7 +272,7 @@ class Hub:
         left = _MAX_LEFT_IN_A_TURN
         while self._leaving and left > 0:
             subscriber = self._leaving[0]
-            # One that has subscribed again meanwhile has left all that it had before.
+            # One that subscribed again meanwhile was removed from all its topics then.
             if subscriber.has_left:
                 left -= self._leave_some(subscriber, left)
             if not (subscriber.has_left and subscriber.topics):
@@ -254,50 +305,47 @@ class Hub:
 
     async def publish(self, topic: str, value: Any, *, skip: str | None = None) -> Receipt:
         """
-        Send ``value`` to every subscriber of ``topic``. Never waits for a subscriber.
+        Send ``value`` to every subscriber of ``topic``. Never waits for a slow client.
 
-        It gives way to other tasks when much was put into outboxes since somebody did, or one that it reached is half
-        full, so that a burst from one task neither stops the others nor overflows the outboxes of clients that do keep
-        up. Cancelled there, it has published.
+        Yields to other tasks after 16,384 deliveries, and when an outbox that it reached is half full: a burst from one
+        task neither blocks the others nor overflows the outboxes of clients that keep up. If it is cancelled while it
+        yields, the message was published.
 
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
-            value: ``str``, ``bytes``, or anything that JSON carries.
-            skip: The id of a connection that is left out.
+            value: ``str``, ``bytes``, or a value that JSON has a form for.
+            skip: The id of a connection that does not get it.
 
         Raises:
-            TypeError, ValueError: The topic, or a value that JSON cannot carry. Nobody got anything.
+            TypeError, ValueError: An invalid topic, or JSON has no form for the value. Nothing was delivered.
             RuntimeError: The app does not run, or runs in another event loop.
         """
-        # The thread tells in 30 ns. Asking for the running loop is a system call until Python 3.12.
+        # Comparing threads takes 30 ns; asking for the running loop is a system call until Python 3.12.
         if get_ident() != self.loop.thread:
             self.loop.check("app.publish_from_thread(topic, value)")
         if type(topic) is not str or topic not in self._topics:
             check_topic(topic)
         payload = self._codecs.payload(value)
         self._published += 1
-        self._put += _PUBLISH_COST
+        self._deliveries_since_yield += _PUBLISH_COST
         receipt = await self._backplane.publish(topic, payload, skip=skip)
-        if self._put >= _MAX_PUT or self._flusher.is_behind:
-            await self._let_leave()
+        if self._deliveries_since_yield >= _MAX_DELIVERIES or self._flusher.is_behind:
+            self._deliveries_since_yield = 0
+            await anyio.lowlevel.checkpoint()
+            while self._flusher.is_behind:
+                await anyio.lowlevel.checkpoint()
         if self._crowded:
-            await self._give_way()
+            await self._yield_to_crowded()
         return receipt
 
-    async def _let_leave(self) -> None:
-        self._put = 0
-        await anyio.lowlevel.checkpoint()
-        while self._flusher.is_behind:
-            await anyio.lowlevel.checkpoint()
-
-    async def _give_way(self) -> None:
+    async def _yield_to_crowded(self) -> None:
         crowded, self._crowded = self._crowded, []
         for _ in range(_MAX_ROUNDS):
             before = [(outbox, settings, outbox.progress) for outbox, settings in crowded]
-            for _ in range(_IDLE_TURNS):
+            for _ in range(_TURNS_PER_ROUND):
                 await anyio.lowlevel.checkpoint()
-            # What nobody takes from belongs to a client that does not keep up: the policy of the topic rules it, and
-            # nobody gives way to it again before something was taken.
+            # An outbox without progress belongs to a slow client. Its topic's policy rules it, and no publisher yields
+            # to it again before it makes progress.
             crowded = []
             for outbox, settings, progress in before:
                 if outbox.progress == progress:
@@ -309,20 +357,22 @@ class Hub:
 
     def publish_from_thread(self, topic: str, value: Any) -> Receipt:
         """
-        ``publish`` from another thread; blocks that thread until the event loop has published.
+        ``publish`` from another thread; blocks that thread until the message is published.
 
         Raises:
-            RuntimeError: Called in the event loop's own thread, before the app has started, or when its loop has ended.
-                Where the loop ends meanwhile, the message may have been published or not.
+            RuntimeError: Called in the event loop's thread, before the app started, or after its loop ended. If the
+                loop ends during the call, the message may or may not have been published.
         """
         return self.loop.publish_from_thread(self.publish, topic, value)
 
     def deliver(self, topic: str, payload: Payload, skip: str | None = None) -> int:
         """
-        The only door to the outboxes: put ``payload`` into that of each subscriber of ``topic``. Never waits.
+        Put ``payload`` into the outbox of each subscriber of ``topic``. Never waits.
+
+        This is the only way into the outboxes for a published message: one way means one order.
 
         Returns:
-            How many outboxes took it.
+            The number of outboxes that took it.
         """
         entry = self._topics.get(topic)
         if entry is None:
@@ -330,7 +380,7 @@ class Hub:
         skipped = self._subscribers.get(skip) if skip is not None else None
         key = self._key(entry.settings, payload)
         reached = 0
-        # A subscriber that is refused leaves its group.
+        # A copy: a subscriber that is refused is removed from its group.
         for codec, group in tuple(entry.groups.items()):
             outboxes: Collection[Outbox] = group
             if skipped is not None and skipped.outbox in group:
@@ -339,18 +389,21 @@ class Hub:
                     continue
             message = self._frame(codec, topic, payload, entry.settings, key)
             if message is None:
-                self._refuse_all([group[outbox] for outbox in outboxes if not group[outbox].has_left])
+                unreached = [group[outbox] for outbox in outboxes if not group[outbox].has_left]
+                self.losses["unencodable"] += len(unreached)
+                for subscriber in unreached:
+                    subscriber.refuse(1011, "message cannot be encoded")
                 continue
-            held = self._flusher.put(message, outboxes)
-            reached += len(outboxes) - len(held)
-            for outbox in held:
+            backed_up = self._flusher.put(message, outboxes)
+            reached += len(outboxes) - len(backed_up)
+            for outbox in backed_up:
                 reached += self._queue(message, group[outbox])
         self._delivered += reached
-        self._put += reached
+        self._deliveries_since_yield += reached
         return reached
 
     def _queue(self, message: Published, subscriber: Subscriber) -> bool:
-        """Put ``message`` into an outbox that holds what it gets. ``False``: it is lost, and that was seen to."""
+        """Queue ``message`` by the policy of its topic. ``False``: it was lost, and the subscriber was told."""
         if subscriber.has_left:
             return False
         outbox = subscriber.outbox
@@ -358,7 +411,7 @@ class Hub:
         if outcome is Outcome.CONFLATED:
             return True
         if outcome is Outcome.REFUSED:
-            subscriber.refuse(1013, "too slow")
+            close_too_slow(subscriber.refuse)
         if outcome is not Outcome.QUEUED:
             return False
         subscriber.wake()
@@ -366,13 +419,8 @@ class Hub:
             self._crowded.append((outbox, message.settings))
         return True
 
-    def _refuse_all(self, subscribers: list[Subscriber]) -> None:
-        self.losses["unencodable"] += len(subscribers)
-        for subscriber in subscribers:
-            subscriber.refuse(1011, "message cannot be encoded")
-
     def statistics(self) -> Statistics:
-        """What happened in this process so far, and what waits now. O(subscribers)."""
+        """Count what happened in this process so far, and what is pending now. O(subscribers)."""
         queues = [subscriber.outbox.count for subscriber in self._subscribers.values()]
         flush_sizes: Counter[str] = Counter()
         for count, writes in sorted(self._flusher.sizes.items()):
@@ -391,7 +439,7 @@ class Hub:
         )
 
     def _key(self, settings: TopicSettings, payload: Payload) -> Any:
-        """What the message is conflated by. A message without the field has the key ``None``."""
+        """What the message is conflated by; ``None`` for a message without the field."""
         if settings.overflow != "latest" or settings.key is None:
             return None
         value: Any = payload.data
@@ -406,15 +454,6 @@ class Hub:
         try:
             return Published(codec.frame(payload), topic, settings, key=key)
         except Exception:
-            # An app's own codec that cannot carry what JSON can: no fault of the publisher.
+            # A codec of the app that cannot encode what JSON can. The publisher did nothing wrong.
             _log.exception("a message on %r cannot be encoded for some of its subscribers; they are closed", topic)
             return None
-
-
-def _check_url(url: str) -> None:
-    if url == "memory":
-        return
-    scheme = url.partition(":")[0]
-    if scheme in _BACKPLANES_TO_COME:
-        raise FeatureUnavailable(f'this version has no {scheme!r} backplane; App(hub="memory") serves one process')
-    raise ValueError(f'hub={url!r} names no backplane; this version has "memory"')

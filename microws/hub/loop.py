@@ -1,4 +1,4 @@
-"""The event loop that an app runs in: publishing and subscribing work there, and elsewhere only from a thread."""
+"""The event loop that an app runs in. Publishing and subscribing work there; elsewhere only from another thread."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,8 +12,9 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 __all__ = ["AppLoop", "running_loop"]
 
-# Seconds between two looks of a thread that waits for its call: an event loop that ends tells it nothing.
-_LOOK_INTERVAL: Final = 0.5
+# Seconds between two checks, by a thread that waits for its call, that the event loop is still open: a loop that ends
+# does not notify it.
+_CHECK_INTERVAL: Final = 0.5
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class AppLoop:
     The event loop that an app runs in, if it runs.
 
     Attributes:
-        runs: How many lifespans of the app have begun and not ended.
+        runs: How many lifespans of the app began and have not ended.
         thread: The event loop's thread; ``None`` while the app does not run.
     """
 
@@ -39,7 +40,10 @@ class AppLoop:
 
     def attach(self) -> None:
         """Let the app run in this event loop, unless it runs in another one."""
-        if self._is_here() or self._is_elsewhere():
+        loop = self._loop
+        # A closed asyncio loop does not keep the app; nor does one that was stopped and has no lifespan left.
+        is_taken = self.runs > 0 if loop is None else not loop.is_closed() and (self.runs > 0 or loop.is_running())
+        if self._is_here() or is_taken:
             return
         self.runs = 0
         self.thread = get_ident()
@@ -49,7 +53,7 @@ class AppLoop:
     @contextmanager
     def running(self) -> Iterator[None]:
         """
-        A run of the app, from before its start-up until after its shutdown. There may be several in one event loop.
+        A run of the app, from before its start-up until after its shutdown. One event loop may have several at a time.
 
         Raises:
             RuntimeError: The app runs in another event loop.
@@ -65,7 +69,7 @@ class AppLoop:
         try:
             yield
         finally:
-            # A loop that was closed within a run may have been replaced by another.
+            # If the loop was closed during the run, another loop may have the app now.
             if token == self._token:
                 self.runs -= 1
                 if not self.runs:
@@ -76,7 +80,7 @@ class AppLoop:
         Make sure that the app runs in this event loop.
 
         Args:
-            in_thread: What the error says to write in another thread than the event loop's.
+            in_thread: What to write instead in a thread other than the event loop's, for the error.
 
         Raises:
             RuntimeError: It does not run, or runs in another one.
@@ -95,42 +99,33 @@ class AppLoop:
 
     def publish_from_thread(self, publish: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """
-        What ``await publish(*args)`` returns in the event loop; blocks this thread until it is done.
+        Run ``publish(*args)`` in the event loop and return its result; blocks this thread until then.
 
         Raises:
-            RuntimeError: Called in the event loop's own thread, before the app has started, or when its loop has ended.
-                Where the loop ends meanwhile, the message may have been published or not.
+            RuntimeError: Called in the event loop's thread, before the app started, or after its loop ended. If the
+                loop ends during the call, the message may or may not have been published.
         """
         if self._token is None:
             raise RuntimeError("publish_from_thread needs a running app: call it between its start-up and its shutdown")
         if get_ident() == self.thread:
             raise RuntimeError("publish_from_thread is for other threads; here write `await app.publish(topic, value)`")
-        if self._loop is None:
+        loop = self._loop
+        if loop is None:
             return anyio.from_thread.run(publish, *args, token=self._token)
-        return _run_in_loop(self._loop, publish(*args))
+        publishing = publish(*args)
+        try:
+            published = asyncio.run_coroutine_threadsafe(publishing, loop)
+        except RuntimeError:
+            pass  # the loop is closed
+        else:
+            while not wait((published,), _CHECK_INTERVAL).done and not loop.is_closed():
+                pass
+            if published.done() and not published.cancelled():
+                return published.result()
+        publishing.close()
+        raise RuntimeError("publish_from_thread needs a running app: its event loop has finished")
 
     def _is_here(self) -> bool:
         if self._loop is not None:
             return running_loop() is self._loop
         return self._token is not None and current_token() == self._token
-
-    def _is_elsewhere(self) -> bool:
-        """Whether another event loop than this one has the app. One that was closed has not."""
-        if self._loop is not None:
-            return not self._loop.is_closed() and (self.runs > 0 or self._loop.is_running())
-        return self.runs > 0
-
-
-def _run_in_loop(loop: asyncio.AbstractEventLoop, publishing: Coroutine[Any, Any, T]) -> T:
-    """Wait in this thread for what ``publishing`` returns in ``loop``, as long as there is a loop."""
-    try:
-        published = asyncio.run_coroutine_threadsafe(publishing, loop)
-    except RuntimeError:
-        pass  # it is closed
-    else:
-        while not wait((published,), _LOOK_INTERVAL).done and not loop.is_closed():
-            pass
-        if published.done() and not published.cancelled():
-            return published.result()
-    publishing.close()
-    raise RuntimeError("publish_from_thread needs a running app: its event loop has finished")

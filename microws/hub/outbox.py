@@ -1,11 +1,12 @@
 """
-One connection's bounded queue: everything that leaves it, in one order.
+The bounded queue of one connection: ``ws.send`` and published messages leave it in one order.
 
-Where the client takes frames at once, published messages leave by turns of the event loop, in a batch. Else they wait,
-one by one: what ``ws.send`` puts in stays in; published messages are ruled by their topic's overflow policy, which
-removes messages of its own topic only.
+While the client keeps up, published messages leave in batches, at the end of a turn of the event loop. When it does
+not, they are queued one by one. Messages of ``ws.send`` are never dropped; the overflow policy of a topic drops only
+messages of that topic.
 """
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
@@ -13,18 +14,23 @@ from math import inf
 from typing import Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode
-from microws.hub.published import BACKED_UP, Batch, Published, TopicSettings, encoded
+from microws.hub.published import BACKED_UP, MAX_PART_BYTES, Batch, Published, TopicSettings
 from microws.interfaces import Frame, Sink
 
-__all__ = ["MAX_BYTES", "Outbox", "Outcome"]
+__all__ = ["MAX_BYTES", "Outbox", "Outcome", "close_too_slow"]
 
 # Precedent: Centrifugo's client_queue_max_size, 1 MiB.
 MAX_BYTES = 1 << 20
-# Of ws.send. Each topic has its own limit: where a policy drops, it may be reached all the time.
-_MAX_FRAMES = 256
-# What waits in an outbox that was never behind: a deque of its own takes 600 bytes, which most connections never need.
-_NOTHING: Final[deque[Published | Frame]] = deque(maxlen=0)
+# Messages of ws.send. They have a limit of their own: with a policy that drops, a topic may be at its limit all the
+# time.
+_MAX_SENT = 256
+_NO_TOPIC: Final = ""
+_NO_SETTINGS: Final = TopicSettings()
+# An empty deque takes 600 bytes, and most connections never need one: they share this.
+_NO_ITEMS: Final[deque[Published]] = deque(maxlen=0)
 _NO_TOPICS: Final[frozenset[str]] = frozenset()
+
+_log = logging.getLogger("microws.hub")
 
 
 class Outcome(Enum):
@@ -36,22 +42,35 @@ class Outcome(Enum):
     REFUSED = "refused"
 
 
+def close_too_slow(close: Callable[[int, str], None]) -> None:
+    """
+    Close the connection of a client that does not keep up, so that it never gets a later message after a lost one.
+
+    Args:
+        close: Closes it with a code and a reason.
+
+    Source: RFC 6455 §7.4; 1013, "Try Again Later", is in the IANA registry of close codes. Precedent: Centrifugo.
+    """
+    _log.debug("client too slow: connection closed with 1013")
+    close(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
+
+
 class Outbox:
     """
     The queue of one connection.
 
     Args:
-        marker: Makes the gap marker of a topic, for a client that asked for them; ``None``: it did not.
-        losses: Counts what the policies took away, each under its name; shared by the outboxes of a hub.
-        max_bytes: Payload bytes that wait in all; an empty outbox takes one frame of any size. A gap marker is not
-            refused.
+        marker: Makes the gap marker of a topic. Default: the client did not ask for gap markers.
+        losses: Counts the messages that policies dropped, by policy; the outboxes of a hub share it.
+        max_bytes: The most payload bytes that are queued. An empty outbox takes one message of any size, and a gap
+            marker is always taken.
 
     Attributes:
-        batch: What leaves at the end of this turn of the event loop, after nothing that waits; ``None``: nothing.
-            ``BACKED_UP``: nothing leaves by turns now; that is the rule where ``sink`` is ``None``.
-        sink: Where batches go.
-        carry: Called in place of it: have ``batch`` leave. It never waits.
-        progress_at_last_yield: ``progress`` when publishers have last given way to this outbox in vain.
+        batch: Messages that leave at the end of this turn of the event loop; ``None`` if there are none. ``BACKED_UP``
+            if messages do not leave in batches now: they are queued. Without a ``sink`` or ``carry`` that is always so.
+        sink: Where batches are written to.
+        carry: Called when ``batch`` is to leave and there is no ``sink``. Never waits.
+        progress_at_last_yield: ``progress`` when publishers last yielded for this outbox in vain.
 
     Source: docs/explanation.md, "A slow client".
     """
@@ -59,7 +78,6 @@ class Outbox:
     __slots__ = (
         "_bytes",
         "_counts",
-        "_frames",
         "_gaps",
         "_is_retired",
         "_items",
@@ -83,140 +101,142 @@ class Outbox:
         self.batch: Batch | None = BACKED_UP
         self.sink: Sink | None = None
         self.carry: Callable[[], None] | None = None
-        self._items = _NOTHING
-        # Those of ws.send, and the messages of each topic.
-        self._frames = 0
+        self.progress_at_last_yield: tuple[int, int] | None = None
+        self._items = _NO_ITEMS
+        # Queued messages by topic, without gap markers.
         self._counts: dict[str, int] = {}
+        # Topics whose last message was dropped: their gap marker goes before their next message.
         self._gaps = _NO_TOPICS
         self._bytes = 0
+        self._taken = 0
         self._is_retired = False
         self._marker = marker
         self._losses: Counter[str] = Counter() if losses is None else losses
         self._max_bytes = max_bytes
-        self._taken = 0
-        self.progress_at_last_yield: tuple[int, int] | None = None
 
     def __len__(self) -> int:
+        """The number of queued messages, without those in ``batch``."""
         return len(self._items)
 
     @property
     def size(self) -> int:
-        """Payload bytes that wait."""
+        """Payload bytes of the queued messages."""
         return self._bytes
 
     @property
     def count(self) -> int:
-        """Messages that wait, and those that leave at the end of this turn."""
-        return len(self._items) + (0 if self.batch is None or self.batch is BACKED_UP else self.batch.count)
+        """The number of queued messages and of those in ``batch``."""
+        return len(self._items) + len(self.batch or ())
 
     @property
     def has_waiting(self) -> bool:
-        """Whether anything is to leave before what is sent now."""
-        return bool(self._items) or not (self.batch is None or self.batch is BACKED_UP)
+        """Whether messages are pending that have to leave before the next one."""
+        return bool(self._items or self.batch)
 
     @property
     def progress(self) -> tuple[int, int]:
-        """What changes when the client takes something: how many frames were taken out, and the bytes behind them."""
+        """Changes when the client takes something: messages taken out so far, and bytes that the sink still buffers."""
         return self._taken, 0 if self.sink is None else self.sink.buffered()
 
     def has_room(self, frame: Frame) -> bool:
-        """Whether ``ws.send`` may queue ``frame`` now, or has to wait."""
+        """Whether ``ws.send`` may queue ``frame`` now; otherwise it has to wait."""
         if not self._items:
             return True
-        return self._frames < _MAX_FRAMES and self._bytes + frame.size <= self._max_bytes
+        return self._counts.get(_NO_TOPIC, 0) < _MAX_SENT and self._bytes + frame.size <= self._max_bytes
 
     def is_half_full(self, settings: TopicSettings) -> bool:
         """Whether a topic with these settings may soon find no room."""
         return len(self._items) * 2 >= settings.queue or self._bytes * 2 >= self._max_bytes
 
     def send_nowait(self, frame: Frame) -> None:
-        """Queue a frame of ``ws.send``. Never waits; the caller has waited until there was room for it."""
-        items = self._items
-        if items is _NOTHING:
-            items = self._items = deque()
-        items.append(frame)
-        self._frames += 1
-        self._bytes += frame.size
+        """Queue a frame of ``ws.send``. Never waits; the caller waited for ``has_room``."""
+        self._append(Published(frame, _NO_TOPIC, _NO_SETTINGS))
 
     def put_nowait(self, message: Published) -> Outcome:
         """
         Queue a published message by the policy of its topic. Never waits.
 
         Returns:
-            ``QUEUED``; ``CONFLATED`` where it has the place of an older one; ``DROPPED`` where the message itself was
-            given up; ``REFUSED`` where the connection must now be closed with 1013, because it would otherwise see a
-            later message after a lost one.
+            ``QUEUED``. ``CONFLATED``: it replaced an older message. ``DROPPED``: the message itself was dropped.
+            ``REFUSED``: close the connection with ``close_too_slow``, because this message is lost.
         """
-        settings = message.settings
-        if settings.overflow == "latest" and self._counts.get(message.topic) and self._conflate(message):
+        topic, settings = message.topic, message.settings
+        overflow = settings.overflow
+        if overflow == "latest" and self._conflate(message):
             return Outcome.CONFLATED
+        if overflow in ("drop_oldest", "latest"):
+            while self._counts.get(topic) and not self._takes(message):
+                self._drop_oldest(topic, overflow)
         if not self._takes(message):
-            match settings.overflow:
-                case "close":
-                    self._losses["close"] += 1
-                    return Outcome.REFUSED
-                case "drop_newest":
-                    return self._give_up(message)
-                case "drop_oldest" | "latest":
-                    while self._counts.get(message.topic) and not self._takes(message):
-                        self._drop_oldest(message.topic, settings.overflow)
-                    if not self._takes(message):
-                        return self._give_up(message)
-        if self._marker is not None and message.topic in self._gaps:
-            self._gaps -= {message.topic}
-            self._append(self._marker(message.topic, settings))
+            self._losses[overflow] += 1
+            if overflow == "close":
+                return Outcome.REFUSED
+            if self._marker is not None:
+                self._gaps |= {topic}
+            return Outcome.DROPPED
+        if self._marker is not None and topic in self._gaps:
+            self._gaps -= {topic}
+            self._append(self._marker(topic, settings))
         self._append(message)
         return Outcome.QUEUED
 
     def pop_published(self) -> Published:
-        """Take the oldest message out, where nothing but published ones is put in."""
-        item = self._take_oldest()
-        assert isinstance(item, Published)
-        return item
+        """Take the oldest message out."""
+        message = self._items.popleft()
+        self._taken += 1
+        self._uncount(message)
+        return message
 
     def pop(self) -> Frame:
-        """Take the oldest frame out."""
-        item = self._take_oldest()
-        return item if isinstance(item, Frame) else item.frame
+        """Take the oldest message out, as a frame."""
+        return self.pop_published().frame
 
     def take(self, max_bytes: float = inf) -> bytes:
-        """Take out the oldest frames, as a server sends them, until they are ``max_bytes`` or more."""
+        """Take the oldest messages out, as a server sends them, until they are ``max_bytes`` or more."""
         frames = []
         size = 0
         while self._items and size < max_bytes:
-            item = self._take_oldest()
-            frames.append(encoded(item) if isinstance(item, Frame) else item.encoded)
+            frames.append(self.pop_published().encoded)
             size += len(frames[-1])
         return b"".join(frames)
 
     def take_all(self) -> bytes:
-        """Take out everything, the batch too."""
-        parts = [] if self.batch is None or self.batch is BACKED_UP else self.batch.parts
+        """Take all messages out, those in ``batch`` too."""
+        parts = self.batch.parts if self.batch else []
         self.batch = BACKED_UP
         return b"".join([self.take(), *[part.encoded for part in parts]])
 
     def release(self) -> None:
         """
-        From now on published messages leave by turns. Only while nothing waits.
+        Let published messages leave in batches from now on. Call it only while nothing is queued.
 
-        Not while a client has still to be told of a loss: the gap marker goes before the next message of its topic.
+        It does nothing while the client has to be told of a loss: the gap marker goes before the topic's next message.
         """
         if self.batch is BACKED_UP and not self._gaps and not self._is_retired:
             self.batch = None
 
     def retire(self) -> None:
-        """From now on nothing leaves by turns, whatever ``release`` says: the connection ends."""
+        """Let no batch leave from now on, not even after ``release``: the connection ends."""
         self.batch = BACKED_UP
         self._is_retired = True
 
+    def drain(self) -> None:
+        """Write queued messages to ``sink``, as far as the client takes them; if it took all, ``release``."""
+        sink = self.sink
+        while sink is not None and sink.is_writable and not sink.is_lost:
+            if not self._items:
+                self.release()
+                return
+            sink.write(self.take(MAX_PART_BYTES))
+
     def flush(self) -> None:
         """
-        Have the batch leave now, as far as the client takes it. The rest waits by the policies of its topics.
+        Send the batch now, as far as the client takes it. The policies of their topics rule the rest.
 
-        A connection that would then miss a message is closed with 1013.
+        If the client would miss a message, the connection is closed with 1013.
         """
         batch, sink = self.batch, self.sink
-        if batch is None or batch is BACKED_UP:
+        if not batch:
             return
         if sink is None:
             if self.carry is not None:
@@ -232,35 +252,23 @@ class Outbox:
             self.batch = BACKED_UP
             if any(self.put_nowait(message) is Outcome.REFUSED for message in part.messages):
                 self.clear()
-                sink.close(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
+                close_too_slow(sink.close)
                 return
 
     def hold(self) -> None:
-        """Nothing leaves by turns now. What would have left at the end of this one waits; no policy takes any of it."""
+        """Let no batch leave from now on. The messages of the present one are queued; no policy drops any of them."""
         batch, self.batch = self.batch, BACKED_UP
-        if batch is not None and batch is not BACKED_UP:
-            for part in batch.parts:
-                for message in part.messages:
-                    self._append(message)
+        for part in batch.parts if batch else ():
+            for message in part.messages:
+                self._append(message)
 
     def clear(self) -> None:
-        """Forget everything that waits, and hold what may still come."""
+        """Forget all pending messages, and queue what comes later."""
         self.batch = BACKED_UP
-        self._items = _NOTHING
-        self._frames = 0
+        self._items = _NO_ITEMS
         self._counts.clear()
         self._gaps = _NO_TOPICS
         self._bytes = 0
-
-    def _take_oldest(self) -> Published | Frame:
-        item = self._items.popleft()
-        self._taken += 1
-        if isinstance(item, Frame):
-            self._frames -= 1
-            self._bytes -= item.size
-        else:
-            self._forget(item)
-        return item
 
     def _takes(self, message: Published) -> bool:
         if not self._items:
@@ -271,64 +279,51 @@ class Outbox:
         )
 
     def _append(self, message: Published) -> None:
-        items = self._items
-        if items is _NOTHING:
-            items = self._items = deque()
-        items.append(message)
+        if self._items is _NO_ITEMS:
+            self._items = deque()
+        self._items.append(message)
         self._bytes += message.size
         if not message.is_gap:
             self._counts[message.topic] = self._counts.get(message.topic, 0) + 1
 
-    def _forget(self, message: Published) -> None:
+    def _uncount(self, message: Published) -> None:
         self._bytes -= message.size
         if not message.is_gap:
-            left = self._counts[message.topic] - 1
-            if left:
-                self._counts[message.topic] = left
-            else:
+            self._counts[message.topic] -= 1
+            if not self._counts[message.topic]:
                 del self._counts[message.topic]
 
-    def _give_up(self, message: Published) -> Outcome:
-        self._losses[message.settings.overflow] += 1
-        if self._marker is not None:
-            self._gaps |= {message.topic}
-        return Outcome.DROPPED
-
-    def _drop_oldest(self, topic: str, reason: str) -> None:
-        self._losses[reason] += 1
-        marked = False
+    def _drop_oldest(self, topic: str, policy: str) -> None:
+        """Drop the oldest message of ``topic``. A gap marker takes its place, unless one is there."""
+        self._losses[policy] += 1
+        is_marked = self._marker is None
         for index, item in enumerate(self._items):
-            if isinstance(item, Frame) or item.topic != topic:
+            if item.topic != topic:
                 continue
             if item.is_gap:
-                marked = True
+                is_marked = True
                 continue
-            self._forget(item)
-            if marked or self._marker is None:
-                del self._items[index]
-            else:
+            self._uncount(item)
+            del self._items[index]
+            if not is_marked and self._marker is not None:
                 marker = self._marker(topic, item.settings)
-                self._items[index] = marker
+                self._items.insert(index, marker)
                 self._bytes += marker.size
             return
 
     def _conflate(self, message: Published) -> bool:
-        """Give up the message of this key that waits. ``True``: it was the last one, and ``message`` has its place."""
+        """Drop the queued message of the same key. ``True``: it was the last one, and ``message`` replaced it."""
         items = self._items
-        for index, item in enumerate(items):
-            if (
-                isinstance(item, Published)
-                and item.topic == message.topic
-                and not item.is_gap
-                and item.key == message.key
-            ):
+        # Most outboxes have none of the topic.
+        for index, item in enumerate(items if self._counts.get(message.topic) else ()):
+            if item.topic == message.topic and not item.is_gap and item.key == message.key:
                 self._losses["latest"] += 1
                 size = self._bytes + message.size - item.size
                 if index == len(items) - 1 and (size <= self._max_bytes or not index) and not self._gaps:
                     items[index] = message
                     self._bytes = size
                     return True
-                self._forget(item)
+                self._uncount(item)
                 del items[index]
                 break
         return False

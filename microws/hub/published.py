@@ -1,4 +1,4 @@
-"""Published messages, and what several of them are to one write."""
+"""Messages on their way to many connections: one message, and several that are sent with one write."""
 
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
@@ -6,23 +6,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
 from microws.framing import BINARY, TEXT, encode_frame
 from microws.interfaces import Frame
 
-__all__ = [
-    "BACKED_UP",
-    "MAX_MESSAGES",
-    "MAX_PART_BYTES",
-    "Batch",
-    "OverflowPolicy",
-    "Published",
-    "TopicSettings",
-    "encoded",
-    "gap_marker",
-]
+__all__ = ["BACKED_UP", "MAX_MESSAGES", "MAX_PART_BYTES", "Batch", "OverflowPolicy", "Published", "TopicSettings"]
 
 OverflowPolicy: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "latest"]
 
-# Precedent: Phoenix Channels and Bun leave it open; 256 messages of a topic are some seconds of a lively chat.
+# Precedent: Phoenix Channels and Bun set no limit; 256 messages of a topic are some seconds of a busy chat.
 MAX_MESSAGES = 256
-# Of what is written at once. Precedent: asyncio's high-water mark, from which on a transport has enough.
+# The most that one write sends, unless a single message is larger. Precedent: asyncio's high-water mark, above which a
+# transport asks for a pause.
 MAX_PART_BYTES = 64 << 10
 
 
@@ -31,10 +22,10 @@ class TopicSettings(NamedTuple):
     How a topic treats a connection that does not keep up.
 
     Attributes:
-        queue: Most messages of the topic that one outbox holds.
+        queue: The most messages of the topic that one outbox holds.
         overflow: What happens to the next one.
-        key: For ``"latest"``: a field name, or a function of the message; of the messages with one key only the newest
-            is kept. ``None``: all messages of the topic have the same key.
+        key: For ``"latest"``: a field name, or a function of the message. An outbox keeps only the newest message of
+            each key. ``None``: all messages of the topic have the same key.
     """
 
     queue: int = MAX_MESSAGES
@@ -42,16 +33,18 @@ class TopicSettings(NamedTuple):
     key: str | Callable[[Any], Any] | None = None
 
 
-def encoded(frame: Frame) -> bytes:
-    """``frame`` as a server sends it."""
-    if frame.is_encoded:
-        return frame.data
-    return encode_frame(frame.data, TEXT if frame.is_text else BINARY)
-
-
 @final
 class Published:
-    """One published message as framed for one codec; shared by every outbox that it stands in."""
+    """
+    One message, framed for one codec. Many outboxes share it: never change it.
+
+    Args:
+        frame: The encoded message.
+        topic: Its topic; ``""`` for a message of ``ws.send``.
+        settings: The topic's.
+        key: What ``"latest"`` compares.
+        is_gap: Whether this is a gap marker, which tells the client that messages of ``topic`` were lost here.
+    """
 
     __slots__ = ("_encoded", "frame", "is_gap", "key", "settings", "size", "topic")
 
@@ -68,49 +61,46 @@ class Published:
 
     @property
     def encoded(self) -> bytes:
-        """The frame as a server sends it; encoded at most once."""
+        """The bytes that a server sends; encoded at most once."""
         if self._encoded is None:
-            self._encoded = encoded(self.frame)
+            frame = self.frame
+            self._encoded = (
+                frame.data if frame.is_encoded else encode_frame(frame.data, TEXT if frame.is_text else BINARY)
+            )
         return self._encoded
-
-
-def gap_marker(topic: str, settings: TopicSettings, frame: Frame) -> Published:
-    """The mark that stands where messages of ``topic`` were lost; ``frame`` is what the client sees of it."""
-    return Published(frame, topic, settings, is_gap=True)
 
 
 @final
 class Batch:
     """
-    Messages that were published in one turn of the event loop, up to a last one.
+    Messages that were published in one turn of the event loop, in a linked list: the last one, and those before it.
 
-    It is that message and the batch before it, so that outboxes which got the same messages share all of it, the joined
-    bytes too. A batch that grows large goes on in a next part: a part is written at once.
+    Outboxes that got the same messages share the list and its joined bytes. A batch over ``MAX_PART_BYTES`` consists of
+    several parts; each part is sent with one write.
 
     Args:
-        before: What was published before ``message``; ``None``: nothing.
-        message: What was published last.
+        before: The messages before ``message``; ``None`` if there are none.
+        message: The last one.
 
     Attributes:
         message: The last one.
-        before: The batch of those before it in this part; ``None``: there is none.
-        count: Messages, in all parts.
-        previous: The last batch of the part before this one; ``None``: there is one part.
+        before: The messages before it in the same part; ``None`` if there are none.
+        previous: The part before this one; ``None`` if there is only one part.
         size: Payload bytes of this part.
     """
 
-    __slots__ = ("_encoded", "before", "count", "message", "previous", "size")
+    __slots__ = ("_encoded", "_length", "before", "message", "previous", "size")
 
     def __init__(self, before: "Batch | None", message: Published) -> None:
         self.message = message
-        self._encoded: bytes | None = None
         self.size = message.size
-        self.count = 1
-        self.previous: Batch | None = None
         self.before: Batch | None = None
+        self.previous: Batch | None = None
+        self._length = 1
+        self._encoded: bytes | None = None
         if before is None:
             return
-        self.count += before.count
+        self._length += len(before)
         if before.size + message.size > MAX_PART_BYTES:
             self.previous = before
         else:
@@ -118,9 +108,13 @@ class Batch:
             self.previous = before.previous
             self.size += before.size
 
+    def __len__(self) -> int:
+        """The number of messages in all parts."""
+        return self._length
+
     @property
     def encoded(self) -> bytes:
-        """The frames of this part; joined at most once."""
+        """The bytes of this part; joined at most once."""
         if self._encoded is None:
             messages = self.messages
             self._encoded = b"".join([message.encoded for message in messages]) if messages[1:] else messages[0].encoded
@@ -128,14 +122,13 @@ class Batch:
 
     @property
     def messages(self) -> list[Published]:
-        """Those of this part, in the order in which they were published."""
+        """The messages of this part, in the order in which they were published."""
         batch: Batch | None = self
         messages = []
         while batch is not None:
             messages.append(batch.message)
             batch = batch.before
-        messages.reverse()
-        return messages
+        return messages[::-1]
 
     @property
     def parts(self) -> "list[Batch]":
@@ -145,9 +138,10 @@ class Batch:
         while batch is not None:
             parts.append(batch)
             batch = batch.previous
-        parts.reverse()
-        return parts
+        return parts[::-1]
 
 
-# Stands where an outbox has no batch because nothing leaves it by turns.
+# The batch of an outbox whose messages do not leave in batches. Its length is 0, so that it is false, as ``None`` is.
+# An object of the same class, because ``Flusher.put`` tells it from other batches for each delivery.
 BACKED_UP: Final = Batch(None, Published(Frame(""), "", TopicSettings()))
+BACKED_UP._length = 0  # noqa: SLF001

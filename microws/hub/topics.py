@@ -1,4 +1,4 @@
-"""Topics: their names, and how they treat a subscriber that does not keep up."""
+"""Topics: valid names, patterns, and how a topic treats a subscriber that does not keep up."""
 
 import inspect
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from microws.codec import dumps_json
-from microws.hub.published import OverflowPolicy, Published, TopicSettings, gap_marker
+from microws.hub.published import OverflowPolicy, Published, TopicSettings
 from microws.interfaces import Frame
 
 __all__ = ["MAX_TOPIC_BYTES", "check_topic", "expression_of", "key_of", "settings_of", "topic_marker"]
@@ -17,29 +17,29 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 def check_topic(topic: object) -> None:
     """
-    Refuse what cannot name a topic.
+    Refuse an invalid topic.
 
     Raises:
         TypeError: Not a ``str``.
         ValueError: Empty, over 255 UTF-8 bytes, not encodable, or with control characters.
     """
     if not isinstance(topic, str):
-        raise TypeError(f"a topic is a str, not {type(topic).__name__}")
+        raise TypeError(f"expected a topic as str, got {type(topic).__name__}")
     if not topic:
-        raise ValueError("a topic has at least one character")
+        raise ValueError("expected a topic of at least one character, got an empty str")
     if _CONTROL.search(topic):
-        raise ValueError(f"a topic has no control characters: {topic[:60]!r}")
+        raise ValueError(f"expected a topic without control characters, got {topic[:60]!r}")
     try:
         size = len(topic.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"a topic is valid Unicode: {topic[:60]!r}") from None
+        raise ValueError(f"expected a topic in valid Unicode, got {topic[:60]!r}") from None
     if size > MAX_TOPIC_BYTES:
-        raise ValueError(f"a topic is at most {MAX_TOPIC_BYTES} UTF-8 bytes; this one has {size}")
+        raise ValueError(f"expected a topic of at most {MAX_TOPIC_BYTES} UTF-8 bytes, got {size}")
 
 
 def topic_marker(topic: str, settings: TopicSettings) -> Published:
     """The gap marker that a client sees: ``{"topic": …, "gap": true}`` as a text frame."""
-    return gap_marker(topic, settings, Frame(dumps_json({"topic": topic, "gap": True}), is_text=True))
+    return Published(Frame(dumps_json({"topic": topic, "gap": True}), is_text=True), topic, settings, is_gap=True)
 
 
 def settings_of(queue: int, overflow: OverflowPolicy, key: str | Callable[[Any], Any] | None) -> TopicSettings:
@@ -50,33 +50,34 @@ def settings_of(queue: int, overflow: OverflowPolicy, key: str | Callable[[Any],
         ValueError: An invalid setting.
     """
     if overflow not in get_args(OverflowPolicy):
-        raise ValueError(f"overflow is one of {', '.join(get_args(OverflowPolicy))}, not {overflow!r}")
+        raise ValueError(f"expected overflow to be one of {', '.join(get_args(OverflowPolicy))}, got {overflow!r}")
     if type(queue) is not int or queue < 1:
-        raise ValueError(f"queue is a number of messages, 1 or more, not {queue!r}")
+        raise ValueError(f"expected queue to be a number of messages, 1 or more, got {queue!r}")
     if key is not None and overflow != "latest":
-        raise ValueError(f'key= belongs to overflow="latest", not to "{overflow}"')
+        raise ValueError(f'expected key= with overflow="latest" only, got it with "{overflow}"')
     if key is not None and not isinstance(key, str) and not callable(key):
-        raise ValueError(f"key is a field's name or a function, not {key!r}")
+        raise ValueError(f"expected key to be a field's name or a function, got {key!r}")
     if inspect.iscoroutinefunction(key):
-        raise ValueError(f"key is called for each message and cannot wait: expected a plain function, got {key!r}")
+        raise ValueError(f"expected key to be a plain function, because publish does not wait for it, got {key!r}")
     return TopicSettings(queue, overflow, key)
 
 
-# Comparing two of them neither fails nor takes long.
+# Types of which two values can be compared without failing and without taking long.
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def key_of(settings: TopicSettings, value: Any) -> Any:
     """
-    What a published value is conflated by; ``None`` where it does not have the field.
+    What a published value is conflated by; ``None`` if it does not have the field.
 
-    Outboxes compare keys in the midst of a delivery, when some subscribers have the message already. So whatever may
-    fail does so here: lists and dicts, which may be nested deep, become their JSON.
+    Outboxes compare keys during a delivery, when some subscribers have the message already. So an error has to be
+    raised here, before the delivery: lists and dicts, whose comparison may exceed the recursion limit, become their
+    JSON.
 
     Raises:
         TypeError: A key that is neither hashable nor JSON.
         ValueError: A key that JSON cannot carry.
-        Exception: Whatever a function of the app raises.
+        Exception: The app's function raised it.
     """
     if callable(settings.key):
         key = settings.key(value)
@@ -92,7 +93,11 @@ def key_of(settings: TopicSettings, value: Any) -> Any:
 
 
 def expression_of(pattern: str) -> re.Pattern[str]:
-    """What fits a pattern; each part behind a ``*`` is looked for once, so that no topic takes long to match."""
+    """
+    The regular expression of a pattern, in which ``*`` matches any characters.
+
+    The atomic groups (``(?>…)``) look for each part once, without backtracking: no topic takes long to match.
+    """
     first, *parts = (re.escape(part) for part in pattern.split("*"))
     between = "".join(f"(?>.*?{part})" for part in parts[:-1])
     last = f".*{parts[-1]}" if parts else ""

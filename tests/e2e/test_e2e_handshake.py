@@ -53,7 +53,7 @@ async def test_a_rejection_is_a_real_response(client):
         ("/unread", 405, b"Method Not Allowed"),
         ("/raise/401", 401, b"as you wish"),
         ("/nul%00", 400, b"a path has no NUL"),
-        ("/topics/%0A", 400, b"invalid topic: a topic has no control characters: '\\n'"),
+        ("/topics/%0A", 400, b"invalid topic: expected a topic without control characters, got '\\n'"),
     ],
 )
 async def test_a_handshake_is_refused_with_its_status(client, path, status, body):

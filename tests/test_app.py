@@ -522,7 +522,7 @@ class TestWebSocketRoutes:
             ("chat:{room:path}", RoutingError, r"parameters' names alone; write \{room\}"),
             ("chat:{room", ValueError, "a brace of the topic's own is written twice"),
             ("chat:room}", ValueError, "a brace of the topic's own is written twice"),
-            ("chat\n", ValueError, "no control characters"),
+            ("chat\n", ValueError, "without control characters"),
             ("", ValueError, "at least one character"),
             ("x" * 255 + "{room}", ValueError, "at most 255"),
             ([5], TypeError, "subscribe takes topics"),

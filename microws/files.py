@@ -1,4 +1,4 @@
-"""Files as responses, with conditional requests and ranges; and folders of them that cannot be left."""
+"""Responses that send a file, with conditional requests and ranges; and directories of static files."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from functools import cache, partial
 from io import FileIO
 from mimetypes import MimeTypes
 from pathlib import Path, PurePath
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 from urllib.parse import quote
 
 from anyio.to_thread import run_sync
@@ -27,12 +27,12 @@ from microws.streams import send_until_disconnect
 
 __all__ = ["FileResponse", "StaticFiles"]
 
-# Bytes read in one step; aiohttp's are as many.
+# Bytes that are read at once; as in aiohttp.
 CHUNK_SIZE = 256 * 1024
-# A file of at most so many bytes is read where it is opened, in the same worker thread.
+# A file of at most so many bytes is read by the worker thread that opens it.
 SMALL_SIZE = 64 * 1024
 
-# What Python's table of content types lacks or has outdated.
+# Content types that Python's table lacks, or has in an obsolete form.
 _MORE_CONTENT_TYPES = {
     ".gz": "application/gzip",
     ".js": "text/javascript",
@@ -54,44 +54,38 @@ _ETAG = re.compile(r'(W/)?("[!#-~\x80-\xff]*")')
 # RFC 9110 §14.1.1: one range, from a first to a last byte, or of the last bytes. int() refuses over 4,300 digits.
 _RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]{1,999})-([0-9]{0,999})|-([0-9]{1,999}))[ \t]*", re.IGNORECASE)
 
-# What says that a path leads to no file that could be sent. RFC 9110 §15.5.4: a 404 may hide what is forbidden.
-_ABSENT = frozenset(
-    {
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENXIO,  # a socket
-    }
-)
+# Errors for a path that is not a readable file. RFC 9110 §15.5.4: a 404 may hide what is forbidden.
+_ABSENT = {
+    getattr(errno, name)
+    # ENXIO: a socket.
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES", "EPERM", "ELOOP", "ENAMETOOLONG", "ENXIO")
+}
 
 
 class FileResponse(Response):
     """
-    A file. ``microws run`` lets the operating system send it, except over TLS and if middleware wraps ``send``.
+    Sends a file. Under ``microws run`` the operating system does it, except over TLS and if middleware wraps ``send``.
 
-    In these cases, and on other servers, the app reads the file while it sends it: in the event loop if the operating
-    system has the bytes in memory, else in worker threads.
+    In these cases, and on other servers, the app reads the file piece by piece: in the event loop if the operating
+    system has the piece in memory, else in a worker thread.
 
-    Answers ``If-None-Match``, ``If-Modified-Since``, ``If-Match``, ``If-Unmodified-Since``, ``Range`` (one range; asked
-    for several, it sends the whole, as RFC 9110 §14.2 allows) and ``If-Range`` of a GET or HEAD.
+    For GET and HEAD it honors ``If-None-Match``, ``If-Modified-Since``, ``If-Match`` and ``If-Unmodified-Since``; for
+    GET also ``If-Range`` and ``Range`` with one range. For several ranges it sends the whole file, as RFC 9110 §14.2
+    allows.
 
     Args:
-        path: Of a regular file, looked at when the response is sent.
-        status: Any but 200 is sent without regard to conditions and ranges.
-        headers: A mapping or ``(name, value)`` pairs. An ``ETag`` of your own is used in place of the file's.
-        content_type: By default that of ``headers``, else by the file's suffix.
-        filename: Have the browser save the file under this name.
-        etag: Whether to make an ``ETag`` of the file's size and time.
+        path: Path of a regular file, which is opened when the response is sent.
+        status: HTTP status. With any but 200, conditions and ranges are ignored.
+        headers: A mapping or ``(name, value)`` pairs. Your own ``ETag`` replaces the file's.
+        content_type: Default: that of ``headers``, else by the file's suffix.
+        filename: The browser saves the file under this name.
+        etag: Whether to send an ``ETag`` made of the file's size and modification time.
 
     Raises:
-        HTTPException: When called: 404: there is no such file; 412: a precondition failed; 416: a range outside the
-            file. Nothing was sent then.
+        HTTPException: When called, before anything is sent: 404 if there is no such file, 412 if a precondition
+            failed, 416 if the range is outside the file.
         RuntimeError: When called: the file became shorter while it was sent. The server then drops the connection.
-        ValueError: A status or header that cannot be sent.
+        ValueError: An invalid status or header.
 
     Source: RFC 9110 §13 (conditions), §14 (ranges); RFC 6266 and RFC 8187 (Content-Disposition).
     """
@@ -114,18 +108,18 @@ class FileResponse(Response):
         self.path = os.fspath(path)
         self._etag = etag
         self.headers.setdefault("content-type", _content_type(self.path))
-        # https://fetch.spec.whatwg.org/#x-content-type-options-header: what it is, is said above.
+        # https://fetch.spec.whatwg.org/#x-content-type-options-header: browsers must not guess another type.
         self.headers.setdefault("x-content-type-options", "nosniff")
         self.headers.setdefault("accept-ranges", "bytes")
         if filename is not None:
             self.headers["content-disposition"] = _attachment(filename)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file, or the part of it that was asked for. Cancelled, it closes the file."""
+        """Send the file, or the requested part of it. Closes the file if cancelled."""
         file, info, content = await run_sync(_open, self.path)
         with file:
             size = info.st_size if content is None else len(content)
-            # RFC 9110 §8.8.2.1: never later than the response.
+            # RFC 9110 §8.8.2.1: not later than the response.
             modified = int(min(info.st_mtime, time.time()))
             self.headers.setdefault("last-modified", formatdate(modified, usegmt=True))
             if self._etag:
@@ -153,8 +147,8 @@ class FileResponse(Response):
                 await self._send_large(file, first, length, scope, receive, send)
 
     def _is_unchanged(self, request: Headers, modified: int) -> bool:
-        """Whether the client has the file already. Raises ``HTTPException`` 412 where it does not want this one."""
-        # RFC 9110 §13.2.2: the order in which preconditions are evaluated.
+        """Whether the client has this file already. Raises ``HTTPException`` 412 if a precondition fails."""
+        # In the order of RFC 9110 §13.2.2.
         if "if-match" in request:
             wanted = ", ".join(request.getlist("if-match"))
             if wanted != "*" and not self._has_etag_of(wanted, weak=False):
@@ -169,20 +163,20 @@ class FileResponse(Response):
 
     def _may_send_part(self, request: Headers) -> bool:
         condition = request.get("if-range")
-        # RFC 9110 §13.1.5: exactly the date that we sent, or the same strong ETag.
+        # RFC 9110 §13.1.5: the date exactly as it was sent, or the same strong ETag.
         return (
             condition is None or condition == self.headers["last-modified"] or self._has_etag_of(condition, weak=False)
         )
 
     def _has_etag_of(self, listed: str, *, weak: bool) -> bool:
-        # RFC 9110 §8.8.3.2: the weak comparison looks at what is in quotes, the strong one takes no weak tags at all.
+        # RFC 9110 §8.8.3.2: the weak comparison ignores the mark W/, the strong one fails if either tag has it.
         own = _ETAG.fullmatch(self.headers.get("etag", ""))
         return own is not None and any(
             opaque == own[2] and (weak or not (mark or own[1])) for mark, opaque in _ETAG.findall(listed)
         )
 
     async def _send_unchanged(self, send: Send) -> None:
-        # RFC 9110 §15.4.5: a 304 carries no metadata of the content but what keeps a cache right.
+        # RFC 9110 §15.4.5: a 304 repeats what a cache needs, and does not describe the content.
         headers = [(name, value) for name, value in self.headers.raw() if not name.startswith(b"content-")]
         await send({"type": "http.response.start", "status": 304, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -212,10 +206,10 @@ class FileResponse(Response):
 
 class StaticFiles:
     """
-    The files of a directory and those below it. Nothing outside is ever reached, and nothing is listed.
+    Serves the files of a directory and its subdirectories. Never serves a file outside of it, nor a directory listing.
 
     Args:
-        directory: Symbolic links in it are followed where they stay inside.
+        directory: Its path. Symbolic links in it are followed unless they lead out of it.
 
     Raises:
         ValueError: There is no such directory.
@@ -231,85 +225,75 @@ class StaticFiles:
 
     async def response(self, path: str, *, url: URL | None = None) -> Response:
         """
-        The response for a file; for a directory, for the ``index.html`` in it.
+        The response for a file, or for the ``index.html`` of a directory.
 
         Args:
             path: Relative and decoded, as ``{path:path}`` matches it.
-            url: The request's own. With it a directory that was asked for without its last slash is redirected to the
-                path with one, so that relative links on its page work.
+            url: URL of the request. If given, a directory without a trailing slash is redirected to the path with one,
+                so that relative links on its page work.
 
         Raises:
-            HTTPException: 404: no such file, or one outside.
+            HTTPException: 404: there is no such file in the directory.
         """
-        found = await run_sync(self._find, path)
+        found, is_index = await run_sync(self._find, path)
         if found is None:
             raise HTTPException(404)
-        if url is not None and found.is_index and path and not path.endswith("/"):
+        if url is not None and is_index and path and not path.endswith("/"):
             # A Location that begins with two slashes would name a host.
             location = "/" + url.path.lstrip("/") + "/"
             return RedirectResponse(f"{location}?{url.query}" if url.query else location, 308)
-        return FileResponse(found.path)
+        return FileResponse(found)
 
     async def static(self, request: Request, path: str) -> Response:
-        """``response`` as a view, behind a pattern that ends in ``{path:path}``."""
+        """``response`` as a view, for a pattern that ends in ``{path:path}``."""
         return await self.response(path, url=request.url)
 
-    def _find(self, path: str) -> "_Found | None":
-        # Refused by their form, before the file system sees them: ways up, roots, and other systems' separators.
+    def _find(self, path: str) -> tuple[Path | None, bool]:
+        """The file, if it is in the directory, and whether it is the ``index.html`` of what ``path`` names."""
+        # Before the file system sees the path: no way up, no root, no separators of other systems.
         segments = path.removesuffix("/").split("/") if path else []
         if "\\" in path or any(segment in ("", ".", "..") for segment in segments):
-            return None
+            return None, False
         target = _resolve(self.directory.joinpath(*segments))
         is_index = target is not None and target.is_dir()
         if target is not None and is_index:
             target = _resolve(target / "index.html")
-        # Where a name leads (a link, another drive) shows only when it is resolved.
+        # Only the resolved path shows where links, and names on other drives, lead.
         if target is None or not target.is_relative_to(self.directory) or (path.endswith("/") and not is_index):
-            return None
-        return _Found(target, is_index)
+            return None, False
+        return target, is_index
 
     def __repr__(self) -> str:
         return f"StaticFiles({str(self.directory)!r})"
 
 
-class _Found(NamedTuple):
-    path: Path
-    is_index: bool
-
-
-class _Part(NamedTuple):
-    first: int
-    length: int
-
-
-def _requested_part(header: str, *, size: int) -> _Part | None:
+def _requested_part(header: str, *, size: int) -> tuple[int, int] | None:
     """
-    What a ``Range`` header asks for; ``None`` where it is to be ignored: malformed, or more than one range.
+    First byte and length of the part that a ``Range`` header asks for; ``None`` if it is malformed or has several.
 
     Raises:
-        HTTPException: 416: all of it is outside the file.
+        HTTPException: 416: the range is outside the file.
 
     Source: RFC 9110 §14.1.1, §14.1.2, §14.2, §15.5.17.
     """
     match = _RANGE.fullmatch(header)
-    # Nothing of an empty file can be named by a range; Go's net/http sends the whole too.
+    # A range cannot name anything of an empty file; Go's net/http sends the whole, too.
     if match is None or not size:
         return None
     first, last, suffix = match.groups()
     if suffix is not None:
-        length = min(int(suffix), size)
-        part = _Part(size - length, length)
+        start, end = max(0, size - int(suffix)), size
     else:
-        part = _Part(int(first), min(int(last), size - 1) + 1 - int(first) if last else size - int(first))
-        if last and int(last) < int(first):
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+        if last and int(last) < start:
             return None
-    if part.length <= 0:
+    if start >= end:
         raise HTTPException(416, headers={"content-range": f"bytes */{size}"})
-    return part
+    return start, end - start
 
 
 def _parse_date(value: str | None) -> float | None:
-    """The time of an HTTP date; ``None`` without one or for one that is malformed, which RFC 9110 §13.1.3 ignores."""
+    """The time of an HTTP date; ``None`` if it is missing or malformed, which RFC 9110 §13.1.3 has servers ignore."""
     if value is None:
         return None
     try:
@@ -321,8 +305,8 @@ def _parse_date(value: str | None) -> float | None:
 
 @cache
 def _content_types() -> dict[str, str]:
-    """By suffix, from Python's own table only, so that a file has one type on every machine."""
-    # Not at the import: MimeTypes reads the machine's tables first.
+    """Content types by suffix, from Python's own table alone: a file has the same type on every machine."""
+    # Not at import: creating MimeTypes first reads the machine's tables.
     return MimeTypes().types_map[True] | _MORE_CONTENT_TYPES
 
 
@@ -332,7 +316,7 @@ def _content_type(path: str) -> str:
 
 
 def _attachment(filename: str) -> str:
-    # RFC 6266 appendix D: what recipients disagree on stays out of the plain name; RFC 8187 carries it.
+    # RFC 6266 appendix D: characters that recipients interpret differently go into the form of RFC 8187 only.
     plain = re.sub(r"[^ !#-$&-\[\]-~]", "_", filename)
     header = f'attachment; filename="{plain}"'
     if plain != filename:
@@ -342,13 +326,13 @@ def _attachment(filename: str) -> str:
 
 def _open(path: str) -> tuple[FileIO, os.stat_result, bytes | None]:
     """
-    A regular file, opened; what is known of it; its content where it is small.
+    Open a regular file: the open file, its ``stat`` result, and its content if it is small.
 
     Raises:
-        HTTPException: 404: there is none.
+        HTTPException: 404: there is no such file.
     """
     try:
-        file = FileIO(path, opener=_open_at_once)
+        file = FileIO(path, opener=_open_without_waiting)
     except (OSError, ValueError) as error:
         if not _is_absent(error):
             raise
@@ -362,13 +346,13 @@ def _open(path: str) -> tuple[FileIO, os.stat_result, bytes | None]:
     return file, info, file.read(info.st_size)
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe would wait for its other end; a regular file takes no notice. Windows has neither.
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe would wait for its other end. The flag changes nothing for a regular file; Windows lacks it.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _resolve(path: Path) -> Path | None:
-    """``path`` without links, or ``None`` where it leads to nothing. (``Path.resolve`` has no errno for a loop.)"""
+    """``path`` without links; ``None`` if nothing is there. (``Path.resolve`` gives no errno for a loop of links.)"""
     try:
         return Path(os.path.realpath(path, strict=True))
     except (OSError, ValueError) as error:
@@ -378,5 +362,5 @@ def _resolve(path: Path) -> Path | None:
 
 
 def _is_absent(error: OSError | ValueError) -> bool:
-    # A ValueError: a NUL, or a character that no name of this file system can have.
+    # ValueError: a NUL, or a character that this file system has no encoding for.
     return not isinstance(error, OSError) or error.errno in _ABSENT

@@ -1,4 +1,4 @@
-"""Whether reading a part of a file would wait for a disk."""
+"""Tells whether a part of a file is in memory, so that reading it does not wait for a disk."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 __all__ = ["is_cached"]
 
 _NOWAIT = getattr(os, "RWF_NOWAIT", None) if sys.platform == "linux" else None
-# Of no meaning: where the two bytes are put.
+# Receives the bytes, which are not used.
 _BYTE = [bytearray(1)]
 
 
@@ -14,9 +14,9 @@ def is_cached(file: int, offset: int, count: int) -> bool:
     """
     Whether the system holds ``count`` bytes of a file in memory, so that reading them does not wait. Never waits.
 
-    Looks at the first and the last byte, at a microsecond each: the system reads files ahead, from the front to the
-    end. If a page between them is missing, reading waits for it. ``False`` where the system cannot tell: on other
-    systems than Linux, and on some file systems.
+    Reads the first and the last byte, at a microsecond each: the system reads files ahead, from front to end. If a
+    page between them is missing, reading still waits for it. ``False`` if the system cannot tell: on systems other than
+    Linux, and on some file systems.
 
     Args:
         file: A descriptor open for reading.

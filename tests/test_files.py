@@ -175,7 +175,7 @@ class TestAbsent:
         def no_more_files(path, flags):
             raise OSError(24, "Too many open files")
 
-        monkeypatch.setattr("microws.files._open_at_once", no_more_files)
+        monkeypatch.setattr("microws.files._open_without_waiting", no_more_files)
         with pytest.raises(OSError, match="Too many open files"):
             await send(FileResponse(file))
 

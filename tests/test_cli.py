@@ -241,7 +241,7 @@ def test_a_variable_that_nobody_knows_is_warned_of_once_and_by_no_worker(start):
 def test_an_app_that_cannot_be_loaded_is_exit_code_3_and_one_line(start):
     program = start("run", "chat:ap")
     assert program.wait() == 3
-    assert program.rest() == ["error: chat.py has no attribute 'ap'; did you mean 'app'?  microws run chat:app"]
+    assert program.rest() == ["error: chat has no attribute 'ap'; did you mean: microws run chat:app"]
 
 
 def test_an_import_that_fails_shows_the_users_own_frames_only(start, directory):

@@ -291,16 +291,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 # Finding the app
 
 APP = "from microws import App\napp = App()\n"
-NOT_ASGI = "is not an ASGI app: it does not take scope, receive and send"
-ASGI_2 = (
-    "takes one argument, as ASGI 2 apps do; microws serves ASGI 3 apps: async def app(scope, receive, send). asgiref's "
-    "guarantee_single_callable() makes one of an ASGI 2 app"
-)
+RUN = "microws run"
+NOT_ASGI = "which does not take scope, receive and send, as ASGI 3 apps do"
 ASGI = "async def application(scope, receive, send): ...\nclass Nothing: ...\n"
 
 
 def find(directory, name=None, *, factory=False):
-    return find_app(name, factory=factory, app_dir=directory, is_app=lambda value: isinstance(value, App))
+    return find_app(name, factory=factory, app_dir=directory)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +335,7 @@ def test_a_factory_is_called(directory):
     write(directory, chat=f"{APP}def create(): return app\n")
     name, app = find(directory, "chat:create", factory=True)
     assert (name, type(app)) == ("chat:create", App)
-    with pytest.raises(LoadError, match="microws run --factory chat:create_app"):
+    with pytest.raises(LoadError, match="write: microws run chat:create_app --factory"):
         find(directory, "chat", factory=True)
 
 
@@ -359,76 +356,57 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("chta:app", "no module 'chta' in DIR; did you mean 'chat'?  microws run chat:app"),
-        ("chta:app()", "no module 'chta' in DIR; did you mean 'chat'?  microws run 'chat:app()'"),
-        ("chta", "no module 'chta' in DIR; did you mean 'chat'?  microws run chat"),
+        ("chta:app", "no module 'chta' in DIR; did you mean: microws run chat:app"),
+        ("chta:app()", "no module 'chta' in DIR; did you mean: microws run 'chat:app()'"),
+        ("chta", "no module 'chta' in DIR; did you mean: microws run chat"),
+        ("Chat:app", "no module 'Chat' in DIR; did you mean: microws run chat:app"),
         ("zzz:app", "no module 'zzz' in DIR"),
-        ("shop.wbe:app", "no module 'shop.wbe' in DIR; did you mean 'web'?  microws run shop.web:app"),
-        ("shpo.web:app", "no module 'shpo' in DIR; did you mean 'shop'?  microws run shop.web:app"),
-        ("chat.app", "no module 'chat.app'; did you mean an attribute?  microws run chat:app"),
-        ("cht.py", "no file cht.py; did you mean 'chat.py'?  microws run chat.py"),
-        ("cht.py:app", "no file cht.py; did you mean 'chat.py'?  microws run chat.py:app"),
-        ("none/cht.py", "no file none/cht.py"),
-        ("chat:ap", "chat.py has no attribute 'ap'; did you mean 'app'?  microws run chat:app"),
-        ("chat.py:ap", "chat.py has no attribute 'ap'; did you mean 'app'?  microws run chat.py:app"),
-        ("chat:zzz", "chat.py has no attribute 'zzz'; its app is 'app':  microws run chat:app"),
-        ("chat:creat()", "chat.py has no attribute 'creat'; did you mean 'create'?  microws run 'chat:create()'"),
-        ("chat:holder.ap", "chat.py: holder has no attribute 'ap'; did you mean 'app'?  microws run chat:holder.app"),
-        ("chat:number.ap", "chat.py: number has no attribute 'ap'"),
-        ("shop.web:ap", "shop/web.py has no attribute 'ap'; its app is 'server':  microws run shop.web:server"),
-        ("shop", "shop/__init__.py has no app; it needs a line such as: app = App()"),
-        ("space", "the package 'space' has no app; it needs a line such as: app = App()"),
-        ("two", "two.py has 2 apps, one, two; name one: microws run two:one"),
-        ("made", "made.py has no app, but a factory: microws run 'made:create_app()'"),
-        ("chat:number", "chat: 'number' is an int, not an ASGI app"),
-        ("chat:nothing", "chat: 'nothing' is None, not an ASGI app"),
-        (
-            "chat:holder",
-            "chat: 'holder' is a class, not an ASGI app; to serve what it returns: microws run 'chat:holder()'",
-        ),
+        ("shop.wbe:app", "no module 'shop.wbe' in DIR; did you mean: microws run shop.web:app"),
+        ("shpo.web:app", "no module 'shpo' in DIR; did you mean: microws run shop.web:app"),
+        ("web:server", "no module 'web' in DIR; did you mean: microws run shop.web:server"),
+        ("chat.app", "no module 'chat.app' in DIR; did you mean: microws run chat:app"),
+        ("cht.py", "no file cht.py in DIR; did you mean: microws run chat.py"),
+        ("cht.py:app", "no file cht.py in DIR; did you mean: microws run chat.py:app"),
+        ("none/cht.py", "no file none/cht.py in DIR"),
+        ("shop/wbe.py:app", "no file shop/wbe.py in DIR; did you mean: microws run shop/web.py:app"),
+        ("web.py", "no file web.py in DIR; did you mean: microws run shop/web.py"),
+        ("two-rooms:app", "no file two-rooms in DIR; did you mean: microws run two-rooms.py:app"),
+        ("./shop", "./shop is a directory; to serve the app in it: microws run --app-dir ./shop"),
+        (".", ". is a directory; to serve the app in it: microws run --app-dir ."),
+        ("json.py", "json.py is hidden by another module 'json', JSON: rename it"),
+        ("chat:ap", "chat has no attribute 'ap'; did you mean: microws run chat:app"),
+        ("chat.py:ap", "chat.py has no attribute 'ap'; did you mean: microws run chat.py:app"),
+        ("chat:APP", "chat has no attribute 'APP'; did you mean: microws run chat:app"),
+        ("chat:zzz", "chat has no attribute 'zzz'; did you mean: microws run chat:app"),
+        ("chat:creat()", "chat has no attribute 'creat'; did you mean: microws run 'chat:create()'"),
+        ("chat:holder.ap", "chat has no attribute 'holder.ap'; did you mean: microws run chat:holder.app"),
+        ("chat:number.ap", "chat has no attribute 'number.ap'"),
+        ("shop.web:ap", "shop.web has no attribute 'ap'; did you mean: microws run shop.web:server"),
+        ("shop", "shop has no app; write a line such as: app = App()"),
+        ("space", "space has no app; write a line such as: app = App()"),
+        ("two", "two has the apps one, two; name one: microws run two:one"),
+        ("made", "made has no app; to call its factory: microws run 'made:create_app()'"),
+        ("chat:number", "chat: expected an ASGI app, got number, of type int"),
+        ("chat:nothing", "chat: expected an ASGI app, got nothing, of type NoneType"),
+        ("chat:nothing_made()", "chat: expected an ASGI app, got nothing_made, of type NoneType"),
+        ("chat:App", "chat: expected an ASGI app, got App, a class; did you mean: microws run chat:app"),
+        ("chat:wsgi", "chat: expected an ASGI app, got wsgi, which looks like a WSGI app"),
         (
             "chat:create",
-            f"chat: 'create' {NOT_ASGI}; to serve what it returns: microws run 'chat:create()'",
+            f"chat: expected an ASGI app, got create, {NOT_ASGI}; to serve what it returns: {RUN} 'chat:create()'",
         ),
-        ("chat:wsgi", "chat: 'wsgi' looks like a WSGI app; microws serves ASGI apps"),
-        ("old:function", f"old: 'function' {ASGI_2}"),
-        ("old:Class", f"old: 'Class' {ASGI_2}"),
-        ("old:Named", "old: 'Named' is a class, not an ASGI app"),
+        ("old:function", f"old: expected an ASGI app, got function, {NOT_ASGI}"),
+        ("old:many", f"old: expected an ASGI app, got many, {NOT_ASGI}"),
+        ("old:Named", "old: expected an ASGI app, got Named, a class"),
         (
             "old:Three",
-            "old: 'Three' is a class, not an ASGI app; to serve what it returns: microws run 'old:Three()'",
+            "old: expected an ASGI app, got Three, a class; to serve what it returns: microws run 'old:Three()'",
         ),
-        ("old:many", f"old: 'many' {NOT_ASGI}"),
-        (
-            "old:configured",
-            f"old: 'configured' {NOT_ASGI}; to serve what it returns: microws run 'old:configured()'",
-        ),
-        ("chat:number()", "chat: expected a function that returns the app, got 'number', an int; leave out ()"),
-        ("chat:nothing_made()", "chat: 'nothing_made' is None, not an ASGI app"),
-        ("chat:late()", "chat: expected a plain function that returns the app, got late, which is async; write def"),
+        ("chat:number()", "chat: expected a function that returns the app, got number, of type int; leave out ()"),
+        ("chat:late()", "chat: expected a function that returns the app, got late, an async one; write def"),
         ("chat:", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:'"),
         (":app", "APP: expected module:attr, module, module:factory() or path.py, got ':app'"),
         ("chat:a b", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:a b'"),
-        ("Chat:app", "no module 'Chat' in DIR; did you mean 'chat'?  microws run chat:app"),
-        ("chat:App", "chat: 'App' is a class, not an ASGI app; did you mean 'app'?  microws run chat:app"),
-        ("chat:APP", "chat.py has no attribute 'APP'; did you mean 'app'?  microws run chat:app"),
-        ("shop/wbe.py:app", "no file shop/wbe.py; did you mean 'web.py'?  microws run shop/web.py:app"),
-        ("web:server", "no module 'web' in DIR; did you mean 'shop/web.py'?  microws run shop/web.py:server"),
-        ("web.py", "no file web.py; did you mean 'shop/web.py'?  microws run shop/web.py"),
-        ("./shop", "./shop is a directory; to serve the app in it: microws run --app-dir ./shop"),
-        (
-            ".",
-            "APP: expected the name of a module, got '.'; to serve the app in this directory: microws run --app-dir .",
-        ),
-        (
-            "chat-room:app",
-            "APP: expected the name of a module, got 'chat-room'; for a file write its path, such as chat.py",
-        ),
-        (
-            "two-rooms:app",
-            "APP: expected the name of a module, got 'two-rooms'; write its path: microws run two-rooms.py:app",
-        ),
-        ("json.py", "json.py is hidden by another module 'json', JSON: rename it"),
     ],
 )
 def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory, argument, message):
@@ -438,10 +416,9 @@ def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory
         "def nothing_made(): pass\nasync def late(): return app\ndef wsgi(environ, start_response): ...\n",
         two="from microws import App\none, two = App(), App()\n",
         made="def create_app(): ...\n",
-        old="def function(scope): ...\nclass Class:\n def __init__(self, scope): ...\n"
-        " def __call__(self, receive, send): ...\nclass Named:\n def __init__(self, name): ...\n"
+        old="def function(scope): ...\nclass Named:\n def __init__(self, name): ...\n"
         "class Three:\n def __init__(self, a=1, b=2, c=3): ...\n"
-        "def many(a, b, c, d): ...\ndef configured(path=None, debug=False): ...\n",
+        "def many(a, b, c, d): ...\n",
         json="app = 1\n",
         **{"two-rooms": APP},
     )
@@ -514,12 +491,14 @@ def test_a_script_that_serves_while_it_is_loaded_is_named_with_its_line(director
     write(directory, chat=f"{APP}app.run(port=0)\n", app=f"{APP}app.run(port=0)\n")
     write(directory, factory=f"{APP}def create():\n    app.run(port=0)\n")
     assert main(["run", *([argument] if argument else [])]) == 3
-    [line] = capsys.readouterr().err.splitlines()
-    file = "factory.py, line 4" if argument == "factory:create()" else f"{'chat' if argument else 'app'}.py, line 3"
-    assert line == (
-        f"error: {file}: app.run() is called while `microws run` loads the app, which would be served twice; "
-        'write above the call: if __name__ == "__main__":'
+    *traceback, error = capsys.readouterr().err.splitlines()
+    file = "factory.py" if argument == "factory:create()" else f"{'chat' if argument else 'app'}.py"
+    assert f'  File "{directory / file}", line {4 if file == "factory.py" else 3}, in ' in "\n".join(traceback)
+    assert traceback[-1].endswith(
+        "app.run() is called while `microws run` loads the app, which would be served twice; write above the call: "
+        'if __name__ == "__main__":'
     )
+    assert error.startswith("error: ")
 
 
 AROUND = """
@@ -556,7 +535,7 @@ def test_a_package_that_is_the_current_directory_is_found_from_above(directory):
     write(directory / "shop", web=APP)
     with pytest.raises(LoadError) as error:
         find(directory / "shop", "shop.web:app")
-    assert str(error.value).endswith(f"; from the directory above:  microws run --app-dir {directory} shop.web:app")
+    assert str(error.value).endswith(f"; did you mean: microws run shop.web:app --app-dir {directory}")
 
 
 # The command

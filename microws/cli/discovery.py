@@ -1,34 +1,25 @@
-"""From ``chat:app``, ``chat``, ``chat:create()`` or ``chat.py`` to an ASGI app; and the hint where that fails."""
+"""Finds an ASGI app by ``chat:app``, ``chat``, ``chat:create()`` or ``chat.py``, or says what to write instead."""
 
 import importlib
 import inspect
-import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from traceback import StackSummary, TracebackException
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
+from microws.app import App
 from microws.hints import nearest
-from microws.server.loading import RunWhileLoading
 
 __all__ = ["LoadError", "find_app"]
 
 _PLACES: Final = ("app.py", "main.py", "asgi.py")
-_USUAL_NAMES: Final = ("app", "application")
 _FACTORIES: Final = ("create_app", "make_app", "get_app")
-_ASGI_2: Final = (
-    "takes one argument, as ASGI 2 apps do; microws serves ASGI 3 apps: async def app(scope, receive, send). asgiref's "
-    "guarantee_single_callable() makes one of an ASGI 2 app"
-)
-_DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_NOT_THEIRS: Final = (
-    f"{Path(__file__).parents[1]}{os.sep}",
-    f"{Path(importlib.__file__).parent}{os.sep}",
-    "<frozen importlib",
-)
+_PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 class LoadError(Exception):
@@ -36,7 +27,7 @@ class LoadError(Exception):
     The app cannot be loaded. The text is one line.
 
     Attributes:
-        traceback: The user's own, where their code failed; else empty.
+        traceback: Of the user's code, if that failed; else empty.
     """
 
     def __init__(self, message: str, *, traceback: str = "") -> None:
@@ -44,38 +35,48 @@ class LoadError(Exception):
         self.traceback = traceback
 
 
-def find_app(name: str | None, *, factory: bool, app_dir: Path, is_app: Callable[[object], bool]) -> tuple[str, Any]:
+def find_app(name: str | None, *, factory: bool, app_dir: Path) -> tuple[str, Any]:
     """
     Import and return an app. ``app_dir`` goes first on ``sys.path``, and stays there.
 
     Args:
-        name: ``module:attr``, ``module``, ``module:factory()``, ``path.py``, ``path.py:attr``. ``None``: the one app of
-            ``app.py``, ``main.py`` or ``asgi.py`` in ``app_dir``; the first file that has one counts.
+        name: ``module:attr``, ``module``, ``module:factory()``, ``path.py``, ``path.py:attr``. ``None``: the ``App`` of
+            the first of ``app.py``, ``main.py`` and ``asgi.py`` in ``app_dir`` that has one.
         factory: Call what ``name`` names.
         app_dir: Where modules are looked for.
-        is_app: Whether an object is an ``App``, which is found without being named. What is named may be any ASGI app.
 
     Returns:
-        The app's name as ``module:attr``, and the app.
+        The app's name as ``module:attr``, and the app: an ``App``, or another ASGI app if it was named.
 
     Raises:
-        LoadError: Nothing there, nothing that is an ASGI app, or the user's code failed.
+        LoadError: There is no such module, attribute or ASGI app, or the user's code failed.
     """
     _put_first(app_dir)
     if name is None:
-        return _search(app_dir, is_app)
-    target = _parse(name, app_dir)
-    if factory and target.attribute is None:
-        raise LoadError(f"--factory calls what is named: microws run --factory {target.place}:create_app")
+        places = [place for place in _PLACES if (app_dir / place).is_file()]
+        for place in places:
+            target = _Target(place, "", "")
+            module = _import(target, app_dir)
+            if _apps(module):
+                return _choose(module, target)
+        where = f"no App in {', '.join(places)}" if places else f"no {', '.join(_PLACES)} in {app_dir}"
+        raise LoadError(f"no APP was named, and there is {where}; name it: microws run chat:app")
+    target = _Target.parse(name)
+    if factory and not target.attribute:
+        raise LoadError(f"--factory: expected a function, got {name!r}; write: {target.line('create_app')} --factory")
     module = _import(target, app_dir)
-    if target.attribute is None:
-        attribute, app = _choose(module, target, is_app, app_dir)
-        return f"{target.module}:{attribute}", app
-    found = _get(module, target, is_app, app_dir)
-    if factory or target.is_call:
-        found = _call(found, target, app_dir)
-    _check_asgi(found, module, target, is_app)
-    return f"{target.module}:{target.attribute}{'()' if target.is_call else ''}", found
+    if not target.attribute:
+        return _choose(module, target)
+    app = _get(module, target)
+    if factory or target.call:
+        app = _call(app, target)
+    if reason := _why_not_asgi(app):
+        if inspect.isclass(app) and (apps := _apps(module)):
+            reason += f"; did you mean: {target.line(apps[0])}"
+        elif not target.call and callable(app) and _takes(app, 0):
+            reason += f"; to serve what it returns: {target.line(target.attribute, call='()')}"
+        raise LoadError(f"{target.place}: expected an ASGI app, got {target.attribute}, {reason}")
+    return f"{module.__name__}:{target.attribute}{target.call}", app
 
 
 class _Target(NamedTuple):
@@ -83,295 +84,162 @@ class _Target(NamedTuple):
     What an APP argument names.
 
     Attributes:
-        place: The module as the user wrote it.
-        module: Its dotted name.
-        attribute: ``None``: the app is to be found.
-        is_call: ``module:factory()``.
-        file: Where the module must come from, if a path was given.
+        place: The module, or its file.
+        attribute: Empty: the app is to be found.
+        call: ``()`` after the attribute, or empty.
     """
 
     place: str
-    module: str
-    attribute: str | None = None
-    is_call: bool = False
-    file: Path | None = None
+    attribute: str
+    call: str
 
-
-def _parse(name: str, app_dir: Path) -> _Target:
-    place, colon, rest = name.partition(":")
-    is_call = rest.endswith("()")
-    attribute = rest.removesuffix("()") or None
-    if not place or (colon and not _DOTTED.fullmatch(attribute or "")):
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        if match := re.fullmatch(r"([^:]+)(?::([^\W\d][\w.]*)(\(\))?)?", name):
+            return cls(*match.groups(""))
         raise LoadError(f"APP: expected module:attr, module, module:factory() or path.py, got {name!r}")
-    if place.endswith(".py") or "/" in place:
-        file = (app_dir / place).absolute()
-        if not file.is_file():
-            raise LoadError(_missing_file(place, rest, app_dir))
-        return _Target(place, _dotted_name(file), attribute, is_call, file)
-    if not _DOTTED.fullmatch(place):
-        if Path(app_dir, f"{place}.py").is_file():
-            hint = f"write its path: microws run {_join(f'{place}.py', rest)}"
-        elif Path(app_dir, place).is_dir():
-            hint = f"to serve the app in this directory: microws run --app-dir {place}"
-        else:
-            hint = "for a file write its path, such as chat.py"
-        raise LoadError(f"APP: expected the name of a module, got {place!r}; {hint}")
-    return _Target(place, place, attribute, is_call)
 
+    @property
+    def is_file(self) -> bool:
+        return self.place.endswith(".py") or not all(map(str.isidentifier, self.place.split(".")))
 
-def _missing_file(place: str, rest: str, app_dir: Path) -> str:
-    path = Path(place)
-    if (app_dir / path).is_dir():
-        return f"{place} is a directory; to serve the app in it: microws run --app-dir {place}"
-    near = nearest(path.stem, [found.stem for found in (app_dir / path).parent.glob("*.py")])
-    if near is None:
-        return f"no file {place}{_elsewhere(f'{path.stem}.py', rest, app_dir)}"
-    return f"no file {place}; did you mean '{near}.py'?  microws run {_join(str(path.with_name(f'{near}.py')), rest)}"
-
-
-def _elsewhere(name: str, rest: str, app_dir: Path) -> str:
-    """Where there is a file of that name, in a folder or two below: a hint, or nothing."""
-    for pattern in (f"*/{name}", f"*/*/{name}"):
-        for file in sorted(app_dir.glob(pattern)):
-            place = _shorter(file, app_dir)
-            return f"; did you mean {place!r}?  microws run {_join(place, rest)}"
-    return ""
-
-
-def _dotted_name(file: Path) -> str:
-    """The name that ``file`` is imported by, once the folder above its outermost package is on ``sys.path``."""
-    parts = [file.stem]
-    folder = file.parent
-    while (folder / "__init__.py").is_file():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    _put_first(folder)
-    return ".".join(parts)
+    def line(self, attribute: str, *, place: str = "", call: str = "") -> str:
+        """The command to write."""
+        return "microws run " + shlex.quote((place or self.place) + (f":{attribute}{call}" if attribute else ""))
 
 
 def _import(target: _Target, app_dir: Path) -> ModuleType:
+    name = target.place
+    file = folder = (app_dir / target.place).absolute()
+    if target.is_file:
+        if file.is_dir():
+            raise LoadError(f"{name} is a directory; to serve the app in it: microws run --app-dir {name}")
+        if not file.is_file():
+            raise LoadError(f"no file {name} in {app_dir}{_suggest(target, app_dir)}")
+        while (folder := folder.parent).joinpath("__init__.py").is_file():
+            pass
+        _put_first(folder)
+        name = ".".join(file.relative_to(folder).with_suffix("").parts)
     try:
-        module = importlib.import_module(target.module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{target.module}.".startswith(f"{error.name}."):
-            raise LoadError(_missing_module(target, error.name, app_dir)) from None
-        raise _failed(f"{target.place} failed while it was imported", error) from None
+        module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise LoadError(f"no module {error.name!r} in {app_dir}{_suggest(target, app_dir)}") from None
         raise _failed(f"{target.place} failed while it was imported", error) from None
-    if target.file is not None and (module.__file__ is None or not target.file.samefile(module.__file__)):
-        raise LoadError(f"{target.place} is hidden by another module {target.module!r}, {module.__file__}: rename it")
+    if target.is_file and (module.__file__ is None or not file.samefile(module.__file__)):
+        raise LoadError(f"{target.place} is hidden by another module {name!r}, {module.__file__}: rename it")
     return module
 
 
-def _missing_module(target: _Target, missing: str, app_dir: Path) -> str:
-    parent, _, last = missing.rpartition(".")
-    if parent in sys.modules and hasattr(sys.modules[parent], last):
-        return f"no module {missing!r}; did you mean an attribute?  microws run {parent}:{last}"
-    folder = app_dir.joinpath(*parent.split(".")) if parent else app_dir
-    names = [path.stem for path in folder.glob("*.py")] + [path.parent.name for path in folder.glob("*/__init__.py")]
-    rest = _attribute(target)
-    below = target.module.removeprefix(missing)
-
-    def full(near: str) -> str:
-        return _join(f"{parent}.{near}{below}" if parent else f"{near}{below}", rest)
-
-    if missing == app_dir.name and below and Path(app_dir, f"{below[1:].replace('.', '/')}.py").is_file():
-        hint = f"; from the directory above:  microws run --app-dir {app_dir.parent} {full(missing)}"
-    else:
-        hint = _suggest(last, names, full) or _elsewhere(f"{target.module.replace('.', '/')}.py", rest, app_dir)
-    return f"no module {missing!r} in {app_dir}{hint}"
-
-
-def _search(app_dir: Path, is_app: Callable[[object], bool]) -> tuple[str, Any]:
-    looked_at = []
-    for place in _PLACES:
-        if (app_dir / place).is_file():
-            looked_at.append(place)
-            target = _parse(place, app_dir)
-            module = _import(target, app_dir)
-            if _apps(module, is_app):
-                attribute, app = _choose(module, target, is_app, app_dir)
-                return f"{target.module}:{attribute}", app
-    where = f"no App in {', '.join(looked_at)}" if looked_at else f"no {', '.join(_PLACES)} in {app_dir}"
-    raise LoadError(f"no APP was named, and there is {where}; name it: microws run chat:app")
+def _suggest(target: _Target, app_dir: Path) -> str:
+    """The line to write instead of a module or file that does not exist, or nothing."""
+    separator, suffix = ("/", ".py") if target.is_file else (".", "")
+    *parents, last = parts = target.place.removesuffix(suffix).split(separator)
+    if hasattr(sys.modules.get(".".join(parents)), last):
+        return f"; did you mean: {target.line(last, place='.'.join(parents))}"
+    if parts[0] == app_dir.name and app_dir.parent.joinpath(*parts).with_suffix(".py").is_file():
+        line = target.line(target.attribute, call=target.call)
+        return f"; did you mean: {line} --app-dir {app_dir.parent}"
+    folder = app_dir
+    while len(parts) > 1 and (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    near = nearest(parts[0], [path.stem for path in folder.glob("[!._]*") if path.suffix == ".py" or path.is_dir()])
+    found = [folder.joinpath(near, *parts[1:])] if near else []
+    found += [file for depth in ("*", "*/*") for file in app_dir.glob(f"{depth}/{'/'.join([*parents, last])}.py")]
+    if not found:
+        return ""
+    place = separator.join(found[0].relative_to(app_dir).with_suffix("").parts) + suffix
+    return f"; did you mean: {target.line(target.attribute, place=place, call=target.call)}"
 
 
-def _apps(module: ModuleType, is_app: Callable[[object], bool]) -> dict[str, Any]:
-    """The apps of a module, each by its first name."""
-    apps: dict[str, Any] = {}
-    for name, value in vars(module).items():
-        if is_app(value) and not any(value is app for app in apps.values()):
-            apps[name] = value
-    return apps
+def _apps(module: ModuleType) -> list[str]:
+    """The names of the apps of a module; of an app with several, the first."""
+    first = {id(value): name for name, value in reversed(vars(module).items()) if isinstance(value, App)}
+    return [name for name, value in vars(module).items() if first.get(id(value)) == name]
 
 
-def _choose(module: ModuleType, target: _Target, is_app: Callable[[object], bool], app_dir: Path) -> tuple[str, Any]:
-    """The app of a module that was named alone."""
-    for name in _USUAL_NAMES:
-        if _why_no_asgi(getattr(module, name, None)) is None:
-            return name, getattr(module, name)
-    apps = _apps(module, is_app)
-    if len(apps) == 1:
-        return next(iter(apps.items()))
-    shown = _shown(module, app_dir)
+def _choose(module: ModuleType, target: _Target) -> tuple[str, Any]:
+    """The app of a module that was named without an attribute."""
+    apps = _apps(module)
+    usual = [name for name in ("app", "application") if not _why_not_asgi(getattr(module, name, None))]
+    if usual or len(apps) == 1:
+        name = [*usual, *apps][0]
+        return f"{module.__name__}:{name}", getattr(module, name)
     if apps:
-        name = next(iter(apps))
-        raise LoadError(f"{shown} has {len(apps)} apps, {', '.join(apps)}; name one: microws run {target.place}:{name}")
-    for name in _FACTORIES:
-        if callable(getattr(module, name, None)):
-            raise LoadError(f"{shown} has no app, but a factory: microws run '{target.place}:{name}()'")
-    raise LoadError(f"{shown} has no app; it needs a line such as: app = App()")
+        raise LoadError(f"{target.place} has the apps {', '.join(apps)}; name one: {target.line(apps[0])}")
+    factory = next((name for name in _FACTORIES if callable(getattr(module, name, None))), None)
+    hint = f"to call its factory: {target.line(factory, call='()')}" if factory else "write a line such as: app = App()"
+    raise LoadError(f"{target.place} has no app; {hint}")
 
 
-def _get(module: ModuleType, target: _Target, is_app: Callable[[object], bool], app_dir: Path) -> Any:
-    assert target.attribute is not None
+def _get(module: ModuleType, target: _Target) -> Any:
     found: Any = module
     path = ""
     for name in target.attribute.split("."):
         if not hasattr(found, name):
-            names = _own_names(found)
-            owner = _shown(module, app_dir) + (f": {path}" if path else "")
-
-            def full(near: str, path: str = path) -> str:
-                call = "()" if target.is_call else ""
-                return _join(target.place, f"{path}.{near}{call}" if path else f"{near}{call}")
-
-            hint = _suggest(name, names, full)
-            if not hint and not path and len(apps := list(_apps(module, is_app))) == 1:
-                hint = f"; its app is {apps[0]!r}:  microws run {target.place}:{apps[0]}"
-            raise LoadError(f"{owner} has no attribute {name!r}{hint}")
+            # An imported class such as App is not what the user means.
+            values = getattr(found, "__dict__", {})
+            near = nearest(name, [own for own in values if own[0] != "_" and not isinstance(values[own], type)])
+            apps = [near] if near else [] if path else _apps(module)
+            hint = f"; did you mean: {target.line(path + apps[0], call=target.call)}" if apps else ""
+            raise LoadError(f"{target.place} has no attribute {path + name!r}{hint}")
         found = getattr(found, name)
-        path = f"{path}.{name}" if path else name
+        path += f"{name}."
     return found
 
 
-def _own_names(owner: Any) -> list[str]:
-    """The public attributes of a module or an object. A class that a module imports, such as App, is not meant."""
-    return [
-        name
-        for name, value in getattr(owner, "__dict__", {}).items()
-        if not name.startswith("_")
-        and not (inspect.isclass(value) and inspect.ismodule(owner) and value.__module__ != owner.__name__)
-    ]
-
-
-def _call(factory: Any, target: _Target, app_dir: Path) -> Any:
-    if not callable(factory):
-        raise LoadError(
-            f"{target.place}: expected a function that returns the app, got {target.attribute!r}, "
-            f"{_a(factory)}; leave out ()"
-        )
+def _call(factory: Any, target: _Target) -> Any:
+    if not callable(factory) or inspect.iscoroutinefunction(factory):
+        kind = "an async one; write def" if callable(factory) else f"of type {type(factory).__name__}; leave out ()"
+        raise LoadError(f"{target.place}: expected a function that returns the app, got {target.attribute}, {kind}")
     try:
-        app = factory()
+        return factory()
     except (Exception, SystemExit) as error:
         raise _failed(f"{target.place}: {target.attribute}() failed", error) from None
-    if inspect.iscoroutine(app):
-        app.close()
-        raise LoadError(
-            f"{target.place}: expected a plain function that returns the app, got {target.attribute}, which is async; "
-            "write def"
-        )
-    return app
 
 
-def _check_asgi(app: Any, module: ModuleType, target: _Target, is_app: Callable[[object], bool]) -> None:
-    reason = _why_no_asgi(app)
-    if reason is None:
-        return
-    # The class App stands in the module too.
-    same = next((name for name in _apps(module, is_app) if name.lower() == str(target.attribute).lower()), None)
-    if same is not None:
-        reason += f"; did you mean {same!r}?  microws run {target.place}:{same}"
-    elif not target.is_call and callable(app) and _takes(app, 0):
-        reason += f"; to serve what it returns: microws run '{target.place}:{target.attribute}()'"
-    raise LoadError(f"{target.place}: {target.attribute!r} {reason}")
-
-
-def _why_no_asgi(app: Any) -> str | None:
-    """``None`` for what may be an ASGI app: something to be called with scope, receive and send."""
+def _why_not_asgi(app: Any) -> str:
+    """Why ``app`` cannot be called with scope, receive and send; empty if it may be an ASGI app."""
     if not callable(app):
-        return f"is {_a(app)}, not an ASGI app"
-    # Calling a class makes an object, which has to be awaited: Starlette's endpoints can be.
-    if _takes(app, 3) and (not inspect.isclass(app) or hasattr(app, "__await__")):
-        return None
-    may_be_factory = _takes(app, 0)
-    if inspect.isclass(app):
-        is_asgi_2 = not may_be_factory and _takes(app, 1) and inspect.isfunction(app.__call__)
-        return _ASGI_2 if is_asgi_2 else "is a class, not an ASGI app"
-    if may_be_factory:
-        return "is not an ASGI app: it does not take scope, receive and send"
-    if _takes(app, 2):
-        return "looks like a WSGI app; microws serves ASGI apps"
-    return _ASGI_2 if _takes(app, 1) else "is not an ASGI app: it does not take scope, receive and send"
+        return f"of type {type(app).__name__}"
+    # Calling a class makes an object, which the server awaits: Starlette's endpoints can be awaited.
+    if inspect.isclass(app) and not hasattr(app, "__await__"):
+        return "a class"
+    if _takes(app, 3):
+        return ""
+    if _takes(app, 2) and not _takes(app, 0):
+        return "which looks like a WSGI app"
+    return "which does not take scope, receive and send, as ASGI 3 apps do"
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether ``function`` may be called with so many arguments: it is not refused by its signature."""
+    """Whether the signature of ``function`` accepts ``count`` arguments."""
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
-        # Some callables have none that can be found: those written in C, and instances whose __call__ is a slot.
+        # Some callables have no signature: those written in C, and instances whose __call__ is a slot.
         return True
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
+    with suppress(TypeError):
+        return signature.bind(*range(count)) is not None
+    return False
 
 
 def _failed(message: str, error: BaseException) -> LoadError:
     report = TracebackException.from_exception(error)
-    _cut(report)
-    if isinstance(error, RunWhileLoading):
-        where = f"{Path(report.stack[-1].filename).name}, line {report.stack[-1].lineno}: " if report.stack else ""
-        return LoadError(f'{where}{error}; write above the call: if __name__ == "__main__":')
+    _keep_users_frames(report)
     return LoadError(f"{message}: {type(error).__name__}", traceback="".join(report.format()))
 
 
-def _cut(report: TracebackException | None) -> None:
-    """Leave out the frames of importlib and of this package, which say nothing about the user's mistake."""
-    if report is None:
-        return
-    report.stack = StackSummary.from_list(
-        [frame for frame in report.stack if not frame.filename.startswith(_NOT_THEIRS)]
-    )
-    for inner in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
-        _cut(inner)
+def _keep_users_frames(report: TracebackException | None) -> None:
+    """Drop the frames of importlib and of this package from a traceback, and from those that it contains."""
+    if report is not None:
+        report.stack = StackSummary.from_list(
+            [each for each in report.stack if "importlib" not in each.filename and _PACKAGE not in each.filename]
+        )
+        for inner in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
+            _keep_users_frames(inner)
 
 
 def _put_first(folder: Path) -> None:
     path = str(folder.absolute())
-    if path in sys.path:
-        sys.path.remove(path)
-    sys.path.insert(0, path)
-
-
-def _suggest(word: str, known: list[str], argument: Callable[[str], str]) -> str:
-    near = nearest(word, known)
-    return "" if near is None else f"; did you mean {near!r}?  microws run {argument(near)}"
-
-
-def _attribute(target: _Target) -> str:
-    return "" if target.attribute is None else f"{target.attribute}{'()' if target.is_call else ''}"
-
-
-def _join(place: str, attribute: str) -> str:
-    if not attribute:
-        return place
-    argument = f"{place}:{attribute}"
-    return f"'{argument}'" if attribute.endswith("()") else argument
-
-
-def _shown(module: ModuleType, app_dir: Path) -> str:
-    if module.__file__ is None:
-        return f"the package {module.__name__!r}"
-    return _shorter(Path(module.__file__), app_dir)
-
-
-def _shorter(file: Path, app_dir: Path) -> str:
-    return str(file.relative_to(app_dir)) if file.is_relative_to(app_dir) else str(file)
-
-
-def _a(value: object) -> str:
-    kind = type(value).__name__
-    return "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    sys.path[:] = [path, *(other for other in sys.path if other != path)]

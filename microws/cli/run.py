@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from microws.app import App
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.options import resolve, unknown_variables
 from microws.cli.usage import UsageError
@@ -46,12 +45,7 @@ def run(flags: Mapping[str, Any], arguments: Sequence[str] | None) -> int:
             # The workers load the app and the settings themselves: both may have changed after a SIGHUP.
             return supervise(invocation.settings, renewal)
         with loading():
-            name, app = find_app(
-                invocation.app,
-                factory=invocation.factory,
-                app_dir=invocation.app_dir,
-                is_app=lambda value: isinstance(value, App),
-            )
+            name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir)
         return serve(app, invocation.settings, name=name, control=control, renewal=renewal)
     except (UsageError, FeatureUnavailable, LoadError) as error:
         _say(f"{getattr(error, 'traceback', '')}error: {error}")

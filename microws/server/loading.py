@@ -32,4 +32,7 @@ def check_not_loading() -> None:
         RunWhileLoading: It is. Without this the app would be served again after Ctrl-C, with other settings.
     """
     if _is_loading.get():
-        raise RunWhileLoading("app.run() is called while `microws run` loads the app, which would be served twice")
+        raise RunWhileLoading(
+            "app.run() is called while `microws run` loads the app, which would be served twice; write above the call: "
+            'if __name__ == "__main__":'
+        )

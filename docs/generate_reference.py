@@ -22,7 +22,7 @@ import microws.errors
 import microws.hub
 import microws.subscription
 import microws.testing
-from microws.requests import Connection
+from microws.requests import BaseRequest
 
 __all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "generate", "main"]
 
@@ -118,15 +118,16 @@ def _class(cls: type[Any]) -> Iterator[str]:
             text = _markdown(member.__doc__ or "")
             yield f"#### `{name}`\n\n{text}"
         else:
-            is_async = inspect.iscoroutinefunction(member)
+            returned = str(inspect.signature(member).return_annotation)
+            is_async = inspect.iscoroutinefunction(member) or "Coroutine[" in returned
             prefix = "await " if is_async else ""
             yield f"#### `{prefix}{name}{_signature(member)}`\n\n{_markdown(member.__doc__ or '')}"
 
 
 def _docstring(cls: type[Any]) -> str:
     text = inspect.cleandoc(cls.__doc__ or "")
-    if issubclass(cls, Connection):
-        inherited = inspect.cleandoc(Connection.__doc__ or "").partition("Attributes:\n")[2]
+    if issubclass(cls, BaseRequest):
+        inherited = inspect.cleandoc(BaseRequest.__doc__ or "").partition("Attributes:\n")[2]
         text += f"\n{inherited}" if "\nAttributes:\n" in text else f"\n\nAttributes:\n{inherited}"
     return text
 

@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
 
+from microws.connection.deadlines import Deadlines
 from microws.handshake import HeadersLike
 from microws.hub import BACKED_UP, MAX_PART_BYTES, Sink, Subscriber, running_loop
 from microws.interfaces import Event, Receive, Scope, Send
-from microws.server.deadlines import Deadlines
 from microws.sse import KEEPALIVE, OPENING, ServerSentEvent, as_chunk
 from microws.streams import Source, StreamingResponse, body_part, send_until_disconnect
 from microws.subscription import Stream

@@ -1,4 +1,4 @@
-"""What a view is given: the ``Connection`` that HTTP and WebSocket share, and HTTP's ``Request``."""
+"""What a view is given: the ``BaseRequest`` that HTTP and WebSocket share, and HTTP's ``Request``."""
 
 import re
 from collections.abc import AsyncGenerator, Callable
@@ -13,7 +13,7 @@ from microws.forms import FORM_TYPES, UploadFile, parse_form
 from microws.interfaces import Application, Event, Receive, Scope
 from microws.routing import encode_path, root_path
 
-__all__ = ["OVER", "Address", "Connection", "Request"]
+__all__ = ["OVER", "Address", "BaseRequest", "Request"]
 
 # RFC 3986 §3.3, §3.4: what the client wrote stays, but for what may not stand in a URL.
 _PATH_CHARACTERS = "/%!$&'()*+,;=:@"
@@ -40,7 +40,7 @@ class Address(NamedTuple):
     port: int
 
 
-class Connection:
+class BaseRequest:
     """
     What an HTTP request and a WebSocket have in common: all that the client said before anything else.
 
@@ -189,7 +189,7 @@ class Connection:
         return encoded
 
 
-class Request(Connection):
+class Request(BaseRequest):
     """
     One HTTP request. Its body is read when the view asks for it, by one task at a time.
 

@@ -60,11 +60,6 @@ class Tasks(Protocol):
         """Whether the view's deadline has come."""
         ...
 
-    @property
-    def is_ticking(self) -> bool:
-        """Whether the connection is looked at now and then."""
-        ...
-
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -113,8 +108,6 @@ class AsyncioTasks:
         loop: The running one.
         scope: The connection's, for the log.
         seconds: The view's first limit.
-        on_tick: Called every ``TICK`` seconds until ``end``. Default: the clock looks at this connection only while it
-            has a deadline.
 
     Attributes:
         deadline: Of the view, on the loop's clock; ``inf`` for none.
@@ -125,7 +118,6 @@ class AsyncioTasks:
         "_ended_at",
         "_has_ended",
         "_helpers",
-        "_is_ticking",
         "_loop",
         "_main",
         "_next",
@@ -134,14 +126,11 @@ class AsyncioTasks:
         "was_cancelled",
     )
 
-    is_ticking = True
-
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         scope: Scope,
         seconds: float,
-        on_tick: Callable[[], None] | None = None,
     ) -> None:
         self.was_cancelled = False
         self._scope = scope
@@ -152,13 +141,11 @@ class AsyncioTasks:
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
-        self._is_ticking = on_tick is not None
         clock = _latest
         if clock is None or clock.loop is not loop:
             clock = _clock_of(loop)
         self._clock = clock
-        # The clock has it, not this object: whoever owns both would be left to the garbage collector.
-        clock.connections[self] = on_tick
+        clock.connections.add(self)
         if not clock.is_running:
             clock.start()
         if seconds < _SHORT:
@@ -187,8 +174,7 @@ class AsyncioTasks:
 
     def lift_limit(self) -> None:
         self.deadline = inf
-        if not self._is_ticking:
-            self._clock.connections.pop(self, None)
+        self._clock.connections.discard(self)
 
     def expire(self, seconds: float) -> None:
         if self._main is None or self._next == _NOTHING:
@@ -197,10 +183,9 @@ class AsyncioTasks:
             self._next = _WARN
         self._ended_at = now = self._loop.time()
         self.deadline = now + (seconds if self._next == _CANCEL else _MAX_SECONDS_AFTER_END)
-        if not self._is_ticking:
-            self._clock.connections[self] = None
-            if not self._clock.is_running:
-                self._clock.start()
+        self._clock.connections.add(self)
+        if not self._clock.is_running:
+            self._clock.start()
         if seconds < _SHORT:
             self._loop.call_later(seconds, self.check)
 
@@ -222,7 +207,7 @@ class AsyncioTasks:
 
     def end(self) -> Awaitable[None] | None:
         self._has_ended = True
-        self._clock.connections.pop(self, None)
+        self._clock.connections.discard(self)
         return self._end_helpers() if self._helpers else None
 
     async def _end_helpers(self) -> None:
@@ -268,8 +253,6 @@ class GroupTasks:
         "_scope",
         "_view",
     )
-
-    is_ticking = False
 
     def __init__(self, group: TaskGroup, scope: Scope, seconds: float) -> None:
         self._group = group
@@ -350,26 +333,23 @@ class GroupTasks:
 
 
 class _Clock:
-    """Looks at the connections of an event loop, as long as there is one."""
+    """Checks the deadlines of an event loop's connections, as long as there are any."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # Those that it looks at, and what it calls then.
-        self.connections: dict[AsyncioTasks, Callable[[], None] | None] = {}
+        self.connections: set[AsyncioTasks] = set()
         self.is_running = False
 
     def start(self) -> None:
-        """Somebody has joined the connections."""
+        """Check the connections from now on."""
         self.is_running = True
         self.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
         now = self.loop.time()
-        for tasks, on_tick in tuple(self.connections.items()):
+        for tasks in tuple(self.connections):
             if tasks.deadline <= now:
                 tasks.check()
-            if on_tick is not None:
-                on_tick()
         self.is_running = bool(self.connections)
         if self.is_running:
             self.loop.call_later(TICK, self._tick)

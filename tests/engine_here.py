@@ -1,4 +1,4 @@
-"""Engines in this event loop, and their clients, byte by byte."""
+"""WebSockets in this event loop, and their clients, byte by byte."""
 
 import asyncio
 import gc
@@ -13,10 +13,10 @@ import h11
 from byte_client import CLOSE, Frame, upgrade
 
 from microws.interfaces import Limits
-from microws.server.engines import Engines
 from microws.server.listening import tls_context
 from microws.server.request_parser import join_fields
-from microws.server.upgrade import Upgrade
+from microws.server.websockets import WebSockets
+from microws.upgrade import Upgrade
 
 __all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until"]
 
@@ -57,7 +57,7 @@ class Holding:
 
     async def __call__(self, scope, receive, send):
         self.scope, self.receive, self.send = scope, receive, send
-        self.wire = scope["extensions"]["microws"]["transport"]
+        self.wire = scope["microws.connection"]
         self.called.set()
         await self.release.wait()
         if self.error is not None:
@@ -248,7 +248,7 @@ class TlsClient(Client):
 
 
 class Serving:
-    """Engines that serve an app, and connections to them."""
+    """WebSockets that serve an app, and connections to them."""
 
     def __init__(self, engines, *, tls, limit):
         self.engines = engines
@@ -298,14 +298,14 @@ class Serving:
 @asynccontextmanager
 async def serving(app, *, tls=False, limit=LIMIT, **options):
     """
-    ``Engines`` that serve ``app``. At the end of the block every client is dropped and every app cancelled: nothing
+    ``WebSockets`` that serve ``app``. At the end of the block every client is dropped and every app cancelled: nothing
     may be left then, and nothing may have been raised into the event loop.
     """
     loop = asyncio.get_running_loop()
     failures = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
     limits = Limits(**{name: options.pop(name) for name in Limits._fields if name in options})
-    engines = Engines(app, **(DEFAULTS | options), limits=limits)
+    engines = WebSockets(app, **(DEFAULTS | options), limits=limits)
     try:
         yield Serving(engines, tls=tls, limit=limit)
     finally:

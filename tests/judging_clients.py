@@ -8,11 +8,11 @@ from math import inf
 
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame
 
+from microws.connection.asgi import ASGIConnection
+from microws.connection.socket import SocketConnection
 from microws.hub import MAX_PART_BYTES
-from microws.server.upgrade import Upgrade
 from microws.state import State
-from microws.transport.direct import DirectTransport
-from microws.transport.portable import PortableTransport
+from microws.upgrade import Upgrade
 
 __all__ = ["MAX_HEAD", "TOPICS", "UNLIMITED", "Client", "DirectEnd", "Message", "PortableEnd", "value_of"]
 
@@ -382,8 +382,8 @@ class DirectEnd(asyncio.Transport):
     # What must hold
 
     def judge_bounds(self):
-        transport = self.client.ws._transport
-        assert isinstance(transport, DirectTransport)
+        transport = self.client.ws._connection
+        assert isinstance(transport, SocketConnection)
         if transport.state is State.OPEN:
             # What is written while it is paused is what waited for a close.
             assert not self._has_overrun
@@ -391,7 +391,7 @@ class DirectEnd(asyncio.Transport):
             assert self._largest <= MAX_PART_BYTES + self.client.machine.largest + MAX_HEAD
 
 
-class Gone(OSError):
+class ClientDisconnected(OSError):
     """What ``send`` raises once the client has gone."""
 
 
@@ -445,7 +445,7 @@ class PortableEnd:
         finally:
             self._is_inside = False
         if self.client.has_left:
-            raise Gone
+            raise ClientDisconnected
         self._take(event)
 
     def _take(self, event):
@@ -481,7 +481,7 @@ class PortableEnd:
             self._put({"type": "websocket.disconnect", "code": 1000 if orderly else 1006})
 
     def judge_bounds(self):
-        assert isinstance(self.client.ws._transport, PortableTransport)
+        assert isinstance(self.client.ws._connection, ASGIConnection)
 
 
 def value_of(kind, number, size, key):

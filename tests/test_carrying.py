@@ -210,7 +210,7 @@ async def test_a_connection_that_another_ones_middleware_closes_gets_what_it_had
                 wire.close(4000, "")
 
     async with opened(close_all) as room:
-        wires += [ws.scope["extensions"]["microws"]["transport"] for ws in room.connections]
+        wires += [ws.scope["microws.connection"] for ws in room.connections]
         await room.publish("1")
         for client in room.clients:
             assert await client.read_payloads(1) == [b"1"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_clock import on_virtual_clock
 
-from microws.server.deadlines import Deadlines
+from microws.connection.deadlines import Deadlines
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
 from engine_here import ASYNCIO_BACKENDS, LIMIT, serving, until
 
 from microws import App, WebSocketDisconnect
+from microws.connection.asgi import ASGIConnection
+from microws.connection.socket import SocketConnection
 from microws.hub import BACKED_UP, MAX_BYTES
-from microws.transport.direct import DirectTransport
-from microws.transport.portable import PortableTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ class Room:
         client = await self.connect(**connection)
         await client.open("/", *fields)
         ws = await within(self.arrived.get())
-        assert isinstance(ws._transport, DirectTransport)
+        assert isinstance(ws._connection, SocketConnection)
         if topics:
             await ws.subscribe(*topics)
         return ws, client
@@ -92,7 +92,7 @@ class Room:
         """The same with a client that does not read: the first message that it gets is ``STALLING``."""
         ws, client = await self.join(*topics, **(SMALL | options))
         await ws.send(STALLING)
-        await until(lambda: not ws._transport._wire.is_writable)
+        await until(lambda: not ws._connection.is_writable)
         return ws, client
 
     async def publish(self, *values):
@@ -232,7 +232,7 @@ async def test_a_broadcast_goes_past_the_transports_that_have_nothing_to_send(tc
     written = []
     async with crowd(200, connection={"tcp": tcp}) as (room, members):
         for ws, _ in members:
-            ws._transport._wire.write = written.append
+            ws._connection.write = written.append
         await room.publish("1", "2")
         for _, client in members:
             assert await read_texts(client, 2) == ["1", "2"]
@@ -276,7 +276,7 @@ async def test_what_many_have_not_taken_yet_is_copied_for_none_of_them():
         members = [await room.join("t", **SMALL) for _ in range(10)]
         written = []
         for ws, _ in members:
-            ws._transport._wire.write = written.append
+            ws._connection.write = written.append
         await room.publish("x" * 100_000)
         await until(lambda: len(written) == 10)
         assert len({id(rest.obj) for rest in written}) == 1
@@ -297,7 +297,7 @@ async def test_of_many_those_that_leave_meanwhile_take_nobody_with_them(caplog):
 
 async def test_a_new_connection_gets_nothing_that_was_for_the_one_whose_descriptor_it_has():
     async with crowd(20) as (room, members):
-        sockets = {ws._transport._wire.socket for ws, _ in members}
+        sockets = {ws._connection.socket for ws, _ in members}
         new = []
         for number, (_, client) in enumerate(members):
             client.sock.close()
@@ -306,7 +306,7 @@ async def test_a_new_connection_gets_nothing_that_was_for_the_one_whose_descript
             new.append(await room.join())
             await room.publish("secret too")
         await until(lambda: not room.app.hub._topics)
-        assert sockets & {ws._transport._wire.socket for ws, _ in new}
+        assert sockets & {ws._connection.socket for ws, _ in new}
         for ws, client in new:
             await ws.send("for you")
             assert await read_texts(client, 1) == ["for you"]
@@ -326,7 +326,7 @@ async def test_many_with_all_kinds_of_clients_get_everything_once_and_in_order(s
                 reading = [asyncio.ensure_future(client.read_payloads(1)) for _, client in members[:8]]
             text = f"{step} " + "x" * random.choice([0, 60, 60, 60, 1000, 40_000])
             chosen = random.randrange(len(members))
-            if random.random() < 0.5 and members[chosen][0]._transport._wire.is_writable:
+            if random.random() < 0.5 and members[chosen][0]._connection.is_writable:
                 await members[chosen][0].send("to you " + text)
                 expected[chosen].append("to you " + text)
             await room.publish(text)
@@ -377,7 +377,7 @@ async def test_subscribed_before_the_accept_a_client_gets_it_all_behind_the_101(
         await room.publish("1", "2")
         await turns()
         assert not opening.done()
-        assert ws._transport.outbox.batch is BACKED_UP
+        assert ws._connection.outbox.batch is BACKED_UP
         room.go.set()
         await within(opening)
         await room.publish("3")
@@ -488,9 +488,9 @@ async def test_256_messages_wait_for_a_client_that_reads_again():
         for number in range(256):
             await room.publish(str(number))
             await turns(1)
-        assert len(ws._transport.outbox) == 256
+        assert len(ws._connection.outbox) == 256
         assert await read_texts(client, 257) == [STALLING, *numbers(256)]
-        await until(lambda: ws._transport.outbox.batch is None)
+        await until(lambda: ws._connection.outbox.batch is None)
         await room.publish("live")
         assert await read_texts(client, 1) == ["live"]
         assert not ws.closed
@@ -527,12 +527,12 @@ async def test_the_policy_of_the_topic_rules_what_is_not_taken_and_the_client_is
             expected.insert(1, GAP)
             count += 1
         assert await read_texts(client, count) == [*expected, "sent"]
-        await until(lambda: not ws._transport.outbox)
+        await until(lambda: not ws._connection.outbox)
         await room.publish("10")
         if gaps and kept[-1] == GAP:
             assert await read_texts(client, 1) == [GAP]
         assert await read_texts(client, 1) == ["10"]
-        assert ws._transport.outbox.batch is None
+        assert ws._connection.outbox.batch is None
         statistics = room.app.hub.statistics()
         lost = 10 - len([text for text in kept if text != GAP])
         assert statistics.dropped == {topic["overflow"]: lost}
@@ -545,7 +545,7 @@ async def test_what_waits_for_a_stalled_client_is_1_mib_at_most(tls):
         ws, client = await room.join("t", **SMALL)
         for size in (400_000, 70_000, 1000) * 20:
             await room.publish("x" * size)
-            assert ws._transport.outbox.size <= MAX_BYTES
+            assert ws._connection.outbox.size <= MAX_BYTES
         transport = client.server
         assert transport.get_write_buffer_size() <= transport.get_write_buffer_limits()[1] + 400_000 + (64 << 10)
         assert room.app.hub.statistics().dropped["drop_oldest"] > 20
@@ -557,7 +557,7 @@ async def test_one_message_of_any_size_waits_alone():
         ws, client = await room.stall("t")
         await room.publish("x" * (2 * MIB))
         await turns()
-        assert ws._transport.outbox.size == 2 * MIB
+        assert ws._connection.outbox.size == 2 * MIB
         assert await read_texts(client, 2) == [STALLING, "x" * (2 * MIB)]
         assert not ws.closed
 
@@ -697,7 +697,7 @@ async def test_who_fails_gets_nothing_of_what_waits_and_learns_why(caplog):
         await ws.send("given up")
         ws.start_soon(fail)
         assert await read_until_close(client) == ([STALLING], (1011, "internal error"))
-        ws._transport.fail(1013, "a second end")
+        ws._connection.close_now(1013, "a second end")
         assert (ws.close_code, ws.close_reason) == (1011, "internal error")
     assert "a task of ws.start_soon failed" in caplog.text
 
@@ -721,7 +721,7 @@ async def test_a_client_that_is_lost_with_messages_waiting_leaves_nothing():
         await room.publish("2")
         client.reset()
         await until(lambda: ws.closed)
-        assert (len(ws._transport.outbox), ws._transport.outbox.batch) == (0, BACKED_UP)
+        assert (len(ws._connection.outbox), ws._connection.outbox.batch) == (0, BACKED_UP)
         assert room.app.hub.statistics().subscribers == 0
 
 
@@ -795,7 +795,7 @@ async def test_where_a_middleware_stands_between_it_sees_every_event():
         client = await room.connect()
         await client.open("/")
         ws = await within(room.arrived.get())
-        assert isinstance(ws._transport, PortableTransport)
+        assert isinstance(ws._connection, ASGIConnection)
         await ws.subscribe("t")
         await room.publish("1")
         await ws.send("2")
@@ -806,7 +806,7 @@ async def test_where_a_middleware_stands_between_it_sees_every_event():
 async def test_what_the_server_was_told_of_message_sizes_wins():
     async with served(server={"extension": {"max_message_size": 100}, "max_message_size": 100}) as room:
         ws, client = await room.join()
-        assert ws._transport._limits.max_message_size == 100
+        assert ws._connection.limits.max_message_size == 100
         await client.send(frame("x" * 101))
         assert (await read_until_close(client))[1][0] == 1009
 

@@ -8,7 +8,7 @@ import pytest
 from byte_client import BINARY, PING, TEXT, close_frame, frame, upgrade
 from engine_here import ASYNCIO_BACKENDS, LIMIT, echo, opened, serving, until
 
-from microws.server.gone import Gone
+from microws.server.client_disconnected import ClientDisconnected
 from microws.state import State
 
 pytestmark = pytest.mark.anyio
@@ -130,7 +130,7 @@ async def test_after_its_own_close_an_app_gets_the_end_and_sends_nothing():
     async with opened() as (app, client):
         await app.send({"type": "websocket.close", "code": 4001, "reason": "enough"})
         assert await app.receive() == {"type": "websocket.disconnect", "code": 4001, "reason": "enough"}
-        with pytest.raises(Gone, match="closing, with code 4001"):
+        with pytest.raises(ClientDisconnected, match="closing, with code 4001"):
             await app.send({"type": "websocket.send", "text": "x"})
         assert await closed_with(client) == (4001, "enough")
 
@@ -168,7 +168,7 @@ async def test_a_send_that_waits_raises_when_the_client_goes():
         sending = asyncio.ensure_future(send_many(app, "x" * 1000, 1000))
         await until(lambda: not app.wire.is_writable)
         client.sock.close()
-        with pytest.raises(Gone):
+        with pytest.raises(ClientDisconnected):
             await within(sending)
 
 
@@ -257,7 +257,7 @@ async def test_a_denial_has_a_body_of_several_parts_and_ends_the_connection(tls)
         await app.send({"type": BODY, "body": b"you?"})
         assert await within(client.read_rest(), 2) == b"who are you?"
         for event in ({"type": BODY}, {"type": START, "status": 500}, {"type": "websocket.accept"}):
-            with pytest.raises(Gone):
+            with pytest.raises(ClientDisconnected):
                 await app.send(event)
 
 
@@ -301,7 +301,7 @@ async def test_a_denial_to_a_client_that_has_left_raises():
         await app.send({"type": START, "status": 404})
         client.sock.close()
         await until(lambda: app.wire.state is State.CLOSED)
-        with pytest.raises(Gone):
+        with pytest.raises(ClientDisconnected):
             await app.send({"type": BODY, "body": b"x"})
 
 
@@ -462,9 +462,9 @@ async def test_a_denial_has_one_line_and_so_has_a_client_that_left_before_its_an
     async with opened(accept=False, access_log=True) as (app, client):
         client.sock.close()
         await until(lambda: app.wire.state is State.CLOSED)
-        with pytest.raises(Gone):
+        with pytest.raises(ClientDisconnected):
             await app.send({"type": "websocket.accept"})
-        with pytest.raises(Gone):
+        with pytest.raises(ClientDisconnected):
             await app.send({"type": "websocket.close"})
         app.release.set()
     assert access_lines(caplog) == ['WebSocket / HTTP/1.1" -']

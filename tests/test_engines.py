@@ -21,8 +21,8 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from microws.deflate import Deflater
 from microws.framing.parser import FrameParser
-from microws.server.engine import Engine
-from microws.server.gone import Gone
+from microws.server.client_disconnected import ClientDisconnected
+from microws.server.websockets import ServerWebSocket
 from microws.state import State
 
 pytestmark = pytest.mark.anyio
@@ -113,13 +113,13 @@ async def test_a_drain_closes_what_is_open_with_1012_and_refuses_the_rest(caplog
 async def test_a_drain_tells_the_apps_that_have_not_answered_yet_at_once(caplog):
     async with opened(accept=False, access_log=True) as (app, client):
         ends = []
-        app.wire.on_end = lambda: ends.append(app.wire.state)
+        app.wire.unsubscribe = lambda: ends.append(app.wire.state)
         receiving = asyncio.ensure_future(app.receive())
         await asyncio.sleep(0)
         await app.serving.engines.drain()
         assert await within(receiving) == {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
         for event in ({"type": "websocket.accept"}, {"type": START, "status": 404}, {"type": "websocket.close"}):
-            with pytest.raises(Gone):
+            with pytest.raises(ClientDisconnected):
                 await app.send(event)
         assert ends == [State.CLOSED]
         assert (await client.read_head())[0] == 503
@@ -276,7 +276,7 @@ async def _end(served, client, how):
 
 
 def _live():
-    return [live(kind) for kind in (Engine, FrameParser, Deflater)]
+    return [live(kind) for kind in (ServerWebSocket, FrameParser, Deflater)]
 
 
 async def _various(scope, receive, send):
@@ -315,7 +315,7 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing():
     request = upgrade("/") + frame("one") + frame("", PING) + frame("th", final=False)
     tasks = asyncio.all_tasks()
     gc.collect()
-    before = live(Engine)  # of tests that ran in this process
+    before = live(ServerWebSocket)  # of tests that ran in this process
     async with serving(echo, ping_interval=20, ping_timeout=20) as served:
         for number in range(1000):
             client = await served.connect(tcp=number % 2)
@@ -326,7 +326,7 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing():
         await within(served.engines.wait_closed())
         assert served.engines.open == 0
         assert asyncio.all_tasks() == tasks
-        await until(lambda: live(Engine) <= before)
+        await until(lambda: live(ServerWebSocket) <= before)
 
 
 async def test_what_a_client_sends_behind_its_violation_is_not_kept():
@@ -386,7 +386,7 @@ class Play:
         self.ends = 0
         self._seconds = seconds
         self._tasks = []
-        app.wire.on_end = self._end
+        app.wire.unsubscribe = self._end
 
     def _end(self):
         self.ends += 1

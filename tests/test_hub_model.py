@@ -20,7 +20,7 @@ from virtual_clock import VirtualClockLoop
 from microws import App, WebSocketDisconnect
 from microws.hub import MAX_BYTES
 from microws.interfaces import Limits
-from microws.server.engines import Engines
+from microws.server.websockets import WebSockets
 
 MIB = 1 << 20
 
@@ -138,7 +138,7 @@ class HubMachine(RuleBasedStateMachine):
             for gaps in (False, True):
                 path = f"/{codec}-gaps" if gaps else f"/{codec}"
                 self.app.websocket_route(path, value_type=codec, gaps=gaps)(self.view)
-        self.engines = Engines(self.app, **DEFAULTS, limits=Limits(compression=True))
+        self.engines = WebSockets(self.app, **DEFAULTS, limits=Limits(compression=True))
         self.members = []
         self.messages = []
         self.tasks = []
@@ -329,7 +329,7 @@ class HubMachine(RuleBasedStateMachine):
 
     def _judge_bounds(self, client):
         client.end_point.judge_bounds()
-        outbox = client.ws._transport.outbox
+        outbox = client.ws._connection.outbox
         if outbox is not None:
             markers = MAX_HEAD * sum(options["queue"] for options in TOPICS.values())
             assert outbox.size <= max(MAX_BYTES, self.largest) + markers

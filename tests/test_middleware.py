@@ -581,12 +581,12 @@ async def test_a_slow_client_has_the_apps_close_timeout_to_take_what_is_queued()
     @app.websocket_route("/")
     async def view(ws):
         async with ws:
-            wires.append(ws.scope["extensions"]["microws"]["transport"])
+            wires.append(ws.scope["microws.connection"])
             await ws.send("x" * (8 << 20))
 
     async with serving_engines(app) as served, await served.connect() as client:
         await client.open()
         await until(lambda: wires and wires[0].state is CLOSING)
-        assert wires[0] in served.engines._upkeep.closings[30]
+        assert wires[0] in served.engines._shared.closings[30]
         assert len((await client.read_frame()).payload) == 8 << 20
         assert (await client.read_close())[0] == 1000

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microws.server.request_parser import join_fields, read_head
-from microws.server.upgrade import (
+from microws.server.websockets import final_response
+from microws.upgrade import (
     Upgrade,
     accept_response,
     check_upgrade,
-    final_response,
     scope_of,
 )
 

@@ -27,7 +27,7 @@ async def within(awaitable, seconds=LIMIT):
 
 
 async def take(wire, count):
-    return [await within(wire.next_message()) for _ in range(count)]
+    return [await within(wire.receive()) for _ in range(count)]
 
 
 # Messages in
@@ -86,7 +86,7 @@ async def test_reading_pauses_while_the_app_does_not_receive_and_then_goes_on(si
         assert waiting * (size + 6) <= MIB + (256 << 10)
         assert waiting >= 64 or waiting * size >= MIB - 2 * size
         for message in messages:
-            assert await app.wire.next_message() == message
+            assert await app.wire.receive() == message
         await within(sending)
         assert app.wire.is_reading
 
@@ -101,7 +101,7 @@ async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_infla
         await until(lambda: not app.wire.is_reading)
         assert sum(map(len, app.wire._inbox)) <= 3 * MIB
         for _ in range(80):
-            assert len(await within(app.wire.next_message())) == MIB - 1
+            assert len(await within(app.wire.receive())) == MIB - 1
             assert sum(map(len, app.wire._inbox)) <= 3 * MIB
         await within(sending)
 
@@ -109,7 +109,7 @@ async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_infla
 async def test_a_receive_that_is_cancelled_loses_nothing():
     async with opened() as (app, client):
         for round_ in range(20):
-            receiving = asyncio.ensure_future(app.wire.next_message())
+            receiving = asyncio.ensure_future(app.wire.receive())
             await asyncio.sleep(0)
             if round_ % 2:
                 # The message is there, and the task has not run yet.
@@ -126,12 +126,12 @@ async def test_a_receive_that_is_cancelled_loses_nothing():
 
 async def test_several_tasks_may_receive_and_each_message_goes_to_one():
     async with opened() as (app, client):
-        tasks = [asyncio.ensure_future(app.wire.next_message()) for _ in range(5)]
+        tasks = [asyncio.ensure_future(app.wire.receive()) for _ in range(5)]
         await asyncio.sleep(0)
         tasks[0].cancel()
         await client.send(*[frame(f"{number}") for number in range(4)])
         assert sorted(await within(asyncio.gather(*tasks[1:]))) == ["0", "1", "2", "3"]
-        waiting = [asyncio.ensure_future(app.wire.next_message()) for _ in range(3)]
+        waiting = [asyncio.ensure_future(app.wire.receive()) for _ in range(3)]
         await asyncio.sleep(0)
         await client.send(close_frame(1000))
         assert await within(asyncio.gather(*waiting)) == [None] * 3
@@ -163,8 +163,7 @@ async def test_messages_go_out_as_what_they_are_whatever_their_length():
 @pytest.mark.parametrize("size", [1000, 100_000])
 async def test_what_the_client_does_not_read_is_held_back_until_it_does(size):
     async with opened(connection={"buffers": 4096}) as (app, client):
-        wire, told = app.wire, []
-        wire.on_writable = lambda: told.append(wire.is_writable)
+        wire = app.wire
         sent = 0
         while wire.is_writable:
             wire.send_message(b"x" * size)
@@ -175,7 +174,7 @@ async def test_what_the_client_does_not_read_is_held_back_until_it_does(size):
         assert not any(task.done() for task in waiting)
         assert await client.read_payloads(sent) == [b"x" * size] * sent
         await within(asyncio.gather(*waiting))
-        assert told == [True]
+        assert wire.is_writable
 
 
 async def test_a_wait_for_the_client_to_read_ends_with_the_connection():
@@ -286,7 +285,7 @@ async def test_100_control_frames_each_second_are_fine():
 async def test_a_client_that_closes_gets_its_code_back_and_the_app_gets_code_and_reason(sent, told, answered):
     async with opened() as (app, client):
         ends = []
-        app.wire.on_end = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
+        app.wire.unsubscribe = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
         await client.send(sent, frame("lost"), close_frame(1001), b"\xff\xff")
         assert await client.read_close() == answered
         assert await client.read_rest() == b""
@@ -298,7 +297,7 @@ async def test_a_client_that_closes_gets_its_code_back_and_the_app_gets_code_and
 async def test_the_app_closes_and_the_client_answers():
     async with opened() as (app, client):
         ends = []
-        app.wire.on_end = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
+        app.wire.unsubscribe = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
         app.wire.send_message("last")
         app.wire.close(4001, "enough")
         assert app.wire.state is State.CLOSING
@@ -361,7 +360,7 @@ async def test_a_close_is_answered_although_many_messages_wait_for_an_app_that_t
 async def test_a_connection_that_is_gone_without_a_close_is_1006(tcp):
     async with opened(connection={"tcp": tcp}) as (app, client):
         ends = []
-        app.wire.on_end = lambda: ends.append(app.wire.close_code)
+        app.wire.unsubscribe = lambda: ends.append(app.wire.close_code)
         client.reset()
         assert await take(app.wire, 1) == [None]
         app.wire.close(1000, "")
@@ -400,22 +399,6 @@ async def test_an_abort_is_an_end_at_once(accept):
         assert await client.read_rest() == b""
 
 
-async def test_a_server_that_ends_closes_or_has_it_done():
-    async with opened() as (app, client):
-        app.wire.shut_down(1012, "service restart")
-        assert await client.read_close() == (1012, "service restart")
-    async with opened() as (app, client):
-
-        def shut_down(code, reason):
-            app.wire.send_message("one more")
-            app.wire.close(code, reason)
-
-        app.wire.on_shutdown = shut_down
-        app.wire.shut_down(1012, "service restart")
-        assert await client.read_payloads(1) == [b"one more"]
-        assert await client.read_close() == (1012, "service restart")
-
-
 @pytest.mark.parametrize("resets", [False, True])
 async def test_a_refusal_of_a_client_that_has_just_left_is_its_end(resets):
     async with opened(accept=False, connection={"tcp": True}) as (app, client):
@@ -450,7 +433,7 @@ VIOLATIONS = {
 async def test_whoever_breaks_a_rule_gets_the_right_code(code, tls):
     async with opened(tls=tls) as (app, client):
         ends = []
-        app.wire.on_end = lambda: ends.append(app.wire.close_code)
+        app.wire.unsubscribe = lambda: ends.append(app.wire.close_code)
         began = time.monotonic()
         await client.send(frame("before"), VIOLATIONS[code], frame("behind"))
         received, reason = await client.read_close()
@@ -540,7 +523,7 @@ async def test_a_client_that_vanishes_is_closed_one_interval_and_one_timeout_aft
             assert (await client.read_frame()).opcode == PING
             await client.send(frame("", PONG))
             last = loop.time()
-        assert await within(app.wire.next_message(), 1000) is None
+        assert await within(app.wire.receive(), 1000) is None
         assert loop.time() - last == interval + timeout
         assert (app.wire.close_code, app.wire.close_reason) == (1011, "ping timeout")
         assert await client.read_close() == (1011, "ping timeout")
@@ -590,7 +573,7 @@ async def test_a_client_that_is_not_read_from_is_not_closed_and_has_its_time_whe
         def receive_all():
             for _ in range(64):
                 with pytest.raises(StopIteration, match="x"):
-                    app.wire.next_message().send(None)
+                    app.wire.receive().send(None)
 
         # Right before an answer is due, in the same turn of the event loop.
         loop = asyncio.get_running_loop()

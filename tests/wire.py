@@ -8,7 +8,7 @@ import anyio
 DISCONNECT = {"type": "websocket.disconnect", "code": 1001, "reason": "bye"}
 
 
-class Gone(OSError):
+class ClientDisconnected(OSError):
     """What ``send`` raises once the client has gone."""
 
 

@@ -1,1 +1,11 @@
-"""One connection: the way of messages between a view and its client."""
+"""
+A WebSocket connection: what a ``ws`` stands on.
+
+``connection`` says what every connection does and holds what all have in common. ``socket`` is a connection on this
+package's own server, ``asgi`` one on any other, ``wrapped`` one on the own server behind middleware.
+"""
+
+from microws.connection.choice import connect
+from microws.connection.connection import Connection
+
+__all__ = ["Connection", "connect"]

@@ -12,7 +12,7 @@ from microws.datastructures import Headers
 from microws.errors import HTTPException
 from microws.handshake import Refusal, check_handshake_origin, check_request_origin
 from microws.interfaces import Scope, Send
-from microws.requests import OVER, Connection
+from microws.requests import OVER, BaseRequest
 from microws.routing import Mounted, Route, encode_path
 from microws.settings import AppSettings
 from microws.views import MountEndpoint
@@ -49,7 +49,7 @@ def has_header(scope: Scope, *names: bytes) -> bool:
     return False
 
 
-async def close_down(connection: Connection, *, seconds: float) -> Exception | None:
+async def close_down(connection: BaseRequest, *, seconds: float) -> Exception | None:
     """
     Call the functions of ``on_close``, the last one first. A failure or time-out of one does not stop the others.
 

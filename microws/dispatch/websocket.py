@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
+from microws.connection import connect
 from microws.datastructures import Headers
 from microws.dispatch.common import (
     NO_NUL,
@@ -32,7 +33,6 @@ from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
-from microws.transport import make_transport
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
 
@@ -129,11 +129,11 @@ class WebSocketDispatcher:
             endpoint, params = found.route.endpoint, found.params or {}
             name_route(scope, found.route, endpoint.function, params)
         options = self._options.get(endpoint) or self._remember_options(endpoint)
-        transport = make_transport(scope, receive, send, loop, group, self._limits, options.make_outbox)
-        ws = WebSocket(scope, transport, self._app, path, params, options)
+        connection = connect(scope, receive, send, loop, group, self._limits, options.make_outbox)
+        ws = WebSocket(scope, connection, self._app, path, params, options)
         options.hub.connections += 1
         try:
-            with transport.tasks:
+            with connection.tasks:
                 if self._settings.json_default is not None:
                     JSON_DEFAULT.set(self._settings.json_default)
                 if endpoint is None:
@@ -155,12 +155,12 @@ class WebSocketDispatcher:
                         if endpoint.hooks.after_websocket.chain:
                             failure = await self._call_after(ws, endpoint)
                             unexpected = unexpected or failure
-            if transport.state is not CLOSED:
+            if connection.state is not CLOSED:
                 await ws.finish()
         finally:
             options.hub.connections -= 1
             try:
-                ending = transport.end()
+                ending = connection.detach()
                 if ending is not None:
                     await ending
             finally:

@@ -18,12 +18,12 @@ from urllib.parse import unquote
 from anyio.to_thread import run_sync
 
 from microws.closing import CloseCode
+from microws.connection.deadlines import Deadlines
+from microws.connection.socket import Addresses, addresses_of, is_ready, socket_of
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
 from microws.page_cache import is_cached
-from microws.server.deadlines import Deadlines
-from microws.server.engines import Engines
+from microws.server.client_disconnected import ClientDisconnected, is_client_disconnected
 from microws.server.failures import is_failure
-from microws.server.gone import Gone, is_gone
 from microws.server.lingering import Lingering, SendDeadlines
 from microws.server.logs import AccessLog, request_line
 from microws.server.request_parser import Refused, RequestHead, RequestParser
@@ -36,8 +36,8 @@ from microws.server.response_head import (
     read_fields,
     response_head,
 )
-from microws.server.upgrade import Upgrade
-from microws.server.writing import Addresses, addresses_of, is_ready, socket_of
+from microws.server.websockets import WebSockets
+from microws.upgrade import Upgrade
 
 __all__ = ["HTTP1", "Exchange", "ServerState"]
 
@@ -217,7 +217,9 @@ class HTTP1(Lingering):
         server.connections.discard(self)
         if not self._is_reading:
             self._transport.resume_reading()
-        server.engines.take(self._transport, Upgrade(head.target, head.headers, head.fields), rest, server.state.copy())
+        server.websockets.take(
+            self._transport, Upgrade(head.target, head.headers, head.fields), rest, server.state.copy()
+        )
         if self.is_half_closed:
             self._transport.abort()
 
@@ -452,7 +454,9 @@ class Exchange:
         except BaseException as error:
             if not is_failure(error):
                 raise
-            if not ((self._is_disconnected or self._ended_by_server) and is_gone(error)) and not reported_id(error):
+            if not (
+                (self._is_disconnected or self._ended_by_server) and is_client_disconnected(error)
+            ) and not reported_id(error):
                 _log.error("the app raised in %s", request_line(self.scope), exc_info=error)
         finally:
             self._server.ended(self)
@@ -718,8 +722,8 @@ class Exchange:
             # Let other tasks run, even if the app ignores the error and sends again and again.
             await asyncio.sleep(0)
             if self._ended_by_server:
-                raise Gone("the server is stopping: this event stream has ended")
-            raise Gone("the client has left")
+                raise ClientDisconnected("the server is stopping: this event stream has ended")
+            raise ClientDisconnected("the client has left")
         self._write_body(body, is_last=is_last)
         self._sends += 1
         if not self.connection.is_writable:
@@ -804,7 +808,7 @@ class ServerState:
 
     Attributes:
         app: Called for each request.
-        engines: Get the WebSockets.
+        websockets: Get the WebSockets.
         log_access: Called with each answer.
         state: Of the lifespan; each request and each WebSocket gets a copy.
         extension: The value of ``extensions["microws"]`` in each scope.
@@ -826,7 +830,7 @@ class ServerState:
     """
 
     app: ASGIApplication
-    engines: Engines
+    websockets: WebSockets
     log_access: AccessLog
     state: dict[str, Any]
     extension: dict[str, Any]

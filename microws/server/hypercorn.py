@@ -17,8 +17,8 @@ from anyio.abc import TaskStatus
 from hypercorn.config import Config
 
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
+from microws.server.client_disconnected import ClientDisconnected, is_client_disconnected
 from microws.server.failures import is_failure
-from microws.server.gone import Gone, is_gone
 from microws.server.listening import BACKLOG, CIPHERS
 from microws.server.logs import AccessLog, Ending, request_line
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
@@ -223,7 +223,7 @@ class _Call:
             except BaseException as error:
                 if not is_failure(error):
                     raise
-                if not (reported_id(error) or (self._disconnect and is_gone(error))):
+                if not (reported_id(error) or (self._disconnect and is_client_disconnected(error))):
                     _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
             # Hypercorn closes TCP when this call returns, even if the Close frame is not written yet.
             with anyio.move_on_after(_LINGER):
@@ -257,7 +257,7 @@ class _Call:
         if kind == "websocket.close" and (self._disconnect or self._is_closed()):
             return
         if self._disconnect is not None:
-            raise Gone("the client has left, or the server is stopping")
+            raise ClientDisconnected("the client has left, or the server is stopping")
         if "headers" in event or kind.endswith(".start"):
             event = {**event, "headers": list(event.get("headers") or ())}
         is_last = self._server.stopping.is_set() or not self._server.keeps_connections

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from microws.server.deadlines import Deadlines
+from microws.connection.deadlines import Deadlines
 from microws.server.writing import Writable
 
 if sys.platform != "win32":

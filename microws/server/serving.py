@@ -12,8 +12,8 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.server.acceptor import Acceptor, Share
-from microws.server.engines import Engines
 from microws.server.http1 import HTTP1, ServerState
+from microws.server.websockets import WebSockets
 
 __all__ = ["AsyncioServer"]
 
@@ -30,16 +30,21 @@ class AsyncioServer:
 
     Args:
         shared: What the connections share.
-        engines: Get the WebSockets.
+        websockets: Get the WebSockets.
         tls: For connections that speak TLS.
         share: This worker's share of the connections, if there are other workers.
     """
 
     def __init__(
-        self, shared: ServerState, engines: Engines, *, tls: ssl.SSLContext | None = None, share: Share | None = None
+        self,
+        shared: ServerState,
+        websockets: WebSockets,
+        *,
+        tls: ssl.SSLContext | None = None,
+        share: Share | None = None,
     ) -> None:
         self._shared = shared
-        self._engines = engines
+        self._engines = websockets
         self._tls = tls
         self._acceptor = Acceptor(self._make_protocol, tls=tls, share=share, count_open=lambda: self.open)
         # In the TLS handshake: they have no transport yet, and the event loop may drop them without a callback.

@@ -18,7 +18,6 @@ from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
 from microws.server.control import ControlSocket, Ready, Stage
-from microws.server.engines import Engines
 from microws.server.http1 import ServerState
 from microws.server.lifespan import LifespanRunner
 from microws.server.listening import Listener, ListenError, tls_context
@@ -31,6 +30,7 @@ from microws.server.serving import AsyncioServer
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 from microws.server.shutdown import Shutdown, watch_signals, watch_signals_in_worker
 from microws.server.supervisor import supervise
+from microws.server.websockets import WebSockets
 from microws.version import __version__
 
 __all__ = ["choose_loop", "run", "serve"]
@@ -256,7 +256,7 @@ def _prepare(
         return HypercornServer(
             served, config, on_trio=not _on_asyncio(), log_access=log, state=state, extension=extension
         )
-    engines = Engines(
+    websockets = WebSockets(
         served,
         limits=Limits(max_message_size=settings.max_message_size or own_limit or DEFAULT_MAX_MESSAGE_SIZE),
         ping_interval=settings.ping_interval,
@@ -266,7 +266,7 @@ def _prepare(
     )
     shared = ServerState(
         app=served,
-        engines=engines,
+        websockets=websockets,
         log_access=log,
         state=state,
         extension=extension,
@@ -277,7 +277,7 @@ def _prepare(
         body_timeout=settings.body_timeout,
         write_timeout=settings.write_timeout,
     )
-    return AsyncioServer(shared, engines, tls=tls, share=share)
+    return AsyncioServer(shared, websockets, tls=tls, share=share)
 
 
 async def _delay(server: _Server, shutdown: Shutdown, settings: Settings) -> None:

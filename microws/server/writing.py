@@ -1,21 +1,9 @@
-"""The outgoing side of a connection on a transport, and of a WebSocket there."""
+"""The outgoing side of a connection on a transport."""
 
 import asyncio
-import select
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
 
-from microws.deflate import Deflater
-from microws.framing import BINARY, PING, PONG, TEXT, encode_frame, encode_head
-from microws.state import CLOSED, CONNECTING, OPEN
-
-__all__ = ["Addresses", "Writable", "Writing", "addresses_of", "is_ready", "socket_of"]
-
-# From here on a payload is not copied behind its head.
-_BIG_BYTES: Final = 64 << 10
-
-
-Addresses: TypeAlias = tuple[tuple[str, int] | None, tuple[str, int] | None]
+__all__ = ["Writable"]
 
 
 class Writable(asyncio.Protocol):
@@ -78,114 +66,3 @@ class Writable(asyncio.Protocol):
         if self._change is not None:
             self._change.set()
             self._change = None
-
-
-class Writing(Writable):
-    """
-    Sends frames. Of its methods only those that say so wait.
-
-    Args:
-        transport: Of the connection.
-
-    Attributes:
-        state: ``CLOSING`` while this side has closed and the client has not yet.
-        carried: While middleware is sent a published message: its payload, and the frame of it.
-        unwritten: The frames of those that have come through unchanged, and are about to be written to many connections
-            at once; ``None`` unless that is under way.
-    """
-
-    __slots__ = ("_deflater", "_late_pong", "carried", "state", "unwritten")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self.socket = socket_of(transport)
-        self.state = CONNECTING
-        self.carried: tuple[str | bytes, bytes, str] | None = None
-        self.unwritten: list[bytes] | None = None
-        self._deflater: Deflater | None = None
-        self._late_pong: bytes | None = None
-
-    def send_message(self, payload: str | bytes) -> None:
-        """Send a message; ``is_writable`` says whether the next one should wait. Only while the state is ``OPEN``."""
-        if self.is_lost:
-            return
-        opcode = BINARY
-        if isinstance(payload, str):
-            payload, opcode = payload.encode(), TEXT
-        if self._deflater is not None and (deflated := self._deflater.deflate(payload)) is not None:
-            self.write(encode_frame(deflated, opcode, compressed=True))
-        elif len(payload) < _BIG_BYTES:
-            self.write(encode_frame(payload, opcode))
-        else:
-            # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
-            self.write(encode_head(len(payload), opcode))
-            self.write(payload)
-
-    def takes_carried(self, payload: str | bytes) -> bool:
-        """Whether ``payload`` is what is ``carried``, and is written later. If not, what came before it is written."""
-        carried = self.carried
-        if carried is not None and payload is carried[0] and self.unwritten is not None:
-            self.carried = None
-            self.unwritten.append(carried[1])
-            return True
-        self.write_unwritten()
-        return False
-
-    def write_unwritten(self) -> None:
-        """Write what has come through middleware, here alone."""
-        if self.unwritten:
-            if not self.is_lost:
-                self.write(b"".join(self.unwritten))
-            self.unwritten.clear()
-
-    @property
-    def _has_ended(self) -> bool:
-        return self.state is CLOSED
-
-    def resume_writing(self) -> None:
-        """The client has taken most of it."""
-        if self._late_pong is not None and self.state is OPEN:
-            self._transport.write(encode_frame(self._late_pong, PONG))
-        self._late_pong = None
-        super().resume_writing()
-
-    def ping(self) -> None:
-        """Ask the client for a sign of life."""
-        if self.state is OPEN and self.is_writable:
-            self._transport.write(encode_frame(b"", PING))
-
-    def _answer(self, payload: bytes) -> None:
-        if self.state is not OPEN:
-            return
-        if self.is_writable:
-            self._transport.write(encode_frame(payload, PONG))
-        else:
-            # RFC 6455 §5.5.3: only the latest ping needs an answer.
-            self._late_pong = payload
-
-
-def socket_of(transport: asyncio.Transport) -> int | None:
-    """The descriptor of the socket that gets what is written to ``transport`` as it is."""
-    if transport.get_extra_info("sslcontext") is not None:
-        return None
-    socket = transport.get_extra_info("socket")
-    return None if socket is None else socket.fileno()
-
-
-def addresses_of(transport: asyncio.Transport) -> Addresses:
-    """Host and port of the client, and of the server; ``None`` on a Unix socket."""
-    return _address(transport.get_extra_info("peername")), _address(transport.get_extra_info("sockname"))
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (name[0], name[1]) if isinstance(name, tuple) else None
-
-
-def is_ready(transport: asyncio.Transport, event: int) -> bool:
-    """Whether the system has news of a connection: ``event`` is one of ``select.POLLIN`` and its kin."""
-    socket = transport.get_extra_info("socket")
-    if socket is None or not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(socket.fileno(), event)
-    return bool(poll.poll(0))

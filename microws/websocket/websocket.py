@@ -13,15 +13,15 @@ import anyio
 from microws.answers import report
 from microws.closing import CloseCode, check_close
 from microws.codec import MessageCodec
+from microws.connection import Connection
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
 from microws.hub import Subscriber, check_topic
 from microws.interfaces import Application, Event, Receipt, Scope
-from microws.requests import Connection
+from microws.requests import BaseRequest
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
 from microws.tasks import check_function, fail_after_silence
-from microws.transport import Transport
 from microws.websocket.options import WebSocketOptions
 
 __all__ = ["WebSocket"]
@@ -32,7 +32,7 @@ _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _numbers = count(1)
 
 
-class WebSocket(Connection):
+class WebSocket(BaseRequest):
     """
     One WebSocket connection, as its view sees it: an async context manager, and an async iterable of messages.
 
@@ -47,6 +47,7 @@ class WebSocket(Connection):
     """
 
     __slots__ = (
+        "_connection",
         "_failure",
         "_has_told_end",
         "_helpers",
@@ -54,13 +55,12 @@ class WebSocket(Connection):
         "_options",
         "_skipped",
         "_subscriber",
-        "_transport",
     )
 
     def __init__(
         self,
         scope: Scope,
-        transport: Transport,
+        connection: Connection,
         app: Application,
         path: str,
         path_params: dict[str, Any],
@@ -78,7 +78,7 @@ class WebSocket(Connection):
         self._helpers: set[anyio.CancelScope] | None = None
         self._has_told_end = False
         self._skipped = 0
-        self._transport = transport
+        self._connection = connection
 
     # What it is
 
@@ -97,27 +97,27 @@ class WebSocket(Connection):
     @property
     def accepted(self) -> bool:
         """Whether the handshake was accepted, by the view or by a hook before it."""
-        return self._transport.accepted
+        return self._connection.accepted
 
     @property
     def subprotocol(self) -> str | None:
         """The one that was accepted, or ``None``."""
-        return self._transport.subprotocol
+        return self._connection.subprotocol
 
     @property
     def closed(self) -> bool:
         """Whether the connection has ended or is being closed, by whichever side."""
-        return self._transport.close_code is not None
+        return self._connection.close_code is not None
 
     @property
     def close_code(self) -> int | None:
         """The close code: the client's, or this side's where it closed first. ``None`` while the connection lives."""
-        return self._transport.close_code
+        return self._connection.close_code
 
     @property
     def close_reason(self) -> str:
         """The close reason, often empty."""
-        return self._transport.close_reason
+        return self._connection.close_reason
 
     # The handshake and the end
 
@@ -153,7 +153,7 @@ class WebSocket(Connection):
         raw = []
         if subprotocol is not None or headers is not None:
             raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
-        return self._transport.accept(subprotocol, raw)
+        return self._connection.accept(subprotocol, raw)
 
     async def reject(
         self,
@@ -183,7 +183,7 @@ class WebSocket(Connection):
         raw = [*response.headers.raw(), (b"content-length", b"%d" % len(response.body))]
         if (cors := self._options.cors) is not None:
             raw = cors.mark(raw, cors.allow(self.scope["headers"]))
-        await self._transport.reject(response.status, raw, response.body)
+        await self._connection.reject(response.status, raw, response.body)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
@@ -201,13 +201,19 @@ class WebSocket(Connection):
         Source: RFC 6455 §5.5.1, §7.4.
         """
         check_close(code, reason)
-        if self._transport.state is CONNECTING:
+        if self._connection.state is CONNECTING:
             await self.reject(403)
             return
-        await self._transport.close(code, reason)
+        await self._close(code, reason)
+
+    async def _close(self, code: int, reason: str) -> None:
+        connection = self._connection
+        connection.mark_close_seen()
+        connection.close(code, reason)
+        await connection.wait_close_sent()
 
     async def __aenter__(self) -> Self:
-        if not self._transport.accepted:
+        if not self._connection.accepted:
             await self._accept(None, None)
         return self
 
@@ -216,22 +222,24 @@ class WebSocket(Connection):
     ) -> bool:
         if error is None:
             # Most often the client has gone, the view knows, and there is nothing left to do.
-            if not self._transport.has_learned or self._transport.close_code is None:
-                await self._transport.close(_NORMAL_CLOSURE, "")
-        elif _is_disconnect_of(self._transport, error):
-            self._transport.learn()
+            if not self._connection.close_seen or self._connection.close_code is None:
+                await self._close(_NORMAL_CLOSURE, "")
+        elif _is_disconnect_of(self._connection, error):
+            self._connection.mark_close_seen()
             return self._options.catch_disconnect
         elif isinstance(error, Exception):
             closing = self._options.closing_for(self.path, error)
             if closing is not None:
                 await self.close(*closing)
         elif isinstance(error, anyio.get_cancelled_exc_class()):
-            self._transport.close_soon(_NORMAL_CLOSURE, "")
+            self._connection.mark_close_seen()
+            if self._connection.state is not CONNECTING:
+                self._connection.close(_NORMAL_CLOSURE, "")
         return False
 
     # Messages in
 
-    async def receive(self, *, timeout: float | None = None, type: Any = None) -> Any:  # noqa: A002
+    def receive(self, *, timeout: float | None = None, type: Any = None) -> Coroutine[Any, Any, Any]:  # noqa: A002
         """
         The next message, decoded.
 
@@ -249,12 +257,7 @@ class WebSocket(Connection):
             RuntimeError: Not accepted yet.
         """
         codec = self._options.receive_codec if type is None else self._options.codecs.get(type)
-        if timeout is None:
-            return await self._receive(codec)
-        # A wait of the view's own inside the server's receive might lose what comes as it is cancelled.
-        self._transport.read_ahead()
-        with fail_after_silence(timeout):
-            return await self._receive(codec)
+        return self._receive(codec) if timeout is None else self._receive_within(timeout, codec)
 
     async def receive_text(self, *, timeout: float | None = None) -> str:
         """``receive`` of a text frame, as ``str``."""
@@ -274,10 +277,10 @@ class WebSocket(Connection):
         """
         The next message as a raw ASGI event, or the disconnect event; once that was returned, ``WebSocketDisconnect``.
         """
-        message = await self._transport.receive()
+        message = await self._connection.receive()
         if message is None:
             if self._has_told_end:
-                raise self._transport.unusable("receive_event")
+                raise self._connection.unusable("receive_event")
             self._has_told_end = True
             return {"type": "websocket.disconnect", "code": self.close_code, "reason": self.close_reason}
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
@@ -292,9 +295,9 @@ class WebSocket(Connection):
         Raises:
             RuntimeError: Not accepted yet.
         """
-        if self._transport.state is CONNECTING:
-            raise self._transport.unusable("wait_closed")
-        while await self._transport.receive() is not None:
+        if self._connection.state is CONNECTING:
+            raise self._connection.unusable("wait_closed")
+        while await self._connection.receive() is not None:
             pass
 
     def __aiter__(self) -> Self:
@@ -302,7 +305,7 @@ class WebSocket(Connection):
 
     async def __anext__(self) -> Any:
         options = self._options
-        while (message := await self._transport.receive()) is not None:
+        while (message := await self._connection.receive()) is not None:
             try:
                 return options.receive_codec.decode(message)
             except (PayloadTypeError, InvalidMessage) as error:
@@ -310,16 +313,20 @@ class WebSocket(Connection):
                     raise
         if options.catch_disconnect:
             raise StopAsyncIteration
-        raise self._transport.unusable("receive")
+        raise self._connection.unusable("receive")
+
+    async def _receive_within(self, seconds: float, codec: MessageCodec) -> Any:
+        with fail_after_silence(seconds):
+            return await self._receive(codec)
 
     async def _receive(self, codec: MessageCodec) -> Any:
-        while (message := await self._transport.receive()) is not None:
+        while (message := await self._connection.receive()) is not None:
             try:
                 return codec.decode(message)
             except (PayloadTypeError, InvalidMessage) as error:
                 if not self._skips(error):
                     raise
-        raise self._transport.unusable("receive")
+        raise self._connection.unusable("receive")
 
     def _skips(self, error: PayloadTypeError | InvalidMessage) -> bool:
         """Whether the route passes over a message that cannot be decoded."""
@@ -338,7 +345,7 @@ class WebSocket(Connection):
 
     # Messages out
 
-    async def send(self, value: Any, *, type: Any = None) -> None:  # noqa: A002
+    def send(self, value: Any, *, type: Any = None) -> Coroutine[Any, Any, None]:  # noqa: A002
         """
         Send a message, after everything that this connection sends already.
 
@@ -355,7 +362,7 @@ class WebSocket(Connection):
             RuntimeError: Not accepted yet.
         """
         codec = self._options.send_codec if type is None else self._options.codecs.get(type)
-        await self._transport.send(codec.encode(value))
+        return self._connection.send(codec.encode(value))
 
     async def send_text(self, text: str) -> None:
         """Send ``text`` in a text frame."""
@@ -415,18 +422,18 @@ class WebSocket(Connection):
         if not topics:
             raise TypeError("subscribe takes at least one topic")
         if self.closed:
-            raise self._transport.unusable("subscribe")
+            raise self._connection.unusable("subscribe")
         if self._subscriber is None:
             self._options.hub.loop.check("anyio.from_thread.run(ws.subscribe, topic)")
             self._subscriber = Subscriber(
                 id=self.id,
                 codec=self._options.send_codec,
-                outbox=self._transport.ensure_outbox(),
-                wake=self._transport.wake,
-                refuse=self._transport.fail,
+                outbox=self._connection.ensure_outbox(),
+                wake=self._connection.wake,
+                refuse=self._connection.close_now,
                 max_topics=self._options.max_subscriptions,
             )
-            self._transport.on_end = partial(self._options.hub.leave, self._subscriber)
+            self._connection.unsubscribe = partial(self._options.hub.leave, self._subscriber)
         self._options.hub.subscribe(self._subscriber, *topics)
 
     async def unsubscribe(self, *topics: str) -> None:
@@ -463,7 +470,7 @@ class WebSocket(Connection):
             self._helpers = set()
             self._failure: Exception | None = None
         scope = anyio.CancelScope()
-        self._transport.tasks.start_soon(self._run_helper, scope, function, args)
+        self._connection.tasks.start_soon(self._run_helper, scope, function, args)
         self._helpers.add(scope)
 
     async def _run_helper(
@@ -474,10 +481,10 @@ class WebSocket(Connection):
             try:
                 await function(*args)
             except Exception as error:
-                if not _is_disconnect_of(self._transport, error):
+                if not _is_disconnect_of(self._connection, error):
                     self._failure = self._failure or error
                     report(error, self.path, "a task of ws.start_soon failed and the connection is closed with 1011")
-                    self._transport.fail(CloseCode.INTERNAL_ERROR, "internal error")
+                    self._connection.close_now(CloseCode.INTERNAL_ERROR, "internal error")
             finally:
                 self._helpers.discard(scope)
 
@@ -489,21 +496,21 @@ class WebSocket(Connection):
         return None if self._helpers is None else self._failure
 
     async def finish(self) -> None:
-        """Behind the view: answer or close where it has not, and read until the client has gone."""
-        transport = self._transport
-        if transport.state is CONNECTING:
-            took_too_long = transport.tasks.was_cancelled
+        """After the view returns: reject or close, then drain."""
+        connection = self._connection
+        if connection.state is CONNECTING:
+            took_too_long = connection.tasks.was_cancelled
             _log.info("%r: the view %s without accepting", self.path, "was cancelled" if took_too_long else "returned")
             await self.reject(503 if took_too_long else 403)
         elif self.closed:
-            await transport.flush()
+            await connection.wait_close_sent()
         else:
-            await transport.close(_NORMAL_CLOSURE, "")
+            await self._close(_NORMAL_CLOSURE, "")
         if self._helpers:
             for scope in list(self._helpers):
                 scope.cancel()
         if self.accepted:
-            await transport.linger()
+            await connection.drain_input()
 
 
 @cache
@@ -512,8 +519,8 @@ def _process() -> str:
     return token_hex(4)
 
 
-def _is_disconnect_of(transport: Transport, error: BaseException) -> bool:
+def _is_disconnect_of(connection: Connection, error: BaseException) -> bool:
     """Whether ``error`` is the connection's own ``WebSocketDisconnect``, or a group of nothing else."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect_of(transport, inner) for inner in error.exceptions)
-    return isinstance(error, WebSocketDisconnect) and error.source is transport
+        return all(_is_disconnect_of(connection, inner) for inner in error.exceptions)
+    return isinstance(error, WebSocketDisconnect) and error.source is connection

@@ -8,13 +8,11 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from microws.interfaces import Scope
-from microws.server.response_head import date_line, response_head
 
 __all__ = [
     "Upgrade",
     "accept_response",
     "check_upgrade",
-    "final_response",
     "scope_of",
 ]
 
@@ -125,27 +123,11 @@ def accept_response(upgrade: Upgrade, *, subprotocol: str | None, headers: Heade
         lines += [b"Sec-WebSocket-Protocol: ", subprotocol.encode("latin-1"), b"\r\n"]
     if extensions is not None:
         lines += [b"Sec-WebSocket-Extensions: ", extensions.encode("latin-1"), b"\r\n"]
-    lines += [_lines(headers), b"\r\n"]
+    lines += [field_lines(headers), b"\r\n"]
     return b"".join(lines)
 
 
-def final_response(status: int, headers: Headers) -> bytes:
-    """
-    The head of an HTTP response that ends the connection; its body ends there too.
-
-    Args:
-        headers: Checked already.
-
-    Source: RFC 9112 §4, §6.3, §9.6; RFC 9110 §6.6.1 (``Date``).
-    """
-    names = {name for name, _ in headers}
-    kept = [pair for pair in headers if pair[0] not in (b"connection", b"transfer-encoding", b"keep-alive")]
-    # RFC 9110 §7.8: a response with ``Upgrade`` names it here too.
-    connection = b"connection: upgrade, close\r\n" if b"upgrade" in names else b"connection: close\r\n"
-    return response_head(status, _lines(kept), b"" if b"date" in names else date_line(), connection)
-
-
-def _lines(headers: Headers) -> bytes:
+def field_lines(headers: Headers) -> bytes:
     return b"".join([b"%s: %s\r\n" % pair for pair in headers])
 
 

@@ -1,11 +1,11 @@
 """
-Writes the generated parts of docs/reference.md from the docstrings of the public names.
+Writes the generated parts of docs/reference.md from the docstrings of the public names and from the options.
 
 ::
 
     python docs/generate_reference.py
 
-A part stands between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``; what is around them is written by hand.
+A part is between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``. The rest is written by hand.
 """
 
 import enum
@@ -28,7 +28,7 @@ __all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "generate", "main"]
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
-# Heading -> what stands below it, in this order.
+# Heading -> its classes, in this order.
 CLASSES: dict[str, list[type[Any]]] = {
     "App": [microws.App],
     "WebSocket": [microws.WebSocket],
@@ -57,7 +57,7 @@ CLASSES: dict[str, list[type[Any]]] = {
     ],
 }
 
-# Made by microws, never by its user: their own arguments are nobody's business.
+# Only microws creates these objects, so the reference leaves out their arguments.
 _NOT_CONSTRUCTED = {
     microws.WebSocket,
     microws.Request,
@@ -72,7 +72,7 @@ _NOT_CONSTRUCTED = {
     microws.testing.RequestOptions,
 }
 
-# Public for the other modules of microws, but of no use in an app.
+# Used by other modules of microws, but not by apps.
 _INTERNAL = {microws.WebSocket: {"run"}, microws.Request: {"body_complete", "drain", "receive_event"}}
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source")
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def generate(page: str) -> str:
-    """``page`` with its generated parts made anew."""
+    """Return ``page`` with new generated parts."""
     for name, part in (("python", _classes), ("options", _options), ("bench options", _bench_options)):
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = page.partition(begin)
@@ -133,7 +133,7 @@ def _docstring(cls: type[Any]) -> str:
 
 
 def _members(cls: type[Any]) -> Iterator[tuple[str, Any]]:
-    """The documented methods and properties, and those inherited from a class that is not described here."""
+    """The documented methods and properties, including those of base classes that have no section here."""
     described = {described for classes in CLASSES.values() for described in classes} - {cls}
     members: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -152,7 +152,7 @@ def _constructor(cls: type[Any]) -> str | None:
 
 
 def _signature(function: Callable[..., Any]) -> str:
-    """The signature without ``self`` and without types, which the text tells in plain words."""
+    """The signature without ``self`` and without types, which the text describes."""
     signature = inspect.signature(function)
     parameters = [
         parameter.replace(annotation=parameter.empty, default=_Written.of(parameter.default))
@@ -163,7 +163,7 @@ def _signature(function: Callable[..., Any]) -> str:
 
 
 class _Written:
-    """A default as one would write it."""
+    """A default as a user writes it."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -190,7 +190,7 @@ class _Written:
 
 
 def _wrapped(name: str, signature: str) -> str:
-    """A call with each argument in a line of its own where one line is too long."""
+    """A call, with each argument on its own line if one line is too long."""
     if len(name + signature) <= 100:
         return name + signature
     arguments = "".join(f"    {argument},\n" for argument in _ARGUMENT_END.split(signature[1:-1]))

@@ -525,6 +525,21 @@ def connected(page):
 
 
 class TestPages:
+    def test_app_in_the_readme_is_a_chat(self, open_tab, tmp_path):
+        app = re.search(r'^```python title="chat.py"\n(.*?)^```$', (ROOT / "README.md").read_text(), re.M | re.S)[1]
+        (tmp_path / "chat.py").write_text(app)
+        with serving(str(tmp_path / "chat.py")) as server:
+            ada, ben = tabs = [open_tab(server.url) for _ in range(2)]
+            for page in tabs:
+                page.wait_for_function("ws.readyState === WebSocket.OPEN")
+            ada.get_by_role("textbox").fill(HOSTILE)
+            ada.get_by_role("button").click()
+            httpx.post(f"{server.url}/announce", content="lunch is ready")
+            for page in tabs:
+                expect(page.locator("body")).to_contain_text("lunch is ready")
+                expect(page.locator("body")).to_contain_text(HOSTILE)
+            assert ben.title() == "Chat"
+
     def test_echo_shows_the_echoes(self, serve, open_tab):
         page = connected(open_tab(serve("echo").url))
         lines = page.get_by_role("listitem")

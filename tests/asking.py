@@ -1,14 +1,14 @@
 """
-One question to an app, in memory, and its answer: what most tests of views need.
+One request to an app in memory, and its answer: what most tests of views need.
 
-An answer of 500 or a close with 1011 is an answer too: ``raise_errors`` is off.
+A 500 or a close with 1011 is an answer, too: ``raise_errors`` is off.
 """
 
 import pytest
 
 from microws import WebSocketDisconnect, WebSocketRejected
 
-__all__ = ["ask", "ask_websocket", "ending_of", "refusal_of"]
+__all__ = ["ask", "ask_websocket", "call", "ending_of", "refusal_of"]
 
 
 async def ask(app, path="/", *, method="GET", client=None, **options):
@@ -46,3 +46,18 @@ async def ending_of(app, path="/", *, client=None, send=None, **options):
         with pytest.raises(WebSocketDisconnect) as caught:
             await ws.receive()
     return caught.value.code, caught.value.reason
+
+
+async def call(app, path="/", *, method="GET", headers=(), receive=None, send=None, **scope):
+    """Call the app with a bare scope; return the events that it sends. By default the client sends an empty request."""
+    sent = []
+
+    async def empty_request():
+        return {"type": "http.request"}
+
+    async def collect(event):
+        sent.append(event)
+
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "headers": list(headers), **scope}
+    await app(scope, receive or empty_request, send or collect)
+    return sent

@@ -1,4 +1,4 @@
-"""What stands behind the functions that an app registers: partials, methods, objects, and decorators around them."""
+"""Look into the functions that an app registers: partials, methods, objects with ``__call__``, and decorators."""
 
 import inspect
 import sys
@@ -12,12 +12,12 @@ if sys.version_info >= (3, 14):
 __all__ = ["LRU_CACHE", "describe", "function_of", "is_async", "layers_of", "name_of", "signature_of"]
 
 LRU_CACHE = type(lru_cache(lambda: None))
-# An object whose __wrapped__ is itself must not be followed without end.
+# Ends the search if __wrapped__ of an object is the object itself.
 _MAX_LAYERS = 50
 
 
 def layers_of(function: Any) -> list[Any]:
-    """``function``, what it wraps (``__wrapped__``), what that wraps, and so on; each is called the same way."""
+    """``function``, the function that it wraps (``__wrapped__``), and so on; all are called in the same way."""
     layers = [function]
     while len(layers) < _MAX_LAYERS and (wrapped := _wrapped(layers[-1])) is not None:
         layers.append(wrapped)
@@ -40,7 +40,7 @@ def _wrapped(function: Any) -> Any:
 
 
 def function_of(called: Any) -> Any:
-    """The function that runs when ``called`` is called, behind partials, methods and ``__call__``."""
+    """The function that runs when ``called`` is called: without partials, methods and ``__call__``."""
     while isinstance(called, partial | MethodType):
         called = called.func if isinstance(called, partial) else called.__func__
     if inspect.isroutine(called) or isinstance(called, LRU_CACHE):
@@ -51,13 +51,13 @@ def function_of(called: Any) -> Any:
 
 def signature_of(function: Any) -> inspect.Signature:
     """
-    The signature of ``function`` itself, not that of what it wraps.
+    The signature of ``function`` itself, not of the function that it wraps.
 
     Raises:
-        ValueError: Some functions that are written in C do not tell.
+        ValueError: Some functions that are written in C have no signature.
     """
     if sys.version_info >= (3, 14):
-        # Annotations are evaluated when they are asked for, and may name what is imported for type checkers only.
+        # This evaluates annotations, which may name imports for type checkers only.
         return inspect.signature(function, follow_wrapped=False, annotation_format=annotationlib.Format.FORWARDREF)
     return inspect.signature(function, follow_wrapped=False)
 
@@ -73,7 +73,7 @@ def name_of(function: Any) -> str:
 
 
 def describe(function: Any) -> str:
-    """The name of a function and where it was written: ``page (/srv/app.py:12)``."""
+    """The name of a function and its place: ``page (/srv/app.py:12)``."""
     written = function_of(layers_of(function)[-1])
     code = getattr(written, "__code__", None)
     place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""

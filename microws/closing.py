@@ -1,4 +1,4 @@
-"""Close codes and reasons: which may be sent, and what they say by default. RFC 6455 §7.4, the IANA registry."""
+"""Close codes and reasons: which ones may be sent, and the default reasons. RFC 6455 §7.4, the IANA registry."""
 
 from enum import IntEnum
 
@@ -9,7 +9,7 @@ MAX_REASON_BYTES = 123
 
 
 class CloseCode(IntEnum):
-    """The registered close codes. 1005, 1006 and 1015 are only ever reported, never sent (RFC 6455 §7.4.1)."""
+    """The registered close codes. 1005, 1006 and 1015 are reported, but never sent (RFC 6455 §7.4.1)."""
 
     NORMAL_CLOSURE = 1000
     GOING_AWAY = 1001
@@ -38,29 +38,29 @@ DEFAULT_REASONS = {
 
 def check_close(code: int, reason: str) -> None:
     """
-    Refuse a close code or reason that may not stand in a Close frame.
+    Refuse a close code or reason that a Close frame may not have.
 
     Raises:
-        TypeError: ``code`` is no number.
+        TypeError: ``code`` is not an ``int``.
         ValueError: ``code`` is not one of 1000–1003, 1007–1014 and 3000–4999, or ``reason`` is over 123 UTF-8 bytes or
             not encodable.
 
     Source: RFC 6455 §5.5, §7.4.
     """
     if not isinstance(code, int):
-        raise TypeError(f"a close code is a number, not {code!r}; the reason comes second: close(1000, reason)")
+        raise TypeError(f"expected a number as close code, got {code!r}; the reason comes second: close(1000, reason)")
     if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
         raise ValueError(
-            f"{code} may not be sent as a close code; use 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own"
+            f"expected a close code of 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own codes, got {code}"
         )
     try:
         size = len(reason.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"the close reason {reason!r} cannot be encoded as UTF-8") from None
+        raise ValueError(f"expected a close reason for UTF-8, got a lone surrogate in {reason!r}") from None
     if size > MAX_REASON_BYTES:
-        raise ValueError(f"a close reason is at most {MAX_REASON_BYTES} UTF-8 bytes; this one has {size}")
+        raise ValueError(f"expected a close reason of at most {MAX_REASON_BYTES} UTF-8 bytes, got {size}")
 
 
 def truncate_reason(reason: str) -> str:
-    """``reason`` cut at a character so that it fits a Close frame; what UTF-8 cannot carry becomes ``?``."""
+    """Cut ``reason`` at a character so that it fits a Close frame; a lone surrogate becomes ``?``."""
     return reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")

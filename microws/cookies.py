@@ -1,4 +1,4 @@
-"""Cookies, both ways: a ``Cookie`` header becomes a dict, and a name and value a ``Set-Cookie`` header."""
+"""Cookies: parse a ``Cookie`` header, and format a ``Set-Cookie`` header."""
 
 import re
 from datetime import UTC, datetime
@@ -23,10 +23,10 @@ _ESCAPED = re.compile(rb"\\(?:([0-3][0-7][0-7])|(.))", re.DOTALL)
 
 def parse_cookies(header: bytes) -> dict[str, str]:
     """
-    The cookies of a ``Cookie`` header.
+    Parse a ``Cookie`` header.
 
-    Never fails: what is no ``name=value`` is left out, and bytes that are no UTF-8 become U+FFFD. Of two with one name
-    the first counts: browsers put the one of the nearer path first. A quoted value loses its quotes and its escapes.
+    Never fails: whatever is not ``name=value`` is ignored, and invalid UTF-8 becomes U+FFFD. Of two with one name the
+    first wins, because browsers send the one with the longer path first. A quoted value is unquoted and unescaped.
 
     Args:
         header: The header's value; several headers are joined with ``; ``.
@@ -55,41 +55,32 @@ def format_cookie(
     samesite: SameSite | None = "lax",
 ) -> str:
     """
-    The value of a ``Set-Cookie`` header.
+    Format the value of a ``Set-Cookie`` header. ``Response.set_cookie`` documents the arguments.
 
-    Args:
-        name: A token.
-        value: Any text. What a cookie cannot hold as it is goes in quotes, with each such byte as ``\\ooo`` (octal), as
-            Python's ``http.cookies`` and Werkzeug do; ``parse_cookies`` undoes it.
-        max_age: Seconds; 0 or less removes the cookie. Default: until the browser ends.
-        expires: An aware time. ``max_age`` wins over it.
-        path: Below which the cookie is sent back; ``None``: the directory of the request's path.
-        domain: The host and those below it. Default: this host alone.
-        secure: Over TLS only.
-        httponly: Out of reach of the page's JavaScript.
-        samesite: ``"lax"``, ``"strict"``, ``"none"`` (needs ``secure``), or ``None`` to leave the browser its default.
+    A value that is not allowed in a cookie is quoted, with each such byte as ``\\ooo`` (octal), as by Python's
+    ``http.cookies`` and Werkzeug. ``parse_cookies`` undoes it.
 
     Raises:
-        ValueError: An argument that no browser would take, or that would end the header early.
+        ValueError: Browsers would refuse an argument, or it would end the header early.
 
     Source: RFC 6265 §4.1; draft-ietf-httpbis-rfc6265bis §4.1.2.7 (SameSite).
     """
     if not re.fullmatch(TOKEN, name):
-        raise ValueError(f"a cookie's name is letters, digits and !#$%&'*+-.^_`|~, not {name!r}")
+        raise ValueError(f"expected letters, digits and !#$%&'*+-.^_`|~ as a cookie's name, got {name!r}")
     parts = [f"{name}={_quote(value)}"]
     if max_age is not None:
         parts.append(f"Max-Age={int(max_age)}")
     if expires is not None:
         if expires.tzinfo is None:
-            raise ValueError(f"expires needs a time zone: {expires!r} has none; write datetime.now(UTC) + …")
+            raise ValueError(f"expected expires with a time zone, got {expires!r}; write datetime.now(UTC) + …")
         parts.append(f"Expires={format_datetime(expires.astimezone(UTC), usegmt=True)}")
     if path is not None:
         if not _PATH.fullmatch(path):
-            raise ValueError(f"a cookie's path begins with a slash and is ASCII without semicolons, not {path!r}")
+            raise ValueError(f"expected a cookie's path of a slash and ASCII without semicolons, got {path!r}")
         parts.append(f"Path={path}")
     if domain is not None:
         if not _DOMAIN.fullmatch(domain):
-            raise ValueError(f'a cookie\'s domain is a host name such as "example.org", not {domain!r}')
+            raise ValueError(f'expected a host name such as "example.org" as a cookie\'s domain, got {domain!r}')
         parts.append(f"Domain={domain}")
     if secure:
         parts.append("Secure")
@@ -97,7 +88,7 @@ def format_cookie(
         parts.append("HttpOnly")
     if samesite is not None:
         if samesite not in ("lax", "strict", "none"):
-            raise ValueError(f'samesite is "lax", "strict", "none" or None, not {samesite!r}')
+            raise ValueError(f'expected samesite="lax", "strict", "none" or None, got {samesite!r}')
         if samesite == "none" and not secure:
             raise ValueError('browsers refuse samesite="none" without secure=True')
         parts.append(f"SameSite={samesite.capitalize()}")

@@ -1,4 +1,4 @@
-"""CORS: which pages of other origins may read an answer, and which requests a browser lets them send."""
+"""CORS: which pages of other origins may read a response, and which requests browsers let them send."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,10 @@ _NAMES: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, \t]+")
 
 class CORS:
     """
-    What the answers of an app with ``App(origins=…)`` say to browsers.
+    The CORS headers of an app with ``App(origins=…)``.
 
     Args:
-        origins: As ``check_origins_setting`` returns them. ``"*"`` lets every page read, but without cookies.
+        origins: From ``check_origins_setting``. ``"*"`` lets every page read responses, but without cookies.
 
     Source: https://fetch.spec.whatwg.org/#http-cors-protocol
     """
@@ -33,7 +33,7 @@ class CORS:
         self._has_any = "*" in origins
 
     def allow(self, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-        """The headers that let the page of a request read the answer; empty where it may not."""
+        """The headers that let the page of a request read the response; empty if it may not."""
         if self._has_any:
             return [(_ALLOW_ORIGIN, b"*")]
         origins = [value for name, value in headers if name == b"origin"]
@@ -44,11 +44,11 @@ class CORS:
     @staticmethod
     def mark(headers: Iterable[Any], allow: RawHeaders) -> RawHeaders:
         """
-        The headers of an answer with ``Vary: Origin``, and with ``allow`` unless they have an ``Allow-Origin``.
+        Add ``Vary: Origin`` to the headers of a response, and ``allow`` unless they have an ``Allow-Origin``.
 
         Args:
             headers: Pairs, as ASGI has them; iterated once.
-            allow: What ``allow`` returned for the request.
+            allow: The result of ``allow`` for the request.
         """
         marked: RawHeaders = []
         vary: list[bytes] = []
@@ -70,8 +70,8 @@ class CORS:
         The headers that answer a preflight. ``None``: the request is not a preflight.
 
         Args:
-            headers: Of an OPTIONS request from a page that may read the answer.
-            methods: Those of the routes at its path. ``None`` allows the method that the preflight asks for.
+            headers: Of an OPTIONS request from a page that may read the response.
+            methods: The methods of the routes at its path. ``None`` allows the method that the preflight names.
         """
         asked = dict(headers)
         method = asked.get(b"access-control-request-method", b"")
@@ -84,7 +84,7 @@ class CORS:
         if _NAMES.fullmatch(names := asked.get(b"access-control-request-headers", b"")):
             answer.append((b"access-control-allow-headers", names))
         # https://wicg.github.io/private-network-access/: a page from the internet asks a server in a private network.
-        # ["*"] does not allow that: it says that the answers are public, not that the network is.
+        # ["*"] does not allow that: the responses are public then, but not the network.
         if not self._has_any and asked.get(b"access-control-request-private-network") == b"true":
             answer.append((b"access-control-allow-private-network", b"true"))
         return answer

@@ -12,7 +12,7 @@ V_co = TypeVar("V_co", covariant=True)
 
 class MultiDict(Mapping[str, V_co], Generic[V_co]):
     """
-    A read-only mapping in which a key may stand more than once.
+    A read-only mapping in which a key may have several values.
 
     ``m[key]`` and ``get`` give the **first** value; ``getlist`` gives all, in order; ``multi_items`` every pair.
 
@@ -46,12 +46,12 @@ class MultiDict(Mapping[str, V_co], Generic[V_co]):
         return len(dict(self._items))
 
     def getlist(self, key: str) -> list[V_co]:
-        """Every value of ``key``, in order; an empty list when there is none."""
+        """All values of ``key``, in order; an empty list if there are none."""
         key = self._key(key)
         return [value for name, value in self._items if name == key]
 
     def multi_items(self) -> list[tuple[str, V_co]]:
-        """Every ``(key, value)`` pair, in order."""
+        """All ``(key, value)`` pairs, in order."""
         return list(self._items)
 
     def keys(self) -> KeysView[str]:
@@ -85,7 +85,7 @@ class MultiDict(Mapping[str, V_co], Generic[V_co]):
 
 class Headers(MultiDict[str]):
     """
-    HTTP headers: a read-only multi-dict whose names have no case. Values are decoded as Latin-1.
+    HTTP headers: a read-only multi-dict with case-insensitive names. Values are decoded as Latin-1.
 
     Args:
         raw: ``(name, value)`` pairs of bytes, as in an ASGI scope.
@@ -109,7 +109,7 @@ class URL:
 
     Attributes:
         scheme: ``http``, ``https``, ``ws`` or ``wss``.
-        netloc: Host, and port where it is not the scheme's own, as the client wrote them in ``Host``.
+        netloc: Host, and port if it is not the default of the scheme, as in the ``Host`` header.
         path: Percent-encoded, with the root path.
         query: The query string without ``?``.
     """
@@ -124,7 +124,7 @@ class URL:
 
     @property
     def host(self) -> str:
-        """The host without port or brackets; empty where ``netloc`` is malformed."""
+        """The host without port or brackets; empty if ``netloc`` is malformed."""
         try:
             return urlsplit(f"//{self.netloc}").hostname or ""
         except ValueError:
@@ -132,7 +132,7 @@ class URL:
 
     @property
     def port(self) -> int | None:
-        """The port, where one was written and is a number."""
+        """The port; ``None`` if there is none or it is not a number."""
         try:
             return urlsplit(f"//{self.netloc}").port
         except ValueError:
@@ -151,17 +151,17 @@ class URL:
         return f"URL({mask_secrets(str(self))!r})"
 
 
-# Nearly every URL has none of these, and is not taken apart.
+# Nearly every URL has none of these, and need not be split.
 _MAY_HOLD_SECRET = re.compile(r"token|ticket|key|secret|password|%", re.IGNORECASE)
 _SECRET = re.compile(r"(?:.*[^a-z0-9])?(?:token|ticket|key|secret|password)", re.IGNORECASE | re.DOTALL)
 
 
 def mask_secrets(url: str) -> str:
     """
-    A URL or a request's target for the log: ``***`` stands for the value of each query parameter that is a secret.
+    A URL or request target for the log, with ``***`` as the value of each query parameter that is a secret.
 
-    The name tells: its last word is ``token``, ``ticket``, ``key``, ``secret`` or ``password``, as in ``access_token``
-    and ``api-key``, in any case and percent-encoded or not. A log is read by more people than may use a token.
+    A secret is a parameter whose name ends with the word ``token``, ``ticket``, ``key``, ``secret`` or ``password``,
+    such as ``access_token`` and ``api-key``, in any case and percent-encoded or not.
 
     Source: RFC 6750 §2.3 (``access_token`` in the query ends up in logs); CWE-532.
     """
@@ -178,10 +178,10 @@ def _masked(pair: str) -> str:
 
 class State:
     """
-    A place for anything that views share: ``state.name = value``. Only what was set can be read.
+    Values that views share, as attributes: ``state.name = value``.
 
     Args:
-        values: Kept as it is, not copied: two states over one dict see each other.
+        values: Used without a copy, so two states with one dict share their values.
     """
 
     __slots__ = ("_values",)
@@ -194,7 +194,7 @@ class State:
             return self._values[name]
         except KeyError:
             known = ", ".join(sorted(self._values)) or "nothing"
-            raise AttributeError(f"state has no {name!r}; set so far: {known}") from None
+            raise AttributeError(f"state has no {name!r}; it has {known}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._values[name] = value
@@ -214,12 +214,11 @@ class State:
 
 def parse_query(query: str | bytes, *, max_fields: int | None = None) -> MultiDict[str]:
     """
-    A query string, or an urlencoded form, as a multi-dict. Blank values are kept; bytes that are no UTF-8 become
-    U+FFFD.
+    Parse a query string, or an urlencoded form. Blank values are kept; invalid UTF-8 becomes U+FFFD.
 
     Args:
-        query: Without its ``?``; ``bytes`` are read as UTF-8.
-        max_fields: How many ``&``-separated fields it may have; any number by default.
+        query: Without ``?``; ``bytes`` are decoded as UTF-8.
+        max_fields: Most ``&``-separated fields. Default: unlimited.
 
     Raises:
         ValueError: There are more than ``max_fields``.
@@ -236,10 +235,10 @@ _ESCAPED = re.compile(r"""\\(["\\])""")
 
 def parse_options(value: str) -> tuple[str, dict[str, str]]:
     """
-    A header such as ``text/html; charset="utf-8"`` as its first word and its parameters, names in lower case.
+    Split a header such as ``text/html; charset="utf-8"`` into its first word and its parameters, names in lower case.
 
-    Never fails: what is no parameter is left out, and of two with one name the first counts. Only ``\\"`` and
-    ``\\\\`` are unescaped: browsers write a backslash in a file's name as it is.
+    Never fails: invalid parameters are ignored, and of two with one name the first wins. Only ``\\"`` and ``\\\\``
+    are unescaped, because browsers do not escape a backslash in the name of a file.
 
     Source: RFC 9110 §5.6.6, RFC 7578 §4.2.
     """

@@ -7,17 +7,17 @@ Every exception that microws raises, in one tree.
     ├── HTTPException             a view's answer with a status, raised
     ├── WebSocketDisconnect       the connection has ended
     ├── WebSocketRejected         (test client) the handshake was refused
-    ├── ClientDisconnect          an HTTP client left before its body had arrived
-    ├── PayloadTypeError          TypeError: a text frame where bytes were due, or the reverse
-    ├── InvalidMessage            ValueError: a message that its codec cannot decode
+    ├── ClientDisconnect          an HTTP client disconnected before its request's body had arrived
+    ├── PayloadTypeError          TypeError: a text frame instead of a binary one, or the reverse
+    ├── InvalidMessage            ValueError: a codec cannot decode the message
     ├── Overflow                  a subscription was read too slowly
-    ├── TooManySubscriptions      a connection would have more than App(max_subscriptions=…)
-    ├── PublishTimeout            TimeoutError: unknown whether the message was published
-    ├── RoutingError              ValueError: a pattern, a name or two routes that cannot be
-    └── FeatureUnavailable        NotImplementedError: this version does not have it
+    ├── TooManySubscriptions      a connection would exceed App(max_subscriptions=…)
+    ├── PublishTimeout            TimeoutError: the message may or may not have been published
+    ├── RoutingError              ValueError: an invalid pattern or name, or two routes that conflict
+    └── FeatureUnavailable        NotImplementedError: this version does not have the feature
 
-Misuse of the API (a wrong argument, a call in the wrong state) is a plain ``TypeError``, ``ValueError`` or
-``RuntimeError``: nothing that a program should catch.
+Misuse of the API (a wrong argument, a call in the wrong state) raises a plain ``TypeError``, ``ValueError`` or
+``RuntimeError``, which a program should not catch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -48,16 +48,16 @@ class HTTPException(MicrowsError):
     """
     Ends a view with an HTTP status.
 
-    In an HTTP view it becomes that response; in a WebSocket view before ``accept`` a denial with that status, after
-    it a close with code 3000 + ``status`` and ``detail`` as reason. The reason of a ``dict`` is its ``"error"``, where
-    that is a ``str``; of other JSON it is the JSON, where that fits, and else the status's phrase.
+    In an HTTP view it becomes a response with that status. In a WebSocket view it becomes a denial with that status
+    before ``accept``, and after it a close with code 3000 + ``status`` and ``detail`` as reason. The reason of a
+    ``dict`` is its ``"error"`` if that is a ``str``; of other JSON it is the JSON if it fits, else the status's phrase.
 
     Args:
         status: HTTP status, 400–599.
-        detail: For the client; the status's own phrase by default. A ``dict`` or ``list`` is sent as JSON. A ``str`` is
-            sent as plain text, or as ``{"error": detail}`` to a client that sends JSON or prefers it in ``Accept``.
-        headers: More response headers, a mapping or ``(name, value)`` pairs. With a ``content-type`` among them a
-            ``str`` is sent as it is.
+        detail: For the client. Default: the status's phrase. A ``dict`` or ``list`` is sent as JSON. A ``str`` is sent
+            as plain text, or as ``{"error": detail}`` to a client that sends JSON or prefers it in ``Accept``.
+        headers: More response headers, a mapping or ``(name, value)`` pairs. If they have a ``content-type``, a ``str``
+            is sent unchanged.
 
     Raises:
         TypeError: ``status`` is not a number, or ``detail`` is of another type.
@@ -72,13 +72,13 @@ class HTTPException(MicrowsError):
         headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
     ) -> None:
         if not isinstance(status, int):
-            raise TypeError(f"HTTPException takes a status first, such as 404, not {status!r}")
+            raise TypeError(f"expected a status such as 404 as HTTPException's first argument, got {status!r}")
         if not 400 <= status <= 599:
-            raise ValueError(f"HTTPException takes an error status, 400 to 599, not {status}; return (body, {status})")
+            raise ValueError(f"expected an error status, 400 to 599, got {status}; return (body, {status}) instead")
         if detail is not None and not isinstance(detail, str | dict | list):
-            raise TypeError(f"HTTPException takes a str, dict or list as its detail, not {detail!r}; write str(…)")
+            raise TypeError(f"expected str, dict or list as HTTPException's detail, got {detail!r}; write str(…)")
         self.status = status
-        # Not the union: most apps give text alone, and their handlers then need not ask. FastAPI's is Any too.
+        # Any, not the union: most apps only use text, and their handlers need not check. FastAPI's is Any, too.
         self.detail: Any = _phrase(status) if detail is None else detail
         self.headers: list[tuple[str, str]] = list(headers.items() if isinstance(headers, Mapping) else headers or ())
         super().__init__(f"{status} {self.detail}")
@@ -86,14 +86,14 @@ class HTTPException(MicrowsError):
 
 class WebSocketDisconnect(MicrowsError):
     """
-    The WebSocket connection has ended: the client left, or this side closed it.
+    The WebSocket connection has ended: the client disconnected, or this side closed it.
 
     Attributes:
-        code: Close code (RFC 6455 §7.4); 1005 when the peer sent none, 1006 when the connection broke.
+        code: Close code (RFC 6455 §7.4); 1005 if the client sent none, 1006 if the connection broke.
         reason: Close reason, often empty.
     """
 
-    # The connection that has ended: ``async with ws`` swallows the end of its own only.
+    # The connection that has ended: ``async with ws`` only suppresses the end of its own connection.
     source: object = None
 
     def __init__(self, code: int = 1005, reason: str = "") -> None:
@@ -110,7 +110,7 @@ class WebSocketRejected(MicrowsError):
         status: HTTP status of the refusal.
         headers: Its headers as ``(name, value)`` pairs, names in lower case.
         body: Its body.
-        code: 3000 + ``status`` for an answer of microws; for a close before accept, that close's code.
+        code: 3000 + ``status`` for a response of microws; for a close before accept, the close code.
     """
 
     def __init__(
@@ -124,30 +124,30 @@ class WebSocketRejected(MicrowsError):
 
 
 class ClientDisconnect(MicrowsError):
-    """The HTTP client left before its request body had arrived."""
+    """The HTTP client disconnected before its request's body had arrived."""
 
 
 class PayloadTypeError(MicrowsError, TypeError):
-    """A text frame came where the view receives bytes, or a binary frame where it receives text."""
+    """The view expected a binary frame and got a text frame, or the reverse."""
 
 
 class InvalidMessage(MicrowsError, ValueError):
-    """A message, or a request's body, that its codec cannot decode. The text says what is wrong with it."""
+    """A codec cannot decode a message or a request's body. The text says what is wrong with it."""
 
 
 class Overflow(MicrowsError):
-    """A subscription's queue was full when a message came: at least one message was lost."""
+    """A subscription's queue was full when a message arrived: at least one message was lost."""
 
 
 class TooManySubscriptions(MicrowsError):
     """
     A connection would have more subscriptions than ``App(max_subscriptions=…)`` allows; none was added.
 
-    A WebSocket view that does not catch it closes with 1008, or answers 403 where it has not accepted yet.
+    If a WebSocket view does not catch it, the connection is closed with 1008, or before accept rejected with 403.
 
     Args:
-        count: What it would have had.
-        maximum: What it may have.
+        count: Subscriptions that the connection would have had.
+        maximum: Subscriptions that it may have.
     """
 
     def __init__(self, count: int, maximum: int) -> None:
@@ -160,12 +160,12 @@ class TooManySubscriptions(MicrowsError):
 
 
 class PublishTimeout(MicrowsError, TimeoutError):
-    """The backplane gave no answer in time: the message may or may not have been published."""
+    """The backplane did not answer in time: the message may or may not have been published."""
 
 
 class ReceiveTimeout(TimeoutError):
     """
-    ``ws.receive(timeout=…)`` got no message: a ``TimeoutError``, and caught as one. The log shows it in one line.
+    ``ws.receive(timeout=…)`` got no message. Catch it as ``TimeoutError``. The log shows it in one line.
 
     Attributes:
         seconds: The time-out.
@@ -175,16 +175,16 @@ class ReceiveTimeout(TimeoutError):
         self.seconds = seconds
         super().__init__(
             f"ws.receive(timeout={seconds:g}) got no message within {seconds:g} s; catch TimeoutError to go on, or "
-            "leave timeout out to wait for as long as the connection lives"
+            "leave out timeout to wait until the connection ends"
         )
 
 
 class RoutingError(MicrowsError, ValueError):
-    """A pattern that is malformed, a route that another one hides, or a name or parameter that ``url_for`` lacks."""
+    """A malformed pattern, a route that another one hides, or an unknown name or parameter of ``url_for``."""
 
 
 class FeatureUnavailable(MicrowsError, NotImplementedError):
-    """A feature that is described but that this version, or this installation, does not have."""
+    """A documented feature that this version, or this installation, does not have."""
 
 
 def _phrase(status: int) -> str:

@@ -1,4 +1,4 @@
-"""A submitted form, urlencoded or multipart: bytes become fields and files."""
+"""Parse a submitted form, urlencoded or multipart, into fields and files."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ class UploadFile:
     A file in a form.
 
     Attributes:
-        filename: Its name at the client, without directories. Say where to store it yourself.
-        content_type: What the client says that it is; ``application/octet-stream`` by default.
+        filename: Its name on the client, without directories. Choose another one to store it.
+        content_type: The media type that the client claims. Default: ``application/octet-stream``.
         headers: All headers of this part of the form.
         content: The whole file.
     """
@@ -34,15 +34,15 @@ class UploadFile:
 
 def parse_form(body: bytes, *, content_type: str) -> MultiDict[str | UploadFile]:
     """
-    The fields of a form, in order; text is read as UTF-8, and what is no UTF-8 becomes U+FFFD.
+    Parse the fields of a form, in order. Text is decoded as UTF-8; invalid bytes become U+FFFD.
 
     Args:
         body: The whole body.
-        content_type: The header; its type is one of ``FORM_TYPES``.
+        content_type: The header; its media type is one of ``FORM_TYPES``.
 
     Raises:
-        ValueError: A malformed form, or one with more than 1,000 fields.
-        FeatureUnavailable: A multipart form, and the extra ``forms`` is not installed.
+        ValueError: The form is malformed, or has more than 1,000 fields.
+        FeatureUnavailable: A multipart form needs the extra ``forms``.
 
     Source: https://url.spec.whatwg.org/#urlencoded-parsing, RFC 7578.
     """
@@ -58,7 +58,7 @@ def _parse_multipart(body: bytes, *, boundary: str) -> MultiDict[str | UploadFil
     except ImportError:
         raise FeatureUnavailable('multipart forms need python-multipart: pip install "microws[forms]"') from None
     if not boundary:
-        raise ValueError("its Content-Type names no boundary")
+        raise ValueError("expected a boundary in its Content-Type")
     parts = _Parts()
     parser = MultipartParser(boundary.encode("latin-1"), parts.callbacks())
     parser.write(body)
@@ -80,7 +80,7 @@ class _Parts:
         self._content: list[bytes] = []
 
     def callbacks(self) -> Any:
-        """What ``MultipartParser`` takes; the type has no public name."""
+        """The callbacks of ``MultipartParser``; their type has no public name."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._add_name,

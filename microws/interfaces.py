@@ -1,4 +1,4 @@
-"""The words that the other modules share: ASGI's types, what travels, and the protocols between the floors."""
+"""Shared types: ASGI's, frames and payloads, and the protocols between modules."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager
@@ -36,29 +36,29 @@ Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[Event], Awaitable[None]]
 ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# A view as a dispatcher calls it: with the connection and the route's parameters.
+# A view as a dispatcher calls it: with the request or WebSocket, and the route's parameters.
 BoundView: TypeAlias = Callable[[Any, dict[str, Any]], Awaitable[Any]]
 
-# On an exception that is in the log: its id. In its ``__dict__``, since a class may refuse ``setattr``.
+# An attribute of an exception that is in the log: its id. In its ``__dict__``, because a class may refuse ``setattr``.
 _ERROR_ID = "__microws_error_id__"
 
-# What stands for bytes. A tuple, because `bytes | bytearray | memoryview` would be made anew for each isinstance.
+# For isinstance. A tuple, because `bytes | bytearray | memoryview` would be created again by each call.
 BYTES_LIKE = (bytes, bytearray, memoryview)
 
 
 class Limits(NamedTuple):
     """
-    What one WebSocket may cost. The app that serves it decides; precedents are named where ``App`` documents each.
+    The limits of one WebSocket: settings of the app that serves it. ``App`` documents them with their precedents.
 
     Attributes:
         max_message_size: Payload bytes of one incoming message.
-        max_fragments: Frames of one incoming message, on this package's own server.
-        receive_queue: Incoming messages that wait for the view before reading pauses; 1 MiB of them pauses it too.
+        max_fragments: Frames of one incoming message, on the microws server.
+        receive_queue: Unread messages at which reading pauses; it also pauses at 1 MiB of them.
         send_timeout: Seconds that one ``ws.send`` waits for a slow client.
         accept_timeout: Seconds from the request to ``accept``.
-        close_timeout: Seconds that a close waits for what is queued before it and for the client's answer, and that a
-            view has to notice the end.
-        compression: Whether permessage-deflate is agreed to where a client offers it, on this package's own server.
+        close_timeout: Seconds that a close waits for queued messages and for the client's Close frame, and that a view
+            has to notice the end.
+        compression: Whether to accept an offer of permessage-deflate, on the microws server.
     """
 
     max_message_size: int = 1 << 20
@@ -73,14 +73,13 @@ class Limits(NamedTuple):
 @final
 class Frame:
     """
-    One encoded message: its payload, and whether it travels as text or as binary. Shared by outboxes; never changed.
+    An encoded message: the payload of a text or binary frame. Outboxes share it; it is never changed.
 
     Args:
-        payload: ``str`` for a text frame. ``bytes`` for a binary frame, or with ``is_text`` for a text frame that is
-            encoded already.
+        payload: ``str`` for a text frame. ``bytes`` for a binary frame, or with ``is_text`` for an encoded text frame.
         is_text: Whether ``bytes`` are valid UTF-8 to be sent as text. Default: only ``str`` is text.
-        is_encoded: Whether ``bytes`` are what goes on the wire, such as a server-sent event: no WebSocket frame is put
-            around them. Default: no.
+        is_encoded: Whether ``bytes`` are written unchanged, without a WebSocket frame around them, such as a
+            server-sent event. Default: no.
 
     Source: RFC 6455 §5.6.
     """
@@ -127,7 +126,7 @@ class Frame:
 
 class Payload(NamedTuple):
     """
-    A published value in its one canonical form, which every process turns into frames by itself.
+    A published value in its canonical form, which each process turns into frames.
 
     Attributes:
         kind: ``"text"``: a ``str`` value in UTF-8. ``"bytes"``: binary. ``"json"``: any other value, as JSON.
@@ -140,11 +139,11 @@ class Payload(NamedTuple):
 
 class Receipt(NamedTuple):
     """
-    What ``publish`` returns.
+    The result of ``publish``.
 
     Attributes:
-        subscribers: Subscriptions that the message reached from this process.
-        id: The message's position, or ``None`` on a topic without history.
+        subscribers: Subscriptions of this process that the message reached.
+        id: The position of the message; ``None`` on a topic without history.
     """
 
     subscribers: int
@@ -153,30 +152,32 @@ class Receipt(NamedTuple):
 
 class Codec(Protocol):
     """
-    How an app's values travel in messages: what ``app.add_codec(name, codec)`` takes.
+    A codec for ``app.add_codec(name, codec)``.
 
     Attributes:
-        frames: Which frames ``decode`` takes: ``"text"`` (it gets ``str``), ``"binary"`` (``bytes``) or ``"any"``.
+        frames: The frames that ``decode`` takes: ``"text"`` (it gets ``str``), ``"binary"`` (``bytes``) or ``"any"``.
     """
 
-    # Read-only and no Literal, so that a class may say `frames = "text"` without an annotation.
+    # Read-only and not a Literal, so that a class may have `frames = "text"` without an annotation.
     @property
-    def frames(self) -> str: ...
+    def frames(self) -> str:
+        """The frames that ``decode`` takes."""
+        ...
 
     def encode(self, value: Any, /) -> str | bytes:
-        """``value`` as a text frame (``str``) or a binary one (``bytes``). Raises ``TypeError`` or ``ValueError``."""
+        """Encode ``value``: ``str`` for a text frame, ``bytes`` for a binary one. May raise ``ValueError``."""
         ...
 
     def decode(self, data: Any, /) -> Any:
-        """The value in a frame's ``str`` or ``bytes``. Raises ``ValueError``, whose text becomes the close reason."""
+        """Decode the ``str`` or ``bytes`` of a frame. The text of a ``ValueError`` becomes the close reason."""
         ...
 
 
 class Backplane(Protocol):
-    """What carries a publish to every process: brings each payload to the one door, ``Hub.deliver``, in one order."""
+    """Carries each publish to every process, and passes it to ``Hub.deliver``, in the same order everywhere."""
 
     async def publish(self, topic: str, payload: Payload, *, skip: str | None = None) -> Receipt:
-        """Carry ``payload`` to the subscribers of ``topic`` in every process, but the one whose id is ``skip``."""
+        """Carry ``payload`` to the subscribers of ``topic`` in every process, except the one with the id ``skip``."""
         ...
 
 
@@ -216,7 +217,7 @@ class Sink(Protocol):
 
 
 class Messages(Protocol):
-    """What ``async with app.subscribe(…) as messages`` iterates over: an async iterator."""
+    """The async iterator of ``async with app.subscribe(…) as messages``."""
 
     @property
     def topic(self) -> str:
@@ -229,11 +230,11 @@ class Messages(Protocol):
 
 
 class Application(Protocol):
-    """What a view may ask of the app that its ``Request`` or ``WebSocket`` belongs to; ``App`` documents it."""
+    """The ``app`` of a ``Request`` or ``WebSocket``, as views use it; ``App`` documents it."""
 
     @property
     def state(self) -> Any:
-        """What the app's views share."""
+        """Values that the app's views share."""
         ...
 
     @property
@@ -276,16 +277,16 @@ class Application(Protocol):
 
 
 def mark_reported(error: BaseException, error_id: str) -> None:
-    """Note on ``error`` that it is in the log, under this id."""
+    """Mark ``error`` as logged under this id."""
     error.__dict__[_ERROR_ID] = error_id
 
 
 def reported_id(error: BaseException) -> str:
     """
-    The id under which ``error`` is in the log already; empty if it is not there.
+    The id under which ``error`` was logged; empty if it was not.
 
-    An app answers an unexpected exception, logs it, marks it, and raises it: middleware sees it, and the server, which
-    then neither logs nor answers it. A group is in the log if all of its exceptions are.
+    An app logs, marks and answers an unexpected exception, then raises it for middleware and the server, which then
+    neither logs nor answers it. A group was logged if all of its exceptions were.
     """
     found: str = error.__dict__.get(_ERROR_ID, "")
     if not found and isinstance(error, BaseExceptionGroup):

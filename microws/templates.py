@@ -13,10 +13,10 @@ __all__ = ["Templates", "directory_of_caller"]
 
 class Templates:
     """
-    The templates in one directory. HTML is escaped; ``url_for`` is there by that name.
+    The templates of one directory. HTML is escaped; templates may call ``url_for``.
 
     Args:
-        directory: Where they are.
+        directory: Their directory.
         url_for: The app's.
     """
 
@@ -42,14 +42,14 @@ class Templates:
 
         Raises:
             FeatureUnavailable: Jinja2 is not installed.
-            jinja2.TemplateNotFound: No such file in the directory.
+            jinja2.TemplateNotFound: The directory has no such file.
         """
         text: str = self._environment.get_template(name).render(context)
         return text
 
 
 def directory_of_caller() -> Path:
-    """The directory of the file that has called into this package; without a file, the working directory."""
+    """The directory of the file that called this package; without a file, the working directory."""
     package = __name__.partition(".")[0]
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:

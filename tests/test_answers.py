@@ -28,13 +28,15 @@ def respond(error, *, debug=False, as_json=False):
 
 
 def test_a_detail_in_place_of_the_status_is_a_type_error():
-    with pytest.raises(TypeError, match=r"^HTTPException takes a status first, such as 404, not 'no such room'$"):
+    with pytest.raises(
+        TypeError, match=r"^expected a status such as 404 as HTTPException's first argument, got 'no such room'$"
+    ):
         HTTPException("no such room")
 
 
 @pytest.mark.parametrize("detail", [KeyError("x"), b"x", 5, {"x"}])
 def test_a_detail_that_is_neither_text_nor_json_is_a_type_error(detail):
-    with pytest.raises(TypeError, match=r"^HTTPException takes a str, dict or list as its detail, not "):
+    with pytest.raises(TypeError, match=r"^expected str, dict or list as HTTPException's detail, got "):
         HTTPException(404, detail)
 
 

@@ -478,7 +478,7 @@ class TestText:
 
     @pytest.mark.parametrize("value", [{}, b"a", None, 1])
     def test_another_type_is_refused_with_the_line_to_write(self, value):
-        message = rf'^a text route sends str, not {type(value).__name__}; use value_type="json" or ws.send_json$'
+        message = rf'^expected str in a text route, got {type(value).__name__}; use value_type="json" or ws.send_json$'
         with pytest.raises(TypeError, match=message):
             TEXT.encode(value)
 
@@ -503,7 +503,7 @@ class TestBytes:
 
     @pytest.mark.parametrize("value", [{}, "a", None, 1])
     def test_another_type_is_refused_with_the_line_to_write(self, value):
-        with pytest.raises(TypeError, match=rf"^a bytes route sends bytes, not {type(value).__name__}; use "):
+        with pytest.raises(TypeError, match=rf"^expected bytes in a bytes route, got {type(value).__name__}; use "):
             BYTES.encode(value)
 
     def test_a_text_frame_is_refused(self):
@@ -520,7 +520,9 @@ class TestAuto:
         assert AUTO.decode(b"") == b""
 
     def test_another_type_is_refused_with_the_line_to_write(self):
-        with pytest.raises(TypeError, match=r"^an auto route sends str or bytes, not dict; use value_type=\"json\""):
+        with pytest.raises(
+            TypeError, match=r"^expected str or bytes in an auto route, got dict; use value_type=\"json\""
+        ):
             AUTO.encode({})
 
 
@@ -623,7 +625,7 @@ class TestCodecs:
 
     @pytest.mark.parametrize("value_type", [Point, dict, str, list[int], int | str, Any, None, 1])
     def test_a_type_is_said_not_to_be_possible_yet(self, codecs, value_type):
-        with pytest.raises(FeatureUnavailable, match=r"^this version takes a name as value_type, not ") as caught:
+        with pytest.raises(FeatureUnavailable, match=r"^this version expects a name as value_type, got ") as caught:
             codecs.get(value_type)
         assert 'value_type="json"' in str(caught.value)
 
@@ -635,15 +637,15 @@ class TestCodecs:
     @pytest.mark.parametrize("name", ["cbor", "json"])
     def test_a_name_is_given_once(self, codecs, name):
         codecs.add(name, Tagged())
-        with pytest.raises(ValueError, match=r"was added before"):
+        with pytest.raises(ValueError, match=r"exists already"):
             codecs.add(name, Tagged())
 
     def test_a_name_is_not_empty(self, codecs):
-        with pytest.raises(ValueError, match=r"needs a name"):
+        with pytest.raises(ValueError, match=r"expected a name"):
             codecs.add("", Tagged())
 
     def test_what_is_no_codec_is_refused(self, codecs):
-        with pytest.raises(TypeError, match=r"^a codec has the methods encode and decode; 'cbor' has not$"):
+        with pytest.raises(TypeError, match=r"^expected a codec with the methods encode and decode, got 'cbor'$"):
             codecs.add(Tagged(), "cbor")
 
         class Frameless:
@@ -669,7 +671,7 @@ class TestCodecs:
         codec = codecs.get("doubled")
         assert codec.encode("é") == "éé"
         assert codec.encode(bytearray(b"a")) == b"aa"
-        with pytest.raises(TypeError, match=r"^encode of the codec 'doubled' must return str or bytes, not int$"):
+        with pytest.raises(TypeError, match=r"^expected str or bytes from encode of the codec 'doubled', got int$"):
             codec.encode(1)
         with pytest.raises(ValueError, match=r"lone surrogate"):
             codec.encode("\ud800")
@@ -757,7 +759,7 @@ class TestPublishedValues:
                 return dumps_json(value)
 
         codecs.add("json", Bytes())
-        with pytest.raises(TypeError, match=r'^encode of the codec "json" must return str, not bytes'):
+        with pytest.raises(TypeError, match=r'^expected str from encode of the codec "json", got bytes'):
             codecs.get("json").encode({})
 
 

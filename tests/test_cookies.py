@@ -96,13 +96,13 @@ class TestFormat:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"name": ""}, "name is letters"),
-            ({"name": "a b"}, "name is letters"),
-            ({"name": "a=b"}, "name is letters"),
-            ({"name": "a\r\n"}, "name is letters"),
+            ({"name": ""}, "as a cookie's name"),
+            ({"name": "a b"}, "as a cookie's name"),
+            ({"name": "a=b"}, "as a cookie's name"),
+            ({"name": "a\r\n"}, "as a cookie's name"),
             ({"value": "\ud800"}, "surrogate"),
             ({"expires": datetime(2030, 1, 1)}, "time zone"),
-            ({"path": "x"}, "begins with a slash"),
+            ({"path": "x"}, "cookie's path of a slash"),
             ({"path": "/x; Secure"}, "without semicolons"),
             ({"path": "/ü"}, "ASCII"),
             ({"domain": "a;b"}, "host name"),

@@ -90,7 +90,7 @@ class TestMultipart:
         [
             (b"", MULTIPART, "ends before"),
             (multipart(([disposition('name="a"')], b"1"))[:-10], MULTIPART, "ends before"),
-            (multipart(([disposition('name="a"')], b"1")), "multipart/form-data", "no boundary"),
+            (multipart(([disposition('name="a"')], b"1")), "multipart/form-data", "expected a boundary"),
             (multipart(([disposition("")], b"1")), MULTIPART, "no name"),
             (multipart((["X: y"], b"1")), MULTIPART, "no name"),
             (multipart(([disposition('name="a"')], b"1"), boundary="other"), MULTIPART, "boundary"),

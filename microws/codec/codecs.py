@@ -1,4 +1,4 @@
-"""The codecs by which messages travel: text, bytes, JSON, and those that an app adds."""
+"""Codecs turn values into messages and back: text, bytes, JSON, and those that an app adds."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +15,7 @@ __all__ = ["AUTO", "BYTES", "JSON", "TEXT", "Codecs", "MessageCodec"]
 
 class MessageCodec(ABC):
     """
-    What a connection encodes and decodes its messages with; one instance serves every connection of a value type.
+    Encodes and decodes the messages of a connection; one instance serves all connections of a value type.
 
     Attributes:
         name: The ``value_type``.
@@ -26,35 +26,35 @@ class MessageCodec(ABC):
     @abstractmethod
     def encode(self, value: Any) -> str | bytes:
         """
-        ``value`` as what ``ws.send`` sends: ``str`` in a text frame, ``bytes`` in a binary one.
+        Encode ``value`` for ``ws.send``: ``str`` goes into a text frame, ``bytes`` into a binary one.
 
         Raises:
-            TypeError: A value of a type that does not travel this way; says what does, and what to write instead.
-            ValueError: The right type, but a value that cannot be encoded.
+            TypeError: The codec does not take values of this type; says which ones, and what to write instead.
+            ValueError: The type is right, but the value cannot be encoded.
         """
 
     @abstractmethod
     def decode(self, payload: str | bytes) -> Any:
         """
-        The value in a message.
+        Decode a message.
 
         Args:
             payload: ``str`` of a text frame, ``bytes`` of a binary one.
 
         Raises:
-            PayloadTypeError: The wrong one of the two.
-            InvalidMessage: It cannot be decoded. The text is fit to be a close reason.
+            PayloadTypeError: The codec expects the other kind of frame.
+            InvalidMessage: It cannot be decoded. The text may be used as close reason.
         """
 
     @abstractmethod
     def frame(self, payload: Payload) -> Frame:
         """
-        A published value as the frame of what ``encode`` would make of it, without decoding it first where possible.
+        The frame of a published value, as if by ``encode``, but if possible without decoding it first.
 
-        ``bytes`` is a binary frame whatever the codec.
+        ``bytes`` become a binary frame with every codec.
 
         Raises:
-            TypeError, ValueError: Only a codec that an app added: it cannot encode the value.
+            TypeError, ValueError: A codec that an app added cannot encode the value.
         """
 
 
@@ -63,13 +63,13 @@ class _Text(MessageCodec):
 
     def encode(self, value: Any) -> str | bytes:
         if not isinstance(value, str):
-            raise _wrong_type(value, 'a text route sends str, not {}; use value_type="json" or ws.send_json')
+            raise _wrong_type(value, 'expected str in a text route, got {}; use value_type="json" or ws.send_json')
         if not value.isascii():
             _utf8(value)
         return value
 
     def decode(self, payload: str | bytes) -> Any:
-        # Not by _expect_text alone: a call for each message would be a third of this.
+        # `_expect_text` alone would do, but its call takes a third of the time.
         return payload if isinstance(payload, str) else _expect_text(payload)
 
     def frame(self, payload: Payload) -> Frame:
@@ -81,8 +81,8 @@ class _Bytes(MessageCodec):
 
     def encode(self, value: Any) -> str | bytes:
         if not isinstance(value, BYTES_LIKE):
-            raise _wrong_type(value, 'a bytes route sends bytes, not {}; use value_type="json" or ws.send_json')
-        # A copy of what can still be changed: it may wait in the outbox.
+            raise _wrong_type(value, 'expected bytes in a bytes route, got {}; use value_type="json" or ws.send_json')
+        # A copy, because the value may be changed while it is in the outbox.
         return bytes(value)
 
     def decode(self, payload: str | bytes) -> Any:
@@ -100,7 +100,9 @@ class _Auto(_Text):
             return TEXT.encode(value)
         if isinstance(value, BYTES_LIKE):
             return BYTES.encode(value)
-        raise _wrong_type(value, 'an auto route sends str or bytes, not {}; use value_type="json" or ws.send_json')
+        raise _wrong_type(
+            value, 'expected str or bytes in an auto route, got {}; use value_type="json" or ws.send_json'
+        )
 
     def decode(self, payload: str | bytes) -> Any:
         return payload
@@ -131,7 +133,7 @@ JSON: MessageCodec = _JSON()
 
 
 class _Added(MessageCodec):
-    """A codec of the app's own, with what it takes and gives checked."""
+    """A codec that an app added; checks its arguments and results."""
 
     def __init__(self, name: str, codec: Codec, *, load_json: Callable[[str], Any]) -> None:
         self.name = name
@@ -144,7 +146,7 @@ class _Added(MessageCodec):
             return TEXT.encode(data)
         if isinstance(data, BYTES_LIKE):
             return BYTES.encode(data)
-        raise _wrong_type(data, f"encode of the codec {self.name!r} must return str or bytes, not {{}}")
+        raise _wrong_type(data, f"expected str or bytes from encode of the codec {self.name!r}, got {{}}")
 
     def decode(self, payload: str | bytes) -> Any:
         if self._codec.frames == "text":
@@ -166,12 +168,12 @@ class _Added(MessageCodec):
 
 
 class _AddedJSON(_Added):
-    """The app's own JSON: published values were encoded by it, and travel in text frames as they are."""
+    """The JSON codec that an app added. It has also encoded the published values, so they are not encoded again."""
 
     def encode(self, value: Any) -> str:
         text = super().encode(value)
         if not isinstance(text, str):
-            raise TypeError('encode of the codec "json" must return str, not bytes: JSON travels in text frames')
+            raise TypeError('expected str from encode of the codec "json", got bytes: JSON travels in text frames')
         return text
 
     def dump(self, value: Any) -> bytes:
@@ -184,16 +186,16 @@ class _AddedJSON(_Added):
 
 class Codecs:
     """
-    The codecs that an app knows by name. ``"json"`` may be replaced, for published values too.
+    The codecs of an app, by name. ``"json"`` may be replaced, for published values too.
 
     Args:
-        json_default: What ``dumps_json`` takes as ``default``.
+        json_default: The ``default`` of ``dumps_json``.
     """
 
     def __init__(self, json_default: JSONDefault | None = None) -> None:
         self._by_name = {each.name: each for each in (TEXT, BYTES, _JSON(json_default) if json_default else JSON, AUTO)}
         self._added: set[str] = set()
-        # Without it, not by way of a partial: that takes a quarter of the time.
+        # Only a partial if it is needed, because that takes a quarter more time.
         self._dump_json: Callable[[Any], bytes] = dumps_json
         if json_default is not None:
             self._dump_json = partial(dumps_json, default=json_default)
@@ -203,25 +205,25 @@ class Codecs:
         Make ``codec`` a ``value_type``.
 
         Args:
-            name: A name of its own, or ``"json"`` to replace that codec everywhere.
+            name: A new name, or ``"json"`` to replace that codec everywhere.
             codec: Has ``frames``, ``encode`` and ``decode``.
 
         Raises:
-            TypeError: ``codec`` is no codec.
-            ValueError: ``name`` is empty, built in or was added before, or a ``"json"`` that does not travel as text.
+            TypeError: ``codec`` is not a codec.
+            ValueError: ``name`` is empty, built in or taken, or ``codec.frames`` is wrong: ``"json"`` needs ``"text"``.
         """
         if not name:
-            raise ValueError('a codec needs a name, such as "cbor"')
+            raise ValueError('expected a name such as "cbor", got an empty one')
         if name in self._added:
-            raise ValueError(f"the codec {_cut(name)} was added before; give the second one another name")
+            raise ValueError(f"the codec {name!r} exists already; choose another name")
         if name in ("text", "bytes", "auto", "msgpack"):
             raise ValueError(f'{name!r} is built in and only "json" may be replaced; use another name')
         if not all(callable(getattr(codec, method, None)) for method in ("encode", "decode")):
-            raise TypeError(f"a codec has the methods encode and decode; {_cut(codec)} has not")
+            raise TypeError(f"expected a codec with the methods encode and decode, got {codec!r}")
         expected = ("text",) if name == "json" else ("text", "binary", "any")
         if getattr(codec, "frames", None) not in expected:
             choice = " or ".join(f'"{frames}"' for frames in expected)
-            raise ValueError(f"the codec {_cut(name)} needs an attribute frames = {choice}")
+            raise ValueError(f"the codec {name!r} needs an attribute frames = {choice}")
         added = (_AddedJSON if name == "json" else _Added)(name, codec, load_json=self._load_json)
         if isinstance(added, _AddedJSON):
             self._dump_json = added.dump
@@ -233,12 +235,12 @@ class Codecs:
         The codec of a ``value_type``.
 
         Raises:
-            FeatureUnavailable: ``"msgpack"`` or a type: this version has neither.
-            ValueError: No codec has that name; says which there are, and the nearest.
+            FeatureUnavailable: ``"msgpack"`` or a type: this version supports neither.
+            ValueError: No codec has that name; names the known ones, and the nearest.
         """
         if not isinstance(value_type, str):
             raise FeatureUnavailable(
-                f'this version takes a name as value_type, not {_cut(value_type)}; use value_type="json" and check '
+                f'this version expects a name as value_type, got {_cut(value_type)}; use value_type="json" and check '
                 "the value in the view"
             )
         codec = self._by_name.get(value_type)
@@ -253,10 +255,10 @@ class Codecs:
 
     def payload(self, value: Any) -> Payload:
         """
-        A published value in the canonical form that every process frames by itself.
+        Encode a published value in its canonical form, which each process turns into frames.
 
         Args:
-            value: ``bytes``, ``bytearray`` or ``memoryview`` is binary, ``str`` is text, anything else JSON.
+            value: ``bytes``, ``bytearray`` and ``memoryview`` are binary, ``str`` is text, anything else is JSON.
 
         Raises:
             TypeError, ValueError: It cannot be encoded.
@@ -288,8 +290,8 @@ def _utf8(value: str) -> bytes:
         return value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"a text message is UTF-8, which cannot carry the lone surrogate {value[error.start]!a} "
-            f"at position {error.start}; send bytes instead"
+            f"expected text for UTF-8, got the lone surrogate {value[error.start]!a} at position {error.start}; "
+            "send bytes instead"
         ) from None
 
 

@@ -52,7 +52,7 @@ async def test_a_rejection_is_a_real_response(client):
         ("/nowhere", 404, b"Not Found"),
         ("/unread", 405, b"Method Not Allowed"),
         ("/raise/401", 401, b"as you wish"),
-        ("/nul%00", 400, b"a path has no NUL"),
+        ("/nul%00", 400, b"expected a path without NUL"),
         ("/topics/%0A", 400, b"invalid topic: expected a topic without control characters, got '\\n'"),
     ],
 )

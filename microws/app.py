@@ -124,7 +124,7 @@ class App:
         self._settings = settings = AppSettings.of(locals())
         self.close_timeout = close_timeout
         self.max_message_size = max_message_size
-        self.threads = Threads(threads)
+        self.threads: Threads = Threads(threads)
         self._directory = directory_of_caller()
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
@@ -134,7 +134,7 @@ class App:
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub, write=BulkWriter().write)
         self._lifespan = Lifespan(self._hub, self._router)
-        self.spans_processes = self._hub.spans_processes
+        self.spans_processes: bool = self._hub.spans_processes
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
         self._templates = Templates(self._directory / templates, url_for=self.url_for)

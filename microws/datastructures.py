@@ -117,10 +117,10 @@ class URL:
     __slots__ = ("netloc", "path", "query", "scheme")
 
     def __init__(self, *, scheme: str, netloc: str, path: str, query: str = "") -> None:
-        self.scheme = scheme
-        self.netloc = netloc
-        self.path = path
-        self.query = query
+        self.scheme: str = scheme
+        self.netloc: str = netloc
+        self.path: str = path
+        self.query: str = query
 
     @property
     def host(self) -> str:

@@ -117,7 +117,7 @@ class WebSocketRejected(MicrowsError):
         self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"", code: int = 1006
     ) -> None:
         self.status = status
-        self.headers = list(headers)
+        self.headers: list[tuple[str, str]] = list(headers)
         self.body = body
         self.code = code
         super().__init__(f"handshake refused with {status} {_phrase(status)}: {body[:200]!r}")

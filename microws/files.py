@@ -105,7 +105,7 @@ class FileResponse(Response):
         if status in BODILESS_STATUSES:
             raise ValueError(f"a response with status {status} has no body; answer it without a file")
         super().__init__(b"", status, headers, content_type=content_type)
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self._etag = etag
         self.headers.setdefault("content-type", _content_type(self.path))
         # https://fetch.spec.whatwg.org/#x-content-type-options-header: browsers must not guess another type.
@@ -221,7 +221,7 @@ class StaticFiles:
         path = Path(directory).absolute()
         if not path.is_dir():
             raise ValueError(f"there is no directory {path}; create it or name another")
-        self.directory = path.resolve()
+        self.directory: Path = path.resolve()
 
     async def response(self, path: str, *, url: URL | None = None) -> Response:
         """

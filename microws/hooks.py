@@ -77,12 +77,12 @@ class Hooks:
     """
 
     def __init__(self) -> None:
-        self.handlers = ErrorHandlers()
+        self.handlers: ErrorHandlers = ErrorHandlers()
         self.parent: Hooks | None = None
-        self.before_request = ViewHooks("before_request", "request")
-        self.after_request = ViewHooks("after_request", "request", "response")
-        self.before_websocket = ViewHooks("before_websocket", "ws")
-        self.after_websocket = ViewHooks("after_websocket", "ws")
+        self.before_request: ViewHooks = ViewHooks("before_request", "request")
+        self.after_request: ViewHooks = ViewHooks("after_request", "request", "response")
+        self.before_websocket: ViewHooks = ViewHooks("before_websocket", "ws")
+        self.after_websocket: ViewHooks = ViewHooks("after_websocket", "ws")
 
     def include(self, other: "Hooks") -> None:
         """Have these around those of an included app too."""

@@ -87,11 +87,11 @@ class Frame:
     __slots__ = ("_bytes", "_text", "is_encoded", "is_text")
 
     def __init__(self, payload: str | bytes, *, is_text: bool = False, is_encoded: bool = False) -> None:
-        self.is_encoded = is_encoded
+        self.is_encoded: bool = is_encoded
         if isinstance(payload, str):
             self._text: str | None = payload
             self._bytes: bytes | None = None
-            self.is_text = True
+            self.is_text: bool = True
         else:
             self._text = None
             self._bytes = payload

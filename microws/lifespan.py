@@ -101,8 +101,8 @@ class Lifespan:
 
     def __init__(self, hub: Hub, router: Router) -> None:
         self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
-        self.on_startup = HookList("on_startup")
-        self.on_shutdown = HookList("on_shutdown")
+        self.on_startup: HookList = HookList("on_startup")
+        self.on_shutdown: HookList = HookList("on_shutdown")
         self._hub = hub
         self._router = router
         self._runs: list[BackgroundTasks] = []

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 from microws.codec import loads_json
@@ -13,7 +13,7 @@ from microws.forms import FORM_TYPES, UploadFile, parse_form
 from microws.interfaces import Application, Event, Receive, Scope
 from microws.routing import encode_path, root_path
 
-__all__ = ["OVER", "Address", "BaseRequest", "Request"]
+__all__ = ["OVER", "Address", "BaseRequest", "Closers", "Request"]
 
 # RFC 3986 §3.3, §3.4: what the client wrote stays, but for what may not stand in a URL.
 _PATH_CHARACTERS = "/%!$&'()*+,;=:@"
@@ -31,6 +31,7 @@ _CHARSET = re.compile(
 
 # The ``closers`` of what has ended: nothing can be added to it.
 OVER: Final = ()
+Closers: TypeAlias = list[tuple[Callable[..., Any], tuple[Any, ...]]] | tuple[()] | None
 
 
 class Address(NamedTuple):
@@ -62,7 +63,7 @@ class BaseRequest:
     path: str
     path_params: dict[str, Any]
     # For the dispatchers: what on_close was given.
-    closers: list[tuple[Callable[..., Any], tuple[Any, ...]]] | tuple[()] | None
+    closers: Closers
     # ``None`` until it is asked for.
     _headers: Headers | None
     _query: MultiDict[str] | None
@@ -214,7 +215,8 @@ class Request(BaseRequest):
         self.app = app
         self.path = path
         self.path_params = path_params
-        self._headers = self._query = self._cookies = self._state = self.closers = None
+        self._headers = self._query = self._cookies = self._state = None
+        self.closers: Closers = None
         self._receive = receive
         self._max_body_size = max_body_size
         self._chunks: list[bytes] = []

@@ -121,7 +121,7 @@ class Response:
         if not 200 <= status <= 599:
             raise ValueError(f"a response's status is 200 to 599, not {status}")
         self.body = body
-        self.status = int(status)
+        self.status: int = int(status)
         self._default_type = default_type
         # Made when they are asked for: most responses have their content type alone.
         self._headers: ResponseHeaders | None = None

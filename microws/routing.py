@@ -485,7 +485,7 @@ class Router:
 
     def __init__(self, *, redirect_slashes: bool = True) -> None:
         self.redirect_slashes = redirect_slashes
-        self.converters = Converters()
+        self.converters: Converters = Converters()
         self.routes: list[Route] = []
         self.mounts: list[Mounted] = []
         self._root = _Node()

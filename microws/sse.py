@@ -81,7 +81,7 @@ class EventCodec:
 
     def __init__(self, event: str | None, *, is_chunked: bool) -> None:
         self._head = b"data: " if event is None else f"event: {event}\ndata: ".encode()
-        self.is_chunked = is_chunked
+        self.is_chunked: bool = is_chunked
 
     def frame(self, payload: Payload) -> Frame:
         """A text message as it is, ``bytes`` as base64, anything else as JSON."""

@@ -11,6 +11,7 @@ The life of a WebSocket, on the server's side, as one transition table.
 Source: RFC 6455 §4, §7; https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -21,7 +22,7 @@ class State(Enum):
     """Where a connection stands."""
 
     # Each is there once; Enum's own hash is a call in Python.
-    __hash__ = object.__hash__
+    __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]
 
     CONNECTING = "connecting"
     OPEN = "open"
@@ -39,7 +40,7 @@ CLOSED: Final = State.CLOSED
 class Action(Enum):
     """What happens to a connection: by this side, or (``DISCONNECT``) by the client or the network."""
 
-    __hash__ = object.__hash__
+    __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]
 
     ACCEPT = "accept"
     REJECT = "reject"

@@ -124,7 +124,7 @@ class Source:
     """
 
     def __init__(self, iterator: AsyncIterator[Any], seconds: float, path: str) -> None:
-        self.leaving = anyio.CancelScope(shield=True)
+        self.leaving: anyio.CancelScope = anyio.CancelScope(shield=True)
         self._iterator = iterator
         self._seconds = seconds
         self._path = path

@@ -113,7 +113,7 @@ class Subscription:
     def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         if not topics:
             raise TypeError("subscribe takes at least one topic")
-        self.topic = ""
+        self.topic: str = ""
         self._codec = codec
         self._queue = _Queue(hub, codec, topics)
 

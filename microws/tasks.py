@@ -132,11 +132,11 @@ class AsyncioTasks:
         scope: Scope,
         seconds: float,
     ) -> None:
-        self.was_cancelled = False
+        self.was_cancelled: bool = False
         self._scope = scope
         self._next = _CANCEL
         self._ended_at = inf
-        self.deadline = loop.time() + seconds
+        self.deadline: float = loop.time() + seconds
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None

@@ -20,6 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.headers import build_host
 from websockets.protocol import State
 from websockets.typing import Subprotocol
+from websockets.uri import WebSocketURI
 
 from microws.bench.plan import Plan, parse_url
 from microws.bench.report import Result
@@ -60,8 +61,8 @@ class Endpoint:
 
     def __init__(self, plan: Plan, url: str) -> None:
         self.plan = plan
-        self.uri = parse_url(url)
-        self.host = self.uri.host
+        self.uri: WebSocketURI = parse_url(url)
+        self.host: str = self.uri.host
         self.options: dict[str, Any] = {"port": self.uri.port}
         if self.uri.secure:
             tls = ssl.create_default_context()
@@ -92,8 +93,9 @@ class ClientConnection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[str] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.is_open = self.is_leaving = False
-        self.is_writable = True
+        self.is_open: bool = False
+        self.is_leaving: bool = False
+        self.is_writable: bool = True
         self.on_messages: Callable[[list[bytes]], None] = lambda messages: None
         self.on_end: Callable[[], None] = lambda: None
         self._result = result

@@ -24,7 +24,7 @@ class Histogram:
     __slots__ = ("_buckets", "_highest", "_total", "count")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self._total = 0.0
         self._highest = 0.0
         self._buckets = [0] * BUCKETS

@@ -209,13 +209,15 @@ class Messaging(_Load):
 
     def __init__(self, plan: Plan, result: Result) -> None:
         super().__init__(plan, result)
-        self.messages = Messages(plan)
+        self.messages: Messages = Messages(plan)
         self.streams: list[_Stream] = []
-        self.deliveries, self.last_deliveries, self.posts = Histogram(), Histogram(), Histogram()
+        self.deliveries: Histogram = Histogram()
+        self.last_deliveries: Histogram = Histogram()
+        self.posts: Histogram = Histogram()
         result.latencies = {"answer": self.deliveries}
         if plan.publish:
             result.latencies = {"delivery": self.deliveries, "to the last": self.last_deliveries}
-            self.publish_endpoint = Endpoint(plan, plan.publish)
+            self.publish_endpoint: Endpoint = Endpoint(plan, plan.publish)
         if plan.posts:
             result.latencies["POST"] = self.posts
         self.idle: list[HttpConnection] = []
@@ -297,7 +299,7 @@ class Connects(_Load):
     async def open(self, status: Callable[[str], None]) -> None:
         """Connect once, so that a wrong URL fails once."""
         await self._connect(perf_counter())
-        self.is_over = not self.done
+        self.is_over: bool = not self.done
 
     def start(self) -> None:
         """Begin the closed loop."""

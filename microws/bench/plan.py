@@ -87,7 +87,7 @@ class Messages:
         self._after = self._filler + after.encode()
         self._is_numbered = plan.is_numbered
         self._first_mark = secrets.randbelow(1 << 24)
-        self.size = len(self.payload(self.mark(0), 0))
+        self.size: int = len(self.payload(self.mark(0), 0))
         # RFC 6455 §5.3 wants an unpredictable mask for each frame, because hostile scripts may attack proxies. Here are
         # no hostile scripts: one mask saves a call per message.
         self._mask = secrets.token_bytes(4)

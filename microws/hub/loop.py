@@ -32,7 +32,7 @@ class AppLoop:
     """
 
     def __init__(self) -> None:
-        self.runs = 0
+        self.runs: int = 0
         self.thread: int | None = None
         self._token: EventLoopToken | None = None
         # asyncio's; ``None`` on trio.

@@ -51,12 +51,12 @@ class Published:
     def __init__(
         self, frame: Frame, topic: str, settings: TopicSettings, *, key: Any = None, is_gap: bool = False
     ) -> None:
-        self.frame = frame
-        self.topic = topic
-        self.settings = settings
-        self.key = key
-        self.size = frame.size
-        self.is_gap = is_gap
+        self.frame: Frame = frame
+        self.topic: str = topic
+        self.settings: TopicSettings = settings
+        self.key: Any = key
+        self.size: int = frame.size
+        self.is_gap: bool = is_gap
         self._encoded: bytes | None = None
 
     @property

@@ -89,11 +89,15 @@ class AppCall:
         self.name = name
         self.scope = scope
         self.body = body
-        self.inbox = deque(inbox)
+        self.inbox: deque[Event] = deque(inbox)
         self.answer: Event | None = None
         self.outbox: deque[Event] = deque()
         self.disconnect_event: Event | None = None
-        self.client_disconnected = self.finished = self.ended = self.reported = self._is_started = False
+        self.client_disconnected: bool = False
+        self.finished: bool = False
+        self.ended: bool = False
+        self.reported: bool = False
+        self._is_started = False
         self.error: BaseException | None = None
         self._rules = rules
         self._settings = settings

@@ -88,7 +88,7 @@ class TestClient:
         codecs: Callable[[str], tuple[FrameCodec, FrameCodec] | None] | None = None,
     ) -> None:
         self.app = app
-        self.cookies = CookieJar()
+        self.cookies: CookieJar = CookieJar()
         self._timeout = timeout
         raise_after_disconnect = send_after_disconnect == "raise"
         self._settings = CallSettings(self._start, self.cookies, raise_errors, raise_after_disconnect)

@@ -58,7 +58,7 @@ class Rules:
     """
 
     def __init__(self, state: str, *, method: str = "", subprotocols: Sequence[str] = ()) -> None:
-        self.state = state
+        self.state: str = state
         self._method = method
         self._subprotocols = list(subprotocols)
         self._bodiless_status: int | None = None

@@ -70,7 +70,7 @@ class ScopeFactory:
         url: SplitResult = urlsplit(base_url)
         if url.scheme not in _PORTS or not url.hostname or url.path not in ("", "/"):
             raise ValueError(f"expected a base_url such as 'http://testserver', got {base_url!r}")
-        self.secure = url.scheme == "https"
+        self.secure: bool = url.scheme == "https"
         self._fields = {
             "asgi": {"version": "3.0", "spec_version": spec_version},
             "http_version": "1.1",

@@ -48,7 +48,7 @@ class TestWebSocket:
 
     def __init__(self, call: AppCall, *, codecs: tuple[FrameCodec, FrameCodec] | None, timeout: float) -> None:
         self.subprotocol: str | None = None
-        self.accept_headers = Headers()
+        self.accept_headers: Headers = Headers()
         self._made_call = call
         self._codecs = codecs
         self._timeout = timeout

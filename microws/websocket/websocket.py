@@ -18,7 +18,7 @@ from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError,
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
 from microws.hub import Subscriber, check_topic
 from microws.interfaces import Application, Event, Receipt, Scope
-from microws.requests import BaseRequest
+from microws.requests import BaseRequest, Closers
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
 from microws.tasks import check_function, fail_after_silence
@@ -71,7 +71,8 @@ class WebSocket(BaseRequest):
         self.app = app
         self.path = path
         self.path_params = path_params
-        self._headers = self._query = self._cookies = self._state = self.closers = None
+        self._headers = self._query = self._cookies = self._state = None
+        self.closers: Closers = None
         self._options = options
         self._id = ""
         self._subscriber: Subscriber | None = None

@@ -113,14 +113,14 @@ class Subscriber:
         refuse: Callable[[int, str], None],
         max_topics: float = inf,
     ) -> None:
-        self.id = id
-        self.codec = codec
-        self.outbox = outbox
-        self.wake = wake
-        self.refuse = refuse
-        self.max_topics = max_topics
+        self.id: str = id
+        self.codec: FrameCodec | dict[str, FrameCodec] = codec
+        self.outbox: Outbox = outbox
+        self.wake: Callable[[], None] = wake
+        self.refuse: Callable[[int, str], None] = refuse
+        self.max_topics: float = max_topics
         self.topics: set[str] = set()
-        self.has_left = False
+        self.has_left: bool = False
 
     def codec_of(self, topic: str) -> FrameCodec:
         """The codec for ``topic``."""
@@ -175,7 +175,7 @@ class Hub:
         self._deliveries_since_yield = 0
         # Outboxes that fill up, and the settings of the topic that found them so.
         self._crowded: list[tuple[Outbox, TopicSettings]] = []
-        self.loop = AppLoop()
+        self.loop: AppLoop = AppLoop()
         # Subscribers that have left, but are still listed by some topics; and the loop that will remove them.
         self._leaving: deque[Subscriber] = deque()
         self._leaving_loop: asyncio.AbstractEventLoop | None = None

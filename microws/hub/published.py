@@ -92,8 +92,8 @@ class Batch:
     __slots__ = ("_encoded", "_length", "before", "message", "previous", "size")
 
     def __init__(self, before: "Batch | None", message: Published) -> None:
-        self.message = message
-        self.size = message.size
+        self.message: Published = message
+        self.size: int = message.size
         self.before: Batch | None = None
         self.previous: Batch | None = None
         self._length = 1

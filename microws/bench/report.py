@@ -206,7 +206,8 @@ def _load(plan: Plan) -> str:
     size = f"of {Messages(plan).size:,} bytes"
     if plan.rate:
         return f"{connections}; {plan.rate:,g} messages {size} a second in all"
-    return f"{connections}; {plan.in_flight:,} messages {size} in flight{'' if plan.publish else ' on each'}"
+    messages = "1 message" if plan.in_flight == 1 else f"{plan.in_flight:,} messages"
+    return f"{connections}; {messages} {size} in flight{'' if plan.publish else ' on each'}"
 
 
 def _row(name: str, text: str) -> str:

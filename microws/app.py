@@ -121,7 +121,7 @@ class App:
         templates: str | Path = "templates",
     ) -> None:
         # First of all: so far the arguments are the only local names.
-        self._settings = settings = AppSettings.of(locals())
+        self._settings = settings = AppSettings(locals())
         self.close_timeout = close_timeout
         self.max_message_size = max_message_size
         self.threads: Threads = Threads(threads)

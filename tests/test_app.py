@@ -98,18 +98,18 @@ class TestSettings:
     )
     @pytest.mark.parametrize("value", [0, -1, 1.5, "1", None, True, float("nan")])
     def test_a_number_of_things_is_1_or_more(self, name, value):
-        with pytest.raises(ValueError, match=f"{name} is a whole number, 1 or more, not {value!r}"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number, 1 or more, got {value!r}"):
             App(**{name: value})
 
     @pytest.mark.parametrize("value", [-1, 0.5, "1", None, True])
     def test_a_body_has_0_bytes_or_more(self, value):
-        with pytest.raises(ValueError, match="max_body_size is a whole number, 0 or more"):
+        with pytest.raises(ValueError, match="max_body_size: expected a whole number, 0 or more"):
             App(max_body_size=value)
 
     @pytest.mark.parametrize("name", ["send_timeout", "accept_timeout", "close_timeout"])
     @pytest.mark.parametrize("value", [0, -1, "1", None, True, float("nan"), float("inf")])
     def test_a_time_out_is_greater_than_0_and_finite(self, name, value):
-        with pytest.raises(ValueError, match=f"{name} is a number of seconds greater than 0, not {value!r}"):
+        with pytest.raises(ValueError, match=f"{name}: expected a number of seconds greater than 0, got {value!r}"):
             App(**{name: value})
 
     @pytest.mark.parametrize("value", [999, 1004, 1005, 1006, 1015, 2999, 5000, "1011", None, 1011.0])

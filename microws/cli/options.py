@@ -45,14 +45,13 @@ def run_parser() -> Parser:
         "where MICROWS_PORT and MICROWS_WORKERS are not set.",
     )
     for name, option in _OPTIONS.items():
-        text = option.help.format(option.default)
         if name == "app":
-            parser.add_argument(name, nargs="?", metavar=option.metavar, help=text)
+            parser.add_argument(name, nargs="?", metavar=option.metavar, help=option.help)
         elif option.metavar is None:
-            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=option.help)
         else:
             action = "append" if option.is_repeatable else "store"
-            parser.add_argument(_flag(name), action=action, metavar=option.metavar, help=text)
+            parser.add_argument(_flag(name), action=action, metavar=option.metavar, help=option.help)
     return parser
 
 

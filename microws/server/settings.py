@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_network
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
 
 from microws.hints import option_hint
 
@@ -142,7 +142,7 @@ def _integer(what: str, low: int, high: int) -> Callable[[object], int]:
 _PORT: Final = _integer("a port", 0, 65535)
 
 
-def _seconds(value: object) -> float:
+def _parse_seconds(value: object) -> float:
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             seconds = float(value)
@@ -214,12 +214,14 @@ def _root_path(value: object) -> str:
     raise ValueError(f"expected a path that begins with '/', got {value!r}")
 
 
-def _choice(*choices: str) -> Callable[[object], str]:
+def _choice(choices: Any) -> Callable[[object], str]:
+    *first, last = names = get_args(choices)
+
     def check(value: object) -> str:
-        if isinstance(value, str) and value.lower() in choices:
+        if isinstance(value, str) and value.lower() in names:
             return value.lower()
         hint = "; leave it out: microws serves HTTP/1.1 itself" if str(value).lower() == "uvicorn" else ""
-        raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}{hint}")
+        raise ValueError(f"expected {', '.join(first)} or {last}, got {value!r}{hint}")
 
     return check
 
@@ -243,20 +245,36 @@ class Setting(NamedTuple):
         default: As a user writes it. ``None``: the setting has no value.
         check: Returns the value, or raises a ``ValueError`` that says what was expected.
         metavar: What the help calls the value; ``None``: a switch.
-        help: The description; ``{}`` stands for the default.
+        text: The description.
         is_repeatable: The flag may be given several times.
     """
 
     default: Any
     check: Callable[[object], Any]
     metavar: str | None
-    help: str
+    text: str
     is_repeatable: bool = False
+
+    @property
+    def help(self) -> str:
+        """The description with the default."""
+        is_told = self.metavar is None or self.default in (None, "", ())
+        return self.text if is_told else f"{self.text}; default {self.default}"
 
 
 def _setting(*values: Any, **options: Any) -> Any:
     """A ``Setting`` as the default of an attribute of another type."""
     return Setting(*values, **options)
+
+
+def _seconds(default: float, text: str) -> Any:
+    return Setting(default, _parse_seconds, "SECONDS", text)
+
+
+_Server: TypeAlias = Literal["microws", "hypercorn"]
+_Loop: TypeAlias = Literal["auto", "asyncio", "uvloop", "trio"]
+_LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
+_LogFormat: TypeAlias = Literal["text", "json"]
 
 
 class RunOptions(TypedDict, total=False):
@@ -265,8 +283,8 @@ class RunOptions(TypedDict, total=False):
     bind: str | Sequence[str]
     workers: int
     worker_timeout: float
-    server: Literal["microws", "hypercorn"] | None
-    loop: Literal["auto", "asyncio", "uvloop", "trio"]
+    server: _Server | None
+    loop: _Loop
     certfile: str | None
     keyfile: str | None
     root_path: str
@@ -283,8 +301,8 @@ class RunOptions(TypedDict, total=False):
     drain_timeout: float
     startup_timeout: float
     shutdown_timeout: float
-    log_level: Literal["debug", "info", "warning", "error", "critical"]
-    log_format: Literal["text", "json"]
+    log_level: _LogLevel
+    log_format: _LogFormat
     access_log: bool
 
 
@@ -312,22 +330,15 @@ class Settings:
     host: str | None = _setting(None, parse_text, "HOST", f"default {_DEFAULT_HOST}; 0.0.0.0: every network")
     port: int | None = _setting(None, _PORT, "PORT", f"default {_DEFAULT_PORT}; 0: any free port")
     # More than 1,024 is a typing mistake, and would overload the machine.
-    workers: int = _setting(
-        1, _integer("a number of workers", 1, 1024), "N", "processes that share the port; default {}"
-    )
+    workers: int = _setting(1, _integer("a number of workers", 1, 1024), "N", "processes that share the port")
     # As in gunicorn. A supervisor does not count the time that the app takes to start.
-    worker_timeout: float = _setting(
-        30, _seconds, "SECONDS", "replace a worker whose event loop is blocked for so long; default {}; 0: never"
-    )
+    worker_timeout: float = _seconds(30, "replace a worker whose event loop is blocked for so long; 0: never")
     # The default on trio is hypercorn. It is slower.
-    server: Literal["microws", "hypercorn"] = _setting(
-        None, _choice("microws", "hypercorn"), "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"
+    server: _Server = _setting(
+        None, _choice(_Server), "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"
     )
-    loop: Literal["auto", "asyncio", "uvloop", "trio"] = _setting(
-        "auto",
-        _choice("auto", "asyncio", "uvloop", "trio"),
-        "LOOP",
-        "{} (default: uvloop if installed), asyncio, uvloop, trio",
+    loop: _Loop = _setting(
+        "auto", _choice(_Loop), "LOOP", "asyncio, uvloop, trio, or auto: uvloop if installed, else asyncio"
     )
     certfile: str | None = _setting(None, parse_text, "FILE", "PEM certificate; turns TLS on")
     keyfile: str | None = _setting(None, parse_text, "FILE", "its private key, unless that is in the same file")
@@ -339,71 +350,36 @@ class Settings:
         _proxies,
         "ADDRESSES",
         "proxies whose X-Forwarded-… headers are trusted: addresses, networks, unix for every client of a Unix socket, "
-        "* for every client; default {}",
+        "* for every client",
     )
     # Both as in `websockets`.
-    ping_interval: float = _setting(
-        20, _seconds, "SECONDS", "between two pings of a WebSocket; default {}; 0: no pings"
-    )
-    ping_timeout: float = _setting(
-        20,
-        _seconds,
-        "SECONDS",
-        "disconnect a client that does not answer a ping for so long; default {}; 0: unlimited",
-    )
+    ping_interval: float = _seconds(20, "between two pings of a WebSocket; 0: no pings")
+    ping_timeout: float = _seconds(20, "disconnect a client that does not answer a ping for so long; 0: unlimited")
     max_message_size: int | None = _setting(
         None, parse_size, "SIZE", "of an incoming message, such as 64KiB; default: the limit of the app, or 1MiB"
     )
     # As in h11. nginx allows 8 KiB for a line and 32 KiB in all.
-    max_head_size: int = _setting(
-        "16KiB", _head_size, "SIZE", "of a request's target and headers, 1KiB to 1MiB; default {}"
-    )
+    max_head_size: int = _setting("16KiB", _head_size, "SIZE", "of a request's target and headers, 1KiB to 1MiB")
     # As nginx's `client_body_timeout` and `send_timeout`.
-    body_timeout: float = _setting(
-        60,
-        _seconds,
-        "SECONDS",
-        "answer 408 if nothing more of a request's body arrives for so long; default {}; 0: unlimited",
+    body_timeout: float = _seconds(
+        60, "answer 408 if nothing more of a request's body arrives for so long; 0: unlimited"
     )
-    write_timeout: float = _setting(
-        60,
-        _seconds,
-        "SECONDS",
-        "disconnect a client that reads nothing of a response for so long; default {}; 0: unlimited",
+    write_timeout: float = _seconds(
+        60, "disconnect a client that reads nothing of a response for so long; 0: unlimited"
     )
     # As nginx's `keepalive_timeout`, and longer than the 60 of common load balancers.
-    keep_alive: float = _setting(
-        75,
-        _seconds,
-        "SECONDS",
-        "close a connection without a request after so long; default {}; 0: close it after each response",
-    )
+    keep_alive: float = _seconds(75, "close a connection without a request after so long; 0: after each response")
     # The file's owner and group may connect.
-    unix_mode: int = _setting("0660", _unix_mode, "MODE", "permissions of the socket file of unix:PATH; default {}")
+    unix_mode: int = _setting("0660", _unix_mode, "MODE", "permissions of the socket file of unix:PATH")
     # For platforms that send requests for a moment after SIGTERM. Ctrl-C has no delay; a second signal ends it.
-    stop_delay: float = _setting(
-        0,
-        _seconds,
-        "SECONDS",
-        "accept for so long after SIGTERM, while /readyz says 503; default {}: stop accepting at once",
-    )
+    stop_delay: float = _seconds(0, "accept for so long after SIGTERM, while /readyz says 503; 0: stop immediately")
     # As `docker stop` waits.
-    drain_timeout: float = _setting(
-        10,
-        _seconds,
-        "SECONDS",
-        "let requests finish for so long at shutdown; default {}; 0: disconnect them immediately",
-    )
+    drain_timeout: float = _seconds(10, "let requests finish for so long at shutdown; 0: disconnect them immediately")
     # Both as in Hypercorn.
-    startup_timeout: float = _setting(60, _seconds, "SECONDS", "for the start-up of the app's lifespan; default {}")
-    shutdown_timeout: float = _setting(60, _seconds, "SECONDS", "for the shutdown of the app's lifespan; default {}")
-    log_level: Literal["debug", "info", "warning", "error", "critical"] = _setting(
-        "info",
-        _choice("debug", "info", "warning", "error", "critical"),
-        "LEVEL",
-        "debug, {} (default), warning, error, critical",
-    )
-    log_format: Literal["text", "json"] = _setting("text", _choice("text", "json"), "FORMAT", "{} (default), json")
+    startup_timeout: float = _seconds(60, "for the start-up of the app's lifespan")
+    shutdown_timeout: float = _seconds(60, "for the shutdown of the app's lifespan")
+    log_level: _LogLevel = _setting("info", _choice(_LogLevel), "LEVEL", "debug, info, warning, error, critical")
+    log_format: _LogFormat = _setting("text", _choice(_LogFormat), "FORMAT", "text, json")
     access_log: bool = _setting(True, parse_bool, None, "log a line for each request (default)")
 
     def __init__(self, *, host: str | None = None, port: int | None = None, **options: Unpack[RunOptions]) -> None:
@@ -469,17 +445,11 @@ def check_setting(name: str, value: object) -> Any:
 
 
 class SettingConflict(ValueError):
-    """
-    Settings that contradict each other.
+    """Settings that contradict each other. Its argument is the text, with ``{name}`` for the name of each setting."""
 
-    Args:
-        text: With ``{name}`` for the name of each setting.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text.format_map({name: name for name in SETTINGS}))
-        self._text = text
+    def __str__(self) -> str:
+        return self.naming({name: name for name in SETTINGS})
 
     def naming(self, places: Mapping[str, str]) -> str:
         """The text with ``places`` for the names of settings: how the user writes each one."""
-        return self._text.format_map(places)
+        return str(self.args[0]).format_map(places)

@@ -1,4 +1,4 @@
-"""Several acceptors of one socket: each of them is a worker, here in one event loop."""
+"""Several acceptors of one socket: each stands for a worker, here in one event loop."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ TLS = Path(__file__).parent / "tls"
 
 
 class Worker:
-    """Says its number to each client; ``accepted`` counts them."""
+    """Sends its number to each client; ``accepted`` counts them."""
 
     def __init__(self, number, memory=None, **options):
         self.number = number
@@ -101,9 +101,10 @@ async def connect(sock, count):
     return clients
 
 
-@pytest.mark.parametrize("keep", [True, False], ids=["open", "short"])
-@pytest.mark.parametrize("batch", [1, 20, 100])
-@pytest.mark.parametrize("is_unix", [False, True], ids=["tcp", "unix"])
+@pytest.mark.parametrize(
+    ("batch", "is_unix", "keep"),
+    [(1, False, False), (20, False, True), (100, False, False), (20, True, False), (100, True, True)],
+)
 async def test_each_worker_gets_its_share(batch, is_unix, keep, tmp_path):
     with shared_memory(6) as memory, listening(tmp_path / "app.sock" if is_unix else None) as sock:
         workers = [Worker(number, memory) for number in range(4)]
@@ -118,11 +119,11 @@ async def test_each_worker_gets_its_share(batch, is_unix, keep, tmp_path):
             client.close()
     accepted = [worker.accepted for worker in workers]
     assert sum(accepted) == 200
-    # As a rule 1.1. One event loop that stands still for a moment ends all pauses at once.
+    # Usually 1.1. If the event loop of this test is delayed, all pauses end together.
     assert max(accepted) <= 2.5 * min(accepted)
 
 
-async def test_a_worker_that_comes_later_gets_what_it_lacks():
+async def test_a_worker_that_starts_later_catches_up():
     with shared_memory(2) as memory, listening() as sock:
         old, new = Worker(0, memory), Worker(1, memory)
         async with accepting(sock, old):
@@ -137,7 +138,7 @@ async def test_a_worker_that_comes_later_gets_what_it_lacks():
 
 
 @pytest.mark.parametrize("batch", [1, 100])
-async def test_what_a_blocked_worker_leaves_the_others_accept(batch):
+async def test_the_others_accept_what_a_blocked_worker_leaves(batch):
     with shared_memory(2) as memory, listening() as sock:
         Share(memory, 1).write(0, 1.0)
         worker = Worker(0, memory)
@@ -171,7 +172,7 @@ def no_files_left():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_without_file_descriptors_a_client_waits_until_there_are_some():
+async def test_without_file_descriptors_a_client_waits():
     loop = asyncio.get_running_loop()
     reported = asyncio.Queue()
     loop.set_exception_handler(lambda _, context: reported.put_nowait(context))
@@ -188,7 +189,7 @@ async def test_without_file_descriptors_a_client_waits_until_there_are_some():
             assert reported.empty()
 
 
-async def test_a_server_that_is_closed_in_a_pause_accepts_no_more():
+async def test_an_acceptor_closed_in_a_pause_stops_accepting():
     loop = asyncio.get_running_loop()
     with shared_memory(2) as memory, listening() as sock:
         Share(memory, 1).write(0, 1.0)
@@ -209,7 +210,7 @@ async def test_a_server_that_is_closed_in_a_pause_accepts_no_more():
 
 
 @pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "alone"])
-async def test_a_client_that_fails_in_the_handshake_of_tls_is_no_noise(is_shared, caplog):
+async def test_a_failed_tls_handshake_is_not_logged(is_shared, caplog):
     loop = asyncio.get_running_loop()
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     with shared_memory(1) as memory, listening() as sock:
@@ -224,7 +225,7 @@ async def test_a_client_that_fails_in_the_handshake_of_tls_is_no_noise(is_shared
             stream = await anyio.connect_tcp("localhost", sock.getsockname()[1], ssl_context=trusted)
             assert await stream.receive(1) == b"\0"
             await stream.aclose()
-            while worker.open:  # noqa: ASYNC110 - the protocols tell nobody
+            while worker.open:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.01)
     assert worker.accepted == 1
     assert not caplog.records

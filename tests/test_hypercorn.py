@@ -1,4 +1,4 @@
-"""``--server hypercorn``: what Hypercorn is told, what is added around the app, and the drain; on every event loop."""
+"""``--server hypercorn``: its settings, what is added around the app, and the drain; on every event loop."""
 
 import ssl
 from contextlib import asynccontextmanager
@@ -71,7 +71,7 @@ async def http2(served):
         yield client
 
 
-def test_hypercorn_is_told_the_settings_and_to_be_silent():
+def test_the_settings_become_hypercorns():
     config = hypercorn_config(Settings(ping_interval=0, max_head_size="8KiB", keep_alive=30, certfile="both.pem"))
     assert (config.websocket_max_message_size, config.websocket_ping_interval) == (1 << 20, None)
     assert (config.h11_max_incomplete_size, config.h2_max_header_list_size) == (8 << 10, 8 << 10)
@@ -124,8 +124,8 @@ async def test_http_2_is_offered_over_tls(caplog):
     assert '"GET /y HTTP/1.1" 200 ' in caplog.text
 
 
-async def test_http_2_without_tls_is_refused_also_behind_an_upgrade(caplog):
-    """So nobody gets past a proxy's rules by ``Upgrade: h2c``, if the proxy forwards it."""
+async def test_http_2_without_tls_is_refused_even_after_an_upgrade(caplog):
+    """Otherwise a client could bypass the rules of a proxy that forwards ``Upgrade: h2c``."""
     upgrade = (
         b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
         b"http2-settings: AAMAAABkAAQAAP__\r\n\r\n"
@@ -148,10 +148,10 @@ async def test_http_2_without_tls_is_refused_also_behind_an_upgrade(caplog):
     assert "HTTP/2" not in caplog.text
 
 
-@pytest.mark.parametrize("error", [LookupError, SystemExit])
-async def test_an_app_that_raises_is_logged_once_and_answered_with_500(error, caplog):
+@pytest.mark.parametrize("error", [None, LookupError, SystemExit])
+async def test_an_app_that_fails_is_logged_once_and_the_client_gets_500(error, caplog):
     async def app(scope, receive, send):
-        if scope["type"] != "lifespan":
+        if scope["type"] != "lifespan" and error is not None:
             raise error("secret")
 
     async with on_hypercorn(app) as served, httpx.AsyncClient() as client:
@@ -159,23 +159,13 @@ async def test_an_app_that_raises_is_logged_once_and_answered_with_500(error, ca
         async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
             assert (await RawWebSocket(stream).handshake("/ws")).status_code == 500
     assert (response.status_code, response.content) == (500, b"")
+    failed = "the app returned without an answer to" if error is None else "the app raised in"
     messages = [record.getMessage() for record in failures(caplog)]
-    assert messages == ["the app raised in GET /x HTTP/1.1", "the app raised in WebSocket /ws HTTP/1.1"]
+    assert messages == [f"{failed} GET /x HTTP/1.1", f"{failed} WebSocket /ws HTTP/1.1"]
     assert '"GET /x HTTP/1.1" 500 ' in caplog.text
 
 
-async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
-    async def app(scope, receive, send):
-        pass
-
-    async with on_hypercorn(app) as served, httpx.AsyncClient() as client:
-        assert (await client.get(f"{served.url}/x")).status_code == 500
-    assert [record.getMessage() for record in failures(caplog)] == [
-        "the app returned without an answer to GET /x HTTP/1.1"
-    ]
-
-
-async def test_send_raises_when_the_client_has_left(caplog):
+async def test_send_raises_after_a_disconnect(caplog):
     raised = anyio.Event()
 
     async def app(scope, receive, send):
@@ -197,7 +187,7 @@ async def test_send_raises_when_the_client_has_left(caplog):
     assert not failures(caplog)
 
 
-async def test_a_drain_ends_websockets_and_event_streams_and_waits_for_requests(caplog):
+async def test_a_drain_ends_streams_and_waits_for_requests(caplog):
     seen = []
     asked, both_told, may_answer = anyio.Event(), anyio.Event(), anyio.Event()
 
@@ -251,7 +241,7 @@ async def test_a_drain_ends_websockets_and_event_streams_and_waits_for_requests(
         await anyio.connect_tcp("127.0.0.1", served.port)
 
 
-async def test_an_app_that_does_not_end_is_told_and_then_cancelled(caplog):
+async def test_an_app_that_does_not_end_gets_a_disconnect_then_a_cancellation(caplog):
     seen = []
 
     async def app(scope, receive, send):
@@ -280,7 +270,7 @@ async def wait_for_call(served):
         await read_to_the_end(stream)
 
 
-async def test_a_websocket_holds_up_the_end_no_longer_than_a_second():
+async def test_a_websocket_delays_the_shutdown_by_a_second_at_most():
     """Hypercorn's next ping is due in 300 s, and it waits for it."""
     with anyio.fail_after(5):
         async with on_hypercorn(echo, ping_interval=300, drain_timeout=300) as served, connected(served.port):
@@ -288,21 +278,9 @@ async def test_a_websocket_holds_up_the_end_no_longer_than_a_second():
     assert served.exit_code == 0
 
 
-async def test_a_unix_socket_is_served(tmp_path, caplog):
-    path = tmp_path / "app.sock"
-    transport = httpx.AsyncHTTPTransport(uds=str(path))
-    async with (
-        on_hypercorn(echo, port=None, bind=f"unix:{path}"),
-        httpx.AsyncClient(transport=transport) as client,
-    ):
-        assert (await client.get("http://app/x")).text == "/x"
-    assert not path.exists()
-    assert 'unix "GET /x HTTP/1.1" 200 ' in caplog.text
-
-
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_a_connection_that_makes_hypercorn_fail_does_not_end_the_server(caplog):
-    """On trio Hypercorn itself ends then. A path with a byte over 0x7f is one of the causes."""
+async def test_a_connection_that_makes_hypercorn_fail_does_not_stop_the_server(caplog):
+    """On trio Hypercorn itself ends, for instance after a path with a byte over 0x7f."""
     async with on_hypercorn(echo, **PEM) as served:
         async with http2(served) as client:
             client.h2.send_headers(1, (GET | {":path": b"/\xff"}).items(), end_stream=True)

@@ -77,14 +77,14 @@ def messages(begin, end):
     return [f"{number:06d} {'x' * 300}" for number in range(begin, end)]
 
 
-def test_what_is_read_arrives_in_order_and_at_once(output):
+def test_lines_arrive_immediately_and_in_order(output):
     handler = make_handler(output)
     log(handler, "first", "sécond", "a traceback\n  of lines")
     assert output.read_until(b"of lines\n") == ["first", "sécond", "a traceback", "  of lines"]
     handler.close()
 
 
-def test_without_a_reader_nothing_waits_and_the_reader_learns_what_was_dropped(output):
+def test_without_a_reader_lines_are_dropped_and_counted(output):
     handler = make_handler(output)
     log(handler, *messages(0, 5000))
     lines = output.read_until(rb"dropped.*: \d+\n")
@@ -96,7 +96,7 @@ def test_without_a_reader_nothing_waits_and_the_reader_learns_what_was_dropped(o
     handler.close()
 
 
-def test_without_threads_the_rest_is_written_when_it_is_asked_for(output):
+def test_without_threads_retry_writes_what_was_kept(output):
     threads = threading.active_count()
     handler = make_handler(output, may_start_threads=False)
     log(handler, *messages(0, 100))
@@ -108,7 +108,7 @@ def test_without_threads_the_rest_is_written_when_it_is_asked_for(output):
     handler.close()
 
 
-def test_the_next_line_takes_the_rest_along(output):
+def test_the_next_line_is_written_with_what_was_kept(output):
     handler = make_handler(output, may_start_threads=False)
     log(handler, *messages(0, 20))
     for number in range(20, 200):
@@ -120,7 +120,7 @@ def test_the_next_line_takes_the_rest_along(output):
     handler.close()
 
 
-def test_the_end_does_not_wait_for_long(output):
+def test_close_waits_only_a_moment(output):
     handler = make_handler(output)
     log(handler, *messages(0, 100))
     began = time.monotonic()
@@ -128,7 +128,7 @@ def test_the_end_does_not_wait_for_long(output):
     assert time.monotonic() - began < 5
 
 
-def test_a_slow_reader_gets_the_rest_at_the_end(output, monkeypatch):
+def test_close_writes_what_was_kept_to_a_slow_reader(output, monkeypatch):
     monkeypatch.setattr("microws.server.logs._FLUSH_TIMEOUT", 20)
     handler = make_handler(output)
     log(handler, *messages(0, 100))
@@ -139,7 +139,7 @@ def test_a_slow_reader_gets_the_rest_at_the_end(output, monkeypatch):
     assert output.data.decode().splitlines() == messages(0, 100)
 
 
-def test_a_reader_that_has_left_is_no_error(output):
+def test_a_reader_that_closed_the_pipe_is_not_an_error(output):
     handler = make_handler(output)
     log(handler, *messages(0, 100))
     os.close(output.reader)
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_formatted_is_reported(output, capsys):
     handler.close()
 
 
-def test_only_what_may_be_left_unread_is_a_pipe(output, tmp_path):
+def test_pipes_and_sockets_are_pipes_and_files_are_not(output, tmp_path):
     assert is_pipe(output.stream)
     with (tmp_path / "log").open("w") as file:
         assert not is_pipe(file)
@@ -235,13 +235,13 @@ def packets():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_on_trio_each_line_is_written_at_once(packets):
+async def test_on_trio_each_line_is_written_immediately(packets):
     packets.log_access("first", "second")
     assert packets.read() == ["first\n", "second\n"]
 
 
 @on_asyncio
-async def test_the_access_log_of_one_turn_of_the_loop_leaves_in_one_write(packets):
+async def test_the_access_log_of_one_turn_is_one_write(packets):
     packets.log_access("first", "second")
     assert packets.read() == []
     await asyncio.sleep(0)
@@ -252,7 +252,7 @@ async def test_the_access_log_of_one_turn_of_the_loop_leaves_in_one_write(packet
 
 
 @on_asyncio
-async def test_any_other_line_is_written_at_once_with_those_before_it(packets):
+async def test_other_lines_are_written_immediately_with_those_before(packets):
     packets.log_access("first")
     packets.log("before the loop blocks")
     assert packets.read() == ["first\nbefore the loop blocks\n"]
@@ -262,7 +262,7 @@ async def test_any_other_line_is_written_at_once_with_those_before_it(packets):
 
 
 @on_asyncio
-async def test_answers_leave_with_the_other_lines_and_in_their_order(packets):
+async def test_access_entries_and_records_stay_in_order(packets):
     packets.handler.setFormatter(TextFormatter())
 
     def answer(path):
@@ -294,7 +294,7 @@ async def test_a_turn_with_many_lines_does_not_collect_them_all(packets):
 
 
 @on_asyncio
-async def test_a_thread_writes_at_once_and_keeps_the_order(packets):
+async def test_a_thread_writes_immediately_and_in_order(packets):
     packets.log_access("of the loop")
     thread = threading.Thread(target=packets.log_access, args=["of a thread"])
     thread.start()
@@ -302,7 +302,7 @@ async def test_a_thread_writes_at_once_and_keeps_the_order(packets):
     assert packets.read() == ["of the loop\nof a thread\n"]
 
 
-def test_lines_of_a_loop_that_stopped_are_written_with_the_next_line_and_at_the_end():
+def test_lines_of_a_stopped_loop_are_written_later():
     async def log_and_stop(message):
         packets.log_access(message)
         asyncio.get_running_loop().stop()

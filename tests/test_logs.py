@@ -1,4 +1,4 @@
-"""How the lines of the log look; a log that cannot be written; a shortage of file descriptors."""
+"""How log lines look; a log that cannot be written; a shortage of file descriptors."""
 
 import errno
 import json
@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from microws.server.logs import Ending, JSONFormatter, ShortageFilter, TextFormatter, log_access, logging_to_stderr
+from microws.server.logs import (
+    Ending,
+    JSONFormatter,
+    ShortageFilter,
+    TextFormatter,
+    format_duration,
+    log_access,
+    logging_to_stderr,
+)
 from microws.server.settings import Settings
 
 SHORTAGE = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -30,7 +38,7 @@ def record(name, message, error, created=1000.0):
         ("trio.serve_listeners", "accept returned EMFILE (Too many open files); retrying in 0.1 seconds"),
     ],
 )
-def test_a_shortage_is_one_line_in_ten_seconds(name, message):
+def test_a_shortage_is_logged_once_in_ten_seconds(name, message):
     shortage = ShortageFilter()
     first = record(name, message, SHORTAGE)
     assert shortage.filter(first)
@@ -40,7 +48,7 @@ def test_a_shortage_is_one_line_in_ten_seconds(name, message):
     assert shortage.filter(record(name, message, SHORTAGE, 1010.0))
 
 
-def test_what_else_an_event_loop_says_is_left_as_it_is():
+def test_other_lines_of_an_event_loop_are_unchanged():
     shortage = ShortageFilter()
     other = record("asyncio", "Task exception was never retrieved", SHORTAGE)
     assert shortage.filter(other)
@@ -49,12 +57,12 @@ def test_what_else_an_event_loop_says_is_left_as_it_is():
     assert shortage.filter(logging.LogRecord("asyncio", logging.WARNING, __file__, 1, "slow", (), None))
 
 
-def test_that_asyncio_cannot_try_again_is_no_news():
+def test_that_asyncio_cannot_accept_again_is_not_logged():
     message = "Exception in callback BaseSelectorEventLoop._start_serving(<...>)"
     assert not ShortageFilter().filter(record("asyncio", message, ValueError("Invalid file descriptor: -1")))
 
 
-def test_the_filter_is_there_as_long_as_the_log(capfd):
+def test_the_filter_is_removed_with_the_log(capfd):
     logger = logging.getLogger("asyncio")
     before = list(logger.filters)
     with logging_to_stderr(Settings(), process=True):
@@ -76,12 +84,17 @@ REQUEST = {
 
 
 @pytest.mark.parametrize(("formatter", "milliseconds"), [(TextFormatter(), ",%03d"), (JSONFormatter(), ".%03d+00:00")])
-def test_every_line_has_the_time_of_its_own_second_and_millisecond(formatter, milliseconds):
+def test_every_line_has_its_own_second_and_millisecond(formatter, milliseconds):
     for created, second, millisecond in [(1.7e9, "20", 0), (1.7e9 + 0.75, "20", 750), (1.7e9 + 1.5, "21", 500)]:
         line = logging.LogRecord("microws", logging.INFO, __file__, 1, "x", (), None)
         line.created = created
         expected = rf"2023-11-1\d.\d\d:\d\d:{second}{re.escape(milliseconds % millisecond)}"
         assert re.search(expected, formatter.format(line))
+
+
+def test_a_duration_from_a_second_on_is_in_seconds():
+    durations = [format_duration(milliseconds) for milliseconds in (0.04, 999.9, 1000.0, 3600040.0)]
+    assert durations == ["0.0ms", "999.9ms", "1.0s", "3600.0s"]
 
 
 def test_a_line_of_the_access_log_as_text(capfd):
@@ -123,7 +136,7 @@ def keeping_formatter(records):
 
 @pytest.mark.parametrize("kind", ["handler", "filter of the logger", "filter of the handler", "formatter"])
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_what_the_app_adds_to_logging_gets_records_and_the_lines_stay_the_same(kind, log_format, capfd):
+def test_handlers_and_filters_of_the_app_get_records(kind, log_format, capfd):
     access, handler = logging.getLogger("microws.access"), Keeping()
     with logging_to_stderr(Settings(log_format=log_format)):
         log_access(REQUEST, 200, 0.0)
@@ -170,7 +183,7 @@ def test_what_the_app_adds_to_logging_gets_records_and_the_lines_stay_the_same(k
         (101, Ending("lost"), {"type": "websocket", "http_version": "2"}),
     ],
 )
-def test_json_without_a_record_is_the_same_as_with_one(status, ending, changes, process, capfd):
+def test_json_is_the_same_with_and_without_a_record(status, ending, changes, process, capfd):
     access, other = logging.getLogger("microws.access"), Keeping()
     with logging_to_stderr(Settings(log_format="json"), process=process):
         log_access(REQUEST | changes, status, 0.0, ending=ending)
@@ -183,7 +196,7 @@ def test_json_without_a_record_is_the_same_as_with_one(status, ending, changes, 
     assert json.loads(first).keys() == json.loads(second).keys()
 
 
-def test_a_level_or_a_switch_that_the_app_sets_is_kept(capfd):
+def test_a_level_or_a_disabled_logger_of_the_app_is_respected(capfd):
     access = logging.getLogger("microws.access")
     with logging_to_stderr(Settings()):
         [ours] = logging.getLogger("microws").handlers
@@ -211,8 +224,8 @@ def test_an_exception_follows_its_line(capfd):
 
 
 @pytest.mark.parametrize("stream", ["full", "closed", "none"])
-def test_a_log_that_cannot_be_written_disturbs_nothing(stream, monkeypatch):
-    # On Linux, what is written to /dev/full meets a full disk.
+def test_a_log_that_cannot_be_written_raises_nothing(stream, monkeypatch):
+    # On Linux, a write to /dev/full fails as on a full disk.
     raw = FileIO("/dev/full" if Path("/dev/full").exists() else os.devnull, "w")
     with TextIOWrapper(raw, write_through=True) as output:
         monkeypatch.setattr(sys, "stderr", None if stream == "none" else output)

@@ -1,4 +1,4 @@
-"""The lifespan of a served app: start-up before the first client, shutdown after the last."""
+"""The lifespan of a served app: startup before the first client, shutdown after the last."""
 
 import anyio
 import httpx
@@ -73,7 +73,7 @@ async def raises_in_a_group(scope, receive, send):
 
 
 @pytest.mark.parametrize("app", [raises, raises_in_a_group])
-async def test_an_app_that_raises_without_an_answer_is_served_with_a_warning(caplog, app):
+async def test_an_app_that_raises_at_startup_is_served_with_a_warning(caplog, app):
     async def serves(scope, receive, send):
         if scope["type"] == "lifespan":
             await app(scope, receive, send)
@@ -91,14 +91,14 @@ async def test_an_app_that_raises_without_an_answer_is_served_with_a_warning(cap
 
 
 @pytest.mark.parametrize("app", [fails_with_a_message, fails_with_a_short_message, fails_with_a_message_and_raises])
-async def test_a_startup_that_fails_is_exit_code_1_and_says_why_once(caplog, app):
+async def test_a_failed_startup_is_exit_code_1_and_logged_once(caplog, app):
     assert await start_only(app) == 1
     [record] = failures(caplog)
     assert record.getMessage().startswith("the app's startup failed")
     assert caplog.text.count("LookupError: no database") == 1
 
 
-async def test_a_startup_that_exits_has_failed_like_any_other(caplog):
+async def test_a_startup_that_raises_system_exit_has_failed(caplog):
     async def app(scope, receive, send):
         await receive()
         raise SystemExit("no database")
@@ -169,7 +169,7 @@ async def test_a_stop_during_startup_is_orderly():
     assert codes == [0]
 
 
-async def test_a_port_that_another_took_meanwhile_is_exit_code_1_after_the_apps_shutdown(caplog):
+async def test_a_port_taken_meanwhile_is_exit_code_1_after_the_shutdown(caplog):
     order = []
 
     async def app(scope, receive, send):
@@ -178,7 +178,7 @@ async def test_a_port_that_another_took_meanwhile_is_exit_code_1_after_the_apps_
 
         await lifespan(receive, send, on_shutdown=stopped)
 
-    # Until one of them listens, two may have the same address.
+    # Two sockets may be bound to the same address until one of them listens.
     [first] = bind([parse_address("127.0.0.1:0")])
     port = first.sock.getsockname()[1]
     [second] = bind([parse_address(f"127.0.0.1:{port}")])
@@ -215,7 +215,7 @@ async def fails_after_shutdown(scope, receive, send):
 
 
 @pytest.mark.parametrize("app", [fails_at_shutdown, says_that_shutdown_failed, fails_after_shutdown])
-async def test_a_shutdown_that_fails_is_logged_once_and_exit_code_1(caplog, app):
+async def test_a_failed_shutdown_is_exit_code_1_and_logged_once(caplog, app):
     async with serving(app) as served:
         pass
     assert served.exit_code == 1
@@ -240,7 +240,7 @@ async def test_a_shutdown_that_does_not_end_is_exit_code_1(caplog, answers):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_lifespan_that_ends_early_stops_nothing(caplog, fails):
+async def test_a_lifespan_that_ends_early_does_not_stop_the_server(caplog, fails):
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
             await receive()
@@ -256,7 +256,7 @@ async def test_a_lifespan_that_ends_early_stops_nothing(caplog, fails):
     assert len(failures(caplog)) == fails
 
 
-async def test_a_lifespan_that_returns_at_shutdown_without_a_word_has_ended():
+async def test_a_lifespan_may_return_at_shutdown_without_an_answer():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -267,7 +267,7 @@ async def test_a_lifespan_that_returns_at_shutdown_without_a_word_has_ended():
     assert served.exit_code == 0
 
 
-async def test_an_app_that_waits_on_after_its_shutdown_has_ended():
+async def test_an_app_that_waits_for_more_after_its_shutdown_has_ended():
     async def app(scope, receive, send):
         await lifespan(receive, send)
         await receive()

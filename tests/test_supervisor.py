@@ -1,4 +1,4 @@
-"""The supervisor, with workers that only pretend to serve and so start in no time."""
+"""The supervisor, with workers that only pretend to serve and so start fast."""
 
 import re
 import selectors
@@ -14,7 +14,7 @@ from microws.server.renewal import Renewal
 from microws.server.settings import Settings
 from microws.server.supervisor import supervise
 
-# ``number`` counts the starts. What a test has its workers do comes behind this.
+# ``number`` counts the starts. The code of a test follows this.
 WORKER = """
 import os, signal, socket, sys, time
 
@@ -22,17 +22,17 @@ with open("starts", "ab", buffering=0) as starts:
     starts.write(b"x")
     number = starts.tell()
 
-line = socket.socket(fileno=int(os.environ["MICROWS_SUPERVISOR"].split()[1]))
+control = socket.socket(fileno=int(os.environ["MICROWS_SUPERVISOR"].split()[1]))
 supervisor = os.getppid()
 
-def greet():
-    line.send(b'{"app": "fake:app", "spans_processes": true}\\n')
+def ready():
+    control.send(b'{"app": "fake:app", "spans_processes": true}\\n')
 
 def ask(name):
     os.kill(supervisor, getattr(signal, name))
 
-def obey():
-    line.recv(1)
+def follow():
+    control.recv(1)
     sys.exit(0)
 
 """
@@ -66,15 +66,15 @@ def starts(directory):
 
 
 def test_the_workers_serve_until_a_signal(run, directory):
-    code, log = run("if number == 2: ask('SIGTERM')\ngreet()\nobey()\n")
+    code, log = run("if number == 2: ask('SIGTERM')\nready()\nfollow()\n")
     assert code == 0
     assert starts(directory) == 2
     assert log.count("info stopping all workers (Ctrl-C again: at once)") == 1
     assert not [line for line in log if line.startswith(("warning", "error"))]
 
 
-def test_what_is_served_is_told_when_all_workers_serve(run):
-    _, log = run("greet()\nif number == 2: time.sleep(0.1); ask('SIGINT')\nobey()\n")
+def test_the_urls_are_logged_when_all_workers_serve(run):
+    _, log = run("ready()\nif number == 2: time.sleep(0.1); ask('SIGINT')\nfollow()\n")
     assert [line.split(" http")[0] for line in log] == [
         "info worker serves",
         "info microws 0.1.0 serving fake:app on",
@@ -83,10 +83,10 @@ def test_what_is_served_is_told_when_all_workers_serve(run):
     assert log[1].endswith(" with 2 workers (Ctrl-C stops)")
 
 
-def test_the_signal_handlers_are_put_back(run):
+def test_the_signal_handlers_are_restored(run):
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
     before = [signal.getsignal(number) for number in numbers]
-    run("ask('SIGTERM')\ngreet()\nobey()\n")
+    run("ask('SIGTERM')\nready()\nfollow()\n")
     assert [signal.getsignal(number) for number in numbers] == before
 
 
@@ -103,11 +103,11 @@ def test_workers_that_keep_dying_are_started_with_growing_pauses(run, directory)
     code, log = run(
         """
 if number == 1:
-    greet()
-    obey()
+    ready()
+    follow()
 if number == 5:
     ask("SIGTERM")
-    obey()
+    follow()
 sys.exit(9)
 """
     )
@@ -119,60 +119,60 @@ sys.exit(9)
     ]
 
 
-def test_a_worker_that_has_served_for_some_time_is_replaced_at_once(run, monkeypatch):
+def test_a_worker_that_has_served_for_a_while_is_replaced_immediately(run, monkeypatch):
     monkeypatch.setattr("microws.server.supervisor._STABLE_AFTER", 0.0)
-    code, log = run("greet()\nif number == 8:\n    ask('SIGTERM')\n    obey()\nos.kill(os.getpid(), 9)\n", workers=1)
+    code, log = run("ready()\nif number == 8:\n    ask('SIGTERM')\n    follow()\nos.kill(os.getpid(), 9)\n", workers=1)
     assert code == 0
     deaths = [line for line in log if "SIGKILL" in line]
     assert deaths == ["error worker was killed by SIGKILL; another one is started"] * 7
 
 
-def test_when_nothing_starts_any_more_it_gives_up(run, directory, monkeypatch):
+def test_the_supervisor_gives_up_when_no_worker_starts_any_more(run, directory, monkeypatch):
     monkeypatch.setattr("microws.server.supervisor._FIRST_PAUSE", 0.01)
-    code, log = run("if number == 1: greet()\nsys.exit(9)\n")
+    code, log = run("if number == 1: ready()\nsys.exit(9)\n")
     assert code == 1
     assert starts(directory) in (6, 7)
     [line] = [line for line in log if line.startswith("critical")]
     assert line.startswith("critical worker ended with exit code 9 before it served: 5 starts have failed")
 
 
-def test_a_program_that_is_gone_is_a_failed_start(run, directory, monkeypatch):
+def test_a_program_that_was_removed_is_a_failed_start(run, directory, monkeypatch):
     monkeypatch.setattr("microws.server.supervisor._FIRST_PAUSE", 0.01)
     program = directory / "program"
     program.symlink_to(sys.executable)
-    code, log = run("greet()\nos.unlink('program')\n", workers=1, command=[str(program), "-S", "worker.py"])
+    code, log = run("ready()\nos.unlink('program')\n", workers=1, command=[str(program), "-S", "worker.py"])
     assert (code, starts(directory)) == (1, 1)
     assert re.match(r"error no worker can be started: .*; another one is started", log[-2])
     assert log[-1].startswith("critical no worker can be started: ")
 
 
 @pytest.mark.parametrize(("code", "lines"), [(1, 0), (2, 0), (3, 0), (0, 1), (9, 1)])
-def test_a_first_worker_that_does_not_serve_is_the_end(run, directory, code, lines):
+def test_a_first_worker_that_does_not_serve_ends_the_supervisor(run, directory, code, lines):
     result, log = run(f"sys.exit({code})\n")
     assert result == (code if lines == 0 else 1)
     assert log == [f"error worker ended with exit code {code} before it served"] * lines
     assert starts(directory) == 1
 
 
-def test_a_command_that_is_not_there_is_the_end(run):
+def test_a_command_that_does_not_exist_ends_the_supervisor(run):
     code, [line] = run("", command=["./nothing"])
     assert code == 1
     assert line.startswith("error no worker can be started: ")
 
 
-# Workers that are silent
+# Silent workers
 
-# Number 1 says nothing more; the others are told to end as soon as they serve.
+# Number 1 sends nothing more; the others stop as soon as they serve.
 SILENT = """
-greet()
+ready()
 if number == 1:
     time.sleep({seconds})
 ask("SIGTERM")
-obey()
+follow()
 """
 
 
-def test_a_worker_from_which_nothing_is_heard_is_replaced(run, directory):
+def test_a_silent_worker_is_replaced(run, directory):
     code, log = run(SILENT.format(seconds=60), workers=1, worker_timeout=1)
     assert code == 0
     assert [line for line in log if line.startswith("error")] == [
@@ -181,13 +181,13 @@ def test_a_worker_from_which_nothing_is_heard_is_replaced(run, directory):
     ]
 
 
-def test_without_a_limit_a_worker_may_be_silent(run, directory):
+def test_without_a_time_out_a_worker_may_be_silent(run, directory):
     code, log = run(SILENT.format(seconds=0.5), workers=1, worker_timeout=0)
     assert (code, starts(directory)) == (0, 1)
     assert not [line for line in log if line.startswith("error")]
 
 
-def test_a_supervisor_that_was_stopped_itself_kills_nobody(run, directory, monkeypatch):
+def test_a_supervisor_that_was_stopped_itself_kills_no_worker(run, directory, monkeypatch):
     """As with Ctrl-Z, or when the machine sleeps."""
     select = selectors.DefaultSelector.select
     pauses = iter([1.0])
@@ -199,8 +199,8 @@ def test_a_supervisor_that_was_stopped_itself_kills_nobody(run, directory, monke
         return events
 
     monkeypatch.setattr(selectors.DefaultSelector, "select", late)
-    # Nothing is heard for a second, then the supervisor does not run for one: the worker has its time again.
-    source = "greet()\ntime.sleep(2.4)\nask('SIGTERM')\nobey()\n"
+    # The worker is silent for a second, then the supervisor does not run for one: the worker has its time again.
+    source = "ready()\ntime.sleep(2.4)\nask('SIGTERM')\nfollow()\n"
     code, log = run(source, workers=1, worker_timeout=1)
     assert (code, starts(directory)) == (0, 1)
     assert next(pauses, None) is None
@@ -215,11 +215,11 @@ def test_a_second_sighup_replaces_the_new_workers_too(run, directory):
         """
 if number in (2, 3):
     ask("SIGHUP")
-greet()
+ready()
 if number >= 5:
     time.sleep(0.3)
     ask("SIGTERM")
-obey()
+follow()
 """
     )
     assert code == 0
@@ -228,7 +228,7 @@ obey()
     assert log.count("info all 2 workers are new") == 1
 
 
-def test_of_many_sighups_the_last_one_counts_and_processes_stay_few(run, directory):
+def test_many_sighups_start_few_processes_and_the_last_one_wins(run, directory):
     code, log = run(
         """
 def count_processes():
@@ -245,7 +245,7 @@ def count_processes():
 with open("pids", "ab", buffering=0) as pids:
     pids.write(b"%d %d .\\n" % (number, os.getpid()))
 if number == 2:
-    greet()
+    ready()
     most = 0
     for hups in range(1, 21):
         ask("SIGHUP")
@@ -255,13 +255,13 @@ if number == 2:
     with open("most.new", "w") as file:
         file.write(str(most))
     os.rename("most.new", "most")
-    obey()
+    follow()
 while number > 2 and not os.path.exists("most"):
     time.sleep(0.01)
-greet()
+ready()
 if number == 23:
     ask("SIGTERM")
-obey()
+follow()
 """
     )
     assert (code, starts(directory)) == (0, 23)
@@ -270,26 +270,26 @@ obey()
     assert not [line for line in log if line.startswith(("warning", "error"))]
 
 
-def test_where_new_code_does_not_start_the_old_workers_stay(run, directory):
+def test_the_old_workers_stay_if_the_new_code_does_not_start(run, directory):
     code, log = run(
         """
 if number == 3:
     sys.exit(9)
-greet()
+ready()
 if number == 2:
     ask("SIGHUP")
     while os.path.getsize("starts") < 3:
         time.sleep(0.01)
     time.sleep(0.2)
     ask("SIGTERM")
-obey()
+follow()
 """
     )
     assert (code, starts(directory)) == (0, 3)
     assert log[-2].startswith("error worker ended with exit code 9 before it served: the new code does not start")
 
 
-def test_a_sighup_before_the_start_changes_nothing(run, directory):
+def test_a_sighup_before_the_first_worker_serves_changes_nothing(run, directory):
     code, _ = run(
         """
 if number == 1:
@@ -297,38 +297,38 @@ if number == 1:
     time.sleep(0.2)
 if number == 2:
     ask("SIGTERM")
-greet()
-obey()
+ready()
+follow()
 """
     )
     assert (code, starts(directory)) == (0, 2)
 
 
-def test_the_end_of_the_terminal_is_the_end_and_counts_once(run, monkeypatch):
+def test_the_end_of_the_terminal_stops_the_supervisor_once(run, monkeypatch):
     is_there = iter([True, False, False])
     monkeypatch.setattr("microws.server.renewal._has_terminal", lambda: next(is_there))
-    source = "greet()\nask('SIGHUP')\nassert line.recv(1) == b'2'\nask('SIGHUP')\ntime.sleep(0.1)\nsys.exit(0)\n"
+    source = "ready()\nask('SIGHUP')\nassert control.recv(1) == b'2'\nask('SIGHUP')\ntime.sleep(0.1)\nsys.exit(0)\n"
     code, log = run(source, workers=1)
     assert code == 0
     assert log[-1].startswith("info stopping")
 
 
-# The end
+# Stopping
 
 
 @pytest.mark.parametrize(("handler", "signal_name"), [("SIG_DFL", "SIGABRT"), ("SIG_IGN", "SIGKILL")])
 def test_a_worker_that_does_not_end_in_time_is_killed(run, monkeypatch, handler, signal_name):
     monkeypatch.setattr("microws.server.supervisor._EXIT_TIMEOUT", 0.1)
     monkeypatch.setattr("microws.server.supervisor._ABORT_TIMEOUT", 0.1)
-    source = f"signal.signal(signal.SIGABRT, signal.{handler})\ngreet()\nask('SIGTERM')\ntime.sleep(60)\n"
+    source = f"signal.signal(signal.SIGABRT, signal.{handler})\nready()\nask('SIGTERM')\ntime.sleep(60)\n"
     code, log = run(source, workers=1, drain_timeout=0)
     assert code == 1
     assert log[-2:] == ["error worker does not end and is killed", f"error worker was killed by {signal_name}"]
 
 
-def test_a_worker_has_as_long_for_a_step_of_its_end_as_it_says(run, monkeypatch):
+def test_a_worker_sets_the_limit_of_its_next_step(run, monkeypatch):
     monkeypatch.setattr("microws.server.supervisor._EXIT_TIMEOUT", 0.1)
-    source = "greet()\nask('SIGTERM')\nline.recv(1)\nline.send(b'60\\n')\ntime.sleep(1.5)\nsys.exit(0)\n"
+    source = "ready()\nask('SIGTERM')\ncontrol.recv(1)\ncontrol.send(b'60\\n')\ntime.sleep(1.5)\nsys.exit(0)\n"
     code, log = run(source, workers=1, drain_timeout=1)
     assert code == 0
     assert not [line for line in log if line.startswith("error")]
@@ -341,15 +341,15 @@ def test_a_worker_that_does_not_serve_in_time_is_killed(run, monkeypatch):
     assert log == ["error worker does not start and is killed", "error worker was killed by SIGKILL before it served"]
 
 
-def test_the_second_signal_is_at_once_and_the_third_kills(run, monkeypatch):
+def test_the_second_signal_forces_and_the_third_kills(run, monkeypatch):
     monkeypatch.setattr("microws.server.supervisor.REACTION_TIMEOUT", 60)
     code, log = run(
         """
-greet()
+ready()
 ask("SIGTERM")
-assert line.recv(1) == b"2"
+assert control.recv(1) == b"2"
 ask("SIGINT")
-assert line.recv(1) == b"3"
+assert control.recv(1) == b"3"
 ask("SIGTERM")
 time.sleep(60)
 """,
@@ -359,13 +359,13 @@ time.sleep(60)
     assert log[-1] == "error worker was killed by SIGKILL"
 
 
-def test_at_sigterm_workers_have_the_stop_delay_before_they_drain(run):
-    """The supervisor does not kill them meanwhile, and ends the delay itself."""
+def test_sigterm_starts_the_stop_delay(run):
+    """The supervisor does not kill the workers meanwhile, and ends the delay itself."""
     source = """
-greet()
+ready()
 ask("SIGTERM")
-assert line.recv(1) == b"1"
-assert line.recv(1) == b"2"
+assert control.recv(1) == b"1"
+assert control.recv(1) == b"2"
 sys.exit(0)
 """
     code, log = run(source, workers=1, stop_delay=0.3, drain_timeout=60)
@@ -376,13 +376,13 @@ sys.exit(0)
     ]
 
 
-def test_a_second_signal_ends_the_stop_delay_and_the_third_is_at_once(run, monkeypatch):
+def test_a_second_signal_ends_the_stop_delay_and_the_third_forces(run, monkeypatch):
     monkeypatch.setattr("microws.server.supervisor.REACTION_TIMEOUT", 60)
     source = """
-greet()
+ready()
 ask("SIGTERM")
 for stage in (b"1", b"2", b"3"):
-    assert line.recv(1) == stage
+    assert control.recv(1) == stage
     ask("SIGTERM")
 time.sleep(60)
 """
@@ -392,34 +392,34 @@ time.sleep(60)
 
 
 def test_ctrl_c_has_no_stop_delay(run):
-    source = "greet()\nask('SIGINT')\nassert line.recv(1) == b'2'\nsys.exit(0)\n"
+    source = "ready()\nask('SIGINT')\nassert control.recv(1) == b'2'\nsys.exit(0)\n"
     assert run(source, workers=1, stop_delay=60)[0] == 0
 
 
 def test_a_worker_that_does_not_react_to_the_second_signal_is_killed(run):
     """Within a second: its event loop is blocked."""
-    source = "greet()\nask('SIGINT')\nline.recv(1)\nask('SIGINT')\ntime.sleep(60)\n"
+    source = "ready()\nask('SIGINT')\ncontrol.recv(1)\nask('SIGINT')\ntime.sleep(60)\n"
     code, log = run(source, workers=1, drain_timeout=60)
     assert code == 1
     assert log[-2:] == ["error worker does not end and is killed", "error worker was killed by SIGABRT"]
 
 
-def test_a_worker_that_does_not_end_well_is_exit_code_1(run):
-    code, log = run("greet()\nask('SIGTERM')\nline.recv(1)\nsys.exit(1)\n", workers=1)
+def test_a_worker_that_fails_at_its_end_is_exit_code_1(run):
+    code, log = run("ready()\nask('SIGTERM')\ncontrol.recv(1)\nsys.exit(1)\n", workers=1)
     assert code == 1
     assert log[-1] == "error worker ended with exit code 1"
 
 
-def test_a_signal_without_a_name_is_told_by_its_number(run):
+def test_a_signal_without_a_name_is_logged_by_number(run):
     code, log = run("os.kill(os.getpid(), signal.SIGRTMIN + 1)\n")
     assert code == 1
     assert log == [f"error worker was killed by signal {signal.SIGRTMIN + 1} before it served"]
 
 
-# Where it cannot be
+# Unsupported
 
 
-def test_it_needs_the_main_thread():
+def test_supervise_needs_the_main_thread():
     errors = []
 
     def main():
@@ -435,7 +435,7 @@ def test_it_needs_the_main_thread():
     assert message.startswith("several workers need the main thread")
 
 
-def test_it_needs_unix(monkeypatch):
+def test_supervise_needs_unix(monkeypatch):
     monkeypatch.delattr("signal.pthread_sigmask")
     renewal = Renewal(["true"])
     with pytest.raises(FeatureUnavailable, match="--workers 1"):
@@ -443,7 +443,7 @@ def test_it_needs_unix(monkeypatch):
     renewal.close()
 
 
-def test_an_address_that_cannot_be_had_is_exit_code_1(run):
+def test_an_address_that_is_not_available_is_exit_code_1(run):
     code, [line] = run("", port=None, bind="fd://999")
     assert code == 1
     assert "fd://999 is not a socket of this process" in line

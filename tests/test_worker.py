@@ -33,9 +33,8 @@ from wsproto.events import CloseConnection, Message, RejectConnection
 
 from microws import App
 from microws.errors import FeatureUnavailable
-from microws.interfaces import Limits
 from microws.server.listening import tls_context
-from microws.server.logs import JSONFormatter, TextFormatter, format_duration
+from microws.server.logs import JSONFormatter, TextFormatter
 from microws.server.settings import Settings
 from microws.server.worker import choose_loop, run
 
@@ -60,42 +59,42 @@ def _info(caplog):
 
 async def test_a_request_is_answered_and_logged(caplog):
     async with serving(echo) as served, httpx.AsyncClient() as client:
-        response = await client.get(f"{served.url}/a%20b?c=d")
-    assert (response.status_code, response.text) == (200, "/a b")
+        response = await client.get(f"{served.url}/a%0Ab?c=d")
+    assert (response.status_code, response.text) == (200, "/a\nb")
     assert "server" not in response.headers
     [record] = [record for record in caplog.records if record.name == "microws.access"]
     client_name, _, rest = record.getMessage().partition(" ")
     assert client_name.startswith("127.0.0.1:")
-    assert rest.startswith('"GET /a%20b?c=d HTTP/1.1" 200 ')
+    assert rest.startswith('"GET /a%0Ab?c=d HTTP/1.1" 200 ')
     assert rest.endswith("ms")
     assert record.access["status"] == 200
     assert served.exit_code == 0
 
 
-async def test_a_websocket_is_logged_when_it_opens_and_when_it_closes(caplog, anyio_backend_name):
-    async with serving(echo) as served, connected(served.port, "/x?y=z") as ws:
-        await ws.send_text("hi")
-        assert (await ws.next_event(Message)).data == "hi"
-        await ws.send(CloseConnection(code=4001, reason="bye"))
-        assert await ws.closed(answer=False) == (4001, "bye")
+@pytest.mark.parametrize("closer", ["client", "app"])
+async def test_a_websocket_is_logged_when_it_opens_and_closes(caplog, anyio_backend_name, closer):
+    async def closes(scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": 4001, "reason": "bye"})
+            await send({"type": "websocket.close", "code": 4002})
+
+    async with serving(closes if closer == "app" else echo) as served, connected(served.port, "/x?y=z") as ws:
+        if closer == "client":
+            await ws.send_text("hi")
+            assert (await ws.next_event(Message)).data == "hi"
+            await ws.send(CloseConnection(code=4001, reason="bye"))
+        assert await ws.closed(answer=closer == "app") == (4001, "bye")
     records = [record for record in caplog.records if record.name == "microws.access"]
     lines = [record.getMessage().split('"', 1)[1] for record in records]
-    # Hypercorn keeps the client's own code for itself.
-    ending, code = ("closed by the client", None) if anyio_backend_name == "trio" else ("closed 4001", 4001)
+    # Hypercorn does not tell the client's own code.
+    is_hidden = anyio_backend_name == "trio" and closer == "client"
+    ending, code = ("closed by the client", None) if is_hidden else ("closed 4001", 4001)
     assert [line.rpartition(" ")[0] for line in lines] == [
         'WebSocket /x?y=z HTTP/1.1" 101',
         f'WebSocket /x?y=z HTTP/1.1" {ending}',
     ]
     assert records[-1].access["close_code"] == code
-
-
-def test_a_duration_of_a_second_and_more_is_logged_in_seconds():
-    assert [format_duration(milliseconds) for milliseconds in (0.04, 999.9, 1000.0, 3600040.0)] == [
-        "0.0ms",
-        "999.9ms",
-        "1.0s",
-        "3600.0s",
-    ]
 
 
 async def test_the_access_log_can_be_turned_off(caplog):
@@ -105,7 +104,7 @@ async def test_the_access_log_can_be_turned_off(caplog):
 
 
 @pytest.mark.parametrize("query", ["token=s3cret", "a=b&Acc%65ss_Token=s3cret", "ticket=%733cret&password=s3cret"])
-async def test_no_line_of_the_log_holds_a_secret_of_the_query(caplog, query, anyio_backend_name):
+async def test_no_log_line_holds_a_secret_of_the_query(caplog, query, anyio_backend_name):
     async def app(scope, receive, send):
         if scope["type"] != "lifespan" and scope["path"] == "/raises":
             raise LookupError
@@ -123,28 +122,6 @@ async def test_no_line_of_the_log_holds_a_secret_of_the_query(caplog, query, any
     assert all(path.endswith("=***") for path in access)
     for formatter in (TextFormatter(), JSONFormatter()):
         assert "3cret" not in "".join(formatter.format(record) for record in caplog.records)
-
-
-async def test_a_path_cannot_write_a_log_line_of_its_own(caplog):
-    async with serving(echo) as served, httpx.AsyncClient() as client:
-        await client.get(f"{served.url}/%0Aforged%1B[31m")
-    assert '"GET /%0Aforged%1B' in caplog.text
-
-
-async def test_a_view_may_refuse_a_handshake_with_a_real_response():
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            return
-        assert "websocket.http.response" in scope["extensions"]
-        await send({"type": "websocket.http.response.start", "status": 404, "headers": [(b"content-length", b"7")]})
-        await send({"type": "websocket.http.response.body", "body": b"not ", "more_body": True})
-        await send({"type": "websocket.http.response.body", "body": b"here"[:3]})
-
-    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        ws = RawWebSocket(stream)
-        reject = await ws.handshake()
-        assert isinstance(reject, RejectConnection)
-        assert await ws.rejection(reject) == (404, b"not her")
 
 
 async def test_headers_may_be_any_iterable_or_none(anyio_backend_name):
@@ -177,7 +154,7 @@ async def test_headers_may_be_any_iterable_or_none(anyio_backend_name):
 
 
 @on_own_server
-async def test_an_app_may_say_to_what_a_client_has_to_upgrade():
+async def test_an_app_may_send_an_upgrade_header():
     async def app(scope, receive, send):
         if scope["type"] == "http":
             await respond(send, status=426, headers=[(b"upgrade", b"websocket"), (b"connection", b"keep-alive")])
@@ -198,70 +175,8 @@ async def test_a_close_before_accept_is_403(caplog):
     assert not failures(caplog)
 
 
-@pytest.mark.parametrize("error", [LookupError, SystemExit])
-async def test_an_app_that_raises_is_logged_once_and_answered_with_500(caplog, error):
-    async def app(scope, receive, send):
-        if scope["type"] != "lifespan":
-            raise error("secret")
-
-    async with serving(app) as served, httpx.AsyncClient() as client:
-        response = await client.get(f"{served.url}/x")
-    assert response.status_code == 500
-    assert "secret" not in response.text
-    [record] = failures(caplog)
-    assert record.getMessage() == "the app raised in GET /x HTTP/1.1"
-    assert record.exc_info[0] is error
-    assert '"GET /x HTTP/1.1" 500 ' in caplog.text
-    assert served.exit_code == 0
-
-
-async def test_an_app_that_says_nothing_is_answered_with_500(caplog):
-    async def app(scope, receive, send):
-        pass
-
-    async with serving(app) as served, httpx.AsyncClient() as client:
-        assert (await client.get(f"{served.url}/x")).status_code == 500
-        async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-            assert (await RawWebSocket(stream).handshake()).status_code == 500
-    assert [record.getMessage() for record in failures(caplog)] == [
-        "the app returned without an answer to GET /x HTTP/1.1",
-        "the app returned without an answer to WebSocket / HTTP/1.1",
-    ]
-
-
 @on_own_server
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(None, 1000), (LookupError(), 1011), (SystemExit(3), 1011), (BaseExceptionGroup("", [SystemExit(3)]), 1011)],
-)
-async def test_an_app_that_ends_without_closing_closes(caplog, error, code):
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            if error is not None:
-                raise error
-
-    async with serving(app) as served, connected(served.port) as ws:
-        assert (await ws.closed())[0] == code
-    assert f"closed {code} " in caplog.text
-    assert len(failures(caplog)) == (error is not None)
-    assert served.exit_code == 0
-
-
-async def test_the_close_code_of_the_app_is_logged(caplog):
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            await send({"type": "websocket.close", "code": 4000, "reason": "enough"})
-            await send({"type": "websocket.close", "code": 4001})
-
-    async with serving(app) as served, connected(served.port) as ws:
-        assert await ws.closed() == (4000, "enough")
-    assert "closed 4000 " in caplog.text
-
-
-@on_own_server
-async def test_the_close_frame_arrives_even_where_the_client_is_still_sending():
+async def test_the_close_frame_arrives_even_if_the_client_still_sends():
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept"})
@@ -284,7 +199,7 @@ async def test_pings_are_sent_and_do_not_outlive_the_connection():
     assert served.exit_code == 0
 
 
-async def test_a_worker_that_is_cancelled_listens_no_more():
+async def test_a_cancelled_worker_stops_listening():
     with pytest.raises(ExceptionGroup):
         async with serving(echo) as served, connected(served.port):
             raise LookupError
@@ -292,7 +207,7 @@ async def test_a_worker_that_is_cancelled_listens_no_more():
         await anyio.connect_tcp("127.0.0.1", served.port)
 
 
-async def test_a_limit_that_was_asked_for_is_in_the_scope():
+async def test_the_message_limit_of_the_settings_is_in_the_scope():
     async def app(scope, receive, send):
         if scope["type"] == "http":
             await respond(send, repr(scope["extensions"]["microws"].get("max_message_size")).encode())
@@ -317,8 +232,7 @@ async def test_a_message_over_the_limit_is_1009(own):
 
 
 @on_own_server
-async def test_an_app_says_how_many_messages_may_wait_before_reading_pauses():
-    """On other servers it is this package that reads, and not the server: see TestReading."""
+async def test_reading_pauses_at_the_apps_receive_queue():
     app = App(receive_queue=2, close_timeout=0.1)
     wires = []
 
@@ -348,22 +262,9 @@ async def test_an_app_says_how_many_messages_may_wait_before_reading_pauses():
 # Clients that misbehave
 
 
-async def test_nonsense_is_400_and_no_noise(caplog):
-    async with serving(echo) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        await stream.send(b"\x16\x03\x01\x02\x00 what is this\r\n\r\n")
-        assert (await stream.receive()).startswith(b"HTTP/1.1 400 ")
-    assert not failures(caplog)
-
-
-async def test_a_head_over_16_kib_is_431():
-    async with serving(echo) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 17000)
-        assert (await stream.receive()).startswith(b"HTTP/1.1 431 ")
-
-
 @on_own_server
 @pytest.mark.parametrize("handshake", [True, False])
-async def test_a_head_over_16_kib_is_431_also_where_it_comes_in_one_piece(handshake, caplog):
+async def test_a_head_over_16_kib_is_431(handshake, caplog):
     async with serving(echo) as served:
         for size, answer in ((16_000, b"101 " if handshake else b"200 "), (17_000, b"431 ")):
             async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
@@ -376,8 +277,8 @@ async def test_a_head_over_16_kib_is_431_also_where_it_comes_in_one_piece(handsh
     assert not failures(caplog)
 
 
-async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_answered():
-    """Hypercorn has a place for ten parts of a body, and its last send waits for one more."""
+async def test_a_client_that_keeps_sending_does_not_hold_an_app_that_responded():
+    """Hypercorn queues ten parts of a body, and its last send waits until the client sends no more."""
     has_answered = anyio.Event()
 
     async def app(scope, receive, send):
@@ -396,7 +297,7 @@ async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_answered():
             await has_answered.wait()
 
 
-async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_failed(caplog):
+async def test_a_client_that_keeps_sending_does_not_hold_an_app_that_failed(caplog):
     has_failed = anyio.Event()
 
     async def app(scope, receive, send):
@@ -416,10 +317,8 @@ async def test_a_client_that_sends_on_and_on_holds_no_app_that_has_failed(caplog
 
 
 @on_own_server
-@pytest.mark.parametrize("reads", [True, False])
-@pytest.mark.parametrize("resets", [True, False])
-async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, reads, resets):
-    """Hypercorn may tell of the disconnect before it has handed on what came before, and then waits for the app."""
+@pytest.mark.parametrize(("reads", "resets"), [(True, True), (False, False)])
+async def test_a_client_that_floods_and_disconnects_leaves_nothing_behind(caplog, reads, resets):
 
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
@@ -444,79 +343,8 @@ async def test_a_client_that_floods_and_leaves_leaves_nothing_behind(caplog, rea
 
 
 @on_own_server
-async def test_a_frame_before_the_101_reaches_the_app(caplog):
-    received = []
-    has_ended = anyio.Event()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            received.append(await receive())
-            await send({"type": "websocket.accept"})
-            # Once more after a disconnect, too: a framework may ask again.
-            received.append(await receive())
-            received.append(await receive())
-            has_ended.set()
-
-    async with serving(app) as served:
-        async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-            await stream.send(HANDSHAKE + b"\x81\x81\0\0\0\0x")
-            assert (await stream.receive()).startswith(b"HTTP/1.1 101 ")
-        with anyio.fail_after(5):
-            await has_ended.wait()
-    connect, first, second = received
-    assert connect == {"type": "websocket.connect"}
-    assert first == {"type": "websocket.receive", "text": "x"}
-    assert second == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
-    assert not failures(caplog)
-
-
-@on_own_server
-async def test_a_client_that_does_not_answer_the_close_is_dropped(caplog):
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            scope["extensions"]["microws"]["transport"].limits = Limits(close_timeout=0.1)
-            await send({"type": "websocket.accept"})
-
-    async with serving(app) as served, connected(served.port) as ws:
-        assert (await ws.closed(answer=False))[0] == 1000
-        await read_to_the_end(ws.stream)
-    assert not failures(caplog)
-
-
-async def test_an_app_that_waits_for_the_disconnect_while_it_answers_gets_it():
-    has_left = anyio.Event()
-
-    async def app(scope, receive, send):
-        if scope["type"] != "http":
-            return
-
-        async def wait_disconnect():
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            has_left.set()
-
-        async with anyio.create_task_group() as tasks:
-            await receive()
-            tasks.start_soon(wait_disconnect)
-            await respond(send, b"enough")
-
-    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        await stream.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
-        assert b"200" in await stream.receive()
-        with anyio.fail_after(5):
-            await has_left.wait()
-
-
-async def test_an_invalid_frame_is_no_noise(caplog):
-    async with serving(echo) as served, connected(served.port) as ws:
-        await ws.stream.send(b"\xff\xff\xff\xff")
-        await read_to_the_end(ws.stream)
-    assert not failures(caplog)
-
-
-@on_own_server
 @pytest.mark.parametrize("handshake", [True, False])
-async def test_a_client_that_vanishes_is_no_noise(caplog, handshake):
+async def test_a_client_that_resets_the_connection_is_not_logged(caplog, handshake):
     begun, left = anyio.Event(), anyio.Event()
 
     async def app(scope, receive, send):
@@ -555,7 +383,7 @@ async def test_tls_speaks_http_1(caplog):
 
 
 class Pouring:
-    """An app that sends until its client has left, and waits for nothing else."""
+    """An app that sends until its client has disconnected, and waits for nothing else."""
 
     def __init__(self):
         self.left = anyio.Event()
@@ -576,7 +404,7 @@ class Pouring:
                 await send({"type": "http.response.body", "body": bytes(64 << 10), "more_body": True})
 
 
-async def test_an_app_that_sends_to_a_connection_that_was_reset_holds_up_nobody(caplog):
+async def test_a_reset_ends_an_app_that_sends(caplog):
     app = Pouring()
     async with serving(app) as served:
         stream = await anyio.connect_tcp("127.0.0.1", served.port)
@@ -589,7 +417,7 @@ async def test_an_app_that_sends_to_a_connection_that_was_reset_holds_up_nobody(
 
 
 @on_own_server
-async def test_a_client_that_breaks_tls_in_the_middle_of_a_response_is_no_failure_of_the_app(caplog):
+async def test_a_client_that_breaks_tls_is_not_a_failure_of_the_app(caplog):
     app = Pouring()
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     context = ssl.create_default_context(cafile=TLS / "localhost.pem")
@@ -607,7 +435,7 @@ async def test_a_client_that_breaks_tls_in_the_middle_of_a_response_is_no_failur
 
 
 @on_own_server
-async def test_a_client_that_does_not_answer_the_end_of_tls_is_no_failure_of_the_app(caplog):
+async def test_a_client_that_ignores_close_notify_is_not_a_failure_of_the_app(caplog):
     tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     context = ssl.create_default_context(cafile=TLS / "localhost.pem")
     async with (
@@ -637,15 +465,6 @@ async def test_a_websocket_over_tls_gets_1012():
         await stream.aclose()
 
 
-@on_own_server
-async def test_a_client_that_speaks_no_tls_is_no_noise(caplog):
-    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
-    async with serving(echo, tls=tls) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert (await stream.receive()).startswith(b"HTTP/1.1 400 ")
-    assert not failures(caplog)
-
-
 async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path, caplog):
     path = tmp_path / "app.sock"
     transport = httpx.AsyncHTTPTransport(uds=str(path))
@@ -656,7 +475,7 @@ async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path, caplog):
     assert 'unix "GET /x HTTP/1.1" 200 ' in caplog.text
 
 
-async def test_the_path_of_a_unix_socket_is_free_as_soon_as_the_drain_begins(tmp_path):
+async def test_the_path_of_a_unix_socket_is_free_during_the_drain(tmp_path):
     path = tmp_path / "app.sock"
     asked, answered = anyio.Event(), anyio.Event()
 
@@ -672,7 +491,7 @@ async def test_the_path_of_a_unix_socket_is_free_as_soon_as_the_drain_begins(tmp
         await stream.send(REQUEST)
         await asked.wait()
         served.shutdown.request()
-        while path.exists():  # noqa: ASYNC110 - a file tells nobody that it is removed
+        while path.exists():  # noqa: ASYNC110 - no event for a removed file
             await anyio.sleep(0.01)
         async with serving(echo, port=None, bind=f"unix:{path}"):
             answered.set()
@@ -683,22 +502,11 @@ async def test_the_path_of_a_unix_socket_is_free_as_soon_as_the_drain_begins(tmp
             assert path.is_socket()
 
 
-@on_own_server
-async def test_an_accept_that_cannot_be_is_the_apps_error_and_500(caplog):
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept", "subprotocol": "not offered"})
-
-    async with serving(app) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        assert (await RawWebSocket(stream).handshake()).status_code == 500
-    assert [record.getMessage() for record in failures(caplog)] == ["the app raised in WebSocket / HTTP/1.1"]
-
-
 LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "trio": "trio", "auto": "uvloop"}
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_run_serves_until_a_signal_on_the_loop_that_was_asked_for(loop, capfd):
+def test_run_serves_until_a_signal_on_the_requested_loop(loop, capfd):
     loops = []
 
     async def app(scope, receive, send):
@@ -718,7 +526,7 @@ def test_run_serves_until_a_signal_on_the_loop_that_was_asked_for(loop, capfd):
     assert stopping.endswith("stopping within 10 s; open requests: 0, WebSockets: 0 (Ctrl-C again: at once)")
 
 
-def test_a_second_signal_to_run_is_at_once_and_the_handlers_are_put_back(capfd):
+def test_a_second_signal_ends_run_and_the_handlers_are_restored(capfd):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     async def app(scope, receive, send):
@@ -746,19 +554,15 @@ def test_run_works_outside_the_main_thread(capfd):
     assert "the app's startup failed: LookupError: no database" in capfd.readouterr().err
 
 
-def test_run_says_in_one_line_that_an_address_is_in_use(capfd):
+def test_run_logs_a_problem_with_its_address_or_files_in_one_line(capfd, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(echo, port=port) == 1
-    [line] = capfd.readouterr().err.splitlines()
-    assert f"127.0.0.1:{port} is in use" in line
-    assert f"--port {port + 1}" in line
-
-
-def test_run_says_in_one_line_that_there_is_no_certificate(capfd, tmp_path):
     assert run(echo, port=0, certfile=str(tmp_path / "none.pem")) == 1
-    [line] = capfd.readouterr().err.splitlines()
-    assert "--certfile" in line
+    in_use, no_certificate = capfd.readouterr().err.splitlines()
+    assert f"127.0.0.1:{port} is in use" in in_use
+    assert f"--port {port + 1}" in in_use
+    assert "--certfile" in no_certificate
 
 
 def test_run_logs_json_one_object_a_line(capfd):
@@ -786,7 +590,7 @@ def test_run_logs_json_one_object_a_line(capfd):
         ("zzz", "expected one of bind, host, port, workers,"),
     ],
 )
-def test_an_option_of_run_that_does_not_exist_is_one_line_with_the_right_one(option, hint):
+def test_an_unknown_option_of_run_is_one_line_with_a_hint(option, hint):
     with pytest.raises(TypeError) as error:
         App().run(**{option: 1})
     assert str(error.value).startswith(f"app.run() has no option {option!r}; {hint}")
@@ -801,12 +605,12 @@ def test_run_takes_settings_or_options():
 
 
 @pytest.mark.parametrize("loop", ["trio", "uvloop"])
-def test_a_loop_that_is_not_installed_is_named_with_the_remedy(loop, monkeypatch):
+def test_a_loop_that_is_not_installed_is_an_error_with_the_command(loop, monkeypatch):
     monkeypatch.setitem(sys.modules, loop, None)
     with pytest.raises(FeatureUnavailable, match=rf"the loop {loop} is not installed: pip install "):
         choose_loop(Settings(loop=loop))
 
 
-def test_auto_is_asyncio_where_there_is_no_uvloop(monkeypatch):
+def test_auto_is_asyncio_without_uvloop(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert choose_loop(Settings()) == "asyncio"

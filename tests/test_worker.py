@@ -231,34 +231,6 @@ async def test_a_message_over_the_limit_is_1009(own):
         assert (await ws.closed())[0] == 1009
 
 
-@on_own_server
-async def test_reading_pauses_at_the_apps_receive_queue():
-    app = App(receive_queue=2, close_timeout=0.1)
-    wires = []
-
-    @app.add_middleware
-    def looking(inner):
-        async def look(scope, receive, send):
-            if scope["type"] == "websocket":
-                wires.append(scope["extensions"]["microws"].get("transport"))
-            await inner(scope, receive, send)
-
-        return look
-
-    @app.websocket_route("/")
-    async def view(ws):
-        async with ws:
-            await anyio.sleep_forever()
-
-    async with serving(app, drain_timeout=0.2) as served, connected(served.port) as ws:
-        for _ in range(2):
-            await ws.send_text("x")
-        [wire] = wires
-        with anyio.fail_after(5):
-            while wire.is_reading:
-                await anyio.lowlevel.checkpoint()
-
-
 # Clients that misbehave
 
 

@@ -37,13 +37,12 @@ if TYPE_CHECKING:
         WebSocketDisconnect,
         WebSocketRejected,
     )
-    from microws.event_stream import EventStream
+    from microws.event_stream import EventStream, ServerSentEvent
     from microws.files import FileResponse
     from microws.forms import UploadFile
     from microws.interfaces import Codec, Receipt
     from microws.requests import Request
     from microws.responses import JSONResponse, RedirectResponse, Response
-    from microws.sse import ServerSentEvent
     from microws.streams import StreamingResponse
     from microws.websocket import WebSocket
 
@@ -97,7 +96,7 @@ if not TYPE_CHECKING:
         "RedirectResponse": "responses",
         "Request": "requests",
         "Response": "responses",
-        "ServerSentEvent": "sse",
+        "ServerSentEvent": "event_stream",
         "State": "datastructures",
         "StreamingResponse": "streams",
         "URL": "datastructures",

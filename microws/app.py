@@ -11,6 +11,7 @@ from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable, RoutingError
+from microws.event_stream import EventName, Stream
 from microws.files import StaticFiles
 from microws.health import Health
 from microws.hints import add_hints
@@ -23,7 +24,7 @@ from microws.responses import Response
 from microws.routing import Pattern, Router
 from microws.server.settings import RunOptions
 from microws.settings import AppSettings
-from microws.subscription import EventName, Stream, Subscription
+from microws.subscription import Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.threads import Threads
 from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions

@@ -1,71 +1,250 @@
-"""Server-sent events as a response: of any source, or of topics."""
+"""
+Server-sent events: one event, topics as events, and the response.
+
+``EventStream(app.stream("t"))`` is a response that an outbox feeds. On this package's own server the outbox writes to
+the client's connection, as that of a WebSocket does. On other servers, and behind middleware, a task sends what is in
+it.
+"""
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Final, Protocol
+from itertools import count
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
 
+from microws.codec import MessageCodec, dumps_json
 from microws.connection.deadlines import Deadlines
+from microws.errors import Overflow
 from microws.handshake import HeadersLike
-from microws.hub import BACKED_UP, MAX_PART_BYTES, Sink, Subscriber, running_loop
-from microws.interfaces import Event, Receive, Scope, Send
-from microws.sse import KEEPALIVE, OPENING, ServerSentEvent, as_chunk
+from microws.hub import (
+    BACKED_UP,
+    MAX_PART_BYTES,
+    FrameCodec,
+    Hub,
+    Outbox,
+    Published,
+    Subscriber,
+    TopicSettings,
+    check_topic,
+    running_loop,
+)
+from microws.interfaces import Event, Frame, Payload, Receive, Scope, Send, Sink
 from microws.streams import Source, StreamingResponse, body_part, send_until_disconnect
-from microws.subscription import Stream
+from microws.subscription import TopicQueue
 
-__all__ = ["EventStream"]
+__all__ = ["GAP", "KEEPALIVE", "EventName", "EventStream", "ServerSentEvent", "Stream", "event_codec"]
 
-# The second one is a chunk of HTTP/1.1.
-_COMMENTS: Final = (KEEPALIVE, as_chunk(KEEPALIVE))
+EventName: TypeAlias = str | Callable[[str], str | None] | None
+
+# https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+_END_OF_LINE = re.compile(r"\r\n|\r|\n")
+_END_OF_ENCODED_LINE = re.compile(rb"\r\n|\r|\n")
+_UNSAFE_IN_FIELD = re.compile(r"[\x00\r\n]")
+
+# Comments, which clients ignore. The first one tells the client that the stream is open; the last one stands where an
+# overflow policy dropped messages.
+_OPENING = b":\n"
+KEEPALIVE = b": keepalive\n\n"
+GAP = b": gap\n\n"
+
+_numbers = count(1)
 
 
-class Connection(Sink, Protocol):
-    """The connection to a client, on this package's own server."""
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """
+    One event of an ``EventStream``; encoded once, even if many streams send it.
 
-    on_writable: Callable[[], None] | None
+    Args:
+        data: ``str`` as it is; ``bytes`` as text in UTF-8; any other value as JSON. A line end of any kind arrives as
+            ``\\n``.
+        event: Its type, which ``addEventListener`` names. Default: ``message``.
+        id: What a browser sends as ``Last-Event-ID`` when it reconnects.
+        retry: Milliseconds that a browser waits before it reconnects.
+
+    Raises:
+        TypeError: JSON has no form for ``data``.
+        ValueError: ``data`` cannot be encoded; a line end or NUL in ``event`` or ``id``; a negative ``retry``.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    data: Any
+    event: str | None = field(default=None, kw_only=True)
+    id: str | None = field(default=None, kw_only=True)
+    retry: int | None = field(default=None, kw_only=True)
+    encoded: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lines = []
+        for name, value in (("event", self.event), ("id", self.id)):
+            if value is not None:
+                if _UNSAFE_IN_FIELD.search(value):
+                    raise ValueError(f"expected an event's {name} without line ends and NUL, got {value!r}")
+                lines.append(f"{name}: {value}")
+        if self.retry is not None:
+            if self.retry < 0:
+                raise ValueError(f"expected retry to be a number of milliseconds, 0 or more, got {self.retry}")
+            lines.append(f"retry: {int(self.retry)}")
+        if isinstance(self.data, str):
+            text = self.data
+        else:
+            text = (self.data if isinstance(self.data, bytes) else dumps_json(self.data)).decode()
+        lines.extend(f"data: {line}" for line in _END_OF_LINE.split(text))
+        object.__setattr__(self, "encoded", "\n".join([*lines, "", ""]).encode())
 
 
-class Exchange(Protocol):
-    """A request and its response, on this package's own server: ``scope["microws.exchange"]``. Nothing waits."""
+# Published values as events
 
-    @property
-    def connection(self) -> Connection: ...
 
-    @property
-    def is_received(self) -> bool:
-        """Whether the whole request has come."""
-        ...
+@final
+class _EventCodec:
+    """Frames published values as events of one type, for a response that is sent in chunks or not."""
 
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether a body without a length is sent in chunks."""
-        ...
+    __slots__ = ("__weakref__", "_head", "_is_chunked")
 
-    def is_own(self, send: Send, /) -> bool:
-        """Whether the server gets the body as it is given to ``send``: no middleware stands between."""
-        ...
+    def __init__(self, event: str | None, *, is_chunked: bool) -> None:
+        self._head = b"data: " if event is None else f"event: {event}\ndata: ".encode()
+        self._is_chunked = is_chunked
 
-    def watch_end(self, on_end: Callable[[], None], /) -> None:
-        """Call ``on_end`` once, when the client has left or the server ends the response; at once where it has."""
-        ...
+    def frame(self, payload: Payload) -> Frame:
+        """A text message as it is, ``bytes`` as base64, anything else as JSON."""
+        data = b64encode(payload.data) if payload.kind == "bytes" else payload.data
+        if b"\n" in data or b"\r" in data:
+            data = _END_OF_ENCODED_LINE.sub(b"\ndata: ", data)
+        event = self._head + data + b"\n\n"
+        return Frame(_as_chunk(event) if self._is_chunked else event, is_encoded=True)
+
+
+_codecs: WeakValueDictionary[tuple[str | None, bool], _EventCodec] = WeakValueDictionary()
+
+
+def event_codec(event: str | None, *, is_chunked: bool) -> FrameCodec:
+    """The codec of an event's type: all streams share it, so that a published message is framed once for all."""
+    codec = _codecs.get((event, is_chunked))
+    if codec is None:
+        codec = _codecs[event, is_chunked] = _EventCodec(event, is_chunked=is_chunked)
+    return codec
+
+
+def _as_chunk(data: bytes) -> bytes:
+    """One chunk of a response in HTTP/1.1. Source: RFC 9112 §7.1."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+# Two forms each, as they are and as a chunk: index them with ``is_chunked``.
+_KEEPALIVES: Final = (KEEPALIVE, _as_chunk(KEEPALIVE))
+_GAPS: Final = (Frame(GAP, is_encoded=True), Frame(_as_chunk(GAP), is_encoded=True))
+
+
+def _gap_marker(topic: str, settings: TopicSettings, *, is_chunked: bool) -> Published:
+    return Published(_GAPS[is_chunked], topic, settings, is_gap=True)
+
+
+class Stream:
+    """
+    Some topics as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
+
+    A text message is sent as it is, ``bytes`` as base64, anything else as JSON. If the app itself iterates over it, it
+    subscribes when the iteration begins, and the iteration ends where a message was lost.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    __slots__ = ("_codec", "_events", "_hub", "_queue")
+
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], event: EventName) -> None:
+        if not topics:
+            raise TypeError("expected at least one topic, got none: app.stream(topic)")
+        for topic in topics:
+            check_topic(topic)
+        self._events = {topic: _event_name(event, topic) for topic in topics}
+        self._hub = hub
+        self._codec = codec
+        self._queue: TopicQueue | None = None
+
+    def attach(self, *, is_chunked: bool, wake: Callable[[], None], refuse: Callable[[int, str], None]) -> Subscriber:
+        """
+        Subscribe a response. Its outbox gets encoded events.
+
+        Args:
+            is_chunked: Whether each event is also a chunk of HTTP/1.1.
+            wake, refuse: See ``Subscriber``.
+
+        Raises:
+            RuntimeError: The app does not run, or runs in another event loop.
+        """
+        hub = self._hub
+        hub.loop.check("anyio.from_thread.run(function), where the `async def` function sends the response")
+        codecs = {topic: event_codec(event, is_chunked=is_chunked) for topic, event in self._events.items()}
+        distinct = set(codecs.values())
+        subscriber = Subscriber(
+            id=f"events-{next(_numbers)}",
+            codec=codecs if len(distinct) > 1 else distinct.pop(),
+            outbox=Outbox(marker=partial(_gap_marker, is_chunked=is_chunked), losses=hub.losses),
+            wake=wake,
+            refuse=refuse,
+        )
+        hub.subscribe(subscriber, *codecs)
+        return subscriber
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Unsubscribe a response, and forget what is in its outbox."""
+        self._hub.leave(subscriber)
+        subscriber.outbox.clear()
+
+    def __aiter__(self) -> "Stream":
+        self._queue = self._queue or TopicQueue(self._hub, self._codec, tuple(self._events))
+        self._queue.open()
+        return self
+
+    async def __anext__(self) -> ServerSentEvent:
+        try:
+            message = None if self._queue is None else await self._queue.get()
+        except Overflow:
+            await self.aclose()
+            message = None
+        if message is None:
+            raise StopAsyncIteration
+        frame = message.frame
+        data = frame.text if frame.is_text else b64encode(frame.data).decode()
+        return ServerSentEvent(data, event=self._events[message.topic])
+
+    async def aclose(self) -> None:
+        """End the iteration and its subscription."""
+        if self._queue is not None:
+            self._queue.close()
+
+
+def _event_name(event: EventName, topic: str) -> str | None:
+    name = event(topic) if callable(event) else event
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"expected event=None, a str or a function of the topic that returns one, got {name!r}")
+    # It refuses line ends and NUL.
+    return ServerSentEvent("", event=name).event
+
+
+# The response
 
 
 class EventStream(StreamingResponse):
     """
-    Server-sent events, for a browser's ``EventSource``. Ends when the source does; the browser then comes back.
+    Server-sent events, for a browser's ``EventSource``. Ends when the source ends; the browser then reconnects.
 
     Holds one item at a time: a slow client slows the source down. A comment at the beginning tells the client that the
-    stream is open, and one in every ``keepalive`` seconds of silence keeps proxies from giving up; the source is not
-    disturbed by them. Leaving is as in ``StreamingResponse``.
+    stream is open. A comment after every ``keepalive`` seconds of silence keeps proxies from closing the connection; it
+    does not disturb the source. A client that disconnects is handled as in ``StreamingResponse``.
 
     With ``app.stream(…)`` as source, a published message is encoded once for all clients, and each client has a queue
-    with the same bounds as a WebSocket's. If the topic's ``overflow`` is ``"close"``, the stream of a client that is
-    too slow ends, and its browser connects again. The other policies drop messages, and send the comment ``: gap``
-    before the next one.
+    with the limits and the policy of ``app.topic``. The response ends where the client would miss a message. If the
+    policy drops messages, a comment, ``: gap``, tells the client before the next one.
 
     Args:
         source: What ``app.stream`` returns; an async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or
@@ -80,8 +259,8 @@ class EventStream(StreamingResponse):
     """
 
     can_be_direct: ClassVar[bool] = True
-    # Not empty: gunicorn's worker holds the headers until the first byte of the body.
-    _opening = OPENING
+    # Not empty: gunicorn's worker holds the headers back until the first byte of the body.
+    _opening = _OPENING
 
     def __init__(
         self,
@@ -91,36 +270,50 @@ class EventStream(StreamingResponse):
         keepalive: float = 15.0,
     ) -> None:
         if not keepalive > 0:
-            raise ValueError(f"keepalive is a number of seconds above 0, not {keepalive}")
+            raise ValueError(f"expected keepalive to be a number of seconds above 0, got {keepalive}")
         super().__init__(source, 200, headers)
         self.headers.pop("content-type", None)
         self.headers.add_default("content-type", "text/event-stream")
         self.headers.add_default("cache-control", "no-store")
-        # nginx would else collect the events in its buffer.
+        # Without it nginx collects the events in its buffer.
         self.headers.add_default("x-accel-buffering", "no")
         self._keepalive = keepalive
 
-    # No coroutine of its own: each of many clients would keep one.
+    # Not ``async def``: each of many clients would keep one more coroutine.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Send events until the source ends or the client leaves. Cancelled, it closes the source."""
+        """Send events until the source ends or the client disconnects. If it is cancelled, it closes the source."""
         source = self._source
         if not isinstance(source, Stream) or scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
         exchange: Exchange | None = scope.get("microws.exchange")
-        topics: _Topics
+        events: _TopicEvents
         if exchange is not None and exchange.is_received and exchange.is_own(send):
-            topics = _Direct(source, self._keepalive, exchange)
+            events = _DirectEvents(source, self._keepalive, exchange)
         else:
-            topics = _Portable(source, self._keepalive)
-        return topics.send(self._start(), receive, send)
+            events = _PortableEvents(source, self._keepalive)
+        return events.send(self._start(), receive, send)
 
-    async def _send_source(self, source: "Source", receive: Receive, send: Send) -> bool:
-        stream = _KeptAlive(self._keepalive)
+    async def _send_source(self, source: Source, receive: Receive, send: Send) -> bool:
+        lock = anyio.Lock(fast_acquire=True)
+        due = anyio.current_time() + self._keepalive
+
+        async def send_event(send: Send, event: Event, *, if_due: bool = False) -> None:
+            nonlocal due
+            async with lock:
+                if not if_due or anyio.current_time() >= due:
+                    await send(event)
+                    due = anyio.current_time() + self._keepalive
+
+        async def keep_alive(send: Send) -> None:
+            while True:
+                await anyio.sleep_until(due)
+                await send_event(send, body_part(KEEPALIVE), if_due=True)
+
         return await send_until_disconnect(
             receive,
             send,
-            lambda send: self._send_chunks(source, partial(stream.send, send)),
-            stream.keep_alive,
+            lambda send: self._send_chunks(source, partial(send_event, send)),
+            keep_alive,
             leaving=source.leaving,
         )
 
@@ -128,55 +321,63 @@ class EventStream(StreamingResponse):
         return (item if isinstance(item, ServerSentEvent) else ServerSentEvent(item)).encoded
 
 
-class _KeptAlive:
-    """Sends one event at a time, and a comment when there was none for ``keepalive`` seconds."""
+class Link(Sink, Protocol):
+    """The connection of an exchange, on this package's own server."""
 
-    def __init__(self, keepalive: float) -> None:
-        self._keepalive = keepalive
-        self._lock = anyio.Lock(fast_acquire=True)
-        self._due = anyio.current_time() + keepalive
-
-    async def send(self, send: Send, event: Event) -> None:
-        async with self._lock:
-            await send(event)
-            self._due = anyio.current_time() + self._keepalive
-
-    async def keep_alive(self, send: Send) -> None:
-        while True:
-            await anyio.sleep_until(self._due)
-            async with self._lock:
-                if anyio.current_time() >= self._due:
-                    await send(body_part(KEEPALIVE))
-                    self._due = anyio.current_time() + self._keepalive
+    on_writable: Callable[[], None] | None
 
 
-class _Topics(ABC):
+class Exchange(Protocol):
+    """A request and its response on this package's own server: ``scope["microws.exchange"]``. Nothing waits."""
+
+    @property
+    def connection(self) -> Link: ...
+
+    @property
+    def is_received(self) -> bool:
+        """Whether the whole request was received."""
+        ...
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a body without a length is sent in chunks."""
+        ...
+
+    def is_own(self, send: Send, /) -> bool:
+        """Whether the server gets what is given to ``send``: no middleware stands between."""
+        ...
+
+    def watch_end(self, on_end: Callable[[], None], /) -> None:
+        """Call ``on_end`` once, when the client disconnects or the server ends the response; at once if it did."""
+        ...
+
+
+class _TopicEvents(ABC):
     """
-    The response to one client of topics.
+    The events of some topics for one client.
 
     Args:
         stream: The topics.
+        keepalive: Seconds of silence before a comment.
         is_chunked: Whether each event is also a chunk of HTTP/1.1.
     """
 
-    __slots__ = ("__weakref__", "_outbox", "_stream", "_subscriber")
+    __slots__ = ("__weakref__", "_keepalive", "_loop", "_outbox", "_silences", "_stream", "_subscriber")
 
-    def __init__(self, stream: Stream, *, is_chunked: bool) -> None:
+    def __init__(self, stream: Stream, keepalive: float, *, is_chunked: bool) -> None:
+        self._keepalive = keepalive
+        # asyncio's; ``None`` on trio.
+        self._loop = running_loop()
+        self._silences = None if self._loop is None else _silences_of(self._loop, keepalive)
         self._stream = stream
-        # Before the client can know of the response.
+        # Before the head of the response: what is published once the client has it is for the client.
         subscriber = stream.attach(is_chunked=is_chunked, wake=self._wake, refuse=self._refuse)
         self._subscriber: Subscriber | None = subscriber
         self._outbox = subscriber.outbox
 
     @abstractmethod
     async def send(self, start: Event, receive: Receive, send: Send) -> None:
-        """Send the response, until the client leaves or would miss a message."""
-
-    def _detach(self) -> None:
-        """Leave the hub, and let go of the subscriber, which holds this object."""
-        subscriber, self._subscriber = self._subscriber, None
-        if subscriber is not None:
-            self._stream.detach(subscriber)
+        """Send the response, until the client disconnects or would miss a message."""
 
     @abstractmethod
     def break_silence(self) -> None:
@@ -184,28 +385,30 @@ class _Topics(ABC):
 
     @abstractmethod
     def _wake(self) -> None:
-        """Something waits in the outbox."""
+        """Send what was queued in the outbox."""
 
     @abstractmethod
     def _refuse(self, code: int, reason: str) -> None:
-        """The client would miss a message: let it come back."""
+        """End the response, because the client would miss a message: it reconnects."""
+
+    def _detach(self) -> None:
+        # The subscriber refers to this object: without ``None`` both would be left to the garbage collector.
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is not None:
+            self._stream.detach(subscriber)
 
 
-class _Portable(_Topics):
-    """Over ASGI, on any server: one task sends the events, this one waits for the client to leave."""
+class _PortableEvents(_TopicEvents):
+    """On any server: one task sends the events, this one waits for the client to disconnect."""
 
-    __slots__ = ("_event", "_has_ended", "_has_left", "_keepalive", "_loop", "_waiter")
+    __slots__ = ("_event", "_has_ended", "_has_left", "_waiter")
 
     def __init__(self, stream: Stream, keepalive: float) -> None:
-        # asyncio's; ``None`` on trio.
-        self._loop = running_loop()
-        self._keepalive = keepalive
         # What the sending task waits for: on asyncio the next bytes, on trio a sign that there are some.
         self._waiter: asyncio.Future[bytes] | None = None
         self._event: anyio.Event | None = None
-        self._has_ended = False
-        self._has_left = False
-        super().__init__(stream, is_chunked=False)
+        self._has_ended = self._has_left = False
+        super().__init__(stream, keepalive, is_chunked=False)
 
     async def send(self, start: Event, receive: Receive, send: Send) -> None:
         try:
@@ -216,41 +419,44 @@ class _Portable(_Topics):
                     pass
                 self._has_left = self._has_ended = True
                 if self._waiter is None and self._event is None:
-                    # The sending task is within ``send``, which waits for the client.
+                    # The sending task is within ``send``, which waits for the client. If it waits for events, it is
+                    # woken instead: a cancelled wait would leave objects to the garbage collector.
                     tasks.cancel_scope.cancel()
                 self._wake()
-            if not self._has_left:
-                await send({"type": "http.response.body", "body": b""})
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             self._detach()
 
-    async def _send_events(self, send: Send, sending: anyio.CancelScope) -> None:
+    async def _send_events(self, send: Send, response: anyio.CancelScope) -> None:
         outbox = self._outbox
-        outbox.carry = self._leave
-        silences = None if self._loop is None else _silences_of(self._loop, self._keepalive)
+        outbox.carry = self._carry
         try:
-            await send(body_part(OPENING))
+            await send(body_part(_OPENING))
             while not self._has_ended:
-                if body := outbox.take(MAX_PART_BYTES) or await self._wait(silences):
+                if body := outbox.take(MAX_PART_BYTES) or await self._wait():
                     await send(body_part(body))
+            if not self._has_left:
+                await send({"type": "http.response.body", "body": b""})
         except OSError:
+            # The client disconnected.
             # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
-            self._has_left = True
-            sending.cancel()
+            pass
         finally:
             outbox.carry = None
-        if not self._has_left:
-            sending.cancel()
+        response.cancel()
 
-    async def _wait(self, silences: Deadlines[_Topics] | None) -> bytes:
-        """What is to be sent next; empty where the outbox has it."""
-        if silences is None:
-            return await self._wait_on_trio()
-        assert self._loop is not None
+    async def _wait(self) -> bytes:
+        """Wait for what is to be sent next; empty if it is in the outbox."""
+        loop, silences = self._loop, self._silences
+        if loop is None or silences is None:
+            self._event = anyio.Event()
+            with anyio.move_on_after(self._keepalive) as silence:
+                await self._event.wait()
+            self._event = None
+            return KEEPALIVE if silence.cancelled_caught else b""
         self._outbox.release()
-        self._waiter = self._loop.create_future()
+        self._waiter = loop.create_future()
         silences.start(self)
         try:
             return await self._waiter
@@ -258,37 +464,25 @@ class _Portable(_Topics):
             self._waiter = None
             silences.stop(self)
 
-    async def _wait_on_trio(self) -> bytes:
-        self._event = anyio.Event()
-        try:
-            with anyio.move_on_after(self._keepalive):
-                await self._event.wait()
-                return b""
-        finally:
-            self._event = None
-        return KEEPALIVE
-
-    def _leave(self) -> None:
-        """What was published in this turn of the event loop is to leave: joined once for all clients."""
-        outbox, waiter = self._outbox, self._waiter
-        batch = outbox.batch
-        assert batch is not None
-        if waiter is None or waiter.done() or outbox or batch.previous is not None:
+    def _carry(self) -> None:
+        """Send the batch of this turn of the event loop. Its bytes were joined once for all clients."""
+        outbox, batch, waiter = self._outbox, self._outbox.batch, self._waiter
+        if waiter is None or waiter.done() or outbox or batch is None or batch.previous is not None:
             outbox.hold()
             self._wake()
-            return
-        outbox.batch = BACKED_UP
-        waiter.set_result(batch.encoded)
+        else:
+            outbox.batch = BACKED_UP
+            waiter.set_result(batch.encoded)
 
     def break_silence(self) -> None:
-        self._send_next(KEEPALIVE)
+        self._end_wait(KEEPALIVE)
 
     def _wake(self) -> None:
+        self._end_wait(b"")
+
+    def _end_wait(self, body: bytes) -> None:
         if self._event is not None:
             self._event.set()
-        self._send_next(b"")
-
-    def _send_next(self, body: bytes) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(body)
 
@@ -298,62 +492,59 @@ class _Portable(_Topics):
         self._wake()
 
 
-class _Direct(_Topics):
+class _DirectEvents(_TopicEvents):
     """
     On this package's own server: events go from the outbox to the connection, as a WebSocket's messages do.
 
-    This task only waits for the end. A comment is sent every ``keepalive`` seconds, whether there were events or not:
-    a stream is not told what the server writes to many at once.
+    This task only waits for the end. A comment is sent every ``keepalive`` seconds, even if there were events: a stream
+    does not see what is written to many connections at once.
     """
 
-    __slots__ = ("_connection", "_end", "_exchange", "_keepalive", "_silences")
+    __slots__ = ("_connection", "_end", "_exchange")
 
     def __init__(self, stream: Stream, keepalive: float, exchange: Exchange) -> None:
         self._exchange = exchange
         self._connection = exchange.connection
-        loop = asyncio.get_running_loop()
-        self._silences = _silences_of(loop, keepalive)
-        self._end = loop.create_future()
-        super().__init__(stream, is_chunked=exchange.takes_chunks)
+        self._end = asyncio.get_running_loop().create_future()
+        super().__init__(stream, keepalive, is_chunked=exchange.takes_chunks)
 
     async def send(self, start: Event, receive: Receive, send: Send) -> None:
         try:
             await send(start)
+            # It would be kept for the whole life of the stream.
             del start
-            await send(body_part(OPENING))
+            await send(body_part(_OPENING))
             self._outbox.sink = self._connection
             self._connection.on_writable = self._wake
+            assert self._silences is not None
             self._silences.start(self)
             self._exchange.watch_end(self._leave)
             self._wake()
             await self._end
         except OSError:
+            # The client disconnected.
             # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
             pass
         finally:
             self._leave()
 
-    def _wake(self) -> None:
-        connection, outbox = self._connection, self._outbox
-        if outbox.sink is None:
-            return
-        while connection.is_writable and not connection.is_lost:
-            if not outbox:
-                outbox.release()
-                return
-            connection.write(outbox.take(MAX_PART_BYTES))
-
     def break_silence(self) -> None:
+        connection = self._connection
+        assert self._silences is not None
         self._silences.start(self)
-        if self._connection.is_writable and not self._connection.is_lost and not self._outbox.has_waiting:
-            self._connection.write(_COMMENTS[self._exchange.takes_chunks])
+        if connection.is_writable and not connection.is_lost and not self._outbox.has_waiting:
+            connection.write(_KEEPALIVES[self._exchange.takes_chunks])
+
+    def _wake(self) -> None:
+        self._outbox.drain()
 
     def _refuse(self, code: int, reason: str) -> None:
         self._outbox.clear()
         self._connection.close(code, reason)
 
     def _leave(self) -> None:
-        """The client has left, or the server ends the stream: what was published before leaves first."""
+        """The client disconnected, or the server ends the response: first send what was published before."""
+        assert self._silences is not None
         self._silences.stop(self)
         connection, outbox = self._connection, self._outbox
         if outbox.sink is not None:
@@ -365,15 +556,14 @@ class _Direct(_Topics):
             self._end.set_result(None)
 
 
-# How long the streams of an event loop have been silent, by their ``keepalive``. The streams hold these, the loop does
-# while a timer runs.
-_Silences = WeakValueDictionary[float, Deadlines[_Topics]]
-_silences: WeakKeyDictionary[asyncio.AbstractEventLoop, _Silences] = WeakKeyDictionary()
+# The timers of an event loop, by ``keepalive``. The streams keep them alive, and the loop does while a timer runs.
+_Silences: TypeAlias = Deadlines[_TopicEvents]
+_silences: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[float, _Silences]] = WeakKeyDictionary()
 
 
-def _silences_of(loop: asyncio.AbstractEventLoop, seconds: float) -> Deadlines[_Topics]:
+def _silences_of(loop: asyncio.AbstractEventLoop, seconds: float) -> _Silences:
     by_seconds = _silences.setdefault(loop, WeakValueDictionary())
     found = by_seconds.get(seconds)
     if found is None:
-        found = by_seconds[seconds] = Deadlines(seconds, lambda topics: topics.break_silence())
+        found = by_seconds[seconds] = Deadlines(seconds, lambda events: events.break_silence())
     return found

@@ -1,37 +1,30 @@
-"""Topics read by the app itself: ``app.subscribe`` as a queue to iterate, ``app.stream`` as server-sent events."""
+"""Topics read by the app itself: ``app.subscribe``, a bounded queue to iterate."""
 
-from base64 import b64encode
-from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import anyio
 
 from microws.codec import MessageCodec
 from microws.errors import Overflow
-from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic
+from microws.hub import Hub, Outbox, Published, Subscriber, TopicSettings
 from microws.interfaces import Frame
-from microws.sse import GAP, ServerSentEvent, as_chunk, event_codec
 
-__all__ = ["EventName", "Stream", "Subscription"]
-
-EventName: TypeAlias = str | Callable[[str], str | None] | None
+__all__ = ["Subscription", "TopicQueue"]
 
 _numbers = count(1)
 
 
-def _marker(gap: bytes) -> Callable[[str, TopicSettings], Published]:
-    frame = Frame(gap, is_encoded=True)
-    return lambda topic, settings: Published(frame, topic, settings, is_gap=True)
+class TopicQueue:
+    """
+    The messages of some topics, in a bounded queue with one reader.
 
-
-# The gap marker of an event stream; the second one is a chunk of HTTP/1.1.
-_MARKERS = (_marker(GAP), _marker(as_chunk(GAP)))
-
-
-class _Queue:
-    """The receiving end of some topics: waits for a frame, and says when one was lost."""
+    Args:
+        hub: Of the topics.
+        codec: Frames the messages.
+        topics: One or more.
+    """
 
     def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         self._hub = hub
@@ -45,6 +38,7 @@ class _Queue:
         )
 
     def open(self) -> None:
+        """Subscribe."""
         self._hub.loop.check(
             "anyio.from_thread.run(function), where the `async def` function reads the topics in the app's event loop"
         )
@@ -52,13 +46,19 @@ class _Queue:
         self._is_open = True
 
     def close(self) -> None:
+        """Unsubscribe, and forget what is queued."""
         self._hub.leave(self._subscriber)
         self._outbox.clear()
         self._is_open = self._overflowed = False
         self._wake()
 
     async def get(self) -> Published | None:
-        """``None``: it is not open. Cancelled while it waits, it has taken nothing out."""
+        """
+        Wait for the next message; ``None`` if the queue is not open. If it is cancelled, no message is lost.
+
+        Raises:
+            Overflow: Messages were lost here. The next call goes on behind them.
+        """
         while not self._outbox:
             if not self._is_open:
                 return None
@@ -82,7 +82,7 @@ class _Queue:
             self._arrived = None
 
     def _refuse(self, code: int, reason: str) -> None:
-        # What waits is still read; then the reader is told; then it goes on with what is live by then.
+        # The reader gets what is queued, then Overflow; then it goes on with what is published from then on.
         self._overflowed = True
         self._hub.leave(self._subscriber)
         self._wake()
@@ -102,9 +102,8 @@ class Subscription:
             async for message in messages:
                 ...
 
-    Messages are what was published: ``str``, ``bytes``, or the value that its JSON holds. Reading raises ``Overflow``
-    once where messages were lost because they came faster than they were read, and then goes on. A subscription has one
-    reader at a time.
+    Messages are what was published: ``str``, ``bytes``, or the value that its JSON holds. If messages come faster than
+    they are read, some are lost: then reading raises ``Overflow`` once, and goes on. One task at a time may read.
 
     Attributes:
         topic: The topic of the message that was read last; ``""`` before the first.
@@ -112,10 +111,10 @@ class Subscription:
 
     def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
         if not topics:
-            raise TypeError("subscribe takes at least one topic")
+            raise TypeError("expected at least one topic, got none: app.subscribe(topic)")
         self.topic: str = ""
         self._codec = codec
-        self._queue = _Queue(hub, codec, topics)
+        self._queue = TopicQueue(hub, codec, topics)
 
     async def __aenter__(self) -> Self:
         self._queue.open()
@@ -136,90 +135,3 @@ class Subscription:
         self.topic = message.topic
         frame = message.frame
         return self._codec.decode(frame.text) if frame.is_text else frame.data
-
-
-class Stream:
-    """
-    Some topics as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
-
-    A text message is sent as it is, ``bytes`` as base64, anything else as JSON. Iterated by the app itself it
-    subscribes when iteration begins, and ends where a message was lost.
-
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
-    """
-
-    __slots__ = ("_codec", "_events", "_hub", "_queue")
-
-    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], event: EventName) -> None:
-        if not topics:
-            raise TypeError("stream takes at least one topic")
-        for topic in topics:
-            check_topic(topic)
-        self._events = {topic: _event_name(event, topic) for topic in topics}
-        self._hub = hub
-        self._codec = codec
-        self._queue: _Queue | None = None
-
-    def attach(self, *, is_chunked: bool, wake: Callable[[], None], refuse: Callable[[int, str], None]) -> Subscriber:
-        """
-        Subscribe a response. Its outbox gets events that are framed already, once for all responses.
-
-        Args:
-            is_chunked: Whether each event is also a chunk of HTTP/1.1.
-            wake, refuse: See ``Subscriber``.
-
-        Raises:
-            RuntimeError: The app does not run, or runs in another event loop.
-        """
-        hub = self._hub
-        hub.loop.check("anyio.from_thread.run(function), where the `async def` function sends the response")
-        codecs: dict[str, FrameCodec] = {
-            topic: event_codec(event, is_chunked=is_chunked) for topic, event in self._events.items()
-        }
-        distinct = set(codecs.values())
-        subscriber = Subscriber(
-            id=f"events-{next(_numbers)}",
-            codec=codecs if len(distinct) > 1 else distinct.pop(),
-            outbox=Outbox(marker=_MARKERS[is_chunked], losses=hub.losses),
-            wake=wake,
-            refuse=refuse,
-        )
-        hub.subscribe(subscriber, *codecs)
-        return subscriber
-
-    def detach(self, subscriber: Subscriber) -> None:
-        """End what ``attach`` has begun: nothing more is put into the outbox, and what waits there is forgotten."""
-        self._hub.leave(subscriber)
-        subscriber.outbox.clear()
-
-    def __aiter__(self) -> Self:
-        self._queue = self._queue or _Queue(self._hub, self._codec, tuple(self._events))
-        self._queue.open()
-        return self
-
-    async def __anext__(self) -> ServerSentEvent:
-        if self._queue is None:
-            raise StopAsyncIteration
-        try:
-            message = await self._queue.get()
-        except Overflow:
-            await self.aclose()
-            raise StopAsyncIteration from None
-        if message is None:
-            raise StopAsyncIteration
-        frame = message.frame
-        data = frame.text if frame.is_text else b64encode(frame.data).decode()
-        return ServerSentEvent(data, event=self._events[message.topic])
-
-    async def aclose(self) -> None:
-        """End the iteration and its subscription."""
-        if self._queue is not None:
-            self._queue.close()
-
-
-def _event_name(event: EventName, topic: str) -> str | None:
-    name = event(topic) if callable(event) else event
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"expected event=None, a str or a function of the topic that returns one, got {name!r}")
-    # It refuses what cannot stand in the line.
-    return ServerSentEvent("", event=name).event

@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "microws"
 FLOORS = {
     0: "interfaces errors closing datastructures hints version",
     1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing state upgrade",
-    2: "bench/ cors hub/ requests responses sse tasks templates testing/ threads",
+    2: "bench/ cors hub/ requests responses tasks templates testing/ threads",
     3: "answers connection/ streams",
     4: "files hooks server/ settings subscription websocket/",
     5: "binding event_stream views",

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from microws.codec import TEXT as TEXT_CODEC
 from microws.codec import loads_json
+from microws.event_stream import GAP, KEEPALIVE, ServerSentEvent, event_codec
 from microws.interfaces import Payload
-from microws.sse import GAP, KEEPALIVE, ServerSentEvent, event_codec
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text("a \r\n:\0\x85\u2028\ufeff")
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"))
@@ -113,7 +113,7 @@ class TestRefused:
     @pytest.mark.parametrize("field", ["event", "id"])
     @pytest.mark.parametrize("value", ["a\nb", "a\r", "\0"])
     def test_a_line_end_or_nul_in_a_field_is_refused(self, field, value):
-        with pytest.raises(ValueError, match=f"an event's {field} has no line end"):
+        with pytest.raises(ValueError, match=f"an event's {field} without line ends"):
             ServerSentEvent("x", **{field: value})
 
     def test_a_negative_retry_is_refused(self):

@@ -14,8 +14,7 @@ from worker_here import serving
 
 from microws.app import App
 from microws.datastructures import Headers
-from microws.event_stream import EventStream
-from microws.sse import ServerSentEvent
+from microws.event_stream import EventStream, ServerSentEvent
 from microws.streams import StreamingResponse
 from microws.testing import TestClient
 

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from microws import App, EventStream, FeatureUnavailable, Overflow
-from microws.sse import ServerSentEvent
+from microws.event_stream import ServerSentEvent
 
 pytestmark = pytest.mark.anyio
 
@@ -265,7 +265,7 @@ class TestStreams:
             ((["a", "b"],), None, "expected a topic as str, got list"),
             (("a",), 7, "expected event=None, a str or a function of the topic that returns one, got 7"),
             (("a",), lambda topic: 7, "got 7"),
-            (("a",), "two\nlines", "no line end"),
+            (("a",), "two\nlines", "without line ends"),
         ],
     )
     async def test_what_cannot_be_streamed_is_refused_before_the_response(self, app, topics, event, complaint):

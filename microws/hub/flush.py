@@ -119,6 +119,7 @@ class Flusher:
         # Most outboxes have the batch of the one before them.
         last: Batch | None = None
         sinks: list[Sink] = []
+        others: list[Batch] = []
         for outbox in due:
             if budget <= 0:
                 break
@@ -129,7 +130,7 @@ class Flusher:
             budget -= _WRITE_COST + batch.size
             sink = outbox.sink
             if sink is None or batch.previous is not None or not sink.is_writable:
-                self.sizes[len(batch)] += 1
+                others.append(batch)
                 try:
                     outbox.flush()
                 except Exception:
@@ -140,6 +141,8 @@ class Flusher:
                 last, sinks = batch, sinks_by_batch.setdefault(batch, [])
             outbox.batch = None
             sinks.append(sink)
+        for batch, writes in Counter(others).items():
+            self.sizes[len(batch)] += writes
         for batch, sinks in sinks_by_batch.items():
             self.sizes[len(batch)] += len(sinks)
             self._write(batch.encoded, sinks)

@@ -1,12 +1,11 @@
-"""What an exception, or a path without a view, becomes: a handler's answer, a response, or a close code."""
+"""Turn an exception, or a path without a view, into a response or a close code."""
 
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from secrets import token_hex
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from microws.closing import DEFAULT_REASONS, MAX_REASON_BYTES, CloseCode, truncate_reason
 from microws.codec import dumps_json
@@ -27,8 +26,6 @@ from microws.routing import Miss, encode_path, root_path
 
 __all__ = [
     "EXPECTED",
-    "ErrorHandler",
-    "ErrorHandlers",
     "allowed",
     "answer_miss",
     "close_for",
@@ -38,80 +35,17 @@ __all__ = [
     "response_for",
 ]
 
-ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
-
-# Exceptions with a close code of their own, which is all that becomes of them.
+# Exceptions that have a close code, and are not logged.
 EXPECTED: Final = (HTTPException, PayloadTypeError, InvalidMessage, TooManySubscriptions)
 
 _log = logging.getLogger("microws.errors")
 
 
-class ErrorHandlers:
-    """The handlers of one app, by status and by exception class."""
-
-    def __init__(self) -> None:
-        self._by_status: dict[int, ErrorHandler] = {}
-        self._by_class: dict[type[Exception], ErrorHandler] = {}
-        self._of_unexpected: ErrorHandler | None = None
-
-    def check(self, key: type[Exception] | int) -> None:
-        """
-        Refuse what has no handler or has one already.
-
-        Raises:
-            TypeError, ValueError: ``key`` is no status or exception class, or has a handler already.
-        """
-        if isinstance(key, int) and not isinstance(key, bool):
-            if not 400 <= key <= 599:
-                raise ValueError(f"error_handler takes a status of 400 to 599, not {key}")
-            if key in self._by_status:
-                raise ValueError(f"{key} has an error handler already")
-        elif isinstance(key, type) and issubclass(key, Exception):
-            if key in self._by_class:
-                raise ValueError(f"{key.__name__} has an error handler already")
-        else:
-            raise TypeError(
-                f"error_handler takes an exception class or a status, not {key!r}; write @app.error_handler(404)"
-            )
-
-    def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
-        """Register ``handler`` for a status or an exception class. Raises as ``check``."""
-        self.check(key)
-        if isinstance(key, type):
-            self._by_class[key] = handler
-            return
-        self._by_status[key] = handler
-        if key == 500:
-            self._of_unexpected = _reporting(handler)
-
-    def find(self, error: Exception) -> ErrorHandler | None:
-        """
-        The handler of the error's status, else that of its nearest class, else 500's for the unexpected.
-
-        A handler of its class has expected it; 500's has not, so that one finds the error in the log.
-        """
-        if isinstance(error, HTTPException) and error.status in self._by_status:
-            return self._by_status[error.status]
-        for base in type(error).__mro__:
-            if base in self._by_class:
-                return self._by_class[base]
-        return None if isinstance(error, HTTPException) else self._of_unexpected
-
-
-def _reporting(handler: ErrorHandler) -> ErrorHandler:
-    @wraps(handler, updated=())
-    def report_and_call(connection: Any, error: Exception) -> Any:
-        report(error, connection.path)
-        return handler(connection, error)
-
-    return report_and_call
-
-
 def error_of(error: Exception) -> Exception:
     """
-    The one exception that task groups have wrapped, or ``error`` itself.
+    The only exception inside the groups of task groups, or ``error`` itself.
 
-    Beside another exception a ``WebSocketDisconnect`` says nothing: where one task fails, the others learn of the end.
+    A ``WebSocketDisconnect`` next to another exception is ignored: if one task fails, the others are disconnected.
     """
     leaves = list(_leaves(error))
     others = [leaf for leaf in leaves if not isinstance(leaf, WebSocketDisconnect)]
@@ -130,24 +64,24 @@ def _leaves(error: Exception) -> Iterator[Exception]:
 
 def response_for(error: Exception, *, path: str, debug: bool, as_json: bool) -> Response:
     """
-    The default response to ``error``. An unexpected one is logged, and shows the client no more than an id.
+    The default response to ``error``. An unexpected error is logged, and the client only gets its id.
 
     Args:
         path: For the log.
-        debug: Show the client all of an unexpected error.
-        as_json: Whether ``prefers_json`` says so of the request.
+        debug: Send the traceback of an unexpected error to the client.
+        as_json: The result of ``prefers_json`` for the request.
     """
     if isinstance(error, HTTPException):
         try:
             return _response_to(error, as_json=as_json)
         except Exception as failure:
-            # Its headers, or its JSON, cannot be sent; or the app's json_default fails.
+            # Its headers or its JSON are invalid, or the app's json_default failed.
             error = failure
     if isinstance(error, TooManySubscriptions):
         _log.warning("%s: handshake refused with 403: %s", encode_path(path), error)
         return _response_to(HTTPException(403, _too_many(error)), as_json=as_json)
     if isinstance(error, ClientDisconnect):
-        # Nobody is there to read it.
+        # The client cannot read it.
         return TextResponse("Bad Request", 400)
     error_id = report(error, path)
     shown = "".join(traceback.format_exception(error)) if debug else None
@@ -168,22 +102,22 @@ def _response_to(error: HTTPException, *, as_json: bool) -> Response:
 
 
 def _sendable(text: str) -> str:
-    """``text`` with ``?`` for each lone surrogate, which UTF-8 cannot carry."""
+    """Replace lone surrogates, which UTF-8 cannot carry, by ``?``."""
     return text.encode(errors="replace").decode()
 
 
 # RFC 9110 §12.4.2.
 _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
-# Entries of Accept that are looked at; browsers send eight.
+# Entries of Accept that are read; browsers send eight.
 _MAX_RANGES = 32
 
 
 def prefers_json(headers: Headers) -> bool:
     """
-    Whether the client of a request wants an error as JSON and not as plain text.
+    Whether the client of a request prefers an error as JSON over plain text.
 
-    It does where the body it sends is JSON, or where its ``Accept`` names JSON with a higher weight than text, or with
-    the same weight and before it. ``*/*`` is not enough, and neither is what browsers send for a page.
+    It does if its body is JSON, or if ``Accept`` names JSON with a higher weight than text, or with the same weight and
+    before it. ``*/*`` is not enough, and neither is the ``Accept`` of browsers for a page.
 
     Source: RFC 9110 §12.4.2, §12.5.1; RFC 6839 §3.1 (``+json``).
     """
@@ -196,7 +130,7 @@ def prefers_json(headers: Headers) -> bool:
         if not _WEIGHT.fullmatch(weight):
             continue
         if _is_json(kind) or kind == "application/*":
-            # The same weight as text counts where JSON was named first, as axios and Angular do.
+            # With the same weight JSON must come before text, as in the requests of axios and Angular.
             json = max(json, float(weight) if float(weight) > text else 0.0)
         elif kind in ("text/plain", "text/html", "text/*"):
             text = max(text, float(weight))
@@ -209,7 +143,7 @@ def _is_json(kind: str) -> bool:
 
 def answer_miss(request: Request, miss: Miss) -> Response:
     """
-    The answer where no HTTP view is.
+    The response for a path without an HTTP view.
 
     Raises:
         HTTPException: 404, 405 or 426.
@@ -223,7 +157,7 @@ def answer_miss(request: Request, miss: Miss) -> Response:
     if miss.websocket:
         headers = {"upgrade": "websocket", "connection": "Upgrade"}
         if not request.scope["http_version"].startswith("1"):
-            headers = {}  # RFC 9113 §8.2.2: neither of them may stand in HTTP/2
+            headers = {}  # RFC 9113 §8.2.2: HTTP/2 allows neither of them
         raise HTTPException(426, "this path is a WebSocket: connect with a WebSocket client", headers=headers)
     if miss.redirect is not None:
         query = request.url.query
@@ -244,7 +178,7 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
         try:
             return 3000 + error.status, _reason_of(error)
         except Exception as failure:
-            # Its JSON cannot be sent, or the app's json_default fails.
+            # Its JSON is invalid, or the app's json_default failed.
             error = failure
     if isinstance(error, PayloadTypeError):
         return CloseCode.UNSUPPORTED_DATA, truncate_reason(str(error))
@@ -262,32 +196,31 @@ def close_for(error: Exception, *, path: str, error_close_code: int, debug: bool
 
 
 def _too_many(error: TooManySubscriptions) -> str:
-    """What the client is told."""
     return f"more than {error.maximum} subscriptions"
 
 
 def _reason_of(error: HTTPException) -> str:
-    """The close reason for an error: its text, or what fits of its JSON."""
+    """The close reason for an error: its text, or its JSON if that fits."""
     detail = error.detail
     if isinstance(detail, dict) and isinstance(detail.get("error"), str):
         detail = detail["error"]
     if isinstance(detail, str):
         return truncate_reason(detail)
     encoded = dumps_json(detail)
-    # Cut JSON could not be read.
+    # Truncated JSON would be invalid.
     return encoded.decode() if len(encoded) <= MAX_REASON_BYTES else str(HTTPException(error.status).detail)
 
 
 def report(error: Exception, path: str, event: str = "unexpected error") -> str:
-    """Log ``error``, unless it is in the log; its id there."""
+    """Log ``error``, unless it was logged; return its id in the log."""
     error_id = reported_id(error)
     if not error_id:
         error_id = token_hex(4)
         mark_reported(error, error_id)
-        # Encoded: a path may hold line breaks, and would else write lines of its own into the log.
+        # Encoded, because line breaks in it would write lines of their own into the log.
         shown = encode_path(path)
         if isinstance(error, ReceiveTimeout):
-            # What happened is clear, and where: a traceback would say nothing more.
+            # A traceback would add nothing to the place.
             _log.error("%s: unexpected TimeoutError, id %s, at %s: %s", shown, error_id, _place_of(error), error)
         else:
             _log.error("%s: %s, id %s", shown, event, error_id, exc_info=error)
@@ -295,7 +228,7 @@ def report(error: Exception, path: str, event: str = "unexpected error") -> str:
 
 
 def _place_of(error: Exception) -> str:
-    """The file and line of the app's own code that the error went through last."""
+    """The last file and line of the app's code in the traceback."""
     places = [
         f"{frame.f_code.co_filename}:{line}"
         for frame, line in traceback.walk_tb(error.__traceback__)

@@ -1,17 +1,20 @@
-"""What an app registers around its views, and how it is called."""
+"""What an app registers around its views: hooks, error handlers and middleware."""
 
 import inspect
 import os
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter
-from typing import Any
+from typing import Any, TypeAlias
 
-from microws.answers import ErrorHandler, ErrorHandlers
+from microws.answers import report
 from microws.callables import is_async, layers_of, name_of, signature_of
+from microws.errors import HTTPException
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
-__all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
+__all__ = ["ErrorHandlers", "HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
+
+ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
 
 
 class HookList(list[Callable[..., Any]]):
@@ -19,8 +22,8 @@ class HookList(list[Callable[..., Any]]):
     Hooks of one kind, in the order of their registration.
 
     Args:
-        decorator: The one of the app that registers them.
-        arguments: What they are called with.
+        decorator: The decorator of the app that registers them.
+        arguments: The names of their arguments.
     """
 
     def __init__(self, decorator: str, *arguments: str) -> None:
@@ -29,47 +32,94 @@ class HookList(list[Callable[..., Any]]):
         self._arguments = arguments
 
     def add(self, hook: Callable[..., Any]) -> None:
-        """Register ``hook``. Raises ``TypeError`` where it could not be called."""
+        """Register ``hook``. Raises ``TypeError`` if it cannot be called with the arguments."""
         check_hook(hook, self._decorator, *self._arguments)
         self.append(hook)
 
 
 class ViewHooks(HookList):
     """
-    Hooks of one kind around the views of an app and of those that it includes.
+    Hooks of one kind around the views of an app and of the apps that it includes. Plain functions run in a thread.
 
     Attributes:
-        chain: What is called around a view: the hooks of the including apps, outermost first, then these.
+        chain: The hooks around a view of this app: those of the including apps, outermost first, then its own.
     """
 
     def __init__(self, decorator: str, *arguments: str) -> None:
         super().__init__(decorator, *arguments)
         self.chain: tuple[Callable[..., Any], ...] = ()
-        self._outer: tuple[Callable[..., Any], ...] = ()
+        self._outer: ViewHooks | None = None
         self._inner: list[ViewHooks] = []
 
-    def add(self, hook: Callable[..., Any]) -> None:
-        """Register ``hook``, to be called in a worker thread if it is a plain function. Raises as ``HookList.add``."""
-        check_hook(hook, self._decorator, *self._arguments)
-        self.append(_off_the_loop(hook))
-        self.put_inside(self._outer)
+    def append(self, hook: Callable[..., Any]) -> None:
+        """Add a hook that was checked."""
+        super().append(_in_thread(hook))
+        self._update_chain()
 
     def include(self, inner: "ViewHooks") -> None:
-        """Have these called around those of an included app, also what is registered later."""
+        """Call these hooks, and the ones registered later, around those of an included app."""
         self._inner.append(inner)
-        inner.put_inside(self.chain)
+        inner._outer = self  # noqa: SLF001 - of the same class
+        inner._update_chain()  # noqa: SLF001
 
-    def put_inside(self, outer: tuple[Callable[..., Any], ...]) -> None:
-        """Have these called behind ``outer``."""
-        self._outer = outer
-        self.chain = (*outer, *self)
+    def _update_chain(self) -> None:
+        self.chain = (*(self._outer.chain if self._outer else ()), *self)
         for inner in self._inner:
-            inner.put_inside(self.chain)
+            inner._update_chain()  # noqa: SLF001
+
+
+class ErrorHandlers:
+    """The error handlers of one app, by status and by exception class."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[type[Exception] | int, ErrorHandler] = {}
+
+    def check(self, key: type[Exception] | int) -> None:
+        """
+        Refuse an invalid key, and one that has a handler already.
+
+        Raises:
+            TypeError, ValueError: ``key`` is not a status or exception class, or has a handler already.
+        """
+        is_status = isinstance(key, int) and not isinstance(key, bool)
+        if not is_status and not (isinstance(key, type) and issubclass(key, Exception)):
+            raise TypeError(f"expected an exception class or a status, got {key!r}; write @app.error_handler(404)")
+        if isinstance(key, int) and not 400 <= key <= 599:
+            raise ValueError(f"expected a status of 400 to 599 for error_handler, got {key}")
+        if key in self._by_key:
+            raise ValueError(f"{key.__name__ if isinstance(key, type) else key} has an error handler already")
+
+    def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
+        """Register ``handler`` for a status or an exception class. Raises as ``check``."""
+        self.check(key)
+        self._by_key[key] = handler
+
+    def find(self, error: Exception) -> ErrorHandler | None:
+        """
+        The handler of the error's status, else of its nearest class, else 500's if the error is unexpected.
+
+        An error with a handler of its class is expected. Any other error is logged before 500's handler is called.
+        """
+        if isinstance(error, HTTPException) and error.status in self._by_key:
+            return self._by_key[error.status]
+        for base in type(error).__mro__:
+            if base in self._by_key:
+                return self._by_key[base]
+        if isinstance(error, HTTPException) or 500 not in self._by_key:
+            return None
+        handler = self._by_key[500]
+
+        @wraps(handler, updated=())
+        def report_and_call(connection: Any, error: Exception) -> Any:
+            report(error, connection.path)
+            return handler(connection, error)
+
+        return report_and_call
 
 
 class Hooks:
     """
-    What one app registers around its views.
+    The hooks and error handlers that one app registers around its views.
 
     Attributes:
         handlers: Its error handlers.
@@ -85,7 +135,7 @@ class Hooks:
         self.after_websocket: ViewHooks = ViewHooks("after_websocket", "ws")
 
     def include(self, other: "Hooks") -> None:
-        """Have these around those of an included app too."""
+        """Call these hooks around those of an included app, too."""
         other.parent = self
         self.before_request.include(other.before_request)
         self.after_request.include(other.after_request)
@@ -95,7 +145,7 @@ class Hooks:
     def add_handler(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
         """Register an error handler. Raises ``TypeError`` and ``ValueError``, as ``ErrorHandlers.check`` does."""
         check_hook(handler, "error_handler", "connection", "error")
-        self.handlers.add(key, _off_the_loop(handler))
+        self.handlers.add(key, _in_thread(handler))
 
     def find_handler(self, error: Exception) -> ErrorHandler | None:
         """The error handler of the innermost app that has one."""
@@ -112,30 +162,33 @@ class Middleware:
 
     def add(self, middleware: Any, options: dict[str, Any]) -> None:
         """
-        Put ``middleware(app, **options)`` inside those that were added before.
+        Add ``middleware(app, **options)`` inside the middleware that was added before.
 
         Raises:
             RuntimeError: The app serves already.
-            TypeError: ``middleware`` makes no ASGI app.
+            TypeError: ``middleware`` does not return an ASGI app.
         """
         if self._is_in_use:
             raise RuntimeError("add middleware before the app serves its first request")
-        if not callable(middleware) or inspect.iscoroutinefunction(_called(middleware)):
+        is_function = inspect.isroutine(middleware) or inspect.isclass(middleware)
+        if not callable(middleware) or inspect.iscoroutinefunction(
+            middleware if is_function else type(middleware).__call__
+        ):
             raise TypeError(
-                "add_middleware takes a class or function that is called as middleware(app, **options) and makes an "
-                f"ASGI app, not {middleware!r}; what runs before each view is registered with @app.before_request"
+                "expected middleware that is called as middleware(app, **options) and returns an ASGI app, got "
+                f"{middleware!r}; to run code before each view, use @app.before_request"
             )
         self.added.append((middleware, options))
 
     def around(self, app: ASGIApplication) -> ASGIApplication:
-        """``app`` in all of them; none may be added afterwards."""
+        """Wrap ``app`` in all of them; none may be added afterwards."""
         self._is_in_use = True
         if not self.added:
             return app
         inner = app
 
         # Sentry's and asgiref's detection (OpenTelemetry, ServeStatic) take anything but an `async def` function for
-        # an ASGI 2 app, and call it with the scope alone. Sentry's takes a bound method for one too.
+        # an ASGI 2 app, and call it with the scope alone. Sentry's also does so with a bound method.
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             await inner(scope, receive, send)
 
@@ -145,32 +198,27 @@ class Middleware:
         return app
 
 
-def _called(function: Any) -> Any:
-    """What runs when ``function`` is called."""
-    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
-
-
 def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> None:
     """
-    Refuse a hook that could not be called, when it is registered and not when it is needed first.
+    Refuse a hook that cannot be called, when it is registered and not when it is first needed.
 
     Args:
-        decorator: The one of the app that registers it.
-        arguments: What it will be called with.
+        decorator: The decorator of the app that registers it.
+        arguments: The names of the arguments of its calls.
 
     Raises:
-        TypeError: It cannot be called, or not with these arguments.
+        TypeError: It cannot be called with these arguments.
     """
     if not callable(hook):
-        raise TypeError(f"@app.{decorator} takes a function, not {hook!r}")
+        raise TypeError(f"expected a function for @app.{decorator}, got {hook!r}")
     for layer in layers_of(hook):
         try:
             signature = signature_of(layer)
         except ValueError:
-            # Some functions that are written in C do not tell.
+            # Some functions that are written in C have no signature.
             continue
         try:
-            # A decorator may pass more on, but not less.
+            # A decorator may pass more arguments on, but not fewer.
             signature.bind(*arguments) if layer is hook else signature.bind_partial(*arguments)
         except TypeError:
             name = name_of(hook)
@@ -182,21 +230,21 @@ def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> Non
 
 
 def check_mounted(app: Any, prefix: str, origins: Any) -> None:
-    """Raise ``TypeError`` where what is to be mounted at ``prefix`` is no ASGI app, or ``origins`` is not a bool."""
+    """Raise ``TypeError`` if the app to be mounted at ``prefix`` is not an ASGI app, or ``origins`` is not a bool."""
     if not isinstance(origins, bool):
-        raise TypeError(f"mount takes origins=True or False, not {origins!r}: a list is given to App(origins=…)")
-    # Calling a class makes an object, which has to be awaited: Starlette's endpoints can be.
+        raise TypeError(f"expected origins=True or False of mount, got {origins!r}; App(origins=…) takes a list")
+    # Calling a class creates an object, which is then awaited: Starlette's endpoints allow that.
     if callable(app) and (not inspect.isclass(app) or hasattr(app, "__await__")):
         return
     if isinstance(app, str | os.PathLike):
-        hint = f"the files of a directory are served by app.static({prefix!r}, {str(app)!r})"
+        hint = f"serve the files of a directory with app.static({prefix!r}, {str(app)!r})"
     else:
-        hint = "an ASGI app is called as app(scope, receive, send)"
-    raise TypeError(f"mount takes an ASGI app, not {app!r}: {hint}")
+        hint = "it is called as app(scope, receive, send)"
+    raise TypeError(f"expected an ASGI app to mount, got {app!r}; {hint}")
 
 
-def _off_the_loop(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """``hook`` itself if it is ``async def``; else a function that calls it in a worker thread."""
+def _in_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``hook`` if it is ``async def``; else a function that calls it in a worker thread."""
     if is_async(hook):
         return hook
 
@@ -208,6 +256,6 @@ def _off_the_loop(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:
-    """Call a hook or a handler as it was registered, and wait for it."""
+    """Call a hook or an error handler, and wait for it."""
     result = hook(*args)
     return await result if inspect.isawaitable(result) else result

@@ -10,11 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microws import CloseCode, HTTPException, InvalidMessage, MicrowsError, PayloadTypeError, WebSocketDisconnect
-from microws.answers import ErrorHandlers, close_for, error_of, prefers_json, response_for
+from microws.answers import close_for, error_of, prefers_json, response_for
 from microws.closing import check_close
 from microws.codec import JSON_DEFAULT
 from microws.datastructures import Headers
 from microws.errors import ClientDisconnect
+from microws.hooks import ErrorHandlers
 
 ID = re.compile(r"error id ([0-9a-f]{8})")
 

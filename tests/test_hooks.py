@@ -81,7 +81,7 @@ class TestWhatCannotBeCalled:
             App().error_handler(404)(not_found)
 
     def test_what_is_no_function_is_refused(self):
-        with pytest.raises(TypeError, match=r"^@app\.before_request takes a function, not 3$"):
+        with pytest.raises(TypeError, match=r"^expected a function for @app\.before_request, got 3$"):
             App().before_request(3)
 
     def test_a_function_that_does_not_tell_its_parameters_is_taken(self):

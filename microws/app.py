@@ -1,4 +1,4 @@
-"""The app: where views, hooks and settings are registered. What it is asked it hands on."""
+"""The app: registers views, hooks and settings, and passes requests on to the rest of microws."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["App"]
 
-# Decorators give back what they were given, with its own type.
+# Decorators return their argument, with its own type.
 F = TypeVar("F", bound=Callable[..., Any])
 WebSocketView = TypeVar("WebSocketView", bound=Callable[..., Coroutine[Any, Any, Any]])
 RequestHook = TypeVar("RequestHook", bound=Callable[[Request], Any])
@@ -48,7 +48,7 @@ Context = TypeVar("Context", bound=Callable[["App"], AsyncIterator[Any] | Abstra
 
 class App:
     """
-    A microws application, and an ASGI one.
+    An application: registers views, hooks and settings, and is an ASGI app.
 
     ::
 
@@ -61,42 +61,44 @@ class App:
                     await ws.publish(f"chat:{room}", message)
 
     Args:
-        max_message_size: Bytes of one incoming message; a larger one closes with 1009. Default 1 MiB, as in
+        max_message_size: Maximum bytes of an incoming message; a larger one closes with 1009. Default 1 MiB, as in
             ``websockets``.
-        max_fragments: Fragments of one incoming message, under ``microws run``. Default 1,024.
-        receive_queue: Incoming messages that wait for a view before reading pauses. Default 64.
-        max_subscriptions: Topics that one WebSocket may be subscribed to; ``ws.subscribe`` raises
-            ``TooManySubscriptions`` beyond that. Default 128, as in Centrifugo.
-        max_body_size: Bytes of a request's body; a larger one is 413. Default 1 MiB, as in nginx.
-        send_timeout: Seconds that one ``ws.send`` waits for a slow client; then it is closed with 1013. Default 10.
-        accept_timeout: Seconds that a view has to accept; then it is cancelled and the answer is 503. Default 10, as
+        max_fragments: Maximum fragments of an incoming message, under ``microws run``. Default 1,024.
+        receive_queue: Incoming messages that may be pending for a view before reading pauses. Default 64.
+        max_subscriptions: Maximum topics of one WebSocket; with more, ``ws.subscribe`` raises ``TooManySubscriptions``.
+            Default 128, as in Centrifugo.
+        max_body_size: Maximum bytes of a request's body; a larger one gets 413. Default 1 MiB, as in nginx.
+        send_timeout: Seconds that one ``ws.send`` waits for a slow client before it closes with 1013. Default 10.
+        accept_timeout: Seconds that a view has to accept. Then it is cancelled, and the response is 503. Default 10, as
             in ``websockets``.
-        close_timeout: Seconds that a close waits for what is queued and for the client's answer, that a view has to
-            notice that the client has left, and that the source of a stream has to clean up then. Default 5.
-        compression: Agree to permessage-deflate where a client offers it, under ``microws run``; what is published goes
-            uncompressed. Other servers, and trio, decide by themselves. Default: no, for it takes memory and time.
-        origins: Web pages that may connect, send unsafe HTTP methods and read answers (CORS), beside those of the same
-            origin: ``["https://app.example"]``. Browsers may send cookies with their requests. ``["*"]`` allows all
+        close_timeout: Seconds that a close waits for the outbox and for the client's Close frame, that a view has to
+            notice a disconnect, and that the source of a stream has to clean up after one. Default 5.
+        compression: Accept permessage-deflate if a client offers it, under ``microws run``. Published messages are not
+            compressed. On other servers, and on trio, compression is up to the server. Default: no, because it takes
+            memory and CPU time.
+        origins: Origins besides the app's own whose pages may connect, send unsafe HTTP methods and read responses
+            (CORS): ``["https://app.example"]``. Browsers may send cookies with their requests. ``["*"]`` allows all
             pages, without cookies. Default: the same origin only, without CORS.
         allowed_hosts: Names and addresses that ``Host`` may have, without port: ``["app.example", "*.app.example"]``.
-            Other requests are answered with 421, except those of ``health``, but not of a mounted app's ``health``.
-            Set it where no proxy checks the name, as on a developer's machine: a page whose name resolves to this
-            server (DNS rebinding) has the same origin. Default: any.
-        error_close_code: Close code after an unexpected error. Default 1011.
+            Other requests get 421, except those to ``health`` of the outermost app. Set it if no proxy checks the name,
+            for example on a developer's machine: a page whose name resolves to this server (DNS rebinding) has the same
+            origin. Default: any.
+        error_close_code: Close code after an unexpected exception. Default 1011.
         hub: The backplane. Default ``"memory"``, for one process.
-        redirect_slashes: Answer 308 where only the other slash form of a path exists. Default: yes.
-        debug: Show unexpected errors to clients. Default: no.
-        json_default: Called with each value that JSON has no form for, such as a ``Decimal``, a set or a pydantic
+        redirect_slashes: Redirect with 308 if only the other form of a path, with or without a slash at the end,
+            exists. Default: yes.
+        debug: Show unexpected exceptions to clients. Default: no.
+        json_default: Called with each value that JSON does not support, such as a ``Decimal``, a set or a pydantic
             model, in what views return, ``ws.send``, ``publish``, ``JSONResponse`` and ``ServerSentEvent``. It returns
-            a value that JSON has a form for, or raises ``TypeError``, as the ``default`` of ``json.dumps``. Default:
-            each of these is a ``TypeError``.
-        threads: Worker threads for plain ``def`` views; as many again for plain hooks and error handlers, and for the
-            plain generators of streams. What finds them all at work waits. Default 40, as in anyio and Starlette.
+            a value that JSON supports, or raises ``TypeError``, as the ``default`` of ``json.dumps`` does. Default: all
+            such values raise ``TypeError``.
+        threads: Worker threads for plain ``def`` views. Plain hooks with error handlers, and plain generators of
+            streams, have as many. Calls wait while all threads are busy. Default 40, as in anyio and Starlette.
         templates: Directory of the templates, relative to the file that creates the app.
 
     Raises:
-        TypeError, ValueError: A setting that cannot be.
-        FeatureUnavailable: A setting that this version does not have.
+        TypeError, ValueError: A setting is invalid.
+        FeatureUnavailable: This version does not have a setting.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class App:
     # Views
 
     def route(self, pattern: str, *, methods: Iterable[str] = ("GET",), name: str | None = None) -> Callable[[F], F]:
-        """``add_route`` as a decorator."""
+        """Decorator: ``add_route``."""
         Pattern.check(pattern)
 
         def register(view: F) -> F:
@@ -158,7 +160,7 @@ class App:
         return register
 
     def get(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
-        """``route`` for GET, and with it HEAD."""
+        """``route`` for GET and HEAD."""
         return self.route(pattern, methods=["GET"], name=name)
 
     def post(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
@@ -184,16 +186,16 @@ class App:
         Register an HTTP view.
 
         Args:
-            view: ``async def``, or a plain function, which runs in a worker thread. The first parameter that the
-                pattern does not name gets the ``Request``; it may have none. Route parameters are passed by name. If a
-                decorator takes ``(*args, **kwargs)``, the signature of the function that it wraps decides.
-            pattern: Such as ``/users/{id:int}``; see docs/reference.md, "Patterns".
-            methods: ``GET`` brings ``HEAD``; ``OPTIONS`` is answered by itself.
-            name: For ``url_for``; by default the view's own.
+            view: ``async def``, or a plain function, which runs in a worker thread. The first parameter that is not in
+                the pattern gets the ``Request``; a view may leave it out. Route parameters are passed by name. If a
+                decorator takes ``(*args, **kwargs)``, the signature of the wrapped function applies.
+            pattern: For example ``/users/{id:int}``; see docs/reference.md, "Patterns".
+            methods: ``GET`` includes ``HEAD``. microws responds to ``OPTIONS``.
+            name: For ``url_for``. Default: the name of the view.
 
         Raises:
-            RoutingError: The pattern is invalid, or another route hides it, or the signature does not fit it
-                (``q: str`` where the ``Request`` is passed, or ``x: str`` for ``{x:int}``).
+            RoutingError: The pattern is invalid, another route hides it, or the signature does not fit it (``q: str``
+                for the ``Request``, or ``x: str`` for ``{x:int}``).
         """
         self._check_registering()
         bound = bind_view(view, Pattern.parse(pattern, self._router.converters), kind="http")
@@ -224,32 +226,32 @@ class App:
         """
         Decorator: register a WebSocket view.
 
-        It is ``async def``, or a decorator's plain function around one. The first parameter that the pattern does not
-        name gets the ``WebSocket``; route parameters are passed by name.
+        The view is ``async def``, or a plain function of a decorator around one. The first parameter that is not in the
+        pattern gets the ``WebSocket``. Route parameters are passed by name.
 
         Args:
-            pattern: Such as ``/chat/{room}``; an HTTP view may stand at the same one.
-            value_type: ``"text"``, ``"bytes"``, ``"json"``, ``"auto"`` (``str`` for text frames, ``bytes`` for binary
-                ones), or a name of ``add_codec``: what ``receive`` returns and ``send`` takes.
+            pattern: For example ``/chat/{room}``. An HTTP view may have the same pattern.
+            value_type: What ``receive`` returns and ``send`` takes: ``"text"``, ``"bytes"``, ``"json"``, ``"auto"``
+                (``str`` for text frames, ``bytes`` for binary frames), or a name of ``add_codec``.
             receive_type, send_type: The same for one direction.
-            catch_disconnect: ``async for`` just ends and ``async with`` swallows the ``WebSocketDisconnect`` when the
-                client leaves. ``False``: both let it through.
-            subprotocols: Those that the view speaks; the first that the client offers too is accepted.
-            origins: In place of ``App(origins=…)``.
-            subscribe: One or several topics to subscribe before the handshake is answered, filled from the route's
-                parameters: ``"chat:{room}"``.
-            gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages. Default: no, and
-                then the client does not learn of that.
-            on_invalid: What happens on an invalid message. ``"close"`` raises in the view, and closes with 1003 or 1007
-                unless the view catches that. ``"skip"`` waits for the next message; it logs the first one that it skips
-                and, when the connection ends, how many it skipped.
-            name: For ``url_for``; by default the view's own.
+            catch_disconnect: When the client disconnects, ``async for`` ends and ``async with`` catches the
+                ``WebSocketDisconnect``. ``False``: both let it through.
+            subprotocols: Those that the view supports; the first one that the client also offers is accepted.
+            origins: Replaces ``App(origins=…)`` for this route.
+            subscribe: One or several topics to subscribe to before the handshake is complete. Route parameters are
+                filled in: ``"chat:{room}"``.
+            gaps: Send ``{"topic": …, "gap": true}`` where a topic's overflow policy dropped messages. Default: no, so
+                the client does not know about the loss.
+            on_invalid: What to do with an invalid message. ``"close"`` raises in the view, and closes with 1003 or 1007
+                unless the view catches the exception. ``"skip"`` waits for the next message. It logs the first message
+                that it skips and, when the connection ends, their number.
+            name: For ``url_for``. Default: the name of the view.
 
         Raises:
             TypeError: The view is not ``async def``.
-            RoutingError: The pattern is invalid, or another route hides it, or the signature does not fit it.
-            ValueError: Another argument that cannot be.
-            FeatureUnavailable: A value type that this version does not have.
+            RoutingError: The pattern is invalid, another route hides it, or the signature does not fit it.
+            ValueError: Another argument is invalid.
+            FeatureUnavailable: This version does not have the value type.
         """
         Pattern.check(pattern)
 
@@ -280,7 +282,7 @@ class App:
     def add_websocket_route(
         self, view: Callable[..., Coroutine[Any, Any, Any]], pattern: str, **options: Unpack[WebSocketRouteOptions]
     ) -> None:
-        """``websocket_route``, with the same options, without a decorator."""
+        """``websocket_route`` without a decorator, with the same options."""
         self.websocket_route(pattern, **options)(view)
 
     def add_converter(
@@ -291,26 +293,26 @@ class App:
         format: Callable[[Any], str] = str,  # noqa: A002
     ) -> None:
         """
-        Let patterns say ``{parameter:name}``.
+        Add a converter for patterns: ``{parameter:name}``.
 
         Args:
-            name: Of the converter.
-            pattern: Regular expression that the whole decoded segment has to match.
-            parse: Makes the value; with ``ValueError`` the route does not match.
-            format: Makes the segment of a value again, for ``url_for``.
+            name: Name of the converter.
+            pattern: Regular expression that the whole decoded segment must match.
+            parse: Converts the segment to a value. If it raises ``ValueError``, the route does not match.
+            format: Converts a value to the segment, for ``url_for``.
 
         Raises:
-            RoutingError: The name or the expression cannot be.
+            RoutingError: The name or the expression is invalid.
         """
         self._check_registering()
         self._router.converters.add(name, pattern, parse, format)
 
     def add_codec(self, name: str, codec: Codec) -> None:
         """
-        Let routes say ``value_type=name``. ``"json"`` may be replaced, for published values too.
+        Add a codec for routes: ``value_type=name``. ``"json"`` replaces the built-in codec, for published values too.
 
         Raises:
-            TypeError, ValueError: The name is taken, or ``codec`` is none.
+            TypeError, ValueError: The name is taken, or ``codec`` is not a codec.
         """
         self._check_registering()
         self._codecs.add(name, codec)
@@ -318,23 +320,23 @@ class App:
 
     def mount(self, prefix: str, asgi_app: ASGIApplication, *, origins: bool = True) -> None:
         """
-        Hand everything below ``prefix`` that no route answers to another ASGI app.
+        Serve another ASGI app below ``prefix``, for paths that no route matches.
 
-        Its lifespan runs within this app's: it starts after the start-up hooks, in the order of mounting, and ends
-        first, in reverse. If its startup fails, this app does not start. What it puts into the lifespan's state is in
-        the ``state`` of its own scopes. An app without a lifespan is served all the same. An ``App`` that is mounted
-        shares nothing with this one: it has its own topics, state and hooks.
+        The lifespan of the mounted app runs inside that of this app. It starts after the startup hooks, in the order of
+        mounting, and ends first, in reverse order. If its startup fails, this app does not start. Its lifespan state is
+        in the ``state`` of its own scopes. An app without a lifespan is served too. A mounted ``App`` has its own
+        topics, state and hooks.
 
         Args:
-            prefix: Literal text such as ``/admin``; ``""`` or ``/`` takes all.
-            asgi_app: Another ``App`` takes over this app's ``origins``, unless it has its own.
-            origins: Refuse WebSockets and unsafe HTTP methods from foreign web pages, as for this app's own routes.
-                ``False`` leaves that to ``asgi_app``, such as one with CORS or with webhooks of its own; an ``App``
-                then does not take over ``origins``. Default: yes.
+            prefix: Literal text such as ``/admin``. ``""`` or ``/`` matches all paths.
+            asgi_app: An ``App`` uses the ``origins`` of this app, unless it has its own.
+            origins: Reject WebSockets and unsafe HTTP methods from foreign web pages, as for this app's own routes.
+                With ``False``, ``asgi_app`` checks origins itself, for example with its own CORS or for webhooks. An
+                ``App`` then does not use the ``origins`` of this app. Default: yes.
 
         Raises:
-            RoutingError: The prefix cannot be, or is taken.
-            TypeError: ``asgi_app`` is not an ASGI app, or ``origins`` not a ``bool``.
+            RoutingError: The prefix is invalid or taken.
+            TypeError: ``asgi_app`` is not an ASGI app, or ``origins`` is not a ``bool``.
         """
         self._check_registering()
         check_mounted(asgi_app, prefix, origins)
@@ -342,23 +344,23 @@ class App:
 
     def include(self, other_app: "App", prefix: str = "") -> None:
         """
-        Take over all that was registered with another app, as a blueprint.
+        Include everything that is registered with another app, as a blueprint.
 
-        Its hooks and error handlers serve its own routes, inside those of this app. Its views see this app as ``app``,
-        and its ``publish``, ``subscribe``, ``state`` and ``url_for`` are this app's. Of its settings only
-        ``templates`` counts.
+        Hooks and error handlers of the other app apply to its own routes, inside those of this app. In its views,
+        ``app`` is this app, and so are ``publish``, ``subscribe``, ``state`` and ``url_for``. Of its settings, only
+        ``templates`` applies.
 
         Args:
-            other_app: Complete: registering with it afterwards is an error. It may include others, and may be included
-                here again with another prefix.
-            prefix: Literal text such as ``/admin`` before each of its patterns.
+            other_app: Complete: registering with it afterwards is an error. It may include other apps. You may include
+                it again with another prefix.
+            prefix: Literal text such as ``/admin`` in front of each of its patterns.
 
         Raises:
-            RoutingError: Two routes that cannot be told apart, or a prefix that cannot be.
-            RuntimeError: ``other_app`` is this app, is included elsewhere, or has middleware or a setting that would
-                be lost. Only what this app has as well, and defaults, may be set.
-            TypeError: ``other_app`` is no ``App``.
-            ValueError: Both apps have codecs of one name.
+            RoutingError: Two routes match the same paths, or the prefix is invalid.
+            RuntimeError: ``other_app`` is this app, is included in another app, or has middleware or a setting that
+                would be lost. Its settings must be defaults or equal those of this app.
+            TypeError: ``other_app`` is not an ``App``.
+            ValueError: Both apps have a codec with the same name.
         """
         self._check_registering()
         if not isinstance(other_app, App):
@@ -386,32 +388,32 @@ class App:
 
     def static(self, prefix: str, directory: str | Path) -> None:
         """
-        Serve the files of a directory below ``prefix``. No file outside of it is served, by whatever path or link.
+        Serve the files of a directory below ``prefix``. No path or link leads to files outside of it.
 
         Args:
-            prefix: Such as ``/static``.
+            prefix: For example ``/static``.
             directory: Relative to the file that creates the app.
 
         Raises:
-            ValueError: There is no such directory.
+            ValueError: The directory does not exist.
         """
         self.add_route(StaticFiles(self._directory / directory).static, f"{prefix.rstrip('/')}/{{path:path}}")
 
     def health(self, *, live: str = "/healthz", ready: str = "/readyz", check: Callable[[], Any] | None = None) -> None:
         """
-        Answer the probes of load balancers and of Kubernetes: two routes, which hooks do not see.
+        Add two routes for the probes of load balancers and Kubernetes. Hooks do not see them.
 
-        Probes that succeed are in the access log at debug level only.
+        Successful probes are in the access log at debug level only.
 
         Args:
-            live: Answers 200 as long as the process answers at all: restart it where this fails.
-            ready: Answers 200 from the end of the start-up, and 503 with ``Retry-After`` as soon as the server stops
-                or ``check`` fails, so that a load balancer sends no clients.
-            check: Called without arguments for each probe of ``ready``; it fails where it raises, returns ``False`` or
-                takes over 5 seconds. A plain function runs in a worker thread. Its failure is logged, not sent.
+            live: Responds with 200 while the process works. Restart the process if this probe fails.
+            ready: Responds with 200 from the end of the startup. Responds with 503 and ``Retry-After`` as soon as the
+                server stops or ``check`` fails, so that a load balancer sends no clients.
+            check: Called without arguments for each probe of ``ready``. It fails if it raises, returns ``False`` or
+                takes over 5 seconds. A plain function runs in a worker thread. A failure is logged, not sent.
 
         Raises:
-            RoutingError: A pattern that cannot be, or that another route hides.
+            RoutingError: A pattern is invalid, or another route hides it.
             TypeError: ``check`` cannot be called without arguments.
         """
         self._check_registering()
@@ -419,7 +421,7 @@ class App:
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """
-        The path of the route of that name.
+        Return the path of the route with that name.
 
         Raises:
             RoutingError: No route has that name, or a parameter is missing or does not fit.
@@ -428,13 +430,14 @@ class App:
 
     def render(self, template: str, /, **context: Any) -> str:
         """
-        Fill a Jinja2 template of the app's template directory; a view may return the text as its page.
+        Render a Jinja2 template of the app's template directory; a view may return the result.
 
-        HTML is escaped. ``url_for`` is there; behind a proxy with a root path give ``url_for=request.url_for``.
+        HTML is escaped. Templates can call ``url_for``. Behind a proxy with a root path, pass
+        ``url_for=request.url_for``.
 
         Raises:
             FeatureUnavailable: Jinja2 is not installed.
-            jinja2.TemplateNotFound: No such template.
+            jinja2.TemplateNotFound: The template does not exist.
         """
         return self._templates.render(template, context)
 
@@ -442,57 +445,60 @@ class App:
 
     def add_middleware(self, asgi_middleware: Callable[..., ASGIApplication], **options: Any) -> None:
         """
-        Wrap the app in plain ASGI middleware; the one added first is outermost.
+        Wrap the app in plain ASGI middleware; the first one added is outermost.
 
         Args:
             asgi_middleware: Called as ``asgi_middleware(app, **options)``, where ``app`` is an ``async def`` function
                 that takes ``scope``, ``receive`` and ``send``.
 
         Raises:
-            RuntimeError: The app serves already, or is included in another.
-            TypeError: What makes no ASGI app.
+            RuntimeError: The app already serves, or is included in another app.
+            TypeError: ``asgi_middleware`` does not return an ASGI app.
         """
         self._check_registering()
         self._middleware.add(asgi_middleware, options)
 
     def before_request(self, hook: RequestHook) -> RequestHook:
         """
-        Decorator: call ``hook(request)`` before each HTTP view. What it returns, unless ``None``, is the answer.
+        Decorator: call ``hook(request)`` before each HTTP view. If it does not return ``None``, that is the response.
 
-        A plain function runs in a worker thread, as do the other hooks around views and the error handlers.
+        A plain function runs in a worker thread, like all hooks around views and the error handlers.
         """
         return self._add_hook(self._hooks.before_request, hook)
 
     def after_request(self, hook: ResponseHook) -> ResponseHook:
         """
-        Decorator: call ``hook(request, response)`` after each HTTP view, also where it or a hook before it failed.
+        Decorator: call ``hook(request, response)`` after each HTTP view, even if the view or an earlier hook failed.
 
-        It may change the response, or return another, because nothing was sent yet. What is to happen after the
-        response is given to ``request.on_close``.
+        It may change the response or return another, because nothing has been sent. To run code after the response was
+        sent, use ``request.on_close``.
         """
         return self._add_hook(self._hooks.after_request, hook)
 
     def before_websocket(self, hook: WebSocketHook) -> WebSocketHook:
-        """Decorator: call ``hook(ws)`` before each WebSocket view. It may reject, or return what to reject with."""
+        """
+        Decorator: call ``hook(ws)`` before each WebSocket view. It may reject, or return the response to reject with.
+        """
         return self._add_hook(self._hooks.before_websocket, hook)
 
     def after_websocket(self, hook: WebSocketHook) -> WebSocketHook:
         """
-        Decorator: call ``hook(ws)`` once after each WebSocket that a route answered, however it ended.
+        Decorator: call ``hook(ws)`` once after each WebSocket that matched a route, however it ended.
 
-        Also where a hook before it refused it, and where the view was cancelled; it has ``close_timeout`` seconds.
+        This includes WebSockets that an earlier hook rejected, and cancelled views. It has ``close_timeout`` seconds.
         """
         return self._add_hook(self._hooks.after_websocket, hook)
 
     def error_handler(self, key: type[Exception] | int) -> Callable[[ErrorHook], ErrorHook]:
         """
-        Decorator: answer an exception class, or a status, by ``handler(request, error)`` or ``handler(ws, error)``.
+        Decorator: handle an exception class or a status with ``handler(request, error)`` or ``handler(ws, error)``.
 
-        For HTTP it returns what a view may return. On a WebSocket it may reject, or send and close; what it leaves
-        open is closed as without it.
+        For HTTP, the handler returns what a view may return. On a WebSocket, it may reject, or send and close. If it
+        leaves the connection open, microws closes it as without a handler.
 
         Raises:
-            TypeError, ValueError: ``key`` is neither, or has a handler already; a handler that takes other arguments.
+            TypeError, ValueError: ``key`` is not a class or status, or has a handler already; or the handler does not
+                take these arguments.
         """
         self._hooks.handlers.check(key)
 
@@ -507,7 +513,7 @@ class App:
         """
         Decorator: call ``hook()`` before the first request. If it raises, the server does not start.
 
-        It runs in the event loop's thread, ``async def`` or not.
+        It runs in the thread of the event loop, even if it is a plain function.
         """
         return self._add_hook(self._lifespan.on_startup, hook)
 
@@ -517,10 +523,10 @@ class App:
 
     def lifespan(self, context: Context) -> Context:
         """
-        Decorator: enter the async context manager ``context(app)`` at start-up, and leave it at shutdown.
+        Decorator: enter the async context manager ``context(app)`` at startup, and leave it at shutdown.
 
-        An async generator function with one ``yield`` is taken for one. A mapping that it yields becomes ASGI's
-        lifespan state: after ``yield {"db": db}`` views read ``request.state.db`` and ``ws.state.db``.
+        ``context`` may also be an async generator function with one ``yield``. If it yields a mapping, that is ASGI's
+        lifespan state: after ``yield {"db": db}``, views read ``request.state.db`` and ``ws.state.db``.
 
         Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html#lifespan-state
         """
@@ -530,17 +536,17 @@ class App:
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """
-        Run ``function(*args)`` as a background task until it ends or the app shuts down. Its failure is logged.
+        Run ``function(*args)`` as a background task until it ends or the app shuts down. A failure is logged.
 
         Raises:
             RuntimeError: The app is not running, or runs in another event loop.
-            TypeError: ``function`` is none, but what it has returned.
+            TypeError: ``function`` is not a function, but for example the coroutine that it returned.
         """
         self._root._lifespan.start_soon(function, *args)
 
     @property
     def state(self) -> State:
-        """What the views of the app share."""
+        """State that the views of the app share."""
         return self._root._state
 
     # Topics
@@ -561,22 +567,22 @@ class App:
         ttl: float | None = None,
     ) -> None:
         """
-        Settle how the topics that fit ``pattern`` treat a subscriber that does not keep up; the first that fits counts.
+        Set how topics that match ``pattern`` treat a slow subscriber. The first matching pattern wins.
 
         Args:
-            pattern: A topic in which ``*`` stands for any characters.
-            queue: Most messages of the topic that wait for one subscriber. Default 256.
-            overflow: What happens to the next one. ``"close"`` closes that connection with 1013; ``"drop_oldest"``
-                and ``"drop_newest"`` drop one; ``"latest"`` keeps only the newest message of each ``key``. A client is
-                told of dropped messages only if its route has ``gaps=True``.
-            key: With ``"latest"``: a field of the message, or a plain function of it that returns something hashable or
-                JSON. If the function fails, ``publish`` raises its exception and delivers nothing. Default: all
-                messages have one key.
-            history, ttl: Which this version does not have.
+            pattern: A topic in which ``*`` matches any characters.
+            queue: Maximum messages of the topic that are pending for one subscriber. Default 256.
+            overflow: What happens to the next message. ``"close"`` closes that connection with 1013. ``"drop_oldest"``
+                and ``"drop_newest"`` drop a message. ``"latest"`` keeps only the newest message of each ``key``. A
+                client learns about dropped messages only if its route has ``gaps=True``.
+            key: With ``"latest"``: a field of the message, or a plain function of it that returns a hashable or JSON
+                value. If the function fails, ``publish`` raises its exception and delivers nothing. Default: all
+                messages have the same key.
+            history, ttl: Not in this version.
 
         Raises:
-            ValueError: A setting that cannot be.
-            FeatureUnavailable: ``history`` or ``ttl`` was given.
+            ValueError: A setting is invalid.
+            FeatureUnavailable: ``history`` or ``ttl`` is set.
         """
         if history is not None or ttl is not None:
             raise FeatureUnavailable("this version has no history: use app.topic without history= and ttl=")
@@ -585,61 +591,62 @@ class App:
 
     async def publish(self, topic: str, value: Any) -> Receipt:
         """
-        Send ``value`` to every subscriber of ``topic``, each in the form of its own ``send_type``.
+        Send ``value`` to every subscriber of ``topic``, encoded for its ``send_type``.
 
-        Never waits for a subscriber: what happens to one that does not keep up is settled by ``topic``.
+        This never waits for a subscriber. ``topic`` sets what happens to a slow one.
 
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
-            value: ``str``, ``bytes``, or anything that JSON carries. ``bytes`` always is a binary frame.
+            value: ``str``, ``bytes``, or a value that JSON supports. ``bytes`` is always a binary frame.
 
         Returns:
-            ``Receipt(subscribers, id)``: how many subscribers of this process it reached, and its position, which is
-            ``None`` without history.
+            ``Receipt(subscribers, id)``: the number of subscribers of this process that the message reached, and its
+            position, which is ``None`` without history.
 
         Raises:
-            TypeError, ValueError: The topic is invalid, or JSON cannot carry the value; nothing was delivered.
-            RuntimeError: The app is not running, or runs in another event loop; in another thread write
+            TypeError, ValueError: The topic is invalid, or JSON does not support the value. Nothing was delivered.
+            RuntimeError: The app is not running, or runs in another event loop. In another thread, use
                 ``publish_from_thread``.
         """
         return await self.hub.publish(topic, value)
 
     def publish_from_thread(self, topic: str, value: Any) -> Receipt:
         """
-        ``publish`` from a worker thread, such as a plain ``def`` view; blocks the thread until it is done.
+        ``publish`` from a worker thread, for example in a plain ``def`` view. It blocks until the message is published.
 
         Raises:
-            RuntimeError: Called in the event loop's thread, or the app is not running.
+            RuntimeError: Called in the thread of the event loop, or the app is not running.
         """
         return self.hub.publish_from_thread(topic, value)
 
     def subscribe(self, *topics: str) -> Subscription:
         """
-        Read topics in the app itself: ``async with app.subscribe("chat:1") as messages:``, then ``async for`` over it.
+        Read topics in the app: ``async with app.subscribe("chat:1") as messages:``, then ``async for`` over
+        ``messages``.
 
-        ``messages.topic`` is the topic of the message that was read last.
+        ``messages.topic`` is the topic of the last message that was read.
 
         Raises:
-            TypeError, ValueError: A topic that cannot be; raised on entering.
-            RuntimeError: The app is not running, or runs in another event loop; raised on entering.
+            TypeError, ValueError: A topic is invalid. Raised on entering.
+            RuntimeError: The app is not running, or runs in another event loop. Raised on entering.
         """
         return Subscription(self.hub, self._root._codecs.get("json"), topics)
 
     def stream(self, *topics: str, event: EventName = None, since: str | None = None) -> Stream:
         """
-        Topics as server-sent events: ``return EventStream(app.stream("chat:1"))``.
+        Return topics as server-sent events: ``return EventStream(app.stream("chat:1"))``.
 
-        What is published once the client has the head of the response is for it.
+        The client gets everything that is published after it has received the head of the response.
 
         Args:
-            topics: One or several.
-            event: The type of the events, which a browser's ``addEventListener`` names: a ``str``, or a function of the
-                topic, called once for each of ``topics``. Default: no type, for a browser's ``onmessage`` and htmx.
-            since: A position; this version has no history and takes ``None`` only.
+            topics: One or several topics.
+            event: The type of the events, for ``addEventListener`` in a browser: a ``str``, or a function of the topic,
+                which is called once for each of ``topics``. Default: no type, for ``onmessage`` in a browser and htmx.
+            since: A position. This version has no history, so only ``None`` is valid.
 
         Raises:
-            TypeError, ValueError: An invalid topic or ``event``.
-            FeatureUnavailable: ``since`` was given.
+            TypeError, ValueError: A topic or ``event`` is invalid.
+            FeatureUnavailable: ``since`` is set.
 
         Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
         """
@@ -648,33 +655,33 @@ class App:
         return Stream(self.hub, self._root._codecs.get("text"), topics, event)
 
     def members(self, topic: str) -> Any:
-        """Presence, which this version does not have: raises ``FeatureUnavailable``."""
+        """Presence. Not in this version: raises ``FeatureUnavailable``."""
         raise FeatureUnavailable("this version has no presence: app.members is not available")
 
     # Running
 
     def run(self, host: str | None = None, port: int | None = None, **options: Unpack[RunOptions]) -> None:
         """
-        Serve the app until SIGTERM or Ctrl-C, as ``microws run`` does. Blocks; call it in the main thread.
+        Serve the app until SIGTERM or Ctrl-C, like ``microws run``. Blocks; call it in the main thread.
 
-        The rest of the script runs after the shutdown of the app. A view that is still blocked in a thread does not
-        keep the process from ending. On trio, and if a view blocks the event loop, the process ends within this call,
-        after the functions registered with ``atexit``.
+        The rest of the script runs after the shutdown of the app. A view that still blocks in a thread does not keep
+        the process from ending. On trio, and if a view blocks the event loop, the process ends within this call, after
+        the functions registered with ``atexit``.
 
         SIGHUP stops the server as SIGTERM does. When the script has ended, the process runs it again, with new code.
 
         Args:
-            host: Address to listen on; ``"0.0.0.0"`` is every network of this machine. Default 127.0.0.1.
-            port: Port to listen on; 0 takes a free one. Default 8000.
-            options: The other flags of ``microws run``, as keywords: ``access_log=False``. ``bind`` takes the place of
-                host and port: ``bind="unix:/run/app.sock"``. With ``workers`` each worker runs the script again.
+            host: Address to listen on. ``"0.0.0.0"`` listens on every network of this machine. Default 127.0.0.1.
+            port: Port to listen on; 0 is any free port. Default 8000.
+            options: The other flags of ``microws run``, as keywords: ``access_log=False``. ``bind`` replaces host and
+                port: ``bind="unix:/run/app.sock"``. With ``workers``, each worker runs the script again.
 
         Raises:
-            SystemExit: With code 1: the start-up failed, or the server could not listen; the log says why.
-            TypeError: An option that does not exist; the text says which was probably meant.
-            ValueError: An invalid option; the text says what was expected.
-            RuntimeError: ``microws run`` imports the script at this moment, and serves the app then: write
-                ``if __name__ == "__main__":`` above the call.
+            SystemExit: With code 1: the startup failed, or the server could not listen. The log has the reason.
+            TypeError: An option does not exist; the text suggests a similar one.
+            ValueError: An option is invalid; the text says what was expected.
+            RuntimeError: ``microws run`` is importing the script, and will serve the app. Write ``if __name__ ==
+                "__main__":`` above the call.
         """
         # An app on another server needs none of these modules.
         from microws.server.worker import run
@@ -684,10 +691,10 @@ class App:
 
     def test_client(self, **options: "Unpack[ClientOptions]") -> "TestClient":
         """
-        An in-memory client for tests: ``async with app.test_client() as client``.
+        Return an in-memory client for tests: ``async with app.test_client() as client``.
 
         Args:
-            options: Those of ``microws.testing.TestClient``. The default ``base_url`` has the first of
+            options: Those of ``microws.testing.TestClient``. The default ``base_url`` has the first host of
                 ``allowed_hosts``.
         """
         # Imported on use: an app in production does not need it.
@@ -699,9 +706,9 @@ class App:
 
     def running(self) -> AbstractAsyncContextManager[dict[str, Any]]:
         """
-        Start the app on entering, and end it on leaving: for an app that another framework serves.
+        Start the app on entering and stop it on leaving, for an app that another framework serves.
 
-        A server does it by itself. Other frameworks do not do it for an app that is mounted in theirs:
+        A server runs the lifespan of an app itself. Other frameworks do not run that of a mounted app:
 
         ::
 
@@ -713,14 +720,14 @@ class App:
             fastapi_app = FastAPI(lifespan=lifespan)
             fastapi_app.mount("/live", app)
 
-        Enter and leave it in one task.
+        Enter and leave it in the same task.
 
         Returns:
-            A context manager, which yields a dict of what the contexts of ``@app.lifespan`` have yielded.
+            A context manager. It yields a dict of everything that the contexts of ``@app.lifespan`` have yielded.
 
         Raises:
             RuntimeError: The app runs in another event loop.
-            Exception: Whatever its start-up or its shutdown has raised.
+            Exception: The exception of a startup or shutdown hook.
         """
         return self._root._lifespan.run(self._root, {"state": {}})
 

@@ -33,22 +33,25 @@ def _handlers():
         signal.signal(number, handler)
 
 
-async def test_a_worker_gets_commands_until_the_supervisor_has_ended(ends):
-    supervisor, worker = ends
-    commands = ControlSocket(worker, []).commands()
+async def follow(control):
+    stages = []
     with anyio.fail_after(5):
-        supervisor.send(b"23")
-        assert [await anext(commands), await anext(commands)] == [Stage.DRAIN, Stage.AT_ONCE]
-        supervisor.close()
-        assert [command async for command in commands] == [Stage.DRAIN]
+        await control.follow_commands(stages.append)
+    return stages
+
+
+async def test_a_worker_follows_commands_until_the_supervisor_has_ended(ends):
+    supervisor, worker = ends
+    supervisor.send(b"23")
+    supervisor.close()
+    assert await follow(ControlSocket(worker, [])) == [Stage.DRAIN, Stage.AT_ONCE, Stage.DRAIN]
 
 
 async def test_a_control_socket_that_is_reset_ends_the_commands(ends):
     supervisor, worker = ends
     worker.send(b"unread data makes the end a reset")
     supervisor.close()
-    with anyio.fail_after(5):
-        assert [command async for command in ControlSocket(worker, []).commands()] == [Stage.DRAIN]
+    assert await follow(ControlSocket(worker, [])) == [Stage.DRAIN]
 
 
 async def test_heartbeats_and_limits_follow_ready(ends):
@@ -103,8 +106,7 @@ async def test_the_programs_of_a_worker_inherit_nothing_of_its_supervisor():
         assert not any(os.get_inheritable(number) for number in numbers)
         for number in SHARED_SIGNALS:
             os.kill(os.getpid(), number)  # which does nothing
-        with anyio.fail_after(5):
-            assert [command async for command in control.commands()] == [Stage.DRAIN]
+        assert await follow(control) == [Stage.DRAIN]
         [listener] = control.listeners(secure=False)
         assert listener.url == f"http://127.0.0.1:{listening.getsockname()[1]}"
         listener.close()

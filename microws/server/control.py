@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -89,7 +89,7 @@ class ControlSocket:
         """
         Take over what a supervisor has left for this process; ``None`` if no supervisor has started it.
 
-        This works also if the supervisor has ended meanwhile: ``commands`` says so.
+        This works also if the supervisor has ended meanwhile: ``follow_commands`` then asks for the drain.
 
         From now on this process ignores Ctrl-C and SIGHUP, which the supervisor handles. The programs that the app may
         start inherit neither the variable nor the file descriptors.
@@ -135,9 +135,8 @@ class ControlSocket:
             if self._is_ready:
                 self._send("")
 
-    async def commands(self) -> AsyncIterator[Stage]:
-        """The stages that the supervisor asks for. Its end asks for ``DRAIN``, and is the last."""
-        data = b""
+    async def follow_commands(self, reach: Callable[[Stage], None]) -> None:
+        """Call ``reach`` with each stage that the supervisor asks for. Its end asks for ``DRAIN``, and is the last."""
         while True:
             await anyio.wait_readable(self._sock)
             try:
@@ -146,17 +145,16 @@ class ControlSocket:
                 continue
             except OSError:
                 data = b""
+            reach(Stage(int(data)) if data else Stage.DRAIN)
             if not data:
-                yield Stage.DRAIN
                 return
-            yield Stage(int(data))
 
     def close(self) -> None:
         """Close this end."""
         self._sock.close()
 
     def _send(self, line: str) -> None:
-        # The supervisor may have ended, which ``commands`` reports; or it was stopped, and does not read.
+        # The supervisor may have ended, which ``follow_commands`` sees; or it was stopped, and does not read.
         with suppress(OSError):
             self._sock.send(f"{line}\n".encode())
 

@@ -145,7 +145,7 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
 
     A host name with several numbers, such as ``localhost``, binds each that this machine has. ``[::]`` accepts IPv4
     connections as well if the system does that, unless an IPv4 address with the same port is asked for, too. With port
-    0, all numbers of a name get one port, and so do ``0.0.0.0`` and ``[::]``.
+    0, all numbers of a name get one port.
 
     Args:
         addresses: Where to listen.
@@ -159,18 +159,13 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
     ipv4_ports = {
         address.port for address, found in numbers.items() if any(family == socket.AF_INET for family, _ in found)
     }
-    wildcard_ports: dict[str, int] = {}
     listeners: list[Listener] = []
     try:
         for address in addresses:
             match address:
-                case InternetAddress(host, port):
-                    v6_only = port in ipv4_ports
-                    other = wildcard_ports.pop(_OTHER_WILDCARD.get(host, ""), 0)
-                    for sock in _bind_internet(address, numbers[address], other or port, v6_only):
+                case InternetAddress():
+                    for sock in _bind_internet(address, numbers[address], v6_only=address.port in ipv4_ports):
                         listeners.append(Listener(sock, secure=secure))  # noqa: PERF401 - closed if the next one fails
-                    if port == 0 and host in _OTHER_WILDCARD and not other:
-                        wildcard_ports[host] = listeners[-1].sock.getsockname()[1]
                 case UnixPath():
                     listeners.append(_bind_unix(address, secure=secure, mode=unix_mode))
                 case FileDescriptor():
@@ -253,9 +248,6 @@ def _why_unusable(certfile: str, keyfile: str) -> str:
     return "one is damaged, or the key is not that of the certificate"
 
 
-# If port 0 is asked for with both of them, they get the same port.
-_OTHER_WILDCARD: Final = {"0.0.0.0": "::", "::": "0.0.0.0"}
-
 _Number: TypeAlias = tuple[int, Any]
 
 
@@ -270,49 +262,35 @@ def _resolve(address: InternetAddress) -> list[_Number]:
     return list(dict.fromkeys((info[0], info[4]) for info in found))
 
 
-def _bind_internet(
-    address: InternetAddress, numbers: Sequence[_Number], port: int, v6_only: bool
-) -> Iterator[socket.socket]:
+def _bind_internet(address: InternetAddress, numbers: Sequence[_Number], *, v6_only: bool) -> Iterator[socket.socket]:
     """A socket for each of the numbers that this machine has."""
     missing: OSError | None = None
+    port = address.port
     is_bound = False
     for family, name in numbers:
-        try:
-            sock = _bind_number(family, name, port, v6_only, is_needed=address.port != 0)
-        except OSError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise ListenError(_explain(address, error)) from None
-            missing = error
-        else:
-            is_bound = True
-            port = sock.getsockname()[1]
-            yield sock
+        # Without the protocol's number asyncio does not set TCP_NODELAY on the connections (asyncio/base_events.py,
+        # _set_nodelay): a short message would wait up to 40 ms for the client to confirm the one before.
+        with ExitStack() as undo:
+            try:
+                sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+                if os.name == "posix":  # on Windows, two servers could then listen on the same port
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6 and v6_only:
+                    # A socket of its own accepts the IPv4 connections to this port.
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((name[0], port, *name[2:]))
+                sock.setblocking(False)
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise ListenError(_explain(address, error)) from None
+                missing = error
+                continue
+            undo.pop_all()
+        is_bound = True
+        port = sock.getsockname()[1]
+        yield sock
     if missing is not None and not is_bound:
         raise ListenError(_explain(address, missing))
-
-
-def _bind_number(family: int, name: Any, port: int, v6_only: bool, *, is_needed: bool) -> socket.socket:
-    # Without the protocol's number asyncio does not set TCP_NODELAY on the connections (asyncio/base_events.py,
-    # _set_nodelay): a short message would wait up to 40 ms for the client to confirm the one before.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":  # on Windows, two servers could then listen on the same port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and v6_only:
-            # A socket of its own accepts the IPv4 connections to this port.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.bind((name[0], port, *name[2:]))
-        except OSError as error:
-            if is_needed or port == 0 or error.errno != errno.EADDRINUSE:
-                raise
-            # Another program has in IPv6 the port that the system chose for IPv4, or the other way round.
-            sock.bind((name[0], 0, *name[2:]))
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _explain(address: InternetAddress, error: OSError) -> str:

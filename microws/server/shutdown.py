@@ -79,12 +79,10 @@ class Shutdown:
 
         If the loop does not react to ``AT_ONCE``, end the process within a second of the signal.
         """
-        if self._end is None:
-            return
-        if stage == Stage.AT_ONCE:
+        if self._end is not None and stage == Stage.AT_ONCE:
             self._end.limit_reaction()
-        else:
-            self._end.explain_unless((self.requested if stage == Stage.DELAY else self.draining).is_set)
+        elif self._end is not None:
+            self._end.explain_unless((self.requested, self.draining)[stage - 1].is_set)
 
     def finish(self, code: int) -> None:
         """Only the event loop has to end now. If it does not, the process ends all the same, with ``code``."""

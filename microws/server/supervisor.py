@@ -9,8 +9,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Final
@@ -109,66 +110,39 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
                 listener.close()
 
 
+@dataclass(eq=False)
 class _Worker:
     """
-    A worker's process, and the supervisor's end of the control socket.
-
-    Args:
-        command: Starts it.
-        environ: Its environment, without the file descriptors.
-        sockets: The numbers of the listening sockets.
-        share: Its share of the connections.
-        generation: See below.
-        limit: Seconds until it must serve.
-
-    Raises:
-        OSError: It could not be started.
+    A worker's process, and the supervisor's end of the control socket. Times are as ``time.monotonic`` counts.
 
     Attributes:
-        share: See above.
+        process: Its process.
+        control: As above.
+        share: Its share of the connections.
         generation: How many SIGHUPs were received before its start.
-        since: When it was started; from then on when it began to serve. As ``time.monotonic`` counts, like the others.
-        last_read: When it last sent something.
         deadline: When it is killed, unless it has taken its next step by then; ``None`` while it serves.
+        since: When it was started; as soon as it serves, when it began to.
+        last_read: When it last sent something.
         ready: What it has sent when it began to serve.
         is_stopping: It was told to stop.
         is_aborted: It was told by SIGABRT to log where it is blocked, and to end.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        environ: Mapping[str, str],
-        sockets: Sequence[int],
-        *,
-        share: Share,
-        generation: int,
-        limit: float,
-    ) -> None:
-        self.share = share
-        self.generation = generation
-        self.since = self.last_read = time.monotonic()
-        self.deadline: float | None = self.since + limit
-        self.ready: Ready | None = None
-        self.is_stopping = False
-        self.is_aborted = False
-        self._unread = b""
-        self.control, theirs = socket.socketpair()
-        self.control.setblocking(False)
-        try:
-            with theirs, _blocked(SHARED_SIGNALS):
-                self._process = subprocess.Popen(
-                    command,
-                    env=worker_environment(environ, control=theirs.fileno(), sockets=sockets, share=share),
-                    pass_fds=[theirs.fileno(), *sockets, share.memory],
-                )
-        except OSError:
-            self.control.close()
-            raise
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    share: Share
+    generation: int
+    deadline: float | None
+    since: float
+    last_read: float
+    ready: Ready | None = None
+    is_stopping: bool = False
+    is_aborted: bool = False
+    unread: bytes = b""
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.process.pid
 
     @property
     def is_serving(self) -> bool:
@@ -176,7 +150,7 @@ class _Worker:
 
     def poll(self) -> int | None:
         """The exit code, once it has ended; that of a signal is negative."""
-        code = self._process.poll()
+        code = self.process.poll()
         if code is not None:
             self.share.leave()
         return code
@@ -187,7 +161,7 @@ class _Worker:
         with suppress(ConnectionError):
             data = self.control.recv(65536)
         self.last_read = time.monotonic()
-        *lines, self._unread = (self._unread + data).split(b"\n")
+        *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
             if self.ready is None:
                 self.ready = Ready(**json.loads(line))
@@ -212,20 +186,20 @@ class _Worker:
             self.control.send(b"%d" % stage)
         if not self.is_serving:
             # It may still import the app, and does not read.
-            self._process.terminate()
+            self.process.terminate()
 
     def kill(self) -> None:
         """Kill it; if it serves, give it a moment to log where it is blocked."""
         if self.is_serving and not self.is_aborted:
             self.is_aborted = True
             self.deadline = time.monotonic() + _ABORT_TIMEOUT
-            self._process.send_signal(signal.SIGABRT)
+            self.process.send_signal(signal.SIGABRT)
         else:
             self.kill_now()
 
     def kill_now(self) -> None:
         self.deadline = inf
-        self._process.kill()
+        self.process.kill()
 
 
 class _Supervisor:
@@ -471,21 +445,28 @@ class _Supervisor:
                 _log.info(text, __version__, self._app, urls, len(serving))
 
     def _start(self) -> None:
-        try:
-            worker = _Worker(
-                self._command,
-                self._renewal.environ,
-                self._sockets,
-                share=free_share(self._memory, [worker.share for worker in self._workers]),
-                generation=self._generation,
-                limit=self._settings.startup_timeout + _IMPORT_TIMEOUT,
-            )
-        except OSError as error:
-            self._next_start = time.monotonic() + _FIRST_PAUSE
-            self._handle_failed_start(f"no worker can be started: {error}")
-            return
+        with ExitStack() as undo:
+            try:
+                share = free_share(self._memory, [worker.share for worker in self._workers])
+                ours, theirs = socket.socketpair()
+                undo.enter_context(ours).setblocking(False)
+                environ = self._renewal.environ
+                with theirs, _blocked(SHARED_SIGNALS):
+                    process = subprocess.Popen(
+                        self._command,
+                        env=worker_environment(environ, control=theirs.fileno(), sockets=self._sockets, share=share),
+                        pass_fds=[theirs.fileno(), *self._sockets, share.memory],
+                    )
+            except OSError as error:
+                self._next_start = time.monotonic() + _FIRST_PAUSE
+                self._handle_failed_start(f"no worker can be started: {error}")
+                return
+            undo.pop_all()
+        now = time.monotonic()
+        deadline = now + self._settings.startup_timeout + _IMPORT_TIMEOUT
+        worker = _Worker(process, ours, share, self._generation, deadline, since=now, last_read=now)
         self._workers.append(worker)
-        self._selector.register(worker.control, selectors.EVENT_READ, worker)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _active(self) -> list[_Worker]:
         return [worker for worker in self._workers if not worker.is_stopping]

@@ -117,10 +117,31 @@ def run(
         # What the imports have made stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
+
+        async def serve_until_signal() -> int:
+            shutdown = Shutdown(end, control)
+            async with anyio.create_task_group() as tasks:
+                if control is not None:
+                    tasks.start_soon(control.follow_commands, shutdown.reach)
+                    if settings.worker_timeout:
+                        tasks.start_soon(control.send_heartbeats, min(settings.worker_timeout / 4, _HEARTBEAT_INTERVAL))
+                if end is not None:
+                    if control is None:
+                        await tasks.start(partial(watch_signals, shutdown, settings, renewal))
+                    else:
+                        await tasks.start(partial(watch_signals_in_worker, shutdown, settings))
+                code = await serve(
+                    app, settings, listeners=listeners, shutdown=shutdown, tls=tls, control=control, name=name
+                )
+                tasks.cancel_scope.cancel()
+            if renewal.is_renewed and code != 0 and not shutdown.requested.is_set():
+                _log.critical("%s", FAILURE)
+            return code
+
         code = 1
         try:
             code = anyio.run(
-                partial(_serve_until_signal, app, settings, listeners, tls, name, control, renewal, end),
+                serve_until_signal,
                 backend="trio" if loop == "trio" else "asyncio",
                 backend_options={"use_uvloop": True} if loop == "uvloop" else {},
             )
@@ -308,12 +329,10 @@ async def _drain(server: _Server, listeners: Sequence[Listener], shutdown: Shutd
             _log.warning("connections that did not end in time and are dropped: %d", server.open)
             # A step of its own: the event loop needs a while to drop thousands of connections.
             shutdown.limit(2 * _GRACE)
-            server.disconnect()
-            with anyio.move_on_after(_GRACE):
-                await server.wait_closed()
-            server.cancel()
-            with anyio.move_on_after(_GRACE):
-                await server.wait_closed()
+            for end_calls in (server.disconnect, server.cancel):
+                end_calls()
+                with anyio.move_on_after(_GRACE):
+                    await server.wait_closed()
         tasks.cancel_scope.cancel()
 
 
@@ -341,36 +360,3 @@ async def _unless(event: anyio.Event, function: Callable[[], Awaitable[T]]) -> T
         result = await function()
         tasks.cancel_scope.cancel()
     return result
-
-
-async def _serve_until_signal(
-    app: ASGIApplication,
-    settings: Settings,
-    listeners: Sequence[Listener],
-    tls: ssl.SSLContext | None,
-    name: str,
-    control: ControlSocket | None,
-    renewal: Renewal,
-    end: ProcessEnd | None,
-) -> int:
-    shutdown = Shutdown(end, control)
-    async with anyio.create_task_group() as tasks:
-        if control is not None:
-            tasks.start_soon(_follow_commands, control, shutdown)
-            if settings.worker_timeout:
-                tasks.start_soon(control.send_heartbeats, min(settings.worker_timeout / 4, _HEARTBEAT_INTERVAL))
-        if end is not None:
-            if control is None:
-                await tasks.start(partial(watch_signals, shutdown, settings, renewal))
-            else:
-                await tasks.start(partial(watch_signals_in_worker, shutdown, settings))
-        code = await serve(app, settings, listeners=listeners, shutdown=shutdown, tls=tls, control=control, name=name)
-        tasks.cancel_scope.cancel()
-    if renewal.is_renewed and code != 0 and not shutdown.requested.is_set():
-        _log.critical("%s", FAILURE)
-    return code
-
-
-async def _follow_commands(control: ControlSocket, shutdown: Shutdown) -> None:
-    async for stage in control.commands():
-        shutdown.reach(stage)

@@ -21,9 +21,17 @@ BY_WEBSOCKET = {"mode": "fan-out", "publish": "ws://127.0.0.1:{port}/ws", "messa
 BY_POST = {"mode": "fan-out", "publish": "http://127.0.0.1:{port}/messages", "message": JSON}
 
 
-@pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
-def anyio_backend(request):
-    return request.param
+on_each_loop = pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+
+
+@pytest.fixture
+def anyio_backend():
+    return ASYNCIO_BACKENDS["uvloop"]
+
+
+@pytest.fixture(autouse=True)
+def _settled_soon(monkeypatch):
+    monkeypatch.setattr("microws.bench.load.SETTLING", 0.05)
 
 
 def broadcasting():
@@ -65,6 +73,7 @@ def is_clean(result):
 # Servers that answer well
 
 
+@on_each_loop
 @pytest.mark.parametrize(
     ("path", "options", "latencies"),
     [
@@ -100,6 +109,7 @@ async def test_each_mode_is_measured_in_the_closed_and_the_open_loop(path, optio
     assert as_text(result).startswith(f"{report['mode']}  ws://127.0.0.1:{served.port}{path}")
 
 
+@on_each_loop
 async def test_tls_is_measured_with_a_self_signed_certificate_only_if_insecure():
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(TLS / "localhost.pem", TLS / "localhost.key")
@@ -255,6 +265,7 @@ async def test_answers_on_another_connection_are_wrong():
 # Connections that end
 
 
+@on_each_loop
 async def test_closed_connections_are_counted_and_answered_with_the_same_code():
     async def view(peer):
         peer.accept()
@@ -270,6 +281,7 @@ async def test_closed_connections_are_counted_and_answered_with_the_same_code():
     assert {peer.close.code for peer in served.peers} == {4000}
 
 
+@on_each_loop
 @pytest.mark.parametrize("mode", ["echo", "connects"])
 async def test_a_close_without_a_code_and_a_broken_connection_are_counted(mode):
     async def view(peer):
@@ -322,6 +334,7 @@ async def test_a_server_that_does_not_answer_close_is_aborted_after_the_timeout(
 # Handshakes that fail
 
 
+@on_each_loop
 @pytest.mark.parametrize(
     ("answer", "reason", "hint"),
     [
@@ -379,6 +392,7 @@ async def test_64_failed_handshakes_stop_further_attempts():
     assert 64 <= result.failures["handshakes_failed"].total() < 200
 
 
+@on_each_loop
 async def test_a_port_without_a_server_is_reported():
     async with serving(echo) as served:
         port = served.port
@@ -531,6 +545,7 @@ async def test_a_run_ends_early_when_no_subscriber_or_publisher_is_left(is_publi
     assert result.failures["closed"].total() > 0
 
 
+@on_each_loop
 async def test_failed_posts_are_counted_by_reason():
     async def view(peer):
         if peer.request.startswith(b"POST"):
@@ -585,6 +600,7 @@ async def test_posts_continue_on_new_connections():
 # Being interrupted
 
 
+@on_each_loop
 @pytest.mark.parametrize("phase", ["connecting", "measuring"])
 async def test_a_cancelled_run_returns_the_figures_until_then(phase):
     async def view(peer):

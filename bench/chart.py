@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws the fan-out of a run of the peers, as one SVG for light pages and one for dark ones."""
+"""Draws the fan-out of a run of the suite `peers` as two SVGs, for light and for dark pages."""
 
 import argparse
 import json
@@ -12,16 +12,16 @@ from report import Samples
 from run import RESULTS
 from suites import FLOORS, SUITES
 
-PANELS = (("fan1", "the publisher waits until all have it"), ("fan8", "8 messages in flight"))
+PANELS = (("fan1", "1 message in flight"), ("fan8", "8 messages in flight"))
 OURS = "microws"
 
-LABELS, PANEL, GAP, VALUE = 240, 300, 20, 70  # widths; the longest bar leaves room for its value
+LABELS, PANEL, GAP, VALUE = 240, 300, 20, 70  # widths; the longest bar leaves room for its figure
 TOP, ROW, BAR, BOTTOM = 96, 24, 14, 34
 FONT = "-apple-system, BlinkMacSystemFont, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 
 
 class Theme(NamedTuple):
-    """Colours that read well on one of GitHub's backgrounds."""
+    """Colors for one of GitHub's backgrounds."""
 
     text: str
     faint: str
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 def rows(records):
-    """The contenders that were measured in every panel, the fastest of the first panel first."""
+    """The contenders that have a figure in every panel; the fastest in the first panel first."""
     samples = Samples(records)
     contenders = SUITES["peers"].contenders
     found = []
@@ -73,12 +73,12 @@ def draw(run, found, theme):
     for place, row in enumerate(found):
         middle = TOP + place * ROW + ROW / 2
         is_ours = row.name == OURS
-        colour = theme.faint if row.name in FLOORS else theme.text
+        color = theme.faint if row.name in FLOORS else theme.text
         lines.append(
-            text(LABELS - 12, middle + 4, row.title, colour, anchor="end", weight=600 if is_ours else 400),
+            text(LABELS - 12, middle + 4, row.title, color, anchor="end", weight=600 if is_ours else 400),
         )
     python = run["versions"]["CPython"]
-    foot = f"Medians of {run['rounds']} rounds, CPython {python}. A floor passes frames on, and does nothing else."
+    foot = f"Medians of {run['rounds']} rounds, CPython {python}. A floor only passes frames on."
     lines += [text(0, height - 8, foot, theme.faint, size=11), "</svg>", ""]
     return "\n".join(lines)
 
@@ -92,23 +92,23 @@ def panel(left, index, title, found, theme):
         figure = row.figures[index]
         top = TOP + place * ROW + (ROW - BAR) / 2
         length = max(1, (PANEL - VALUE) * figure / most)
-        colour = theme.ours if row.name == OURS else theme.floor if row.name in FLOORS else theme.peer
-        # Rounded at its end only: it begins at the line.
+        color = theme.ours if row.name == OURS else theme.floor if row.name in FLOORS else theme.peer
+        # Only the end is rounded: the bar begins at the line.
         yield (
-            f'<path d="M{left} {top}h{length - 2:.1f}q2 0 2 2v{BAR - 4}q0 2 -2 2h{2 - length:.1f}z" fill="{colour}"/>'
+            f'<path d="M{left} {top}h{length - 2:.1f}q2 0 2 2v{BAR - 4}q0 2 -2 2h{2 - length:.1f}z" fill="{color}"/>'
         )
         weight = 600 if row.name == OURS else 400
         shade = theme.faint if row.name in FLOORS else theme.text
         yield text(left + length + 6, top + BAR - 3, f"{float(f'{figure:.3g}'):,.0f}", shade, weight=weight)
 
 
-def text(x, y, content, colour, *, size=12, weight=400, anchor="start"):
-    look = f'fill="{colour}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
+def text(x, y, content, color, *, size=12, weight=400, anchor="start"):
+    look = f'fill="{color}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(content)}</text>'
 
 
 def newest():
-    """The newest run of the peers in ``results/``, or ``None``."""
+    """The newest run of the suite `peers` in ``results/``, or ``None``."""
     for path in sorted(RESULTS.glob("2*.jsonl"), reverse=True):
         with path.open() as lines:
             if json.loads(lines.readline()).get("suite") == "peers":
@@ -123,11 +123,13 @@ def main():
     arguments = parser.parse_args()
     path = arguments.results or newest()
     if path is None:
-        parser.error("no run of the peers in bench/results; first bench/run.py --suite peers")
+        parser.error(
+            "expected a run of the suite peers in bench/results, got none; run bench/run.py --suite peers first"
+        )
     records = [json.loads(line) for line in path.read_text().splitlines()]
     found = rows(records)
     if not found:
-        parser.error(f"{path} has nobody who took both of {', '.join(test for test, _ in PANELS)}")
+        parser.error(f"expected figures of {' and '.join(test for test, _ in PANELS)} in {path}, got none")
     for name, theme in THEMES.items():
         to = arguments.to / f"fan-out-{name}.svg"
         to.write_text(draw(records[0], found, theme))

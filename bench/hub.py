@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Checks the hub: clients that do not read, ten thousand that do, a publisher far ahead. See bench/README.md."""
+"""Checks the hub with clients that do not read, 10,000 that do, and a fast publisher. See bench/README.md."""
 
 import argparse
 import json
@@ -13,41 +13,38 @@ from run import HERE, RESULTS, commit, core_pair
 from sampling import Pin, Server, ServerError, build, run_loadgen, wait_calm
 from suites import microws_run
 
-# Pings would end a client that does not read before its topic's policy is tried.
+# Pings would close a client that does not read before the overflow policy of its topic applies.
 COMMAND = [*microws_run("bench.apps.microws_topics:app", "uvloop"), "--ping-interval", "0"]
 
 SUBSCRIBERS, STALLED = 1000, 100
-P99_LIMIT = 1.2  # × the control's
+P99_LIMIT = 1.2  # times the control's
 GROWTH_LIMIT = 256  # KiB
 
 MANY, MANY_SECONDS = 10_000, 60
 MANY_P99_LIMIT = 1.0  # seconds
 
 SLOW, SLOW_BYTES = 100, 20_000  # a second: some 300 of thousands of messages
-FLAT_LIMIT = 1.02  # × the most of the time before
+FLAT_LIMIT = 1.02  # times the maximum of the first half
 
 
 class Checks:
     """
-    The checks of one run, each with its verdicts.
+    The checks of one run, and their verdicts.
 
     Args:
-        seconds: How long subscribers stall, and how long a publisher is ahead.
-        rounds: How often they stall, each time on a fresh server.
-        server_pin, client_pin: Where they run.
+        options: The parsed command line.
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(self, *, seconds, rounds, server_pin, client_pin, out):
-        self._seconds = seconds
-        self._rounds = rounds
-        self._server_pin = server_pin
-        self._client_pin = client_pin
+    def __init__(self, options, out):
+        self._seconds = options.seconds
+        self._rounds = options.rounds
+        self._server_pin, self._client_pin = map(Pin, options.cores)
         self._out = out
         self.verdicts = []
 
     def stalled(self):
-        """One connection in ten does not read, and is closed or conflated: what others feel of it, and the memory."""
+        """One connection in ten does not read and is closed or conflated: measure the others' latency, and memory."""
         cases = {"control": ("close", 0), "close": ("close", STALLED), "latest": ("latest", STALLED)}
         samples = {case: [] for case in cases}
         for _ in range(self._rounds):
@@ -76,10 +73,10 @@ class Checks:
                 f"{ends['finished']} of {all_of_them} got the last message, without {ends['lost']}; {dropped} counted"
             )
         if not dropped:
-            words += "; they have not stalled for long enough"
+            words += "; they did not stall long enough"
         title = f'{STALLED} of {SUBSCRIBERS:,} do not read, overflow="{case}"'
-        self._judge(slowdown <= P99_LIMIT, f"{title}: the others' p99 is {slowdown:.2f} × that of the control")
-        self._judge(growth <= GROWTH_LIMIT, f"{title}: the server has {growth:.0f} KiB more for each of them")
+        self._judge(slowdown <= P99_LIMIT, f"{title}: the others' p99 is {slowdown:.2f} times the control's")
+        self._judge(growth <= GROWTH_LIMIT, f"{title}: the server uses {growth:.0f} KiB more for each of them")
         self._judge(is_kept, f"{title}: {words}")
 
     def many(self):
@@ -90,38 +87,38 @@ class Checks:
         self._judge(sample["count"] == due and p99 <= MANY_P99_LIMIT, words)
 
     def close(self):
-        """A publisher far ahead of its subscribers, who are closed, and come back."""
+        """The publisher is faster than its subscribers; they are closed, and reconnect."""
         sample = self._flood("close")
         ends = sample["closed_1013"] + sample["cut"]
-        words = f"{ends} were closed, {sample['closed_1013']} told of it with 1013, {sample['dropped']} losses counted"
+        words = f"{ends} were closed, {sample['closed_1013']} of them with 1013, {sample['dropped']} losses counted"
         is_kept = ends == sample["closed_1013"] == sample["dropped"] > 0 == sample["lost"]
         self._judge(is_kept, f'publisher ahead, overflow="close": {words}, {sample["lost"]} messages lost before')
 
     def drop_oldest(self):
-        """A publisher far ahead of its subscribers, who do not get the oldest messages, but gap markers."""
+        """The publisher is faster than its subscribers; they lose the oldest messages and get gap markers."""
         self._judge_drops("drop_oldest")
 
     def drop_newest(self):
-        """A publisher far ahead of its subscribers, who do not get the newest messages, but gap markers."""
+        """The publisher is faster than its subscribers; they lose the newest messages and get gap markers."""
         self._judge_drops("drop_newest")
 
     def _judge_drops(self, topic):
         sample = self._flood(topic)
-        words = f"{sample['lost']:,} messages lost, {sample['dropped']:,} counted, a gap marker in each of the gaps"
+        words = f"{sample['lost']:,} messages lost, {sample['dropped']:,} counted, a gap marker in each gap"
         self._judge(sample["lost"] == sample["dropped"] > 0, f'publisher ahead, overflow="{topic}": {words}')
 
     def _flood(self, topic):
         sample = self._sample("flood", topic, ["-c", SLOW, "-k", SLOW_BYTES, "-t", self._seconds])
-        memory = sample["resident_kib"][: int(2 * self._seconds)]  # without the end, when all is read
+        memory = sample["resident_kib"][: int(2 * self._seconds)]  # without the end, where clients read the rest
         half = len(memory) // 2
         growth = max(memory[half:]) / max(memory[:half])
         course = " ".join(f"{kib / 1024:.1f}" for kib in memory[:: max(1, len(memory) // 12)])
-        words = f"in the second half its most resident memory is {growth:.3f} × that of the first ({course} MiB)"
+        words = f"the maximum resident memory of the second half is {growth:.3f} times that of the first ({course} MiB)"
         self._judge(growth <= FLAT_LIMIT, f'publisher ahead, overflow="{topic}": {words}')
         return sample
 
     def _sample(self, mode, topic, options):
-        """What the load generator, the hub's statistics and the memory of a fresh server say."""
+        """Run the load generator against a new server; return its figures, the hub's statistics and the memory."""
         resident = []
         with self._server() as server:
             sample = run_loadgen(
@@ -155,7 +152,7 @@ class Checks:
         self.verdicts.append((is_met, words))
 
     def run(self, name):
-        """One check; it is missed when the server or the client fails."""
+        """Run one check; it is missed if the server or the client fails."""
         try:
             getattr(self, name)()
         except ServerError as error:
@@ -169,27 +166,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("checks", nargs="*", metavar="CHECK", help=f"some of {', '.join(CHECKS)} (all)")
-    add("--seconds", type=float, default=60, help="that clients stall, or a publisher is ahead (%(default)s)")
-    add("--rounds", type=int, default=3, help="of stalled clients (%(default)s)")
-    add("--cores", type=core_pair, default="0,1", help="the server's and the client's (%(default)s)")
+    add("--seconds", type=float, default=60, help="how long clients stall, or the publisher is faster (%(default)s)")
+    add("--rounds", type=int, default=3, help="repetitions of `stalled` (%(default)s)")
+    add("--cores", type=core_pair, default="0,1", help="core of the server, core of the client (%(default)s)")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.checks if name not in CHECKS]:
         parser.error(f"expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}")
     build()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers are stopped, too
-    server_core, client_core = arguments.cores
-    Pin(client_core)()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # an exception, so that the servers are stopped too
+    Pin(arguments.cores[1])()
     sys.path.insert(0, str(HERE.parent))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / time.strftime("hub-%Y%m%d-%H%M%S.jsonl")
     with path.open("w") as out:
-        checks = Checks(
-            seconds=arguments.seconds,
-            rounds=arguments.rounds,
-            server_pin=Pin(server_core),
-            client_pin=Pin(client_core),
-            out=out,
-        )
+        checks = Checks(arguments, out)
         for name in arguments.checks or CHECKS:
             checks.run(name)
     print(f"\nCommit {commit()}\n")

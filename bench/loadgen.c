@@ -1,4 +1,5 @@
-// loadgen: load for a WebSocket or HTTP server on 127.0.0.1.
+// loadgen: load for a WebSocket or HTTP server on 127.0.0.1. It compares servers that are faster than a client in
+// Python; `microws bench`, which shares nothing with it, is for users who measure their own app.
 // One thread, epoll, busy polling: give it a core of its own.
 //
 //   loadgen echo    -p PORT -u PATH -c CONNECTIONS -t SECONDS     one message in flight on each connection: text, -b: binary

@@ -2,9 +2,9 @@
 """
 What each framework adds to a bare ASGI app: CPU time and memory, measured in memory.
 
-There is no server and no socket, so there is little noise: a change of a microsecond shows. The harness plays the
-server of one connection: every event arrives in a later turn of the event loop, as it does over a socket. What the
-harness itself costs is in the row of the bare app.
+There is no server and no socket, so there is little noise: a change of one microsecond is visible. The harness acts as
+the server of one connection: every event arrives in a later iteration of the event loop, as it does over a socket. The
+row of the bare app shows the cost of the harness.
 """
 
 import argparse
@@ -112,24 +112,24 @@ async def open_websocket(app, on_message):
 
 
 def fail_with(future, task):
-    """Nobody waits for ``future`` for ever when the app has ended."""
+    """Fail ``future`` if the app ends before it is done."""
 
     def app_ended(task):
         if not future.done():
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            future.set_exception(RuntimeError(f"the app ended too early, with {error!r}"))
+            future.set_exception(RuntimeError(f"the app ended before it answered, with {error!r}"))
 
     task.add_done_callback(app_ended)
 
 
 async def close_websocket(channel, task):
     channel.put({"type": "websocket.disconnect", "code": 1006})
-    # Not awaited itself: Quart tells its view of the end by cancelling it, and the task then ends as cancelled.
+    # Not ``await task``: Quart cancels its view on disconnect, and the task then ends as cancelled.
     await asyncio.wait([task])
 
 
 async def time_echo(app, n):
-    """CPU seconds for ``n`` messages, each sent when the one before has come back."""
+    """CPU seconds of ``n`` messages, each sent after the previous one was echoed."""
     left = n
     finished = asyncio.get_running_loop().create_future()
 
@@ -153,7 +153,7 @@ async def time_echo(app, n):
 
 
 async def time_get(app, n):
-    """CPU seconds for ``n`` GETs of small JSON, one after the other."""
+    """CPU seconds of ``n`` sequential GETs of small JSON."""
     status, body = None, b""
 
     async def send(event):
@@ -175,7 +175,7 @@ async def time_get(app, n):
 
 
 async def time_connect(app, n):
-    """CPU seconds for ``n`` connections, each accepted and then left by the client."""
+    """CPU seconds of ``n`` connections, each accepted and then closed by the client."""
     start = process_time()
     for _ in range(n):
         await close_websocket(*await open_websocket(app, None))
@@ -189,7 +189,7 @@ async def idle_bytes(app, n):
     try:
         before, _ = tracemalloc.get_traced_memory()
         connections = [await open_websocket(app, None) for _ in range(n)]
-        await asyncio.sleep(0.05)  # what an app starts after accept is running as well
+        await asyncio.sleep(0.05)  # for tasks that the app starts after accept
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
@@ -227,7 +227,7 @@ TIMED = {"echo": time_echo, "get": time_get, "connect": time_connect}
 
 
 async def measure(names, counts, rounds, idle):
-    """``{app: {measure: figure}}``: microseconds (the least of all rounds, which noise can only add to), and bytes."""
+    """``{app: {measure: figure}}``: microseconds, the minimum of all rounds because noise only adds, and bytes."""
     apps = {name: importlib.import_module(APPS[name]).app for name in names}
     figures = {name: {} for name in names}
     for name, app in apps.items():
@@ -248,7 +248,7 @@ async def measure(names, counts, rounds, idle):
 
 
 async def profile(name, key, n):
-    """Prints where the time of one measure goes."""
+    """Print a profile of one measure."""
     app = importlib.import_module(APPS[name]).app
     async with Lifespan(app):
         await TIMED[key](app, 200)
@@ -277,14 +277,14 @@ def main():
     parser = argparse.ArgumentParser(description="What each framework adds to a bare ASGI app, measured in memory.")
     parser.add_argument("--only", default=",".join(APPS), help="apps, comma-separated (%(default)s)")
     parser.add_argument("-n", type=int, default=10_000, help="messages and GETs a sample (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="samples of each; the least counts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each; the minimum counts (%(default)s)")
     parser.add_argument("--idle", type=int, default=1_000, help="idle connections (%(default)s)")
     parser.add_argument("--profile", choices=TIMED, help="print a profile of this measure instead, for each app")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     if unknown := [name for name in names if name not in APPS]:
-        parser.error(f"--only: no app {', '.join(unknown)}; there are {', '.join(APPS)}")
+        parser.error(f"--only: expected some of {', '.join(APPS)}, got {', '.join(unknown)}")
 
     sys.path.insert(0, str(ROOT))
     if arguments.profile:
@@ -292,7 +292,7 @@ def main():
             print(f"# {name}, {arguments.profile}")
             asyncio.run(asyncio.wait_for(profile(name, arguments.profile, arguments.n), TIME_LIMIT))
         return
-    # A connection is some ten times as dear as a message: as many would take too long.
+    # A connection costs about ten times as much as a message.
     counts = {"echo": arguments.n, "get": arguments.n, "connect": arguments.n // 4}
     figures = asyncio.run(asyncio.wait_for(measure(names, counts, arguments.rounds, arguments.idle), TIME_LIMIT))
     if arguments.json:
@@ -300,7 +300,7 @@ def main():
     else:
         print(table(figures))
         if "bare" in figures:
-            print("\nIn brackets: the difference to the bare app, which is what the framework adds.")
+            print("\nIn brackets: the difference to the bare app, which is the cost of the framework.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From samples to a Markdown table and the goals: medians, and ratios to another contender in the same slice."""
+"""The report of a run in Markdown: medians, ratios to another contender in the same slice, and goals."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from suites import MEASURES, SUITES
 
 __all__ = ["FOREIGN_LIMIT", "Samples", "render"]
 
-FOREIGN_LIMIT = 0.04  # of a core: a sample during which other processes took more is disturbed
-DIGITS = {"rate": 0, "memory": 1, "latency": 2}  # of a figure, behind the point
-SATURATED = 0.9  # of its core: a server that used less was not the limit
+FOREIGN_LIMIT = 0.04  # share of a core; if other processes used more, a sample is disturbed
+DIGITS = {"rate": 0, "memory": 1, "latency": 2}  # digits after the decimal point
+SATURATED = 0.9  # share of its core; a server that used less was not the bottleneck
 
 
 class Samples:
@@ -29,7 +29,7 @@ class Samples:
         return list(self._figures.get((contender, measure), {}).values())
 
     def ratios(self, contender, to, measure):
-        """``contender`` divided by ``to``, for each slice that has both."""
+        """The figures of ``contender`` divided by those of ``to``, for each slice that has both."""
         ours, theirs = (self._figures.get((name, measure), {}) for name in (contender, to))
         return [ours[slice_] / theirs[slice_] for slice_ in ours if slice_ in theirs]
 
@@ -55,7 +55,7 @@ def cell(samples, contender, test, baseline):
 
 
 def error(values):
-    """How far their median may be off: twice its standard error, from the quartiles, which outliers do not move."""
+    """Twice the standard error of the median, estimated from the quartiles, which outliers do not change."""
     if len(values) < 3:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -68,7 +68,7 @@ def margin(values, digits=2):
 
 
 def verdicts(samples, suite, contenders, tests):
-    """One line for each goal about the contenders and tests of this run."""
+    """One line for each goal whose contenders and tests were part of this run."""
     return [
         verdict(samples, goal)
         for test in tests
@@ -96,7 +96,7 @@ def verdict(samples, goal):
 
 
 def nearest(samples, goal):
-    """The peer that is hardest to reach, and the ratios to it; the first one and none when nothing was measured."""
+    """The best peer and the ratios to it; the first peer and no ratios if nothing was measured."""
     ratios = {peer: samples.ratios(goal.contender, peer, goal.test) for peer in goal.peers}
     measured = [peer for peer in goal.peers if ratios[peer]]
     if not measured:
@@ -107,7 +107,7 @@ def nearest(samples, goal):
 
 
 def notes(records):
-    """What a reader must know about the samples before he trusts them."""
+    """Errors, disturbed samples and idle servers."""
     lines = [
         f"- {contender}, {what}: failed {count} times; see results/{contender}.log. The last error: {error}"
         for (contender, what), (error, count) in failures(records).items()
@@ -118,15 +118,15 @@ def notes(records):
     foreign = [record["foreign"] for record in samples]
     disturbed = sum(share > FOREIGN_LIMIT for share in foreign)
     lines.append(
-        f"- {disturbed} of {len(samples)} samples were disturbed: others took more than {FOREIGN_LIMIT:.0%} of a core"
-        f" (median of all samples {statistics.median(foreign):.1%}, most {max(foreign):.0%})."
+        f"- {disturbed} of {len(samples)} samples were disturbed: other processes used more than {FOREIGN_LIMIT:.0%}"
+        f" of a core (median of all samples {statistics.median(foreign):.1%}, maximum {max(foreign):.0%})."
     )
     [run] = [record for record in records if record["type"] == "run"]
     return lines if run.get("together") else lines + idle_servers(samples)
 
 
 def idle_servers(samples):
-    """A line for each contender and test that something else than the server has limited at times."""
+    """One line for each contender and test in which the server was not always the bottleneck."""
     busy = {}
     for record in samples:
         is_rate = "server_cpu_s" in record and MEASURES[record["measure"]].kind == "rate"
@@ -134,7 +134,7 @@ def idle_servers(samples):
             share = record["server_cpu_s"] / record["wall_s"]
             busy.setdefault((record["contender"], record["measure"]), []).append(share)
     return [
-        f"- {contender}, {test}: the server was idle at times, in undisturbed samples too (busy: {min(shares):.0%})."
+        f"- {contender}, {test}: the server was idle at times in undisturbed samples (busy: {min(shares):.0%})."
         for (contender, test), shares in busy.items()
         if min(shares) < SATURATED
     ]
@@ -152,7 +152,7 @@ def failures(records):
 
 
 def render(records):
-    """The whole report as Markdown; ``records`` is what a run wrote, line by line."""
+    """The report of ``records``, the lines that a run wrote."""
     run = next(record for record in records if record["type"] == "run")
     suite = SUITES[run["suite"]]
     samples = Samples(records)

@@ -28,68 +28,50 @@ class Bench:
     One run.
 
     Args:
-        name: Of the suite in ``SUITES``.
-        contenders, tests: Names out of this suite.
-        rounds: How often each contender is started anew.
-        slices: In how many samples a rate is measured in one round. All have their turn before the next slice.
-        seconds: Length of all slices of a round together.
-        together: Whether all contenders are under load at once, so that whatever disturbs one disturbs all.
-        waits: Whether samples wait until the cores are calm, and are repeated when they were disturbed.
-        server_pin, client_pin: Where they run.
-        before: The checkout in which the contender ``before`` is started.
+        options: The parsed command line. Each slice of a round measures every contender once. ``together`` puts all
+            contenders under load at once, so that a disturbance affects all of them.
         out: Open file for the records, one JSON object a line.
     """
 
-    def __init__(
-        self, *, name, contenders, tests, rounds, slices, seconds, together, waits, server_pin, client_pin, before, out
-    ):
-        self._name = name
-        self._known = SUITES[name].contenders
-        self._contenders = contenders
-        self._tests = tests
-        self._rounds = rounds
-        self._slices = slices
-        self._seconds = seconds
-        self._together = together
-        self._waits = waits
-        self._server_pin = server_pin
-        self._client_pin = client_pin
-        self._before = before
-        self._cores = (server_pin.core, client_pin.core)
+    def __init__(self, options, out):
+        self._options = options
+        self._known = SUITES[options.suite].contenders
+        self._server_pin, self._client_pin = (Pin(core, options.nice) for core in options.cores)
         self._out = out
         self._turns = 0
         self.records = []
 
     def run(self):
+        options = self._options
         self._record(
             type="run",
-            suite=self._name,
-            contenders=self._contenders,
-            tests=self._tests,
-            rounds=self._rounds,
-            slices=self._slices,
-            seconds=self._seconds,
-            together=self._together,
+            suite=options.suite,
+            contenders=options.only,
+            tests=options.tests,
+            rounds=options.rounds,
+            slices=options.slices,
+            seconds=options.seconds,
+            together=options.together,
             time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            versions=versions(self._known[name] for name in self._contenders),
+            versions=versions(self._known[name] for name in options.only),
             machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             commit=commit(),
         )
-        for round_ in range(1, self._rounds + 1):
+        for round_ in range(1, options.rounds + 1):
             with ExitStack() as stack:
                 servers = self._start_all(round_, stack)
-                for test in self._tests:
+                for test in options.tests:
                     # The heap that a first sample leaves behind would hide the memory of a second one.
                     measure = MEASURES[test]
-                    slices = 1 if measure.kind == "memory" else self._slices * measure.weight
+                    slices = 1 if measure.kind == "memory" else options.slices * measure.weight
                     for slice_ in range(1, slices + 1):
                         self._measure_all(round_, slice_, test, servers)
 
     def _start_all(self, round_, stack):
-        """Those that start, by name; the others are recorded."""
+        """Start all contenders; return those that started, by name, and record the errors of the others."""
         servers = {}
-        for name in self._contenders:
-            directory = self._before if name == "before" else HERE.parent
+        for name in self._options.only:
+            directory = self._options.before if name == "before" else HERE.parent
             try:
                 server = Server(
                     self._known[name].command,
@@ -107,18 +89,18 @@ class Bench:
         return servers
 
     def _measure_all(self, round_, slice_, test, servers):
-        """One sample of each contender, who take turns at being the first."""
-        names = [name for name in servers if test in (self._known[name].tests or self._tests)]
+        """Take one sample of each contender; a different one is the first each time."""
+        names = [name for name in servers if test in (self._known[name].tests or self._options.tests)]
         if not names:
             return
         measure = MEASURES[test]
-        print(f"round {round_}/{self._rounds}  {test:<10}{slice_:<2}", end="", flush=True)
+        print(f"round {round_}/{self._options.rounds}  {test:<10}{slice_:<2}", end="", flush=True)
         self._wait_calm()
         self._turns += 1
-        # Each comes first as often as last, where for a moment it has the core for itself.
+        # The last one of a group has the core for itself for a moment: each contender is last equally often.
         first = self._turns % len(names)
         names = names[first:] + names[:first]
-        at_once = self._together and measure.kind == "rate"
+        at_once = self._options.together and measure.kind == "rate"
         for group in [names] if at_once else [[name] for name in names]:
             for name, sample in self._take(measure, group, servers).items():
                 figure = f"{sample['figure']:,}" if "figure" in sample else sample["error"]
@@ -128,11 +110,11 @@ class Bench:
         print()
 
     def _take(self, measure, group, servers):
-        """One sample of each contender in the group, by its name: an undisturbed one, or else the least disturbed."""
+        """Take one sample of each contender in the group, by name; repeat disturbed ones, keep the least disturbed."""
         if measure.kind == "memory":
             return self._watched(self._memory, measure, group, servers)
         attempts = []
-        while len(attempts) < (ATTEMPTS if self._waits else 1):
+        while len(attempts) < (1 if self._options.no_wait else ATTEMPTS):
             samples = self._watched(self._rates, measure, group, servers)
             foreign = max(sample["foreign"] for sample in samples.values())
             if foreign <= FOREIGN_LIMIT:
@@ -141,7 +123,7 @@ class Bench:
         return min(attempts, key=lambda attempt: attempt[:2])[2]
 
     def _watched(self, take, measure, group, servers):
-        watch = Watch(self._cores, servers.values())
+        watch = Watch(self._options.cores, servers.values())
         try:
             samples = take(measure, {name: servers[name] for name in group})
         except ServerError as error:
@@ -152,13 +134,13 @@ class Bench:
         return {name: {**sample, "foreign": foreign} for name, sample in samples.items()}
 
     def _rates(self, measure, group):
-        """How much each server does in a second of its CPU time, or how long; all of them under load at once."""
+        """Measure the group under load at once: rates per second of each server's CPU time, or latencies."""
         pin = self._client_pin
-        seconds = measure.seconds or self._seconds / self._slices
+        seconds = measure.seconds or self._options.seconds / self._options.slices
         times = ["-t", seconds * len(group), "-w", WARM_UP * len(group)]
         clients = {}
         for name, server in group.items():
-            options = [*self._options(name, measure), *times]
+            options = [*self._loadgen_options(name, measure), *times]
             options += [option for pid in server.pids() for option in ("-P", pid)]
             clients[name] = start_loadgen(measure.mode, server, pin=pin, options=options)
         samples = {name: finish_loadgen(client) for name, client in clients.items()}
@@ -167,12 +149,12 @@ class Bench:
                 sample["figure"] = figure_of(measure, sample)
         return samples
 
-    def _options(self, name, measure):
-        """For the load generator; of an option that is given twice the last one counts."""
+    def _loadgen_options(self, name, measure):
+        """Options of the load generator; if one is given twice, the last one wins."""
         return [*measure.options, *self._known[name].options.get(measure.mode, ())]
 
     def _memory(self, measure, group):
-        """KiB by which the server's resident memory grows, per connection, once a few have warmed it up."""
+        """Measure how many KiB the server's resident memory grows per connection, after a warm-up of a few."""
         [(name, server)] = group.items()
         warm_up = ["-u", "/echo", "-c", 8, "-t", 0.3, "-w", 0]
         run_loadgen("connect", server, pin=self._client_pin, options=warm_up)
@@ -181,7 +163,7 @@ class Bench:
             measure.mode,
             server,
             pin=self._client_pin,
-            options=self._options(name, measure),
+            options=self._loadgen_options(name, measure),
             while_holding=lambda: self._settled_memory(server),
         )
         if "error" not in sample:
@@ -194,8 +176,8 @@ class Bench:
         return server.resident_kib()
 
     def _wait_calm(self):
-        if self._waits:
-            wait_calm(self._cores)
+        if not self._options.no_wait:
+            wait_calm(self._options.cores)
 
     def _record(self, **record):
         self.records.append(record)
@@ -237,10 +219,10 @@ def commit():
 
 def selection(text, known, on_request):
     """
-    What ``text`` asks for, in the order of ``known``.
+    The names in ``text``, in the order of ``known``.
 
     Args:
-        text: Comma-separated names; without any, all but those of ``on_request``.
+        text: Comma-separated names; empty: all except ``on_request``.
     """
     if not text:
         return [name for name in known if name not in on_request]
@@ -251,32 +233,33 @@ def selection(text, known, on_request):
 
 
 def core_pair(text):
-    """An argparse type: two different cores that this process may use."""
+    """An argparse type: two different cores that this process may use, such as ``0,1``."""
     usable = sorted(os.sched_getaffinity(0))
     cores = [int(core) for core in text.split(",") if core.isdecimal()]
     if len(cores) != 2 or cores[0] == cores[1] or not set(cores) <= set(usable):
-        raise argparse.ArgumentTypeError(f"expected two different ones of {usable}, such as 0,1, got {text}")
+        raise argparse.ArgumentTypeError(f"expected two different cores of {usable}, such as 0,1, got {text}")
     return cores
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--suite", choices=SUITES, default="framework", help="what is compared (%(default)s)")
-    add("--rounds", type=int, default=3, help="each with fresh servers (%(default)s)")
-    add("--slices", type=int, help="samples of each rate in a round (6; of servers and peers 2)")
-    add("--seconds", type=float, help="all slices of a round together (3; of servers 1, of peers 2)")
-    add("--together", action="store_true", help="rates of all contenders at once, as the framework suite always has")
-    add("--no-wait", action="store_true", help="for a busy machine: wait for no calm, repeat no sample; rough figures")
-    add("--only", metavar="CONTENDER,…", help="of the suite; an unknown one prints them all")
-    add("--tests", metavar="TEST,…", help="of the suite; an unknown one prints them all")
-    add("--before", metavar="DIR", type=Path, help="checkout of an earlier commit, for the contender `before`")
-    add("--cores", type=core_pair, default="0,1", help="the server's and the client's (%(default)s)")
-    add("--nice", type=int, default=0, help="of server and client; below 0 needs root (%(default)s)")
+    add("--suite", choices=SUITES, default="framework", help="what to compare (%(default)s)")
+    add("--rounds", type=int, default=3, help="rounds, each with new servers (%(default)s)")
+    add("--slices", type=int, help="samples of each rate in a round; default: by suite")
+    add("--seconds", type=float, help="length of all slices of a round together; default: by suite")
+    add("--together", action="store_true", help="put all contenders under load at once, as the framework suite does")
+    add("--no-wait", action="store_true", help="for a busy machine: do not wait for idle cores, repeat no sample")
+    add("--only", metavar="CONTENDER,…", help="default: all of the suite; an unknown name prints them")
+    add("--tests", metavar="TEST,…", help="default: all of the suite; an unknown name prints them")
+    add("--before", metavar="DIR", type=Path, help="checkout of an earlier commit, of the contender `before`")
+    add("--cores", type=core_pair, default="0,1", help="core of the server, core of the client (%(default)s)")
+    add("--nice", type=int, default=0, help="niceness of server and client; below 0 needs root (%(default)s)")
     arguments = parser.parse_args()
     suite = SUITES[arguments.suite]
     arguments.slices = arguments.slices or suite.slices
     arguments.seconds = arguments.seconds or suite.seconds
+    arguments.together = arguments.together or suite.together
     try:
         arguments.only = selection(arguments.only, suite.contenders, suite.on_request)
         arguments.tests = selection(arguments.tests, suite.tests, suite.on_request)
@@ -291,30 +274,16 @@ def main():
     if not sys.platform.startswith("linux"):
         sys.exit("bench/run.py needs Linux: it pins processes to cores and reads /proc")
     arguments = parse_arguments()
-    server_core, client_core = arguments.cores
     build()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers are stopped, too
-    Pin(client_core)()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # an exception, so that the servers are stopped too
+    Pin(arguments.cores[1])()
     sys.path.insert(0, str(HERE.parent))
     RESULTS.mkdir(exist_ok=True)
     for log in RESULTS.glob("*.log"):
         log.unlink()
     path = RESULTS / time.strftime("%Y%m%d-%H%M%S.jsonl")
     with path.open("w") as out:
-        bench = Bench(
-            name=arguments.suite,
-            contenders=arguments.only,
-            tests=arguments.tests,
-            rounds=arguments.rounds,
-            slices=arguments.slices,
-            seconds=arguments.seconds,
-            server_pin=Pin(server_core, arguments.nice),
-            client_pin=Pin(client_core, arguments.nice),
-            together=arguments.together or SUITES[arguments.suite].together,
-            waits=not arguments.no_wait,
-            before=arguments.before,
-            out=out,
-        )
+        bench = Bench(arguments, out)
         bench.run()
     print(f"\n{render(bench.records)}\n\nRaw results: {path}")
     judged = {goal.contender for goal in SUITES[arguments.suite].goals}

@@ -1,4 +1,4 @@
-"""One server, one sample: processes pinned to their cores, and how much of these cores others took meanwhile."""
+"""Servers and load generators, pinned to their cores, and how much of these cores other processes used."""
 
 import http.client
 import json
@@ -34,11 +34,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class ServerError(Exception):
-    """A server did not start, or does not answer as it must."""
+    """A server did not start, or gave a wrong answer."""
 
 
 def build():
-    """Compiles the load generator and the floor, if missing or older than their sources, and makes the big file."""
+    """Compile the load generator and the floor if they are older than their sources, and write the big file."""
     BINARIES.mkdir(exist_ok=True)
     for source in (HERE / "loadgen.c", HERE / "floors" / "floor.c"):
         binary = BINARIES / source.stem
@@ -49,11 +49,11 @@ def build():
 
 class Pin(NamedTuple):
     """
-    Where a process runs, and before whom: called in the child, or in this process.
+    The core and the priority of a process. Call it in the child, or in this process.
 
     Attributes:
-        core: The only core that it uses.
-        niceness: As for nice(1); below 0 needs the right to it.
+        core: The only core that the process uses.
+        niceness: As for nice(1); below 0 needs root.
     """
 
     core: int
@@ -65,7 +65,8 @@ class Pin(NamedTuple):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if self.niceness:
             os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
-            # Where Linux groups processes by session, niceness counts only within the group, and the group has its own.
+            # Linux may group processes by session (autogroup). Then niceness counts only within the group, which has a
+            # niceness of its own.
             if AUTOGROUP.exists():
                 AUTOGROUP.write_text(str(self.niceness))
 
@@ -75,13 +76,13 @@ class Server:
     A server with its app, and the processes that it starts.
 
     Args:
-        command: Starts it; ``{port}`` stands for the port.
-        directory: Where; by default the root of the project.
-        pin: Where it runs.
-        log_path: Where its output is appended.
+        command: Starts the server; ``{port}`` in it stands for the port.
+        directory: The working directory; by default the root of the project.
+        pin: Where the server runs.
+        log_path: The file that its output is appended to.
 
     Raises:
-        ServerError: There is no such program.
+        ServerError: The program does not exist.
     """
 
     def __init__(self, command, *, pin, log_path, directory=HERE.parent):
@@ -102,7 +103,7 @@ class Server:
                 raise ServerError(str(error)) from error
 
     def wait_ready(self, *, timeout=20):
-        """Waits until it answers the small JSON; raises ``ServerError`` with the end of its log when it does not."""
+        """Wait until it answers GET /json. Raises ``ServerError`` with the end of its log if it does not."""
         end = time.monotonic() + timeout
         problem = "no answer"
         while time.monotonic() < end and self._process.poll() is None:
@@ -119,7 +120,7 @@ class Server:
         raise ServerError(f"{problem} from GET /json\n{self.log_tail()}")
 
     def get_json(self, path):
-        """What it answers to a GET."""
+        """The decoded answer to a GET."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", path)
@@ -128,7 +129,7 @@ class Server:
             connection.close()
 
     def wait_idle(self, *, timeout=10):
-        """Waits until it has nothing left to do: the ends of a thousand connections take a while."""
+        """Wait until it is idle: to close a thousand connections takes a while."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             before = self.cpu_seconds()
@@ -137,7 +138,7 @@ class Server:
                 return
 
     def pids(self):
-        """Its process, and the processes that this one has started."""
+        """The ids of its process and of its child processes."""
         found = [self._process.pid]
         for pid in found:
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -152,11 +153,11 @@ class Server:
         return ticks / TICKS
 
     def resident_kib(self):
-        """Raises ``ServerError`` when one of its processes has ended."""
+        """Its resident memory. Raises ``ServerError`` if one of its processes has ended."""
         return self._memory_kib("VmRSS")
 
     def peak_kib(self):
-        """The most resident memory that it ever had; raises as ``resident_kib``."""
+        """Its highest resident memory so far. Raises as ``resident_kib`` does."""
         return self._memory_kib("VmHWM")
 
     def _memory_kib(self, line):
@@ -187,7 +188,7 @@ def free_port():
 
 
 class Watch:
-    """How much of ``cores`` others take from now on: neither this driver and its load generator, nor ``servers``."""
+    """Measures how much of ``cores`` other processes use: not this one, its load generators or ``servers``."""
 
     def __init__(self, cores, servers):
         self._cores = cores
@@ -201,20 +202,20 @@ class Watch:
         return time.monotonic(), sum(busy_seconds(core) for core in self._cores) - ours
 
     def foreign(self):
-        """In parts of one core."""
+        """The share of one core that they used since the start."""
         (start, before), (end, after) = self._start, self._read()
         return round(max(0, after - before) / (end - start), 3)
 
 
 def busy_seconds(core):
-    """Time that ``core`` spent on processes and interrupts, or that the hypervisor withheld."""
+    """The seconds that ``core`` spent on processes and interrupts, or that the hypervisor took from it."""
     line = re.search(rf"^cpu{core} (.*)$", Path("/proc/stat").read_text(), re.MULTILINE)[1]
     user, nice, system, _idle, _iowait, irq, softirq, steal = [int(field) for field in line.split()[:8]]
     return (user + nice + system + irq + softirq + steal) / TICKS
 
 
 def wait_calm(cores, *, timeout=10):
-    """Waits until ``cores`` have next to nothing to do: a server cleans up connections, others finish their work."""
+    """Wait until ``cores`` are nearly idle."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         before = sum(busy_seconds(core) for core in cores)
@@ -225,14 +226,14 @@ def wait_calm(cores, *, timeout=10):
 
 def run_loadgen(mode, server, *, pin, options, while_running=None, while_holding=None):
     """
-    Runs the load generator against ``server``.
+    Run the load generator against ``server``.
 
     Args:
-        while_running: Called twice a second until it ends.
-        while_holding: Called while the connections of ``idle`` are open; its result is returned as ``"held"``.
+        while_running: Called twice a second while it runs.
+        while_holding: Called while the connections of ``idle`` are open; its result is ``"held"``.
 
     Returns:
-        What it printed: a rate and latencies, or ``{"error": ...}``.
+        The JSON that it printed: counts and latencies, or ``{"error": ...}``.
     """
     client = start_loadgen(mode, server, pin=pin, options=options)
     while while_running and client.poll() is None:
@@ -242,7 +243,7 @@ def run_loadgen(mode, server, *, pin, options, while_running=None, while_holding
 
 
 def start_loadgen(mode, server, *, pin, options):
-    """Starts the load generator against ``server``; its process is for ``finish_loadgen``."""
+    """Start the load generator against ``server``; pass the result to ``finish_loadgen``."""
     return subprocess.Popen(
         [BINARIES / "loadgen", mode, "-p", str(server.port), *(str(option) for option in options)],
         stdin=subprocess.PIPE,
@@ -254,7 +255,7 @@ def start_loadgen(mode, server, *, pin, options):
 
 
 def finish_loadgen(client, *, while_holding=None):
-    """Waits for the end of a load generator, and returns what it printed as ``run_loadgen`` does."""
+    """Wait for the end of a load generator; returns the same as ``run_loadgen``."""
     with client:
         result = json.loads(client.stdout.readline() or '{"error": "the load generator printed nothing"}')
         if while_holding and "error" not in result:

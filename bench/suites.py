@@ -1,4 +1,4 @@
-"""What is compared: the contenders of each suite, the tests that they take, and the goals of microws."""
+"""The suites: contenders, the tests that they run, and the goals of microws."""
 
 import sys
 from typing import Literal, NamedTuple
@@ -11,14 +11,14 @@ class Measure(NamedTuple):
     One test, one column of the table.
 
     Attributes:
-        mode: Of the load generator.
-        options: For the load generator.
+        mode: The mode of the load generator.
+        options: Options of the load generator.
         kind: A rate per second of the server's CPU time; growth of memory per connection; or a latency, the 99th
-            percentile. Of the last two less is better.
-        counted: What the load generator prints and a rate is made of.
-        scale: From a count to the figure.
-        weight: It is measured in so many times the slices, because they differ more.
-        seconds: Length of one slice, where it is not the suite's.
+            percentile. For the last two, less is better.
+        counted: The count in the load generator's output that a rate is computed from.
+        scale: Converts the count to the figure.
+        weight: Multiplies the number of slices, for measures that vary more.
+        seconds: Length of one slice; ``None``: that of the suite.
     """
 
     title: str
@@ -40,10 +40,10 @@ class Contender(NamedTuple):
     An app on its server, one row of the table.
 
     Attributes:
-        command: Starts it in the root of the project; ``{port}`` stands for the port to listen on.
-        packages: Whose versions a reader wants to know.
-        tests: The only ones that it takes; ``None``: all of its suite.
-        options: For the load generator, by its mode, in the place of the measure's own.
+        command: Starts the server in the root of the project; ``{port}`` in it stands for the port.
+        packages: Packages whose versions are reported.
+        tests: The tests that it runs; ``None``: all of its suite.
+        options: Options of the load generator, by its mode, that replace the measure's.
     """
 
     title: str
@@ -55,12 +55,12 @@ class Contender(NamedTuple):
 
 class Goal(NamedTuple):
     """
-    What a contender of ours has to reach.
+    What one contender has to reach.
 
     Attributes:
-        bound: The least that is good enough, or the most when less is better.
-        peers: The bound is a share of the best of their figures; none: the bound is a figure.
-        within_error: The goal is met when the interval of twice the standard error reaches the bound.
+        bound: The minimum, or the maximum if less is better.
+        peers: The bound is a share of the best figure of these; empty: the bound is a figure.
+        within_error: Whether the goal is met if the interval of twice the standard error reaches the bound.
     """
 
     test: str
@@ -116,7 +116,7 @@ EVENTS = ["-K", "events", "-u", "/events"]
 FAN = ["-u", "/sub", "-U", "/pub"]
 MIB = 1 << 20
 
-# Memory first: what later samples leave behind in the heap would be taken for the connections' own.
+# Memory first: the heap that other samples leave behind would hide the memory of the connections.
 MEASURES = {
     "idle": Measure("memory per idle connection, KiB", "idle", [*ECHO, "-c", 2000], kind="memory"),
     "echo": Measure("echo over 100 connections, /s", "echo", [*ECHO, "-c", 100]),
@@ -167,7 +167,7 @@ def uvicorn(app, websocket="websockets-sansio"):
 
 
 def granian(app):
-    # Its backpressure is the number of connections that it serves, and by default too low for the test of memory.
+    # Its backpressure is the number of connections that it serves; the default is too low for the test of memory.
     options = ["--workers", "1", "--loop", "uvloop", "--http", "1", "--backlog", "4096", "--backpressure", "4096"]
     return python("granian", "--interface", "asgi", "--port", "{port}", *options, "--log-level", "warning", app)
 
@@ -369,7 +369,7 @@ FLOORS = {
     ),
 }
 
-# Of those that have no way of their own to publish: a loop of awaited sends, or a queue and a task for each connection.
+# A framework that cannot publish has two apps: a loop of awaited sends, and a queue and a task for each connection.
 FRAMEWORKS = {
     "starlette-loop": Contender("Starlette on uvicorn, loop", uvicorn(STARLETTE), ("starlette", *UVICORN_PACKAGES)),
     "starlette-queue": Contender(
@@ -406,7 +406,7 @@ OTHERS = {
 
 
 def fan_out_goals(suffix, share):
-    """The goals of the fan-out, for one number of subscribers; ``share`` of each is enough."""
+    """The goals of the fan-out for one number of subscribers, each multiplied by ``share``."""
     waiting, in_flight = f"fan1{suffix}", f"fan8{suffix}"
     return [
         Goal(waiting, "microws", 0.75 * share, ("floor",)),

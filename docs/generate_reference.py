@@ -73,7 +73,11 @@ _NOT_CONSTRUCTED = {
 }
 
 # Used by other modules of microws, but not by apps.
-_INTERNAL = {microws.WebSocket: {"run"}, microws.Request: {"body_complete", "drain", "receive_event"}}
+_INTERNAL = {
+    microws.WebSocket: {"failure", "finish", "run"},
+    microws.Request: {"body_complete", "drain", "receive_event"},
+    microws.Codec: {"frames"},
+}
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source")
 _ARGUMENT_END = re.compile(r", (?![^\[\]]*\])")

@@ -1,4 +1,4 @@
-"""What a view is given: the ``BaseRequest`` that HTTP and WebSocket share, and HTTP's ``Request``."""
+"""``Request``, and ``BaseRequest``, which HTTP requests and WebSockets share."""
 
 import re
 from collections.abc import AsyncGenerator, Callable
@@ -15,13 +15,13 @@ from microws.routing import encode_path, root_path
 
 __all__ = ["OVER", "Address", "BaseRequest", "Closers", "Request"]
 
-# RFC 3986 §3.3, §3.4: what the client wrote stays, but for what may not stand in a URL.
+# RFC 3986 §3.3, §3.4: keep the characters of the client, except those that are not allowed in a URL.
 _PATH_CHARACTERS = "/%!$&'()*+,;=:@"
 _QUERY_CHARACTERS = _PATH_CHARACTERS + "?[]"
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
-# Longer numbers are no body's length, and int() refuses those over 4,300 digits.
+# A Content-Length has at most 19 digits; int() raises for numbers over 4,300 digits.
 _LENGTH = re.compile(r"[0-9]{1,19}")
-# Some of Python's other codecs take quadratic time, and it remembers every unknown name for ever.
+# Some other codecs of Python take quadratic time, and Python caches every unknown name without a limit.
 _CHARSET = re.compile(
     r"utf-?(8|16|32)|utf-(16|32)[bl]e|(us-)?ascii|latin-?1|iso-8859-([1-9]|1[013-6])|windows-125[0-8]|koi8-[ru]|"
     r"gbk|gb2312|gb18030|big5|euc-(jp|kr)|shift_jis|iso-2022-jp",
@@ -29,13 +29,13 @@ _CHARSET = re.compile(
 )
 
 
-# The ``closers`` of what has ended: nothing can be added to it.
+# The ``closers`` of a request or connection that is over: nothing can be added.
 OVER: Final = ()
 Closers: TypeAlias = list[tuple[Callable[..., Any], tuple[Any, ...]]] | tuple[()] | None
 
 
 class Address(NamedTuple):
-    """A host, as an IP address, and a port."""
+    """An IP address and a port."""
 
     host: str
     port: int
@@ -43,17 +43,17 @@ class Address(NamedTuple):
 
 class BaseRequest:
     """
-    What an HTTP request and a WebSocket have in common: all that the client said before anything else.
+    What an HTTP request and a WebSocket have in common: everything that the client sent before the body or messages.
 
-    Nothing is parsed or made before it is asked for; ``headers``, ``query``, ``cookies`` and ``state`` are then kept.
+    Nothing is parsed before it is used. ``headers``, ``query``, ``cookies`` and ``state`` are then kept.
 
-    ``Request`` and ``WebSocket`` make its attributes: a chain of constructors would take longer than they do.
+    ``Request`` and ``WebSocket`` set the attributes themselves, because a chain of constructors is slower.
 
     Attributes:
         scope: The ASGI scope.
         app: The app that the view belongs to.
-        path: Decoded, without the root path.
-        path_params: What the route's parameters matched, converted.
+        path: The path, decoded, without the root path.
+        path_params: The converted values of the route parameters.
     """
 
     __slots__ = ("_cookies", "_headers", "_query", "_state", "app", "closers", "path", "path_params", "scope")
@@ -62,9 +62,9 @@ class BaseRequest:
     app: Application
     path: str
     path_params: dict[str, Any]
-    # For the dispatchers: what on_close was given.
+    # The functions of on_close, for the dispatchers.
     closers: Closers
-    # ``None`` until it is asked for.
+    # ``None`` until used.
     _headers: Headers | None
     _query: MultiDict[str] | None
     _cookies: dict[str, str] | None
@@ -78,7 +78,7 @@ class BaseRequest:
 
     @property
     def url(self) -> URL:
-        """The whole URL as the client asked for it, as far as the server and its proxies know."""
+        """The whole URL that the client requested, as far as the server and its proxies know it."""
         return URL(
             scheme=self.scheme,
             netloc=self.headers.get("host") or self._server(),
@@ -102,25 +102,25 @@ class BaseRequest:
 
     @property
     def cookies(self) -> dict[str, str]:
-        """The cookies; never fails, whatever the client sent."""
+        """The cookies. Never raises, whatever the client sent."""
         if self._cookies is None:
             self._cookies = parse_cookies("; ".join(self.headers.getlist("cookie")).encode("latin-1"))
         return self._cookies
 
     @property
     def client(self) -> Address | None:
-        """Where the client's connection comes from; ``None`` where the server does not say, as on a Unix socket."""
+        """Address of the client; ``None`` if the server does not know it, for example on a Unix socket."""
         client = self.scope.get("client")
         return Address(client[0], client[1]) if client else None
 
     @property
     def state(self) -> State:
         """
-        A place for what middleware, hooks and the view tell each other about this connection.
+        Values that middleware, hooks and the view share for this connection.
 
-        It begins with what the lifespan has yielded, which is ASGI's ``state``, and shares the dict in
-        ``scope["state"]`` with the middleware around the app. Setting a name here is not seen by other connections:
-        the server makes the dict for each.
+        The initial values are those that the lifespan yielded, which is ASGI's ``state``. The dict in
+        ``scope["state"]`` is shared with the middleware around the app. Other connections do not see a name that you
+        set here, because the server makes a dict for each.
 
         Source: https://asgi.readthedocs.io/en/latest/specs/lifespan.html#lifespan-state
         """
@@ -133,7 +133,7 @@ class BaseRequest:
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """
-        The path of the route of that name, below this connection's root path: what a link on a page needs.
+        Return the path of the route with that name, with the root path of this connection, for a link on a page.
 
         Raises:
             RoutingError: No route has that name, or a parameter is missing or does not fit.
@@ -142,18 +142,18 @@ class BaseRequest:
 
     def on_close(self, function: Callable[..., Any], *args: Any) -> None:
         """
-        Call ``function(*args)`` once this is over, whatever happened: an answer, an error, a client that has left.
+        Call ``function(*args)`` when the request or connection is over: after a response, an error or a disconnect.
 
-        A request is over when its response has been sent, a stream to its end. A WebSocket is over when the view, its
-        hooks and its tasks have ended, and the connection has or its Close frame is on the way. Functions are called
-        one by one, the last one first. Each has ``App(close_timeout=5)`` seconds, in which nothing cancels it. One that
-        fails is logged, and the others are called all the same.
+        A request is over when its response, or the end of its stream, has been sent. A WebSocket is over when the view,
+        its hooks and its tasks have ended, and the connection has ended or its Close frame is on the way. The functions
+        run one by one, the last one first. Each has ``App(close_timeout=5)`` seconds, during which nothing cancels it.
+        If one fails, microws logs that and calls the others.
 
         Args:
-            function: ``async def``; or a plain function, which runs in a worker thread. What it returns is ignored.
+            function: ``async def``, or a plain function, which runs in a worker thread. Its result is ignored.
 
         Raises:
-            RuntimeError: It is over already.
+            RuntimeError: The request or connection is over.
             TypeError: ``function`` cannot be called.
 
         Source: contextlib.AsyncExitStack, for the order.
@@ -179,7 +179,7 @@ class BaseRequest:
     def _encoded_path(self) -> str:
         root, path = root_path(self.scope), self.scope["path"]
         raw = (self.scope.get("raw_path") or b"").partition(b"?")[0]
-        # A middleware that rewrites the path leaves raw_path as it was.
+        # Middleware that rewrites the path does not change raw_path.
         if raw.isascii() and unquote_to_bytes(raw).decode(errors="replace") == path:
             encoded = quote(raw, safe=_PATH_CHARACTERS)
         else:
@@ -196,7 +196,7 @@ class Request(BaseRequest):
 
     Args:
         receive: ASGI's ``receive``.
-        max_body_size: Bytes that the body may have; 0 allows none, ``None`` any number.
+        max_body_size: Maximum bytes of the body; 0 allows none, ``None`` is unlimited.
     """
 
     __slots__ = ("_body", "_chunks", "_complete", "_consumed", "_disconnected", "_max_body_size", "_receive", "_size")
@@ -210,7 +210,7 @@ class Request(BaseRequest):
         receive: Receive,
         max_body_size: int | None,
     ) -> None:
-        # Not by keywords: with them Python takes twice as long to make an object.
+        # The parameters are positional: with keywords, Python takes twice as long to make an object.
         self.scope = scope
         self.app = app
         self.path = path
@@ -228,19 +228,20 @@ class Request(BaseRequest):
 
     @property
     def method(self) -> str:
-        """The method, in capitals."""
+        """The method, in upper case."""
         return str(self.scope["method"])
 
     async def body(self) -> bytes:
         """
-        The whole body.
+        Return the whole body.
 
-        Waits until it has arrived; a wait that is cancelled loses nothing and may be repeated.
+        Waits until the body has arrived. If the wait is cancelled, nothing is lost, and you may call this again.
 
         Raises:
-            HTTPException: 413: it is larger than ``max_body_size``. Raised before reading where the client says so.
-            ClientDisconnect: The client left before all of it had arrived.
-            RuntimeError: It was read by ``stream()`` before.
+            HTTPException: 413: the body is larger than ``max_body_size``. Raised before reading if the client declares
+                its length.
+            ClientDisconnect: The client disconnected before the whole body had arrived.
+            RuntimeError: ``stream()`` has read the body.
         """
         if self._body is None:
             self._check_readable("body()")
@@ -252,12 +253,13 @@ class Request(BaseRequest):
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """
-        The body in the chunks in which it arrives, once: none of it is kept. After ``body()`` it is one chunk.
+        Iterate over the chunks of the body as they arrive, once. They are not kept. After ``body()`` there is one
+        chunk.
 
         Raises:
             HTTPException: 413, as ``body()``.
-            ClientDisconnect: The client left before all of it had arrived.
-            RuntimeError: It was read by ``stream()`` before.
+            ClientDisconnect: The client disconnected before the whole body had arrived.
+            RuntimeError: ``stream()`` has read the body.
         """
         if self._body is not None:
             yield self._body
@@ -272,10 +274,10 @@ class Request(BaseRequest):
 
     async def text(self) -> str:
         """
-        The body as text, in the charset that Content-Type names, or in UTF-8.
+        Return the body as text, in the charset of Content-Type, by default UTF-8.
 
         Raises:
-            HTTPException: 400: a charset that is unknown or that the body is not in; 413, as ``body()``.
+            HTTPException: 400: the charset is unknown, or the body is not valid in it; 413, as ``body()``.
             ClientDisconnect, RuntimeError: As ``body()``.
         """
         body = await self.body()
@@ -289,15 +291,15 @@ class Request(BaseRequest):
 
     async def json(self, type: Any = None) -> Any:  # noqa: A002
         """
-        The body as JSON in UTF-8, whatever Content-Type says.
+        Return the body decoded as JSON in UTF-8, whatever Content-Type is.
 
         Args:
-            type: Not in this version: what the value must be.
+            type: Expected type of the value. Not in this version.
 
         Raises:
-            HTTPException: 400: no JSON, with the decoder's words; 413, as ``body()``.
+            HTTPException: 400: invalid JSON, with the decoder's message; 413, as ``body()``.
             ClientDisconnect, RuntimeError: As ``body()``.
-            FeatureUnavailable: ``type`` was given.
+            FeatureUnavailable: ``type`` is set.
         """
         if type is not None:
             raise FeatureUnavailable("this version has no json(type=…); check the value in the view")
@@ -308,13 +310,13 @@ class Request(BaseRequest):
 
     async def form(self) -> MultiDict[str | UploadFile]:
         """
-        The fields of a submitted form, in order; ``UploadFile`` for files.
+        Return the fields of a form, in order; files are ``UploadFile``.
 
-        Multipart forms (the ones with files) need the extra ``forms``. At most 1,000 fields.
+        Multipart forms (those with files) need the extra ``forms``. A form may have 1,000 fields.
 
         Raises:
-            HTTPException: 415: the body is no form; 400: it is a bad one; 413, as ``body()``.
-            FeatureUnavailable: A multipart form, without the extra.
+            HTTPException: 415: the body is not a form; 400: the form is invalid; 413, as ``body()``.
+            FeatureUnavailable: The form is multipart, and the extra is not installed.
             ClientDisconnect, RuntimeError: As ``body()``.
 
         Source: https://url.spec.whatwg.org/#urlencoded-parsing, RFC 7578.
@@ -331,15 +333,15 @@ class Request(BaseRequest):
 
     @property
     def body_complete(self) -> bool:
-        """Whether all of the body has arrived, read by the view or not."""
+        """Whether the whole body has arrived, read by the view or not."""
         return self._complete
 
     async def receive_event(self) -> Event:
         """
-        The next raw ASGI event: a part of the body, which ``body()`` then no longer has, or the disconnect.
+        Return the next raw ASGI event: a part of the body, which ``body()`` then no longer has, or the disconnect.
 
-        Once the client has left it says so for ever. Where something else is to call ``receive`` after the request
-        has, this is the callable to give it.
+        After a disconnect, every call returns that event. Code that calls ``receive`` after the request has must use
+        this method instead.
         """
         event = await self._next_event()
         if event["type"] == "http.request":
@@ -347,17 +349,17 @@ class Request(BaseRequest):
         return event
 
     async def drain(self) -> None:
-        """Wait until all of the body has arrived or the client has left, and discard it. Has no limit of its own."""
+        """Discard the body until it has arrived or the client has disconnected. Has no time-out of its own."""
         while not (self._complete or self._disconnected):
             await self.receive_event()
 
     async def wait_disconnect(self) -> None:
-        """Wait until the client has left. What is left of the body is discarded."""
+        """Wait until the client disconnects. The rest of the body is discarded."""
         while not self._disconnected:
             await self.receive_event()
 
     async def _next_event(self) -> Event:
-        # Some servers tell of the disconnect only once; a second call would wait for ever.
+        # Some servers send the disconnect only once; a second call would never return.
         if self._disconnected:
             return {"type": "http.disconnect"}
         event = await self._receive()

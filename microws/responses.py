@@ -1,4 +1,4 @@
-"""What an HTTP view answers with when the body is known. Each response is an ASGI app."""
+"""Responses whose body is known. Each response is an ASGI app."""
 
 import re
 from collections.abc import MutableMapping
@@ -16,13 +16,13 @@ __all__ = ["BODILESS_STATUSES", "JSONResponse", "RedirectResponse", "Response", 
 
 # RFC 9110 §15.3.5, §15.4.5: these end with their headers, and a 204 has no Content-Length.
 BODILESS_STATUSES = frozenset({204, 304})
-# RFC 9112 §6: how a body is framed is for Response and the server to say.
+# RFC 9112 §6: Response and the server set the framing of the body.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # RFC 9110 §10.2.2. A path of exactly one slash at its start (two begin a host), or a host after the scheme.
 _LOCATION = re.compile(r"(/(?!/)|https?://[^/?#]).*", re.IGNORECASE | re.DOTALL)
-# Browsers read a backslash as a slash, and read over tabs and newlines.
+# Browsers treat a backslash as a slash, and ignore tabs and newlines.
 _UNSAFE_IN_LOCATION = re.compile(r"[\x00-\x1f\x7f\\]")
 _URL_CHARACTERS = "/%?#[]@!$&'()*+,;=:"
 
@@ -37,7 +37,7 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
         headers: A mapping or ``(name, value)`` pairs.
 
     Raises:
-        ValueError: A header that is malformed, or ``Content-Length`` or ``Transfer-Encoding``: they come by themselves.
+        ValueError: A header is malformed, or is ``Content-Length`` or ``Transfer-Encoding``, which microws sets.
     """
 
     __slots__ = ()
@@ -49,7 +49,7 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
                 self.add(name.decode("latin-1"), value.decode("latin-1"))
 
     def add(self, name: str, value: str) -> None:
-        """Add a header beside those of the same name, as ``Set-Cookie`` needs it."""
+        """Add a header and keep those of the same name, as ``Set-Cookie`` requires."""
         [(raw_name, raw_value)] = check_headers([(name, value)])
         name = raw_name.decode("latin-1")
         if name in _FRAMING:
@@ -57,7 +57,7 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
         self._items.append((name, raw_value.decode("latin-1")))
 
     def add_default(self, name: str, value: str) -> None:
-        """Add a header that needs no check, in lower case and well formed, unless there is one of that name."""
+        """Add a valid header in lower case, unless there is one of that name. It is not checked."""
         if not self._items or name not in self:
             self._items.append((name, value))
 
@@ -81,15 +81,15 @@ class Response:
     A response whose body is known: ``await response(scope, receive, send)`` sends it.
 
     Args:
-        body: ``str`` is sent in UTF-8.
-        status: 200 to 599. With 204 and 304 no body is sent.
+        body: ``str`` is encoded as UTF-8.
+        status: 200 to 599. With 204 and 304, no body is sent.
         headers: A mapping or ``(name, value)`` pairs.
-        content_type: By default that of ``headers``, else ``text/html; charset=utf-8`` for ``str`` and
+        content_type: Default: that of ``headers``, else ``text/html; charset=utf-8`` for ``str`` and
             ``application/octet-stream`` for ``bytes``.
 
     Raises:
         TypeError: ``body`` is neither ``str`` nor bytes.
-        ValueError: A status or header that cannot be sent.
+        ValueError: The status or a header is invalid.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html; RFC 9110 §8.6 (Content-Length, also for HEAD).
     """
@@ -136,7 +136,7 @@ class Response:
 
     @property
     def headers(self) -> ResponseHeaders:
-        """The headers, which can be changed until they are sent."""
+        """The headers. You may change them until they are sent."""
         if self._headers is None:
             self._headers = self._make_headers(None)
         return self._headers
@@ -161,21 +161,21 @@ class Response:
         samesite: SameSite | None = "lax",
     ) -> None:
         """
-        Have the browser keep a cookie; ``request.cookies`` then has it.
+        Set a cookie in the browser. ``request.cookies`` of later requests has it.
 
         Args:
-            name: Letters, digits and some signs.
+            name: Letters, digits and some punctuation.
             value: Any text.
-            max_age: Seconds; by default until the browser ends.
-            expires: An aware time; ``max_age`` wins over it.
-            path: Below which the cookie is sent back.
-            domain: The host and those below it; by default this host alone.
-            secure: Over TLS only.
-            httponly: Out of reach of the page's JavaScript.
-            samesite: ``"lax"``, ``"strict"``, ``"none"`` (needs ``secure``), or ``None`` for the browser's default.
+            max_age: Lifetime in seconds. Default: until the browser is closed.
+            expires: A time with a time zone; ``max_age`` overrides it.
+            path: The browser sends the cookie for paths below this one.
+            domain: The host and its subdomains. Default: this host only.
+            secure: Send it over TLS only.
+            httponly: Hide it from JavaScript.
+            samesite: ``"lax"``, ``"strict"``, ``"none"`` (requires ``secure``), or ``None`` for the browser's default.
 
         Raises:
-            ValueError: An argument that no browser would take.
+            ValueError: A browser would reject an argument.
 
         Source: RFC 6265 §4.1.
         """
@@ -202,7 +202,7 @@ class Response:
         httponly: bool = False,
         samesite: SameSite | None = "lax",
     ) -> None:
-        """Have the browser forget a cookie, which was set with the same ``path`` and ``domain``."""
+        """Delete a cookie that was set with the same ``path`` and ``domain``."""
         self.set_cookie(
             name,
             "",
@@ -244,12 +244,12 @@ class TextResponse(Response):
     Plain text.
 
     Args:
-        text: Sent in UTF-8; a lone surrogate becomes ``?``.
+        text: Encoded as UTF-8; a lone surrogate becomes ``?``.
         status: HTTP status.
-        headers: A mapping or ``(name, value)`` pairs; ``text/plain; charset=utf-8`` unless they say otherwise.
+        headers: A mapping or ``(name, value)`` pairs. The default content type is ``text/plain; charset=utf-8``.
 
     Raises:
-        ValueError: A status or header that cannot be sent.
+        ValueError: The status or a header is invalid.
     """
 
     def __init__(self, text: str, status: int = 200, headers: HeadersLike | None = None) -> None:
@@ -264,10 +264,10 @@ class JSONResponse(Response):
         value: ``dict`` with ``str`` keys, ``list``, ``str``, numbers, ``bool``, ``None``; also dataclasses, enums,
             dates and UUIDs.
         status: HTTP status.
-        headers: A mapping or ``(name, value)`` pairs; ``application/json`` unless they say otherwise.
+        headers: A mapping or ``(name, value)`` pairs. The default content type is ``application/json``.
 
     Raises:
-        TypeError, ValueError: What JSON has no form for, NaN and Infinity among it; says where it stands.
+        TypeError, ValueError: JSON does not support a value, such as NaN and Infinity. The text says where it is.
     """
 
     def __init__(self, value: Any, status: int = 200, headers: HeadersLike | None = None) -> None:
@@ -276,17 +276,17 @@ class JSONResponse(Response):
 
 class RedirectResponse(Response):
     """
-    Sends the client elsewhere.
+    Redirects the client to another location.
 
     Args:
-        location: A path that begins with exactly one slash, or a URL with ``http`` or ``https``. Characters that may
-            not stand in a URL are percent-encoded.
-        status: 307 and 308 (permanent) repeat the request as it was; 303 asks for the new place by GET, as after a
-            form; 301 and 302 leave the method to the client.
+        location: A path that begins with exactly one slash, or a URL with ``http`` or ``https``. Characters that are
+            not allowed in a URL are percent-encoded.
+        status: 307 and 308 (permanent) keep the method and body; 303 changes the method to GET, as after a form; with
+            301 and 302 the client decides.
         headers: A mapping or ``(name, value)`` pairs.
 
     Raises:
-        ValueError: Another status, or a location that a browser might read as another host than it seems to be.
+        ValueError: Another status, or a location that a browser might take for one on another host.
 
     Source: RFC 9110 §10.2.2, §15.4; https://url.spec.whatwg.org/#url-parsing (backslash, tab and newline); CWE-601.
     """

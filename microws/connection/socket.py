@@ -207,11 +207,13 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self._inbox_bytes += len(data)
             else:
                 self._inbox_bytes = sum(map(len, inbox))
-            if self._waiter is not None:
-                self._wake_receiver()
-            is_full = len(inbox) >= self.limits.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES
-            if is_full and self.is_reading and self.state is OPEN:
-                self._pause_reading()
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                # It takes the messages before more data is read.
+                waiter.set_result(None)
+            elif len(inbox) >= self.limits.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES:
+                if self.is_reading and self.state is OPEN:
+                    self._pause_reading()
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
         match item:

@@ -18,7 +18,7 @@ FLOORS = {
     1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing state upgrade",
     2: "bench/ cors hub/ requests responses tasks templates testing/ threads",
     3: "answers connection/ streams",
-    4: "files hooks server/ settings subscription websocket/",
+    4: "files hooks server/ settings subscription websocket",
     5: "binding event_stream views",
     6: "dispatch/ health lifespan",
     7: "app",

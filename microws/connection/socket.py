@@ -211,9 +211,12 @@ class SocketConnection(Connection, asyncio.Protocol):
             if waiter is not None and not waiter.done():
                 # It takes the messages before more data is read.
                 waiter.set_result(None)
-            elif len(inbox) >= self.limits.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES:
-                if self.is_reading and self.state is OPEN:
-                    self._pause_reading()
+            elif (
+                (len(inbox) >= self.limits.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES)
+                and self.is_reading
+                and self.state is OPEN
+            ):
+                self._pause_reading()
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
         match item:

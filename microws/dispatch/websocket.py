@@ -47,11 +47,11 @@ class WebSocketDispatcher:
     Takes each WebSocket scope to its view.
 
     Args:
-        app: What WebSockets know as their ``app``.
-        router: Its endpoints are ``WebSocketEndpoint`` and, of mounts, ``MountEndpoint``.
-        hooks: Those of ``app``, which also serve where no route matches.
-        hub, codecs: For the WebSockets.
-        settings: The app's.
+        app: The ``app`` attribute of each WebSocket.
+        router: Its endpoints are ``WebSocketEndpoint`` and, for mounts, ``MountEndpoint``.
+        hooks: Those of ``app``. They also apply if no route matches.
+        hub, codecs: Those of the app.
+        settings: Settings of the app.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class WebSocketDispatcher:
             try:
                 await self._converse(scope, receive, send, path, found, None, group)
             except Exception as error:
-                # The group would wrap it.
+                # Raised outside the group, which would wrap it in an ExceptionGroup.
                 unexpected = error
         if unexpected is not None:
             raise unexpected
@@ -117,7 +117,7 @@ class WebSocketDispatcher:
         loop: asyncio.AbstractEventLoop | None,
         group: TaskGroup | None,
     ) -> None:
-        # The only coroutine between the server's call and the view's: each one more is in the way of each message.
+        # The only coroutine between the app's call and the view's: each message passes through all of them.
         if (await receive())["type"] != "websocket.connect":
             return
         unexpected: Exception | None = None
@@ -148,7 +148,7 @@ class WebSocketDispatcher:
                                 await self._subscribe(ws, endpoint.topics)
                             returned = await endpoint.view(ws, params)
                             if returned is not None and not (ws.accepted or ws.closed):
-                                await _reject_with(ws, to_response(returned, endpoint.function))
+                                await _reject(ws, to_response(returned, endpoint.function))
                     except Exception as error:
                         unexpected = await self._answer(ws, error=error, hooks=endpoint.hooks)
                     finally:
@@ -174,11 +174,11 @@ class WebSocketDispatcher:
             try:
                 raise unexpected
             finally:
-                # Its traceback holds this frame.
+                # Its traceback refers to this frame, which refers to it.
                 del unexpected
 
     def _find(self, scope: Scope, path: str, segments: list[str] | None) -> Match | Mounted | Exception:
-        """What answers, or why nothing does."""
+        """The route or mount of a path, or the exception to answer with."""
         try:
             if "\0" in path:
                 raise HTTPException(400, NO_NUL)
@@ -200,19 +200,21 @@ class WebSocketDispatcher:
 
     @staticmethod
     async def _call_before(ws: WebSocket, hooks: Hooks) -> bool:
-        """Call the hooks before the view; whether it may run."""
+        """Call the hooks before the view. Returns whether the view may run."""
         for hook in hooks.before_websocket.chain:
             result = await call_hook(hook, ws)
             if result is not None and not ws.closed:
                 if ws.accepted:
-                    raise RuntimeError("a hook that has accepted ends the connection by ws.close(), not by return")
-                await _reject_with(ws, to_response(result, hook))
+                    raise RuntimeError(
+                        "expected a hook that accepts to return None, got a response; to end the connection, call ws.close()"
+                    )
+                await _reject(ws, to_response(result, hook))
             if ws.closed:
                 return False
         return True
 
     async def _call_after(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> Exception | None:
-        # Also where the view was cancelled.
+        # Shielded, because the view may have been cancelled.
         unexpected = None
         with anyio.move_on_after(self._limits.close_timeout, shield=True) as limit:
             for hook in reversed(endpoint.hooks.after_websocket.chain):
@@ -234,7 +236,12 @@ class WebSocketDispatcher:
             raise HTTPException(400, f"invalid topic: {error}") from None
 
     async def _answer(self, ws: WebSocket, *, error: Exception, hooks: Hooks) -> Exception | None:
-        """Answer an exception, or close by it. Returns the one to raise afterwards: that which nothing expected."""
+        """
+        Reject or close because of an exception.
+
+        Returns:
+            An unexpected exception, to be raised once the connection has ended.
+        """
         error = error_of(error)
         if isinstance(error, WebSocketDisconnect):
             _log.debug("%s: the view ended with %s", shown(ws.path), error)
@@ -245,29 +252,29 @@ class WebSocketDispatcher:
             try:
                 answer = await call_hook(handler, ws, error)
                 if answer is not None and not (ws.accepted or ws.closed):
-                    await _reject_with(ws, to_response(answer, handler))
+                    await _reject(ws, to_response(answer, handler))
             except Exception as failure:
                 unexpected = await self._answer(ws, error=failure, hooks=_NO_HOOKS)
         if handler is not None and ws.closed:
             pass
         elif ws.accepted:
-            # Leaving `async with ws` may have closed by this error already. An unexpected one is only reported once.
+            # The end of `async with ws` may have closed because of this error. An unexpected one is still to be logged.
             if not (ws.closed and isinstance(error, EXPECTED)):
                 await ws.close(*self._close_for(error, ws.path))
         else:
-            # Made also where nobody gets it any more: an unexpected error has to be in the log.
+            # Also created for a client that has disconnected, because it logs an unexpected error.
             as_json = prefers_json(ws.headers)
             response = response_for(error, path=ws.path, debug=self._settings.debug, as_json=as_json)
             if not ws.closed:
-                await _reject_with(ws, response)
+                await _reject(ws, response)
         return error if unexpected is None and reported_id(error) else unexpected
 
     def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
-        """The codecs of what a client sends and receives at a path, where a WebSocket view answers."""
+        """The codecs for receiving and sending at a path; ``None`` if no WebSocket view serves it."""
         try:
             found = self._router.resolve("websocket", "GET", *path_of({"path": path, "root_path": root_path}))
         except Exception:
-            # A converter that fails: the handshake will show it.
+            # A converter failed. The handshake will fail, too, and show why.
             return None
         if not isinstance(found, Match):
             return None
@@ -313,7 +320,7 @@ class WebSocketDispatcher:
         return close_for(error, path=path, error_close_code=self._settings.error_close_code, debug=self._settings.debug)
 
 
-async def _reject_with(ws: WebSocket, response: Response) -> None:
+async def _reject(ws: WebSocket, response: Response) -> None:
     if type(response).__call__ is not Response.__call__:
-        raise TypeError(f"a handshake is refused with a body that is known, not with {type(response).__name__}")
-    await ws.reject(response.status, response.body, headers=response.headers.multi_items())
+        raise TypeError(f"expected a response with a body to reject a handshake, got {type(response).__name__}")
+    await ws.reject_with(response)

@@ -41,7 +41,7 @@ RSV1 = 0x40
 LENGTH_IN_2_BYTES = 126
 LENGTH_IN_8_BYTES = 127
 
-# The heads of short frames by opcode and length, since nearly all frames are short: packing one takes four times as long.
+# The heads of short frames by opcode and length. Nearly all frames are short; to pack a head takes four times as long.
 _SHORT_HEADS = [[bytes((FIN | opcode, length)) for length in range(LENGTH_IN_2_BYTES)] for opcode in range(PONG + 1)]
 _pack_medium = Struct("!BBH").pack
 _pack_long = Struct("!BBQ").pack

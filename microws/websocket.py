@@ -2,34 +2,65 @@
 
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
+from math import inf
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import anyio
 
 from microws.answers import report
 from microws.closing import CloseCode, check_close
-from microws.codec import MessageCodec
+from microws.codec import TEXT, Codecs, MessageCodec
 from microws.connection import Connection
+from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
-from microws.hub import Subscriber, check_topic
+from microws.hub import Hub, Outbox, Subscriber, check_topic
 from microws.interfaces import Application, Event, Receipt, Scope
 from microws.requests import BaseRequest, Closers
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
 from microws.tasks import check_function, fail_after_silence
-from microws.websocket.options import WebSocketOptions
 
-__all__ = ["WebSocket"]
+__all__ = ["WebSocket", "WebSocketOptions"]
 
 _log = logging.getLogger("microws.websocket")
-# Looking it up in its class, at the end of each connection, takes longer than the rest of the call.
+# To look it up in its class takes longer than the rest of a close.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketOptions:
+    """
+    What all connections of one route share.
+
+    Attributes:
+        hub, codecs: Those of the app.
+        cors: Adds CORS headers to rejections; ``None`` without ``App(origins=…)``.
+        make_outbox: Creates the outbox of a connection.
+        closing_for: Returns the close code and reason for an exception on a path; ``None`` if an error handler decides.
+        receive_codec, send_codec: Those of the route.
+        subprotocols: What the route speaks, the preferred one first.
+        catch_disconnect, on_invalid: As in ``App.websocket_route``.
+        max_subscriptions: As in ``App``.
+    """
+
+    hub: Hub
+    codecs: Codecs
+    cors: CORS | None
+    make_outbox: Callable[[], Outbox]
+    closing_for: Callable[[str, Exception], tuple[int, str] | None]
+    receive_codec: MessageCodec = TEXT
+    send_codec: MessageCodec = TEXT
+    subprotocols: tuple[str, ...] = ()
+    catch_disconnect: bool = True
+    on_invalid: Literal["close", "skip"] = "close"
+    max_subscriptions: float = inf
 
 
 class WebSocket(BaseRequest):
@@ -39,17 +70,17 @@ class WebSocket(BaseRequest):
     ::
 
         async with ws:                      # accept; close when the block ends
-            async for message in ws:        # until the client leaves
+            async for message in ws:        # until the client disconnects
                 await ws.send(message)
 
-    When the connection has ended, every call raises ``WebSocketDisconnect`` at once. Any number of tasks may use one
-    ``ws``; its messages leave in the order of the calls.
+    After the end of the connection every call raises ``WebSocketDisconnect`` at once. Any number of tasks may use one
+    ``ws``. It sends their messages in the order of the calls.
     """
 
     __slots__ = (
         "_connection",
+        "_end_returned",
         "_failure",
-        "_has_told_end",
         "_helpers",
         "_id",
         "_options",
@@ -66,7 +97,7 @@ class WebSocket(BaseRequest):
         path_params: dict[str, Any],
         options: WebSocketOptions,
     ) -> None:
-        # Not by keywords: with them Python takes twice as long to make an object.
+        # Without keyword arguments, with which Python takes twice as long to create an object.
         self.scope = scope
         self.app = app
         self.path = path
@@ -77,22 +108,22 @@ class WebSocket(BaseRequest):
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
-        self._has_told_end = False
+        self._end_returned = False
         self._skipped = 0
         self._connection = connection
 
-    # What it is
+    # Attributes
 
     @property
     def id(self) -> str:
-        """A name for this connection, unique in this process and, by a random part, very likely everywhere."""
+        """Unique name of this connection. It has a random part, so that it also differs between processes."""
         if not self._id:
             self._id = f"{_process()}-{next(_numbers)}"
         return self._id
 
     @property
     def subprotocols(self) -> list[str]:
-        """What the client offers, its preferred one first."""
+        """The subprotocols that the client offers, its preferred one first."""
         return list(self.scope.get("subprotocols") or ())
 
     @property
@@ -102,17 +133,17 @@ class WebSocket(BaseRequest):
 
     @property
     def subprotocol(self) -> str | None:
-        """The one that was accepted, or ``None``."""
+        """The accepted subprotocol, or ``None``."""
         return self._connection.subprotocol
 
     @property
     def closed(self) -> bool:
-        """Whether the connection has ended or is being closed, by whichever side."""
+        """Whether the connection has ended, or one of the sides is closing it."""
         return self._connection.close_code is not None
 
     @property
     def close_code(self) -> int | None:
-        """The close code: the client's, or this side's where it closed first. ``None`` while the connection lives."""
+        """The close code of the side that closed first; ``None`` while the connection is open."""
         return self._connection.close_code
 
     @property
@@ -132,13 +163,13 @@ class WebSocket(BaseRequest):
         Accept the handshake.
 
         Args:
-            subprotocol: One that the client offered. Default: the first of the route's that it did.
-            headers: More headers for the 101, a mapping or pairs.
+            subprotocol: A subprotocol that the client offers. Default: the first one of the route that it offers.
+            headers: More headers for the 101, as a mapping or pairs.
 
         Raises:
-            ValueError: A subprotocol that the client did not offer, or a bad header; nothing was sent.
-            WebSocketDisconnect: The client has gone.
-            RuntimeError: Accepted or rejected already.
+            ValueError: A subprotocol that the client did not offer, or an invalid header; nothing was sent.
+            WebSocketDisconnect: The client has disconnected.
+            RuntimeError: The handshake was accepted or rejected before.
 
         Source: RFC 6455 §4.2.2.
         """
@@ -166,38 +197,34 @@ class WebSocket(BaseRequest):
         """
         Refuse the handshake with an HTTP response.
 
-        A server without the denial extension answers 403, whatever ``status``.
+        A server without ASGI's denial extension answers 403, whatever ``status``.
 
         Args:
             status: HTTP status, 200 to 599.
-            body: ``str`` is sent as plain text, ``dict`` and ``list`` as JSON.
-            headers: More headers, a mapping or pairs.
+            body: A ``str`` is sent as plain text, a ``dict`` or ``list`` as JSON.
+            headers: More headers, as a mapping or pairs.
 
         Raises:
-            ValueError: A bad status or header; nothing was sent.
-            RuntimeError: Accepted or rejected already.
+            ValueError: An invalid status or header; nothing was sent.
+            RuntimeError: The handshake was accepted or rejected before.
 
         Source: https://asgi.readthedocs.io/en/latest/extensions.html#websocket-denial-response
         """
         make: Any = TextResponse if isinstance(body, str) else Response if isinstance(body, bytes) else JSONResponse
-        response: Response = make(body, status, headers)
-        raw = [*response.headers.raw(), (b"content-length", b"%d" % len(response.body))]
-        if (cors := self._options.cors) is not None:
-            raw = cors.mark(raw, cors.allow(self.scope["headers"]))
-        await self._connection.reject(response.status, raw, response.body)
+        await self.reject_with(make(body, status, headers))
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """
-        Send what waits, then close. A second close does nothing; before ``accept`` it is ``reject(403)``.
+        Send what is pending, then close. A second close does nothing. Before ``accept`` it is ``reject(403)``.
 
-        Waits ``close_timeout`` seconds at most.
+        Waits at most ``close_timeout`` seconds.
 
         Args:
-            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own.
-            reason: At most 123 UTF-8 bytes.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own codes.
+            reason: At most 123 bytes in UTF-8.
 
         Raises:
-            ValueError: A code or reason that may not be sent.
+            ValueError: An invalid code or reason.
 
         Source: RFC 6455 §5.5.1, §7.4.
         """
@@ -222,7 +249,7 @@ class WebSocket(BaseRequest):
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if error is None:
-            # Most often the client has gone, the view knows, and there is nothing left to do.
+            # Usually the client has disconnected and the view has seen it: nothing is left to do.
             if not self._connection.close_seen or self._connection.close_code is None:
                 await self._close(_NORMAL_CLOSURE, "")
         elif _is_disconnect_of(self._connection, error):
@@ -244,18 +271,18 @@ class WebSocket(BaseRequest):
         """
         The next message, decoded.
 
-        Cancelled or timed out, it has lost no message.
+        No message is lost if the call is cancelled or times out.
 
         Args:
-            timeout: Seconds to wait; ``None`` waits as long as the connection lives.
+            timeout: Seconds to wait; ``None`` waits until the connection ends.
             type: A ``value_type`` for this message, in place of the route's ``receive_type``.
 
         Raises:
             WebSocketDisconnect: The connection has ended and every message was received.
-            TimeoutError: Nothing came in time. Where a view does not catch it, the connection is closed.
-            PayloadTypeError: A binary frame where text was due, or the reverse. The view may go on receiving.
-            InvalidMessage: A message that cannot be decoded. The view may go on receiving.
-            RuntimeError: Not accepted yet.
+            TimeoutError: No message came in time. If the view does not catch it, the connection is closed.
+            PayloadTypeError: Got a binary frame, expected text, or the reverse. The view may go on receiving.
+            InvalidMessage: The message cannot be decoded. The view may go on receiving.
+            RuntimeError: The handshake is not accepted yet.
         """
         codec = self._options.receive_codec if type is None else self._options.codecs.get(type)
         return self._receive(codec) if timeout is None else self._receive_within(timeout, codec)
@@ -276,25 +303,26 @@ class WebSocket(BaseRequest):
 
     async def receive_event(self) -> Event:
         """
-        The next message as a raw ASGI event, or the disconnect event; once that was returned, ``WebSocketDisconnect``.
+        The next message as a raw ASGI event. At the end it returns the disconnect event, then raises
+        ``WebSocketDisconnect``.
         """
         message = await self._connection.receive()
         if message is None:
-            if self._has_told_end:
+            if self._end_returned:
                 raise self._connection.unusable("receive_event")
-            self._has_told_end = True
+            self._end_returned = True
             return {"type": "websocket.disconnect", "code": self.close_code, "reason": self.close_reason}
         return {"type": "websocket.receive", "text" if isinstance(message, str) else "bytes": message}
 
     async def wait_closed(self) -> None:
         """
-        Wait until the connection has ended: for a view whose client is sent what others publish, and says nothing.
+        Wait until the connection ends: for a view whose client gets published messages and sends none.
 
-        Reads, and discards what the client sends. Returns at once where the connection has ended, whatever
-        ``catch_disconnect``; ``close_code`` says how.
+        It reads and discards what the client sends. It never raises ``WebSocketDisconnect``, whatever
+        ``catch_disconnect``; see ``close_code``.
 
         Raises:
-            RuntimeError: Not accepted yet.
+            RuntimeError: The handshake is not accepted yet.
         """
         if self._connection.state is CONNECTING:
             raise self._connection.unusable("wait_closed")
@@ -330,11 +358,11 @@ class WebSocket(BaseRequest):
         raise self._connection.unusable("receive")
 
     def _skips(self, error: PayloadTypeError | InvalidMessage) -> bool:
-        """Whether the route passes over a message that cannot be decoded."""
+        """Whether the route skips a message that cannot be decoded."""
         if self._options.on_invalid == "close":
             return False
         if not self._skipped and not isinstance(self.closers, tuple):
-            # A line for each would let a client fill the log.
+            # A line for each message would let a client fill the log.
             _log.warning("%r: skipped a message: %s; further ones of this connection are counted", self.path, error)
             self.on_close(self._report_skipped)
         self._skipped += 1
@@ -348,19 +376,19 @@ class WebSocket(BaseRequest):
 
     def send(self, value: Any, *, type: Any = None) -> Coroutine[Any, Any, None]:  # noqa: A002
         """
-        Send a message, after everything that this connection sends already.
+        Send a message, after those that are pending on this connection.
 
-        Waits while the client does not keep up, ``send_timeout`` seconds at most; then the connection is closed with
-        1013. Cancelled, it may or may not have sent.
+        Waits while the client does not keep up. After ``send_timeout`` seconds the connection is closed with 1013. A
+        cancelled call may or may not have sent the message.
 
         Args:
-            value: What the route's ``send_type`` takes.
+            value: A value of the route's ``send_type``.
             type: A ``value_type`` for this message, in place of the route's.
 
         Raises:
             WebSocketDisconnect: The connection has ended.
-            TypeError, ValueError: A value that cannot be encoded; nothing was sent.
-            RuntimeError: Not accepted yet.
+            TypeError, ValueError: The value cannot be encoded; nothing was sent. Raised by the call, before ``await``.
+            RuntimeError: The handshake is not accepted yet.
         """
         codec = self._options.send_codec if type is None else self._options.codecs.get(type)
         return self._connection.send(codec.encode(value))
@@ -382,7 +410,7 @@ class WebSocket(BaseRequest):
         Send a raw ASGI event: ``websocket.accept``, ``websocket.send`` or ``websocket.close``.
 
         Raises:
-            ValueError: Another type; a rejection is ``ws.reject``.
+            ValueError: Any other type of event. To reject, call ``ws.reject``.
         """
         match event["type"]:
             case "websocket.accept":
@@ -401,19 +429,19 @@ class WebSocket(BaseRequest):
 
     async def subscribe(self, *topics: str, since: str | None = None, presence: Any = None) -> None:
         """
-        Get every message that is published to ``topics`` from now on. Allowed before ``accept``: they wait behind it.
+        Get every message that is published to ``topics`` from now on. Before ``accept`` they are kept until then.
 
-        Leaving unsubscribes by itself. Subscribing twice is subscribing once.
+        The end of the connection unsubscribes. To subscribe twice to a topic is the same as once.
 
         Args:
             topics: Each 1 to 255 UTF-8 bytes, without control characters.
-            since, presence: History and presence, which this version does not have.
+            since, presence: For history and presence, which this version does not have.
 
         Raises:
             FeatureUnavailable: ``since`` or ``presence`` was given.
-            TypeError, ValueError: An invalid topic; then none is subscribed.
-            TooManySubscriptions: The connection would have more than ``App(max_subscriptions=…)``; then none is added.
-                Uncaught it closes with 1008.
+            TypeError, ValueError: An invalid topic; no topic is subscribed.
+            TooManySubscriptions: More topics than ``App(max_subscriptions=…)``; no topic is subscribed. If the view
+                does not catch it, the connection is closed with 1008.
             WebSocketDisconnect: The connection has ended.
         """
         if since is not None:
@@ -439,10 +467,10 @@ class WebSocket(BaseRequest):
 
     async def unsubscribe(self, *topics: str) -> None:
         """
-        Get no more messages of ``topics``. One that was not subscribed is passed over.
+        Get no more messages of ``topics``. Ignores topics that are not subscribed.
 
         Raises:
-            TypeError, ValueError: A topic that cannot be.
+            TypeError, ValueError: An invalid topic.
         """
         for topic in topics:
             check_topic(topic)
@@ -450,21 +478,21 @@ class WebSocket(BaseRequest):
             self._options.hub.unsubscribe(self._subscriber, *topics)
 
     async def publish(self, topic: str, value: Any) -> Receipt:
-        """``App.publish`` to every subscriber of ``topic`` but this connection."""
+        """``App.publish`` to every subscriber of ``topic`` except this connection."""
         return await self._options.hub.publish(topic, value, skip=self.id)
 
     # Tasks
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """
-        Run ``function(*args)`` as a task beside the view, which is cancelled when the view has ended.
+        Run ``function(*args)`` as a task beside the view. It is cancelled when the view returns.
 
-        An exception that leaves it is logged, closes the connection with 1011, and is raised to middleware when the
-        view has ended. ``WebSocketDisconnect`` just ends it.
+        If it raises, the exception is logged, the connection is closed with 1011, and the exception is raised to
+        middleware once the view has returned. ``WebSocketDisconnect`` only ends the task.
 
         Raises:
             RuntimeError: The connection has ended.
-            TypeError: ``function`` is none, but what it has returned.
+            TypeError: ``function`` is not a function but, for example, the coroutine that it returned.
         """
         check_function(function)
         if self._helpers is None:
@@ -493,8 +521,15 @@ class WebSocket(BaseRequest):
 
     @property
     def failure(self) -> Exception | None:
-        """The first exception that left a task of ``start_soon``; it is in the log."""
+        """The first exception that a task of ``start_soon`` raised, which was logged."""
         return None if self._helpers is None else self._failure
+
+    async def reject_with(self, response: Response) -> None:
+        """``reject`` with a response that has no stream."""
+        raw = [*response.headers.raw(), (b"content-length", b"%d" % len(response.body))]
+        if (cors := self._options.cors) is not None:
+            raw = cors.mark(raw, cors.allow(self.scope["headers"]))
+        await self._connection.reject(response.status, raw, response.body)
 
     async def finish(self) -> None:
         """After the view returns: reject or close, then drain."""
@@ -516,7 +551,7 @@ class WebSocket(BaseRequest):
 
 @cache
 def _process() -> str:
-    """Not when this is imported: processes may be forked behind that."""
+    """Random name of this process. Not computed at import, because the process may fork after it."""
     return token_hex(4)
 
 

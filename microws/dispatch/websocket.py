@@ -206,7 +206,7 @@ class WebSocketDispatcher:
             if result is not None and not ws.closed:
                 if ws.accepted:
                     raise RuntimeError(
-                        "expected a hook that accepts to return None, got a response; to end the connection, call ws.close()"
+                        "expected None from a hook that has accepted, got a response; to end the connection, call ws.close()"
                     )
                 await _reject(ws, to_response(result, hook))
             if ws.closed:

@@ -206,7 +206,7 @@ class WebSocketDispatcher:
             if result is not None and not ws.closed:
                 if ws.accepted:
                     raise RuntimeError(
-                        "expected None from a hook that has accepted, got a response; to end the connection, call ws.close()"
+                        "expected None from a hook that accepted, got a response; to end it, call ws.close()"
                     )
                 await _reject(ws, to_response(result, hook))
             if ws.closed:

@@ -2,12 +2,22 @@
 
 import asyncio
 import socket
+import ssl
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 
-from engine_here import LIMIT, Client
-from worker_here import lifespan, respond
-from worker_here import serving as serving_worker
+from engine_here import LIMIT, Client, TlsClient, until
+from worker_here import respond
+
+from microws.server.engines import Engines
+from microws.server.http1 import HTTP1, ServerState
+from microws.server.listening import tls_context
+from microws.server.logs import log_access, log_nothing
+from microws.server.proxy import ProxyHeaders, TrustedProxies
+from microws.server.settings import Settings
+
+TLS = Path(__file__).parent / "tls"
 
 __all__ = [
     "LIMIT",
@@ -17,6 +27,8 @@ __all__ = [
     "Recording",
     "Request",
     "Serving",
+    "idle",
+    "post",
     "read_body",
     "request",
     "serving",
@@ -30,6 +42,16 @@ def request(*lines, first="GET / HTTP/1.1", host="x", body=b""):
     """A request. Lines are ``str``, or ``bytes`` for what is not ASCII. ``host=None`` leaves the field out."""
     head = [first, *([] if host is None else [f"Host: {host}"]), *lines]
     return b"".join((line.encode() if isinstance(line, str) else line) + b"\r\n" for line in head) + b"\r\n" + body
+
+
+def post(*lines, body=b"", first="POST / HTTP/1.1"):
+    return request(*lines, first=first, body=body)
+
+
+async def idle():
+    """Let everything in this event loop happen that does not need new data."""
+    for _ in range(20):
+        await asyncio.sleep(0.001)
 
 
 class Request(NamedTuple):
@@ -59,9 +81,7 @@ class Recording:
         self.scopes = []
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
             self.scopes.append(scope)
             await receive()
             await send({"type": "websocket.accept"})
@@ -177,13 +197,24 @@ class HTTPClient(Client):
 
 
 class Serving:
-    """The server that a block runs with; ``shutdown`` stops it."""
+    """
+    A server in this event loop, without a worker around it.
 
-    def __init__(self, served, path, limit):
-        self.shutdown = served.shutdown
-        self.port = served.port
-        self._path = path
+    Attributes:
+        state: What its connections share.
+        port: Its TCP port; ``None`` on a Unix socket.
+    """
+
+    def __init__(self, state, address, *, tls, limit):
+        self.state = state
+        self.port = None if isinstance(address, str) else address[1]
+        self._address = address
+        self._tls = tls
         self._limit = limit
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
 
     async def connect(self, *, buffers=None):
         """
@@ -192,36 +223,79 @@ class Serving:
         Args:
             buffers: Bytes that the kernel keeps of what is not sent, and of what is not read.
         """
-        sock = socket.socket(socket.AF_INET if self._path is None else socket.AF_UNIX)
+        sock = socket.socket(socket.AF_UNIX if self.port is None else socket.AF_INET)
         sock.setblocking(False)
         if buffers is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
         async with asyncio.timeout(self._limit):
-            address = ("127.0.0.1", self.port) if self._path is None else self._path
-            await asyncio.get_running_loop().sock_connect(sock, address)
+            await asyncio.get_running_loop().sock_connect(sock, self._address)
         return HTTPClient(sock, self._limit)
+
+    async def connect_tls(self, *, buffers=None):
+        """The same over TLS."""
+        plain = await self.connect(buffers=buffers)
+        trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
+        trusting.set_alpn_protocols(["h2", "http/1.1"])
+        async with asyncio.timeout(self._limit):
+            streams = await asyncio.open_connection(
+                sock=plain.sock, ssl=trusting, server_hostname="localhost", limit=1 << 14, ssl_shutdown_timeout=0.1
+            )
+        return SecureClient(plain.sock, self._limit, *streams)
+
+
+class SecureClient(TlsClient, HTTPClient):
+    """One connection over TLS. It reads ahead 32 KiB."""
 
 
 @asynccontextmanager
-async def serving(app, *, path=None, limit=LIMIT, **options):
+async def serving(app, *, path=None, limit=LIMIT, tls=False, access_log=False, **options):
     """
-    A worker that serves ``app``; nothing may be raised into the event loop.
+    Serve ``app``, which gets no lifespan events. At the end, every client is dropped and every app is cancelled: none
+    may be left then, and nothing may have been raised into the event loop.
 
     Args:
         path: Of a Unix socket, for a virtual clock: what one end writes is there for the other at once.
         limit: Seconds for each step of a client.
-        options: Of ``worker_here.serving``.
+        options: Of ``Settings``.
     """
     loop = asyncio.get_running_loop()
     failures = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
-    options = {"drain_timeout": 1, "ping_interval": 0} | options
-    if path is not None:
-        options |= {"bind": f"unix:{path}", "port": None}
+    settings = Settings(ping_interval=0, access_log=access_log, **options)
+    served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
+    engines = Engines(served, ping_interval=0, ping_timeout=0, access_log=access_log)
+    state = ServerState(
+        app=served,
+        engines=engines,
+        log_access=log_access if access_log else log_nothing,
+        state={},
+        extension={"is_draining": lambda: state.is_draining},
+        is_secure=tls,
+        max_head_size=settings.max_head_size,
+        head_timeout=10,
+        keep_alive=settings.keep_alive,
+        body_timeout=settings.body_timeout,
+        write_timeout=settings.write_timeout,
+    )
+    context = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key")) if tls else None
+    if path is None:
+        server = await loop.create_server(lambda: HTTP1(state), "127.0.0.1", 0, ssl=context)
+    else:
+        server = await loop.create_unix_server(lambda: HTTP1(state), str(path), ssl=context)
     try:
-        async with serving_worker(app, limit=3 * limit, **options) as served:
-            yield Serving(served, None if path is None else str(path), limit)
+        yield Serving(state, server.sockets[0].getsockname(), tls=tls, limit=limit)
     finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.abort()
+        engines.disconnect()
+        await asyncio.sleep(0.01)
+        for task in list(state.exchanges.values()):
+            task.cancel()
+        engines.cancel()
+        async with asyncio.timeout(limit):
+            await engines.wait_closed()
+        await until(lambda: not (state.exchanges or state.connections))
         loop.set_exception_handler(None)
     assert failures == [], failures

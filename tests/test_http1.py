@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from byte_client import frame, upgrade
 from engine_here import ASYNCIO_BACKENDS
-from http_here import MARK, Recording, request, serving
+from http_here import MARK, Recording, post, request, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -13,10 +13,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 def anyio_backend(request):
     return request.param
-
-
-def post(*lines, body=b"", first="POST / HTTP/1.1"):
-    return request(*lines, first=first, body=body)
 
 
 def chunked(body, *lines):

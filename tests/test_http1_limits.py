@@ -1,19 +1,12 @@
 """The limits of HTTP/1.1 connections: sizes as bytes on a socket, seconds on a virtual clock."""
 
 import asyncio
-import socket
-import ssl
-from pathlib import Path
 
 import pytest
 from engine_here import ASYNCIO_BACKENDS
-from http_here import MARK, Recording, read_body, request, serving
+from http_here import MARK, Recording, post, read_body, request, serving
 from virtual_clock import VirtualClockLoop, on_virtual_clock
-from worker_here import lifespan, respond
-
-from microws.server.listening import tls_context
-
-TLS = Path(__file__).parent / "tls"
+from worker_here import respond
 
 # Seconds of the virtual clock that a client waits for what must happen.
 PATIENCE = 1000
@@ -22,10 +15,6 @@ PATIENCE = 1000
 @pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 def anyio_backend(request):
     return request.param
-
-
-def post(*lines, body=b"", first="POST / HTTP/1.1"):
-    return request(*lines, first=first, body=body)
 
 
 def head_of(size):
@@ -109,17 +98,15 @@ async def test_what_stands_between_chunks_is_limited():
     assert app.requests == []
 
 
-# Plain HTTP where TLS is spoken
+# TLS
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
 async def test_plain_http_on_the_port_of_tls_is_told_so(method):
-    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
     app = Recording()
-    async with serving(app, tls=tls) as server, await server.connect() as client:
-        await client.send(request(first=f"{method} / HTTP/1.1"))
-        answer = await client.read_answer()
+    async with serving(app, tls=True) as server, await server.connect() as client:
+        answer = await client.ask(request(first=f"{method} / HTTP/1.1"))
     assert (answer.status, answer.value("connection")) == (400, "close")
     assert b"https" in answer.body
     assert answer.body.count(b"\n") <= 1
@@ -128,40 +115,22 @@ async def test_plain_http_on_the_port_of_tls_is_told_so(method):
 
 @pytest.mark.anyio
 async def test_tls_offers_http_1_1_alone():
-    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
-    trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
-    trusting.set_alpn_protocols(["h2", "http/1.1"])
-    async with serving(Recording(), tls=tls) as server, asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", server.port, ssl=trusting, server_hostname="localhost", ssl_shutdown_timeout=0.1
-        )
-        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
-        writer.write(request())
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        writer.transport.abort()
+    async with serving(Recording(), tls=True) as server, await server.connect_tls() as client:
+        assert client._writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+        assert (await client.ask(request())).status == 200
 
 
 @pytest.mark.anyio
-async def test_a_client_of_tls_that_reads_slowly_gets_a_last_answer_whole():
-    """A transport of TLS that closes has a second, as nobody needs to answer the end."""
-    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
-    trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
-    async with serving(Long(), tls=tls) as server, asyncio.timeout(30):
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
-        reader, writer = await asyncio.open_connection(
-            sock=sock, ssl=trusting, server_hostname="localhost", limit=16_384, ssl_shutdown_timeout=0.1
-        )
-        writer.write(request())
+async def test_a_slow_client_gets_a_last_answer_whole_over_tls():
+    """A transport of TLS that closes gives its client a second, and asyncio's streams do not close it by themselves."""
+    async with serving(Long(), tls=True) as server, await server.connect_tls(buffers=16_384) as client:
+        await client.send(request())
         received = 0
-        while data := await reader.read(65_536):
+        while data := await client._receive():
             received += len(data)
-            # For 1.5 s in all.
-            await asyncio.sleep(1.5 * len(data) / 2_000_000)
+            # For 1.2 s in all.
+            await asyncio.sleep(1.2 * len(data) / 2_000_000)
         assert received > 2_000_000
-        writer.transport.abort()
 
 
 # Seconds
@@ -268,17 +237,15 @@ class Late:
     """Answers when its client should have left."""
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await lifespan(receive, send)
         while (await receive())["type"] != "http.disconnect":
             pass
-        return await respond(send, b"late")
+        await respond(send, b"late")
 
 
 @pytest.mark.anyio
 async def test_the_log_says_what_the_client_was_told(caplog):
     caplog.set_level("INFO", logger="microws")
-    async with serving(Late(), body_timeout=0.1) as server:
+    async with serving(Late(), access_log=True, body_timeout=0.1) as server:
         for data, status in ((post("Content-Length: 4", body=b"abc"), 408), (LARGE["a long target"], 431)):
             async with await server.connect() as client:
                 await client.send(data)
@@ -303,12 +270,10 @@ class Slow:
     """Reads the body after 300 seconds, and answers after 300 more."""
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await lifespan(receive, send)
         await asyncio.sleep(300)
         body = await read_body(receive)
         await asyncio.sleep(300)
-        return await respond(send, b"%d" % len(body))
+        await respond(send, b"%d" % len(body))
 
 
 @on_clock(Slow)
@@ -395,8 +360,6 @@ class Endless:
         Endless.ended = asyncio.Event()
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await lifespan(receive, send)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         try:
             while True:
@@ -432,10 +395,8 @@ class Waiting:
     """Reads the body after a minute."""
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await lifespan(receive, send)
         await asyncio.sleep(60)
-        return await respond(send, await read_body(receive))
+        await respond(send, await read_body(receive))
 
 
 @on_clock(Waiting, body_timeout=5)
@@ -452,9 +413,7 @@ class Long:
     """Answers with 2 MB before it has read anything, and ends the connection."""
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await lifespan(receive, send)
-        return await respond(send, bytes(2_000_000), 413, [(b"connection", b"close")])
+        await respond(send, bytes(2_000_000), 413, [(b"connection", b"close")])
 
 
 @on_clock(Long)
@@ -472,9 +431,7 @@ class Refusing:
     """Answers with 413 before it has read anything."""
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            return await lifespan(receive, send)
-        return await respond(send, b"full", 413)
+        await respond(send, b"full", 413)
 
 
 @on_clock(Refusing)

@@ -1,9 +1,8 @@
-"""Responses that our own server sends at once, without ASGI events: the same bytes, and middleware sees its events."""
+"""Responses that our own server sends without ASGI events: the same bytes, and middleware sees its events."""
 
-import anyio
 import pytest
 from engine_here import ASYNCIO_BACKENDS
-from worker_here import serving
+from http_here import serving
 
 from microws import App, JSONResponse, RedirectResponse, Response
 
@@ -51,11 +50,11 @@ def app_with(answer):
     return app
 
 
-async def exchange(port, request):
+async def exchange(app, request):
     """All that the server sends until it closes, without the date, which may change meanwhile."""
-    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-        await stream.send(request)
-        data = b"".join([piece async for piece in stream])
+    async with serving(app) as server, await server.connect() as client:
+        await client.send(request)
+        data = await client.read_rest()
     return [line for line in data.split(b"\r\n") if not line.startswith(b"date: ")]
 
 
@@ -72,20 +71,15 @@ def passing_on(app, seen):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-async def test_a_response_has_the_same_bytes_with_middleware_and_without(answer, method):
+async def test_a_response_is_the_same_with_and_without_middleware(answer, method):
     app, seen = app_with(answer), []
     request = f"{method} / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc".encode()
-    async with serving(app) as served:
-        at_once = await exchange(served.port, request)
-    async with serving(passing_on(app, seen)) as served:
-        by_events = await exchange(served.port, request)
-    assert at_once == by_events
+    assert await exchange(app, request) == await exchange(passing_on(app, seen), request)
     assert seen[:2] == ["http.response.start", "http.response.body"]
 
 
-async def test_headers_that_are_added_are_sent_behind_the_content_type():
-    async with serving(app_with(dict)) as served:
-        lines = await exchange(served.port, b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+async def test_added_headers_follow_the_content_type():
+    lines = await exchange(app_with(dict), b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert lines[1] == b"content-type: application/json"
     assert lines[2].startswith(b"set-cookie: a=1;")
 
@@ -93,7 +87,6 @@ async def test_headers_that_are_added_are_sent_behind_the_content_type():
 async def test_pipelined_requests_are_answered_in_order():
     request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\na"
     last = b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-    async with serving(app_with(lambda: "first")) as served:
-        lines = await exchange(served.port, request * 3 + last)
+    lines = await exchange(app_with(lambda: "first"), request * 3 + last)
     bodies = [line.partition(b"HTTP/1.1")[0] for line in lines if line.startswith((b"first", b'{"a"'))]
     assert bodies == [b"first", b"first", b"first", b'{"a":1}']

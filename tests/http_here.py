@@ -10,7 +10,7 @@ from typing import NamedTuple
 from engine_here import LIMIT, Client, TlsClient, until
 from worker_here import respond
 
-from microws.server.engines import Engines
+from microws.server.websockets import WebSockets
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.listening import tls_context
 from microws.server.logs import log_access, log_nothing
@@ -264,10 +264,10 @@ async def serving(app, *, path=None, limit=LIMIT, tls=False, access_log=False, *
     loop.set_exception_handler(lambda _, context: failures.append(context))
     settings = Settings(ping_interval=0, access_log=access_log, **options)
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
-    engines = Engines(served, ping_interval=0, ping_timeout=0, access_log=access_log)
+    websockets = WebSockets(served, ping_interval=0, ping_timeout=0, access_log=access_log)
     state = ServerState(
         app=served,
-        engines=engines,
+        websockets=websockets,
         log_access=log_access if access_log else log_nothing,
         state={},
         extension={"is_draining": lambda: state.is_draining},
@@ -289,13 +289,13 @@ async def serving(app, *, path=None, limit=LIMIT, tls=False, access_log=False, *
         server.close()
         for connection in list(state.connections):
             connection.abort()
-        engines.disconnect()
+        websockets.disconnect()
         await asyncio.sleep(0.01)
         for task in list(state.exchanges.values()):
             task.cancel()
-        engines.cancel()
+        websockets.cancel()
         async with asyncio.timeout(limit):
-            await engines.wait_closed()
+            await websockets.wait_closed()
         await until(lambda: not (state.exchanges or state.connections))
         loop.set_exception_handler(None)
     assert failures == [], failures

@@ -10,12 +10,12 @@ from typing import NamedTuple
 from engine_here import LIMIT, Client, TlsClient, until
 from worker_here import respond
 
-from microws.server.websockets import WebSockets
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.listening import tls_context
 from microws.server.logs import log_access, log_nothing
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.settings import Settings
+from microws.server.websockets import WebSockets
 
 TLS = Path(__file__).parent / "tls"
 

@@ -1,20 +1,20 @@
-# Every target makes its own environment ready first. Only Python 3.11+, git, make and the package index are needed;
-# `make bench` also needs a C compiler, and takes Node along if it is there.
+# Every target first makes its own environment. It needs Python 3.11 or newer, git, make and the package index.
+# `make bench` also needs a C compiler, and measures Node if it is installed.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TEST   := $(BIN)/python -m pytest
-# Many tests wait, for a socket or a clock, and few of them work: more processes than cores.
+# Most tests wait for sockets or clocks, so use more processes than cores.
 WORKERS ?= 4
-# Processes, browsers and packages of others, and searches: what takes long, and adds nothing to what is covered.
+# Tests with processes, browsers and other packages, and random searches. They take long and add no coverage.
 SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py
 SEARCHES := tests/test_framing_differential.py tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py
-# Servers end otherwise since Python 3.12: where the tests run on an older one, `make endurance` takes this one too.
+# Servers stop differently since Python 3.12, so `make endurance` runs on this Python as well.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
 
-# The tests start hundreds of processes: what each of them imports is compiled once.
+# The tests start hundreds of processes, so Python must cache the compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -52,7 +52,7 @@ fmt: setup  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix --quiet . || true
 
-lint: setup types  ## Check style and types, and that no dependency may be a version with a known security fault
+lint: setup types  ## Check style and types, and the lowest dependency versions for security advisories
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(TEST) -q tests/test_dependencies.py
@@ -74,16 +74,16 @@ docs: $(VENV)/.docs  ## Update docs/reference.md, check every page, and build si
 	$(TEST) -q tests/test_docs.py
 	$(BIN)/zensical build --clean --strict
 
-examples: setup  ## Drive every example over a socket and in a browser
+examples: setup  ## Test every example over a socket and in a browser
 	$(TEST) -q tests/test_examples.py
 
-autobahn: setup  ## Hold the server to Autobahn's WebSocket cases: Python 2.7 runs them
+autobahn: setup  ## Run Autobahn's WebSocket test suite against the server (needs Python 2.7)
 	$(BIN)/python tests/autobahn/run.py
 
-autobahn-full: setup  ## Every Autobahn case, speed and all compression too
+autobahn-full: setup  ## Run every Autobahn case, including speed and compression
 	$(BIN)/python tests/autobahn/run.py --full
 
-endurance: setup $(if $(SECOND_PYTHON),$(SECOND)/.ready)  ## What the server bears, in full, with its figures: ten minutes
+endurance: setup $(if $(SECOND_PYTHON),$(SECOND)/.ready)  ## Attack the server and print the figures: ten minutes
 	MICROWS_ENDURANCE=whole MICROWS_TEST_PYTHON=$(if $(SECOND_PYTHON),$(abspath $(SECOND))/bin/python) $(TEST) -q tests/endurance
 
 $(SECOND)/.ready: pyproject.toml $(VENV)/.ready
@@ -97,8 +97,8 @@ fuzz: setup  ## Search longer for inputs that break something
 	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py tests/test_http1_differential.py
 
 bench-setup: setup  ## Install the peers that the benchmarks measure
-	$(BIN)/python -m pip install --quiet --group bench || echo "some peers cannot be installed here: the notes tell which are missing"
-	if command -v npm; then npm ci --silent --prefix bench/apps/node_ws; else echo "no npm: without Node's ws"; fi
+	$(BIN)/python -m pip install --quiet --group bench || echo "some peers cannot be installed here; the notes of the benchmark list them"
+	if command -v npm; then npm ci --silent --prefix bench/apps/node_ws; else echo "npm not found: Node's ws is not measured"; fi
 
 bench: bench-framework bench-server  ## Compare with frameworks on one server, then with servers
 
@@ -112,17 +112,17 @@ bench-peers: bench-setup  ## Compare the fan-out with 11 others and with floors,
 	$(BIN)/python bench/run.py --suite peers
 	$(BIN)/python bench/chart.py
 
-bench-hub: setup  ## Check what the hub bears, and count its losses: a quarter of an hour
+bench-hub: setup  ## Check the promises of the hub under load: a quarter of an hour
 	$(BIN)/python bench/hub.py
 
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py
 
-servers: setup  ## Examples in a browser, real clients, faults on real sockets, 100,000 conversations, the hub's model
+servers: setup  ## Run the slow tests: examples in a browser, other clients, proxies, random searches
 	$(TEST) -q -n $(WORKERS) --dist loadgroup $(SERVERS) $(SEARCHES)
 
-check: test servers autobahn  ## Exactly what CI runs
+check: test servers autobahn  ## Run everything that CI runs
 
-clean:  ## Remove everything that was made
+clean:  ## Remove everything that these targets made
 	rm -rf $(VENV) .coverage* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/bin bench/results bench/apps/node_ws/node_modules tests/clients/node/node_modules dist build site .cache
 	find microws bench docs examples tests -name __pycache__ -prune -exec rm -rf {} +

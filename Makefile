@@ -18,8 +18,8 @@ SECOND := $(VENV)/second
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types test cover docs examples autobahn autobahn-full servers endurance fuzz \
-	bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
+.PHONY: help setup run fmt lint types test compiled-tests cover docs examples autobahn autobahn-full servers endurance \
+	fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,11 +60,16 @@ lint: setup types  ## Check style and types, and the lowest dependency versions 
 types: setup  ## Check types, strictly
 	$(BIN)/mypy
 
-test: setup lint  ## Check style and types, run the tests, and measure their coverage
+# While mypy checks, one process compiles the tests, assertions included: each of the workers would do it otherwise.
+test: setup  ## Check style and types, run the tests, and measure their coverage
+	$(MAKE) --no-print-directory -j 2 lint compiled-tests
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup $(addprefix --ignore=,$(SERVERS) $(SEARCHES))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+compiled-tests: setup
+	$(TEST) --collect-only -qq $(addprefix --ignore=,$(SERVERS) $(SEARCHES)) >/dev/null
 
 cover: test  ## Run the tests and write htmlcov/
 	$(BIN)/coverage html

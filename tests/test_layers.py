@@ -70,7 +70,7 @@ def floor_of(module: str) -> int | None:
 
 def room_of(module: str) -> str:
     first = module.partition(".")[0]
-    return f"{first}/" if (PACKAGE / first).is_dir() else first
+    return f"{first}/" if (PACKAGE / first / "__init__.py").exists() else first
 
 
 def modules() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Supervisors with real workers, each in a process group of its own, of which nothing is left."""
+"""Supervisors with real workers, each in a process group of its own that ends with the test."""
 
 import os
 import resource

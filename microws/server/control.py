@@ -31,12 +31,12 @@ class Stage(enum.IntEnum):
     Attributes:
         DELAY: ``/readyz`` says 503, and the server still accepts connections: ``Settings.stop_delay``.
         DRAIN: No new connections; the open ones end in order.
-        AT_ONCE: Open connections are dropped.
+        FORCED: Open connections are dropped.
     """
 
     DELAY = 1
     DRAIN = 2
-    AT_ONCE = 3
+    FORCED = 3
 
 
 class Ready(NamedTuple):

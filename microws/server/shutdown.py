@@ -51,11 +51,11 @@ class Shutdown:
 
     def request(self) -> None:
         """Ask for the drain. The second request asks to stop immediately."""
-        self.reach(Stage.AT_ONCE if self.draining.is_set() else Stage.DRAIN)
+        self.reach(Stage.FORCED if self.draining.is_set() else Stage.DRAIN)
 
     def reach(self, stage: Stage) -> None:
         """Go on to this stage of the shutdown. A stage that was reached before changes nothing."""
-        is_forced = stage == Stage.AT_ONCE and not self.forced.is_set()
+        is_forced = stage == Stage.FORCED and not self.forced.is_set()
         for event in (self.requested, self.draining, self.forced)[:stage]:
             event.set()
         if is_forced:
@@ -77,9 +77,9 @@ class Shutdown:
         """
         A signal has asked for ``stage``. If the event loop is blocked, log what blocks it.
 
-        If the loop does not react to ``AT_ONCE``, end the process within a second of the signal.
+        If the loop does not react to ``FORCED``, end the process within a second of the signal.
         """
-        if self._end is not None and stage == Stage.AT_ONCE:
+        if self._end is not None and stage == Stage.FORCED:
             self._end.limit_reaction()
         elif self._end is not None:
             self._end.explain_unless((self.requested, self.draining)[stage - 1].is_set)
@@ -130,10 +130,10 @@ async def watch_signals(
         elif asked and number == HANGUP:
             return  # the system and the shell may both report the end of a terminal
         may_delay = number == signal.SIGTERM and settings.stop_delay > 0
-        asked = Stage.DELAY if asked == 0 and may_delay else min(max(asked, Stage.DELAY) + 1, Stage.AT_ONCE)
+        asked = Stage.DELAY if asked == 0 and may_delay else min(max(asked, Stage.DELAY) + 1, Stage.FORCED)
         if asked <= Stage.DRAIN:
             shutdown.limit(settings.drain_timeout + (settings.stop_delay if asked == Stage.DELAY else 0))
-        elif asked == Stage.AT_ONCE:
+        elif asked == Stage.FORCED:
             for stop in _STOP_SIGNALS:
                 signal.signal(stop, signal.SIG_DFL)
         shutdown.expect_reaction(Stage(asked))

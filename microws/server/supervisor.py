@@ -372,7 +372,7 @@ class _Supervisor:
     # What signals ask for
 
     def _stop(self, *, may_delay: bool = False) -> None:
-        if self._stage == Stage.AT_ONCE:
+        if self._stage == Stage.FORCED:
             for worker in self._workers:
                 worker.kill_now()
         elif self._stage:

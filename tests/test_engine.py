@@ -8,7 +8,7 @@ import pytest
 from byte_client import BINARY, PING, TEXT, close_frame, frame, upgrade
 from engine_here import ASYNCIO_BACKENDS, LIMIT, echo, opened, serving, until
 
-from microws.server.client_disconnected import ClientDisconnected
+from microws.server.failures import ClientDisconnected
 from microws.state import State
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from microws.deflate import Deflater
 from microws.framing.parser import FrameParser
-from microws.server.client_disconnected import ClientDisconnected
+from microws.server.failures import ClientDisconnected
 from microws.server.websockets import ServerWebSocket
 from microws.state import State
 

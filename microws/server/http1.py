@@ -20,10 +20,9 @@ from anyio.to_thread import run_sync
 from microws.closing import CloseCode
 from microws.connection.deadlines import Deadlines
 from microws.connection.socket import Addresses, addresses_of, is_ready, socket_of
-from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
+from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.page_cache import is_cached
-from microws.server.client_disconnected import ClientDisconnected, is_client_disconnected
-from microws.server.failures import is_failure
+from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.lingering import Lingering, SendDeadlines
 from microws.server.logs import AccessLog, request_line
 from microws.server.request_parser import Refused, RequestHead, RequestParser
@@ -452,12 +451,7 @@ class Exchange:
             await app(self.scope, self.receive, self.send)
             returned = True
         except BaseException as error:
-            if not is_failure(error):
-                raise
-            if not (
-                (self._is_disconnected or self._ended_by_server) and is_client_disconnected(error)
-            ) and not reported_id(error):
-                _log.error("the app raised in %s", request_line(self.scope), exc_info=error)
+            log_failure(error, self.scope, has_ended=self._is_disconnected or self._ended_by_server)
         finally:
             self._server.ended(self)
             if not self.is_answered:

@@ -16,9 +16,8 @@ import anyio
 from anyio.abc import TaskStatus
 from hypercorn.config import Config
 
-from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send, reported_id
-from microws.server.client_disconnected import ClientDisconnected, is_client_disconnected
-from microws.server.failures import is_failure
+from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
+from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.listening import BACKLOG, CIPHERS
 from microws.server.logs import AccessLog, Ending, request_line
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
@@ -221,10 +220,7 @@ class _Call:
                 if self._status is None and not self._disconnect:
                     _log.error("the app returned without an answer to %s", request_line(self._scope))
             except BaseException as error:
-                if not is_failure(error):
-                    raise
-                if not (reported_id(error) or (self._disconnect and is_client_disconnected(error))):
-                    _log.error("the app raised in %s", request_line(self._scope), exc_info=error)
+                log_failure(error, self._scope, has_ended=self._disconnect is not None)
             # Hypercorn closes TCP when this call returns, even if the Close frame is not written yet.
             with anyio.move_on_after(_LINGER):
                 async with self._closing:

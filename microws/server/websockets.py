@@ -13,9 +13,8 @@ from microws.connection.socket import NO_BODY, Headers, SharedLimits, SocketConn
 from microws.connection.wrapped import WrappedConnection
 from microws.handshake import check_accept, check_headers
 from microws.hub import Outbox
-from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Receive, Scope, Send, reported_id
-from microws.server.client_disconnected import ClientDisconnected, is_client_disconnected
-from microws.server.failures import is_failure
+from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Receive, Scope, Send
+from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.logs import AccessLog, Ending, log_access, log_nothing, request_line
 from microws.server.response_head import check_status, date_line, response_head
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
@@ -113,10 +112,7 @@ class ServerWebSocket(SocketConnection):
             if self.state is CONNECTING:
                 _log.error("the app returned without an answer to %s", request_line(scope))
         except BaseException as error:
-            if not is_failure(error):
-                raise
-            if not reported_id(error) and (self.state in (CONNECTING, OPEN) or not is_client_disconnected(error)):
-                _log.error("the app raised in %s", request_line(scope), exc_info=error)
+            log_failure(error, scope, has_ended=self.state not in (CONNECTING, OPEN))
         finally:
             # The scope refers to this object, which refers to the scope.
             scope.pop("microws.connection", None)

@@ -1,4 +1,4 @@
-"""What stands behind a route, and what a view returns as a response."""
+"""The endpoints of routes, and the response for the value that a view returns."""
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
@@ -45,11 +45,11 @@ class WebSocketRouteOptions(TypedDict, total=False):
 @dataclass(frozen=True, eq=False, slots=True)
 class HTTPEndpoint:
     """
-    What stands behind an HTTP route.
+    The endpoint of an HTTP route.
 
     Attributes:
         view: Bound to the pattern.
-        function: The view as it was registered.
+        function: The registered view.
         is_health_check: Whether ``App.health`` has registered it.
     """
 
@@ -62,13 +62,13 @@ class HTTPEndpoint:
 @dataclass(frozen=True, eq=False, slots=True)
 class MountEndpoint:
     """
-    What stands behind a mount.
+    The endpoint of a mount.
 
     Attributes:
-        app: The one that is mounted.
+        app: The mounted app.
         checks_origin: Whether the origin rule is checked before ``app`` is called.
-        gives_origins: Whether an ``App`` without ``origins`` takes over those of the outer app.
-        states: The lifespan state of each run of ``app`` that is under way.
+        gives_origins: Whether an ``App`` without ``origins`` inherits those of the outer app.
+        states: The lifespan states of the current runs of ``app``.
     """
 
     app: ASGIApplication
@@ -77,7 +77,7 @@ class MountEndpoint:
     states: list[dict[str, Any]] = field(default_factory=list)
 
     def scope_below(self, scope: Scope, prefix: str) -> Scope:
-        """The scope of the app, whose ``state`` has what its lifespan left, from the latest run."""
+        """The scope of the app. Its ``state`` has the lifespan state of the latest run."""
         below = scope_below(scope, prefix)
         if self.states and self.states[-1]:
             state = below.get("state")
@@ -90,10 +90,10 @@ class MountEndpoint:
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class WebSocketEndpoint:
     """
-    What stands behind a WebSocket route; ``App.websocket_route`` documents it. ``function`` is the view as registered.
+    The endpoint of a WebSocket route, with its registered view and the options of ``App.websocket_route``.
 
     Raises:
-        ValueError: An option that cannot be.
+        ValueError: An option is invalid.
     """
 
     hooks: Hooks
@@ -110,44 +110,44 @@ class WebSocketEndpoint:
 
     def __post_init__(self) -> None:
         if self.on_invalid not in get_args(OnInvalid):
-            raise ValueError(f'on_invalid is "close" or "skip", not {self.on_invalid!r}')
+            raise ValueError(f'expected on_invalid="close" or "skip", got {self.on_invalid!r}')
         if isinstance(self.subprotocols, str):
-            raise ValueError(f"subprotocols takes a list: subprotocols=[{self.subprotocols!r}]")
+            raise ValueError(f"expected a list: subprotocols=[{self.subprotocols!r}]")
         object.__setattr__(self, "origins", check_origins_setting(self.origins))
 
     def codecs(self, known: Codecs) -> tuple[MessageCodec, MessageCodec]:
         """
-        For what is received and for what is sent.
+        The codecs of received and of sent messages.
 
         Raises:
-            ValueError, FeatureUnavailable: There is no such codec.
+            ValueError, FeatureUnavailable: The codec does not exist.
         """
         return known.get(self.receive_type), known.get(self.send_type)
 
 
 def to_response(value: Any, source: Callable[..., Any]) -> Response:
     """
-    What a view returned, as a response.
+    The response for the value that a view, hook or error handler returned.
 
-    ``str`` is HTML; ``dict``, ``list`` and dataclasses are JSON; ``bytes`` are sent as they are; ``None`` is 204;
-    ``(body, status)``, ``(body, status, headers)`` and ``(body, headers)`` say more; a ``Response`` is itself. Anything
-    else is JSON where the app has a ``json_default``.
+    ``str`` is HTML; ``dict``, ``list`` and dataclasses are JSON; ``bytes`` are ``application/octet-stream``; ``None``
+    is 204; ``(body, status)``, ``(body, status, headers)`` and ``(body, headers)`` add these; a ``Response`` is kept.
+    Anything else is JSON if the app has a ``json_default``.
 
     Args:
-        value: What was returned.
-        source: The view, hook or error handler that returned it, which the error names.
+        value: The returned value.
+        source: The function that returned it, for the text of an error.
 
     Raises:
-        TypeError: Anything else.
-        ValueError: A bad status or header, or a value that JSON cannot carry.
+        TypeError: Any other value.
+        ValueError: The status or a header is invalid, or JSON has no form for the value.
     """
     if isinstance(value, Response):
         return value
     try:
-        # What most views return.
+        # The most common value.
         if type(value) is dict:
             return JSONResponse(value)
-        # A class derived from it, such as a row of a database, is a value.
+        # A value of a subclass of tuple, such as a row of a database, is a body.
         if type(value) is not tuple:
             return _to_response(value, 204 if value is None else 200, None)
         match value:
@@ -163,7 +163,7 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
         )
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        # An error in the app's own json_default keeps its traceback; ours only leads through this module.
+        # Keeps the traceback of an error in the app's json_default.
         cause = None if JSON_DEFAULT.get() is None else error
         raise kind(f"{describe(source)} returned a value that cannot be sent: {error}") from cause
 
@@ -175,13 +175,13 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         return Response(body, status, headers)
     if isinstance(body, BYTES_LIKE):
         response = Response(body, status, headers)
-        # Also where there are none: an empty file has a type.
+        # Response would set none for an empty body.
         response.headers.add_default("content-type", "application/octet-stream")
         return response
     if isinstance(body, _SENT_AS_JSON) or (is_dataclass(body) and not isinstance(body, type)):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):
-        raise TypeError("a Response has its own status and headers: return it alone")
+        raise TypeError("a Response has its own status and headers: return it without others")
     hint = _instead_of(body)
     if hint is None and JSON_DEFAULT.get() is not None:
         return JSONResponse(body, status, headers)
@@ -192,11 +192,11 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
 
 
 def _instead_of(body: Any) -> str | None:
-    """What to return in place of ``body``, or ``None`` where ``json_default`` may convert it."""
+    """Advice on what to return instead of ``body``; ``None`` if ``json_default`` may convert it."""
     if inspect.isawaitable(body):
         return "; write `await` before the call that made it"
     if isinstance(body, AsyncIterable | Iterator):
-        return "; to send what it gives, return StreamingResponse(…) or EventStream(…) around it"
+        return "; to send its values, return StreamingResponse(…) or EventStream(…) around it"
     if isinstance(body, int | float | type):
         return "; return it as str, or in a JSONResponse"
     return None

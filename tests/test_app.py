@@ -507,7 +507,7 @@ class TestWebSocketRoutes:
         app = App()
         with pytest.raises(ValueError, match=r"subprotocols=\['chat'\]"):
             app.add_websocket_route(wait, "/", subprotocols="chat")
-        with pytest.raises(ValueError, match='on_invalid is "close" or "skip"'):
+        with pytest.raises(ValueError, match='expected on_invalid="close" or "skip"'):
             app.add_websocket_route(wait, "/", on_invalid="ignore")
         with pytest.raises(TypeError, match="value_typ"):
             app.add_websocket_route(wait, "/", value_typ="json")

@@ -90,7 +90,7 @@ class TestReturnValues:
             (("x", "200"), r"\(str, str\)"),
             (("x", True), r"\(str, bool\)"),
             (("x", 200, {}, 1), r"\(str, int, dict, int\)"),
-            ((Response("x"), 201), "has its own status and headers: return it alone"),
+            ((Response("x"), 201), "has its own status and headers: return it without others"),
         ],
     )
     def test_anything_else_is_a_type_error_that_says_what_to_return(self, value, complaint):
@@ -278,7 +278,7 @@ class TestJSONDefault:
             ({"a": [object()]}, "$.a[0] is of type object, which JSON has no form for"),
             ({"x": {float("nan")}}, "$.x[0] is nan"),
             ({Decimal(1): 1}, "$ has a key of type Decimal"),
-            ((i for i in "ab"), "got generator; to send what it gives"),
+            ((i for i in "ab"), "got generator; to send its values"),
         ],
     )
     async def test_what_it_does_not_convert_is_refused_as_without_it(self, value, problem):

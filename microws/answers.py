@@ -4,7 +4,7 @@ import logging
 import re
 import traceback
 from collections.abc import Iterator
-from secrets import token_hex
+from os import urandom
 from typing import Final
 
 from microws.closing import DEFAULT_REASONS, MAX_REASON_BYTES, CloseCode, truncate_reason
@@ -215,7 +215,7 @@ def report(error: Exception, path: str, event: str = "unexpected error") -> str:
     """Log ``error``, unless it was logged; return its id in the log."""
     error_id = reported_id(error)
     if not error_id:
-        error_id = token_hex(4)
+        error_id = urandom(4).hex()
         mark_reported(error, error_id)
         # Encoded, because line breaks in it would write lines of their own into the log.
         shown = encode_path(path)

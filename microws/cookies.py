@@ -2,7 +2,6 @@
 
 import re
 from datetime import UTC, datetime
-from email.utils import format_datetime
 from typing import Literal
 
 from microws.interfaces import TOKEN
@@ -73,6 +72,8 @@ def format_cookie(
     if expires is not None:
         if expires.tzinfo is None:
             raise ValueError(f"expected expires with a time zone, got {expires!r}; write datetime.now(UTC) + …")
+        from email.utils import format_datetime  # here, because it takes 5 ms to import
+
         parts.append(f"Expires={format_datetime(expires.astimezone(UTC), usegmt=True)}")
     if path is not None:
         if not _PATH.fullmatch(path):

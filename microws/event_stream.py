@@ -428,7 +428,7 @@ class _PortableEvents(_TopicEvents):
         finally:
             self._detach()
 
-    async def _send_events(self, send: Send, response: anyio.CancelScope) -> None:
+    async def _send_events(self, send: Send, response: "anyio.CancelScope") -> None:
         outbox = self._outbox
         outbox.carry = self._carry
         try:

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any, Final
 
 import anyio
-from anyio.abc import TaskGroup
+import anyio.abc
 
 from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
@@ -43,7 +43,7 @@ class BackgroundTasks:
     def __init__(self, report: Callable[[Exception], None] | None) -> None:
         self.is_serving = False
         self._report = report
-        self._group: TaskGroup | None = None
+        self._group: anyio.abc.TaskGroup | None = None
         self._ended: anyio.Event | None = None
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
@@ -59,7 +59,7 @@ class BackgroundTasks:
             raise RuntimeError(_NO_TASKS)
         self._group.start_soon(self._run_task, function, args)
 
-    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: "anyio.abc.TaskStatus[None]") -> None:
         """Keep the tasks until ``stop``."""
         ended = self._ended = anyio.Event()
         try:

@@ -10,7 +10,6 @@ import dataclasses
 import re
 import uuid
 from collections.abc import Callable, Iterable
-from decimal import Decimal
 from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
@@ -154,6 +153,12 @@ class Converter(NamedTuple):
             return _REFUSED
 
 
+def _format_float(value: Any) -> str:
+    from decimal import Decimal  # here, because it takes 2 ms to import
+
+    return format(Decimal(repr(float(value))), "f")
+
+
 # Unsigned and in decimal notation, as in Starlette and Werkzeug. The limits keep conversions from failing: a number
 # below 1e308 is a finite float, and a view may return it as JSON, which does not carry longer integers either.
 _INT = Converter("int", re.compile(r"[0-9]{1,308}"), int, str, int)
@@ -164,7 +169,7 @@ _FLOAT = Converter(
     "float",
     re.compile(r"[0-9]{1,308}(?:\.[0-9]{1,330})?"),
     float,
-    lambda value: format(Decimal(repr(float(value))), "f"),
+    _format_float,
     float,
 )
 _STR = Converter("str", re.compile(r"(?s:.+)"), str, str, str)

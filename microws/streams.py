@@ -220,7 +220,7 @@ async def send_until_disconnect(
     send: Send,
     function: _Part,
     *beside: _Part,
-    leaving: anyio.CancelScope | None = None,
+    leaving: "anyio.CancelScope | None" = None,
 ) -> bool:
     """
     Run ``function(send)``, and other functions beside it, until it ends or the client leaves.

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 from weakref import WeakValueDictionary
 
 import anyio
-from anyio.abc import TaskGroup
+import anyio.abc
 
 from microws.errors import ReceiveTimeout
 from microws.interfaces import Scope
@@ -254,7 +254,7 @@ class GroupTasks:
         "_view",
     )
 
-    def __init__(self, group: TaskGroup, scope: Scope, seconds: float) -> None:
+    def __init__(self, group: "anyio.abc.TaskGroup", scope: Scope, seconds: float) -> None:
         self._group = group
         self._asgi_scope = scope
         self._has_ended = False
@@ -314,7 +314,7 @@ class GroupTasks:
         return self._wait_until_none_runs(self._none_runs)
 
     @staticmethod
-    async def _wait_until_none_runs(event: anyio.Event) -> None:
+    async def _wait_until_none_runs(event: "anyio.Event") -> None:
         with anyio.CancelScope(shield=True):
             await event.wait()
 

@@ -6,7 +6,7 @@ from contextvars import Context, ContextVar, copy_context
 from itertools import count
 from typing import Any, Literal, TypeAlias
 
-from anyio import CapacityLimiter
+import anyio
 from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 
@@ -31,7 +31,7 @@ class Threads:
     def __init__(self, size: int) -> None:
         self._size = size
         # A limiter belongs to one event loop. Some versions of anyio tell these variables apart by their name.
-        self._limiters: RunVar[dict[Work, CapacityLimiter]] = RunVar(f"microws.threads.{next(_numbers)}")
+        self._limiters: RunVar[dict[Work, anyio.CapacityLimiter]] = RunVar(f"microws.threads.{next(_numbers)}")
 
     async def run(self, work: Work, function: Callable[..., Any], *args: Any) -> Any:
         """
@@ -56,13 +56,13 @@ class Threads:
                 variable.set(value)
         return await result if inspect.isawaitable(result) else result
 
-    def _limiter(self, work: Work) -> CapacityLimiter:
+    def _limiter(self, work: Work) -> "anyio.CapacityLimiter":
         limiters = self._limiters.get(None)
         if limiters is None:
             limiters = {}
             self._limiters.set(limiters)
         if work not in limiters:
-            limiters[work] = CapacityLimiter(self._size)
+            limiters[work] = anyio.CapacityLimiter(self._size)
         return limiters[work]
 
 

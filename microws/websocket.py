@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
 from math import inf
-from secrets import token_hex
+from os import urandom
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -503,7 +503,7 @@ class WebSocket(BaseRequest):
         self._helpers.add(scope)
 
     async def _run_helper(
-        self, scope: anyio.CancelScope, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]
+        self, scope: "anyio.CancelScope", function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]
     ) -> None:
         assert self._helpers is not None
         with scope:
@@ -552,7 +552,7 @@ class WebSocket(BaseRequest):
 @cache
 def _process() -> str:
     """Random name of this process. Not computed at import, because the process may fork after it."""
-    return token_hex(4)
+    return urandom(4).hex()
 
 
 def _is_disconnect_of(connection: Connection, error: BaseException) -> bool:

@@ -86,7 +86,11 @@ def imported_by(*arguments):
 
 
 # What an app does not need before it runs, and what takes long to import.
-NOT_FOR_AN_APP = "argparse difflib email.message microws.cli microws.server.worker microws.testing"
+# Heavy modules. anyio imports the module of a name on the name's first use, so annotations with its types are strings.
+NOT_FOR_AN_APP = (
+    "anyio.from_thread anyio.abc._tasks anyio._core._synchronization argparse difflib email.utils microws.bench "
+    "microws.cli microws.server.worker microws.testing secrets typing_extensions"
+)
 NOT_FOR_HELP = "asyncio anyio dataclasses difflib microws.app microws.cli.bench microws.cli.options shlex tomllib"
 
 

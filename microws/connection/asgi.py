@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from math import inf
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
-from anyio.abc import TaskGroup
 
 from microws.closing import CloseCode
 from microws.connection.connection import Connection, Signal
@@ -74,7 +74,7 @@ class ASGIConnection(Connection):
         receive: Receive,
         send: Send,
         loop: asyncio.AbstractEventLoop | None,
-        group: TaskGroup | None,
+        group: "anyio.abc.TaskGroup | None",
         limits: Limits,
         make_outbox: Callable[[], Outbox],
     ) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from anyio.abc import TaskGroup
+import anyio.abc
 
 from microws.connection.asgi import ASGIConnection
 from microws.connection.connection import Connection
@@ -35,7 +35,7 @@ def connect(
     receive: Receive,
     send: Send,
     loop: asyncio.AbstractEventLoop | None,
-    group: TaskGroup | None,
+    group: "anyio.abc.TaskGroup | None",
     limits: Limits,
     make_outbox: Callable[[], Outbox],
 ) -> Connection:

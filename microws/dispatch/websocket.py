@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup
+import anyio.abc
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
@@ -115,7 +115,7 @@ class WebSocketDispatcher:
         path: str,
         found: Match | Exception,
         loop: asyncio.AbstractEventLoop | None,
-        group: TaskGroup | None,
+        group: "anyio.abc.TaskGroup | None",
     ) -> None:
         # The only coroutine between the app's call and the view's: each message passes through all of them.
         if (await receive())["type"] != "websocket.connect":

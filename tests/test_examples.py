@@ -95,11 +95,6 @@ class TestEcho:
             with pytest.raises(TimeoutError):
                 clients[0].recv(0.1)
 
-    def test_binary_message_closes_with_1003(self, server):
-        with joined(server, "/echo") as ws:
-            ws.send(b"hello")
-            assert closing_of(ws)[0] == 1003
-
 
 class TestPingPong:
     example = "ping_pong"
@@ -126,19 +121,6 @@ class TestPingPong:
             assert receive(ws)["type"] == "error"
             send(ws, {"type": "ping"})
             assert receive(ws) == {"type": "pong"}
-
-    @pytest.mark.parametrize("text", ["", "ping", '{"type": "ping"', "[NaN]", '{"type": "\\ud800"}'])
-    def test_invalid_json_closes_with_1007(self, server, text):
-        with joined(server, "/ping-pong") as ws:
-            ws.send(text)
-            code, reason = closing_of(ws)
-            assert code == 1007
-            assert reason
-
-    def test_binary_message_closes_with_1003(self, server):
-        with joined(server, "/ping-pong") as ws:
-            ws.send(b'{"type": "ping"}')
-            assert closing_of(ws)[0] == 1003
 
 
 class TestBroadcast:
@@ -211,22 +193,7 @@ class TestBroadcast:
                 ]
 
     @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"hello",
-            b'{"text": "hello"',
-            b"\xff",
-            b"null",
-            b"[]",
-            b'"hello"',
-            b"{}",
-            b'{"text": 1}',
-            b'{"text": null}',
-            b'{"text": NaN}',
-            b'{"text": "\\ud800"}',
-            b"[" * 100_000,
-        ],
+        "body", [b"", b"hello", b"\xff", b"null", b"[]", b"{}", b'{"text": 1}', b'{"text": NaN}', b"[" * 100_000]
     )
     def test_invalid_body_is_400_and_not_published(self, server, body):
         with joined(server, "/ws") as ws:
@@ -235,9 +202,6 @@ class TestBroadcast:
             assert response.text
             self.post(server, '{"text": "after"}')
             assert receive(ws) == {"text": "after"}
-
-    def test_large_body_is_413(self, server):
-        assert self.post(server, json.dumps({"text": "x" * (1 << 20)})).status_code == 413
 
     @pytest.mark.parametrize(
         ("message", "code"), [("hello", 1007), ("[]", 3400), ('{"text": 1}', 3400), (b'{"text": "hello"}', 1003)]
@@ -248,15 +212,6 @@ class TestBroadcast:
             assert closing_of(ada)[0] == code
             send(ben, {"text": "still here"})
             assert receive(ben) == {"text": "still here"}
-
-    def test_foreign_origin_cannot_post_or_connect(self, server):
-        response = httpx.post(f"{server.url}/messages", json={"text": "spam"}, headers={"Origin": "https://evil.test"})
-        assert response.status_code == 403
-        assert rejection_of(server, "/ws", origin="https://evil.test")[0] == 403
-
-    def test_other_methods_are_405(self, server):
-        response = httpx.get(f"{server.url}/messages")
-        assert (response.status_code, response.headers["allow"]) == (405, "OPTIONS, POST")
 
 
 class TestReports:
@@ -323,13 +278,6 @@ class TestReports:
             began = time.monotonic()
             assert closing_of(ws) == (1008, "wrong or missing token")
             assert 4.5 < time.monotonic() - began < 5 + LIMIT
-
-    def test_disconnect_before_the_token_affects_no_other_client(self, server):
-        with joined(server, "/reports"):
-            pass
-        with self.authenticated(server) as ws:
-            ws.send("report1")
-            assert receive(ws) == {"report": "Report 1"}
 
     def test_hook_prints_the_path_of_each_connection(self, server):
         echo, reports = "^WebSocket connection on /echo$", "^WebSocket connection on /reports$"
@@ -399,10 +347,6 @@ class TestChat:
         with joined(server, f"/rooms/long?name={'x' * 100}") as ws:
             assert receive(ws)["name"] == "x" * 32
 
-    def test_invalid_room_name_is_400(self, server):
-        assert rejection_of(server, f"/rooms/{'x' * 300}?name=Ada")[0] == 400
-        assert rejection_of(server, "/rooms/a%0Ab?name=Ada")[0] == 400
-
     def test_binary_message_closes_and_publishes_left(self, server):
         with joined(server, "/rooms/binary?name=Ada") as ada, joined(server, "/rooms/binary?name=Ben") as ben:
             ben.send(b"hello")
@@ -463,12 +407,6 @@ class TestDuplex:
         status, _, body = rejection_of(server, "/meter", subprotocols=subprotocols, **self.credentials)
         assert (status, body) == (400, "expected the subprotocol meter.v1")
 
-    def test_binary_message_closes_with_1003(self, server):
-        with self.metering(server) as ws:
-            assert receive(ws) == {"lines": 0}
-            ws.send(b"line")
-            assert closing_of(ws)[0] == 1003
-
     def test_client_of_the_example_prints_reports(self, server):
         result = subprocess.run(
             [sys.executable, "-c", "import sys, duplex; duplex.client(sys.argv[1])", f"{server.ws_url}/meter"],
@@ -480,9 +418,6 @@ class TestDuplex:
         )
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.endswith('{"lines":1000}\n')
-
-    def test_plain_http_is_426(self, server):
-        assert httpx.get(f"{server.url}/meter").status_code == 426
 
 
 @pytest.fixture(scope="module")
@@ -591,13 +526,6 @@ class TestPages:
         say(page, "report1", label="Report", button="Ask")
         say(page, "report9", label="Report", button="Ask")
         expect(reports.get_by_role("listitem")).to_have_text(['{"report":"Report 1"}', '{"error":"report not found"}'])
-
-    def test_reports_has_an_echo_without_a_token(self, serve, open_tab):
-        page = open_tab(serve("reports").url)
-        echo = page.locator("#echo")
-        expect(echo.get_by_role("status")).to_have_text("Connected")
-        say(page, "hello")
-        expect(echo.get_by_role("listitem")).to_have_text(re.compile(r'\{"message":"hello","date":".+"\}'))
 
     def test_chat_shows_messages_in_every_tab_of_a_room(self, serve, open_tab):
         server = serve("chat")

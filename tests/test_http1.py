@@ -40,44 +40,17 @@ DOUBTFUL_LENGTHS = {
     **{
         f"Content-Length {value!r}": post(b"Content-Length: " + value, body=b"abcd")
         for value in (
-            b"+4",
-            b"-4",
-            b"0x4",
-            b"4 4",
-            b"4;",
-            b"4.0",
-            b"1_0",
-            b"4e0",
-            b'"4"',
-            b"\xb2",
-            "٤".encode(),
-            b"\x0c4",
-            b"4\x0b",
-            b"4\0",
-            b"18446744073709551616",
+            b"+4", b"-4", b"0x4", b"4 4", b"4;", b"4.0", b"1_0", b"4e0", b'"4"', b"\xb2", "٤".encode(), b"\x0c4",
+            b"4\x0b", b"4\0", b"18446744073709551616",
             b"9" * 40,
         )
     },
     **{
         f"Transfer-Encoding {value!r}": post(b"Transfer-Encoding: " + value, body=END)
         for value in (
-            b"",
-            b"identity",
-            b"gzip",
-            b"chunked, gzip",
-            b"chunked, chunked",
-            b"chunked, identity",
-            b"chunked,",
-            b"xchunked",
-            b"chunkedx",
-            b"chun ked",
-            b'"chunked"',
-            b"chunked;q=1",
-            b"\x0bchunked",
-            b"chunked\x0b",
-            b"chunked\0",
-            b"chunked\xa0",
-            b"c\xc5\xbfhunked",
+            b"", b"identity", b"gzip", b"chunked, gzip", b"chunked, chunked", b"chunked, identity", b"chunked,",
+            b"xchunked", b"chunkedx", b"chun ked", b'"chunked"', b"chunked;q=1", b"\x0bchunked", b"chunked\x0b",
+            b"chunked\0", b"chunked\xa0", b"c\xc5\xbfhunked",
         )
     },
     "two Transfer-Encoding, chunked both": post("Transfer-Encoding: chunked", "Transfer-Encoding: chunked", body=END),
@@ -89,7 +62,7 @@ DOUBTFUL_LENGTHS = {
     "lengths in doubt behind an Upgrade": post(
         "Upgrade: h2c", "Connection: upgrade", "Content-Length: 4", "Transfer-Encoding: chunked", body=END
     ),
-}
+}  # fmt: skip
 
 # RFC 9112 §6.1: 501 for a coding that the server does not decode, whose end it knows nevertheless.
 UNKNOWN = {
@@ -138,94 +111,36 @@ BAD_FIELDS = {
 BAD_FIRST_LINES = {
     first: request(first=first)
     for first in (
-        "GET  / HTTP/1.1",
-        "GET /  HTTP/1.1",
-        "GET\t/\tHTTP/1.1",
-        "GET / HTTP/1.1 ",
-        " GET / HTTP/1.1",
-        "GET / x HTTP/1.1",
-        "GET HTTP/1.1",
-        "GET /",
-        "GET / ",
-        "GET",
-        "GET / HTTP/0.9",
-        "GET / HTTP/1.2",
-        "GET / HTTP/1.10",
-        "GET / HTTP/1",
-        "GET / HTTP/2.0",
-        "GET / HTTP/3.0",
-        "GET / http/1.1",
-        "GET / RTSP/1.0",
-        "SOURCE / ICE/1.0",
-        "PRI * HTTP/2.0",
-        "G@T / HTTP/1.1",
-        "GET a HTTP/1.1",
-        "GET ?a HTTP/1.1",
-        "GET * HTTP/1.1",
-        "OPTIONS *a HTTP/1.1",
-        "GET /a#b HTTP/1.1",
-        "GET /a\0b HTTP/1.1",
-        "GET /a\tb HTTP/1.1",
-        "GET /a\x01b HTTP/1.1",
-        "GET /a\x7fb HTTP/1.1",
-        "GET /é HTTP/1.1",
-        "GET http:///a HTTP/1.1",
-        "GET http://u@y/ HTTP/1.1",
-        "GET http://u:p@y/ HTTP/1.1",
-        "GET http://y:a/ HTTP/1.1",
-        "GET http://a b/ HTTP/1.1",
-        "\rGET / HTTP/1.1",
-        "\nGET / HTTP/1.1",
+        "GET  / HTTP/1.1", "GET /  HTTP/1.1", "GET\t/\tHTTP/1.1", "GET / HTTP/1.1 ", " GET / HTTP/1.1",
+        "GET / x HTTP/1.1", "GET HTTP/1.1", "GET /", "GET / ", "GET", "GET / HTTP/0.9", "GET / HTTP/1.2",
+        "GET / HTTP/1.10", "GET / HTTP/1", "GET / HTTP/2.0", "GET / HTTP/3.0", "GET / http/1.1", "GET / RTSP/1.0",
+        "SOURCE / ICE/1.0", "PRI * HTTP/2.0", "G@T / HTTP/1.1", "GET a HTTP/1.1", "GET ?a HTTP/1.1",
+        "GET * HTTP/1.1", "OPTIONS *a HTTP/1.1", "GET /a#b HTTP/1.1", "GET /a\0b HTTP/1.1", "GET /a\tb HTTP/1.1",
+        "GET /a\x01b HTTP/1.1", "GET /a\x7fb HTTP/1.1", "GET /é HTTP/1.1", "GET http:///a HTTP/1.1",
+        "GET http://u@y/ HTTP/1.1", "GET http://u:p@y/ HTTP/1.1", "GET http://y:a/ HTTP/1.1",
+        "GET http://a b/ HTTP/1.1", "\rGET / HTTP/1.1", "\nGET / HTTP/1.1",
     )
-}
+}  # fmt: skip
 
 # RFC 9112 §7.1. The app may have begun to read; it never sees the end of such a body.
 BAD_CHUNKS = {
     f"{chunk!r}": chunked(chunk + END)
     for chunk in (
-        b"0x4\r\nabcd\r\n",
-        b"+4\r\nabcd\r\n",
-        b"-4\r\nabcd\r\n",
-        b"4_\r\nabcd\r\n",
-        b" 4\r\nabcd\r\n",
-        b"4 \r\nabcd\r\n",
-        b"4\t\r\nabcd\r\n",
-        b"\r\nabcd\r\n",
-        b";\r\nabcd\r\n",
-        b"g\r\nabcd\r\n",
-        b"4,\r\nabcd\r\n",
-        b"4\nabcd\r\n",
-        b"4\rabcd\r\n",
-        b"4\r\nabcd\n",
-        b"4\r\nabcd\r",
-        b"4\r\nabcd",
-        b"4\r\nabcdXX",
-        b"4\r\nabcdX\r\n",
-        b"4\r\nabc\r\n",
-        b"4;a\nabcd\r\n",
-        b"4;a\rb\r\nabcd\r\n",
-        b"4;a\0\r\nabcd\r\n",
-        b"4;a\x01\r\nabcd\r\n",
-        b'4;a="\n"\r\nabcd\r\n',
-        b"10000000000000004\r\nabcd\r\n",
+        b"0x4\r\nabcd\r\n", b"+4\r\nabcd\r\n", b"-4\r\nabcd\r\n", b"4_\r\nabcd\r\n", b" 4\r\nabcd\r\n",
+        b"4 \r\nabcd\r\n", b"4\t\r\nabcd\r\n", b"\r\nabcd\r\n", b";\r\nabcd\r\n", b"g\r\nabcd\r\n",
+        b"4,\r\nabcd\r\n", b"4\nabcd\r\n", b"4\rabcd\r\n", b"4\r\nabcd\n", b"4\r\nabcd\r", b"4\r\nabcd",
+        b"4\r\nabcdXX", b"4\r\nabcdX\r\n", b"4\r\nabc\r\n", b"4;a\nabcd\r\n", b"4;a\rb\r\nabcd\r\n",
+        b"4;a\0\r\nabcd\r\n", b"4;a\x01\r\nabcd\r\n", b'4;a="\n"\r\nabcd\r\n', b"10000000000000004\r\nabcd\r\n",
         b"4" * 40 + b"\r\nabcd\r\n",
         "٤".encode() + b"\r\nabcd\r\n",
     )
 } | {
     f"the end {end!r}": chunked(DATA + end)
     for end in (
-        b"0\n\n",
-        b"0\r\n\n",
-        b"0\n\r\n",
-        b"0\r\r\n\r\n",
-        b"0\r\nX: y\n\r\n",
-        b"0\r\nX: y\r\n z\r\n\r\n",
-        b"0\r\nX y\r\n\r\n",
-        b"0\r\nX : y\r\n\r\n",
-        b"0\r\nX: \0\r\n\r\n",
-        b"0\r\n: y\r\n\r\n",
+        b"0\n\n", b"0\r\n\n", b"0\n\r\n", b"0\r\r\n\r\n", b"0\r\nX: y\n\r\n", b"0\r\nX: y\r\n z\r\n\r\n",
+        b"0\r\nX y\r\n\r\n", b"0\r\nX : y\r\n\r\n", b"0\r\nX: \0\r\n\r\n", b"0\r\n: y\r\n\r\n",
     )
-}
+}  # fmt: skip
 
 # RFC 9110 §4.2.1 (an empty host), §7.2; RFC 9112 §3.2.
 BAD_HOSTS = {
@@ -237,30 +152,11 @@ BAD_HOSTS = {
     **{
         f"Host {host!r}": request(b"Host: " + host, host=None)
         for host in (
-            b"",
-            b"a/b",
-            b"u@a",
-            b"a b",
-            b"a,b",
-            b"a, b",
-            b"a#b",
-            b"a?b",
-            b"a\\b",
-            b'"a"',
-            b"<a>",
-            b"a:b",
-            b"a:-1",
-            b"a:1:2",
-            b":80",
-            b"::1",
-            b"[::1",
-            b"[::1]x",
-            b"[]",
-            b"\xc3\xa9.example",
-            b"http://a",
+            b"", b"a/b", b"u@a", b"a b", b"a,b", b"a, b", b"a#b", b"a?b", b"a\\b", b'"a"', b"<a>", b"a:b", b"a:-1",
+            b"a:1:2", b":80", b"::1", b"[::1", b"[::1]x", b"[]", b"\xc3\xa9.example", b"http://a",
         )
     },
-}
+}  # fmt: skip
 
 REFUSED = DOUBTFUL_LENGTHS | BAD_FIELDS | BAD_FIRST_LINES | BAD_CHUNKS | BAD_HOSTS
 

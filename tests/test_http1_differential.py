@@ -359,104 +359,34 @@ METHODS = [b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"
 ODD_METHODS = [b"BREW", b"get", b"CONNECT", b"PRI", b"SOURCE", b"DESCRIBE", b"GE T", b"", b"G\0T", b"(GET)"]
 TARGETS = [b"/", b"/a/b?c=d&e", b"/%41%20", b"//a", b'/a"<>^`{|}\\', b"http://y/z?a", b"HTTP://y:80", b"ws://y/", b"*"]
 ODD_TARGETS = [
-    b"",
-    b"a",
-    b"?",
-    b"/a#b",
-    b"/ b",
-    b"/\xff",
-    b"/\x01",
-    b"*a",
-    b"http://",
-    b"http://u@y/",
-    b"y:80",
-    b"ftp://y/",
-]
+    b"", b"a", b"?", b"/a#b", b"/ b", b"/\xff", b"/\x01", b"*a", b"http://", b"http://u@y/", b"y:80", b"ftp://y/",
+]  # fmt: skip
 VERSIONS = [b"HTTP/1.1"] * 8 + [b"HTTP/1.0"]
 ODD_VERSIONS = [
-    b"HTTP/1.2",
-    b"HTTP/2.0",
-    b"HTTP/0.9",
-    b"HTTP/1.10",
-    b"http/1.1",
-    b"HTTP/1",
-    b"RTSP/1.0",
-    b"",
-    b"HTTP/1.1 ",
-]
+    b"HTTP/1.2", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/1.10", b"http/1.1", b"HTTP/1", b"RTSP/1.0", b"", b"HTTP/1.1 ",
+]  # fmt: skip
 HOSTS = [b"x", b"x.example:80", b"[::1]:1", b"127.0.0.1"]
 ODD_HOSTS = [b"", b"a/b", b"u@a", b"a b", b"a, b", b"a:b", b"\xc3\xa9"]
 FIELDS = [
-    b"Accept: */*",
-    b"X-Empty:",
-    b"X-Blanks: \t a \t b \t ",
-    b"x-high: \xe9\xff",
-    b"!#$%&'*+-.^_`|~09: a",
-    b"Cookie: a=b; c=d",
-    b"Cookie: e=f",
-    b"Connection: keep-alive",
-    b"Connection: close",
-    b"Connection: x, Upgrade",
-    b"Upgrade: h2c",
-    b"Upgrade: websocket",
-    b"Expect: 100-continue",
-    b"Proxy-Connection: close",
-    b"TE: trailers",
-    b"Trailer: x",
-    b"Keep-Alive: 5",
-]
+    b"Accept: */*", b"X-Empty:", b"X-Blanks: \t a \t b \t ", b"x-high: \xe9\xff", b"!#$%&'*+-.^_`|~09: a",
+    b"Cookie: a=b; c=d", b"Cookie: e=f", b"Connection: keep-alive", b"Connection: close", b"Connection: x, Upgrade",
+    b"Upgrade: h2c", b"Upgrade: websocket", b"Expect: 100-continue", b"Proxy-Connection: close", b"TE: trailers",
+    b"Trailer: x", b"Keep-Alive: 5",
+]  # fmt: skip
 ODD_FIELDS = [
-    b"X : a",
-    b" X: a",
-    b"X a",
-    b": a",
-    b"X:a\rb",
-    b"X: a\nY: b",
-    b"X: \0",
-    b"X: \x01",
-    b"X: \x7f",
-    b"X\x80: a",
-    b"X(: a",
-    b"Host: y",
-    b"Expect: coffee",
-    b"Content-Length: 5",
-    b"Content-Length: 5, 5",
-    b"Content-Length: +5",
-    b"Content-Length: 0x5",
-    b"Content-Length:",
-    b"Content-Length: 99999999999999999999",
-    b"Content-Length : 5",
-    b"Content-Length\t: 5",
-    b"Content_Length: 5",
-    b"Transfer-Encoding: chunked",
-    b"Transfer-Encoding: identity",
-    b"Transfer-Encoding: gzip, chunked",
-    b"Transfer-Encoding: chunked, gzip",
-    b"Transfer-Encoding: xchunked",
-    b"Transfer-Encoding: chunked;a",
-    b"Transfer-Encoding: ,chunked",
-    b"Transfer-Encoding:",
-    b"Transfer-Encoding:\r\n chunked",
-    b"Transfer-Encoding: chunked\t",
-    b"Transfer-Encoding : chunked",
+    b"X : a", b" X: a", b"X a", b": a", b"X:a\rb", b"X: a\nY: b", b"X: \0", b"X: \x01", b"X: \x7f", b"X\x80: a",
+    b"X(: a", b"Host: y", b"Expect: coffee", b"Content-Length: 5", b"Content-Length: 5, 5", b"Content-Length: +5",
+    b"Content-Length: 0x5", b"Content-Length:", b"Content-Length: 99999999999999999999", b"Content-Length : 5",
+    b"Content-Length\t: 5", b"Content_Length: 5", b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity",
+    b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: chunked, gzip", b"Transfer-Encoding: xchunked",
+    b"Transfer-Encoding: chunked;a", b"Transfer-Encoding: ,chunked", b"Transfer-Encoding:",
+    b"Transfer-Encoding:\r\n chunked", b"Transfer-Encoding: chunked\t", b"Transfer-Encoding : chunked",
     b"Transfer_Encoding: chunked",
-]
+]  # fmt: skip
 SPLICES = [
-    b"\r\n",
-    b"\n",
-    b"\r",
-    b" ",
-    b"\t",
-    b"\0",
-    b":",
-    b",",
-    b";",
-    b"0",
-    b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\n",
-    b"\xff",
+    b"\r\n", b"\n", b"\r", b" ", b"\t", b"\0", b":", b",", b";", b"0", b"\r\n\r\n", b"GET / HTTP/1.1\r\n", b"\xff",
     b"#",
-]
+]  # fmt: skip
 
 
 def make_case(name: str) -> tuple[bytes, Callable[[bytes], list[int]]]:
@@ -507,26 +437,13 @@ def a_request(rng: random.Random, *, is_odd: bool) -> bytes:
 
 SIZES: list[bytes] = [b"%x", b"%x", b"%X", b"0%x", b"%x;a=b", b'%x;a="b c"', b"%x;a"]
 ODD_SIZES: list[bytes] = [
-    b"0x%x",
-    b"+%x",
-    b"%x ",
-    b" %x",
-    b"%xg",
-    b"%x;a\0",
-    b"0000000000000000000000%x",
-    b"%x;\x01",
-    b"1%x",
-]
+    b"0x%x", b"+%x", b"%x ", b" %x", b"%xg", b"%x;a\0", b"0000000000000000000000%x", b"%x;\x01", b"1%x",
+]  # fmt: skip
 ENDS = [b"0\r\n\r\n", b"0\r\n\r\n", b"00\r\n\r\n", b"0;a\r\n\r\n", b"0\r\nX: y\r\nZ:\r\n\r\n"]
 ODD_ENDS = [
-    b"0\n\n",
-    b"0\r\n\n",
-    b"0\r\n X: y\r\n\r\n",
-    b"0\r\nX y\r\n\r\n",
-    b"0\r\nContent-Length: 5\r\n\r\n",
-    b"0 \r\n\r\n",
-    b"\r\n\r\n",
-]
+    b"0\n\n", b"0\r\n\n", b"0\r\n X: y\r\n\r\n", b"0\r\nX y\r\n\r\n", b"0\r\nContent-Length: 5\r\n\r\n",
+    b"0 \r\n\r\n", b"\r\n\r\n",
+]  # fmt: skip
 
 
 def chunks(rng: random.Random, data: bytes, *, is_odd: bool) -> bytes:

@@ -1,4 +1,4 @@
-"""Files: whole, in parts, unchanged or not wanted; and a folder that nobody gets out of."""
+"""Responses that send files: whole, ranges, conditional requests; and directories, which no path leaves."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def write(path, content=CONTENT):
 
 
 def forget(path):
-    """Have the system keep nothing of the file in memory, where it can."""
+    """Have the system drop the file from memory, if it can."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.fsync(file)
@@ -58,7 +58,7 @@ async def refused(response, status, **options):
 
 
 class TestWhole:
-    async def test_a_file_is_sent_with_what_is_known_of_it(self, file):
+    async def test_a_file_is_sent_with_its_headers(self, file):
         sent = await send(FileResponse(file, headers={"x-a": "1"}))
         assert (sent.status, sent.body) == (200, CONTENT)
         assert sent.headers["content-length"] == "10"
@@ -104,10 +104,10 @@ class TestWhole:
         tags.add((await send(FileResponse(path))).headers["etag"])
         assert len(tags) == 3
 
-    async def test_there_may_be_no_etag(self, file):
+    async def test_etag_false_sends_no_etag(self, file):
         assert "etag" not in (await send(FileResponse(file, etag=False))).headers
 
-    async def test_a_file_from_the_future_was_modified_now_at_the_latest(self, tmp_path):
+    async def test_last_modified_is_not_in_the_future(self, tmp_path):
         path = write(tmp_path / "file")
         os.utime(path, (2**33, 2**33))
         assert (await send(FileResponse(path))).headers["last-modified"] != formatdate(2**33, usegmt=True)
@@ -129,10 +129,10 @@ class TestWhole:
             (".html", "application/octet-stream"),
         ],
     )
-    def test_the_suffix_says_what_a_file_is(self, name, content_type):
+    def test_the_content_type_follows_from_the_suffix(self, name, content_type):
         assert FileResponse(f"/x.html/{name}").headers["content-type"] == content_type
 
-    def test_a_type_of_ones_own_counts(self):
+    def test_a_given_content_type_wins(self):
         assert FileResponse("a.html", content_type="text/x").headers["content-type"] == "text/x"
         assert FileResponse("a.html", headers={"Content-Type": "text/x"}).headers["content-type"] == "text/x"
 
@@ -145,7 +145,7 @@ class TestWhole:
             ("\ud800", "attachment; filename=\"_\"; filename*=UTF-8''%3F"),
         ],
     )
-    def test_a_filename_is_what_the_browser_saves_it_as(self, filename, header):
+    def test_filename_sets_content_disposition(self, filename, header):
         assert FileResponse("a", filename=filename).headers["content-disposition"] == header
 
     @given(st.text())
@@ -163,7 +163,7 @@ class TestWhole:
 
 class TestAbsent:
     @pytest.mark.parametrize("path", ["absent", ".", "file/x", "x" * 5000, "nul\0", "loop", "pipe", "socket", "\ud800"])
-    async def test_what_is_no_file_is_404_and_nothing_was_sent(self, tmp_path, path):
+    async def test_a_path_without_a_regular_file_is_404(self, tmp_path, path):
         write(tmp_path / "file")
         (tmp_path / "loop").symlink_to("loop")
         os.mkfifo(tmp_path / "pipe")
@@ -171,7 +171,7 @@ class TestAbsent:
             unix.bind("socket")
             await refused(FileResponse(path), 404)
 
-    async def test_what_is_wrong_with_the_machine_is_no_404(self, file, monkeypatch):
+    async def test_another_error_of_the_system_is_raised(self, file, monkeypatch):
         def no_more_files(path, flags):
             raise OSError(24, "Too many open files")
 
@@ -187,7 +187,7 @@ class TestConditions:
 
     @pytest.mark.parametrize("known", ["{}", "*", "W/{}", '"a", {}', 'W/"a",{} , "b"'])
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
-    async def test_a_client_that_has_the_file_gets_304(self, file, etag, known, method):
+    async def test_a_matching_etag_is_304(self, file, etag, known, method):
         sent = await send(FileResponse(file, headers={"vary": "x"}), method=method, if_none_match=known.format(etag))
         assert (sent.status, sent.body) == (304, b"")
         assert sent.headers["etag"] == etag
@@ -195,7 +195,7 @@ class TestConditions:
         assert not any(name.startswith("content-") for name in sent.headers)
 
     @pytest.mark.parametrize("known", ['"other"', 'W/"other"', "", "no tag", '"unclosed'])
-    async def test_a_client_that_has_another_gets_the_file(self, file, known):
+    async def test_another_etag_gets_the_file(self, file, known):
         assert (await send(FileResponse(file), if_none_match=known, if_modified_since=DATE)).status == 200
 
     @pytest.mark.parametrize(
@@ -228,19 +228,19 @@ class TestConditions:
             ("if_unmodified_since", "yesterday", 200),
         ],
     )
-    async def test_a_file_that_is_not_wanted_is_412(self, file, etag, header, value, status):
+    async def test_a_failed_precondition_is_412(self, file, etag, header, value, status):
         headers = {header: value.format(etag)}
         if status == 412:
             await refused(FileResponse(file), 412, **headers)
         else:
             assert (await send(FileResponse(file), **headers)).status == status
 
-    async def test_the_etag_counts_before_the_date(self, file, etag):
+    async def test_the_etag_wins_over_the_date(self, file, etag):
         old = formatdate(0, usegmt=True)
         assert (await send(FileResponse(file), if_match=etag, if_unmodified_since=old)).status == 200
         assert (await send(FileResponse(file), if_none_match=etag, if_modified_since=old)).status == 304
 
-    async def test_an_etag_of_ones_own_is_compared(self, file):
+    async def test_a_given_etag_is_compared(self, file):
         response = FileResponse(file, headers={"etag": 'W/"own"'})
         assert (await send(response, if_none_match='"own"')).status == 304
         await refused(response, 412, if_match='W/"own"')
@@ -249,7 +249,7 @@ class TestConditions:
         assert (await send(FileResponse(file, etag=False), if_none_match="*")).status == 304
         assert (await send(FileResponse(file, etag=False), if_none_match='""')).status == 200
 
-    async def test_another_status_or_method_takes_no_conditions(self, file, etag):
+    async def test_conditions_are_ignored_for_another_status_or_method(self, file, etag):
         assert (await send(FileResponse(file, status=404), if_none_match="*", range="bytes=0-0")).status == 404
         assert (await send(FileResponse(file), method="POST", if_none_match="*", range="bytes=0-0")).status == 200
 
@@ -259,7 +259,7 @@ class TestConditions:
         | st.text('"W/*, bytes=-0123456789')
         | st.datetimes().map(str),
     )
-    async def test_nothing_in_these_headers_makes_it_fail(self, file, header, value):
+    async def test_no_value_of_these_headers_makes_it_fail(self, file, header, value):
         try:
             assert (await send(FileResponse(file), **{header: value.strip()})).status in (200, 206, 304)
         except HTTPException as error:
@@ -294,7 +294,7 @@ class TestRanges:
             "bytes=--1", "bytes=1-2-3", "bytes=²-", f"bytes={'9' * 5000}-",
         ],
     )  # fmt: skip
-    async def test_what_is_malformed_or_more_than_one_range_is_answered_whole(self, file, asked):
+    async def test_a_malformed_or_multiple_range_gets_the_whole_file(self, file, asked):
         sent = await send(FileResponse(file), range=asked)
         assert (sent.status, sent.body) == (200, CONTENT)
         assert "content-range" not in sent.headers
@@ -307,11 +307,11 @@ class TestRanges:
     async def test_an_empty_file_is_sent_whole(self, tmp_path, asked):
         assert (await send(FileResponse(write(tmp_path / "file", b"")), range=asked)).status == 200
 
-    async def test_head_takes_no_range(self, file):
+    async def test_head_ignores_a_range(self, file):
         sent = await send(FileResponse(file), method="HEAD", range="bytes=0-0")
         assert (sent.status, sent.headers["content-length"]) == (200, "10")
 
-    async def test_if_range_asks_for_the_part_only_of_the_same_file(self, file):
+    async def test_if_range_gets_the_part_only_of_the_same_file(self, file):
         etag = (await send(FileResponse(file))).headers["etag"]
         for condition, status in [
             (etag, 206),
@@ -324,7 +324,7 @@ class TestRanges:
             assert (await send(FileResponse(file), range="bytes=0-0", if_range=condition)).status == status
 
     @given(st.integers(0, 20) | st.none(), st.integers(0, 20) | st.none())
-    async def test_every_range_is_the_bytes_that_it_names(self, file, first, last):
+    async def test_every_range_gets_the_bytes_that_it_names(self, file, first, last):
         asked = f"bytes={'' if first is None else first}-{'' if last is None else last}"
         whole = [*range(10)]
         if first is not None:
@@ -340,7 +340,7 @@ class TestRanges:
 
 
 class TestWhileSending:
-    async def test_a_client_that_leaves_ends_the_reading(self, tmp_path):
+    async def test_a_disconnect_ends_the_reading(self, tmp_path):
         path = write(tmp_path / "file", bytes(10 * CHUNK_SIZE))
         async with (
             TestClient(FileResponse(path), lifespan=False) as client,
@@ -348,7 +348,7 @@ class TestWhileSending:
         ):
             assert await anext(response.iter_bytes())
 
-    async def test_a_file_that_becomes_shorter_ends_the_response_without_its_end(self, tmp_path):
+    async def test_a_file_that_becomes_shorter_raises_within_the_response(self, tmp_path):
         path = write(tmp_path / "file", bytes(4 * CHUNK_SIZE))
         response = FileResponse(path)
 
@@ -362,7 +362,7 @@ class TestWhileSending:
         with pytest.raises(RuntimeError, match="became shorter"):
             await send(shorten)
 
-    async def test_a_file_that_becomes_longer_is_sent_as_long_as_it_was(self, tmp_path):
+    async def test_a_file_that_becomes_longer_is_sent_at_its_first_length(self, tmp_path):
         path = write(tmp_path / "file", bytes(4 * CHUNK_SIZE))
         async with (
             TestClient(FileResponse(path), lifespan=False) as client,
@@ -374,7 +374,7 @@ class TestWhileSending:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder to be served, between others that are not."""
+    """A directory of static files, beside others that must not be served."""
     outside = tmp_path_factory.mktemp("outside")
     root = outside / "static"
     root.mkdir()
@@ -402,7 +402,7 @@ def root(tmp_path_factory):
 
 
 async def get(root, path):
-    """What a request for this path below the folder gets: its status, and its body."""
+    """Status and body of the answer to a request for this path below the directory."""
     try:
         sent = await send(await StaticFiles(root).response(path))
     except HTTPException as error:
@@ -423,10 +423,10 @@ class TestStaticFiles:
             ("inside/index.html", b"index"),
         ],
     )
-    async def test_what_is_inside_is_sent(self, root, path, body):
+    async def test_a_file_in_the_directory_is_sent(self, root, path, body):
         assert await get(root, path) == (200, body)
 
-    async def test_the_folder_itself_is_its_index(self, root, tmp_path):
+    async def test_the_directory_itself_is_its_index(self, root, tmp_path):
         assert await get(root / "docs", "") == (200, b"index")
         assert await get(tmp_path, "") == (404, b"")
 
@@ -441,7 +441,7 @@ class TestStaticFiles:
             "pipe", "/etc/passwd", "C:/file.txt", "file.txt\0", "\0", "\ud800", "x" * 300, "x/" * 5000,
         ],
     )  # fmt: skip
-    async def test_what_is_not_inside_or_is_no_file_is_404(self, root, path):
+    async def test_a_path_outside_or_without_a_file_is_404(self, root, path):
         assert await get(root, path) == (404, b"")
 
     @given(
@@ -454,11 +454,11 @@ class TestStaticFiles:
             max_size=8,
         ).flatmap(lambda parts: st.sampled_from(["", "/"]).map(lambda joint: joint.join(parts)))
     )  # fmt: skip
-    async def test_nothing_gets_out(self, root, path):
+    async def test_no_path_leads_outside(self, root, path):
         status, body = await get(root, path)
         assert (status, body) in [(200, CONTENT), (200, b"index"), (404, b"")]
 
-    async def test_a_directory_without_its_last_slash_is_redirected_where_the_url_is_known(self, root):
+    async def test_a_directory_without_its_slash_is_redirected_if_url_is_given(self, root):
         files = StaticFiles(root)
         url = URL(scheme="http", netloc="a", path="//static/docs", query="a=b")
         response = await files.response("docs", url=url)
@@ -469,19 +469,19 @@ class TestStaticFiles:
         for path in ("docs/", "file.txt"):
             assert isinstance(await files.response(path, url=url), FileResponse)
 
-    def test_a_directory_that_is_missing_is_an_error_that_names_it_in_full(self, tmp_path):
+    def test_a_missing_directory_raises_with_its_full_path(self, tmp_path):
         write(tmp_path / "file")
         with chdir(tmp_path):
             for name in ("absent", "file"):
                 with pytest.raises(ValueError, match=str(Path.cwd() / name)):
                     StaticFiles(name)
 
-    def test_a_directory_may_be_a_link_itself(self, root, tmp_path):
+    def test_the_directory_may_be_a_link(self, root, tmp_path):
         (tmp_path / "link").symlink_to(root)
         assert StaticFiles(tmp_path / "link").directory == root.resolve()
         assert repr(StaticFiles(root)) == f"StaticFiles('{root.resolve()}')"
 
-    async def test_what_is_wrong_with_the_machine_is_no_404(self, root, monkeypatch):
+    async def test_another_error_of_the_system_is_raised(self, root, monkeypatch):
         def broken(path, *, strict):
             raise OSError(5, "Input/output error")
 

@@ -1,4 +1,4 @@
-"""Whatever a client sends to an app with all kinds of routes: no 500, no traceback on the wire, no hang."""
+"""Arbitrary requests and messages to an app with all kinds of routes: no 500, no traceback on the wire, no hang."""
 
 import json
 import os
@@ -407,7 +407,7 @@ def test_no_body_in_pieces_is_a_500(path, content_type, chunks):
 
 @SETTINGS
 @given(queries, headers)
-def test_what_a_request_says_of_itself_is_always_json(query, headers):
+def test_the_attributes_of_a_request_are_always_valid_json(query, headers):
     scope = scope_of("http", "/about", query, headers, root="", raw=b"/about", method="GET")
     status, data, _ = run(http, scope, [{"type": "http.request"}])
     assert status == 200
@@ -440,7 +440,7 @@ def test_no_handshake_and_no_message_is_an_internal_error(path, query, headers, 
 
 @SETTINGS
 @given(st.sampled_from(ECHOES), messages, closes)
-def test_an_echo_says_what_came_or_closes_with_a_code_of_the_message(path, messages, end):
+def test_an_echo_answers_or_closes_with_a_code_for_the_message(path, messages, end):
     scope = scope_of("websocket", path, b"", [], root="", raw=path.encode(), subprotocols=[])
     served = run(websocket, scope, messages, end)
     assert served.status == 101
@@ -451,7 +451,7 @@ def test_an_echo_says_what_came_or_closes_with_a_code_of_the_message(path, messa
 
 @SETTINGS
 @given(st.sampled_from(["/refused/", "/ws/refused/", "/ws/closed/"]), segments.filter(lambda text: "/" not in text))
-def test_any_text_of_a_client_may_come_back_in_a_refusal(path, detail):
+def test_a_refusal_may_contain_any_text(path, detail):
     if path == "/refused/":
         scope = scope_of("http", path + detail, b"", [], root="", raw=None, method="GET")
         status, _, _ = run(http, scope, [{"type": "http.request"}])
@@ -464,7 +464,7 @@ def test_any_text_of_a_client_may_come_back_in_a_refusal(path, detail):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_app_answers_at_all(backend):
+def test_the_app_answers_a_plain_request(backend):
     scope = scope_of("http", "/", b"", [], root="", raw=b"/", method="GET")
     status, data, _ = anyio.run(http, scope, [{"type": "http.request"}], backend=backend)
     assert (status, data) == (200, b"<h1>home</h1>")

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes on a socket: where a request ends, what is refused, and that nothing hides behind a request."""
+"""HTTP/1.1 as bytes on a socket: where a request ends, what is refused, and that no request is smuggled."""
 
 import asyncio
 
@@ -162,7 +162,7 @@ REFUSED = DOUBTFUL_LENGTHS | BAD_FIELDS | BAD_FIRST_LINES | BAD_CHUNKS | BAD_HOS
 
 
 @pytest.mark.parametrize(("requests", "status"), [(REFUSED, 400), (UNKNOWN, 501)], ids=["faulty", "unknown"])
-async def test_a_request_that_is_refused_has_one_answer_and_nothing_behind_it(requests, status):
+async def test_a_refused_request_is_answered_once_and_ends_the_connection(requests, status):
     app = Recording()
     outcomes = {}
     async with serving(app) as server:
@@ -220,7 +220,7 @@ SMUGGLING = {
 
 
 @pytest.mark.parametrize("is_whole", [True, False], ids=["at once", "byte by byte"])
-async def test_a_request_in_a_body_stays_a_body(is_whole):
+async def test_a_request_inside_a_body_is_not_served(is_whole):
     app = Recording()
     outcomes = {}
     async with serving(app) as server:
@@ -249,7 +249,7 @@ BEHIND = {"a request": MARK, "CRLF": b"\r\n", "CRLFs": b"\r\n\r\n", "junk": b"ju
 
 
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
-async def test_what_follows_a_last_request_is_ignored(behind, caplog):
+async def test_bytes_after_a_last_request_are_ignored(behind, caplog):
     app = Recording()
     outcomes = {}
     async with serving(app) as server:
@@ -265,7 +265,7 @@ async def test_what_follows_a_last_request_is_ignored(behind, caplog):
     assert all(record.levelname in ("INFO", "DEBUG") for record in caplog.records)
 
 
-async def test_a_faulty_request_behind_good_ones_is_answered_after_them():
+async def test_an_invalid_request_is_answered_after_the_valid_ones_before():
     app = Recording()
     async with serving(app) as server, await server.connect() as client:
         answers = await client.ask_all(request(), request(), request(host=None), MARK)
@@ -278,7 +278,7 @@ async def test_a_faulty_request_behind_good_ones_is_answered_after_them():
 HOSTS = ["x", "x:80", "x:", "x.", "a-b.c_d~e", "127.0.0.1:8000", "[::1]", "[::1]:8000", "xn--9ca.example", "a%41"]
 
 
-async def test_a_valid_host_is_taken():
+async def test_a_valid_host_is_accepted():
     async with serving(Recording()) as server, await server.connect() as client:
         outcomes = {host: (await client.ask(request(host=host))).status for host in HOSTS}
     assert only_different(outcomes, 200) == {}
@@ -319,7 +319,7 @@ async def test_the_host_of_an_absolute_target_wins_for_websockets_too(target):
     assert [value for name, value in scope["headers"] if name == b"host"] == [expected]
 
 
-async def test_options_of_the_whole_server_are_answered():
+async def test_options_asterisk_is_answered():
     """RFC 9110 §9.3.7: ``*`` asks for the options of the server, a ping."""
     async with serving(Recording()) as server, await server.connect() as client:
         answer = await client.ask(request(first="OPTIONS * HTTP/1.1"))
@@ -336,7 +336,7 @@ async def test_blank_lines_before_a_request_are_ignored():
             assert [answer.status for answer in answers] == [200, 200]
 
 
-async def test_the_scope_says_what_was_on_the_wire():
+async def test_the_scope_has_what_the_client_sent():
     app = Recording()
     async with serving(app) as server, await server.connect() as client:
         await client.ask(
@@ -352,7 +352,7 @@ async def test_the_scope_says_what_was_on_the_wire():
     assert scope["client"][0] == "127.0.0.1"
 
 
-async def test_a_trailer_adds_nothing_to_the_headers_of_a_request():
+async def test_trailers_are_not_added_to_the_headers():
     app = Recording()
     async with serving(app) as server, await server.connect() as client:
         answers = await client.ask_all(
@@ -378,7 +378,7 @@ HANDSHAKES = {
 }
 
 
-async def test_a_handshake_is_taken():
+async def test_a_websocket_handshake_is_recognized():
     outcomes = {}
     async with serving(Recording()) as server:
         for name, (line, lines) in HANDSHAKES.items():
@@ -401,7 +401,7 @@ NO_HANDSHAKES = {
 }
 
 
-async def test_what_is_no_handshake_is_a_request():
+async def test_a_request_without_all_of_a_handshake_is_plain_http():
     """RFC 9110 §7.8."""
     app = Recording()
     outcomes = {}
@@ -425,7 +425,7 @@ async def test_a_request_with_another_upgrade_leaves_the_connection_usable():
         await client.open()
 
 
-async def test_a_handshake_behind_requests_waits_its_turn():
+async def test_a_pipelined_handshake_waits_for_the_requests_before_it():
     async with serving(Recording()) as server, await server.connect() as client:
         await client.send(request(), post("Content-Length: 4", body=b"abcd"), upgrade("/"), frame("hi"))
         assert (await client.read_answer()).body == b"GET / "

@@ -477,7 +477,7 @@ def damage(rng: random.Random, stream: bytes) -> bytes:
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_the_same_bytes_mean_the_same_to_h11(part):
+def test_h11_parses_the_same_requests(part):
     seed = secrets.token_hex(4) if SEED == "random" else SEED
     for number in range(CASES // PARTS):
         name = f"{seed}-{part}-{number}"
@@ -488,12 +488,12 @@ def test_the_same_bytes_mean_the_same_to_h11(part):
             raise AssertionError(f"FUZZ_CASE={name}, {stream!r}: {error}") from error
 
 
-def test_a_case_that_was_named_means_the_same_to_h11():
+def test_h11_parses_the_same_requests_in_the_named_case():
     compare(*make_case(os.environ.get("FUZZ_CASE", "1-0-0")))
 
 
 @pytest.mark.parametrize("difference", STRICTER, ids=lambda difference: difference.why)
-def test_what_is_refused_here_h11_still_takes(difference):
+def test_h11_accepts_each_example_of_stricter(difference):
     our, their = ours(difference.example, cuts=[]), of_h11(difference.example)
     assert our.status
     assert their.request is not None
@@ -501,7 +501,7 @@ def test_what_is_refused_here_h11_still_takes(difference):
 
 
 @pytest.mark.parametrize("difference", LAXER, ids=lambda difference: difference.why)
-def test_what_is_taken_here_h11_still_refuses(difference):
+def test_h11_refuses_each_example_of_laxer(difference):
     our, their = ours(difference.example, cuts=[]), of_h11(difference.example)
     assert our.request is not None
     assert their.status >= 400

@@ -58,7 +58,7 @@ async def test_a_head_that_is_too_large_is_refused(data):
 
 
 @pytest.mark.anyio
-async def test_a_head_without_end_is_refused_while_it_comes():
+async def test_an_endless_head_is_refused_before_its_end():
     async with serving(Recording()) as server:
         for data in (
             b"GET /" + b"a" * 100_000,
@@ -82,7 +82,7 @@ async def test_the_size_of_a_head_can_be_set():
 
 
 @pytest.mark.anyio
-async def test_what_stands_between_chunks_is_limited():
+async def test_chunk_extensions_and_trailers_are_limited():
     """Extensions and trailers without end cost time and no memory: CVE-2023-39326."""
     app = Recording()
     for data in (
@@ -103,7 +103,7 @@ async def test_what_stands_between_chunks_is_limited():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
-async def test_plain_http_on_the_port_of_tls_is_told_so(method):
+async def test_plain_http_on_a_tls_port_is_answered_with_400(method):
     app = Recording()
     async with serving(app, tls=True) as server, await server.connect() as client:
         answer = await client.ask(request(first=f"{method} / HTTP/1.1"))
@@ -169,7 +169,7 @@ async def test_a_connection_without_a_request_ends_after_10_seconds(server):
 
 
 @on_clock()
-async def test_blank_lines_are_no_request(server):
+async def test_blank_lines_do_not_extend_the_time_for_a_request(server):
     async with await server.connect() as client:
         began = now()
 
@@ -185,7 +185,7 @@ async def test_blank_lines_are_no_request(server):
 
 
 @on_clock()
-async def test_a_head_has_10_seconds_however_slowly_it_comes(server):
+async def test_a_slow_head_is_408_after_10_seconds(server):
     for behind in (False, True):
         async with await server.connect() as client:
             if behind:
@@ -207,7 +207,7 @@ async def test_a_head_has_10_seconds_however_slowly_it_comes(server):
 
 
 @on_clock()
-async def test_the_next_piece_of_a_body_has_60_seconds(server):
+async def test_a_body_is_408_after_60_seconds_without_a_byte(server):
     for data, piece in (
         (post("Content-Length: 100"), b"x"),
         (post("Transfer-Encoding: chunked"), b"1\r\nx\r\n"),
@@ -224,7 +224,7 @@ async def test_the_next_piece_of_a_body_has_60_seconds(server):
 
 
 @on_clock(body_timeout=5)
-async def test_the_time_for_the_next_piece_can_be_set(server):
+async def test_body_timeout_sets_the_time_for_the_next_piece(server):
     async with await server.connect() as client:
         began = now()
         await client.send(post("Content-Length: 4", body=b"abc"))
@@ -243,7 +243,7 @@ class Late:
 
 
 @pytest.mark.anyio
-async def test_the_log_says_what_the_client_was_told(caplog):
+async def test_the_access_log_has_the_refusals_of_the_server(caplog):
     caplog.set_level("INFO", logger="microws")
     async with serving(Late(), access_log=True, body_timeout=0.1) as server:
         for data, status in ((post("Content-Length: 4", body=b"abc"), 408), (LARGE["a long target"], 431)):
@@ -258,7 +258,7 @@ async def test_the_log_says_what_the_client_was_told(caplog):
 
 
 @on_clock(body_timeout=0)
-async def test_the_time_for_the_next_piece_can_be_unlimited(server):
+async def test_body_timeout_0_is_unlimited(server):
     async with await server.connect() as client:
         await client.send(post("Content-Length: 4", body=b"abc"))
         await asyncio.sleep(500)
@@ -277,7 +277,7 @@ class Slow:
 
 
 @on_clock(Slow)
-async def test_the_clock_of_a_body_stands_still_while_the_app_does_not_read(server):
+async def test_body_timeout_does_not_run_while_the_app_does_not_read(server):
     size = 4 << 20
     async with await server.connect() as client:
         sending = asyncio.ensure_future(client.send(post(f"Content-Length: {size}", body=bytes(size))))
@@ -286,14 +286,14 @@ async def test_the_clock_of_a_body_stands_still_while_the_app_does_not_read(serv
 
 
 @on_clock(Slow)
-async def test_an_app_may_take_its_time(server):
+async def test_an_app_may_answer_after_minutes(server):
     async with await server.connect() as client:
         for _ in range(2):
             assert (await client.ask(request())).status == 200
 
 
 @on_clock()
-async def test_a_connection_is_kept_for_75_seconds_between_requests(server):
+async def test_an_idle_connection_ends_after_75_seconds(server):
     async with await server.connect() as client:
         for _ in range(3):
             assert (await client.ask(request())).status == 200
@@ -305,7 +305,7 @@ async def test_a_connection_is_kept_for_75_seconds_between_requests(server):
 
 
 @on_clock(keep_alive=5)
-async def test_the_time_between_requests_can_be_set(server):
+async def test_keep_alive_sets_the_time_between_requests(server):
     async with await server.connect() as client:
         assert (await client.ask(request())).status == 200
         began = now()
@@ -314,14 +314,14 @@ async def test_the_time_between_requests_can_be_set(server):
 
 
 @on_clock(keep_alive=0)
-async def test_connections_need_not_be_kept(server):
+async def test_keep_alive_0_closes_after_each_response(server):
     async with await server.connect() as client:
         assert (await client.ask(request())).value("connection") == "close"
         assert await client.at_end()
 
 
 @on_clock(keep_alive=5)
-async def test_a_request_that_comes_as_its_connection_would_end_is_served(server):
+async def test_a_request_at_the_end_of_keep_alive_is_served(server):
     """The client sends in the very turn of the event loop in which the time is over."""
     for early in (0.2, 0.1, 0.01, 0.001, 0.0001):
         async with await server.connect() as client:
@@ -352,7 +352,7 @@ async def send_until_cut_off(client):
 
 
 class Endless:
-    """Sends as long as somebody takes it; ``ended`` when it learns that its client has left."""
+    """Sends without end. ``ended`` is set when it gets the disconnect."""
 
     ended: asyncio.Event
 
@@ -369,7 +369,7 @@ class Endless:
 
 
 @on_clock(Endless)
-async def test_a_client_that_takes_nothing_of_a_response_for_60_seconds_is_dropped(server):
+async def test_a_client_that_reads_nothing_for_60_seconds_is_dropped(server):
     async with await server.connect(buffers=8192) as client:
         began = now()
         await client.send(request())
@@ -378,7 +378,7 @@ async def test_a_client_that_takes_nothing_of_a_response_for_60_seconds_is_dropp
 
 
 @on_clock(Endless, write_timeout=5)
-async def test_a_client_that_takes_a_little_now_and_then_is_not_dropped(server):
+async def test_a_client_that_reads_slowly_is_not_dropped(server):
     async with await server.connect(buffers=8192) as client:
         await client.send(request())
         for _ in range(20):
@@ -400,7 +400,7 @@ class Waiting:
 
 
 @on_clock(Waiting, body_timeout=5)
-async def test_a_client_that_waits_for_100_continue_has_all_its_time_then(server):
+async def test_body_timeout_begins_with_100_continue(server):
     async with await server.connect() as client:
         await client.send(post("Content-Length: 2", "Expect: 100-continue"))
         assert (await client.read_head())[0] == 100
@@ -417,7 +417,7 @@ class Long:
 
 
 @on_clock(Long)
-async def test_a_client_that_reads_slowly_gets_an_early_answer_whole(server):
+async def test_a_slow_client_gets_an_early_answer_whole(server):
     async with await server.connect(buffers=8192) as client:
         await client.send(post("Content-Length: 100", body=b"x"))
         received = 0
@@ -435,7 +435,7 @@ class Refusing:
 
 
 @on_clock(Refusing)
-async def test_a_body_that_nobody_wants_is_discarded_for_a_second(server):
+async def test_an_unread_body_is_discarded_for_a_second(server):
     async with await server.connect() as client:
         began = now()
         assert (await client.ask(post("Content-Length: 100", body=b"x"))).status == 413
@@ -444,7 +444,7 @@ async def test_a_body_that_nobody_wants_is_discarded_for_a_second(server):
 
 
 @on_clock(Refusing)
-async def test_a_client_that_goes_on_sending_what_nobody_wants_is_cut_off(server):
+async def test_a_client_that_keeps_sending_an_unread_body_is_dropped(server):
     async with await server.connect() as client:
         began = now()
         assert (await client.ask(post(f"Content-Length: {1 << 40}", body=b"x"))).status == 413
@@ -453,7 +453,7 @@ async def test_a_client_that_goes_on_sending_what_nobody_wants_is_cut_off(server
 
 
 @on_clock()
-async def test_a_refused_client_that_does_not_leave_is_cut_off(server):
+async def test_a_refused_client_that_keeps_sending_is_dropped(server):
     async with await server.connect() as client:
         began = now()
         await client.send(request(host=None))
@@ -463,7 +463,7 @@ async def test_a_refused_client_that_does_not_leave_is_cut_off(server):
 
 
 @on_clock()
-async def test_no_timer_is_left_of_a_connection_that_has_ended(server):
+async def test_a_closed_connection_leaves_no_timer(server):
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What of a file is in memory."""
+"""Whether a part of a file is in memory."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def can_say(file):
     return True
 
 
-def test_what_was_written_or_read_is_in_memory_until_it_is_dropped(file):
+def test_a_written_or_read_file_is_cached_until_it_is_dropped(file):
     if sys.platform != "linux" or not can_say(file):
         assert not is_cached(file, 0, 1)
         return
@@ -41,6 +41,6 @@ def test_what_was_written_or_read_is_in_memory_until_it_is_dropped(file):
     assert is_cached(file, 0, SIZE)
 
 
-def test_what_is_behind_the_end_of_the_file_is_not(file):
+def test_bytes_after_the_end_of_the_file_are_not_cached(file):
     assert not is_cached(file, 0, SIZE + 1)
     assert not is_cached(file, SIZE, 1)

@@ -91,7 +91,7 @@ class HTTP1(Lingering):
         server = self.server
         super().__init__(transport, server.sending)
         self.is_connected = True
-        self.is_half_closed = self._is_over = False
+        self.is_half_closed = False
         self._parser = RequestParser(server.max_head_size)
         self._exchange: Exchange | None = None
         # Received after the request that is being answered.
@@ -103,9 +103,10 @@ class HTTP1(Lingering):
         # The one time-out of the reading side that runs.
         self._timer: Deadlines[HTTP1] | None = None
         server.connections.add(self)
-        self._set_timer(server.heads)
+        self.set_timer(server.heads)
 
-    def _set_timer(self, timer: "Deadlines[HTTP1] | None") -> None:
+    def set_timer(self, timer: "Deadlines[HTTP1] | None") -> None:
+        """Replace the time-out of the reading side."""
         if self._timer is not None:
             self._timer.stop(self)
         self._timer = timer
@@ -126,7 +127,7 @@ class HTTP1(Lingering):
     def _queue(self, data: bytes) -> None:
         self._queued += data
         if len(self._queued) >= _MAX_QUEUED_BYTES:
-            self._pause_reading()
+            self.pause_reading()
 
     def _read(self, data: bytes) -> None:
         parser = self._parser
@@ -141,7 +142,7 @@ class HTTP1(Lingering):
                 if self.is_half_closed:
                     self.finish()
                 elif parser.has_begun and self._timer is not self.server.heads:
-                    self._set_timer(self.server.heads)
+                    self.set_timer(self.server.heads)
                 return
             if head.asks_for_websocket:
                 self._become_websocket(head, rest)
@@ -150,7 +151,7 @@ class HTTP1(Lingering):
                 self.finish()
                 return
             waits_for_body = not (parser.is_complete or head.expects_continue)
-            self._set_timer(self.server.bodies if waits_for_body else None)
+            self.set_timer(self.server.bodies if waits_for_body else None)
             self._begin(head)
         if rest:
             self._queue(rest)
@@ -199,11 +200,11 @@ class HTTP1(Lingering):
         if exchange.is_answered:
             self._discarded += len(body)
         elif body:
-            self._set_timer(self.server.bodies)
+            self.set_timer(self.server.bodies)
         exchange.feed(body, is_last=parser.is_complete)
         if parser.is_complete:
             parser.reset()
-            self._set_timer(None)
+            self.set_timer(None)
             if exchange.is_answered:
                 self._next()
         elif self._discarded > _MAX_DISCARDED_BYTES:
@@ -212,7 +213,7 @@ class HTTP1(Lingering):
     def _become_websocket(self, head: RequestHead, rest: bytes) -> None:
         """Hand the transport over: from here on this object gets no more calls."""
         server = self.server
-        self._set_timer(None)
+        self.set_timer(None)
         server.connections.discard(self)
         if not self._is_reading:
             self._transport.resume_reading()
@@ -222,31 +223,24 @@ class HTTP1(Lingering):
         if self.is_half_closed:
             self._transport.abort()
 
-    def _pause_reading(self) -> None:
+    def pause_reading(self) -> None:
+        """Leave what the client sends to the system's buffers."""
         if self._is_reading:
             self._is_reading = False
             self._transport.pause_reading()
 
-    def _resume_reading(self) -> None:
+    def resume_reading(self) -> None:
+        """Read on."""
         if not self._is_reading:
             self._is_reading = True
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    def await_body(self) -> None:
-        """Start the time-out of the body: the client was told to send it."""
-        self._set_timer(self.server.bodies)
-
-    def pause_body(self) -> None:
-        """Stop reading until the app has read what was received."""
-        self._set_timer(None)
-        self._pause_reading()
-
     def resume_body(self) -> None:
-        """Read on after ``pause_body``."""
+        """Read on after a pause because the app did not read the body."""
         if not self._is_reading and not self._is_closing:
-            self._set_timer(self.server.bodies)
-            self._resume_reading()
+            self.set_timer(self.server.bodies)
+            self.resume_reading()
 
     # Between two requests
 
@@ -259,8 +253,8 @@ class HTTP1(Lingering):
             self._next()
         else:
             self._discarded = 0
-            self._set_timer(self.server.discards)
-            self._resume_reading()
+            self.set_timer(self.server.discards)
+            self.resume_reading()
 
     def _next(self) -> None:
         if not self.is_writable:
@@ -269,21 +263,21 @@ class HTTP1(Lingering):
         self._exchange = None
         if self._queued:
             queued, self._queued = self._queued, b""
-            self._resume_reading()
+            self.resume_reading()
             self._read(queued)
             if not self.is_idle:
                 return
         if self.is_half_closed or self.server.is_draining:
             self.finish()
         elif not self._is_closing:
-            self._set_timer(self.server.idle)
+            self.set_timer(self.server.idle)
 
     def close_idle(self) -> None:
         """End a connection without a request, unless one is in the socket's buffer."""
         if self._is_closing or not self.is_idle:
             return
         if is_ready(self._transport, select.POLLIN):
-            self._set_timer(self.server.rechecks)
+            self.set_timer(self.server.rechecks)
         else:
             self.finish()
 
@@ -318,7 +312,7 @@ class HTTP1(Lingering):
         exchange = self._exchange
         if exchange is not None and exchange.status is not None and not exchange.is_waiting:
             # The app responds without the rest of the body.
-            self._set_timer(self.server.bodies)
+            self.set_timer(self.server.bodies)
         elif self._parser.has_begun:
             self._refuse(_REQUEST_TIMEOUT, "the request did not come in time")
         else:
@@ -343,11 +337,11 @@ class HTTP1(Lingering):
             return
         exchange = self._exchange
         has_unread = has_unread or bool(self._queued) or (exchange is not None and not exchange.is_received)
-        self._set_timer(None)
+        self.set_timer(None)
         self._queued = b""
         self._end(lingers=has_unread and not self.is_half_closed)
         if has_unread:
-            self._resume_reading()
+            self.resume_reading()
 
     def close(self, code: int, reason: str) -> None:
         """End an event stream whose client is too slow (1013); drop the connection for other codes. Never waits."""
@@ -369,18 +363,14 @@ class HTTP1(Lingering):
         exchange.report_end()
         return True
 
-    @property
-    def _has_ended(self) -> bool:
-        return self._is_over
-
     def connection_lost(self, _: Exception | None) -> None:
         """The transport has ended."""
         self.socket = None
-        self._is_over = self._is_closing = True
-        self._set_timer(None)
+        self._has_ended = self._is_closing = True
+        self.set_timer(None)
         self.server.sending.stop(self)
         self.server.connections.discard(self)
-        self._tell_change()
+        self._report_change()
         # The exchange refers to this object: without this, only the garbage collector would free the two.
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -494,7 +484,7 @@ class Exchange:
         if self._expects_continue and not (self.is_received or self._body or self.status or self.connection.is_lost):
             self._expects_continue = False
             self.connection.write(_CONTINUE)
-            self.connection.await_body()
+            self.connection.set_timer(self._server.bodies)
         while True:
             if self._body:
                 body = b"".join(self._body)
@@ -524,7 +514,8 @@ class Exchange:
             self._body.append(body)
             self._body_size += len(body)
             if self._body_size >= _MAX_UNREAD_BODY and not is_last:
-                self.connection.pause_body()
+                self.connection.set_timer(None)
+                self.connection.pause_reading()
         self.is_received = is_last
         self._wake()
 

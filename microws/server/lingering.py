@@ -1,14 +1,14 @@
-"""Closes a connection without losing what was sent, and drops a client that does not read."""
+"""Writes to a connection, closes it without losing what was sent, and drops a client that does not read."""
 
 import asyncio
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from microws.connection.deadlines import Deadlines
-from microws.server.writing import Writable
 
 if sys.platform != "win32":
     import fcntl
@@ -26,22 +26,51 @@ _CLOSE_TIMEOUT: Final = 5.0
 _FLUSH_INTERVAL: Final = 0.1
 
 
-class Lingering(Writable):
+class Lingering(asyncio.Protocol):
     """
     The outgoing side of an HTTP/1.1 connection. Of its methods only those that say so wait.
 
     Args:
         transport: Of the connection.
         deadlines: Shared with the connections of the worker.
+
+    Attributes:
+        is_writable: Whether the client reads fast enough. Otherwise what is sent fills the transport's buffer.
+        on_writable: Called when ``is_writable`` has become true again.
+        buffered: Returns the number of bytes that were sent and that the system has not taken yet.
+        socket: Descriptor of the connection's socket; ``None`` over TLS and after the end.
+        write: Send encoded bytes. Not after the end.
     """
 
-    __slots__ = ("_deadlines", "_is_closing", "_unread")
-
     def __init__(self, transport: asyncio.Transport, deadlines: "SendDeadlines") -> None:
-        super().__init__(transport)
+        self.is_writable = True
+        self.on_writable: Callable[[], None] | None = None
+        # The transport's own methods: a broadcast calls them for each connection.
+        self.write = transport.write
+        self.buffered = transport.get_write_buffer_size
+        self.socket: int | None = None
+        self._transport = transport
         self._deadlines = deadlines
-        self._is_closing = False
+        self._is_closing = self._has_ended = False
         self._unread = 0
+        # Set when ``is_writable`` or ``_has_ended`` changes.
+        self._change: asyncio.Event | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether ``connection_lost`` follows. Nothing may be written: asyncio would log a warning."""
+        return self._transport.is_closing()
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has read most of what was sent, or has disconnected."""
+        while not self.is_writable and not self._has_ended:
+            self._change = self._change or asyncio.Event()
+            await self._change.wait()
+
+    def _report_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
 
     def check_progress(self) -> None:
         """Drop a client that has read nothing since the last check."""
@@ -79,13 +108,16 @@ class Lingering(Writable):
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is sent to."""
-        super().pause_writing()
+        self.is_writable = False
         self._watch_progress()
 
     def resume_writing(self) -> None:
         """The client has read most of what it was sent."""
         self._deadlines.writes.stop(self)
-        super().resume_writing()
+        self.is_writable = True
+        self._report_change()
+        if self.on_writable is not None:
+            self.on_writable()
 
     def _watch_progress(self) -> None:
         self._unread = _unread_bytes(self._transport)

@@ -1,4 +1,4 @@
-"""Responses whose body is made while it is sent."""
+"""Responses whose body is produced while it is sent."""
 
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
@@ -16,7 +16,7 @@ from microws.threads import Threads, threads_of
 
 __all__ = ["Source", "StreamingResponse", "body_part", "send_until_disconnect"]
 
-# Seconds that a source has to clean up where the response is not sent by an App, whose close_timeout else counts.
+# Seconds that a source has to clean up if no App sends the response; an App has its own close_timeout.
 _CLOSE_TIMEOUT = 5.0
 
 _Part: TypeAlias = Callable[[Send], Coroutine[Any, Any, None]]
@@ -26,20 +26,20 @@ _log = logging.getLogger("microws")
 
 class StreamingResponse(Response):
     """
-    A response whose body is made while it is sent.
+    A response whose body is produced while it is sent.
 
-    Takes the next chunk when the server took the one before. When the client leaves, the source is cancelled where it
-    waits, or closed where it does not, so that its ``finally`` and ``async with`` run. They may wait: nothing cancels
-    them for ``App(close_timeout=5)`` seconds. A generator whose client left before the first chunk is begun all the
-    same, and cancelled at its first wait. An error in the source leaves the response without its end, and the server
-    then drops the connection: a client never takes a part for the whole.
+    Takes the next chunk after the server took the one before. When the client disconnects, the source is cancelled if
+    it waits, and closed if it does not, so that its ``finally`` and ``async with`` blocks run. They may wait: nothing
+    cancels them for ``App(close_timeout=5)`` seconds. A generator whose client disconnects before the first chunk is
+    started nevertheless, and cancelled at its first wait. After an error in the source the response has no end, and the
+    server drops the connection: a client never takes a part for the whole.
 
     Args:
         source: An async iterable of ``str`` or ``bytes``; or a plain iterable, which is run in worker threads.
-        status: 200 to 599. With 204 and 304, and for HEAD, the source is closed without having begun, so that the
+        status: 200 to 599. With 204 and 304, and for HEAD, the source is closed before it is started, so that the
             ``finally`` of a generator does not run; see ``Request.on_close``.
         headers: A mapping or ``(name, value)`` pairs.
-        content_type: By default that of ``headers``, else none.
+        content_type: Default: that of ``headers``, if there is one.
 
     Raises:
         TypeError: ``source`` cannot be iterated or is itself ``str`` or ``bytes``; a chunk is neither.
@@ -55,19 +55,19 @@ class StreamingResponse(Response):
         content_type: str | None = None,
     ) -> None:
         super().__init__(b"", status, headers, content_type=content_type)
-        name = type(self).__name__
         if isinstance(source, AsyncIterable):
             self._source: AsyncIterable[Any] = source
         elif not isinstance(source, str | bytes | bytearray | memoryview | dict) and isinstance(source, Iterable):
             self._source = _InThreads(source)
         else:
-            raise TypeError(f"{name} takes an iterator, such as an async generator, not {type(source).__name__}")
+            name = type(self).__name__
+            raise TypeError(f"{name} expected an iterator, such as an async generator, got {type(source).__name__}")
 
-    # What is sent at once: some servers keep the headers until something follows them.
+    # Sent at once: some servers hold the headers back until something follows them.
     _opening: ClassVar[bytes] = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response until the source ends or the client leaves. Cancelled, it closes the source."""
+        """Send the response until the source ends or the client disconnects. Cancelled, it closes the source."""
         seconds: float = getattr(scope.get("app"), "close_timeout", _CLOSE_TIMEOUT)
         if isinstance(self._source, _InThreads):
             self._source.threads = threads_of(scope)
@@ -77,7 +77,7 @@ class StreamingResponse(Response):
             await send(self._start())
             await send({"type": "http.response.body", "body": b""})
             return
-        # A source that subscribes to something has done so before the client can know of the response.
+        # Before the head is sent: what is published once the client has it is for the client.
         source = Source(aiter(self._source), seconds, scope["path"])
         try:
             await send(self._start())
@@ -106,21 +106,21 @@ class StreamingResponse(Response):
         if isinstance(item, bytes | bytearray | memoryview):
             return bytes(item)
         raise TypeError(
-            f"StreamingResponse sends str or bytes, not {type(item).__name__}; EventStream sends JSON values as events"
+            f"StreamingResponse expected str or bytes, got {type(item).__name__}; EventStream sends values as JSON"
         )
 
 
 class Source:
     """
-    The items of an iterator, which may clean up for ``seconds`` wherever it is cancelled.
+    The items of an iterator. After its cancellation the iterator has ``seconds`` to clean up, and may wait meanwhile.
 
     Args:
         iterator: Used once.
-        seconds: From its cancellation on, or from the end of the response.
+        seconds: From the cancellation, or from the end of the response.
         path: For the log.
 
     Attributes:
-        leaving: Cancelled when no more is to be sent.
+        leaving: Cancel it when nothing more can be sent.
     """
 
     def __init__(self, iterator: AsyncIterator[Any], seconds: float, path: str) -> None:
@@ -128,9 +128,9 @@ class Source:
         self._iterator = iterator
         self._seconds = seconds
         self._path = path
-        # Left once the iterator was closed, and entered before any scope that it holds while it yields.
+        # Entered before the scopes that the iterator holds while it yields, and left after the iterator was closed.
         self._cleaning = anyio.CancelScope()
-        # A generator that has not begun would not run its finally when it is closed.
+        # Closing a generator that was never started would not run its ``finally``.
         self._has_begun = not isinstance(iterator, AsyncGeneratorType | _InThreads)
 
     async def use(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -146,10 +146,10 @@ class Source:
                 finally:
                     await self._end()
             if failure is not None:
-                # The end of the time to clean up has hidden it.
+                # ``_cleaning`` swallowed it, because the time to clean up was over.
                 raise failure
         finally:
-            # It holds this frame.
+            # The exception refers to this frame: without this both would be left to the garbage collector.
             failure = None
 
     def __aiter__(self) -> Self:
@@ -158,10 +158,11 @@ class Source:
     @coroutine
     def __anext__(self) -> Generator[Any, Any, Any]:
         """
-        Await the next item, and from its cancellation on let the iterator wait as it likes.
+        Await the next item. Once it is cancelled, the iterator may wait, to clean up.
 
-        trio and anyio cancel each wait in a cancelled scope, not the first alone. So a shield has to be put up between
-        the moment at which the event loop cancels the wait and the one at which the iterator gets to know it.
+        trio and anyio cancel every wait in a cancelled scope, not only the first. So the shield has to be set up after
+        the event loop cancels the wait, and before the iterator sees the cancellation: hence this coroutine, which
+        passes on each step by hand.
         """
         self._has_begun = True
         step = self._step()
@@ -188,7 +189,7 @@ class Source:
         return await anext(self._iterator)
 
     def _notice(self, error: object) -> None:
-        # A cancellation while nobody leaves is the iterator's own, such as its time-out.
+        # Otherwise the cancellation is one of the iterator's own, such as a time-out.
         if self.leaving.cancel_called and isinstance(error, anyio.get_cancelled_exc_class()):
             self._clean_up()
 
@@ -202,7 +203,7 @@ class Source:
             if not self._has_begun:
                 self.leaving.cancel()
                 if isinstance(self._iterator, _InThreads):
-                    # Nothing can cancel a thread, but a wait for one that has not begun.
+                    # The scope would cancel the wait for a free thread, and the iterator would not be started.
                     self._clean_up()
                 async for _ in self:
                     break
@@ -223,16 +224,17 @@ async def send_until_disconnect(
     leaving: "anyio.CancelScope | None" = None,
 ) -> bool:
     """
-    Run ``function(send)``, and other functions beside it, until it ends or the client leaves.
+    Run ``function(send)``, and the functions ``beside`` it, until it ends or the client disconnects.
 
-    Then the others are cancelled; when the client leaves, or this is cancelled, ``function`` too. What ``function``
-    raises is raised as it is, in no group.
+    Then the others are cancelled. If the client disconnects, or this is cancelled, ``function`` is cancelled too. An
+    exception of ``function`` is raised as it is, not in a group.
 
     Args:
-        leaving: The scope that is cancelled in order to cancel ``function``, and that shields it from any other.
+        leaving: The scope in which ``function`` runs. It is cancelled in order to cancel ``function``, and shields it
+            from other cancellations.
 
     Returns:
-        ``False`` when the client has left.
+        ``False`` if the client disconnected.
     """
     left = False
     failure: Exception | None = None
@@ -251,7 +253,7 @@ async def send_until_disconnect(
         except OSError:
             # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
             leave()
-        # Some servers' send never waits: a source that does not either would hold up the whole process.
+        # Some servers' ``send`` never waits. If the source does not wait either, it would block the event loop.
         await checkpoint()
 
     async def run() -> None:
@@ -292,7 +294,7 @@ _END = object()
 
 
 class _InThreads(AsyncIterator[Any]):
-    """A plain iterable as an async one: each step in a worker thread. A step that has begun is waited for."""
+    """A plain iterable as an async one: each step runs in a worker thread. A step that was started is waited for."""
 
     threads: Threads
 
@@ -322,7 +324,7 @@ async def _close(source: AsyncIterable[Any]) -> None:
     try:
         await close()
     except BaseExceptionGroup as group:
-        # A task group in an async generator wraps the GeneratorExit by which it is closed.
+        # A task group in an async generator wraps the GeneratorExit that closes the generator.
         _, others = group.split(GeneratorExit)
         if others is not None:
             raise others from None

@@ -1,4 +1,4 @@
-"""The worker threads of an app: where plain functions run, so that one that blocks does not stop the event loop."""
+"""The worker threads of an app: plain functions run there, so that one that blocks does not block the event loop."""
 
 import inspect
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _numbers = count(1)
 
 class Threads:
     """
-    Worker threads, at most ``size`` at a time for each kind of work: blocked generators do not keep a view waiting.
+    Worker threads, at most ``size`` at a time for each kind of work, so that blocked generators do not delay a view.
 
     Args:
         size: For plain ``def`` views, for plain hooks and error handlers, and for plain generators of streams, each.
@@ -30,21 +30,22 @@ class Threads:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # A limiter belongs to one event loop. Some versions of anyio tell these variables apart by their name.
+        # A limiter belongs to one event loop. Some versions of anyio distinguish these variables by their name only.
         self._limiters: RunVar[dict[Work, anyio.CapacityLimiter]] = RunVar(f"microws.threads.{next(_numbers)}")
 
     async def run(self, work: Work, function: Callable[..., Any], *args: Any) -> Any:
         """
-        Call ``function(*args)`` in a worker thread, and await what it returns if it is awaitable.
+        Call ``function(*args)`` in a worker thread, and await the result if it is awaitable.
 
-        Context variables that it sets are set for the caller too. Cancelled, it waits until the thread is done.
+        Context variables that it sets are set for the caller too. If it is cancelled, it waits until the thread is
+        done.
         """
         changes: list[tuple[ContextVar[Any], Any]] = []
 
         def call() -> tuple[Any]:
             before = copy_context()
             try:
-                # In a tuple, because trio refuses a coroutine from a thread.
+                # In a tuple: trio refuses a coroutine as a thread's result.
                 return (function(*args),)
             finally:
                 changes.extend(_changes(before))
@@ -76,6 +77,6 @@ _DEFAULT = Threads(40)
 
 
 def threads_of(scope: Scope) -> Threads:
-    """Those of the app that serves ``scope``; where no microws app does, those that all such scopes share."""
+    """The threads of the app that serves ``scope``. Scopes without a microws app share one pool."""
     threads = getattr(scope.get("app"), "threads", None)
     return threads if isinstance(threads, Threads) else _DEFAULT

@@ -1,4 +1,4 @@
-"""The hub through its interface: one frame for many, who gets what, and nothing left behind."""
+"""The hub through its interface: one frame for many subscribers, in order, with nothing left behind."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 class RunningHub(Hub):
-    """A hub that runs in the event loop of whoever publishes."""
+    """A hub that runs in the event loop of the test."""
 
     def __init__(self, url="memory", *, codecs=None):
         super().__init__(codecs or Codecs(), url, write=BulkWriter().write)
@@ -32,7 +32,7 @@ class RunningHub(Hub):
         return await super().publish(topic, value, skip=skip)
 
 
-class Colour(Enum):
+class Color(Enum):
     RED = "red"
 
 
@@ -41,7 +41,7 @@ async def coroutine(value):
 
 
 class CountingCodec:
-    """A codec that counts how often it was asked for a frame."""
+    """A codec that counts the frames it made."""
 
     def __init__(self, codec=JSON):
         self.codec, self.calls = codec, 0
@@ -49,6 +49,14 @@ class CountingCodec:
     def frame(self, payload):
         self.calls += 1
         return self.codec.frame(payload)
+
+
+class FailingCodec:
+    def __init__(self, error=ValueError):
+        self.error = error
+
+    def frame(self, payload):
+        raise self.error("no form for it")
 
 
 class Reader:
@@ -62,11 +70,7 @@ class Reader:
         self.wakes = 0
         self.refusals = []
         self.subscriber = Subscriber(
-            id=f"reader-{next(self.numbers)}",
-            codec=codec,
-            outbox=self.outbox,
-            wake=self.wake,
-            refuse=self.refuse,
+            id=f"reader-{next(self.numbers)}", codec=codec, outbox=self.outbox, wake=self.wake, refuse=self.refuse
         )
         if topics:
             hub.subscribe(self.subscriber, *topics)
@@ -95,13 +99,13 @@ def assert_empty(hub):
 
 
 class TestPublishing:
-    async def test_each_subscriber_of_the_topic_gets_it_and_nobody_else(self, hub):
+    async def test_each_subscriber_of_the_topic_gets_the_message(self, hub):
         a, b, other = Reader(hub, "t"), Reader(hub, "t", "u"), Reader(hub, "u")
         assert await hub.publish("t", {"n": 1}) == Receipt(2, None)
         assert (a.take(), b.take(), other.take()) == (['{"n":1}'], ['{"n":1}'], [])
         assert (a.wakes, other.wakes) == (1, 0)
 
-    async def test_a_message_is_framed_once_per_codec_and_the_frame_is_shared(self, hub):
+    async def test_a_message_is_framed_once_per_codec(self, hub):
         codec, other = CountingCodec(), CountingCodec(TEXT)
         readers = [Reader(hub, "t", codec=codec) for _ in range(50)]
         texts = [Reader(hub, "t", codec=other) for _ in range(50)]
@@ -111,77 +115,60 @@ class TestPublishing:
             frames = {id(frame): frame for frame in (reader.outbox.pop() for reader in group)}
             assert [frame.text for frame in frames.values()] == [expected]
 
-    async def test_the_publisher_can_be_left_out(self, hub):
+    async def test_skip_leaves_one_subscriber_out(self, hub):
         publisher, other = Reader(hub, "t"), Reader(hub, "t")
-        receipt = await hub.publish("t", 1, skip=publisher.subscriber.id)
-        assert receipt.subscribers == 1
-        assert (publisher.take(), other.take()) == ([], ["1"])
+        assert (await hub.publish("t", 1, skip=publisher.subscriber.id)).subscribers == 1
+        assert (await hub.publish("t", 2, skip="nobody")).subscribers == 2
+        assert (publisher.take(), other.take()) == (["2"], ["1", "2"])
 
-    async def test_leaving_out_somebody_who_is_not_subscribed_leaves_nobody_out(self, hub):
-        reader = Reader(hub, "t")
-        assert (await hub.publish("t", 1, skip="nobody")).subscribers == 1
-        assert reader.take() == ["1"]
-
-    async def test_publishing_to_nobody_frames_nothing_and_leaves_nothing(self, hub):
+    async def test_a_topic_without_subscribers_costs_no_frame_and_leaves_nothing(self, hub):
         codec = CountingCodec()
         Reader(hub, "u", codec=codec)
         assert await hub.publish("t", "x") == Receipt(0, None)
         assert codec.calls == 0
-        assert hub.statistics().topics == 1
+        assert list(hub._topics) == ["u"]
 
     @pytest.mark.parametrize(
         ("value", "error"), [({1, 2}, TypeError), (float("nan"), ValueError), ("\ud800", ValueError)]
     )
-    async def test_what_cannot_be_encoded_raises_in_the_publisher_and_nobody_gets_anything(self, hub, value, error):
+    async def test_a_value_without_a_json_form_raises_and_is_not_delivered(self, hub, value, error):
         readers = [Reader(hub, "t"), Reader(hub, "t", codec=TEXT)]
         with pytest.raises(error):
             await hub.publish("t", value)
         assert [reader.take() for reader in readers] == [[], []]
 
-    async def test_publishes_keep_their_order_for_everyone(self, hub):
+    async def test_publishes_keep_their_order_for_every_subscriber(self, hub):
         readers = [Reader(hub, "t", "u") for _ in range(3)]
         for n in range(100):
             await hub.publish("tu"[n % 2], n)
         assert [reader.take() for reader in readers] == [[str(n) for n in range(100)]] * 3
 
-    async def test_publish_gives_way_so_that_a_burst_does_not_overflow_who_keeps_up(self, hub):
-        hub.configure("t", queue=8)
-        reader, taken = Reader(hub, "t"), []
+    @pytest.mark.parametrize(
+        ("queue", "turns", "codec", "value", "count"), [(8, 2, JSON, "x", 500), (256, 1, BYTES, bytes(200_000), 40)]
+    )
+    async def test_publish_yields_so_that_a_burst_overflows_no_client_that_reads(
+        self, hub, queue, turns, codec, value, count
+    ):
+        hub.configure("t", queue=queue)
+        reader, taken = Reader(hub, "t", codec=codec), 0
 
         async def read_slowly():
-            while len(taken) < 500:
-                # Two turns of the event loop for each message, as a server's send may take.
-                await anyio.lowlevel.checkpoint()
-                await anyio.lowlevel.checkpoint()
+            nonlocal taken
+            while taken < count:
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
                 if reader.outbox:
-                    taken.append(reader.outbox.pop().text)
+                    reader.outbox.pop()
+                    taken += 1
 
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read_slowly)
-                for n in range(500):
-                    await hub.publish("t", n)
+                for _ in range(count):
+                    await hub.publish("t", value)
         assert reader.refusals == []
-        assert taken == [str(n) for n in range(500)]
 
-    async def test_publish_gives_way_to_what_fills_up_by_bytes_too(self, hub):
-        reader, taken = Reader(hub, "t", codec=BYTES), []
-
-        async def read():
-            while len(taken) < 40:
-                await anyio.lowlevel.checkpoint()
-                if reader.outbox:
-                    taken.append(len(reader.outbox.pop().data))
-
-        with anyio.fail_after(10):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read)
-                for _ in range(40):
-                    await hub.publish("t", bytes(200_000))
-        assert reader.refusals == []
-        assert taken == [200_000] * 40
-
-    async def test_publish_does_not_wait_for_one_who_reads_nothing(self, hub):
+    async def test_publish_does_not_wait_for_a_client_that_does_not_read(self, hub):
         hub.configure("t", queue=4, overflow="drop_oldest")
         reader = Reader(hub, "t")
         with anyio.fail_after(10):
@@ -191,10 +178,6 @@ class TestPublishing:
 
 
 class TestTopics:
-    @pytest.mark.parametrize("topic", ["a", "x" * 255, "é" * 127, "chat:1/ü *?[]{}"])
-    def test_any_text_of_up_to_255_bytes_names_a_topic(self, topic):
-        check_topic(topic)
-
     @pytest.mark.parametrize(
         ("topic", "message"),
         [
@@ -202,16 +185,12 @@ class TestTopics:
             ("x" * 256, "at most 255 UTF-8 bytes, got 256"),
             ("é" * 128, "got 256"),
             ("a\nb", "control characters"),
-            ("\0", "control characters"),
-            ("\x7f", "control characters"),
             ("\x85", "control characters"),
             ("\ud800", "valid Unicode"),
         ],
     )
-    async def test_what_cannot_name_a_topic_is_refused_everywhere(self, hub, topic, message):
+    async def test_an_invalid_topic_is_refused_everywhere(self, hub, topic, message):
         reader = Reader(hub)
-        with pytest.raises(ValueError, match=message):
-            check_topic(topic)
         with pytest.raises(ValueError, match=message):
             hub.subscribe(reader.subscriber, "fine", topic)
         with pytest.raises(ValueError, match=message):
@@ -223,36 +202,35 @@ class TestTopics:
         assert_empty(hub)
 
     @pytest.mark.parametrize("topic", [None, b"t", 1])
-    async def test_a_topic_is_a_str(self, hub, topic):
+    async def test_a_topic_that_is_not_a_str_is_refused(self, hub, topic):
         with pytest.raises(TypeError, match="expected a topic as str"):
             await hub.publish(topic, 1)
 
-    @given(st.text(max_size=300))
-    def test_any_text_is_a_topic_or_a_value_error(self, topic):
+    @given(st.text(max_size=300) | st.sampled_from(["x" * 255, "é" * 127]))
+    def test_any_text_of_1_to_255_bytes_without_control_characters_is_a_topic(self, topic):
+        try:
+            size = len(topic.encode())
+        except UnicodeEncodeError:
+            size = 0
+        is_valid = 1 <= size <= 255 and not any(c < " " or "\x7f" <= c <= "\x9f" for c in topic)
         try:
             check_topic(topic)
         except ValueError:
-            return
-        assert 1 <= len(topic.encode()) <= 255
+            assert not is_valid
+        else:
+            assert is_valid
 
 
 class TestLeaving:
-    def test_nothing_remains_after_the_last_unsubscribe(self, hub):
-        a, b = Reader(hub, "t", "u"), Reader(hub, "t")
-        hub.unsubscribe(a.subscriber, "t")
-        hub.unsubscribe(a.subscriber, "u")
-        hub.leave(b.subscriber)
-        assert_empty(hub)
-        assert a.subscriber.topics == set()
-
     def test_subscribing_twice_is_subscribing_once(self, hub):
         reader = Reader(hub, "t", "t")
         hub.subscribe(reader.subscriber, "t")
         assert hub.deliver("t", Codecs().payload(1)) == 1
         hub.unsubscribe(reader.subscriber, "t")
         assert_empty(hub)
+        assert reader.subscriber.topics == set()
 
-    def test_leaving_what_was_never_subscribed_does_nothing(self, hub):
+    def test_unsubscribing_from_another_topic_does_nothing(self, hub):
         reader = Reader(hub)
         hub.unsubscribe(reader.subscriber, "t")
         hub.leave(reader.subscriber)
@@ -260,7 +238,7 @@ class TestLeaving:
         hub.unsubscribe(reader.subscriber, "t")
         assert hub.statistics().subscriptions == 1
 
-    async def test_who_has_left_gets_nothing_more_and_may_come_back(self, hub):
+    async def test_a_subscriber_that_left_may_subscribe_again(self, hub):
         reader = Reader(hub, "t")
         hub.leave(reader.subscriber)
         assert (await hub.publish("t", 1)).subscribers == 0
@@ -269,7 +247,7 @@ class TestLeaving:
         assert reader.take() == ["2"]
 
     @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.sampled_from("tuv")), max_size=30))
-    def test_after_any_subscriptions_each_publish_reaches_exactly_the_subscribed(self, steps):
+    def test_after_any_subscriptions_a_publish_reaches_exactly_the_subscribers(self, steps):
         hub = RunningHub()
         readers = [Reader(hub) for _ in range(4)]
         expected = {topic: set() for topic in "tuv"}
@@ -292,56 +270,45 @@ class TestLeaving:
 
 class TestSettings:
     @pytest.mark.parametrize(
-        ("pattern", "topic", "fits"),
+        ("pattern", "topic", "matches"),
         [
-            ("chat:1", "chat:1", True),
             ("chat:1", "chat:12", False),
             ("chat:*", "chat:", True),
             ("chat:*", "chat:a/b", True),
-            ("chat:*", "chats:a", False),
-            ("*", "anything", True),
-            ("*:log", "a:log", True),
-            ("*:log", "a:logs", False),
-            ("a*b*c", "abc", True),
-            ("a*b*c", "a-b-b-c-c", True),
             ("a*b*c", "a-c-b", False),
-            ("a**c", "abc", True),
             ("a*a", "a", False),
             ("a.c", "abc", False),
             ("[ab]", "a", False),
-            ("a?", "ab", False),
             ("{x}(", "{x}(", True),
         ],
     )
-    def test_a_star_stands_for_any_characters_and_everything_else_for_itself(self, hub, pattern, topic, fits):
+    def test_a_star_matches_any_characters_and_other_characters_match_themselves(self, hub, pattern, topic, matches):
         hub.configure(pattern, queue=7)
-        assert (hub.settings(topic).queue == 7) is fits
+        assert (hub.settings(topic).queue == 7) is matches
 
-    def test_a_pattern_of_many_stars_takes_no_time_to_refuse_a_topic(self, hub):
+    def test_a_pattern_of_many_stars_refuses_a_topic_quickly(self, hub):
         hub.configure("*a" * 100 + "*b", queue=7)
         assert hub.settings("a" * 255).queue == 256
 
     @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", min_size=1, max_size=10))
-    def test_patterns_fit_as_in_a_shell(self, pattern, topic):
-        def fits(pattern, topic):
+    def test_patterns_match_as_in_a_shell(self, pattern, topic):
+        def matches(pattern, topic):
             if not pattern:
                 return not topic
             if pattern[0] == "*":
-                return any(fits(pattern[1:], topic[skipped:]) for skipped in range(len(topic) + 1))
-            return topic[:1] == pattern[0] and fits(pattern[1:], topic[1:])
+                return any(matches(pattern[1:], topic[skipped:]) for skipped in range(len(topic) + 1))
+            return topic[:1] == pattern[0] and matches(pattern[1:], topic[1:])
 
         hub = RunningHub()
         hub.configure(pattern, queue=7)
-        assert (hub.settings(topic).queue == 7) is fits(pattern, topic)
+        assert (hub.settings(topic).queue == 7) is matches(pattern, topic)
 
-    def test_the_first_pattern_that_fits_counts(self, hub):
+    def test_the_first_pattern_that_matches_wins(self, hub):
+        assert hub.settings("t") == TopicSettings(256, "close", None)
         hub.configure("chat:vip", queue=1)
         hub.configure("chat:*", queue=2)
         hub.configure("*", queue=3)
         assert [hub.settings(topic).queue for topic in ("chat:vip", "chat:x", "x")] == [1, 2, 3]
-
-    def test_without_a_pattern_a_slow_connection_is_closed_after_256_messages(self, hub):
-        assert hub.settings("t") == TopicSettings(256, "close", None)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -355,22 +322,18 @@ class TestSettings:
             ({"overflow": "latest", "key": coroutine}, "a plain function, because"),
         ],
     )
-    def test_a_setting_that_cannot_be_is_refused(self, hub, options, message):
+    def test_an_invalid_setting_is_refused(self, hub, options, message):
         with pytest.raises(ValueError, match=message):
             hub.configure("t", **options)
 
-    @pytest.mark.parametrize("url", ["local", "redis://localhost", "rediss://x", "nats://x"])
-    def test_a_backplane_that_is_yet_to_come_says_so(self, url):
-        with pytest.raises(FeatureUnavailable, match="this version has no"):
+    @pytest.mark.parametrize("url", ["local", "redis://localhost", "rediss://x", "nats://x", "kafka://x"])
+    def test_a_backplane_that_this_version_does_not_have_is_refused(self, url):
+        with pytest.raises((FeatureUnavailable, ValueError), match=r'hub="memory"'):
             RunningHub(url)
-
-    def test_a_backplane_that_nobody_knows_is_an_error(self):
-        with pytest.raises(ValueError, match='expected hub="memory"'):
-            RunningHub("kafka://x")
 
 
 class TestOverflow:
-    async def test_close_refuses_only_the_slow_one_and_the_others_get_everything(self, hub):
+    async def test_close_refuses_only_the_slow_subscriber(self, hub):
         hub.configure("t", queue=2)
         slow, quick = Reader(hub, "t"), Reader(hub, "t")
         got = []
@@ -383,29 +346,24 @@ class TestOverflow:
         assert hub.statistics().dropped == {"close": 1}
         assert hub.statistics().subscriptions == 1
 
-    async def test_latest_by_a_field_conflates_and_what_lacks_the_field_is_one_key(self, hub):
-        hub.configure("t", overflow="latest", key="symbol")
-        reader = Reader(hub, "t")
-        for value in [{"symbol": "a", "n": 1}, {"symbol": "b"}, {"n": 2}, "text", b"", {"symbol": "a", "n": 3}]:
-            await hub.publish("t", value)
-        assert [frame.data for frame in (reader.outbox.pop() for _ in range(3))] == [
-            b'{"symbol":"b"}',
-            b"",
-            b'{"symbol":"a","n":3}',
-        ]
-
     @pytest.mark.parametrize(
         ("overflow", "reached"), [("latest", [1, 1, 1]), ("drop_oldest", [1, 1, 1]), ("drop_newest", [1, 0, 0])]
     )
-    async def test_a_subscriber_is_reached_where_the_message_waits_for_it_whatever_had_to_go(
-        self, hub, overflow, reached
-    ):
+    async def test_a_subscriber_is_reached_if_its_outbox_took_the_message(self, hub, overflow, reached):
         hub.configure("t", queue=1, overflow=overflow)
         Reader(hub, "t")
         assert [(await hub.publish("t", number)).subscribers for number in range(3)] == reached
         assert hub.statistics().delivered == sum(reached)
 
-    async def test_latest_by_a_function_gets_the_message_as_it_was_published(self, hub):
+    async def test_latest_conflates_by_a_field_and_a_missing_field_is_one_key(self, hub):
+        hub.configure("t", overflow="latest", key="symbol")
+        reader = Reader(hub, "t")
+        for value in [{"symbol": "a", "n": 1}, {"symbol": "b"}, {"n": 2}, "text", b"", {"symbol": "a", "n": 3}]:
+            await hub.publish("t", value)
+        expected = [b'{"symbol":"b"}', b"", b'{"symbol":"a","n":3}']
+        assert [frame.data for frame in (reader.outbox.pop() for _ in range(3))] == expected
+
+    async def test_a_key_function_gets_the_message_as_it_was_published(self, hub):
         seen = []
         hub.configure("t", overflow="latest", key=lambda value: seen.append(value) or len(seen) % 2)
         reader = Reader(hub, "t")
@@ -414,15 +372,15 @@ class TestOverflow:
         assert seen == ["text", b"bytes", [1, "x"], {"a": None}]
         assert reader.take() == ['[1,"x"]', '{"a":null}']
 
-    async def test_a_key_function_that_raises_does_so_in_the_publisher_and_nobody_gets_anything(self, hub):
-        hub.configure("t", overflow="latest", key=lambda value: value["symbol"])
-        readers = [Reader(hub, "t") for _ in range(2)]
-        with pytest.raises(KeyError):
-            await hub.publish("t", {})
-        assert [reader.take() for reader in readers] == [[], []]
+    async def test_a_key_may_be_any_hashable_value(self, hub):
+        hub.configure("t", overflow="latest", key=lambda value: (Decimal(value), Color.RED))
+        reader = Reader(hub, "t")
+        for value in ("1.0", "2", "1", "2.0"):
+            await hub.publish("t", value)
+        assert reader.take() == ['"1"', '"2.0"']
 
     @pytest.mark.parametrize("is_dict", [True, False])
-    async def test_a_key_that_is_nested_deep_conflates_as_any_other(self, hub, is_dict):
+    async def test_a_deeply_nested_key_conflates(self, hub, is_dict):
         def deep(innermost):
             for _ in range(MAX_DEPTH - 2):
                 innermost = {"a": innermost} if is_dict else [innermost]
@@ -445,7 +403,7 @@ class TestOverflow:
             (lambda value: 1 / 0, "division by zero"),
         ],
     )
-    async def test_what_is_no_key_is_refused_before_anybody_got_anything(self, hub, key, complaint):
+    async def test_an_invalid_key_raises_in_publish_before_the_delivery(self, hub, key, complaint):
         hub.configure("t", overflow="latest", key=key)
         readers = [Reader(hub, "t") for _ in range(3)]
         for _ in range(2):
@@ -453,14 +411,7 @@ class TestOverflow:
                 await hub.publish("t", [])
         assert [reader.take() for reader in readers] == [[], [], []]
 
-    async def test_a_key_may_be_what_a_function_makes_of_the_message(self, hub):
-        hub.configure("t", overflow="latest", key=lambda value: (Decimal(value), Colour.RED))
-        reader = Reader(hub, "t")
-        for value in ("1.0", "2", "1", "2.0"):
-            await hub.publish("t", value)
-        assert reader.take() == ['"1"', '"2.0"']
-
-    async def test_the_apps_own_json_is_what_a_key_is_looked_up_in(self):
+    async def test_a_key_is_looked_up_in_the_apps_own_json(self):
         class Doubling:
             frames = "text"
 
@@ -480,41 +431,30 @@ class TestOverflow:
         assert reader.take() == ["<b>", "<a>"]
 
     @pytest.mark.parametrize("error", [ValueError, TypeError, KeyError, RecursionError])
-    async def test_a_codec_that_cannot_encode_ends_its_own_subscribers_and_harms_nobody_else(self, hub, caplog, error):
-        class Failing:
-            def frame(self, payload):
-                raise error("not this one")
-
-        before, broken, after = Reader(hub, "t"), Reader(hub, "t", codec=Failing()), Reader(hub, "t")
-        assert (await hub.publish("t", 1)).subscribers == 2
+    async def test_a_codec_that_fails_closes_only_its_own_subscribers(self, hub, caplog, error):
+        codec = FailingCodec(error)
+        before, broken, after = Reader(hub, "t"), Reader(hub, "t", codec=codec), Reader(hub, "t")
+        publisher = Reader(hub, "t", codec=codec)
+        assert (await hub.publish("t", 1, skip=publisher.subscriber.id)).subscribers == 2
         assert (before.take(), after.take()) == (["1"], ["1"])
-        assert broken.refusals == [(1011, "message cannot be encoded")]
+        assert (broken.refusals, publisher.refusals) == ([(1011, "message cannot be encoded")], [])
         assert hub.statistics().dropped == {"unencodable": 1}
         assert "cannot be encoded for some of its subscribers" in caplog.text
-
-    async def test_the_publisher_that_is_left_out_stays_whatever_its_codec_can_carry(self, hub, caplog):
-        class Failing:
-            def frame(self, payload):
-                raise ValueError("no form for it")
-
-        codec = Failing()
-        publisher = Reader(hub, "t", codec=codec)
+        caplog.clear()
         await hub.publish("t", 1, skip=publisher.subscriber.id)
-        assert caplog.text == ""
-        broken = Reader(hub, "t", codec=codec)
-        await hub.publish("t", 1, skip=publisher.subscriber.id)
-        assert (publisher.refusals, len(broken.refusals)) == ([], 1)
-        assert hub.statistics().dropped == {"unencodable": 1}
+        assert (publisher.refusals, caplog.text) == ([], "")
 
 
 class TestStatistics:
-    async def test_they_count_what_happened_and_what_waits(self, hub):
+    async def test_statistics_count_what_happened_and_what_is_pending(self, hub):
         hub.configure("d", queue=1, overflow="drop_newest")
         a, b = Reader(hub, "t", "d"), Reader(hub, "t")
+        before = hub.statistics()
         await hub.publish("t", 1)
         await hub.publish("d", 1)
         await hub.publish("d", 2)
         await hub.publish("nobody", 1)
+        assert before.dropped == {}
         assert hub.statistics()._asdict() == {
             "connections": 0,
             "topics": 2,
@@ -531,33 +471,18 @@ class TestStatistics:
         b.take()
         assert (hub.statistics().queued, hub.statistics().largest_queue) == (0, 0)
 
-    async def test_writes_are_counted_by_the_next_power_of_two_of_their_messages(self, hub):
+    async def test_writes_are_counted_by_the_next_power_of_two(self, hub):
         hub._flusher.sizes.update({1: 5, 2: 1, 3: 1, 4: 1, 5: 1, 100: 2})
         statistics = hub.statistics()
         assert statistics.flush_sizes == {"1": 5, "2": 1, "4": 2, "8": 1, "128": 2}
         assert json.loads(dumps_json(statistics._asdict())) == statistics._asdict()
 
-    def test_they_are_a_snapshot(self, hub):
-        statistics = hub.statistics()
-        hub.losses["close"] += 1
-        assert statistics.dropped == {}
-        assert (statistics.queued, statistics.largest_queue) == (0, 0)
-
 
 class TestPublishingFromAThread:
-    async def test_it_publishes_in_the_event_loop_and_returns_the_receipt(self, hub):
+    async def test_publishing_from_any_thread_runs_in_the_event_loop(self, hub):
         hub.loop.attach()
-        reader = Reader(hub, "t")
-        threads = []
+        reader, receipts, threads, done = Reader(hub, "t"), [], [], anyio.Event()
         reader.subscriber.wake = lambda: threads.append(threading.current_thread())
-        receipt = await anyio.to_thread.run_sync(hub.publish_from_thread, "t", 1)
-        assert receipt == Receipt(1, None)
-        assert reader.take() == ["1"]
-        assert threads == [threading.current_thread()]
-
-    async def test_a_thread_of_any_make_may_publish(self, hub):
-        hub.loop.attach()
-        reader, receipts, done = Reader(hub, "t"), [], anyio.Event()
         token = anyio.lowlevel.current_token()
 
         def work():
@@ -569,48 +494,26 @@ class TestPublishingFromAThread:
         with anyio.fail_after(5):
             await done.wait()
         thread.join(5)
-        assert receipts == [Receipt(1, None)]
-        assert reader.take() == ["1"]
+        receipts.append(await anyio.to_thread.run_sync(hub.publish_from_thread, "t", 2))
+        assert receipts == [Receipt(1, None)] * 2
+        assert reader.take() == ["1", "2"]
+        assert threads == [threading.current_thread()] * 2
 
-    async def test_what_publish_raises_is_raised_in_the_thread(self, hub):
+    async def test_an_error_of_publish_is_raised_in_the_thread(self, hub):
         hub.loop.attach()
         with pytest.raises(ValueError, match="at least one character"):
             await anyio.to_thread.run_sync(hub.publish_from_thread, "", 1)
 
-    async def test_in_the_loops_own_thread_it_says_what_to_write_instead(self, hub):
+    async def test_publishing_from_the_event_loops_thread_is_refused(self, hub):
+        with pytest.raises(RuntimeError, match="between its start-up and its shutdown"):
+            hub.publish_from_thread("t", 1)
         hub.loop.attach()
         with pytest.raises(RuntimeError, match=r"write `await app\.publish\(topic, value\)`"):
             hub.publish_from_thread("t", 1)
 
-    def test_before_the_app_has_started_it_says_so(self, hub):
-        with pytest.raises(RuntimeError, match="between its start-up and its shutdown"):
-            hub.publish_from_thread("t", 1)
 
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_publishing_from_a_thread_when_the_loop_has_ended_is_an_error_and_no_hang(hub, backend):
-    async def main():
-        hub.loop.attach()
-
-    anyio.run(main, backend=backend)
-    errors = []
-
-    def work():
-        try:
-            hub.publish_from_thread("t", 1)
-        except RuntimeError as error:
-            errors.append(str(error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(5)
-    assert len(errors) == 1
-    assert "finished" in errors[0]
-
-
-@pytest.mark.parametrize("use_uvloop", [False, True])
-def test_threads_that_publish_all_the_time_learn_that_the_loop_has_ended_and_do_not_hang(hub, use_uvloop):
-    errors = []
+def publishing_threads(hub, count, errors):
+    """Threads that publish until it is refused."""
 
     def work():
         try:
@@ -619,10 +522,30 @@ def test_threads_that_publish_all_the_time_learn_that_the_loop_has_ended_and_do_
         except RuntimeError as error:
             errors.append(str(error))
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
+    return [threading.Thread(target=work, daemon=True) for _ in range(count)]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_publishing_from_a_thread_after_the_loop_ended_is_an_error(hub, backend):
+    async def main():
+        hub.loop.attach()
+
+    anyio.run(main, backend=backend)
+    errors = []
+    [thread] = publishing_threads(hub, 1, errors)
+    thread.start()
+    thread.join(5)
+    assert len(errors) == 1
+    assert "finished" in errors[0]
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_threads_that_publish_while_the_loop_ends_do_not_hang(hub, use_uvloop):
+    errors = []
+    threads = publishing_threads(hub, 8, errors)
 
     async def main():
-        # What a thread has begun in the last turn stays undone, which asyncio would log.
+        # What a thread began in the last turn stays undone, and asyncio would log it.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         hub.loop.attach()
         for thread in threads:

@@ -115,7 +115,7 @@ class TestKinds:
             ("/stream?stream", ["/async", "/error", "/view", "/static/a.txt"]),
         ],
     )
-    async def test_a_kind_whose_threads_are_blocked_does_not_stop_the_others(self, tmp_path, blocked, others):
+    async def test_blocked_threads_of_one_kind_do_not_block_other_kinds(self, tmp_path, blocked, others):
         async with Blocking(tmp_path).blocked(blocked) as client:
             answers = [(await client.get(path)).text for path in others]
         assert answers == [
@@ -123,13 +123,13 @@ class TestKinds:
         ]
 
     @pytest.mark.parametrize("blocked", ["/async?hook", "/error?handler"])
-    async def test_a_hook_that_blocks_does_not_stop_the_event_loop(self, tmp_path, blocked):
+    async def test_a_hook_that_blocks_does_not_block_the_event_loop(self, tmp_path, blocked):
         blocking = Blocking(tmp_path, threads=2)
         async with blocking.blocked(blocked) as client:
             assert (await client.get("/async")).text == "async"
             assert (await client.get("/view")).text == "view"
 
-    async def test_the_setting_is_how_many_run_at_a_time(self):
+    async def test_threads_limits_how_many_views_run_at_a_time(self):
         app, counter = App(threads=2), TwoAtATime()
 
         @app.get("/")
@@ -145,7 +145,7 @@ class TestKinds:
         for backend in ("asyncio", "trio", "asyncio"):
             assert anyio.run(ask, app, backend=backend).text == "done"
 
-    async def test_a_stream_outside_of_an_app_has_threads_too(self):
+    async def test_a_stream_outside_an_app_runs_in_shared_threads(self):
         sent = []
 
         async def send(event):
@@ -155,7 +155,7 @@ class TestKinds:
         await EventStream(iter(["a"]))(scope, anyio.sleep_forever, send)
         assert b"data: a\n\n" in sent
 
-    def test_those_of_a_scope_are_its_apps(self):
+    def test_a_scope_has_the_threads_of_its_app(self):
         app = App()
         assert threads_of({"app": app}) is app.threads
         assert threads_of({}) is threads_of({"app": object()})
@@ -190,7 +190,7 @@ class TestHooks:
         assert len(threads) == 6
         assert threading.get_ident() not in threads
 
-    async def test_async_ones_and_plain_decorators_around_them_run_in_the_event_loops_thread(self):
+    async def test_async_hooks_run_in_the_event_loops_thread(self):
         app, threads = App(), []
 
         async def hook(*args):
@@ -212,7 +212,7 @@ class TestHooks:
         assert (await ask(app)).text == "page"
         assert threads == [threading.get_ident()] * 10
 
-    async def test_those_of_start_up_and_shutdown_run_in_the_event_loops_thread(self):
+    async def test_startup_and_shutdown_hooks_run_in_the_event_loops_thread(self):
         # What they make often belongs to it: SQLite's connections, tasks, signal handlers.
         app, threads = App(), []
         app.on_startup(lambda: threads.append(threading.get_ident()))
@@ -221,7 +221,7 @@ class TestHooks:
             pass
         assert threads == [threading.get_ident()] * 2
 
-    async def test_those_of_an_included_app_use_the_threads_of_the_app_that_serves(self):
+    async def test_hooks_of_an_included_app_use_the_outer_apps_threads(self):
         part, app, counter = App(), App(threads=2), TwoAtATime()
         part.before_request(lambda request: counter.count())
         part.get("/")(nothing)
@@ -230,7 +230,7 @@ class TestHooks:
 
 
 class TestContext:
-    async def test_what_a_plain_hook_sets_is_set_in_the_view_and_in_later_hooks(self):
+    async def test_a_plain_hook_sets_context_variables_for_the_view_and_later_hooks(self):
         app, seen = App(), []
 
         @app.before_request
@@ -259,7 +259,7 @@ class TestContext:
         assert seen == ["Anna", "Bert"] * 2
         assert USER.get() == "nobody"
 
-    async def test_the_same_where_it_raises(self):
+    async def test_a_plain_hook_that_raises_sets_context_variables_too(self):
         app = App()
 
         @app.before_websocket
@@ -277,7 +277,7 @@ class TestContext:
 
         assert (await refusal_of(app)).body == b"Anna"
 
-    async def test_steps_of_a_plain_generator_share_theirs(self):
+    async def test_steps_of_a_plain_generator_share_context_variables(self):
         app = App()
 
         @app.get("/")
@@ -290,14 +290,3 @@ class TestContext:
             return StreamingResponse(count())
 
         assert (await ask(app)).text == "nobody 0 1 "
-
-    async def test_the_view_behind_a_plain_hook_may_wait(self):
-        app = App()
-        app.before_request(lambda request: None)
-
-        @app.get("/")
-        async def view():
-            await anyio.lowlevel.checkpoint()
-            return "done"
-
-        assert (await ask(app)).text == "done"

@@ -7,9 +7,9 @@ from math import inf
 
 import anyio
 
-from microws.closing import DEFAULT_REASONS, CloseCode
+from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
-from microws.hub import Outbox
+from microws.hub import Outbox, close_too_slow
 from microws.interfaces import Frame, Limits
 from microws.state import CONNECTING, OPEN, State
 from microws.tasks import Tasks
@@ -204,7 +204,7 @@ class Connection(ABC):
 
     def _close_slow(self) -> None:
         """The client took nothing for ``send_timeout`` seconds."""
-        self.close_now(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
+        close_too_slow(self.close_now)
 
     async def _send_later(self, frame: Frame) -> None:
         """Queue a frame that cannot be sent at once. If the outbox is full, wait for room in it."""

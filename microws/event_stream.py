@@ -8,7 +8,6 @@ it.
 
 import asyncio
 import re
-from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from microws.connection.deadlines import Deadlines
 from microws.errors import Overflow
 from microws.handshake import HeadersLike
 from microws.hub import (
-    BACKED_UP,
-    MAX_PART_BYTES,
     FrameCodec,
     Hub,
     Outbox,
@@ -286,7 +283,7 @@ class EventStream(StreamingResponse):
         if not isinstance(source, Stream) or scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
         exchange: Exchange | None = scope.get("microws.exchange")
-        events: _TopicEvents
+        events: _DirectEvents | _PortableEvents
         if exchange is not None and exchange.is_received and exchange.is_own(send):
             events = _DirectEvents(source, self._keepalive, exchange)
         else:
@@ -352,153 +349,174 @@ class Exchange(Protocol):
         ...
 
 
-class _TopicEvents(ABC):
+class _TopicEvents:
     """
-    The events of some topics for one client.
+    The events of some topics for one client: what the outbox writes to ``sink``.
+
+    A comment is sent every ``keepalive`` seconds, even if there were events: what is written to many connections at
+    once does not pass here.
 
     Args:
         stream: The topics.
-        keepalive: Seconds of silence before a comment.
+        keepalive: Seconds between two comments.
+        sink: The way to the client.
         is_chunked: Whether each event is also a chunk of HTTP/1.1.
     """
 
-    __slots__ = ("__weakref__", "_keepalive", "_loop", "_outbox", "_silences", "_stream", "_subscriber")
+    __slots__ = ("__weakref__", "_is_chunked", "_outbox", "_silences", "_sink", "_stream", "_subscriber")
 
-    def __init__(self, stream: Stream, keepalive: float, *, is_chunked: bool) -> None:
-        self._keepalive = keepalive
-        # asyncio's; ``None`` on trio.
-        self._loop = running_loop()
-        self._silences = None if self._loop is None else _silences_of(self._loop, keepalive)
+    def __init__(self, stream: Stream, keepalive: float, sink: Sink, *, is_chunked: bool) -> None:
+        # ``None`` on trio.
+        self._silences = None if (loop := running_loop()) is None else _silences_of(loop, keepalive)
+        self._sink: Sink | None = sink
+        self._is_chunked = is_chunked
         self._stream = stream
         # Before the head of the response: what is published once the client has it is for the client.
         subscriber = stream.attach(is_chunked=is_chunked, wake=self._wake, refuse=self._refuse)
         self._subscriber: Subscriber | None = subscriber
         self._outbox = subscriber.outbox
 
-    @abstractmethod
-    async def send(self, start: Event, receive: Receive, send: Send) -> None:
-        """Send the response, until the client disconnects or would miss a message."""
-
-    @abstractmethod
     def break_silence(self) -> None:
-        """Send a comment."""
+        """Send a comment, unless something else is being sent."""
+        if self._silences is not None:
+            self._silences.start(self)
+        sink = self._outbox.sink
+        if sink is not None and sink.is_writable and not sink.is_lost and not self._outbox.has_waiting:
+            sink.write(_KEEPALIVES[self._is_chunked])
 
-    @abstractmethod
+    def _start(self) -> None:
+        """From now on the outbox writes to the sink."""
+        self._outbox.sink = self._sink
+        if self._silences is not None:
+            self._silences.start(self)
+        self._wake()
+
     def _wake(self) -> None:
-        """Send what was queued in the outbox."""
+        self._outbox.drain()
 
-    @abstractmethod
     def _refuse(self, code: int, reason: str) -> None:
         """End the response, because the client would miss a message: it reconnects."""
+        self._outbox.clear()
+        if self._sink is not None:
+            self._sink.close(code, reason)
 
     def _detach(self) -> None:
-        # The subscriber refers to this object: without ``None`` both would be left to the garbage collector.
+        """Unsubscribe."""
+        if self._silences is not None:
+            self._silences.stop(self)
+        # Subscriber and sink refer to this object: otherwise they would be left to the garbage collector.
+        self._sink = self._outbox.sink = None
         subscriber, self._subscriber = self._subscriber, None
         if subscriber is not None:
             self._stream.detach(subscriber)
 
 
 class _PortableEvents(_TopicEvents):
-    """On any server: one task sends the events, this one waits for the client to disconnect."""
+    """On any server. One task sends the events, this one waits for the client to disconnect. This is also the sink."""
 
-    __slots__ = ("_event", "_has_ended", "_has_left", "_waiter")
+    __slots__ = ("_body", "_has_ended", "_has_left", "_keepalive", "_loop", "_waiter", "is_writable")
+
+    # Of a sink. ``is_writable`` while the sending task waits for something to send.
+    socket: int | None = None
+    is_lost = False
 
     def __init__(self, stream: Stream, keepalive: float) -> None:
-        # What the sending task waits for: on asyncio the next bytes, on trio a sign that there are some.
-        self._waiter: asyncio.Future[bytes] | None = None
-        self._event: anyio.Event | None = None
-        self._has_ended = self._has_left = False
-        super().__init__(stream, keepalive, is_chunked=False)
+        # asyncio's; ``None`` on trio.
+        self._loop = running_loop()
+        self._keepalive = keepalive
+        self._waiter: asyncio.Future[None] | anyio.Event | None = None
+        # What the sending task sends next; empty at the end.
+        self._body = b""
+        self.is_writable = self._has_ended = self._has_left = False
+        super().__init__(stream, keepalive, self, is_chunked=False)
 
     async def send(self, start: Event, receive: Receive, send: Send) -> None:
+        """Send the response, until the client disconnects or would miss a message."""
         try:
             await send(start)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send_events, send, tasks.cancel_scope)
+                if self._loop is None:
+                    tasks.start_soon(self._keep_alive)
                 while (await receive())["type"] != "http.disconnect":
                     pass
-                self._has_left = self._has_ended = True
-                if self._waiter is None and self._event is None:
+                self._has_left = True
+                if not self.is_writable:
                     # The sending task is within ``send``, which waits for the client. If it waits for events, it is
                     # woken instead: a cancelled wait would leave objects to the garbage collector.
                     tasks.cancel_scope.cancel()
-                self._wake()
+                self._end()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             self._detach()
 
     async def _send_events(self, send: Send, response: "anyio.CancelScope") -> None:
-        outbox = self._outbox
-        outbox.carry = self._carry
         try:
             await send(body_part(_OPENING))
-            while not self._has_ended:
-                if body := outbox.take(MAX_PART_BYTES) or await self._wait():
-                    await send(body_part(body))
+            if self._loop is None:
+                # On trio there are no batches.
+                self._outbox.retire()
+            self._start()
+            while body := await self._next():
+                await send(body_part(body))
             if not self._has_left:
                 await send({"type": "http.response.body", "body": b""})
         except OSError:
             # The client disconnected.
             # https://asgi.readthedocs.io/en/latest/specs/www.html#disconnected-client-send-exception
             pass
-        finally:
-            outbox.carry = None
         response.cancel()
 
-    async def _wait(self) -> bytes:
-        """Wait for what is to be sent next; empty if it is in the outbox."""
-        loop, silences = self._loop, self._silences
-        if loop is None or silences is None:
-            self._event = anyio.Event()
-            with anyio.move_on_after(self._keepalive) as silence:
-                await self._event.wait()
-            self._event = None
-            return KEEPALIVE if silence.cancelled_caught else b""
-        self._outbox.release()
-        self._waiter = loop.create_future()
-        silences.start(self)
+    async def _next(self) -> bytes:
+        """Wait for what is to be sent next; empty at the end."""
+        if self._has_ended:
+            return b""
+        self._body = b""
+        waiter = self._waiter = anyio.Event() if self._loop is None else self._loop.create_future()
+        self.is_writable = True
         try:
-            return await self._waiter
+            self._outbox.drain()
+            await (waiter if isinstance(waiter, asyncio.Future) else waiter.wait())
         finally:
-            self._waiter = None
-            silences.stop(self)
+            self.is_writable = False
+        return self._body
 
-    def _carry(self) -> None:
-        """Send the batch of this turn of the event loop. Its bytes were joined once for all clients."""
-        outbox, batch, waiter = self._outbox, self._outbox.batch, self._waiter
-        if waiter is None or waiter.done() or outbox or batch is None or batch.previous is not None:
-            outbox.hold()
-            self._wake()
-        else:
-            outbox.batch = BACKED_UP
-            waiter.set_result(batch.encoded)
+    async def _keep_alive(self) -> None:
+        while True:
+            await anyio.sleep(self._keepalive)
+            self.break_silence()
 
-    def break_silence(self) -> None:
-        self._end_wait(KEEPALIVE)
+    def buffered(self) -> int:
+        """Nothing is buffered here."""
+        return 0
 
-    def _wake(self) -> None:
-        self._end_wait(b"")
+    def write(self, frames: bytes | memoryview) -> None:
+        """Have the sending task, which waits, send ``frames``."""
+        self._body = bytes(frames)
+        self._resume()
 
-    def _end_wait(self, body: bytes) -> None:
-        if self._event is not None:
-            self._event.set()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(body)
-
-    def _refuse(self, code: int, reason: str) -> None:
-        self._has_ended = True
+    def close(self, code: int, reason: str) -> None:
+        """End the response."""
+        self._end()
         self._detach()
-        self._wake()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        if self.is_writable:
+            self._resume()
+
+    def _resume(self) -> None:
+        self.is_writable = False
+        waiter = self._waiter
+        if isinstance(waiter, anyio.Event):
+            waiter.set()
+        elif waiter is not None:
+            waiter.set_result(None)
 
 
 class _DirectEvents(_TopicEvents):
-    """
-    On this package's own server: events go from the outbox to the connection, as a WebSocket's messages do.
-
-    This task only waits for the end. A comment is sent every ``keepalive`` seconds, even if there were events: a stream
-    does not see what is written to many connections at once.
-    """
+    """On this package's own server: the outbox writes to the connection, as for a WebSocket. This task only waits."""
 
     __slots__ = ("_connection", "_end", "_exchange")
 
@@ -506,20 +524,18 @@ class _DirectEvents(_TopicEvents):
         self._exchange = exchange
         self._connection = exchange.connection
         self._end = asyncio.get_running_loop().create_future()
-        super().__init__(stream, keepalive, is_chunked=exchange.takes_chunks)
+        super().__init__(stream, keepalive, exchange.connection, is_chunked=exchange.takes_chunks)
 
     async def send(self, start: Event, receive: Receive, send: Send) -> None:
+        """Send the response, until the client disconnects or would miss a message."""
         try:
             await send(start)
             # It would be kept for the whole life of the stream.
             del start
             await send(body_part(_OPENING))
-            self._outbox.sink = self._connection
             self._connection.on_writable = self._wake
-            assert self._silences is not None
-            self._silences.start(self)
+            self._start()
             self._exchange.watch_end(self._leave)
-            self._wake()
             await self._end
         except OSError:
             # The client disconnected.
@@ -528,27 +544,11 @@ class _DirectEvents(_TopicEvents):
         finally:
             self._leave()
 
-    def break_silence(self) -> None:
-        connection = self._connection
-        assert self._silences is not None
-        self._silences.start(self)
-        if connection.is_writable and not connection.is_lost and not self._outbox.has_waiting:
-            connection.write(_KEEPALIVES[self._exchange.takes_chunks])
-
-    def _wake(self) -> None:
-        self._outbox.drain()
-
-    def _refuse(self, code: int, reason: str) -> None:
-        self._outbox.clear()
-        self._connection.close(code, reason)
-
     def _leave(self) -> None:
         """The client disconnected, or the server ends the response: first send what was published before."""
-        assert self._silences is not None
-        self._silences.stop(self)
         connection, outbox = self._connection, self._outbox
         if outbox.sink is not None:
-            outbox.sink = connection.on_writable = None
+            connection.on_writable = None
             if not connection.is_lost and (rest := outbox.take_all()):
                 connection.write(rest)
         self._detach()

@@ -1,4 +1,4 @@
-"""What is published in one turn of the event loop leaves at its end: in order, shared, joined, and by turns."""
+"""Messages published in one turn of the event loop are written at its end, joined and in order."""
 
 import asyncio
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microws.connection.bulk_writes import MAX_SOCKETS, BulkWriter
-from microws.hub import BACKED_UP, MAX_PART_BYTES, Batch, Flusher, Outbox, Published, TopicSettings
+from microws.hub import BACKED_UP, MAX_PART_BYTES, Batch, Outbox, Published, TopicSettings
+from microws.hub.flush import Flusher
 from microws.interfaces import Frame
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +20,7 @@ def anyio_backend():
 
 
 class Sink:
-    """A client's end, which takes ``room`` writes, and goes at its write number ``lost_at``."""
+    """A connection that takes ``room`` writes, and is lost at write number ``lost_at``."""
 
     socket = None
 
@@ -72,7 +73,7 @@ async def turn():
     await asyncio.sleep(0)
 
 
-async def test_what_is_published_in_one_turn_is_one_write_to_each_and_the_same_bytes():
+async def test_messages_of_one_turn_are_one_write_of_shared_bytes():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(5)]
     for text in "abc":
         assert flusher.put(published(text), outboxes) == []
@@ -92,7 +93,7 @@ async def test_a_single_message_is_not_joined_with_anything():
     assert outbox.sink.writes[0] is message.encoded
 
 
-async def test_each_gets_its_own_messages_in_the_order_in_which_they_were_published():
+async def test_each_connection_gets_its_messages_in_order():
     flusher, a, b, c = Flusher(BulkWriter().write), connection(), connection(), connection()
     flusher.put(published("1"), [a, b])
     flusher.put(published("2"), [b, c])
@@ -102,7 +103,7 @@ async def test_each_gets_its_own_messages_in_the_order_in_which_they_were_publis
     assert [outbox.sink.writes for outbox in (a, b, c)] == [[frames(*"13")], [frames(*"123")], [frames(*"234")]]
 
 
-async def test_what_is_held_is_given_back_and_nothing_leaves_it():
+async def test_put_returns_the_outboxes_that_are_backed_up():
     flusher, held, other = Flusher(BulkWriter().write), Outbox(), connection()
     assert flusher.put(published("a"), [held, other]) == [held]
     await turn()
@@ -110,11 +111,7 @@ async def test_what_is_held_is_given_back_and_nothing_leaves_it():
     assert held.batch is BACKED_UP
 
 
-async def test_nothing_is_scheduled_where_all_are_held():
-    assert Flusher(BulkWriter().write).put(published("a"), [Outbox(), Outbox()]) != []
-
-
-async def test_what_was_flushed_or_forgotten_meanwhile_leaves_once_or_not_at_all():
+async def test_a_batch_that_was_flushed_or_cleared_is_not_written_again():
     flusher, a, b = Flusher(BulkWriter().write), connection(), connection()
     flusher.put(published("1"), [a, b])
     a.flush()
@@ -146,7 +143,7 @@ async def test_connections_of_a_failed_bulk_write_are_closed_with_1011(monkeypat
     assert alone.sink.writes == [frames("1")]
 
 
-async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
+async def test_a_large_broadcast_takes_several_turns_and_keeps_its_order():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(2500)]
     flusher.put(published("1"), outboxes)
     while not outboxes[0].sink.writes:
@@ -165,7 +162,7 @@ async def test_a_large_broadcast_is_cut_into_turns_and_keeps_its_order():
     assert set(texts) == {frames("1", *"2" * len(turns))}
 
 
-async def test_for_many_connections_a_write_waits_while_each_turn_brings_more():
+async def test_a_write_to_many_waits_while_each_turn_brings_more():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(400)]
     for text in "abc":
         flusher.put(published(text), outboxes)
@@ -175,7 +172,7 @@ async def test_for_many_connections_a_write_waits_while_each_turn_brings_more():
     assert {outbox.sink.writes[0] for outbox in outboxes} == {frames(*"abc")}
 
 
-async def test_a_write_does_not_wait_for_ever():
+async def test_a_write_to_many_waits_for_eight_turns_at_most():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(400)]
     for number in range(20):
         flusher.put(published(str(number)), outboxes)
@@ -183,7 +180,7 @@ async def test_a_write_does_not_wait_for_ever():
     assert len(outboxes[0].sink.writes) >= 2
 
 
-async def test_for_a_few_connections_no_write_waits():
+async def test_a_write_to_a_few_does_not_wait():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(50)]
     flusher.put(published("a"), outboxes)
     await turn()
@@ -201,7 +198,7 @@ async def test_large_messages_take_more_turns():
     assert [len(outbox.sink.writes) for outbox in outboxes] == [1] * 100
 
 
-async def test_what_does_not_fit_in_a_turn_leaves_in_the_next():
+async def test_what_exceeds_a_turn_leaves_in_the_next_one():
     """Messages that fill the 2.5 MiB of a turn to the byte, with others behind them."""
     flusher = Flusher(BulkWriter().write)
     for size in (6000, 6144, 6200):
@@ -229,7 +226,7 @@ async def test_a_failed_write_to_one_connection_does_not_touch_the_others(caplog
     assert [len(outbox.sink.writes) for outbox in outboxes] == [2] * 7 + [0] + [1] * 22
 
 
-async def test_a_batch_goes_on_in_parts_that_are_written_one_by_one():
+async def test_the_parts_of_a_large_batch_are_written_one_by_one():
     flusher, outbox = Flusher(BulkWriter().write), connection()
     texts = [str(n % 10) * 20_000 for n in range(10)]
     for text in texts:
@@ -241,7 +238,7 @@ async def test_a_batch_goes_on_in_parts_that_are_written_one_by_one():
     assert not flusher.is_behind
 
 
-async def test_what_the_client_does_not_take_waits_by_the_policy_of_its_topic():
+async def test_what_the_client_does_not_take_is_queued_by_the_policy():
     flusher, outbox = Flusher(BulkWriter().write), connection(room=1)
     flusher.put(published("1"), [outbox])
     await turn()
@@ -253,7 +250,7 @@ async def test_what_the_client_does_not_take_waits_by_the_policy_of_its_topic():
     assert outbox.take() == frames(*"34")
 
 
-def test_who_is_lost_in_the_middle_of_a_batch_is_sent_nothing_more_of_it():
+def test_a_connection_lost_amid_a_batch_gets_no_more_of_it():
     outbox = connection()
     outbox.sink.lost_at = 2
     for _ in range(3):
@@ -264,7 +261,7 @@ def test_who_is_lost_in_the_middle_of_a_batch_is_sent_nothing_more_of_it():
     assert outbox.count == 0
 
 
-async def test_parts_that_the_client_does_not_take_wait_behind_one_that_it_did():
+async def test_parts_that_the_client_does_not_take_are_queued():
     flusher, outbox = Flusher(BulkWriter().write), connection(room=1)
     texts = [str(n) * 40_000 for n in range(4)]
     for text in texts:
@@ -274,7 +271,7 @@ async def test_parts_that_the_client_does_not_take_wait_behind_one_that_it_did()
     assert outbox.take() == frames(*texts[1:])
 
 
-async def test_a_client_that_would_miss_a_message_is_closed_with_1013_and_gets_nothing_later():
+async def test_a_client_that_would_miss_a_message_is_closed_with_1013():
     flusher, outbox = Flusher(BulkWriter().write), connection(room=0)
     for _ in range(3):
         flusher.put(published("x", queue=2), [outbox])
@@ -283,7 +280,7 @@ async def test_a_client_that_would_miss_a_message_is_closed_with_1013_and_gets_n
     assert (outbox.count, outbox.batch) == (0, BACKED_UP)
 
 
-async def test_a_held_outbox_goes_on_by_turns_when_it_is_released():
+async def test_a_released_outbox_sends_in_batches_again():
     flusher, outbox = Flusher(BulkWriter().write), connection(room=0)
     flusher.put(published("1"), [outbox])
     await turn()
@@ -295,7 +292,7 @@ async def test_a_held_outbox_goes_on_by_turns_when_it_is_released():
     assert outbox.sink.writes == [frames("1"), frames("2")]
 
 
-async def test_taking_all_takes_what_waits_and_the_batch_behind_it():
+async def test_take_all_takes_the_queue_and_the_batch():
     flusher, outbox = Flusher(BulkWriter().write), connection()
     outbox.send_nowait(Frame("sent"))
     flusher.put(published("1"), [outbox])
@@ -305,7 +302,7 @@ async def test_taking_all_takes_what_waits_and_the_batch_behind_it():
     assert (outbox.sink.writes, outbox.take_all()) == ([], b"")
 
 
-def test_an_event_loop_that_has_ended_leaves_no_other_one_waiting():
+def test_a_batch_of_an_ended_event_loop_delays_no_other_loop():
     flusher, outbox, later = Flusher(BulkWriter().write), connection(), connection()
 
     async def put(text, *outboxes):
@@ -321,7 +318,7 @@ def test_an_event_loop_that_has_ended_leaves_no_other_one_waiting():
 
 
 @given(st.lists(st.integers(0, 30_000), min_size=1, max_size=40))
-def test_a_batch_holds_every_message_once_in_parts_of_bounded_size(sizes):
+def test_a_batch_has_every_message_once_in_parts_of_bounded_size(sizes):
     batch = None
     messages = [published("x" * size) for size in sizes]
     for message in messages:

@@ -1,4 +1,4 @@
-"""The hub leaves others their turns, and costs what is asked of it: counted in turns and steps, not in seconds."""
+"""The hub lets other tasks run, and its cost is bounded: counted in turns and steps, not in seconds."""
 
 import asyncio
 from collections import Counter
@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from test_hub import RunningHub
 
 from microws.codec import JSON, TEXT, Codecs
-from microws.connection.bulk_writes import BulkWriter
-from microws.hub import Hub, Outbox, Subscriber
+from microws.hub import Outbox, Subscriber
 
 pytestmark = pytest.mark.anyio
 
@@ -21,17 +21,6 @@ LOSSES = Counter()
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-class RunningHub(Hub):
-    """A hub that runs in the event loop of whoever publishes."""
-
-    def __init__(self, url="memory"):
-        super().__init__(Codecs(), url, write=BulkWriter().write)
-
-    async def publish(self, topic, value, *, skip=None):
-        self.loop.attach()
-        return await super().publish(topic, value, skip=skip)
 
 
 class Sink:
@@ -76,7 +65,7 @@ def audience(hub, count, *topics):
 
 
 class Turns:
-    """Counts the turns of the event loop: another task beside the publisher, that always has something to do."""
+    """Counts the turns of the event loop, with a task that always has something to do."""
 
     def __init__(self):
         self.count = 0
@@ -124,26 +113,26 @@ def texts_of(subscriber):
     return texts
 
 
-# Slices
+# Turns
 
 
-async def test_a_broadcast_to_10_000_is_cut_in_slices_between_which_others_have_their_turns():
+async def test_a_large_broadcast_lets_other_tasks_run_in_between():
     hub = RunningHub()
-    subscribers = audience(hub, 10_000, "t")
+    subscribers = audience(hub, 3000, "t")
     async with counted_turns() as turns:
         receipt = await hub.publish("t", "x")
-        assert receipt.subscribers == 10_000
+        assert receipt.subscribers == 3000
         await turns.until(lambda: not hub._flusher._due)
     assert max(turns.writes) <= 1000
-    assert sum(turns.writes) == 10_000
-    assert len([writes for writes in turns.writes if writes]) >= 10
+    assert sum(turns.writes) == 3000
+    assert len([writes for writes in turns.writes if writes]) >= 3
     assert all(len(one.outbox.sink.writes) == 1 for one in subscribers)
 
 
-async def test_each_connection_keeps_its_order_across_the_slices_of_several_broadcasts():
-    """Whoever had its slice gets what is published meanwhile in another one, and the rest joined; nobody twice."""
+async def test_order_is_kept_across_the_turns_of_several_broadcasts():
+    """What is published meanwhile is joined with what has not left yet, and follows what has."""
     hub = RunningHub()
-    subscribers = audience(hub, 10_000, "t")
+    subscribers = audience(hub, 3000, "t")
     some = subscribers[::3]
     for one in some:
         hub.subscribe(one, "u")
@@ -159,7 +148,7 @@ async def test_each_connection_keeps_its_order_across_the_slices_of_several_broa
     assert max(writes) < 20, "what is published while a broadcast is under way is joined"
 
 
-async def test_large_messages_make_smaller_slices():
+async def test_a_turn_writes_fewer_large_messages():
     hub = RunningHub()
     audience(hub, 1000, "t")
     async with counted_turns() as turns:
@@ -169,9 +158,9 @@ async def test_large_messages_make_smaller_slices():
     assert sum(turns.writes) == 1000
 
 
-@pytest.mark.parametrize(("subscribers", "publishes"), [(0, 100_000), (1, 20_000), (30, 10_000), (1000, 500)])
-async def test_a_publisher_in_a_tight_loop_lets_others_have_their_turns(subscribers, publishes):
-    """Whomever it reaches: after 16,384 messages put into outboxes or, where they are few, after 256 publishes."""
+@pytest.mark.parametrize(("subscribers", "publishes"), [(0, 2000), (1, 2000), (30, 2000), (1000, 100)])
+async def test_a_publisher_in_a_tight_loop_lets_other_tasks_run(subscribers, publishes):
+    """After 16,384 deliveries or, if there are few subscribers, after 256 publishes."""
     hub = RunningHub()
     members = audience(hub, subscribers, "t")
     ahead = [0]
@@ -186,8 +175,8 @@ async def test_a_publisher_in_a_tight_loop_lets_others_have_their_turns(subscrib
     assert all(texts_of(member) == [str(number) for number in range(publishes)] for member in members[:2])
 
 
-async def test_a_publisher_of_large_messages_is_never_far_ahead():
-    """What it has published and nobody has taken is one part of a batch, not the whole burst."""
+async def test_a_publisher_of_large_messages_waits_for_writes():
+    """At most one part of a batch is pending, not the whole burst."""
     hub = RunningHub()
     subscribers = audience(hub, 50, "t")
     for number in range(100):
@@ -197,7 +186,7 @@ async def test_a_publisher_of_large_messages_is_never_far_ahead():
     assert not hub._flusher.is_behind
 
 
-async def test_who_leaves_amid_a_broadcast_gets_nothing_more_and_holds_nobody_up():
+async def test_a_subscriber_that_leaves_during_a_broadcast_delays_no_other():
     hub = RunningHub()
     subscribers = audience(hub, 5000, "t")
     await hub.publish("t", "x")
@@ -215,84 +204,10 @@ async def test_who_leaves_amid_a_broadcast_gets_nothing_more_and_holds_nobody_up
 # Cost
 
 
-class CountingDict(dict):
-    """A dict that counts how often it is asked, and refuses to be gone through."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.steps = 0
-
-    def get(self, *arguments):
-        self.steps += 1
-        return super().get(*arguments)
-
-    def __getitem__(self, key):
-        self.steps += 1
-        return super().__getitem__(key)
-
-    def __setitem__(self, key, value):
-        self.steps += 1
-        super().__setitem__(key, value)
-
-    def __delitem__(self, key):
-        self.steps += 1
-        super().__delitem__(key)
-
-    def _refuse(self, *_):
-        raise AssertionError("all topics are gone through")
-
-    __iter__ = keys = values = items = _refuse
-
-
-def counting(hub):
-    hub._topics = CountingDict(hub._topics)
-    hub._subscribers = CountingDict(hub._subscribers)
-    return lambda: hub._topics.steps + hub._subscribers.steps
-
-
-@pytest.mark.parametrize("others", [10, 10_000])
-async def test_subscribe_unsubscribe_and_leave_touch_the_topics_of_that_connection_only(others):
-    hub = RunningHub()
-    crowd = [subscriber(number) for number in range(others)]
-    for number, one in enumerate(crowd):
-        hub.subscribe(one, f"topic-{number}")
-    steps = counting(hub)
-    one = subscriber("one")
-    hub.subscribe(one, "topic-1", "topic-2", "mine", "mine too")
-    assert steps() <= 5 * 4
-    hub.unsubscribe(one, "topic-1", "mine")
-    assert steps() <= 5 * 6
-    before = steps()
-    assert (await hub.publish("topic-2", "x")).subscribers == 2
-    assert (await hub.publish("nobody", "x")).subscribers == 0
-    assert steps() - before <= 2 * 2
-    before = steps()
-    hub.leave(one)
-    assert steps() - before <= 5 * 2
-    assert len(hub._topics) == others
-
-
-async def test_100_000_topics_of_one_subscriber_each_leave_nothing():
-    hub = RunningHub()
-    crowd = [subscriber(number, has_sink=False) for number in range(100_000)]
-    for number, one in enumerate(crowd):
-        hub.subscribe(one, f"topic-{number}")
-    assert hub.statistics().topics == hub.statistics().subscribers == 100_000
-    for number in range(0, 100_000, 1000):
-        assert (await hub.publish(f"topic-{number}", "x")).subscribers == 1
-    for number, one in enumerate(crowd):
-        if number % 2:
-            hub.leave(one)
-        else:
-            hub.unsubscribe(one, f"topic-{number}")
-    assert hub._topics == hub._subscribers == {}
-    assert not any(one.topics for one in crowd)
-
-
-async def test_one_subscriber_of_100_000_topics_leaves_nothing():
+async def test_a_subscriber_of_many_topics_leaves_nothing():
     hub = RunningHub()
     one, other = subscriber("one"), subscriber("other", JSON)
-    hub.subscribe(one, *[f"topic-{number}" for number in range(100_000)])
+    hub.subscribe(one, *[f"topic-{number}" for number in range(20_000)])
     hub.subscribe(other, "topic-5")
     hub.leave(one)
     async with counted_turns() as turns:
@@ -303,7 +218,7 @@ async def test_one_subscriber_of_100_000_topics_leaves_nothing():
     assert hub._topics == hub._subscribers == {}
 
 
-async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothing_more():
+async def test_many_that_leave_many_topics_are_removed_in_turns():
     hub = RunningHub()
     topics = [f"topic-{number}" for number in range(128)]
     crowd = [subscriber(number) for number in range(200)]
@@ -311,11 +226,10 @@ async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothin
         hub.subscribe(one, *topics)
     stays = subscriber("stays")
     hub.subscribe(stays, "topic-127")
-    steps = counting(hub)
     for one in crowd:
         hub.leave(one)
         hub.leave(one)
-    assert steps() < 200 * 5
+    assert hub.statistics().topics == 128
     # All of them have left, though the topics do not know yet.
     assert (await hub.publish("topic-127", "x")).subscribers == 1
     assert (await hub.publish("topic-1", "x", skip="s-7")).subscribers == 0
@@ -323,9 +237,9 @@ async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothin
         one.outbox.release()
     turns = 0
     while hub._leaving:
-        before = steps()
+        before = sum(len(one.topics) for one in crowd)
         await asyncio.sleep(0)
-        assert steps() - before <= 5 * (1 << 11)
+        assert before - sum(len(one.topics) for one in crowd) <= 1 << 11
         assert (await hub.publish("topic-2", "x")).subscribers == 0
         turns += 1
     assert turns > 10
@@ -334,7 +248,7 @@ async def test_many_that_leave_many_topics_at_once_do_so_in_turns_and_get_nothin
     assert (await hub.publish("topic-127", "y")).subscribers == 1
 
 
-async def test_one_that_subscribes_again_while_it_leaves_has_what_it_asked_for_last():
+async def test_a_subscriber_may_subscribe_again_while_it_is_removed():
     hub = RunningHub()
     one, other = subscriber("one", has_sink=False), subscriber("other", has_sink=False)
     topics = [f"topic-{number}" for number in range(5000)]
@@ -351,49 +265,11 @@ async def test_one_that_subscribes_again_while_it_leaves_has_what_it_asked_for_l
     assert hub._topics == hub._subscribers == {}
 
 
-async def test_a_topic_without_subscribers_costs_no_frame_and_leaves_nothing():
-    class Refusing:
-        def frame(self, payload):
-            raise AssertionError("a frame for nobody")
-
-    hub = RunningHub()
-    hub.subscribe(subscriber("elsewhere", Refusing()), "another")
-    for number in range(1000):
-        assert (await hub.publish(f"nobody-{number}", "x")).subscribers == 0
-    assert list(hub._topics) == ["another"]
-    assert hub.statistics().queued == 0
-    assert not hub._flusher._due
-    assert hub._crowded == []
-
-
-async def test_a_message_is_encoded_once_for_10_000_subscribers_of_two_codecs():
-    class Counting:
-        def __init__(self, codec):
-            self.codec, self.calls = codec, 0
-
-        def frame(self, payload):
-            self.calls += 1
-            return self.codec.frame(payload)
-
-    hub = RunningHub()
-    codecs = [Counting(TEXT), Counting(JSON)]
-    subscribers = [subscriber(number, codecs[number % 2]) for number in range(10_000)]
-    for one in subscribers:
-        hub.subscribe(one, "t")
-    await hub.publish("t", "x")
-    await hub.publish("t", "y")
-    async with counted_turns() as turns:
-        await turns.until(lambda: not hub._flusher._due)
-    assert [codec.calls for codec in codecs] == [2, 2]
-    # Both messages in one write, joined once for each codec.
-    assert len({id(write) for one in subscribers for write in one.outbox.sink.writes}) == 2
-
-
 # One event loop after another
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_what_an_event_loop_left_behind_at_its_end_holds_no_publisher_in_the_next(backend):
+def test_batches_of_an_ended_event_loop_block_no_later_publisher(backend):
     hub = RunningHub()
     audience(hub, 100, "t")
 

@@ -79,13 +79,13 @@ class TestFraming:
         assert event.encoded == b"event: e\nid: 1\nretry: 2\ndata: a\ndata: b\ndata: c\ndata: \n\n"
 
     @pytest.mark.parametrize("comment", [KEEPALIVE, GAP])
-    def test_a_comment_is_no_event(self, comment):
+    def test_a_comment_is_not_an_event(self, comment):
         assert parse(comment) == []
 
 
 class TestPublished:
     @given(st.sampled_from(["text", "json"]), TEXT, st.none() | FIELD)
-    def test_a_published_text_is_the_event_that_server_sent_event_makes_of_it(self, kind, text, event):
+    def test_a_published_text_is_framed_as_server_sent_event_does(self, kind, text, event):
         payload = Payload(kind, text.encode())
         frame = event_codec(event, is_chunked=False).frame(payload)
         assert frame.is_encoded
@@ -97,13 +97,13 @@ class TestPublished:
         assert frame.data == ServerSentEvent(b64encode(data)).encoded
 
     @given(TEXT, st.none() | FIELD)
-    def test_as_a_chunk_it_is_the_same_event_behind_its_size(self, text, event):
+    def test_a_chunk_is_the_event_after_its_size(self, text, event):
         payload = Payload("text", text.encode())
         plain = event_codec(event, is_chunked=False).frame(payload).data
         size, _, rest = event_codec(event, is_chunked=True).frame(payload).data.partition(b"\r\n")
         assert (int(size, 16), rest) == (len(plain), plain + b"\r\n")
 
-    def test_streams_of_one_type_share_their_codec_and_other_streams_do_not(self):
+    def test_streams_of_one_type_share_a_codec(self):
         codec = event_codec("a", is_chunked=True)
         assert codec is event_codec("a", is_chunked=True)
         assert codec not in (event_codec("b", is_chunked=True), event_codec("a", is_chunked=False))
@@ -125,11 +125,11 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"."):
             ServerSentEvent(data)
 
-    def test_data_that_json_has_no_form_for_is_refused(self):
+    def test_data_without_a_json_form_is_refused(self):
         with pytest.raises(TypeError, match="object"):
             ServerSentEvent(object())
 
 
-def test_two_events_that_say_the_same_are_equal():
+def test_events_with_equal_fields_are_equal():
     assert ServerSentEvent({"a": 1}, id="1") == ServerSentEvent({"a": 1}, id="1")
     assert repr(ServerSentEvent("x", event="e")) == "ServerSentEvent(data='x', event='e', id=None, retry=None)"

@@ -77,20 +77,6 @@ class AioContext:
     Source: io_submit(2).
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_context",
-        "_events",
-        "_get_events",
-        "_marks",
-        "_memory",
-        "_pointers",
-        "_requests",
-        "_results",
-        "_submit",
-        "_vector",
-    )
-
     def __init__(self) -> None:
         numbers = _NUMBERS.get(platform.machine()) if sys.platform == "linux" and sys.maxsize > 1 << 32 else None
         if numbers is None:
@@ -156,8 +142,6 @@ def _system_call(number: int, *types: Any) -> Callable[..., int]:
 @final
 class BulkWriter:
     """Writes the same bytes to many connections: with one system call for many sockets where the system has it."""
-
-    __slots__ = ("_context", "_is_open")
 
     def __init__(self) -> None:
         self._context: AioContext | None = None

@@ -7,10 +7,9 @@ does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a 
 the event loop that the app runs in.
 """
 
-from microws.hub.flush import Flusher, WriteMany
 from microws.hub.hub import FrameCodec, Hub, Statistics, Subscriber
-from microws.hub.loop import AppLoop, running_loop
-from microws.hub.outbox import MAX_BYTES, Outbox, Outcome, close_too_slow
+from microws.hub.loop import running_loop
+from microws.hub.outbox import MAX_BYTES, Outbox, close_too_slow
 from microws.hub.published import (
     BACKED_UP,
     MAX_MESSAGES,
@@ -21,27 +20,21 @@ from microws.hub.published import (
     TopicSettings,
 )
 from microws.hub.topics import check_topic, topic_marker
-from microws.interfaces import Sink
 
 __all__ = [
     "BACKED_UP",
     "MAX_BYTES",
     "MAX_MESSAGES",
     "MAX_PART_BYTES",
-    "AppLoop",
     "Batch",
-    "Flusher",
     "FrameCodec",
     "Hub",
     "Outbox",
-    "Outcome",
     "OverflowPolicy",
     "Published",
-    "Sink",
     "Statistics",
     "Subscriber",
     "TopicSettings",
-    "WriteMany",
     "check_topic",
     "close_too_slow",
     "running_loop",

@@ -71,12 +71,12 @@ class Outbox:
         sink: Where batches are written to.
         carry: Called when ``batch`` is to leave and there is no ``sink``. Never waits.
         progress_at_last_yield: ``progress`` when publishers last yielded for this outbox in vain.
+        size: Payload bytes of the queued messages.
 
     Source: docs/explanation.md, "A slow client".
     """
 
     __slots__ = (
-        "_bytes",
         "_counts",
         "_gaps",
         "_is_retired",
@@ -89,6 +89,7 @@ class Outbox:
         "carry",
         "progress_at_last_yield",
         "sink",
+        "size",
     )
 
     def __init__(
@@ -107,7 +108,7 @@ class Outbox:
         self._counts: dict[str, int] = {}
         # Topics whose last message was dropped: their gap marker goes before their next message.
         self._gaps = _NO_TOPICS
-        self._bytes = 0
+        self.size: int = 0
         self._taken = 0
         self._is_retired = False
         self._marker = marker
@@ -117,11 +118,6 @@ class Outbox:
     def __len__(self) -> int:
         """The number of queued messages, without those in ``batch``."""
         return len(self._items)
-
-    @property
-    def size(self) -> int:
-        """Payload bytes of the queued messages."""
-        return self._bytes
 
     @property
     def count(self) -> int:
@@ -142,11 +138,11 @@ class Outbox:
         """Whether ``ws.send`` may queue ``frame`` now; otherwise it has to wait."""
         if not self._items:
             return True
-        return self._counts.get(_NO_TOPIC, 0) < _MAX_SENT and self._bytes + frame.size <= self._max_bytes
+        return self._counts.get(_NO_TOPIC, 0) < _MAX_SENT and self.size + frame.size <= self._max_bytes
 
     def is_half_full(self, settings: TopicSettings) -> bool:
         """Whether a topic with these settings may soon find no room."""
-        return len(self._items) * 2 >= settings.queue or self._bytes * 2 >= self._max_bytes
+        return len(self._items) * 2 >= settings.queue or self.size * 2 >= self._max_bytes
 
     def send_nowait(self, frame: Frame) -> None:
         """Queue a frame of ``ws.send``. Never waits; the caller waited for ``has_room``."""
@@ -268,26 +264,25 @@ class Outbox:
         self._items = _NO_ITEMS
         self._counts.clear()
         self._gaps = _NO_TOPICS
-        self._bytes = 0
+        self.size = 0
 
     def _takes(self, message: Published) -> bool:
         if not self._items:
             return True
         return (
-            self._counts.get(message.topic, 0) < message.settings.queue
-            and self._bytes + message.size <= self._max_bytes
+            self._counts.get(message.topic, 0) < message.settings.queue and self.size + message.size <= self._max_bytes
         )
 
     def _append(self, message: Published) -> None:
         if self._items is _NO_ITEMS:
             self._items = deque()
         self._items.append(message)
-        self._bytes += message.size
+        self.size += message.size
         if not message.is_gap:
             self._counts[message.topic] = self._counts.get(message.topic, 0) + 1
 
     def _uncount(self, message: Published) -> None:
-        self._bytes -= message.size
+        self.size -= message.size
         if not message.is_gap:
             self._counts[message.topic] -= 1
             if not self._counts[message.topic]:
@@ -308,7 +303,7 @@ class Outbox:
             if not is_marked and self._marker is not None:
                 marker = self._marker(topic, item.settings)
                 self._items.insert(index, marker)
-                self._bytes += marker.size
+                self.size += marker.size
             return
 
     def _conflate(self, message: Published) -> bool:
@@ -318,10 +313,10 @@ class Outbox:
         for index, item in enumerate(items if self._counts.get(message.topic) else ()):
             if item.topic == message.topic and not item.is_gap and item.key == message.key:
                 self._losses["latest"] += 1
-                size = self._bytes + message.size - item.size
+                size = self.size + message.size - item.size
                 if index == len(items) - 1 and (size <= self._max_bytes or not index) and not self._gaps:
                     items[index] = message
-                    self._bytes = size
+                    self.size = size
                     return True
                 self._uncount(item)
                 del items[index]

@@ -1,4 +1,4 @@
-"""The same bytes to many sockets by one system call: what each takes, and what a writer costs the system."""
+"""The same bytes to many sockets with one system call."""
 
 import gc
 import platform
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.connection.bulk_writes import MAX_SOCKETS, AioContext
+from microws.connection.bulk_writes import MAX_SOCKETS, AioContext, BulkWriter
 
 has_call = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's")
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's
 
 @pytest.fixture(scope="module")
 def writer():
-    """The system takes its time to end one."""
+    """One for all tests: the system takes long to release one."""
     return AioContext()
 
 
 @contextmanager
 def pairs(count):
-    """Ends that do not block, and the ends opposite."""
+    """Connected pairs of non-blocking sockets."""
     with ExitStack() as stack:
         found = [socket.socketpair() for _ in range(count)]
         for ours, theirs in found:
@@ -40,7 +40,7 @@ def descriptors(found):
 
 
 def fill(ours):
-    """Write until it takes no more; how much that was."""
+    """Write until the socket takes no more. Returns the number of bytes."""
     size = 0
     try:
         while True:
@@ -68,7 +68,7 @@ def test_each_socket_gets_the_bytes(writer, count, data):
             assert [read(theirs) for _, theirs in found] == [data] * count
 
 
-def test_what_each_has_taken_is_told_when_one_takes_less(writer):
+def test_the_bytes_that_each_socket_took_are_returned(writer):
     data = b"0123456789" * 100_000
     with pairs(5) as found:
         fill(found[1][0])
@@ -80,7 +80,7 @@ def test_what_each_has_taken_is_told_when_one_takes_less(writer):
             assert read(found[place][1]) == data[: taken[place]]
 
 
-def test_behind_a_descriptor_that_is_none_nothing_is_written_and_that_is_told(writer):
+def test_after_an_invalid_descriptor_nothing_is_written(writer):
     with pairs(4) as found:
         sockets = descriptors(found)
         sockets[2] = 1 << 20
@@ -88,7 +88,7 @@ def test_behind_a_descriptor_that_is_none_nothing_is_written_and_that_is_told(wr
         assert [read(theirs) for _, theirs in found] == [b"data", b"data", b"", b""]
 
 
-def test_a_descriptor_that_was_another_socket_before_is_the_one_that_it_is_now(writer):
+def test_a_reused_descriptor_is_the_new_socket(writer):
     for data in (b"first", b"second"):
         with pairs(3) as found:
             assert writer.write(data, descriptors(found)) is None
@@ -96,7 +96,7 @@ def test_a_descriptor_that_was_another_socket_before_is_the_one_that_it_is_now(w
 
 
 @given(st.lists(st.tuples(st.integers(1, 60_000), st.sets(st.integers(0, 7), min_size=1)), max_size=30))
-def test_whoever_writes_on_where_it_stopped_gets_every_byte_across_in_order(writer, writes):
+def test_writing_the_rest_later_sends_every_byte_in_order(writer, writes):
     with pairs(8) as found:
         sent, received = [b""] * 8, [b""] * 8
         for number, (size, places) in enumerate(writes):
@@ -110,7 +110,7 @@ def test_whoever_writes_on_where_it_stopped_gets_every_byte_across_in_order(writ
         assert [already + read(theirs) for already, (_, theirs) in zip(received, found, strict=True)] == sent
 
 
-def test_a_writer_that_is_gone_keeps_nothing_of_the_system():
+def test_a_deleted_context_is_released():
     writer = AioContext()
     submit, context = writer._submit, writer._context
     assert submit(context, 0, None) == 0
@@ -120,19 +120,40 @@ def test_a_writer_that_is_gone_keeps_nothing_of_the_system():
 
 
 @pytest.mark.parametrize(("name", "value"), [("machine", "riscv64"), ("machine", "AMD64")])
-def test_elsewhere_there_is_none(monkeypatch, name, value):
+def test_other_systems_are_refused(monkeypatch, name, value):
     monkeypatch.setattr(platform, name, lambda: value)
     with pytest.raises(OSError, match="for Linux on x86_64 and aarch64"):
         AioContext()
 
 
-def test_a_system_that_refuses_says_why(monkeypatch):
+def test_the_error_of_the_system_is_raised(monkeypatch):
     monkeypatch.setattr("microws.connection.bulk_writes.MAX_SOCKETS", 0)
     with pytest.raises(OSError, match="io_setup: Invalid argument"):
         AioContext()
 
 
-def test_a_system_that_does_not_tell_what_it_wrote_is_an_error(writer, monkeypatch):
+def test_missing_results_are_an_error(writer, monkeypatch):
     monkeypatch.setattr(writer, "_get_events", lambda *_: 0)
     with pairs(1) as found, pytest.raises(OSError, match="the result of some writes is unknown"):
         writer.write(b"data", descriptors(found))
+
+
+class Sink:
+    def __init__(self, sock):
+        self.socket, self.written = sock.fileno(), []
+
+    def buffered(self):
+        return 0
+
+    def write(self, frames):
+        self.written.append(bytes(frames))
+
+
+@pytest.mark.parametrize(("variable", "is_bulk"), [("0", False), ("1", True)])
+def test_microws_bulk_writes_0_writes_to_each_socket_on_its_own(monkeypatch, variable, is_bulk):
+    monkeypatch.setenv("MICROWS_BULK_WRITES", variable)
+    with pairs(10) as found:
+        sinks = [Sink(ours) for ours, _ in found]
+        BulkWriter().write(b"data", sinks)
+        assert [read(theirs) for _, theirs in found] == [b"data" if is_bulk else b""] * 10
+        assert [sink.written for sink in sinks] == [[] if is_bulk else [b"data"]] * 10

@@ -1,4 +1,4 @@
-"""Two routes for whoever watches over a server: does it live, and may it be sent requests."""
+"""Two routes for load balancers and Kubernetes: is the process alive, and may it get requests."""
 
 import inspect
 import logging
@@ -20,13 +20,16 @@ from microws.views import HTTPEndpoint
 
 __all__ = ["Health"]
 
+# In the scope: lets the access log tell a probe from other requests.
+_IS_PROBE: Final = "microws.is_probe"
+
 _log = logging.getLogger("microws")
 
-# Seconds that a check has; who asks has given up by then: Kubernetes after 1, HAProxy after 2, AWS after 5.
+# Seconds of a check. Probes give up before it: Kubernetes after 1, HAProxy after 2, AWS after 5.
 CHECK_TIMEOUT: Final = 5.0
 
 _NO_STORE: Final = {"cache-control": "no-store"}
-# Another worker, or the one that comes after this, will do.
+# Another worker, or the next one, may be ready then.
 _NOT_READY: Final = _NO_STORE | {"retry-after": "1"}
 
 
@@ -35,8 +38,8 @@ class Health:
     Answers probes. ``App.health`` documents it.
 
     Args:
-        is_serving: Whether the app has started, and has not begun to end.
-        check: What else has to be well.
+        is_serving: Whether the app has started, and its shutdown has not begun.
+        check: Must succeed for the app to be ready.
 
     Raises:
         TypeError: ``check`` cannot be called without arguments.
@@ -47,17 +50,16 @@ class Health:
             check_hook(check, "health")
         self._is_serving = is_serving
         self._check = check
-        self._is_in_thread = not is_async(check)
         self._late: threading.Event | None = None
-        self._was_well = True
+        self._was_ready = True
 
     def register(self, router: Router, *, live: str, ready: str) -> None:
         """
-        Add both routes. No hooks stand around them, and they answer any ``Host``: a probe does not log in, and it asks
-        an address.
+        Add both routes. They have no hooks and answer any ``Host``, because probes do not log in, and their ``Host``
+        is an address.
 
         Raises:
-            RoutingError: A pattern that cannot be or that another route hides.
+            RoutingError: A pattern is invalid, or another route hides it.
         """
         for pattern, view in ((live, self._live), (ready, self._ready)):
             parsed = Pattern.parse(pattern, router.converters)
@@ -65,13 +67,13 @@ class Health:
             router.add(pattern, endpoint, kind="http", methods=("GET",))
 
     async def _live(self, request: Request) -> Response:
-        _mark(request.scope)
+        request.scope[_IS_PROBE] = True
         return TextResponse("alive", headers=_NO_STORE)
 
     async def _ready(self, request: Request) -> Response:
-        _mark(request.scope)
-        # A drain may begin while the check is under way.
-        if self._is_open(request.scope) and await self._is_well() and self._is_open(request.scope):
+        request.scope[_IS_PROBE] = True
+        # A drain may begin during the check.
+        if self._is_open(request.scope) and await self._passes() and self._is_open(request.scope):
             return TextResponse("ready", headers=_NO_STORE)
         return TextResponse("not ready", 503, _NOT_READY)
 
@@ -80,34 +82,36 @@ class Health:
         is_draining = extension.get("is_draining")
         return self._is_serving() and not (is_draining and is_draining())
 
-    async def _is_well(self) -> bool:
-        """What the check says. Its failures are logged once, until it has passed again."""
+    async def _passes(self) -> bool:
+        """Whether the check passes. Its first failure is logged, and its next success."""
         if self._check is None:
             return True
         error: Exception | None = None
         try:
             with anyio.fail_after(CHECK_TIMEOUT):
-                is_well = await self._call(self._check) is not False
+                is_ready = await self._call(self._check) is not False
         except Exception as failure:
-            is_well, error = False, failure
-        if self._was_well and not is_well:
-            _log.warning("not ready: the check of app.health %s", "failed" if error else "said False", exc_info=error)
-        elif is_well and not self._was_well:
+            is_ready, error = False, failure
+        if self._was_ready and not is_ready:
+            _log.warning(
+                "not ready: the check of app.health %s", "failed" if error else "returned False", exc_info=error
+            )
+        elif is_ready and not self._was_ready:
             _log.info("ready again: the check of app.health passes")
-        self._was_well = is_well
-        return is_well
+        self._was_ready = is_ready
+        return is_ready
 
     async def _call(self, check: Callable[[], Any]) -> Any:
-        if not self._is_in_thread:
+        if is_async(check):
             return await check()
-        # A thread cannot be cancelled. One that hangs is enough: probes come every second.
+        # A thread cannot be cancelled. Probes come every second, so only one thread may wait for a slow check.
         if self._late is not None and not self._late.is_set():
             raise TimeoutError("the check has not returned since its time-out")
         ended = threading.Event()
 
         def run() -> tuple[Any]:
             try:
-                return (check(),)
+                return (check(),)  # in a tuple, because trio refuses a thread's function that returns a coroutine
             finally:
                 ended.set()
 
@@ -116,8 +120,3 @@ class Health:
         finally:
             self._late = ended
         return await result if inspect.isawaitable(result) else result
-
-
-def _mark(scope: Scope) -> None:
-    # So that the access log can tell a probe from a request.
-    scope["microws.is_probe"] = True

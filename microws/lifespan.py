@@ -1,4 +1,4 @@
-"""The life of an app: start-up, background tasks, shutdown. https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
+"""The lifespan of an app: startup, background tasks, shutdown. https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
 
 import inspect
 import logging
@@ -17,9 +17,8 @@ from microws.interfaces import Receive, Scope, Send
 from microws.routing import Mounted, Router
 from microws.server.lifespan import LifespanRunner
 from microws.tasks import check_function
-from microws.views import MountEndpoint
 
-__all__ = ["BackgroundTasks", "Lifespan"]
+__all__ = ["Lifespan"]
 
 _NO_TASKS: Final = (
     "app.start_soon needs a running app: call it in @app.on_startup or later, on a server with lifespan; "
@@ -29,57 +28,43 @@ _NO_TASKS: Final = (
 _log = logging.getLogger("microws.lifespan")
 
 
-class BackgroundTasks:
+class _Run:
     """
-    The tasks of ``app.start_soon`` in one run of an app: from start-up to shutdown. A failing one disturbs nobody.
+    One run of an app, with its background tasks.
 
     Args:
-        report: Called with the exception of a task that fails, once it is logged.
+        report: Called with the exception of a task that fails, after it was logged.
 
     Attributes:
-        is_serving: Whether the app has started, and has not begun to end.
+        is_serving: Whether the app has started, and its shutdown has not begun.
+        tasks: The tasks of ``app.start_soon``; ``None`` before the first and after the last.
     """
 
     def __init__(self, report: Callable[[Exception], None] | None) -> None:
         self.is_serving = False
+        self.tasks: anyio.abc.TaskGroup | None = None
         self._report = report
-        self._group: anyio.abc.TaskGroup | None = None
-        self._ended: anyio.Event | None = None
+        self._ended = anyio.Event()
 
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
-        """
-        Run ``function(*args)`` until it ends or the app does.
-
-        Raises:
-            RuntimeError: The app has not started, or has ended.
-            TypeError: ``function`` is none.
-        """
-        check_function(function)
-        if self._group is None:
-            raise RuntimeError(_NO_TASKS)
-        self._group.start_soon(self._run_task, function, args)
-
-    async def run(self, *, task_status: "anyio.abc.TaskStatus[None]") -> None:
-        """Keep the tasks until ``stop``."""
-        ended = self._ended = anyio.Event()
+    async def keep_tasks(self, *, task_status: "anyio.abc.TaskStatus[None]") -> None:
+        """Run ``tasks`` until ``stop_tasks``."""
         try:
-            async with anyio.create_task_group() as group:
-                self._group = group
+            async with anyio.create_task_group() as self.tasks:
                 task_status.started()
                 await anyio.sleep_forever()
         finally:
-            self._group = None
-            ended.set()
+            self.tasks = None
+            self._ended.set()
 
-    async def stop(self) -> None:
+    async def stop_tasks(self) -> None:
         """Cancel the tasks, and wait until the last of them has ended."""
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
-            self._group = None
-        if self._ended is not None:
-            await self._ended.wait()
+        if self.tasks is not None:
+            self.tasks.cancel_scope.cancel()
+            self.tasks = None
+        await self._ended.wait()
 
-    async def _run_task(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+    async def run_task(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+        """Call ``function``. A failure is logged, and does not stop other tasks."""
         try:
             await function(*args)
         except Exception as error:
@@ -90,13 +75,14 @@ class BackgroundTasks:
 
 class Lifespan:
     """
-    What an app does when it starts and when it ends, and its tasks in between.
+    The startup and shutdown of an app, and its background tasks in between.
 
-    It may run several times at once in one event loop, as under two test clients. Each run starts and ends by itself.
+    It may run several times at once in one event loop, for example under two test clients. Each run starts and ends
+    independently.
 
     Args:
-        hub: The app's; it publishes while there is a run.
-        router: Its mounted apps are run too.
+        hub: The app's; it publishes during a run.
+        router: Its mounted apps are run, too.
     """
 
     def __init__(self, hub: Hub, router: Router) -> None:
@@ -105,12 +91,12 @@ class Lifespan:
         self.on_shutdown: HookList = HookList("on_shutdown")
         self._hub = hub
         self._router = router
-        self._runs: list[BackgroundTasks] = []
+        self._runs: list[_Run] = []
         self._has_run = False
 
     @property
     def is_serving(self) -> bool:
-        """Not while the app starts or ends. Where no lifespan is run it always is."""
+        """Whether the app serves: not during startup and shutdown. Without a lifespan it always does."""
         return not self._has_run or any(run.is_serving for run in self._runs)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
@@ -118,29 +104,32 @@ class Lifespan:
         Run ``function(*args)`` until it ends or the latest run does.
 
         Raises:
-            RuntimeError: The app does not run, or runs in another event loop.
+            RuntimeError: The app is not running, or runs in another event loop.
             TypeError: ``function`` is not a function.
         """
         check_function(function)
         if not self._runs:
             raise RuntimeError(_NO_TASKS)
         self._hub.loop.check("anyio.from_thread.run_sync(app.start_soon, function)")
-        self._runs[-1].start_soon(function, *args)
+        run = self._runs[-1]
+        if run.tasks is None:
+            raise RuntimeError(_NO_TASKS)
+        run.tasks.start_soon(run.run_task, function, args)
 
     def add_context(self, context: Callable[[Any], Any]) -> None:
         """
-        Enter ``context(app)`` too: an async context manager, or an async generator with one ``yield``.
+        Enter ``context(app)`` at startup: an async context manager, or an async generator with one ``yield``.
 
         Raises:
             TypeError: It is neither.
         """
         check_hook(context, "lifespan", "app")
         if inspect.iscoroutinefunction(context):
-            raise TypeError("@app.lifespan takes an async generator: write a `yield` between start-up and shutdown")
+            raise TypeError("expected an async generator for @app.lifespan: write a `yield` after the startup")
         self.contexts.append(asynccontextmanager(context) if inspect.isasyncgenfunction(context) else context)
 
     def include(self, other: "Lifespan") -> None:
-        """Do what ``other`` would do too, behind what there is."""
+        """Add the contexts and hooks of ``other`` after the present ones."""
         self.contexts.extend(other.contexts)
         self.on_startup.extend(other.on_startup)
         self.on_shutdown.extend(other.on_shutdown)
@@ -148,17 +137,16 @@ class Lifespan:
     @asynccontextmanager
     async def run(self, app: Any, scope: Scope) -> AsyncIterator[dict[str, Any]]:
         """
-        Start the app on entering, and end it on leaving; leave in the task that entered.
+        Start the app on entering, and end it on leaving. Leave in the task that entered.
 
-        Start-up enters the contexts in order, calls the hooks in order, then starts the mounted apps in order. Shutdown
+        Startup enters the contexts in order, calls the hooks in order, then starts the mounted apps in order. Shutdown
         ends the mounted apps in reverse, then the background tasks, calls the shutdown hooks, then leaves the contexts
-        in reverse. Whatever has begun is ended, also where something
-        fails on the way; the failure is raised.
+        in reverse. After a failure everything that was started is ended, and the failure is raised.
 
         Args:
-            app: What the contexts are made with.
-            scope: ASGI's, or one without anything. Its ``state`` gets the mappings that the contexts yield, and is
-                yielded. ``extensions["microws"]["report_error"]`` is called with what leaves a background task.
+            app: The argument of the contexts.
+            scope: ASGI's, or an empty one. Its ``state`` is updated with the mappings that the contexts yield, and is
+                yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks.
         """
         with self._hub.loop.running():
             async with self._run(app, scope):
@@ -166,9 +154,9 @@ class Lifespan:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, *, app: Any) -> None:
         """
-        Answer ASGI's lifespan events: ``run`` from start-up to shutdown.
+        Answer ASGI's lifespan events: ``run`` from startup to shutdown.
 
-        A failure is told to the server with its traceback, and raised.
+        A failure is sent to the server with its traceback, and raised.
         """
         await receive()
         phase = "startup"
@@ -184,85 +172,83 @@ class Lifespan:
 
     @asynccontextmanager
     async def _run(self, app: Any, scope: Scope) -> AsyncIterator[None]:
-        failure: Exception | SystemExit | None = None
         extension = (scope.get("extensions") or {}).get("microws") or {}
-        tasks = BackgroundTasks(extension.get("report_error"))
-        self._runs.append(tasks)
+        run = _Run(extension.get("report_error"))
+        self._runs.append(run)
         self._has_run = True
         try:
-            async with anyio.create_task_group() as group:
-                await group.start(tasks.run)
-                try:
-                    async with AsyncExitStack() as stack:
-                        try:
-                            for context in self.contexts:
-                                await _enter(stack, context(app), scope.get("state"))
-                            for hook in self.on_startup:
-                                await call_hook(hook)
-                            for hook in reversed(self.on_shutdown):
-                                stack.push_async_callback(call_hook, hook)
-                            async with _mounted(app, self._router.mounts, scope):
-                                tasks.is_serving = True
-                                try:
-                                    yield
-                                finally:
-                                    tasks.is_serving = False
-                        finally:
-                            await tasks.stop()
-                except (Exception, SystemExit) as error:
-                    failure = error
+            async with _task_group() as group:
+                await group.start(run.keep_tasks)
+                async with AsyncExitStack() as stack:
+                    try:
+                        for context in self.contexts:
+                            await _enter(stack, context(app), scope.get("state"))
+                        for hook in self.on_startup:
+                            await call_hook(hook)
+                        for hook in reversed(self.on_shutdown):
+                            stack.push_async_callback(call_hook, hook)
+                        async with AsyncExitStack() as mounted:
+                            for mounts in _by_app(app, self._router.mounts):
+                                await mounted.enter_async_context(_run_mounted(mounts, scope))
+                            run.is_serving = True
+                            try:
+                                yield
+                            finally:
+                                run.is_serving = False
+                    finally:
+                        await run.stop_tasks()
         finally:
-            self._runs.remove(tasks)
-        # Outside of the task group, which would wrap it.
-        if failure is not None:
-            raise failure
+            self._runs.remove(run)
+
+
+@asynccontextmanager
+async def _task_group() -> "AsyncIterator[anyio.abc.TaskGroup]":
+    """A task group that is cancelled at the end of its block, and does not wrap an exception of the block."""
+    failure: Exception | SystemExit | None = None
+    async with anyio.create_task_group() as group:
+        try:
+            yield group
+        except (Exception, SystemExit) as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 class _MountedLifespan(LifespanRunner):
-    """The lifespan of a mounted app, which raises what the server would log."""
+    """The lifespan of a mounted app. It raises the failures that the server would log."""
 
     async def report_failure(self, phase: str) -> None:
         error, message = await self.failure(phase)
         raise RuntimeError(f"{self.name}: its {phase} failed: {message}") from error
 
 
-@asynccontextmanager
-async def _mounted(app: Any, mounts: list[Mounted], scope: Scope) -> AsyncIterator[None]:
-    """Run the mounted apps, each once."""
-    places: dict[int, list[Mounted]] = {}
+def _by_app(outer: Any, mounts: list[Mounted]) -> list[list[Mounted]]:
+    """The mounts of each mounted app, because an app that is mounted twice runs once."""
+    apps: dict[int, list[Mounted]] = {}
     for mounted in mounts:
-        if mounted.endpoint.app is not app:
-            places.setdefault(id(mounted.endpoint.app), []).append(mounted)
-    async with AsyncExitStack() as stack:
-        for same in places.values():
-            await stack.enter_async_context(_run_mounted([mounted.endpoint for mounted in same], same[0].prefix, scope))
-        yield
+        if mounted.endpoint.app is not outer:
+            apps.setdefault(id(mounted.endpoint.app), []).append(mounted)
+    return list(apps.values())
 
 
 @asynccontextmanager
-async def _run_mounted(endpoints: list[MountEndpoint], prefix: str, scope: Scope) -> AsyncIterator[None]:
-    failure: Exception | None = None
-    name = f"the app mounted at {prefix or '/'}"
-    lifespan = _MountedLifespan(endpoints[0].app, name=name, extensions=scope.get("extensions"))
-    async with anyio.create_task_group() as group:
+async def _run_mounted(mounts: list[Mounted], scope: Scope) -> AsyncIterator[None]:
+    name = f"the app mounted at {mounts[0].path}"
+    lifespan = _MountedLifespan(mounts[0].endpoint.app, name=name, extensions=scope.get("extensions"))
+    async with _task_group() as group:
         group.start_soon(lifespan.run)
+        # The server limits the time of the whole lifespan.
+        await lifespan.startup(timeout=inf)
+        for mounted in mounts:
+            mounted.endpoint.states.append(lifespan.state)
         try:
-            # The server limits the time of all.
-            await lifespan.startup(timeout=inf)
-            for endpoint in endpoints:
-                endpoint.states.append(lifespan.state)
-            try:
-                yield
-            finally:
-                for endpoint in endpoints:
-                    endpoint.states.remove(lifespan.state)
-                if not await lifespan.shutdown(timeout=inf):
-                    raise RuntimeError(f"{name}: its lifespan failed while it was served; the log says why")
-        except Exception as error:
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+            yield
+        finally:
+            for mounted in mounts:
+                mounted.endpoint.states.remove(lifespan.state)
+            if not await lifespan.shutdown(timeout=inf):
+                raise RuntimeError(f"{name}: its lifespan failed while it was served; the log says why")
 
 
 async def _enter(
@@ -270,7 +256,7 @@ async def _enter(
 ) -> None:
     """Enter a context. A mapping that it yields becomes lifespan state. Source: Starlette, "Lifespan State"."""
     entered = await stack.enter_async_context(context)
-    # Many contexts return themselves, such as a pool of connections.
+    # Many contexts yield themselves, such as a pool of connections.
     if entered is None or entered is context:
         return
     if not isinstance(entered, Mapping):

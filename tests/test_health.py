@@ -178,7 +178,7 @@ async def test_a_check_that_hangs_in_a_thread_holds_one_thread_however_many_prob
                 pass
 
 
-@pytest.mark.parametrize(("check", "message"), [(True, "takes a function"), (lambda request: True, "does not fit")])
+@pytest.mark.parametrize(("check", "message"), [(True, "expected a function"), (lambda request: True, "does not fit")])
 def test_what_cannot_be_a_check_is_refused_at_once(check, message):
     with pytest.raises(TypeError, match=message):
         make_app(check=check)

@@ -124,7 +124,7 @@ class TestOrder:
         async def start(app):
             pass
 
-        with pytest.raises(TypeError, match=r"^@app\.lifespan takes an async generator: write a `yield` between"):
+        with pytest.raises(TypeError, match=r"^expected an async generator for @app\.lifespan: write a `yield`"):
             App().lifespan(start)
 
 

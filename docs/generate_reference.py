@@ -74,7 +74,7 @@ _NOT_CONSTRUCTED = {
 
 # Used by other modules of microws, but not by apps.
 _INTERNAL = {
-    microws.WebSocket: {"failure", "finish", "run"},
+    microws.WebSocket: {"failure", "finish", "reject_with", "run"},
     microws.Request: {"body_complete", "drain", "receive_event"},
     microws.Codec: {"frames"},
 }

@@ -73,8 +73,8 @@ class WebSocket(BaseRequest):
             async for message in ws:        # until the client disconnects
                 await ws.send(message)
 
-    After the end of the connection every call raises ``WebSocketDisconnect`` at once. Any number of tasks may use one
-    ``ws``. It sends their messages in the order of the calls.
+    After the end of the connection, every call raises ``WebSocketDisconnect`` immediately. Any number of tasks may use
+    one ``ws``. It sends their messages in the order of the calls.
     """
 
     __slots__ = (

@@ -61,7 +61,7 @@ class AppSettings:
         values["origins"] = check_origins_setting(values["origins"])
         values["allowed_hosts"] = check_hosts_setting(values["allowed_hosts"])
         vars(self).update(values)
-        self.limits = Limits(**{name: values[name] for name in Limits._fields})
+        self.limits: Limits = Limits(**{name: values[name] for name in Limits._fields})
 
     def check_included(self, included: Self, app_class: type[Any]) -> None:
         """

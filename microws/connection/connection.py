@@ -75,14 +75,14 @@ class Connection(ABC):
 
     def __init__(self, limits: Limits) -> None:
         self.state: State = CONNECTING
-        self.accepted = False
+        self.accepted: bool = False
         self.subprotocol: str | None = None
         self.close_code: int | None = None
-        self.close_reason = ""
-        self.close_seen = False
+        self.close_reason: str = ""
+        self.close_seen: bool = False
         self.outbox: Outbox | None = None
         self.unsubscribe: Callable[[], None] | None = None
-        self.limits = limits
+        self.limits: Limits = limits
         self._tasks: Tasks | None = None
         self._make_outbox: Callable[[], Outbox] = Outbox
         # Frames of ``send`` that wait for room in the outbox, in the order of the calls.

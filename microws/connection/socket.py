@@ -5,7 +5,7 @@ import select
 import sys
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.closing import CloseCode
@@ -134,12 +134,14 @@ class SocketConnection(Connection, asyncio.Protocol):
 
     def __init__(self, transport: asyncio.Transport, upgrade: Upgrade, shared: SharedLimits) -> None:
         super().__init__(shared.limits)
-        self.is_writable = self.is_reading = self.was_heard = True
-        self.upgrade = upgrade
+        self.is_writable: bool = True
+        self.is_reading: bool = True
+        self.was_heard: bool = True
+        self.upgrade: Upgrade = upgrade
         self.socket = socket_of(transport)
         # The transport's own methods: a broadcast calls them for each connection.
-        self.write = transport.write
-        self.buffered = transport.get_write_buffer_size
+        self.write: Callable[[bytes | memoryview], None] = transport.write
+        self.buffered: Callable[[], int] = transport.get_write_buffer_size
         self.carried: tuple[str | bytes, bytes, str] | None = None
         self.unwritten: list[bytes] | None = None
         self._transport = transport

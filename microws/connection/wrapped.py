@@ -61,7 +61,7 @@ class WrappedConnection(ASGIConnection):
         make_outbox: Callable[[], Outbox],
     ) -> None:
         super().__init__(scope, receive, send, loop, None, limits, make_outbox)
-        self.socket = socket
+        self.socket: SocketConnection = socket
         self._loop = loop
         # Of the view: middleware finds its context variables there.
         self._context: Context

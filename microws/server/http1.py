@@ -84,14 +84,14 @@ class HTTP1(Lingering):
 
     def __init__(self, server: "ServerState") -> None:
         self.server = server
-        self.is_connected = False
+        self.is_connected: bool = False
 
     def connection_made(self, transport: Any) -> None:
         """The client has connected; over TLS, the handshake is complete."""
         server = self.server
         super().__init__(transport, server.sending)
         self.is_connected = True
-        self.is_half_closed = False
+        self.is_half_closed: bool = False
         self._parser = RequestParser(server.max_head_size)
         self._exchange: Exchange | None = None
         # Received after the request that is being answered.
@@ -407,8 +407,8 @@ class Exchange:
     def __init__(self, connection: HTTP1, head: RequestHead, scope: Scope) -> None:
         self.connection = connection
         self.scope = scope
-        self.is_received = head.length == 0
-        self.is_answered = False
+        self.is_received: bool = head.length == 0
+        self.is_answered: bool = False
         self.status: int | None = None
         self.own_send: Send | None = None
         self._server = connection.server
@@ -831,13 +831,13 @@ class ServerState:
     exchanges: dict[Exchange, asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.is_stopping = not self.keep_alive
-        self.heads = Deadlines(self.head_timeout, HTTP1.time_out)
-        self.bodies = Deadlines(self.body_timeout, HTTP1.time_out)
-        self.idle = Deadlines(self.keep_alive, HTTP1.close_idle)
-        self.rechecks = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
-        self.discards = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
-        self.sending = SendDeadlines(self.write_timeout)
+        self.is_stopping: bool = not self.keep_alive
+        self.heads: Deadlines[HTTP1] = Deadlines(self.head_timeout, HTTP1.time_out)
+        self.bodies: Deadlines[HTTP1] = Deadlines(self.body_timeout, HTTP1.time_out)
+        self.idle: Deadlines[HTTP1] = Deadlines(self.keep_alive, HTTP1.close_idle)
+        self.rechecks: Deadlines[HTTP1] = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
+        self.discards: Deadlines[HTTP1] = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
+        self.sending: SendDeadlines = SendDeadlines(self.write_timeout)
 
     def ended(self, exchange: Exchange, _: asyncio.Task[None] | None = None) -> None:
         """The app has ended."""

@@ -92,8 +92,8 @@ class HypercornServer:
     def __post_init__(self) -> None:
         self._calls: set[_Call] = set()
         self._serving = anyio.CancelScope()
-        self.stopping = anyio.Event()
-        self.keeps_connections = True
+        self.stopping: anyio.Event = anyio.Event()
+        self.keeps_connections: bool = True
         self._all_returned = anyio.Event()
         self._ended = anyio.Event()
 

@@ -173,9 +173,9 @@ class SendDeadlines:
     """
 
     def __init__(self, write_timeout: float) -> None:
-        self.writes = Deadlines(write_timeout, Lingering.check_progress)
-        self.flushes = Deadlines(_FLUSH_INTERVAL, Lingering.close_when_read)
-        self.closings = Deadlines(_CLOSE_TIMEOUT, Lingering.end_linger)
+        self.writes: Deadlines[Lingering] = Deadlines(write_timeout, Lingering.check_progress)
+        self.flushes: Deadlines[Lingering] = Deadlines(_FLUSH_INTERVAL, Lingering.close_when_read)
+        self.closings: Deadlines[Lingering] = Deadlines(_CLOSE_TIMEOUT, Lingering.end_linger)
 
     def stop(self, connection: Lingering) -> None:
         """Forget a connection."""

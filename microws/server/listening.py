@@ -61,7 +61,7 @@ class Listener:
         name = sock.getsockname()
         scheme = "https" if secure else "http"
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            self.url = f"{scheme}://{InternetAddress(name[0], name[1])}"
+            self.url: str = f"{scheme}://{InternetAddress(name[0], name[1])}"
         else:
             self.url = f"{scheme}+unix:{name}" if secure else f"unix:{name}"
 

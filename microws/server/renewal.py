@@ -72,11 +72,11 @@ class Renewal:
 
     def __init__(self, command: list[str] | None) -> None:
         left = _take()
-        self.is_renewed = left is not None
-        self.is_due = False
-        self.hangups = 0
+        self.is_renewed: bool = left is not None
+        self.is_due: bool = False
+        self.hangups: int = 0
         self.command = command
-        self.environ = dict(os.environ)
+        self.environ: dict[str, str] = dict(os.environ)
         self._directory: Path | None = None
         with suppress(OSError):
             self._directory = Path.cwd()

@@ -148,7 +148,7 @@ class RequestParser:
     def reset(self) -> None:
         """Begin with the next request, after a complete one."""
         self.head: RequestHead | None = None
-        self.is_complete = False
+        self.is_complete: bool = False
         # An incomplete head, or an incomplete line of a chunked body.
         self._pending = b""
         # Bytes of the body that are left, or of the current chunk.

@@ -43,9 +43,9 @@ class Shutdown:
     """
 
     def __init__(self, end: ProcessEnd | None = None, control: ControlSocket | None = None) -> None:
-        self.requested = anyio.Event()
-        self.draining = anyio.Event()
-        self.forced = anyio.Event()
+        self.requested: anyio.Event = anyio.Event()
+        self.draining: anyio.Event = anyio.Event()
+        self.forced: anyio.Event = anyio.Event()
         self._end = end
         self._control = control
 

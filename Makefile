@@ -57,8 +57,11 @@ lint: setup types  ## Check style and types, and the lowest dependency versions 
 	$(BIN)/ruff check .
 	$(TEST) -q tests/test_dependencies.py
 
-types: setup  ## Check types, strictly
+types: setup  ## Check types, strictly, and that other type checkers know at least 98 % of the public ones
 	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes microws --ignoreexternal --outputjson | $(BIN)/python -c \
+		"import json, sys; score = json.load(sys.stdin)['typeCompleteness']['completenessScore']; \
+		print(f'pyright knows {score:.1%} of the public types'); sys.exit(score < 0.98)"
 
 # While mypy checks, one process compiles the tests, assertions included: each of the workers would do it otherwise.
 test: setup  ## Check style and types, run the tests, and measure their coverage

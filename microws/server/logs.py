@@ -219,7 +219,7 @@ class TextFormatter(logging.Formatter):
         process: Add the process id: ``2026-01-31 12:00:00,123 [4711] info message``.
     """
 
-    default_msec_format: str | None = "%s,%03d"
+    default_msec_format: str = "%s,%03d"
 
     def __init__(self, *, process: bool = False) -> None:
         super().__init__("%(asctime)s")
@@ -257,7 +257,7 @@ class JSONFormatter(TextFormatter):
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format: str | None = "%s.%03d+00:00"
+    default_msec_format: str = "%s.%03d+00:00"
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""``microws run`` as a program: what it says, what it exits with, and how it ends."""
+"""``microws run`` as a program: its log, its exit code, and how it ends."""
 
 import json
 import os
@@ -65,7 +65,7 @@ class Program:
                 lines.put(line.rstrip("\n"))
 
     def line_with(self, text, *, stream="stderr"):
-        """The next line that has ``text``."""
+        """The next line with ``text``."""
         end = time.monotonic() + LIMIT
         while True:
             try:
@@ -77,7 +77,7 @@ class Program:
                 return line
 
     def serving(self):
-        """Wait until it serves; its port."""
+        """Wait until the program serves; its port."""
         return int(self.line_with(" serving ").partition(" on ")[2].split()[0].rpartition(":")[2])
 
     def stop(self, *signals):
@@ -93,7 +93,7 @@ class Program:
         return code
 
     def rest(self, stream="stderr"):
-        """The lines that nobody has read, after the end."""
+        """The unread lines, after the end."""
         lines = []
         while not self.lines[stream].empty():
             lines.append(self.lines[stream].get())
@@ -133,24 +133,22 @@ def start(directory):
         program.wait()
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
 LOOPS = ["asyncio", "uvloop", "trio"]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_closes_websockets_with_1012_and_exits_with_0(start, loop, number):
-    program = start("run", "chat:app", "--port", "0", "--loop", loop)
-    port = program.serving()
+def test_sigterm_closes_websockets_with_1012_and_exits_with_0(start, loop):
+    program = start("run", "chat.py", "--port", "0", "--loop", loop)
+    line = program.line_with(" serving ")
+    before, _, after = line.partition(" serving chat:app on http://127.0.0.1:")
+    assert " info microws " in before
+    port, _, how_to_stop = after.partition(" ")
+    assert how_to_stop == "(Ctrl-C stops)"
     assert httpx.get(f"http://127.0.0.1:{port}/").text == "ok"
     with connect(f"ws://127.0.0.1:{port}/") as ws:
         ws.send("hi")
         assert ws.recv(timeout=LIMIT) == "hi"
-        program.process.send_signal(number)
+        program.process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionClosed) as closed:
             ws.recv(timeout=LIMIT)
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1012, "service restart")
@@ -160,17 +158,8 @@ def test_a_signal_closes_websockets_with_1012_and_exits_with_0(start, loop, numb
     assert access == ['GET / HTTP/1.1" 200', 'WebSocket / HTTP/1.1" 101', 'WebSocket / HTTP/1.1" closed 1012']
 
 
-def test_the_first_line_says_what_is_served_where_and_how_to_stop_it(start):
-    program = start("run", "chat.py", "--port", "0")
-    line = program.line_with("serving")
-    before, _, after = line.partition(" serving chat:app on http://127.0.0.1:")
-    assert " info microws " in before
-    assert after.endswith(" (Ctrl-C stops)")
-    assert program.stop() == 0
-
-
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_second_ctrl_c_ends_it_at_once(start, loop):
+def test_a_second_ctrl_c_ends_the_program_immediately(start, loop):
     program = start("run", "chat:app", "--port", "0", "--loop", loop, "--drain-timeout", "300")
     with socket.create_connection(("127.0.0.1", program.serving())) as client:
         client.sendall(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -182,125 +171,48 @@ def test_a_second_ctrl_c_ends_it_at_once(start, loop):
         assert time.monotonic() - began < 5
 
 
-def test_json_logs_are_one_object_a_line(start):
-    program = start("run", "chat:app", "--port", "0", "--log-format", "json")
-    port = json.loads(program.line_with("serving"))["message"].partition("127.0.0.1:")[2].split()[0]
-    httpx.get(f"http://127.0.0.1:{port}/x?y")
-    access = json.loads(program.line_with("GET"))
-    assert program.stop() == 0
-    assert (access["method"], access["path"], access["status"], access["logger"]) == (
-        "GET",
-        "/x?y",
-        200,
-        "microws.access",
-    )
-    for line in program.rest():
-        json.loads(line)
-
-
-def test_a_start_up_that_fails_is_exit_code_1_with_the_users_traceback(start, directory):
-    (directory / "main.py").write_text(
-        "from microws import App\napp = App()\n\n@app.on_startup\n"
-        "async def connect():\n    raise LookupError('no database')\n"
-    )
-    port = free_port()
-    program = start("run", "--port", str(port))
-    assert program.wait() == 1
-    text = "\n".join(program.rest())
-    assert "the app's startup failed" in text
-    assert 'main.py", line 6, in connect' in text
-    assert text.count("LookupError: no database") == 1
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
-
-
-def test_an_address_in_use_is_exit_code_1_and_one_line(start):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        program = start("run", "chat:app", "--port", str(port))
-        assert program.wait() == 1
-    [line] = program.rest()
-    assert f"127.0.0.1:{port} is in use" in line
-    assert f"--port {port + 1}" in line
-
-
-def test_a_usage_error_is_exit_code_2_and_one_line(start):
-    program = start("run", "chat:app", "--prot", "1")
-    assert program.wait() == 2
-    assert program.rest() == ["error: unknown argument '--prot'; did you mean '--port'?"]
-
-
-def test_a_variable_that_nobody_knows_is_warned_of_once_and_by_no_worker(start):
-    program = start("run", "chat:app", "--port", "0", "--workers", "2", env={"MICROWS_LOGLEVEL": "debug"})
-    program.serving()
-    assert program.seen[0] == "warning: MICROWS_LOGLEVEL is not an option; did you mean 'MICROWS_LOG_LEVEL'?"
-    assert program.stop() == 0
-    assert not [line for line in (*program.seen[1:], *program.rest()) if "LOGLEVEL" in line]
-
-
-def test_an_app_that_cannot_be_loaded_is_exit_code_3_and_one_line(start):
-    program = start("run", "chat:ap")
-    assert program.wait() == 3
-    assert program.rest() == ["error: chat has no attribute 'ap'; did you mean: microws run chat:app"]
-
-
-def test_an_import_that_fails_shows_the_users_own_frames_only(start, directory):
-    (directory / "helper.py").write_text("import chta\n")
-    (directory / "main.py").write_text("import helper\n")
-    program = start("run", "main:app")
-    assert program.wait() == 3
-    assert program.rest() == [
-        "Traceback (most recent call last):",
-        f'  File "{directory}/main.py", line 1, in <module>',
-        "    import helper",
-        f'  File "{directory}/helper.py", line 1, in <module>',
-        "    import chta",
-        "ModuleNotFoundError: No module named 'chta'",
-        "error: main failed while it was imported: ModuleNotFoundError",
-    ]
-
-
-def test_flag_beats_environment_beats_pyproject(start, directory):
-    (directory / "pyproject.toml").write_text(
-        '[tool.microws]\napp = "chat:app"\nport = 1\nhost = "127.0.0.2"\ndrain-timeout = 3\naccess-log = false\n'
-    )
-    (directory / "settings.env").write_text("MICROWS_DRAIN_TIMEOUT=4\nMICROWS_LOG_LEVEL=info\n")
-    program = start("run", "--env-file", "settings.env", "--port", "0", env={"PORT": "2", "MICROWS_LOG_LEVEL": "debug"})
-    line = program.line_with("serving chat:app")
-    assert "http://127.0.0.2:" in line
-    port = int(line.partition("127.0.0.2:")[2].split()[0])
-    httpx.get(f"http://127.0.0.2:{port}/")
-    program.process.send_signal(signal.SIGTERM)
-    program.line_with("stopping within 4 s")
-    assert program.wait() == 0
-    assert not any("GET" in line for line in program.seen)
-
-
-def test_the_platform_may_ask_for_several_workers(start):
-    program = start("run", "chat:app", env={"PORT": "0", "WEB_CONCURRENCY": "2"})
+def test_variables_of_the_platform_start_workers_and_a_wrong_one_warns_once(start):
+    program = start("run", "chat:app", env={"PORT": "0", "WEB_CONCURRENCY": "2", "MICROWS_LOGLEVEL": "debug"})
     line = program.line_with(" serving ")
     assert line.endswith(" with 2 workers (Ctrl-C stops)")
+    assert program.seen[0] == "warning: MICROWS_LOGLEVEL is not an option; did you mean 'MICROWS_LOG_LEVEL'?"
     port = line.partition(" on ")[2].split()[0].rpartition(":")[2]
     assert httpx.get(f"http://127.0.0.1:{port}/", timeout=LIMIT).text == "ok"
     assert program.stop() == 0
     assert "".join(program.rest("stdout")).count("stopped") == 2
+    assert not [line for line in (*program.seen[1:], *program.rest()) if "LOGLEVEL" in line]
 
 
-def test_several_addresses_are_served(start, directory):
+def test_several_addresses_are_served_and_json_logs_are_one_object_a_line(start, directory):
     path = directory / "app.sock"
-    program = start("run", "chat:app", "--bind", f"unix:{path}", "--bind", "127.0.0.1:0")
-    line = program.line_with("serving")
+    program = start("run", "chat:app", "--bind", f"unix:{path}", "--bind", "127.0.0.1:0", "--log-format", "json")
+    line = json.loads(program.line_with("serving"))["message"]
     assert f" on unix:{path}, http://127.0.0.1:" in line
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
         assert client.get("http://app/").text == "ok"
     port = line.partition("127.0.0.1:")[2].split()[0]
-    assert httpx.get(f"http://127.0.0.1:{port}/").text == "ok"
+    assert httpx.get(f"http://127.0.0.1:{port}/x?y").text == "ok"
+    access = json.loads(program.line_with("/x"))
+    assert [access[key] for key in ("method", "path", "status", "logger")] == ["GET", "/x?y", 200, "microws.access"]
     assert program.stop() == 0
     assert not path.exists()
+    for line in program.rest():
+        json.loads(line)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_factory_in_another_directory_is_served_without_an_access_log(start, directory):
+    (directory / "src").mkdir()
+    (directory / "src" / "shop.py").write_text("from microws import App\n\ndef create_app():\n    return App()\n")
+    program = start("run", "shop:create_app", "--factory", "--app-dir", "src", "--port", "0", "--no-access-log")
+    port = program.serving()
+    assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
+    assert program.stop() == 0
+    assert not any("GET" in line for line in [*program.seen, *program.rest()])
+
+
+@pytest.mark.parametrize(
+    ("loop", "family"), [("asyncio", socket.AF_INET), ("uvloop", socket.AF_UNIX), ("trio", socket.AF_INET)]
+)
 def test_a_socket_of_the_parent_is_served(start, loop, family, directory):
     path = directory / "app.sock"
     with socket.socket(family) as sock:
@@ -330,13 +242,3 @@ def test_tls_is_served(start, loop):
             ws.recv(timeout=LIMIT)
         assert closed.value.rcvd.code == 1012
     assert program.wait() == 0
-
-
-def test_a_factory_in_another_directory_is_served(start, directory):
-    (directory / "src").mkdir()
-    (directory / "src" / "shop.py").write_text("from microws import App\n\ndef create_app():\n    return App()\n")
-    program = start("run", "shop:create_app", "--factory", "--app-dir", "src", "--port", "0", "--no-access-log")
-    port = program.serving()
-    assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
-    assert program.stop() == 0
-    assert not any("GET" in line for line in [*program.seen, *program.rest()])

@@ -1,4 +1,4 @@
-"""The parts of ``microws run`` in this process: sources of options, files of variables, finding the app, exit codes."""
+"""``microws run`` in this process: sources of options, environment files, finding the app, exit codes."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def pyproject(directory, text):
     (directory / "pyproject.toml").write_text(f"[tool.microws]\n{text}\n")
 
 
-def test_without_a_word_the_defaults_hold(directory):
+def test_the_defaults_without_any_option(directory):
     invocation = given_by()
     assert (invocation.app, invocation.factory, invocation.app_dir) == (None, False, directory)
     assert [str(address) for address in invocation.settings.addresses] == ["127.0.0.1:8000"]
@@ -109,7 +109,7 @@ def test_bind_host_and_port_of_a_higher_level_win_over_those_of_a_lower_one(dire
     assert addresses(PORT="") == ["g:8000"]
 
 
-def test_an_empty_variable_is_none(directory):
+def test_an_empty_variable_does_not_count(directory):
     assert given_by(environ={"MICROWS_LOOP": "", "WEB_CONCURRENCY": ""}).settings.loop == "auto"
 
 
@@ -123,7 +123,7 @@ def test_the_app_is_named_by_argument_then_pyproject_then_variable(directory):
     assert not given_by("--no-factory").factory
 
 
-def test_an_env_file_fills_the_environment_up(directory):
+def test_an_env_file_adds_missing_variables(directory):
     (directory / "my.env").write_text("MICROWS_PORT=1\nMICROWS_HOST=h\nSECRET=s\n")
     environ = {"MICROWS_PORT": "2", "MICROWS_ENV_FILE": str(directory / "my.env")}
     assert given_by(environ=environ).settings.addresses[0] == ("h", 2)
@@ -186,7 +186,7 @@ def test_an_env_file_fills_the_environment_up(directory):
         (["--loop"], {}, "", "argument --loop: expected one argument; see microws run --help"),
     ],
 )
-def test_what_cannot_be_is_one_line_that_names_the_place(directory, arguments, environ, toml, message):
+def test_an_invalid_option_is_one_line_that_names_its_source(directory, arguments, environ, toml, message):
     if toml:
         pyproject(directory, toml)
     with pytest.raises(UsageError) as error:
@@ -202,7 +202,7 @@ def test_the_number_of_workers_may_come_from_the_platform(directory):
     assert given_by("--workers", "2", environ={"MICROWS_WORKERS": "3"}).settings.workers == 2
 
 
-def test_a_pyproject_that_is_no_toml_is_named(directory):
+def test_an_invalid_pyproject_is_named(directory):
     (directory / "pyproject.toml").write_text("[tool.microws\n")
     with pytest.raises(UsageError, match=r"^pyproject\.toml: "):
         given_by()
@@ -213,7 +213,7 @@ def test_a_pyproject_that_is_no_toml_is_named(directory):
         given_by()
 
 
-def test_a_variable_that_is_no_option_is_named_with_the_nearest():
+def test_an_unknown_variable_is_named_with_the_nearest_option():
     names = ("MICROWS_LOGLEVEL", "MICROWS_RELOAD", "MICROWS_PORT", "MICROWS_APP", "MICROWS_Host", "HOME")
     assert unknown_variables(dict.fromkeys(names, "1")) == [
         "MICROWS_Host is not an option; did you mean 'MICROWS_HOST'?",
@@ -222,7 +222,7 @@ def test_a_variable_that_is_no_option_is_named_with_the_nearest():
     ]
 
 
-# Files of variables
+# Environment files
 
 
 @pytest.mark.parametrize(
@@ -246,14 +246,14 @@ def test_a_variable_that_is_no_option_is_named_with_the_nearest():
         ("export=1", {"export": "1"}),
     ],
 )
-def test_a_line_of_a_file_of_variables(line, variables):
+def test_a_line_of_an_env_file(line, variables):
     assert parse_env_file(line) == variables
 
 
 @pytest.mark.parametrize(
     "line", ["A", "=1", "1A=1", "A B=1", "A-B=1", "Ä=1", "A='b", 'A="b', "A='b' c", 'A="\\"', "A='b'c'", "A=\0"]
 )
-def test_a_line_that_is_not_understood_is_named_without_its_value(line):
+def test_an_invalid_line_of_an_env_file_is_named_without_its_value(line):
     with pytest.raises(ValueError, match=r"^line 2: ") as error:
         parse_env_file(f"OK=1\n{line.replace('b', 'secret')}")
     assert "secret" not in str(error.value)
@@ -269,14 +269,14 @@ def test_any_text_is_variables_or_a_value_error(text):
 
 
 @given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True), st.text("ab '\"\\#\t\n$=é")))
-def test_what_is_written_in_double_quotes_is_read_back(variables):
+def test_values_in_double_quotes_round_trip(variables):
     escaped = {
         key: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for key, value in variables.items()
     }
     assert parse_env_file("\n".join(f'{key}="{value}"' for key, value in escaped.items())) == variables
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_env_file_is_named(tmp_path):
     path = tmp_path / "my.env"
     with pytest.raises(ValueError, match="No such file"):
         read_env_file(str(path))
@@ -345,7 +345,7 @@ def test_without_a_name_the_one_app_is_found(directory, place):
     assert find(directory)[0] == f"{place}:server"
 
 
-def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
+def test_without_a_name_and_an_app_the_error_says_where_it_looked(directory):
     with pytest.raises(LoadError, match=r"no app\.py, main\.py, asgi\.py in .*name it: microws run chat:app"):
         find(directory)
     write(directory, main=ASGI)
@@ -409,7 +409,7 @@ def test_without_a_name_and_without_an_app_it_says_where_it_looked(directory):
         ("chat:a b", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:a b'"),
     ],
 )
-def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory, argument, message):
+def test_a_missing_app_is_one_line_with_the_command_to_write(directory, argument, message):
     write(
         directory,
         chat=f"{APP}number, nothing = 1, None\nclass holder: app = app\ndef create(): return app\n"
@@ -473,7 +473,7 @@ def test_what_cannot_be_found_is_one_line_with_the_nearest_that_exists(directory
         ),
     ],
 )
-def test_a_failure_in_the_users_code_shows_that_and_nothing_of_ours(directory, source, argument, message, traceback):
+def test_an_error_in_the_users_code_shows_the_users_frames_alone(directory, source, argument, message, traceback):
     write(directory, chat=source)
     with pytest.raises(LoadError) as error:
         find(directory, argument)
@@ -487,7 +487,7 @@ def test_a_failure_in_the_users_code_shows_that_and_nothing_of_ours(directory, s
 
 
 @pytest.mark.parametrize("argument", ["chat:app", "chat", "chat.py", "factory:create()", None])
-def test_a_script_that_serves_while_it_is_loaded_is_named_with_its_line(directory, capsys, argument):
+def test_a_script_that_serves_while_it_is_loaded_is_an_error(directory, capsys, argument):
     write(directory, chat=f"{APP}app.run(port=0)\n", app=f"{APP}app.run(port=0)\n")
     write(directory, factory=f"{APP}def create():\n    app.run(port=0)\n")
     assert main(["run", *([argument] if argument else [])]) == 3
@@ -525,12 +525,12 @@ class Endpoint:
 
 
 @pytest.mark.parametrize("name", ["sentry", "telemetry", "built_in", "partial", "wrapper", "Endpoint"])
-def test_an_app_is_refused_only_if_its_signature_does_not_take_three_arguments(directory, name):
+def test_an_app_whose_signature_takes_three_arguments_is_accepted(directory, name):
     write(directory, around=AROUND)
     assert find(directory, f"around:{name}")[0] == f"around:{name}"
 
 
-def test_a_package_that_is_the_current_directory_is_found_from_above(directory):
+def test_a_package_that_is_the_app_dir_gets_a_hint_to_its_parent(directory):
     (directory / "shop").mkdir()
     write(directory / "shop", web=APP)
     with pytest.raises(LoadError) as error:
@@ -553,7 +553,7 @@ def test_help_names_every_setting_as_a_flag(capsys):
     assert len(text.splitlines()) < 90
 
 
-def test_the_version_is_told(capsys):
+def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"microws {__version__}\n"
@@ -617,11 +617,37 @@ def test_an_app_is_served_until_a_signal(directory, capsys):
     assert "serving chat:app on http://127.0.0.1:" in capsys.readouterr().err
 
 
-def test_an_address_in_use_is_exit_code_1(directory, capsys):
+def test_an_address_in_use_is_exit_code_1_and_names_another_port(directory, capsys):
     write(directory, chat=APP)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert main(["run", "chat", "--port", str(taken.getsockname()[1])]) == 1
-    assert "is in use" in capsys.readouterr().err
+        port = taken.getsockname()[1]
+        assert main(["run", "chat", "--port", str(port)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"127.0.0.1:{port} is in use" in line
+    assert f"--port {port + 1}" in line
+
+
+def test_a_failed_start_up_is_exit_code_1_with_the_users_traceback(directory, capsys):
+    write(directory, main=f"{APP}@app.on_startup\nasync def connect():\n    raise LookupError('no database')\n")
+    assert main(["run", "--port", "0"]) == 1
+    text = capsys.readouterr().err
+    assert "the app's startup failed" in text
+    assert 'main.py", line 5, in connect' in text
+    assert text.count("LookupError: no database") == 1
+
+
+def test_a_failed_import_is_exit_code_3_with_the_users_frames_alone(directory, capsys):
+    write(directory, helper="import chta\n", main="import helper\n")
+    assert main(["run", "main:app"]) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "Traceback (most recent call last):",
+        f'  File "{directory}/main.py", line 1, in <module>',
+        "    import helper",
+        f'  File "{directory}/helper.py", line 1, in <module>',
+        "    import chta",
+        "ModuleNotFoundError: No module named 'chta'",
+        "error: main failed while it was imported: ModuleNotFoundError",
+    ]
 
 
 def test_ctrl_c_before_it_serves_is_orderly(directory):

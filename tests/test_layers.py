@@ -117,17 +117,17 @@ def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 IMPORTS = [found for module in MODULES for found in imports_of(module)]
 
 
-def test_every_module_stands_in_the_table_and_the_table_names_no_other() -> None:
+def test_the_table_has_exactly_the_modules() -> None:
     rooms = {room for rooms in FLOORS.values() for room in rooms.split()}
     assert {room_of(module) for module in MODULES} == rooms
 
 
-def test_no_room_stands_on_two_floors() -> None:
+def test_a_module_is_on_one_floor() -> None:
     rooms = [room for rooms in FLOORS.values() for room in rooms.split()]
     assert sorted(set(rooms)) == sorted(rooms)
 
 
-def test_the_table_in_contributing_is_this_one() -> None:
+def test_contributing_has_the_same_table() -> None:
     rows = re.findall(r"^\| (\d+)[^|]*\|([^|]*)\|", (PROJECT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     written: dict[int, set[str]] = {}
     for floor, rooms in rows:
@@ -146,7 +146,7 @@ def test_a_module_imports_from_strictly_lower_floors_only() -> None:
     assert wrong == []
 
 
-def test_modules_of_a_package_import_each_other_without_a_cycle() -> None:
+def test_a_package_has_no_import_cycle() -> None:
     beside = {
         module: {found.imported for found in IMPORTS if found.importer == module and "." in found.imported}
         for module in MODULES
@@ -166,7 +166,7 @@ def test_modules_of_a_package_import_each_other_without_a_cycle() -> None:
     assert cycles == []
 
 
-def test_modules_of_a_package_do_not_import_their_own_package() -> None:
+def test_a_module_does_not_import_its_own_package() -> None:
     assert [str(found) for found in IMPORTS if found.importer.startswith(f"{found.imported}.")] == []
 
 
@@ -182,21 +182,21 @@ def test_the_server_and_the_load_generator_know_nothing_of_apps() -> None:
     assert wrong == []
 
 
-def test_the_hub_does_not_know_the_server() -> None:
+def test_the_hub_does_not_import_the_server() -> None:
     assert [str(found) for found in IMPORTS if found.importer == "hub" and room_of(found.imported) == "server/"] == []
 
 
-def test_own_modules_are_not_imported_for_types_but_for_those_listed() -> None:
+def test_imports_for_types_are_those_listed() -> None:
     found = [found for found in IMPORTS if found.is_for_types and found.importer != "__init__"]
     assert {f"{each.importer} -> {each.imported}" for each in found} == FOR_TYPES
 
 
-def test_own_modules_are_imported_at_the_top_but_for_those_listed() -> None:
+def test_deferred_imports_are_those_listed() -> None:
     assert {f"{found.importer} -> {found.imported}" for found in IMPORTS if found.is_deferred} == DEFERRED
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_offers(module: str) -> None:
+def test_every_module_has_an_all(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text())
     offers = any(
         isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets)

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from io import FileIO, TextIOWrapper
+from io import FileIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -234,3 +234,56 @@ def test_a_log_that_cannot_be_written_raises_nothing(stream, monkeypatch):
                 output.close()
             log_access(REQUEST, 200, 0.0)
             logging.getLogger("microws").error("failed")
+
+
+def without_handlers_of_pytest(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+
+def test_the_log_of_the_app_is_shown(capsys, monkeypatch):
+    without_handlers_of_pytest(monkeypatch)
+    with logging_to_stderr(Settings(log_level="info")):
+        logging.getLogger("chat").info("hello")
+        logging.getLogger("chat").debug("not this")
+        logging.getLogger("microws.server").info("served")
+    assert logging.getLogger("microws").handlers == []
+    assert logging.getLogger("microws").propagate
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["info hello", "info served"]
+
+
+def test_libraries_are_quiet_at_debug(capsys, monkeypatch):
+    without_handlers_of_pytest(monkeypatch)
+    with logging_to_stderr(Settings(log_level="debug")):
+        logging.getLogger("hpack").debug("a header")
+        logging.getLogger("chat").debug("hello")
+    shown = capsys.readouterr().err
+    assert "a header" not in shown
+    assert "debug hello" in shown
+
+
+def test_an_app_with_a_handler_keeps_its_log(capsys):
+    own = logging.StreamHandler(StringIO())
+    logging.getLogger().addHandler(own)
+    try:
+        with logging_to_stderr(Settings()):
+            logging.getLogger("chat").warning("hello")
+            logging.getLogger("microws.server").warning("served")
+    finally:
+        logging.getLogger().removeHandler(own)
+    assert own.stream.getvalue() == "hello\n"
+    assert capsys.readouterr().err.endswith(" warning served\n")
+
+
+def test_json_is_one_object_a_line(capsys, monkeypatch):
+    without_handlers_of_pytest(monkeypatch)
+    with logging_to_stderr(Settings(log_format="json")):
+        logging.getLogger("microws.access").info("%s", "a\nb", extra={"access": {"status": 200}})
+        try:
+            raise LookupError("gone")
+        except LookupError:
+            logging.getLogger("chat").exception("failed")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {"level": "info", "logger": "microws.access", "message": "a\nb", "status": 200}
+    assert "LookupError: gone" in second["exception"]

@@ -1,8 +1,8 @@
 """
-permessage-deflate (RFC 7692) on a server's side: what is agreed in the handshake, messages to compressed ones and back.
+permessage-deflate (RFC 7692) of a server: the negotiation, and the compression of messages.
 
-Every message is compressed by itself, both ways. So a connection that is idle keeps no window, which would be 32 KiB to
-inflate and 256 KiB to deflate, and a message may be sent as it is whenever that is better.
+Both sides compress each message by itself (no context takeover). So an idle connection keeps no window, which would
+take 32 KiB to inflate and 256 KiB to deflate, and a message that compression makes longer is sent uncompressed.
 """
 
 import re
@@ -26,27 +26,27 @@ PARAMETERS = {
 WINDOW_BITS = re.compile(r"[89]|1[0-5]")
 
 MAX_WINDOW_BITS = 15
-# zlib cannot deflate with 8.
+# zlib does not deflate with 8.
 MIN_WINDOW_BITS = 9
-# What a server's compression costs is time of its event loop. Precedent: gorilla/websocket's level.
+# Compression takes time of the event loop. Precedent: the level of gorilla/websocket.
 LEVEL = 1
-# Precedent: ws's `threshold`, for messages that are compressed each by itself.
+# Shorter messages are not compressed. Precedent: `threshold` of Node's ws.
 MIN_DEFLATED_SIZE = 1024
 
-# RFC 7692 §7.2.2: what was cut off from the end of a message. An empty last block behind it tells whether this is one.
+# RFC 7692 §7.2.2: the sender removes this tail from each message. After the tail an empty last block has to parse.
 TAIL = b"\x00\x00\xff\xff"
 LAST_BLOCK = b"\x03\x00"
 MAX_PIECE = 1 << 16
-# A message that ends its stream begins another one (RFC 7692 §7.2.3.4); each costs a new inflater.
+# A message may consist of several streams (RFC 7692 §7.2.3.4). Each one takes a new inflater.
 MAX_STREAMS = 16
 
 
 class Agreement(NamedTuple):
     """
-    The compression that a connection will have.
+    The negotiated compression of a connection.
 
     Attributes:
-        max_window_bits: What the client can inflate, 9 to 15; ``None``: it has not said, so 15.
+        max_window_bits: The largest window that the client inflates, 9 to 15; ``None``: not stated, which means 15.
     """
 
     max_window_bits: int | None = None
@@ -58,23 +58,23 @@ class Agreement(NamedTuple):
         return header if self.max_window_bits is None else f"{header}; server_max_window_bits={self.max_window_bits}"
 
     def inflater(self) -> "Inflater":
-        """For what the client sends."""
+        """For messages of the client."""
         return Inflater()
 
     def deflater(self) -> "Deflater":
-        """For what is sent to the client."""
+        """For messages to the client."""
         return Deflater(max_window_bits=self.max_window_bits or MAX_WINDOW_BITS)
 
 
 def negotiate(offers: Iterable[str]) -> Agreement | None:
     """
-    Accept the first offer of permessage-deflate that is right and that can be met.
+    Accept the first valid offer of permessage-deflate.
 
     Args:
-        offers: The values of the request's ``Sec-WebSocket-Extensions``, each with any number of offers.
+        offers: Values of the request's ``Sec-WebSocket-Extensions``, each with any number of offers.
 
     Returns:
-        ``None`` when there is none: the connection is without compression. A value that breaks the grammar is ignored.
+        ``None`` for no compression. A malformed value is ignored.
 
     Source: RFC 7692 §5 and §7.1.
     """
@@ -99,18 +99,18 @@ class Inflater:
 
     def inflate(self, payload: bytes, *, is_last: bool) -> Iterator[bytes]:
         """
-        The data in the next ``payload`` of a message, in pieces of at most 64 KiB that are made as they are asked for.
+        The data in the next ``payload`` of a message, in pieces of at most 64 KiB, each inflated when it is asked for.
 
         Args:
             is_last: Whether the message ends here.
 
         Raises:
-            zlib.error: ``payload`` is no deflated data, or the message is cut off.
+            zlib.error: Invalid deflated data, or a truncated message.
 
         Source: RFC 7692 §7.2.2.
         """
         if is_last:
-            # No byte of the last block is read before all that precedes it has come out.
+            # zlib reads the last block only after it has returned all data before it.
             payload += TAIL + LAST_BLOCK
         while payload:
             stream = self._stream
@@ -121,7 +121,7 @@ class Inflater:
             yield piece
         if is_last:
             if self._stream is None or not self._stream.eof:
-                raise zlib.error("the message is cut off")
+                raise zlib.error("the message is truncated")
             self._stream = None
             self._streams = 0
 
@@ -129,7 +129,7 @@ class Inflater:
         self._streams += 1
         if self._streams > MAX_STREAMS:
             raise zlib.error(f"more than {MAX_STREAMS} streams in one message")
-        # What was deflated with a smaller window is inflated with the largest one too.
+        # The largest window also inflates data that was deflated with a smaller one.
         self._stream = zlib.decompressobj(-MAX_WINDOW_BITS)
         return self._stream
 
@@ -145,7 +145,7 @@ class Deflater:
 
     def deflate(self, payload: bytes) -> bytes | None:
         """
-        ``payload`` as a compressed message; ``None`` when it is better sent as it is: it is short, or gets no shorter.
+        ``payload`` as a compressed message; ``None`` if it is short, or would not get shorter.
 
         Source: RFC 7692 §7.2.1.
         """
@@ -157,7 +157,7 @@ class Deflater:
 
 
 def _extensions(value: str) -> list[tuple[str, list[tuple[str, str | None]]]]:
-    """The extensions that a header's value offers, with their parameters; none when it breaks the grammar."""
+    """The extensions that a header's value offers, with their parameters; empty if the value is malformed."""
     found = []
     position = 0
     while position < len(value):
@@ -176,8 +176,8 @@ def _parameter(match: re.Match[str]) -> tuple[str, str | None]:
 
 
 def _accept(parameters: list[tuple[str, str | None]]) -> Agreement | None:
-    """What is answered to an offer with these parameters; ``None``: it is declined."""
-    # §7.1: an offer is declined that has an unknown parameter, one with a wrong value, or one name twice.
+    """The answer to an offer with these parameters; ``None`` declines it."""
+    # §7.1: decline an offer with an unknown parameter, an invalid value, or a repeated name.
     given = dict(parameters)
     if len(given) < len(parameters) or not given.keys() <= PARAMETERS:
         return None

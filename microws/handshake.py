@@ -1,4 +1,4 @@
-"""Yes, or a reason: may this page connect, is the host ours, which subprotocol is it, may these headers be sent."""
+"""The checks of a handshake: its origin, host, subprotocol and headers."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,9 +33,9 @@ class Refusal(NamedTuple):
     Why a request is refused.
 
     Attributes:
-        status: HTTP status of the answer.
-        detail: For the client; says nothing of the app.
-        log: For the log: what came, what was expected, and the line that would allow it.
+        status: HTTP status of the response.
+        detail: Text for the client, which tells nothing about the app.
+        log: Text for the log: what was expected, what came, and the setting that allows it.
     """
 
     status: int
@@ -43,7 +43,7 @@ class Refusal(NamedTuple):
     log: str
 
 
-# RFC 9110 §9.2.1: whoever sends one of these does not ask for a change.
+# RFC 9110 §9.2.1: a request with one of these methods does not ask for a change.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -51,18 +51,18 @@ def check_origin(
     *, origin: str | None, host: str | None, allowed: Sequence[str] | None, any_localhost: bool = False
 ) -> Refusal | None:
     """
-    Whether a page of ``origin`` may talk to ``host``: its own page may, and those of ``allowed``.
+    Check whether a page of ``origin`` may connect to ``host``: a page of the host itself may, and those of ``allowed``.
 
-    Schemes are not compared, because a proxy may end TLS; a port that is not written is the scheme's own.
+    Schemes are not compared, because a proxy may end TLS. A missing port is the default port of the scheme.
 
     Args:
-        origin: The ``Origin`` header. ``None`` when there is none: the client is no browser, and passes.
-        host: The one ``Host`` header. ``None`` when there is none, or more than one.
+        origin: The ``Origin`` header; ``None`` if the request has none. Such a client is not a browser, and passes.
+        host: The ``Host`` header; ``None`` if the request has none or more than one.
         allowed: More origins, as ``check_origins_setting`` returns them. ``"*"`` allows everything.
-        any_localhost: Also allow every localhost origin, whatever its port. Default: no.
+        any_localhost: Also allow every localhost origin, with any port. Default: no.
 
     Returns:
-        ``None``, or why not.
+        The refusal; ``None`` if the page may.
 
     Source: RFC 6455 §4.2.2, §10.2; RFC 6454 §7.
     """
@@ -75,7 +75,7 @@ def check_origin(
 
 
 def is_allowed_origin(origin: str | None, allowed: Sequence[str] | None, *, any_localhost: bool = False) -> bool:
-    """Whether ``origin`` is one of ``allowed``, which ``check_origins_setting`` has returned."""
+    """Whether ``origin`` is one of ``allowed``, as ``check_origins_setting`` returns them."""
     if allowed and ("*" in allowed or origin in allowed):
         return True
     parsed = None if origin is None else _parse_origin(origin)
@@ -95,23 +95,24 @@ def check_request_origin(
     method: str, headers: Headers, *, allowed: Sequence[str] | None, any_localhost: bool = False
 ) -> Refusal | None:
     """
-    Whether an HTTP request may change anything: one that a foreign page made a browser send may not.
+    Check whether an HTTP request may change anything. A request that a page of another origin sends may not.
 
     Args:
         method: GET, HEAD, OPTIONS and TRACE always pass.
-        headers: Of the request. Clients that are no browsers send neither ``Sec-Fetch-Site`` nor ``Origin``, and pass.
+        headers: Headers of the request. A client that is not a browser sends neither ``Sec-Fetch-Site`` nor ``Origin``,
+            and passes.
         allowed: More origins, as ``check_origins_setting`` returns them. ``"*"`` allows everything.
-        any_localhost: Also allow every localhost origin, whatever its port. Default: no.
+        any_localhost: Also allow every localhost origin, with any port. Default: no.
 
     Returns:
-        ``None``, or why not.
+        The refusal; ``None`` if the page may.
 
     Source: https://www.w3.org/TR/fetch-metadata/; Go 1.25 ``net/http.CrossOriginProtection``.
     """
     if method in SAFE_METHODS:
         return None
     sites = set(headers.getlist("sec-fetch-site"))
-    # The browser itself compared the origins, without a proxy in between; "none" is the user's own doing.
+    # The browser compared the origins itself, without a proxy in between. "none": the user started the request.
     if sites and sites <= {"same-origin", "none"}:
         return None
     origin, host = _origin(headers), _host(headers)
@@ -125,15 +126,14 @@ def check_request_origin(
 
 def check_origins_setting(origins: Sequence[str] | None) -> tuple[str, ...] | None:
     """
-    ``App(origins=…)`` in the form that the checks compare with: lower case, no default port.
+    Check ``App(origins=…)``, and return it in the form that the checks compare with: lower case, no default port.
 
     Args:
-        origins: Origins as a browser sends them, ``"https://app.example"``, or ``"*"``; ``None`` is the same origin.
+        origins: Origins as a browser sends them, ``"https://app.example"``, or ``"*"``; ``None``: the same origin only.
 
     Raises:
-        TypeError: An entry is no ``str``.
-        ValueError: One ``str`` in place of a list, or an entry that no browser would send as ``Origin``; says what to
-            write instead.
+        TypeError: An entry is not a ``str``.
+        ValueError: A ``str`` instead of a list, or an entry that is not an origin. The text says what to write.
     """
     if origins is None:
         return None
@@ -146,20 +146,20 @@ def check_host(
     headers: Iterable[tuple[bytes, bytes]], *, allowed: Sequence[str], received: bytes | None = None
 ) -> Refusal | None:
     """
-    Whether a request asks for a host that the app answers for.
+    Check whether a request asks for one of the app's hosts.
 
-    In DNS rebinding a page of ``evil.example`` has that name resolve to this server. Its requests have the page's own
-    origin, but the wrong ``Host``.
+    This protects against DNS rebinding: the owner of ``evil.example`` has that name resolve to this server. Requests of
+    its pages have the page's own origin, but the wrong ``Host``.
 
     Args:
-        headers: Of the request, as ASGI has them. A missing, repeated or malformed ``Host`` is refused.
-        allowed: As ``check_hosts_setting`` returns them.
-        received: The ``Host`` that a client on this machine sent, where ``X-Forwarded-Host`` has replaced it in
-            ``headers``. A page can send that header too. So this one has to be allowed as well, unless it is an address
-            or a name without a dot, as proxies write them: a page cannot have such a host.
+        headers: Headers of the request, as in ASGI. A missing, repeated or malformed ``Host`` is refused.
+        allowed: Hosts, as ``check_hosts_setting`` returns them.
+        received: The ``Host`` that a client on this machine sent, if ``X-Forwarded-Host`` has replaced it in
+            ``headers``. A page can send that header, too. So ``received`` must be allowed as well, unless it is an
+            address or a name without a dot, as proxies send them: a page cannot have such a host.
 
     Returns:
-        ``None``, or why not.
+        The refusal; ``None`` if the host is allowed.
 
     Source: RFC 9110 §7.2, §15.5.20 (421); https://en.wikipedia.org/wiki/DNS_rebinding
     """
@@ -182,14 +182,17 @@ def check_host(
 
 def check_hosts_setting(hosts: Sequence[str] | None) -> tuple[str, ...] | None:
     """
-    ``App(allowed_hosts=…)`` in the form that ``check_host`` compares with; ``None`` where it allows every host.
+    Check ``App(allowed_hosts=…)``, and return it in the form that ``check_host`` compares with.
 
     Args:
-        hosts: Names and addresses as in ``Host`` without a port; ``"*.app.example"`` for every name below one; ``"*"``.
+        hosts: Names and addresses as in ``Host``, without a port; ``"*.app.example"`` for every name below it; ``"*"``.
+
+    Returns:
+        ``None`` if every host is allowed.
 
     Raises:
-        TypeError: An entry is no ``str``.
-        ValueError: One ``str`` in place of a list, or an entry that is not a name; says what to write instead.
+        TypeError: An entry is not a ``str``.
+        ValueError: A ``str`` instead of a list, or an entry that is not a name. The text says what to write.
     """
     if hosts is None:
         return None
@@ -201,7 +204,7 @@ def check_hosts_setting(hosts: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
     """
-    The first of ``supported`` that the client offers too.
+    The first of ``supported`` that the client offers.
 
     Source: RFC 6455 §4.2.2, item 5: the server chooses, by its own preference.
     """
@@ -210,12 +213,12 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
 
 def explain_no_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str:
     """
-    For the log, where a client offers subprotocols and none is accepted: a browser then fails the connection.
+    The log line for a client that offers subprotocols, none of which is accepted. A browser then fails the connection.
 
     Args:
-        offered: Those of the client. What follows ``bearer`` in them is not shown, because it is a token: a page can
-            set no other header.
-        supported: Those of the route.
+        offered: Subprotocols of the client. Text after ``bearer`` is masked, because it is a token: a page cannot set
+            any other header.
+        supported: Subprotocols of the route.
 
     Source: https://websockets.spec.whatwg.org/#feedback-from-the-protocol; RFC 6455 §4.1.
     """
@@ -229,43 +232,43 @@ def check_accept(
     *, subprotocol: str | None, offered: Sequence[str], headers: HeadersLike | None = None
 ) -> list[tuple[bytes, bytes]]:
     """
-    Refuse what may not stand in the answer to a handshake, before anything is sent.
+    Check the response to a handshake before it is sent.
 
     Args:
-        subprotocol: The one that the view chose, or ``None``.
-        offered: Those of the client's ``Sec-WebSocket-Protocol``.
-        headers: More headers of the answer, a mapping or pairs.
+        subprotocol: The subprotocol that the view chose, or ``None``.
+        offered: Subprotocols of the client's ``Sec-WebSocket-Protocol``.
+        headers: More headers of the response, as a mapping or pairs.
 
     Returns:
         The headers as ASGI takes them, names in lower case.
 
     Raises:
         TypeError: Names or values that are neither ``str`` nor ``bytes``.
-        ValueError: A subprotocol that was not offered or is no token, a malformed header, or one that belongs to the
-            handshake itself.
+        ValueError: A subprotocol that was not offered or is not a token, a malformed header, or a header that the
+            handshake sets itself.
 
     Source: RFC 6455 §4.2.2; RFC 9110 §5.1, §5.5, §8.6.
     """
     if subprotocol is not None:
         if subprotocol not in offered:
             chosen, choice = _show_subprotocols([subprotocol]), _show_subprotocols(offered)
-            raise ValueError(f"subprotocol {chosen} was not offered by the client, which offers: {choice}")
+            raise ValueError(f"expected a subprotocol that the client offers ({choice}), got {chosen}")
         if not _TOKEN.fullmatch(subprotocol.encode(errors="replace")):
             chosen = _shown_subprotocols(offered)[offered.index(subprotocol)]
-            raise ValueError(f"subprotocol {chosen} is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+            raise ValueError(f"expected a subprotocol of letters, digits and !#$%&'*+-.^_`|~, got {chosen}")
     checked = check_headers(headers)
     for name, _ in checked:
         if name in _HANDSHAKE_HEADERS or name.startswith(b"sec-websocket-"):
             raise ValueError(
-                f"the header {name.decode()} belongs to the handshake and cannot be set"
+                f"the handshake sets the header {name.decode()} itself; leave it out"
                 + ("; use accept(subprotocol=…)" if name == b"sec-websocket-protocol" else "")
             )
     return checked
 
 
-# More do not fit a line of a log.
+# As many as fit on a line of the log.
 _SHOWN_SUBPROTOCOLS = 10
-# "bearer, TOKEN", and in one: "base64url.bearer.authorization.k8s.io.TOKEN".
+# As in "bearer, TOKEN" and in "base64url.bearer.authorization.k8s.io.TOKEN".
 _BEARER = re.compile("bearer", re.IGNORECASE)
 
 
@@ -275,7 +278,7 @@ def _show_subprotocols(names: Sequence[str]) -> str:
 
 
 def _shown_subprotocols(names: Sequence[str]) -> list[str]:
-    """Each name as it may be shown: after ``bearer`` nothing is."""
+    """The names with everything after ``bearer`` masked."""
     shown: list[str] = []
     is_secret = False
     for name in names:
@@ -292,17 +295,17 @@ def _shown_subprotocols(names: Sequence[str]) -> list[str]:
 
 def check_headers(headers: HeadersLike | None) -> list[tuple[bytes, bytes]]:
     """
-    Refuse headers that no server could send.
+    Check headers, and return them as ASGI has them.
 
     Args:
-        headers: A mapping or ``(name, value)`` pairs of ``str`` or ``bytes``. Blanks around a value are dropped.
+        headers: A mapping or ``(name, value)`` pairs of ``str`` or ``bytes``. Spaces around a value are removed.
 
     Returns:
-        The headers as ASGI takes them: bytes in Latin-1, names in lower case.
+        The headers in Latin-1, with names in lower case.
 
     Raises:
         TypeError: Names or values that are neither ``str`` nor ``bytes``.
-        ValueError: A name that is no token, or a value with a control character or beyond Latin-1.
+        ValueError: A name that is not a token, or a value with a control character or one outside Latin-1.
 
     Source: RFC 9110 §5.1, §5.5, §5.6.2; https://asgi.readthedocs.io/en/latest/specs/www.html
     """
@@ -317,7 +320,7 @@ def check_headers(headers: HeadersLike | None) -> list[tuple[bytes, bytes]]:
 
 
 _TOKEN = re.compile(TOKEN.encode())
-# RFC 9110 §5.5: visible characters, blanks and obs-text.
+# RFC 9110 §5.5: visible characters, space, tab and obs-text.
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 # RFC 9110 §7.6.1 (about this connection only), §8.6 (a 1xx has no length).
@@ -328,12 +331,12 @@ _HANDSHAKE_HEADERS = frozenset(
 
 def _check_header(pair: Any) -> tuple[bytes, bytes]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(f"headers are a mapping or (name, value) pairs, not {_cut(pair)}")
+        raise TypeError(f"expected headers as a mapping or (name, value) pairs, got {_cut(pair)}")
     name, value = _header_bytes(pair[0], "name"), _header_bytes(pair[1], "value").strip(b" \t")
     if not _TOKEN.fullmatch(name):
-        raise ValueError(f"header name {_cut(pair[0])} is no token: letters, digits and !#$%&'*+-.^_`|~ only")
+        raise ValueError(f"expected a header name of letters, digits and !#$%&'*+-.^_`|~, got {_cut(pair[0])}")
     if not _VALUE.fullmatch(value):
-        raise ValueError(f"the value {_cut(pair[1])} of the header {_cut(pair[0])} holds a control character")
+        raise ValueError(f"the value {_cut(pair[1])} of the header {_cut(pair[0])} has a control character")
     return name.lower(), value
 
 
@@ -341,11 +344,11 @@ def _header_bytes(part: Any, what: str) -> bytes:
     if isinstance(part, bytes):
         return part
     if not isinstance(part, str):
-        raise TypeError(f"a header {what} is str or bytes, not {type(part).__name__}: {_cut(part)}")
+        raise TypeError(f"expected a header {what} as str or bytes, got {type(part).__name__}: {_cut(part)}")
     try:
         return part.encode("latin-1")
     except UnicodeEncodeError:
-        raise ValueError(f"header {what} {_cut(part)} is beyond Latin-1; percent-encode it") from None
+        raise ValueError(f"the header {what} {_cut(part)} is not in Latin-1; percent-encode it") from None
 
 
 class _Origin(NamedTuple):
@@ -365,7 +368,7 @@ _HOST = re.compile(_NETLOC, re.IGNORECASE | re.ASCII)
 
 
 def _parse_origin(origin: str) -> _Origin | None:
-    """``None`` for ``null`` and for what is malformed. A page of a browser's own scheme may have no host."""
+    """``None`` for ``null`` and for a malformed origin. A page of a browser's own scheme may have no host."""
     found = _ORIGIN.fullmatch(origin)
     netloc = _parse_netloc(found)
     if found is None or netloc is None:
@@ -377,7 +380,7 @@ def _parse_origin(origin: str) -> _Origin | None:
 
 
 def _parse_netloc(found: re.Match[str] | None) -> tuple[str, int | None] | None:
-    """Host and port in the form in which equal ones are equal strings."""
+    """Host and port in normal form, so that they can be compared."""
     if found is None:
         return None
     host = found["host"].lower().removesuffix(".")
@@ -391,7 +394,7 @@ def _parse_netloc(found: re.Match[str] | None) -> tuple[str, int | None] | None:
 
 
 def _is_own(origin: _Origin, host: str) -> bool:
-    """Whether ``origin`` is that of the request itself. A Host without a port stands for its scheme's own."""
+    """Whether ``origin`` is the origin of the request's own host. Without a port, Host means the scheme's default."""
     netloc = _parse_netloc(_HOST.fullmatch(host))
     if netloc is None or origin.scheme not in _DEFAULT_PORTS:
         return False
@@ -400,7 +403,7 @@ def _is_own(origin: _Origin, host: str) -> bool:
 
 
 def _host_name(host: str) -> str | None:
-    """The name or address of a ``Host``, without port; ``None`` where it is malformed."""
+    """The name or address in a ``Host``, without its port; ``None`` if it is malformed."""
     netloc = _parse_netloc(_HOST.fullmatch(host))
     return (netloc and netloc[0]) or None
 
@@ -410,7 +413,7 @@ def _is_allowed_host(name: str, allowed: Sequence[str]) -> bool:
 
 
 def _is_public(name: str) -> bool:
-    """Whether the owner of a domain can make ``name`` resolve to any address. Browsers resolve ``*.localhost``."""
+    """Whether somebody can own ``name`` and have it resolve to any address. Browsers resolve ``*.localhost``."""
     if "." not in name or name.startswith("[") or name.endswith(".localhost"):
         return False
     try:
@@ -464,14 +467,14 @@ def _check_origins_entry(entry: Any) -> str:
 
 
 def _nearest_origin(entry: str) -> str:
-    """What was meant: a URL cut down to its origin, a bare host with a scheme before it, or else an example."""
+    """The probable intention: the origin of a URL, a host with a scheme, or an example."""
     scheme, _, rest = (entry if "://" in entry else f"https://{entry}").partition("://")
     parsed = _parse_origin(f"{scheme}://{re.split('[/?#]', rest)[0]}")
     return "https://app.example" if parsed is None else str(parsed)
 
 
 def _origin(headers: Headers) -> str | None:
-    """Several are joined, as RFC 9110 §5.3 has it, which makes a malformed one."""
+    """The header. Several are joined (RFC 9110 §5.3), which makes a malformed one."""
     return ", ".join(headers.getlist("origin")) if "origin" in headers else None
 
 
@@ -484,7 +487,7 @@ def _refusal(origin: str | None, host: str | None, *, site: str | None = None) -
     parsed = None if origin is None else _parse_origin(origin)
     came = "a request without Origin" if origin is None else f"Origin {_cut(origin)}"
     browser = f" (Sec-Fetch-Site: {site})" if site else ""
-    # The line stands last, so that the log can say of which app.
+    # At the end of the text, because the log appends which app it is.
     line = f'to allow this origin: App(origins=["{parsed}"])' if parsed else 'to turn the check off: App(origins=["*"])'
     return Refusal(
         403,

@@ -1,5 +1,5 @@
 """
-The life of a WebSocket, on the server's side, as one transition table.
+The states of a WebSocket on the server's side, as a transition table.
 
 ::
 
@@ -19,9 +19,9 @@ __all__ = ["CLOSED", "CLOSING", "CONNECTING", "OPEN", "Action", "State", "step"]
 
 
 class State(Enum):
-    """Where a connection stands."""
+    """The state of a connection."""
 
-    # Each is there once; Enum's own hash is a call in Python.
+    # Enum's own hash is a call in Python.
     __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]
 
     CONNECTING = "connecting"
@@ -30,7 +30,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-# By themselves: in its class each of them takes longer to look up than most of what is done with it.
+# As globals: to look a member up in its class takes longer than most that is done with it.
 CONNECTING: Final = State.CONNECTING
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
@@ -38,7 +38,7 @@ CLOSED: Final = State.CLOSED
 
 
 class Action(Enum):
-    """What happens to a connection: by this side, or (``DISCONNECT``) by the client or the network."""
+    """What happens to a connection: an action of this side, or ``DISCONNECT`` of the client or the network."""
 
     __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]
 
@@ -62,7 +62,7 @@ _TRANSITIONS = {
 }
 
 _MISUSE = {
-    (State.OPEN, Action.ACCEPT): "this WebSocket is accepted already; `async with ws:` accepts only where nobody has",
+    (State.OPEN, Action.ACCEPT): "this WebSocket is accepted already; `async with ws:` accepts only if it is not",
     (State.OPEN, Action.REJECT): "this WebSocket is accepted already: end it with ws.close(code, reason)",
     (State.CLOSING, Action.ACCEPT): "this WebSocket is closed; accept it before you close or reject it",
     (State.CLOSING, Action.REJECT): "this WebSocket is closed or rejected already",
@@ -76,7 +76,7 @@ def step(state: State, action: Action) -> State:
     The state after ``action``.
 
     Raises:
-        RuntimeError: ``action`` makes no sense in ``state``; the message says what to do instead.
+        RuntimeError: ``action`` is not allowed in ``state``. The text says what to do instead.
     """
     try:
         return _TRANSITIONS[state, action]

@@ -1,8 +1,8 @@
 """
-The tasks of one connection: its view, which may be cancelled at a deadline, and those that run beside it.
+The tasks of one connection: its view, which has a deadline, and the tasks beside it.
 
-On asyncio a connection that only waits costs nothing but its server's own task: no task group, no cancel scope, no
-timer. One clock per event loop looks after all of them.
+On asyncio an idle connection costs only its server's task: no task group, no cancel scope, no timer. One clock per
+event loop checks the deadlines of all connections.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ __all__ = [
     "fail_after_silence",
 ]
 
-# Seconds between two looks at a connection: how late a deadline may come, and a disconnect that nobody waits for.
+# Seconds between two checks of all deadlines. A deadline may be as late.
 TICK = 0.25
-# A deadline that is nearer has a timer of its own.
+# A deadline in fewer seconds gets its own timer.
 _SHORT = 2 * TICK
-# asyncio's own, which until 3.12 is a function in Python around this look-up, and takes four times as long.
+# Before 3.12 asyncio.current_task is a function in Python, which takes four times as long as this.
 current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None] = (
     asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001
 )
-_ENDED = "this connection has ended: nothing more can be started for it"
-# Seconds that a view may outlive its connection before the log says so.
+_ENDED = "this connection has ended: it cannot start tasks any more"
+# Seconds that a view may run after its connection ended before a warning is logged.
 _MAX_SECONDS_AFTER_END = 60.0
-# What the clock does to a view whose deadline has come.
+# What the clock does to the view at its deadline.
 _CANCEL, _WARN, _NOTHING = range(3)
 
 _log = logging.getLogger("microws.websocket")
@@ -50,14 +50,14 @@ _log = logging.getLogger("microws.websocket")
 
 class Tasks(Protocol):
     """
-    What a connection needs of the event loop.
+    The view of a connection and the tasks beside it.
 
-    ``with tasks:`` stands around the view. Tasks started beside it are cancelled by ``end``.
+    The view runs inside ``with tasks:``. ``end`` cancels the tasks beside it.
     """
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether the view's deadline has come."""
+        """Whether the view was cancelled at its deadline."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -67,28 +67,28 @@ class Tasks(Protocol):
     ) -> bool: ...
 
     def is_view(self) -> bool:
-        """Whether the view itself is running, and not a task that it has started. After the view: ``True``."""
+        """Whether the caller is the view itself, not a task that it started. After the view: ``True``."""
         ...
 
     def lift_limit(self) -> None:
-        """Take back the view's first limit."""
+        """Remove the view's first deadline."""
         ...
 
     def expire(self, seconds: float) -> None:
         """
-        The connection has ended: cancel the view in ``seconds`` from now, ``inf`` for never.
+        The connection has ended: cancel the view in ``seconds``; ``inf`` for never.
 
-        A view that is still running after a minute is logged, once.
+        If the view still runs after a minute, a warning is logged once.
         """
         ...
 
     def spare(self) -> None:
-        """Do not cancel the view: it knows of the end."""
+        """Do not cancel the view, which has seen the end."""
         ...
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """
-        Run ``function(*args)`` beside the view. No exception may leave it.
+        Run ``function(*args)`` beside the view. It must not raise.
 
         Raises:
             RuntimeError: After ``end``.
@@ -96,7 +96,7 @@ class Tasks(Protocol):
         ...
 
     def end(self) -> Awaitable[None] | None:
-        """Cancel what runs beside the view: what to wait for, if there is something."""
+        """Cancel the tasks beside the view. Returns what to wait for, if any of them runs."""
         ...
 
 
@@ -105,12 +105,12 @@ class AsyncioTasks:
     ``Tasks`` on asyncio.
 
     Args:
-        loop: The running one.
-        scope: The connection's, for the log.
-        seconds: The view's first limit.
+        loop: The running event loop.
+        scope: Scope of the connection, for the log.
+        seconds: Seconds until the view's first deadline.
 
     Attributes:
-        deadline: Of the view, on the loop's clock; ``inf`` for none.
+        deadline: Deadline of the view on the loop's clock; ``inf`` for none.
     """
 
     __slots__ = (
@@ -162,7 +162,7 @@ class AsyncioTasks:
         if not self.was_cancelled:
             return False
         assert main is not None
-        # Somebody else's cancellation goes on; ours ends here.
+        # Only the deadline's own cancellation ends here.
         return main.uncancel() == 0 and error_type is asyncio.CancelledError
 
     def is_view(self) -> bool:
@@ -200,7 +200,7 @@ class AsyncioTasks:
         self.adopt(self._loop.create_task(function(*args)))
 
     def adopt(self, task: asyncio.Task[None]) -> None:
-        """Have ``end`` cancel a task that goes on for this connection."""
+        """Let ``end`` cancel ``task``, which from now on runs for this connection."""
         self._helpers = self._helpers or set()
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
@@ -217,8 +217,8 @@ class AsyncioTasks:
             await asyncio.wait(self._helpers)
 
     def check(self) -> None:
-        """Look whether the deadline has come. A view that swallows its cancellation is not asked twice."""
-        # When the view has ended, its task is the server's again.
+        """Cancel the view if its deadline is over. A view that suppresses the cancellation is not cancelled again."""
+        # After the view its task belongs to the server again.
         if self._main is None or self.deadline > self._loop.time():
             return
         if self._next == _CANCEL:
@@ -234,12 +234,12 @@ class AsyncioTasks:
 
 class GroupTasks:
     """
-    ``Tasks`` in an anyio task group, which ends with the connection: for trio.
+    ``Tasks`` in an anyio task group, for trio.
 
     Args:
-        group: The connection's own.
-        scope: The connection's, for the log.
-        seconds: The view's first limit.
+        group: Task group that ends with the connection.
+        scope: Scope of the connection, for the log.
+        seconds: Seconds until the view's first deadline.
     """
 
     __slots__ = (
@@ -355,7 +355,7 @@ class _Clock:
             self.loop.call_later(TICK, self._tick)
 
 
-# That of the loop served last, which most often is the only one, and those of all that have one.
+# The clock of the loop that was used last, usually the only one, and the clocks of all loops.
 _latest: _Clock | None = None
 _clocks: WeakValueDictionary[asyncio.AbstractEventLoop, _Clock] = WeakValueDictionary()
 
@@ -373,8 +373,8 @@ def _waits_for(main: asyncio.Task[Any], task: Any) -> bool:
     """
     Whether ``main`` is inside an ``asyncio.wait_for`` that runs ``task``.
 
-    Until Python 3.11 ``wait_for`` runs what it waits for in a task of its own, and waits for a future that
-    ``_release_waiter``, a callback of that task, sets.
+    Up to Python 3.11 ``wait_for`` runs its coroutine in a new task, and waits for a future that ``_release_waiter``, a
+    callback of that task, sets.
 
     Source: CPython 3.11, asyncio/tasks.py:445-473.
     """
@@ -386,7 +386,7 @@ def _waits_for(main: asyncio.Task[Any], task: Any) -> bool:
 
 
 def _caller(callback: Any, _: object) -> Any:
-    """The task that waits in ``asyncio.wait_for`` for the task that has this callback."""
+    """The task inside ``asyncio.wait_for`` that waits for the task with this callback."""
     if not isinstance(callback, partial) or callback.func is not asyncio.tasks._release_waiter:  # type: ignore[attr-defined]  # noqa: SLF001
         return None
     wake_up = next(iter(callback.args[0]._callbacks or ()), (None,))[0]  # noqa: SLF001
@@ -406,7 +406,7 @@ def _warn_of_view(scope: Scope) -> None:
 
 @contextmanager
 def fail_after_silence(seconds: float) -> Iterator[None]:
-    """Raise ``ReceiveTimeout`` in the place of what still waits for a message after ``seconds``."""
+    """Raise ``ReceiveTimeout`` if the block still waits for a message after ``seconds``."""
     with anyio.move_on_after(seconds) as limit:
         yield
     if limit.cancelled_caught:
@@ -414,9 +414,9 @@ def fail_after_silence(seconds: float) -> Iterator[None]:
 
 
 def check_function(function: object) -> None:
-    """Raise ``TypeError`` where ``start_soon`` was given no function, such as the coroutine that one has returned."""
+    """Raise ``TypeError`` if ``start_soon`` got something else than a function, such as a coroutine."""
     if not callable(function):
         raise TypeError(
-            "start_soon takes a function and its arguments, such as start_soon(tick, 1), not what it gave, as in "
+            "expected a function and its arguments, as in start_soon(tick, 1), not its result, as in "
             f"start_soon(tick(1)); got {type(function).__name__}"
         )

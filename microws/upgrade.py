@@ -1,4 +1,4 @@
-"""The opening handshake on the wire: an HTTP/1.1 request that asks for a WebSocket, and the answers to it. No I/O."""
+"""The opening handshake: an HTTP/1.1 request that asks for a WebSocket, and the 101. No I/O."""
 
 import re
 from binascii import b2a_base64
@@ -29,9 +29,9 @@ class Upgrade(NamedTuple):
     A request that asks for a WebSocket.
 
     Attributes:
-        target: Of the request line: the path, percent-encoded, and the query string.
-        headers: In their order, the names in lower case.
-        fields: The same by name; the values of several fields of one name are joined by commas.
+        target: Target of the request line: the percent-encoded path, and the query string.
+        headers: Headers in their order, with names in lower case.
+        fields: The same by name. Values of headers with one name are joined with commas.
     """
 
     target: bytes
@@ -40,7 +40,7 @@ class Upgrade(NamedTuple):
 
 
 class RefusedUpgrade(NamedTuple):
-    """The answer to a handshake that no app gets to see."""
+    """The response to a handshake that the server refuses by itself."""
 
     status: int
     headers: Headers
@@ -49,7 +49,10 @@ class RefusedUpgrade(NamedTuple):
 
 def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
     """
-    Why a request that asks for a WebSocket does not get one, if it does not.
+    Check a request that asks for a WebSocket.
+
+    Returns:
+        ``None`` if it is valid, otherwise the response.
 
     Source: RFC 6455 §4.2.1, §4.4; RFC 9112 §6.3 (a body would be taken for frames); RFC 9110 §15.5.22.
     """
@@ -110,8 +113,8 @@ def accept_response(upgrade: Upgrade, *, subprotocol: str | None, headers: Heade
     The 101.
 
     Args:
-        headers: Checked already.
-        extensions: The value of ``Sec-WebSocket-Extensions``.
+        headers: Valid headers.
+        extensions: Value of ``Sec-WebSocket-Extensions``.
 
     Source: RFC 6455 §4.2.2.
     """
@@ -137,5 +140,5 @@ def _refused(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> Refused
 
 
 def _is_key(value: bytes) -> bool:
-    # RFC 4648 §4 of 16 bytes; the last four bits of the last character count for nothing.
+    # Base64 (RFC 4648 §4) of 16 bytes. The last four bits of the last character are not used.
     return _16_BYTES.fullmatch(value) is not None

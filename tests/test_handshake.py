@@ -338,10 +338,10 @@ class TestSubprotocols:
         assert check_accept(subprotocol=None, offered=["x"]) == []
 
     def test_one_that_was_not_offered_is_refused(self):
-        message = r"^subprotocol 'chat' was not offered by the client, which offers: 'a', 'b'$"
+        message = r"^expected a subprotocol that the client offers \('a', 'b'\), got 'chat'$"
         with pytest.raises(ValueError, match=message):
             check_accept(subprotocol="chat", offered=["a", "b"])
-        with pytest.raises(ValueError, match=r"which offers: none$"):
+        with pytest.raises(ValueError, match=r"the client offers \(none\), "):
             check_accept(subprotocol="chat", offered=[])
 
     @pytest.mark.parametrize(
@@ -355,18 +355,18 @@ class TestSubprotocols:
         ],
     )
     def test_what_follows_bearer_is_not_shown_and_neither_is_more_than_fits(self, offered, shown):
-        with pytest.raises(ValueError, match="was not offered") as caught:
+        with pytest.raises(ValueError, match="expected a subprotocol that the client offers") as caught:
             check_accept(subprotocol="bearer-s3cret", offered=offered)
-        assert str(caught.value).endswith(f"which offers: {shown}")
+        assert f"the client offers ({shown})" in str(caught.value)
         assert f"client offers {shown}, the route has none:" in explain_no_subprotocol(offered, ())
         assert "s3cret" not in str(caught.value) + explain_no_subprotocol(offered, ["bearer-s3cret"])
-        with pytest.raises(ValueError, match="'…' is no token") as caught:
+        with pytest.raises(ValueError, match=r"expected a subprotocol of letters, .* got '…'$") as caught:
             check_accept(subprotocol="s3 cret", offered=["bearer", "s3 cret"])
         assert "cret" not in str(caught.value)
 
     @pytest.mark.parametrize("subprotocol", ["", "a b", "a,b", "a\r\nx: y", "é", "\u20ac", "a\x00", '"a"', "a/b"])
     def test_one_that_is_no_token_is_refused_although_offered(self, subprotocol):
-        with pytest.raises(ValueError, match=r"is no token: letters, digits and "):
+        with pytest.raises(ValueError, match=r"^expected a subprotocol of letters, digits and "):
             check_accept(subprotocol=subprotocol, offered=[subprotocol])
 
     @given(st.text(), st.lists(st.text()))
@@ -398,28 +398,28 @@ class TestHeaders:
 
     def test_values_are_latin_1(self):
         assert check_headers({"a": "caf\xe9"}) == [(b"a", b"caf\xe9")]
-        with pytest.raises(ValueError, match=r"^header value '\u20ac' is beyond Latin-1; percent-encode it$"):
+        with pytest.raises(ValueError, match=r"^the header value '\u20ac' is not in Latin-1; percent-encode it$"):
             check_headers({"a": "\u20ac"})
-        with pytest.raises(ValueError, match=r"^header name '\u20ac' is beyond Latin-1"):
+        with pytest.raises(ValueError, match=r"^the header name '\u20ac' is not in Latin-1"):
             check_headers({"\u20ac": "a"})
 
     @pytest.mark.parametrize("name", ["", "a b", "a:", ":status", "a\r\n", "\xe9", "a\x00", "a(b)", b"a b"])
     def test_a_name_that_is_no_token_is_refused(self, name):
-        with pytest.raises(ValueError, match=r"^header name .* is no token"):
+        with pytest.raises(ValueError, match=r"^expected a header name of letters, digits and "):
             check_headers([(name, "value")])
 
     @pytest.mark.parametrize("value", ["a\r\nx: y", "a\nb", "a\rb", "a\x00b", "\x1b", "\x7f", b"a\x0bb", "\r"])
     def test_a_value_with_a_control_character_is_refused(self, value):
-        with pytest.raises(ValueError, match=r" of the header 'x-a' holds a control character$"):
+        with pytest.raises(ValueError, match=r" of the header 'x-a' has a control character$"):
             check_headers([("x-a", value)])
 
     def test_other_types_are_refused(self):
-        with pytest.raises(TypeError, match=r"^a header value is str or bytes, not int: 5$"):
+        with pytest.raises(TypeError, match=r"^expected a header value as str or bytes, got int: 5$"):
             check_headers({"x-a": 5})
-        with pytest.raises(TypeError, match=r"^a header name is str or bytes, not NoneType: None$"):
+        with pytest.raises(TypeError, match=r"^expected a header name as str or bytes, got NoneType: None$"):
             check_headers([(None, "a")])
         for headers in ("x-a: b", [("a", "b", "c")], ["ab"], [b"ab"]):
-            with pytest.raises(TypeError, match=r"^headers are a mapping or \(name, value\) pairs, not "):
+            with pytest.raises(TypeError, match=r"^expected headers as a mapping or \(name, value\) pairs, got "):
                 check_headers(headers)
 
     @pytest.mark.parametrize(
@@ -438,13 +438,13 @@ class TestHeaders:
         ],
     )
     def test_what_belongs_to_the_handshake_cannot_be_set_by_accept(self, name):
-        message = rf"^the header {name.lower()} belongs to the handshake and cannot be set$"
+        message = rf"^the handshake sets the header {name.lower()} itself; leave it out$"
         with pytest.raises(ValueError, match=message):
             check_accept(subprotocol=None, offered=[], headers={name: "1"})
         assert check_headers({name: "1"}) == [(name.lower().encode(), b"1")]
 
     def test_a_subprotocol_as_header_is_answered_with_the_argument_to_use(self):
-        with pytest.raises(ValueError, match=r"cannot be set; use accept\(subprotocol=…\)$"):
+        with pytest.raises(ValueError, match=r"itself; leave it out; use accept\(subprotocol=…\)$"):
             check_accept(subprotocol=None, offered=["chat"], headers={"Sec-WebSocket-Protocol": "chat"})
 
     def test_a_message_shows_a_huge_value_only_in_part(self):

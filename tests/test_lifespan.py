@@ -588,7 +588,7 @@ class TestBackgroundTasks:
     async def test_a_coroutine_in_place_of_the_function_is_refused_with_the_call_to_write(self):
         app, coroutine = App(), anyio.sleep(1)
         async with app.test_client():
-            with pytest.raises(TypeError, match=r"such as start_soon\(tick, 1\), .*; got coroutine$"):
+            with pytest.raises(TypeError, match=r"as in start_soon\(tick, 1\), .*; got coroutine$"):
                 app.start_soon(coroutine)
         coroutine.close()
 

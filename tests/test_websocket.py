@@ -1546,7 +1546,7 @@ class TestHelpers:
         async def view(ws):
             coroutine = anyio.sleep(1)
             async with ws:
-                with pytest.raises(TypeError, match=r"such as start_soon\(tick, 1\), .*; got coroutine$"):
+                with pytest.raises(TypeError, match=r"as in start_soon\(tick, 1\), .*; got coroutine$"):
                     ws.start_soon(coroutine)
             coroutine.close()
 

@@ -1,4 +1,4 @@
-"""Deadlines of one length for many connections, on one timer."""
+"""Deadlines of many connections, all of the same length, on one timer."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -10,21 +10,21 @@ __all__ = ["Deadlines"]
 
 T = TypeVar("T")
 
-# Seconds. A timer that fires later than this was held up by somebody who blocked the event loop.
+# Seconds. If a timer fires later than this, something has blocked the event loop.
 _LATE: Final = 0.1
-# Seconds that the loop then has to read what has come in the meantime.
+# Seconds that the loop then gets to read the data that arrived in the meantime.
 _CATCH_UP: Final = 0.05
 
 
 class Deadlines(Generic[T]):
     """
-    Calls ``on_due`` with each item ``seconds`` after it was started: as all have one length, the first is due first.
+    Calls ``on_due`` with each item, ``seconds`` after it was started. Items are due in the order of their starts.
 
-    An event loop that stood still makes no item late: those that fell due meanwhile are looked at again when it has
-    read what its clients have sent. Some event loops call their timers before they read.
+    A blocked event loop does not count. Some event loops call their timers before they read. So items that became due
+    while the loop was blocked are checked again once the loop has read what the clients sent.
 
     Args:
-        seconds: From ``start`` to the deadline; 0 for no deadline at all.
+        seconds: Time from ``start`` to the deadline; 0 for no deadline.
         on_due: Called once for each item that was not stopped.
     """
 
@@ -44,7 +44,7 @@ class Deadlines(Generic[T]):
         return len(self._due)
 
     def start(self, item: T) -> None:
-        """Set the deadline of ``item`` anew."""
+        """Set or reset the deadline of ``item``."""
         if not self._seconds:
             return
         loop = asyncio.get_running_loop()
@@ -55,26 +55,26 @@ class Deadlines(Generic[T]):
             self._timer = loop.call_at(due, self._fire, due)
 
     def stop(self, item: T) -> None:
-        """Forget the deadline of ``item``, if it has one. The timer finds out for itself."""
+        """Remove the deadline of ``item``, if it has one. The timer keeps running."""
         self._due.pop(item, None)
 
     def _fire(self, planned: float, known: float = -inf) -> None:
         """
         Args:
-            planned: When this was to be called.
-            known: The event loop has read since then: who was due by then is due now, however late it is again.
+            planned: When this should have been called.
+            known: The event loop has read data since this time. Items that were due by then are due now.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
         is_late = now - planned > _LATE
-        # The timer may come a little early, by the clock's resolution.
+        # The timer may fire early by the resolution of the clock.
         limit = known if is_late else max(now, planned)
         try:
             for item, _ in list(takewhile(lambda entry: entry[1] <= limit, self._due.items())):
                 if self._due.pop(item, None) is not None:
                     self._on_due(item)
         finally:
-            # Not before: what was started meanwhile is due behind what was there.
+            # Only now: items that ``on_due`` starts are due after the others.
             self._timer = None
             if self._due and is_late:
                 self._timer = loop.call_at(now + _CATCH_UP, self._fire, now + _CATCH_UP, now)

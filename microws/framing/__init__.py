@@ -1,7 +1,7 @@
 """
-RFC 6455 frames, without I/O: payloads to frames of a server, and in ``parser`` the bytes of a client to messages.
+RFC 6455 frames, without I/O: ``frames`` encodes those of a server, ``parser`` decodes those of a client.
 
-The parser stands apart because only a server needs it, and the C extension that it unmasks with.
+Import the parser from its module: only a server needs it and the C extension that it unmasks with.
 """
 
 from microws.framing.frames import (

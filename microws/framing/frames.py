@@ -1,4 +1,4 @@
-"""What RFC 6455 frames carry, and the frames of a server."""
+"""The frames of RFC 6455, and the encoding of a server's frames."""
 
 from struct import Struct
 from typing import NamedTuple, TypeAlias
@@ -34,10 +34,10 @@ CLOSE = 0x8
 PING = 0x9
 PONG = 0xA
 
-# Beside the opcode in the first byte of a head.
+# Bits of the first byte of a head, with the opcode.
 FIN = 0x80
 RSV1 = 0x40
-# Lengths that stand for another one, which follows.
+# Values of the 7-bit length that announce a longer field with the real length.
 LENGTH_IN_2_BYTES = 126
 LENGTH_IN_8_BYTES = 127
 
@@ -48,7 +48,7 @@ _pack_long = Struct("!BBQ").pack
 
 
 class Ping(NamedTuple):
-    """A Ping frame, to be answered with a pong of the same payload."""
+    """A Ping frame. Its answer is a Pong frame with the same payload."""
 
     payload: bytes
 
@@ -64,8 +64,8 @@ class Close(NamedTuple):
     The client's Close frame.
 
     Attributes:
-        code: A code that may be sent, or ``None``: the frame has none.
-        reason: At most 123 bytes as UTF-8.
+        code: A valid close code; ``None`` if the frame has none.
+        reason: At most 123 bytes in UTF-8.
     """
 
     code: int | None
@@ -74,7 +74,7 @@ class Close(NamedTuple):
 
 class Violation(NamedTuple):
     """
-    What the client did wrong, and how the connection is to be failed.
+    What the client did wrong, and with which code to fail the connection.
 
     Attributes:
         code: 1002, 1007, 1008 or 1009.
@@ -91,7 +91,7 @@ Incoming: TypeAlias = str | bytes | Ping | Pong | Close | Violation
 
 def encode_head(length: int, opcode: int, *, compressed: bool = False) -> bytes:
     """
-    What stands before a payload of ``length`` bytes in an unfragmented, unmasked frame.
+    The head of an unfragmented, unmasked frame with a payload of ``length`` bytes.
 
     Args:
         compressed: Whether the payload is a compressed message.
@@ -108,7 +108,7 @@ def encode_head(length: int, opcode: int, *, compressed: bool = False) -> bytes:
 
 def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> bytes:
     """
-    An unfragmented, unmasked frame; of a big payload, this is a copy: write ``encode_head`` and the payload apart.
+    An unfragmented, unmasked frame. It copies the payload: for a big one write ``encode_head`` and the payload.
 
     Args:
         compressed: Whether ``payload`` is a compressed message.
@@ -121,10 +121,10 @@ def encode_frame(payload: bytes, opcode: int, *, compressed: bool = False) -> by
 
 def encode_close(code: int | None, reason: str = "") -> bytes:
     """
-    A Close frame; ``None``: without a code.
+    A Close frame; without a code if ``code`` is ``None``.
 
     Raises:
-        ValueError: ``code`` or ``reason`` may not stand in a Close frame.
+        ValueError: An invalid code or reason.
 
     Source: RFC 6455 §5.5.1.
     """

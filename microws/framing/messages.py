@@ -1,17 +1,17 @@
-"""Messages under way: their pieces, until the last one has come."""
+"""Messages that are not complete: their pieces, until the last one arrives."""
 
 from codecs import utf_8_decode
 
 __all__ = ["BinaryMessage", "TextMessage"]
 
-# Bytes from which on a piece of a binary message is kept as it came.
+# From this size on a piece of a binary message is kept without a copy. Bytes.
 SMALL_PIECE = 4096
-# A text of a few bytes takes fifty: so many at most are kept apart.
+# A ``str`` of a few characters takes fifty bytes. So pieces are joined when there are as many.
 MAX_PIECES = 1024
 
 
 class TextMessage:
-    """A text message under way, decoded as it comes, so that what is no UTF-8 is found at once (RFC 6455 §8.1)."""
+    """An incomplete text message. It is decoded piece by piece, so that invalid UTF-8 fails at once (RFC 6455 §8.1)."""
 
     __slots__ = ("_cut", "_parts", "_recent")
 
@@ -37,9 +37,9 @@ class TextMessage:
 
 class BinaryMessage:
     """
-    A binary message under way.
+    An incomplete binary message.
 
-    Its large pieces are copied once, at the end: a buffer that grows with them is copied, and mapped, again and again.
+    Large pieces are copied once, at the end. A buffer that grows with each piece would be copied again and again.
     """
 
     __slots__ = ("_large", "_small")

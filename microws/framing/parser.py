@@ -1,8 +1,8 @@
 """
-The parser of what a client sends: RFC 6455 by our own rules.
+The parser of a client's frames: RFC 6455, with limits.
 
-Whole frames of a common kind are read in one loop, which makes no object but the message. Everything else takes the
-strict way, ``_advance``: one frame's head, then its payload as it comes.
+One loop reads whole frames of the common kinds, and creates only the message. All others go through ``_advance``, which
+checks the head of one frame and then reads its payload piece by piece.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ try:
 except ImportError:
 
     def apply_mask(data: bytes, mask: bytes) -> bytes:  # type: ignore[misc]
-        """``data`` with every byte XORed with the one of ``mask`` whose turn it is."""
+        """``data`` XORed with the bytes of ``mask``, repeated."""
         size = len(data)
         key = int.from_bytes((mask * (size // 4 + 1))[:size])
         return (int.from_bytes(data) ^ key).to_bytes(size)
@@ -44,7 +44,7 @@ __all__ = ["MAX_FRAGMENTS", "FrameParser", "Inflater", "apply_mask"]
 
 OPCODES = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
 
-# Beside FIN and RSV1 in the first byte of a head; the second one has MASK and the length.
+# More bits of the first byte of a head, and those of the second one.
 RSV2_AND_3 = 0x30
 OPCODE = 0x0F
 CONTROL = 0x08
@@ -56,19 +56,19 @@ FINAL_BINARY = FIN | BINARY
 MAX_CONTROL_PAYLOAD = 125
 MAX_HEAD = 14
 
-# Precedent: none in other servers. A message of the default limit, 1 MiB, may come in frames of 1 KiB.
+# No other server has this limit. With it a message of 1 MiB, the default limit, may come in frames of 1 KiB.
 MAX_FRAGMENTS = 1024
 
 
 class Inflater(Protocol):
-    """What undoes a negotiated compression, for one connection."""
+    """Undoes the negotiated compression of one connection."""
 
     def inflate(self, payload: bytes, *, is_last: bool) -> Iterator[bytes]:
         """
-        The data in the next ``payload`` of a message, in small pieces that are made as they are asked for.
+        The data in the next ``payload`` of a message, in small pieces, each inflated when it is asked for.
 
         Raises:
-            zlib.error: ``payload`` is no compressed data.
+            zlib.error: ``payload`` is not valid compressed data.
         """
         ...
 
@@ -82,13 +82,14 @@ class _ViolationFound(Exception):
 @final
 class FrameParser:
     """
-    Reads what one client sends.
+    Parses the frames of one client.
 
     Args:
-        max_message_size: Bytes of a message, inflated; larger ones are refused with 1009, by the head of the frame that
-            goes beyond, before its payload has come.
-        max_fragments: Frames of a message; more are refused with 1008.
-        inflater: Of the negotiated permessage-deflate. Default: compressed messages are refused with 1002.
+        max_message_size: Most bytes of an inflated message. A larger one is a violation with code 1009, as soon as the
+            head of a frame announces it.
+        max_fragments: Most frames of a message. More are a violation with code 1008.
+        inflater: Inflates messages if permessage-deflate was negotiated. Default: a compressed message is a violation
+            with code 1002.
 
     Source: RFC 6455 §5 and §8.1; RFC 7692 §6.
     """
@@ -121,18 +122,18 @@ class FrameParser:
         self._max_compressed_size = max_message_size + (max_message_size >> 3) + 1024
         self._max_fragments = max_fragments
         self._inflater = inflater
-        # Whether nothing is under way: neither a frame nor a message in fragments.
+        # Whether neither a frame nor a fragmented message is incomplete.
         self._is_plain = True
         self._is_over = False
-        # What has come of a head.
+        # The bytes of an incomplete head.
         self._head = b""
-        # The frame under way, its head being read: its first byte, the bytes to come, the mask from the next one on.
+        # The incomplete frame after its head: its first byte, the number of missing bytes, the mask for the next one.
         self._in_frame = False
         self._first = 0
         self._left = 0
         self._mask = b""
         self._control = b""
-        # The message under way: the payload bytes announced so far, its frames, the bytes that inflation made so far.
+        # The incomplete message: its announced payload bytes, its frames, its inflated bytes, all so far.
         self._message: TextMessage | BinaryMessage | None = None
         self._is_compressed = False
         self._size = 0
@@ -141,10 +142,11 @@ class FrameParser:
 
     def feed(self, data: bytes) -> list[Incoming]:
         """
-        Take the next bytes that the client sent.
+        Parse the next bytes of the client.
 
         Returns:
-            What they complete, in the order of the frames. Behind a ``Close`` or a ``Violation`` nothing is read.
+            The messages and control frames that they complete, in order. After a ``Close`` or a ``Violation`` the
+            parser ignores all bytes.
         """
         if self._head:
             data = self._head + data
@@ -185,14 +187,14 @@ class FrameParser:
         except UnicodeDecodeError:
             self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a text message is not UTF-8"))
         except ZlibError:
-            # RFC 7692 leaves the code open; Node's ws and wsproto say 1007, data that does not fit its kind (§7.4.1).
+            # RFC 7692 does not say which code. Node's ws and wsproto use 1007, inconsistent data (RFC 6455 §7.4.1).
             self._end(incoming, Violation(CloseCode.INVALID_PAYLOAD, "a compressed message cannot be inflated"))
         except _ViolationFound as found:
             self._end(incoming, found.violation)
         return incoming
 
     def _advance(self, data: bytes, position: int, incoming: list[Incoming]) -> int:
-        """Read one frame, or what there is of it; return the position behind it."""
+        """Parse one frame, as far as ``data`` has it. Returns the position after it."""
         if self._is_over:
             return len(data)
         if not self._in_frame:
@@ -216,7 +218,7 @@ class FrameParser:
         return position
 
     def _read_head(self, data: bytes, position: int) -> int:
-        """Begin a frame, or keep what there is of its head; return the position behind that."""
+        """Parse a head, or keep its bytes if it is incomplete. Returns the position after it."""
         head = data[position : position + MAX_HEAD]
         size = 2
         if len(head) >= size:

@@ -358,10 +358,10 @@ class WebSockets:
 
 def final_response(status: int, headers: Headers) -> bytes:
     """
-    The head of an HTTP response that ends the connection; its body ends there too.
+    The head of an HTTP response whose body ends with the connection.
 
     Args:
-        headers: Checked already.
+        headers: Valid headers.
 
     Source: RFC 9112 §4, §6.3, §9.6; RFC 9110 §6.6.1 (``Date``).
     """

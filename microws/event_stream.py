@@ -236,7 +236,7 @@ class EventStream(StreamingResponse):
     Server-sent events, for a browser's ``EventSource``. Ends when the source ends; the browser then reconnects.
 
     Holds one item at a time: a slow client slows the source down. A comment at the beginning tells the client that the
-    stream is open. A comment after every ``keepalive`` seconds of silence keeps proxies from closing the connection; it
+    stream is open. During silence a comment every ``keepalive`` seconds keeps proxies from closing the connection; it
     does not disturb the source. A client that disconnects is handled as in ``StreamingResponse``.
 
     With ``app.stream(…)`` as source, a published message is encoded once for all clients, and each client has a queue

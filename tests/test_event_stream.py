@@ -1,4 +1,4 @@
-"""Topics as event streams: framed once for all clients, bounded, and never with a silent loss."""
+"""Topics as event streams: framed once for all clients, in bounded queues, without a silent loss."""
 
 import asyncio
 import gc
@@ -15,6 +15,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from engine_here import ASYNCIO_BACKENDS
+from test_streams import OPENING, Server
 from worker_here import serving
 
 from microws import App, EventStream, ServerSentEvent
@@ -25,33 +26,23 @@ pytestmark = pytest.mark.anyio
 
 TLS = Path(__file__).parent / "tls"
 TRUSTING = ssl._create_unverified_context()
-OPENING = b":\n"
 GAP = b": gap\n\n"
 KEEPALIVE = b": keepalive\n\n"
 
 
-class Client:
-    """A response over ASGI, as any server asks for it. ``hold`` keeps ``send`` waiting until ``go_on``."""
+class Client(Server):
+    """A client of a response over ASGI. After ``hold``, ``send`` waits until ``go_on``."""
 
     def __init__(self, *, method="GET"):
-        self.scope = {"type": "http", "method": method, "path": "/", "headers": []}
-        self.events = []
-        self.leaves = anyio.Event()
+        super().__init__(method=method)
         self.ended = False
         self.failure = None
-        self._changed = anyio.Event()
         self._held = None
-
-    async def receive(self):
-        await self.leaves.wait()
-        return {"type": "http.disconnect"}
 
     async def send(self, event):
         if self.failure is not None:
             raise self.failure
-        self.events.append(event)
-        self._changed.set()
-        self._changed = anyio.Event()
+        await super().send(event)
         if self._held is not None:
             await self._held.wait()
 
@@ -64,20 +55,12 @@ class Client:
 
     @property
     def bodies(self):
-        """Those behind the opening."""
+        """The bodies after the opening comment."""
         return [event["body"] for event in self.events[2:]]
-
-    @property
-    def complete(self):
-        return self.events[-1] == {"type": "http.response.body", "body": b""}
-
-    async def wait_for(self, body):
-        while body not in b"".join(event.get("body", b"") for event in self.events):
-            await self._changed.wait()
 
     async def run(self, response):
         try:
-            await response(self.scope, self.receive, self.send)
+            await super().run(response)
         finally:
             self.ended = True
 
@@ -102,7 +85,7 @@ def outboxes():
 
 @pytest.fixture
 def no_garbage():
-    """What a stream leaves behind is not for the garbage collector."""
+    """Check that no outbox is left to the garbage collector."""
     gc.collect()
     gc.disable()
     before = outboxes()
@@ -204,7 +187,7 @@ class TestEvents:
 
 
 class TestSlowClients:
-    """``send`` waits for a client that does not read; what is published meanwhile is ruled by the topic's policy."""
+    """While ``send`` waits for a client that does not read, the topic's policy rules what is published."""
 
     async def publish_to_a_stalled_client(self, app, tasks, *, overflow):
         app.topic("t", queue=3, overflow=overflow)
@@ -329,7 +312,7 @@ class TestTheEnd:
 
 
 class Browser:
-    """A client of a real server: what it reads is the response as it is on the wire."""
+    """A client of a real server, which reads the response as it is on the wire."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -346,7 +329,7 @@ class Browser:
 
     @property
     def body(self):
-        """What has come of it, without its chunks; it ends with ``b"<end>"`` where the last chunk has come."""
+        """The body so far, without the framing of its chunks; after the last chunk it ends with ``b"<end>"``."""
         head, _, rest = self.data.partition(b"\r\n\r\n")
         if b"transfer-encoding: chunked" not in head.lower():
             return rest
@@ -406,7 +389,7 @@ async def fill(app, browser):
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 class TestOnTheOwnServer:
-    """The way of WebSockets: from the outbox to the connection, without a task or an object for each message."""
+    """The outbox writes to the connection, as for a WebSocket, without a task or an object for each message."""
 
     async def test_each_event_is_a_chunk(self):
         app = event_app()

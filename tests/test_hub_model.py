@@ -1,8 +1,8 @@
 """
-The hub and the outboxes against a model, over both transports: whatever happens, in whatever order.
+The hub and the outboxes against a model, over both kinds of connection: any events in any order.
 
-What a client gets is judged from its own end alone, by the bytes or events that reach it: what was published comes in
-one order and once, what is missing was told, and a connection that was closed got nothing behind its loss.
+Each client is judged by the bytes or events that it gets: published messages arrive once and in one order, each loss is
+marked, and a connection that was closed got nothing after its loss.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ SIZE = st.sampled_from([0, 0, 30, 30, 200, 3_000, 20_000, 70_000, 400_000, MIB +
 SEND_SIZE = st.sampled_from([0, 30, 3_000, 70_000, 400_000, 400_000, 400_000, MIB + 100])
 MAX_CONNECTIONS = 5
 
-# Whom something happens to, by its place among those who came.
+# A connection, by its place in the order of connecting.
 WHO = st.integers(0, MAX_CONNECTIONS - 1)
-# A connection that is closed tells no more: of that topic less.
+# A closed connection tests nothing more: that topic is drawn less often.
 NAME = st.sampled_from(["oldest", "newest", "latest", "last", "oldest", "newest", "latest", "last", "close", "close"])
 CONNECTION = {
     "is_direct": st.booleans(),
@@ -45,8 +45,8 @@ CONNECTION = {
     # On the direct transport: compressed. On the other: the server's send lets other tasks run each time.
     "variant": st.booleans(),
 }
-# What may happen, how often among other things, and its arguments. One rule takes them all: hypothesis leaves some
-# rules of a machine out of each run, and without a publish there is nothing to judge.
+# The actions, their weights and their arguments. One rule draws them all: hypothesis leaves some rules of a machine
+# out of each run, and without a publish there is nothing to judge.
 ACTIONS = {
     "publish": (
         16,
@@ -87,7 +87,7 @@ def action(draw):
 
 
 class Log(logging.Handler):
-    """Takes every error that is logged for a failure."""
+    """Treats every logged error as a failure of the test."""
 
     def __init__(self, failures):
         super().__init__(logging.ERROR)
@@ -98,7 +98,7 @@ class Log(logging.Handler):
 
 
 class Loop(VirtualClockLoop):
-    """Runs one turn, until nobody has anything to do, or for some seconds of its own time; it never really waits."""
+    """Runs one turn, or until no task can go on, or for some seconds of its virtual time. It never waits."""
 
     def __init__(self):
         super().__init__()
@@ -348,7 +348,7 @@ class HubMachine(RuleBasedStateMachine):
             self.loop.close()
 
     def _end(self):
-        """Everybody takes what waits, and is asked; then everybody leaves."""
+        """Each client takes what is pending, and is judged; then all disconnect."""
         for client in self.members:
             client.go.set()
             self.loop.call_soon(client.end_point.resume)

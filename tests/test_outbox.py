@@ -1,4 +1,4 @@
-"""One connection's queue: its order, its bounds, its policies, and no loss that nobody is told of."""
+"""The queue of one connection: its order, its limits and its policies."""
 
 import pytest
 
@@ -60,8 +60,9 @@ def test_an_outbox_holds_1_mib_of_all_topics():
     assert outbox.size == MAX_BYTES == 1 << 20
 
 
-def test_an_empty_outbox_takes_a_message_of_any_size():
-    outbox = Outbox(max_bytes=10)
+def test_an_empty_outbox_takes_a_message_of_any_size(monkeypatch):
+    monkeypatch.setattr("microws.hub.outbox.MAX_BYTES", 10)
+    outbox = Outbox()
     assert outbox.has_room(Frame("x" * 11))
     assert outbox.put_nowait(published("x" * 11, TopicSettings())) is Outcome.QUEUED
     assert outbox.put_nowait(published("", TopicSettings())) is Outcome.REFUSED
@@ -86,9 +87,10 @@ def test_ws_send_has_room_for_256_messages_of_its_own():
     ("queue", "contents", "is_half_full"),
     [(5, ["", ""], False), (4, ["", ""], True), (256, ["x" * 4], False), (256, ["x" * 5], True), (1, [], False)],
 )
-def test_half_full_is_half_of_the_messages_or_of_the_bytes(queue, contents, is_half_full):
+def test_half_full_is_half_of_the_messages_or_of_the_bytes(monkeypatch, queue, contents, is_half_full):
     settings = TopicSettings(queue=queue)
-    assert filled(settings, *contents, max_bytes=10).is_half_full(settings) is is_half_full
+    monkeypatch.setattr("microws.hub.outbox.MAX_BYTES", 10)
+    assert filled(settings, *contents).is_half_full(settings) is is_half_full
 
 
 @pytest.mark.parametrize(
@@ -125,11 +127,12 @@ def test_policies_rule_messages_of_their_own_topic_only(settings, put, outcomes,
     assert texts(without_markers) == [text for text in left if "gap" not in text]
 
 
-def test_a_conflated_message_respects_the_limit_in_bytes():
+def test_a_conflated_message_respects_the_limit_in_bytes(monkeypatch):
     settings = TopicSettings(9, "latest")
-    alone = filled(settings, "1", max_bytes=4)
+    monkeypatch.setattr("microws.hub.outbox.MAX_BYTES", 4)
+    alone = filled(settings, "1")
     assert alone.put_nowait(published("12345", settings)) is Outcome.CONFLATED
-    behind = Outbox(max_bytes=4)
+    behind = Outbox()
     behind.send_nowait(Frame("abc"))
     assert behind.put_nowait(published("1", settings)) is Outcome.QUEUED
     assert behind.put_nowait(published("12", settings)) is Outcome.DROPPED

@@ -1,4 +1,4 @@
-"""Streams: they end with their source, stop with their client, and never pass a part off as the whole."""
+"""Streams end with their source, stop when the client disconnects, and never look complete when they are not."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ async def numbers(count):
 
 
 class Source:
-    """An endless source that says what became of it."""
+    """An endless source that counts its items and notes its end."""
 
     def __init__(self, *, pause=checkpoint):
         self.given = 0
@@ -44,7 +44,7 @@ class Source:
             self.closed.set()
 
 
-# What an event stream begins with.
+# The start of each event stream.
 OPENING = b":\n"
 
 
@@ -321,7 +321,7 @@ class TestLeaving:
 
 
 class Cleaning:
-    """A source that waits in its ``finally`` and in an ``async with``, and says how far it came."""
+    """A source that waits in its ``finally`` and in an ``async with`` block, and notes each step."""
 
     def __init__(self, kind):
         self.steps = []
@@ -377,7 +377,7 @@ class Cleaning:
 @pytest.mark.parametrize("response", [StreamingResponse, EventStream])
 @pytest.mark.parametrize("kind", ["waiting", "giving", "in_a_group"])
 class TestCleaningUp:
-    """Wherever a source is when it is ended, its ``finally`` and its ``async with`` may wait."""
+    """Wherever a source is when it is cancelled or closed, its ``finally`` and ``async with`` may wait."""
 
     async def test_when_the_client_disconnects(self, response, kind):
         source = Cleaning(kind)

@@ -1,4 +1,4 @@
-"""Where plain functions run: in threads of their own kind, with the context variables of their caller."""
+"""Plain functions run in worker threads, by kind of work, with the context variables of their caller."""
 
 import functools
 import threading

@@ -19,7 +19,8 @@ from microws.interfaces import Frame, Sink
 
 __all__ = ["MAX_BYTES", "Outbox", "Outcome", "close_too_slow"]
 
-# Precedent: Centrifugo's client_queue_max_size, 1 MiB.
+# The most payload bytes that an outbox queues. An empty one takes a message of any size, and a gap marker is always
+# taken. Precedent: Centrifugo's client_queue_max_size, 1 MiB.
 MAX_BYTES = 1 << 20
 # Messages of ws.send. They have a limit of their own: with a policy that drops, a topic may be at its limit all the
 # time.
@@ -51,7 +52,7 @@ def close_too_slow(close: Callable[[int, str], None]) -> None:
 
     Source: RFC 6455 §7.4; 1013, "Try Again Later", is in the IANA registry of close codes. Precedent: Centrifugo.
     """
-    _log.debug("client too slow: connection closed with 1013")
+    _log.debug("slow client: closed with 1013")
     close(CloseCode.TRY_AGAIN_LATER, DEFAULT_REASONS[CloseCode.TRY_AGAIN_LATER])
 
 
@@ -62,8 +63,6 @@ class Outbox:
     Args:
         marker: Makes the gap marker of a topic. Default: the client did not ask for gap markers.
         losses: Counts the messages that policies dropped, by policy; the outboxes of a hub share it.
-        max_bytes: The most payload bytes that are queued. An empty outbox takes one message of any size, and a gap
-            marker is always taken.
 
     Attributes:
         batch: Messages that leave at the end of this turn of the event loop; ``None`` if there are none. ``BACKED_UP``
@@ -83,7 +82,6 @@ class Outbox:
         "_items",
         "_losses",
         "_marker",
-        "_max_bytes",
         "_taken",
         "batch",
         "carry",
@@ -97,7 +95,6 @@ class Outbox:
         *,
         marker: Callable[[str, TopicSettings], Published] | None = None,
         losses: Counter[str] | None = None,
-        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.batch: Batch | None = BACKED_UP
         self.sink: Sink | None = None
@@ -113,7 +110,6 @@ class Outbox:
         self._is_retired = False
         self._marker = marker
         self._losses: Counter[str] = Counter() if losses is None else losses
-        self._max_bytes = max_bytes
 
     def __len__(self) -> int:
         """The number of queued messages, without those in ``batch``."""
@@ -138,11 +134,11 @@ class Outbox:
         """Whether ``ws.send`` may queue ``frame`` now; otherwise it has to wait."""
         if not self._items:
             return True
-        return self._counts.get(_NO_TOPIC, 0) < _MAX_SENT and self.size + frame.size <= self._max_bytes
+        return self._counts.get(_NO_TOPIC, 0) < _MAX_SENT and self.size + frame.size <= MAX_BYTES
 
     def is_half_full(self, settings: TopicSettings) -> bool:
         """Whether a topic with these settings may soon find no room."""
-        return len(self._items) * 2 >= settings.queue or self.size * 2 >= self._max_bytes
+        return len(self._items) * 2 >= settings.queue or self.size * 2 >= MAX_BYTES
 
     def send_nowait(self, frame: Frame) -> None:
         """Queue a frame of ``ws.send``. Never waits; the caller waited for ``has_room``."""
@@ -269,9 +265,7 @@ class Outbox:
     def _takes(self, message: Published) -> bool:
         if not self._items:
             return True
-        return (
-            self._counts.get(message.topic, 0) < message.settings.queue and self.size + message.size <= self._max_bytes
-        )
+        return self._counts.get(message.topic, 0) < message.settings.queue and self.size + message.size <= MAX_BYTES
 
     def _append(self, message: Published) -> None:
         if self._items is _NO_ITEMS:
@@ -314,7 +308,7 @@ class Outbox:
             if item.topic == message.topic and not item.is_gap and item.key == message.key:
                 self._losses["latest"] += 1
                 size = self.size + message.size - item.size
-                if index == len(items) - 1 and (size <= self._max_bytes or not index) and not self._gaps:
+                if index == len(items) - 1 and (size <= MAX_BYTES or not index) and not self._gaps:
                     items[index] = message
                     self.size = size
                     return True

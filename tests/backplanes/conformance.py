@@ -76,20 +76,20 @@ class BackplaneConformance:
             stop.set()
 
     @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: f"{payload.kind}-{len(payload.data)}")
-    async def test_a_payload_arrives_in_every_process_as_it_was_published(self, payload):
+    async def test_a_payload_arrives_unchanged_in_every_process(self, payload):
         async with self.cluster() as processes:
             await processes[0].publish("t", payload)
             for process in processes:
                 assert await process.wait_delivered(1) == [("t", payload, None)]
 
     @pytest.mark.parametrize("topic", TOPICS, ids=len)
-    async def test_any_topic_travels(self, topic):
+    async def test_any_topic_arrives(self, topic):
         async with self.cluster() as processes:
             await processes[-1].publish(topic, PAYLOADS[0])
             for process in processes:
                 assert await process.wait_delivered(1) == [(topic, PAYLOADS[0], None)]
 
-    async def test_who_is_left_out_is_known_to_every_process(self):
+    async def test_skip_arrives_in_every_process(self):
         async with self.cluster() as processes:
             await processes[0].publish("t", PAYLOADS[0], skip="connection-1")
             for process in processes:
@@ -99,7 +99,7 @@ class BackplaneConformance:
         async with self.cluster(subscribers=7) as processes:
             assert await processes[0].publish("t", PAYLOADS[0]) == Receipt(7, None)
 
-    async def test_each_publisher_s_messages_come_once_and_in_order(self):
+    async def test_messages_of_each_publisher_arrive_once_and_in_order(self):
         async with self.cluster() as processes:
 
             async def publish(name, process):
@@ -114,7 +114,7 @@ class BackplaneConformance:
                 for name in ("a", "b", "c"):
                     assert [text for text in texts if text[0] == name] == [f"{name} {n}" for n in range(200)]
 
-    async def test_what_was_published_before_it_returned_is_in_order_across_topics(self):
+    async def test_publishes_one_after_another_are_in_order_across_topics(self):
         async with self.cluster() as processes:
             for n in range(50):
                 await processes[0].publish("tu"[n % 2], Payload("json", b"%d" % n))

@@ -15,7 +15,7 @@ class TestMemory(BackplaneConformance):
 
 
 @pytest.mark.anyio
-async def test_it_delivers_before_publish_returns_and_raises_what_the_hub_raises():
+async def test_publish_raises_what_the_hub_raises():
     def deliver(topic, payload, skip):
         raise KeyError(topic)
 

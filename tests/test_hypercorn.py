@@ -16,7 +16,7 @@ from worker_here import echo, failures, lifespan, read_to_the_end, requesting, r
 from microws.server.hypercorn import hypercorn_config
 from microws.server.settings import Settings
 
-pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
+pytestmark = pytest.mark.anyio
 
 TLS = Path(__file__).parent / "tls"
 PEM = {"certfile": str(TLS / "localhost.pem"), "keyfile": str(TLS / "localhost.key")}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -103,8 +104,9 @@ async def test_the_access_log_can_be_turned_off(caplog):
     assert not [record for record in caplog.records if record.name == "microws.access"]
 
 
-@pytest.mark.parametrize("query", ["token=s3cret", "a=b&Acc%65ss_Token=s3cret", "ticket=%733cret&password=s3cret"])
-async def test_no_log_line_holds_a_secret_of_the_query(caplog, query, anyio_backend_name):
+async def test_no_log_line_holds_a_secret_of_the_query(caplog, anyio_backend_name):
+    queries = ["token=s3cret", "a=b&Acc%65ss_Token=s3cret", "ticket=%733cret&password=s3cret"]
+
     async def app(scope, receive, send):
         if scope["type"] != "lifespan" and scope["path"] == "/raises":
             raise LookupError
@@ -113,7 +115,7 @@ async def test_no_log_line_holds_a_secret_of_the_query(caplog, query, anyio_back
 
     for server in ("hypercorn",) if anyio_backend_name == "trio" else ("microws", "hypercorn"):
         async with serving(app, server=server) as served, httpx.AsyncClient() as client:
-            for path in ("/echo", "/raises", "/is_silent"):
+            for path, query in itertools.product(("/echo", "/raises", "/is_silent"), queries):
                 await client.get(f"{served.url}{path}?{query}")
                 async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
                     await RawWebSocket(stream).handshake(f"{path}?{query}")

@@ -8,7 +8,7 @@ import ssl
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO, TypeAlias
 
@@ -354,8 +354,9 @@ def _lock(address: UnixPath, path: Path) -> TextIO:
             if isinstance(error, BlockingIOError):
                 raise ListenError(_in_use(address)) from None
             raise
-        if _is_at(_lock_path(path), file.fileno()):
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), _lock_path(path).lstat()):
+                return file
         file.close()  # its owner has removed the file after it was opened here
 
 
@@ -366,13 +367,6 @@ def _unlock(path: Path, lock: TextIO) -> None:
 
 def _lock_path(path: Path) -> Path:
     return Path(f"{path}.lock")
-
-
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def _remove_stale(address: UnixPath) -> None:

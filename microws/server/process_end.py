@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -256,7 +257,7 @@ def _blocked_calls(*, loop_has_ended: bool) -> dict[int | None, str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     for ident, innermost in sys._current_frames().items():  # noqa: SLF001
-        stack = _stack(innermost)
+        stack = [frame for frame, _ in traceback.walk_stack(innermost)][::-1]  # the outermost one first
         if ident == main:
             # The frames before this one are the program that has started the server.
             while stack and _module(stack[0]) != "microws.server.worker":
@@ -277,15 +278,6 @@ def _blocked_calls(*, loop_has_ended: bool) -> dict[int | None, str]:
             pool = names.get(ident, "").rstrip("0123456789").rstrip("-_ ")
             calls[ident] = f"a function that is not written in Python, in a thread of {pool}"
     return calls
-
-
-def _stack(frame: FrameType | None) -> list[FrameType]:
-    """The frames of a thread, the outermost one first."""
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames[::-1]
 
 
 def _module(frame: FrameType) -> str:

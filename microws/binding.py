@@ -1,4 +1,4 @@
-"""A view's signature, and the topics of its route, bound to a pattern."""
+"""Bind a view's signature, and the topics of its route, to a pattern."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,25 +25,26 @@ _Call: TypeAlias = Callable[[Any, dict[str, Any]], Any]
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
 _CONNECTIONS: dict[str, type[Any]] = {"http": Request, "websocket": WebSocket}
-# What a query or a path holds: an annotation with one of these asks for such a value, and never for the connection.
+# Types of values in a query or a path. A parameter with such an annotation never gets the request or WebSocket.
 _PLAIN = frozenset({str, bytes, int, float, complex, bool, UUID, NoneType})
 
 
 def bind_view(view: Callable[..., Any], pattern: Pattern, *, kind: Kind) -> BoundView:
     """
-    A callable ``(connection, path_params)`` that calls ``view`` as its signature asks.
+    Return a callable ``(connection, path_params)`` that calls ``view`` according to its signature.
 
-    The first parameter that is no route parameter gets the connection; an HTTP view may do without. Route parameters
-    are passed by name. Where the signature is a decorator's ``(*args, **kwargs)``, that of the function which it wraps
-    (``__wrapped__``) says whether there is a connection to pass; it is then the first positional argument.
+    The first parameter that is not a route parameter gets the connection: the request or WebSocket. An HTTP view need
+    not have one. Route parameters are passed by name. If the signature is a decorator's ``(*args, **kwargs)``, the
+    signature of the wrapped function (``__wrapped__``) decides whether the connection is passed, as the first
+    positional argument.
 
-    A plain ``def`` HTTP view runs in a worker thread. A plain function that wraps an ``async def`` view only makes its
-    coroutine, and is called in the event loop's thread.
+    A plain ``def`` HTTP view runs in a worker thread. A plain function that wraps an ``async def`` view only returns
+    its coroutine, and is called in the event loop's thread.
 
     Args:
         view: The registered callable.
-        pattern: Its route parameters, and what their converters give.
-        kind: A WebSocket view has to be ``async def``, or to wrap one.
+        pattern: The pattern of the route.
+        kind: A WebSocket view must be ``async def``, or wrap one.
 
     Raises:
         TypeError: ``view`` cannot be called, is a generator, is a WebSocket view that is not ``async def``, or is an
@@ -52,12 +53,12 @@ def bind_view(view: Callable[..., Any], pattern: Pattern, *, kind: Kind) -> Boun
     """
     name = name_of(view)
     if isinstance(view, type) or not callable(view):
-        raise TypeError(f"a view is a function, or an object with __call__; {pattern.text!r} was given {view!r}")
+        raise TypeError(f"expected a function or an object with __call__ as the view of {pattern.text!r}, got {view!r}")
     layers = layers_of(view)
     functions = [function_of(layer) for layer in layers]
     if inspect.isasyncgenfunction(functions[0]) or inspect.isgeneratorfunction(functions[0]):
         raise TypeError(
-            f"the view {name} of {pattern.text!r} has a `yield`: a view returns what it answers; for a stream, return "
+            f"the view {name} of {pattern.text!r} has a `yield`, but a view returns its response; for a stream, return "
             "StreamingResponse(…) or EventStream(…) around a generator"
         )
     is_async = [inspect.iscoroutinefunction(function) for function in functions]
@@ -83,7 +84,7 @@ def _bind(view: Callable[..., Any], connection: str | None, *, has_parameters: b
 
 
 def _call_on_loop(call: _Call, connection: Any, params: dict[str, Any]) -> Awaitable[Any]:
-    # The coroutine of the view that is wrapped, with none of our own around it; or what the wrapper gives in its place.
+    # Returns the coroutine of the wrapped view itself, without another one around it; or the wrapper's own result.
     result = call(connection, params)
     return result if inspect.isawaitable(result) else _give(result)
 
@@ -100,23 +101,23 @@ def _parameters(view: Any) -> list[Parameter]:
     try:
         return list(signature_of(view).parameters.values())
     except ValueError:
-        # Some functions that are written in C do not tell; lru_cache hands on whatever it gets.
+        # Some functions that are written in C have no signature; lru_cache passes all arguments on.
         return [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
 
 
 class _Signature:
-    """The parameters of one layer, by what they are filled with."""
+    """The parameters of one layer: of a decorator's function, or of the function that it wraps."""
 
     def __init__(self, layer: Any, pattern: Pattern, *, drops_self: bool) -> None:
         parameters = _parameters(layer)
         if drops_self and inspect.isfunction(layer) and parameters and parameters[0].name == "self":
-            # The method behind an object that is bound to another, as those of async_lru are: it passes itself.
+            # A method wrapped by a bound object, such as one of async_lru, which passes `self`.
             del parameters[0]
         kinds = {parameter.kind for parameter in parameters}
         self.takes_any_position = Parameter.VAR_POSITIONAL in kinds
         self.takes_any_name = Parameter.VAR_KEYWORD in kinds
         self.named = {parameter.name: parameter for parameter in parameters if parameter.kind in _NAMED}
-        # A keyword with a default beside *args is an option of the decorator.
+        # A keyword-only parameter with a default next to *args is an option of the decorator.
         self.others = [
             parameter
             for parameter in self.named.values()
@@ -132,7 +133,7 @@ class _Signature:
 
 
 def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: Kind) -> str | None:
-    """Which parameter gets the connection: its name, ``""`` for the first positional one, or ``None`` for no one."""
+    """The parameter that gets the connection: its name, ``""`` for the first positional one, or ``None``."""
 
     def refuse(problem: str) -> RoutingError:
         try:
@@ -150,7 +151,7 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
     unfilled = [parameter.name for parameter in outer.others[1:] if parameter.default is Parameter.empty]
     if unfilled and outer.others[0].name != "self":
         raise refuse(
-            f"nothing fills its parameter {unfilled[0]!r}; the pattern could: {{{unfilled[0]}}}; "
+            f"its parameter {unfilled[0]!r} gets no value; add {{{unfilled[0]}}} to the pattern; "
             f"a value of the query is {outer.others[0].name}.query.get({unfilled[0]!r})"
         )
     inner, outside = outer, []
@@ -158,7 +159,7 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
         if depth:
             outside.append(inner)
             inner = _Signature(layer, pattern, drops_self=not inspect.isfunction(layers[0]))
-        # functools.wraps gives a decorator's function the annotations of what it wraps.
+        # functools.wraps copies the annotations of the wrapped function to the decorator's.
         is_innermost = depth == len(layers) - 1
         if is_innermost and (problem := _wrong_annotation(inner, pattern, kind, is_wrapped=depth > 0)):
             raise refuse(problem)
@@ -167,15 +168,13 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
     if inner.others:
         first = inner.others[0]
         if first.name == "self":
-            raise refuse(
-                "it is a method of no object yet; register that of an object, as in add_route(Views().view, …)"
-            )
+            raise refuse("it is a method without an object; register a bound method, as in add_route(Views().view, …)")
         goes_first = inner.begins_with_connection and first.kind in _POSITIONAL
         if goes_first and all(each.takes_any_position and each.begins_with_connection for each in outside):
             return ""
         if first.kind is not Parameter.POSITIONAL_ONLY and all(each.takes_any_name for each in outside):
             return first.name
-        raise refuse(f"it does not pass the connection on to {first.name!r} of what it wraps; give it *args")
+        raise refuse(f"it does not pass the connection on to {first.name!r} of the wrapped function; add *args")
     if all(each.takes_any_position for each in (*outside, inner)):
         return ""
     if kind == "websocket":
@@ -188,10 +187,10 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
 
 def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is_wrapped: bool) -> str | None:
     """
-    What is wrong with an annotation of the connection or of a route parameter, or with the connection's default.
+    Why an annotation of the connection or of a route parameter, or the connection's default, is wrong; or ``None``.
 
-    Behind a decorator only an annotation or a default of a type such as ``str`` or ``int`` is looked at: the decorator
-    may pass an object of the app's own where the request or the parameter was.
+    Of a wrapped function, only an annotation or default of a type such as ``str`` or ``int`` is checked, because the
+    decorator may pass another object instead of the request or parameter.
     """
     for name, converter in pattern.converters.items():
         if name not in signature.named or converter.type is None:
@@ -200,7 +199,7 @@ def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is
         if not _allows(arms, converter.type) and (not is_wrapped or _PLAIN.issuperset(arms)):
             written = inspect.formatannotation(signature.named[name].annotation)
             return (
-                f"its parameter {name!r} is annotated as {written}, but {{{name}:{converter.name}}} gives "
+                f"its parameter {name!r} is annotated as {written}, but {{{name}:{converter.name}}} returns "
                 f"{converter.type.__name__}: {_converter_for(name, arms)}"
             )
     if not signature.others:
@@ -215,7 +214,7 @@ def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is
         if not has_default or is_named or (is_wrapped and type(first.default) not in _PLAIN):
             return None
         return (
-            f"its parameter {first.name!r} has a default, but the first one that the pattern does not name gets the "
+            f"its parameter {first.name!r} has a default, but the first parameter that is not in the pattern gets the "
             f"{connection.__name__}; take `{taken}` before it, or read {taken}.query.get({first.name!r})"
         )
     if is_wrapped and not _PLAIN.issuperset(arms):
@@ -228,8 +227,8 @@ def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is
         body = ", the body is await request.json()" if kind == "http" else ""
         advice = f"take `{taken}` first; the query is {taken}.query{body}"
     return (
-        f"its parameter {first.name!r} is annotated as {inspect.formatannotation(first.annotation)}, but the first one "
-        f"that the pattern does not name gets the {connection.__name__}; {advice}"
+        f"its parameter {first.name!r} is annotated as {inspect.formatannotation(first.annotation)}, but the first "
+        f"parameter that is not in the pattern gets the {connection.__name__}; {advice}"
     )
 
 
@@ -248,15 +247,15 @@ def _allows(arms: Iterable[type[Any] | None], given: type[Any]) -> bool:
 
 
 def _arms(parameter: Parameter, namespace: Mapping[str, Any]) -> tuple[type[Any] | None, ...]:
-    """The classes that an annotation names, one or several as in a union; ``None`` is one that could be anything."""
+    """The classes of an annotation, several of a union; ``None`` for an unknown one."""
     if parameter.annotation is Parameter.empty:
         return (None,)
     holder = SimpleNamespace(__annotations__={"it": parameter.annotation})
     try:
-        # Evaluates what `from __future__ import annotations` has left as text, and takes Annotated off.
+        # Evaluates the strings of `from __future__ import annotations`, and removes Annotated.
         return _flatten(get_type_hints(holder, dict(namespace))["it"])
     except Exception:
-        # Such as a name that is imported for type checkers only.
+        # For example, the name is imported for type checkers only.
         return (None,)
 
 
@@ -281,10 +280,10 @@ def _flatten(annotation: Any) -> tuple[type[Any] | None, ...]:
 
 def bind_topics(subscribe: str | Sequence[str] | None, pattern: Pattern) -> tuple[str, ...]:
     """
-    The topics of a route, which ``str.format`` fills from its parameters.
+    Check the topics of a route, which ``str.format`` fills with its parameters.
 
     Raises:
-        TypeError, ValueError: A topic that cannot be, whatever the parameters.
+        TypeError, ValueError: A topic is invalid with any parameters.
         RoutingError: A topic needs a parameter that the pattern does not have.
     """
     if subscribe is None:
@@ -298,17 +297,17 @@ def bind_topics(subscribe: str | Sequence[str] | None, pattern: Pattern) -> tupl
         try:
             fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
         except ValueError as error:
-            raise ValueError(f"subscribe={topic!r}: {error}; a brace of the topic's own is written twice") from None
+            raise ValueError(f"subscribe={topic!r}: {error}; write a brace of the topic twice") from None
         for name, spec, conversion in fields:
             if name not in pattern.parameters:
                 raise RoutingError(
                     f"subscribe={topic!r} needs {name!r}, which the pattern {pattern.text!r} does not have"
                 )
             if spec or conversion:
-                raise RoutingError(f"subscribe={topic!r}: a topic has its parameters' names alone; write {{{name}}}")
+                raise RoutingError(f"subscribe={topic!r}: expected only the parameter's name; write {{{name}}}")
         check_topic(topic.format(**dict.fromkeys(pattern.parameters, "x")))
     return topics
 
 
 def _no_topic(value: object) -> TypeError:
-    return TypeError(f'subscribe takes topics such as "chat:{{room}}", not {value!r}')
+    return TypeError(f'expected topics such as "chat:{{room}}" for subscribe, got {value!r}')

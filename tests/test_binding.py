@@ -13,7 +13,7 @@ from asking import ask_websocket
 
 from microws import App, Request, RoutingError, WebSocket
 from microws.binding import bind_view
-from microws.requests import Connection
+from microws.requests import BaseRequest
 from microws.routing import Converters, Pattern
 
 pytestmark = pytest.mark.anyio
@@ -380,7 +380,7 @@ class TestDecorators:
         async def positional(request, /, **kwargs):
             pass
 
-        with pytest.raises(RoutingError, match="does not pass the connection on to 'request' of what it wraps"):
+        with pytest.raises(RoutingError, match="does not pass the connection on to 'request' of the wrapped function"):
             bind(by_name_alone(positional), "/items/{item}", kind="http")
 
     def test_a_websocket_view_without_the_websocket_is_refused(self):
@@ -426,7 +426,7 @@ class TestAnnotations:
         "annotation",
         [
             Request,
-            Connection,
+            BaseRequest,
             object,
             Any,
             Request | None,
@@ -466,7 +466,7 @@ class TestAnnotations:
         with pytest.raises(RoutingError) as caught:
             bind(annotated(annotation), "/", kind="http")
         assert "its parameter 'value' is annotated as" in str(caught.value)
-        assert "that the pattern does not name gets the Request; " in str(caught.value)
+        assert "that is not in the pattern gets the Request; " in str(caught.value)
         assert str(caught.value).endswith(advice)
 
     @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -492,7 +492,7 @@ class TestAnnotations:
             with pytest.raises(RoutingError) as caught:
                 bind(view, pattern, kind=kind)
             assert str(caught.value).endswith(
-                "its parameter 'limit' has a default, but the first one that the pattern does not name gets the "
+                "its parameter 'limit' has a default, but the first parameter that is not in the pattern gets the "
                 f"{connection}; take `{name}` before it, or read {name}.query.get('limit')"
             )
 
@@ -509,7 +509,7 @@ class TestAnnotations:
         for view in (optional, annotated, async_decorator(behind)):
             assert await bind(view, "/", kind="http")(CONNECTION, {}) == CONNECTION
 
-    @pytest.mark.parametrize("annotation", [WebSocket, Connection, "WebSocket", WebSocket | Request])
+    @pytest.mark.parametrize("annotation", [WebSocket, BaseRequest, "WebSocket", WebSocket | Request])
     def test_the_same_for_a_websocket(self, annotation):
         bind(annotated(annotation), "/", kind="websocket")
 
@@ -551,14 +551,18 @@ class TestAnnotations:
     @pytest.mark.parametrize(
         ("pattern", "annotation", "problem"),
         [
-            ("/{value:int}", str, "{value:int} gives int: write {value:str} in the pattern, or change the annotation"),
-            ("/{value}", int, "{value:str} gives str: write {value:int} in the pattern, or change the annotation"),
-            ("/{value}", "int | None", "gives str: write {value:int} in the pattern"),
-            ("/{value}", UserId, "gives str: write {value:int} in the pattern"),
-            ("/{value:float}", int, "{value:float} gives float: write {value:int}"),
-            ("/{value:uuid}", str, "{value:uuid} gives UUID: write {value:str}"),
-            ("/{value:int}", bool, "gives int: change the annotation, or add a converter with app.add_converter"),
-            ("/{value}", Color, "gives str: change the annotation, or add a converter with app.add_converter"),
+            (
+                "/{value:int}",
+                str,
+                "{value:int} returns int: write {value:str} in the pattern, or change the annotation",
+            ),
+            ("/{value}", int, "{value:str} returns str: write {value:int} in the pattern, or change the annotation"),
+            ("/{value}", "int | None", "returns str: write {value:int} in the pattern"),
+            ("/{value}", UserId, "returns str: write {value:int} in the pattern"),
+            ("/{value:float}", int, "{value:float} returns float: write {value:int}"),
+            ("/{value:uuid}", str, "{value:uuid} returns UUID: write {value:str}"),
+            ("/{value:int}", bool, "returns int: change the annotation, or add a converter with app.add_converter"),
+            ("/{value}", Color, "returns str: change the annotation, or add a converter with app.add_converter"),
         ],
     )
     def test_one_annotated_as_something_else_is_refused(self, pattern, annotation, problem):
@@ -573,7 +577,7 @@ class TestAnnotations:
         converters.add("number", "[0-9]+", int)
         for pattern, annotation in (("/{value:hex}", int), ("/{value:hex}", str), ("/{value:number}", int)):
             bind_view(annotated(annotation), Pattern.parse(pattern, converters), kind="http")
-        with pytest.raises(RoutingError, match="gives int"):
+        with pytest.raises(RoutingError, match="returns int"):
             bind_view(annotated(str), Pattern.parse("/{value:number}", converters), kind="http")
 
     def test_behind_a_decorator_an_object_of_the_apps_own_may_take_the_place(self):
@@ -619,12 +623,12 @@ class TestSignaturesThatDoNotFit:
         ("view", "complaint"),
         [
             (without_id, "it has no parameter 'item'"),
-            (with_another, "nothing fills its parameter 'other'; the pattern could: {other}"),
+            (with_another, "its parameter 'other' gets no value; add {other} to the pattern"),
             (all_positional_only, "'item' is positional-only, but route parameters are passed by name"),
             (connection_behind_a_route_parameter, "'item' is positional-only"),
             (functools.partial(first_then_named, "conn", 7), "it has no parameter 'item'"),
-            (Views.method, "it is a method of no object yet; register that of an object"),
-            (Views.decorated, "it is a method of no object yet; register that of an object"),
+            (Views.method, "it is a method without an object; register a bound method"),
+            (Views.decorated, "it is a method without an object; register a bound method"),
         ],
     )
     @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -662,7 +666,7 @@ class TestSignaturesThatDoNotFit:
     @pytest.mark.parametrize("view", [None, "view", 5, Views, dict])
     @pytest.mark.parametrize("kind", ["http", "websocket"])
     def test_what_is_no_function_is_refused(self, view, kind):
-        with pytest.raises(TypeError, match="a view is a function"):
+        with pytest.raises(TypeError, match="expected a function"):
             bind(view, "/", kind=kind)
 
     def test_it_is_an_error_at_registration_both_ways(self):

@@ -169,13 +169,6 @@ async def test_a_body_of_another_length_than_announced_ends_the_connection(piece
         assert b"abcd".startswith(sent)
 
 
-async def test_a_large_body_arrives_whole():
-    data = bytes(range(256)) * 4000
-    events = [start(200, (b"content-length", b"%d" % (2 * len(data)))), body(data, more=True), body(bytearray(data))]
-    async with serving(sending(*events)) as server, await server.connect(buffers=65536) as client:
-        assert (await client.ask(GET)).body == data + data
-
-
 async def test_send_waits_for_a_client_that_does_not_read():
     sent = 0
     ended = asyncio.Event()

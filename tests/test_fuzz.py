@@ -169,25 +169,12 @@ ECHOES = [f"/ws/{kind}/{on_invalid}" for kind in ("text", "bytes", "json", "auto
 # Bytes as a server hands them on: any in a header or a query string, but for those that would end the line.
 header_bytes = st.binary(max_size=40).map(lambda data: bytes(byte for byte in data if byte not in b"\r\n\0"))
 ODD = [
-    "..",
-    ".",
-    "",
-    "\0",
-    "\\",
-    "%",
-    "%2f",
-    "//evil.example",
-    "\n",
-    "{x}",
-    "\u2028",
-    "\U0001f600",
-    "1e999",
-    "٣",
+    "..", ".", "", "\0", "\\", "%", "%2f", "//evil.example", "\n", "{x}", "\u2028", "\U0001f600", "1e999", "٣",
     "9" * 400,
     "9" * 700,
     "00000000-0000-0000-0000-000000000000",
     "x" * 300,
-]
+]  # fmt: skip
 segments = st.text(max_size=8) | st.sampled_from(ODD)
 tails = st.lists(segments, max_size=4).map("/".join)
 paths = st.sampled_from(HTTP_PATHS + ECHOES) | st.builds(str.__add__, st.sampled_from([*PREFIXES, "/"]), tails)
@@ -205,65 +192,24 @@ bodies = (
 )
 content_types = st.sampled_from(
     [
-        b"application/json",
-        b"application/x-www-form-urlencoded",
-        b"multipart/form-data",
-        b"multipart/form-data; boundary=b",
-        b'multipart/form-data; boundary="',
-        b"text/plain; charset=utf-16",
-        b"text/plain; charset=nope",
-        b"text/plain; charset=zip",
-        b"text/plain; charset=idna",
-        b";",
+        b"application/json", b"application/x-www-form-urlencoded", b"multipart/form-data",
+        b"multipart/form-data; boundary=b", b'multipart/form-data; boundary="', b"text/plain; charset=utf-16",
+        b"text/plain; charset=nope", b"text/plain; charset=zip", b"text/plain; charset=idna", b";",
     ]
-)
+)  # fmt: skip
 NAMES = [
-    b"host",
-    b"cookie",
-    b"origin",
-    b"sec-fetch-site",
-    b"content-type",
-    b"content-length",
-    b"expect",
-    b"range",
-    b"if-range",
-    b"if-none-match",
-    b"if-match",
-    b"if-modified-since",
-    b"if-unmodified-since",
-    b"last-event-id",
-    b"accept",
-    b"connection",
-    b"upgrade",
-    b"transfer-encoding",
-    b"x-forwarded-for",
-]
+    b"host", b"cookie", b"origin", b"sec-fetch-site", b"content-type", b"content-length", b"expect", b"range",
+    b"if-range", b"if-none-match", b"if-match", b"if-modified-since", b"if-unmodified-since", b"last-event-id",
+    b"accept", b"connection", b"upgrade", b"transfer-encoding", b"x-forwarded-for",
+]  # fmt: skip
 VALUES = [
-    b"null",
-    b"cross-site",
-    b"same-origin",
-    b"http://testserver",
-    b"testserver",
-    b"[::1",
-    b"host:99999",
-    b'a=b; a="\\377"; =; ;; b',
-    b'a="\\',
-    b"bytes=0-0",
-    b"bytes=-0",
-    b"bytes=5-2",
+    b"null", b"cross-site", b"same-origin", b"http://testserver", b"testserver", b"[::1", b"host:99999",
+    b'a=b; a="\\377"; =; ;; b', b'a="\\', b"bytes=0-0", b"bytes=-0", b"bytes=5-2",
     b"bytes=" + b"9" * 5000 + b"-",
-    b"bytes=0-1,2-3",
-    b"*",
-    b'W/"x", "',
-    b"Sat, 31 Feb 9999 99:99:99 GMT",
-    b"Sat, 01 Jan 0000 00:00:00 GMT",
+    b"bytes=0-1,2-3", b"*", b'W/"x", "', b"Sat, 31 Feb 9999 99:99:99 GMT", b"Sat, 01 Jan 0000 00:00:00 GMT",
     b"9" * 30,
-    b"-1",
-    b"100-continue",
-    b"websocket",
-    b"chunked",
-    b"\xff\xfe",
-]
+    b"-1", b"100-continue", b"websocket", b"chunked", b"\xff\xfe",
+]  # fmt: skip
 headers = st.lists(
     st.tuples(st.sampled_from(NAMES), header_bytes | st.sampled_from(VALUES))
     | st.tuples(st.just(b"content-type"), content_types),

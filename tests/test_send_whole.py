@@ -82,11 +82,3 @@ async def test_added_headers_follow_the_content_type():
     lines = await exchange(app_with(dict), b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert lines[1] == b"content-type: application/json"
     assert lines[2].startswith(b"set-cookie: a=1;")
-
-
-async def test_pipelined_requests_are_answered_in_order():
-    request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\na"
-    last = b"GET /cookie HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-    lines = await exchange(app_with(lambda: "first"), request * 3 + last)
-    bodies = [line.partition(b"HTTP/1.1")[0] for line in lines if line.startswith((b"first", b'{"a"'))]
-    assert bodies == [b"first", b"first", b"first", b'{"a":1}']

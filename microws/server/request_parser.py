@@ -20,14 +20,6 @@ _MAX_LOGGED_TARGET: Final = 200
 # Bytes of framing that each chunk may have without counting against the limit: a size and two line ends.
 _BYTES_PER_CHUNK: Final = 16
 
-_HOST: Final = b"host"
-_LENGTH: Final = b"content-length"
-_CODING: Final = b"transfer-encoding"
-_CONNECTION: Final = b"connection"
-_UPGRADE: Final = b"upgrade"
-_EXPECT: Final = b"expect"
-_SINGLE: Final = (_HOST, _LENGTH)
-
 # The registered methods, as in llhttp, without CONNECT: this is no tunnel. RFC 9110 §9.1: 501 for others.
 _METHODS: Final = {
     method: method.decode()
@@ -69,16 +61,8 @@ _NOTHING: Final = (b"", b"\r")
 _VALID_HOST: Final = re.compile(rb"(?:[\w.~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
 _ABSOLUTE_FORM: Final = re.compile(rb"(?:http|ws)s?://([^/?#]+)([^#]*)", re.IGNORECASE)
 
-# One object for each common name, whatever its case: a WebSocket may keep its header fields for days.
-_COMMON: Final = b"""
-Accept Accept-Encoding Accept-Language Authorization Cache-Control Connection Content-Length Content-Type Cookie Host
-Origin Pragma Priority Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest Sec-Fetch-Mode
-Sec-Fetch-Site Sec-Fetch-User Sec-GPC Sec-WebSocket-Extensions Sec-WebSocket-Key Sec-WebSocket-Protocol
-Sec-WebSocket-Version Transfer-Encoding Upgrade Upgrade-Insecure-Requests User-Agent X-Forwarded-For X-Forwarded-Host
-X-Forwarded-Port X-Forwarded-Proto X-Real-IP X-Request-ID
-""".split()
-_LOWER: Final = {name: name.lower() for name in _COMMON}
-_LOWER.update({lower: lower for lower in _LOWER.values()})
+# Common names become one object each, whatever their case: a WebSocket may keep its header fields for days.
+_lower: Final = lru_cache(maxsize=256)(bytes.lower)
 
 
 class Refused(Exception):
@@ -211,10 +195,7 @@ class RequestParser:
         if method not in _METHODS:
             raise Refused(501, "this server does not implement the method")
         start = line.end()
-        headers = [
-            (_LOWER.get(name) or name.lower(), value.rstrip(b" \t"))
-            for name, value in _FIELD.findall(data, start, end - 2)
-        ]
+        headers = [(_lower(name), value.rstrip(b" \t")) for name, value in _FIELD.findall(data, start, end - 2)]
         if len(headers) != data.count(b"\n", start, end - 2):
             raise Refused(400, "expected header fields as in RFC 9112: a name, a colon, a value, CR and LF")
         head = read_head(method, target, version, headers)
@@ -291,7 +272,7 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
     fields = dict(headers)
     if len(fields) < len(headers):
         fields = join_fields(headers)
-    host = fields.get(_HOST)
+    host = fields.get(b"host")
     if host is None:
         if is_1_1:
             raise Refused(400, "expected a Host field")
@@ -301,23 +282,23 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
         target, headers = _origin_form(method, target, headers)
     keep_alive = is_1_1
     asks_for_websocket = False
-    if _CONNECTION in fields:
-        options = _tokens(fields[_CONNECTION])
+    if b"connection" in fields:
+        options = _tokens(fields[b"connection"])
         keep_alive = b"close" not in options and (is_1_1 or b"keep-alive" in options)
-        if b"upgrade" in options and is_1_1 and method == b"GET" and _UPGRADE in fields:
-            asks_for_websocket = b"websocket" in _tokens(fields[_UPGRADE])
+        if b"upgrade" in options and is_1_1 and method == b"GET" and b"upgrade" in fields:
+            asks_for_websocket = b"websocket" in _tokens(fields[b"upgrade"])
     length: int | None = 0
-    if _CODING in fields:
+    if b"transfer-encoding" in fields:
         _check_chunked(fields, is_1_1=is_1_1)
         length = None
-    elif _LENGTH in fields:
-        value = fields[_LENGTH]
+    elif b"content-length" in fields:
+        value = fields[b"content-length"]
         if not (value.isdigit() and len(value) < 20):
             raise Refused(400, "expected Content-Length to be a number of bytes")
         length = int(value)
     expects_continue = False
-    if _EXPECT in fields and is_1_1:
-        if fields[_EXPECT].lower() != b"100-continue":
+    if b"expect" in fields and is_1_1:
+        if fields[b"expect"].lower() != b"100-continue":
             raise Refused(417, "the only expectation that this server meets is 100-continue")
         expects_continue = length != 0
     return RequestHead(
@@ -351,7 +332,7 @@ def join_fields(headers: Fields) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in fields:
-            if name in _SINGLE:
+            if name in (b"host", b"content-length"):
                 raise Refused(400, f"expected one {name.decode()} field, got several")
             value = fields[name] + b"," + value
         fields[name] = value
@@ -366,13 +347,13 @@ def _origin_form(method: bytes, target: bytes, headers: Fields) -> tuple[bytes, 
         raise Refused(400, "expected a request target that is a path or an http URL")
     path = found[2]
     # RFC 9112 §3.2.2: the host of the target replaces the Host field.
-    others = [field for field in headers if field[0] != _HOST]
-    return path if path.startswith(b"/") else b"/" + path, [(_HOST, found[1]), *others]
+    others = [field for field in headers if field[0] != b"host"]
+    return path if path.startswith(b"/") else b"/" + path, [(b"host", found[1]), *others]
 
 
 def _check_chunked(fields: dict[bytes, bytes], *, is_1_1: bool) -> None:
-    codings = _tokens(fields[_CODING])
-    if _LENGTH in fields or not is_1_1 or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
+    codings = _tokens(fields[b"transfer-encoding"])
+    if b"content-length" in fields or not is_1_1 or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
         raise Refused(400, "expected a body framed by Content-Length, or by one Transfer-Encoding: chunked")
     if len(codings) > 1:
         raise Refused(501, "the only transfer coding that this server decodes is chunked")

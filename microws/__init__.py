@@ -81,27 +81,20 @@ __all__ = [
 
 # Type checkers read the imports above, and take every name to exist in a module that has a `__getattr__`.
 if not TYPE_CHECKING:
-    # The module of each public name, which the first use imports: so `microws --help` does not import the framework.
-    # The rest are in `errors`, as the imports above say.
+    # The module of each public name but those in `errors`. The first use of a name imports it, so that an app does not
+    # import what it does not need, and `microws --help` nothing of this.
     _MODULES = {
-        "App": "app",
-        "CloseCode": "closing",
-        "Codec": "interfaces",
-        "EventStream": "event_stream",
-        "FileResponse": "files",
-        "Headers": "datastructures",
-        "JSONResponse": "responses",
-        "MultiDict": "datastructures",
-        "Receipt": "interfaces",
-        "RedirectResponse": "responses",
-        "Request": "requests",
-        "Response": "responses",
-        "ServerSentEvent": "event_stream",
-        "State": "datastructures",
-        "StreamingResponse": "streams",
-        "URL": "datastructures",
-        "UploadFile": "forms",
-        "WebSocket": "websocket",
+        "app": ("App",),
+        "closing": ("CloseCode",),
+        "datastructures": ("URL", "Headers", "MultiDict", "State"),
+        "event_stream": ("EventStream", "ServerSentEvent"),
+        "files": ("FileResponse",),
+        "forms": ("UploadFile",),
+        "interfaces": ("Codec", "Receipt"),
+        "requests": ("Request",),
+        "responses": ("JSONResponse", "RedirectResponse", "Response"),
+        "streams": ("StreamingResponse",),
+        "websocket": ("WebSocket",),
     }
 
     def __getattr__(name):
@@ -109,8 +102,8 @@ if not TYPE_CHECKING:
         from importlib.util import find_spec
 
         if name in __all__:
-            value = getattr(import_module(f"microws.{_MODULES.get(name, 'errors')}"), name)
-            globals()[name] = value
+            module = next((module for module, names in _MODULES.items() if name in names), "errors")
+            globals()[name] = value = getattr(import_module(f"microws.{module}"), name)
             return value
         if name.isidentifier() and not name.startswith("__") and find_spec(f"microws.{name}") is not None:
             return import_module(f"microws.{name}")

@@ -21,35 +21,22 @@ __all__ = [
 
 # Options of uvicorn, Hypercorn, Gunicorn, Flask and Quart, and the option of microws that does the same.
 _SAME_OPTION: Final = {
-    "b": "bind",
-    "fd": "bind",
-    "graceful_timeout": "drain_timeout",
-    "h11_max_incomplete_event_size": "max_head_size",
-    "h11_max_incomplete_size": "max_head_size",
-    "keep_alive_timeout": "keep_alive",
+    "b fd uds": "bind",
     "p": "port",
+    "w": "workers",
+    "graceful_timeout timeout_graceful_shutdown": "drain_timeout",
+    "h11_max_incomplete_event_size h11_max_incomplete_size": "max_head_size",
+    "keep_alive_timeout timeout_keep_alive": "keep_alive",
     "proxy_headers": "forwarded_allow_ips",
     "ssl_certfile": "certfile",
     "ssl_keyfile": "keyfile",
-    "timeout_graceful_shutdown": "drain_timeout",
-    "timeout_keep_alive": "keep_alive",
-    "uds": "bind",
-    "w": "workers",
-    "websocket_max_message_size": "max_message_size",
-    "ws_max_size": "max_message_size",
+    "websocket_max_message_size ws_max_size": "max_message_size",
 }
-_NO_RELOAD: Final = "this version does not reload, so start it again after a change"
-_NO_HTTP2_WEBSOCKETS: Final = "leave it out: WebSockets are served over HTTP/1.1"
-_ONLY_COMMAND: Final = "only the command has it: microws run"
 _OPTION_ADVICE: Final = {
-    "app_dir": _ONLY_COMMAND,
+    "app_dir env_file factory": "only the command has it: microws run",
     "debug": "write App(debug=True)",
-    "env_file": _ONLY_COMMAND,
-    "factory": _ONLY_COMMAND,
-    "http2_websockets": _NO_HTTP2_WEBSOCKETS,
-    "no_http2_websockets": _NO_HTTP2_WEBSOCKETS,
-    "reload": _NO_RELOAD,
-    "use_reloader": _NO_RELOAD,
+    "http2_websockets no_http2_websockets": "leave it out: WebSockets are served over HTTP/1.1",
+    "reload use_reloader": "this version does not reload, so start it again after a change",
 }
 
 _ON_STARTUP = "use @app.on_startup, @app.on_shutdown or @app.lifespan"
@@ -202,9 +189,9 @@ def option_hint(name: str, known: Iterable[str], *, written: Callable[[str], str
         known: The options that exist.
         written: How the user writes an option, such as a flag. Default: as a keyword.
     """
-    if name in _OPTION_ADVICE:
-        return f"; {_OPTION_ADVICE[name]}"
-    near = _SAME_OPTION.get(name) or nearest(name, known)
+    if advice := _find(_OPTION_ADVICE, name):
+        return f"; {advice}"
+    near = _find(_SAME_OPTION, name) or nearest(name, known)
     return "" if near is None else f"; did you mean {written(near)!r}?"
 
 
@@ -250,7 +237,7 @@ def missing_name(name: str, public: Iterable[str]) -> Exception:
         name: The missing name.
         public: The public names.
     """
-    advice = next((advice for names, advice in _MODULE.items() if name in names.split()), "")
+    advice = _find(_MODULE, name)
     if not advice and not name.startswith("__") and (near := nearest(name, public)):
         advice = f"use {near}"
     text = f"microws has no {name!r}" + (f": {advice}" if advice else "")
@@ -258,3 +245,8 @@ def missing_name(name: str, public: Iterable[str]) -> Exception:
     # and drops the text, so it gets an ImportError. The caller's name is the only sign of an import.
     is_import = sys._getframe(2).f_code.co_name == "_handle_fromlist"  # noqa: SLF001
     return ImportError(text, name="microws") if is_import and advice else AttributeError(text)
+
+
+def _find(table: dict[str, str], name: str) -> str:
+    """The value of the key that contains the word ``name``, or nothing."""
+    return next((value for names, value in table.items() if name in names.split()), "")

@@ -246,14 +246,17 @@ class Setting(NamedTuple):
         check: Returns the value, or raises a ``ValueError`` that says what was expected.
         metavar: What the help calls the value; ``None``: a switch.
         text: The description.
-        is_repeatable: The flag may be given several times.
     """
 
     default: Any
     check: Callable[[object], Any]
     metavar: str | None
     text: str
-    is_repeatable: bool = False
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the flag may be given several times."""
+        return isinstance(self.default, tuple)
 
     @property
     def help(self) -> str:
@@ -262,9 +265,9 @@ class Setting(NamedTuple):
         return self.text if is_told else f"{self.text}; default {self.default}"
 
 
-def _setting(*values: Any, **options: Any) -> Any:
+def _setting(*values: Any) -> Any:
     """A ``Setting`` as the default of an attribute of another type."""
-    return Setting(*values, **options)
+    return Setting(*values)
 
 
 def _seconds(default: float, text: str) -> Any:
@@ -321,11 +324,7 @@ class Settings:
     """
 
     bind: tuple[str, ...] = _setting(
-        (),
-        _addresses,
-        "ADDRESS",
-        "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; repeat it for several",
-        is_repeatable=True,
+        (), _addresses, "ADDRESS", "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; repeat it for several"
     )
     host: str | None = _setting(None, parse_text, "HOST", f"default {_DEFAULT_HOST}; 0.0.0.0: every network")
     port: int | None = _setting(None, _PORT, "PORT", f"default {_DEFAULT_PORT}; 0: any free port")

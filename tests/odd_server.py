@@ -7,7 +7,7 @@ from wsproto.utilities import generate_accept_token
 
 from microws.bench.plan import Plan
 from microws.bench.run import measure
-from microws.framing import BINARY, CLOSE, PONG, TEXT, Close, Ping, encode_close, encode_frame
+from microws.framing.frames import BINARY, CLOSE, PONG, TEXT, Close, Ping, encode_close, encode_frame
 from microws.framing.parser import FrameParser
 
 # Seconds for a whole test.

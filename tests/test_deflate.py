@@ -11,7 +11,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
 from microws.deflate import Agreement, Deflater, Inflater, negotiate
-from microws.framing import BINARY, Ping, Violation
+from microws.framing.frames import BINARY, Ping, Violation
 from microws.framing.parser import FrameParser
 
 ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"

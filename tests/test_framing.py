@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microws import framing
-from microws.framing import (
+from microws.framing.frames import (
     BINARY,
     CLOSE,
     PING,

@@ -19,7 +19,7 @@ from websockets.protocol import SERVER, Protocol
 from websockets.protocol import State as WebsocketsState
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
-from microws.framing import Close, Ping, Pong, Violation
+from microws.framing.frames import Close, Ping, Pong, Violation
 from microws.framing.parser import FrameParser
 
 CASES = int(os.environ.get("FUZZ_CASES", "100000"))

@@ -9,7 +9,7 @@ from byte_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_fra
 from engine_here import ASYNCIO_BACKENDS, LIMIT, opened, serving, until
 from virtual_clock import on_virtual_clock
 
-from microws.framing import encode_frame
+from microws.framing.frames import encode_frame
 from microws.state import State
 
 pytestmark = pytest.mark.anyio

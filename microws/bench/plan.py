@@ -7,7 +7,7 @@ from typing import Literal, final
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
-from microws.framing import BINARY, TEXT, encode_head
+from microws.framing.frames import BINARY, TEXT, encode_head
 from microws.framing.parser import apply_mask
 
 __all__ = ["MIN_TEXT", "PLACE_OF_TEXT", "Messages", "Plan", "parse_url"]

@@ -12,7 +12,7 @@ from microws.closing import CloseCode
 from microws.connection.connection import Connection
 from microws.connection.deadlines import Deadlines
 from microws.deflate import Deflater, negotiate
-from microws.framing import (
+from microws.framing.frames import (
     BINARY,
     PING,
     PONG,

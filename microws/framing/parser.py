@@ -5,6 +5,7 @@ One loop reads whole frames of the common kinds, and creates only the message. A
 checks the head of one frame and then reads its payload piece by piece.
 """
 
+from codecs import utf_8_decode
 from collections.abc import Iterator
 from typing import Protocol, final
 from zlib import error as ZlibError  # noqa: N812
@@ -27,7 +28,6 @@ from microws.framing.frames import (
     Pong,
     Violation,
 )
-from microws.framing.messages import BinaryMessage, TextMessage
 
 try:
     from websockets.speedups import apply_mask
@@ -58,6 +58,12 @@ MAX_HEAD = 14
 
 # No other server has this limit. With it a message of 1 MiB, the default limit, may come in frames of 1 KiB.
 MAX_FRAGMENTS = 1024
+
+
+# From this size on a piece of a binary message is kept without a copy. Bytes.
+_SMALL_PIECE = 4096
+# A ``str`` of a few characters takes fifty bytes. So pieces are joined when there are as many.
+_MAX_PIECES = 1024
 
 
 class Inflater(Protocol):
@@ -134,7 +140,7 @@ class FrameParser:
         self._mask = b""
         self._control = b""
         # The incomplete message: its announced payload bytes, its frames, its inflated bytes, all so far.
-        self._message: TextMessage | BinaryMessage | None = None
+        self._message: _TextMessage | _BinaryMessage | None = None
         self._is_compressed = False
         self._size = 0
         self._fragments = 0
@@ -288,7 +294,7 @@ class FrameParser:
         self._mask = mask
         opcode = first & OPCODE
         if opcode in (TEXT, BINARY):
-            self._message = TextMessage() if opcode == TEXT else BinaryMessage()
+            self._message = _TextMessage() if opcode == TEXT else _BinaryMessage()
             self._is_compressed = bool(first & RSV1)
             self._size = self._fragments = self._inflated = 0
         if not opcode & CONTROL:
@@ -349,3 +355,59 @@ def _read_close(payload: bytes) -> Close:
         return Close(code, payload[2:].decode())
     except UnicodeDecodeError:
         raise _ViolationFound(CloseCode.INVALID_PAYLOAD, "a close reason is not UTF-8") from None
+
+
+class _TextMessage:
+    """An incomplete text message. It is decoded piece by piece, so that invalid UTF-8 fails at once (RFC 6455 §8.1)."""
+
+    __slots__ = ("_cut", "_parts", "_recent")
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._recent: list[str] = []
+        self._cut = b""
+
+    def write(self, payload: bytes) -> None:
+        if self._cut:
+            payload = self._cut + payload
+        text, used = utf_8_decode(payload, "strict", False)
+        self._cut = payload[used:]
+        self._recent.append(text)
+        if len(self._recent) == _MAX_PIECES:
+            self._parts.append("".join(self._recent))
+            self._recent.clear()
+
+    def value(self) -> str:
+        utf_8_decode(self._cut, "strict", True)
+        return "".join(self._parts + self._recent)
+
+
+class _BinaryMessage:
+    """
+    An incomplete binary message.
+
+    Large pieces are copied once, at the end. A buffer that grows with each piece would be copied again and again.
+    """
+
+    __slots__ = ("_large", "_small")
+
+    def __init__(self) -> None:
+        self._large: list[bytes] = []
+        self._small = bytearray()
+
+    def write(self, payload: bytes) -> None:
+        if len(payload) < _SMALL_PIECE:
+            self._small += payload
+            return
+        if self._small:
+            self._flush()
+        self._large.append(payload)
+
+    def value(self) -> bytes:
+        if self._small:
+            self._flush()
+        return self._large[0] if len(self._large) == 1 else b"".join(self._large)
+
+    def _flush(self) -> None:
+        self._large.append(bytes(self._small))
+        self._small = bytearray()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
 
-from microws.framing import BINARY, TEXT, encode_frame
+from microws.framing.frames import BINARY, TEXT, encode_frame
 from microws.interfaces import Frame
 
 __all__ = ["BACKED_UP", "MAX_MESSAGES", "MAX_PART_BYTES", "Batch", "OverflowPolicy", "Published", "TopicSettings"]

@@ -1,4 +1,4 @@
-"""A value becomes a frame, and a frame a value."""
+"""Values to frames and back."""
 
 import dataclasses
 import datetime
@@ -75,7 +75,7 @@ def same(a, b):
 
 
 def attempt(function, argument):
-    """What it returns, or the ``ValueError`` that it raises."""
+    """The result of the call, or its ``ValueError``."""
     try:
         return function(argument)
     except ValueError as error:
@@ -111,7 +111,7 @@ odd_values = st.recursive(
 
 
 def is_carried(value):
-    """The rule in its plainest form."""
+    """The rule, in a simple form."""
     if isinstance(value, enum.Enum):
         return is_carried(value.value)
     if isinstance(value, dict):
@@ -128,7 +128,7 @@ def is_carried(value):
 
 
 def refusal(value):
-    """The class of the exception, or ``None``."""
+    """The class of the exception of ``dumps_json``, or ``None``."""
     try:
         dumps_json(value)
     except (TypeError, ValueError) as error:
@@ -137,7 +137,7 @@ def refusal(value):
 
 
 def counting_calls(function, argument):
-    """What ``function(argument)`` returns, and how many functions of Python were called for it."""
+    """The result of ``function(argument)``, and how many Python functions it called."""
     # The collector would call others in between: finalizers, and Hypothesis's own function in gc.callbacks.
     gc.disable()
     calls = 0
@@ -158,7 +158,7 @@ def counting_calls(function, argument):
 
 class TestDumps:
     @given(values)
-    def test_what_is_encoded_decodes_to_the_same_value(self, value):
+    def test_an_encoded_value_decodes_to_the_same_value(self, value):
         assert same(loads_json(dumps_json(value)), value)
         assert same(json.loads(dumps_json(value)), value)
 
@@ -179,7 +179,7 @@ class TestDumps:
             assert data == b"[%d]" % number
             assert same(loads_json(data), [number])
 
-    def test_an_integer_with_more_digits_than_python_would_print_is_refused(self):
+    def test_an_integer_that_python_cannot_print_is_refused(self):
         with pytest.raises(ValueError, match=r"^\$ is an integer of more than 308 digits"):
             dumps_json(10**5000)
 
@@ -199,22 +199,22 @@ class TestDumps:
             ([2**70, NAN], "$[1] is nan"),
         ],
     )
-    def test_nan_and_infinity_are_refused_where_they_are(self, value, message):
+    def test_nan_and_infinity_are_refused_with_their_path(self, value, message):
         with pytest.raises(ValueError, match=r"which JSON has no form for; send None instead$") as caught:
             dumps_json(value)
         assert str(caught.value).startswith(message)
 
-    def test_what_orjson_would_add_to_a_dataclass_is_looked_at_too(self):
+    def test_an_attribute_that_is_not_a_field_is_checked_too(self):
         point = Point(1)
         point.extra = NAN
         with pytest.raises(ValueError, match=r"^\$\.extra is nan"):
             dumps_json(point)
 
-    def test_none_and_the_word_null_are_no_reason_to_refuse(self):
+    def test_none_and_the_word_null_are_accepted(self):
         value = {"a": None, "null": "null", "b": [None, 1.5, True, 3, {"c": ()}]}
         assert loads_json(dumps_json(value)) == {**value, "b": [None, 1.5, True, 3, {"c": []}]}
 
-    def test_a_hidden_field_of_a_dataclass_is_not_sent_and_not_looked_at(self):
+    def test_a_hidden_field_of_a_dataclass_is_neither_sent_nor_checked(self):
         assert dumps_json(Point(None)) == b'{"x":null}'
 
     @pytest.mark.parametrize(
@@ -232,19 +232,19 @@ class TestDumps:
             [True, False, None, -0.0, 1e300, 5e-324, "\x00\x7f\u2028", {}],
         ],
     )
-    def test_the_slow_way_writes_what_the_fast_one_does(self, value):
+    def test_json_writes_the_same_as_orjson(self, value):
         slow = dumps_json([value, 2**64])
         assert slow == b"[" + dumps_json(value) + b",18446744073709551616]"
 
-    def test_an_enum_member_may_stand_for_a_list(self):
+    def test_the_value_of_an_enum_member_may_be_a_list(self):
         assert dumps_json({"list": Colour.LIST, "size": Size.HUGE}) == b'{"list":[%d],"size":%d}' % (2**70, 2**70)
 
-    def test_a_key_may_be_of_a_class_derived_from_str(self):
+    def test_a_key_may_be_of_a_subclass_of_str(self):
         assert dumps_json({Word("a"): 1}) == b'{"a":1}'
 
     @pytest.mark.parametrize("key", [1, None, True, 1.5, ("a",), b"a"])
     @pytest.mark.parametrize("more", [{}, {"big": 2**70}])
-    def test_a_key_that_is_no_str_is_refused(self, key, more):
+    def test_a_key_that_is_not_a_str_is_refused(self, key, more):
         message = rf"^\$\.a has a key of type {type(key).__name__}; a key in JSON is str: use str\(key\)$"
         with pytest.raises(TypeError, match=message):
             dumps_json({"a": {key: 1, **more}})
@@ -260,7 +260,7 @@ class TestDumps:
         with pytest.raises(ValueError, match=r"^\$\[0\].* contains a lone surrogate"):
             dumps_json(value)
 
-    def test_a_value_may_be_as_deep_as_what_is_decoded(self):
+    def test_encoding_allows_the_depth_that_decoding_does(self):
         value = nested(MAX_DEPTH, [1])
         assert dumps_json(value) == b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH
         assert dumps_json(loads_json(dumps_json(value))) == dumps_json(value)
@@ -274,7 +274,7 @@ class TestDumps:
     def test_many_siblings_do_not_count_as_depth(self):
         assert loads_json(dumps_json([{}] * 2000 + [2**64])) == [{}] * 2000 + [2**64]
 
-    def test_a_value_that_holds_itself_is_refused(self):
+    def test_a_value_that_contains_itself_is_refused(self):
         value: dict[str, Any] = {}
         value["again"] = value
         with pytest.raises(ValueError, match=r"or contains itself$"):
@@ -284,21 +284,21 @@ class TestDumps:
     @example([Level.HIGH, 2**70])
     @example([{"null": None}, NAN])
     @example([Point(None), NAN])
-    def test_what_is_refused_does_not_depend_on_what_is_beside_it(self, value):
-        # A long integer and a deep list are for the slow way, and a None is looked for.
+    def test_a_refusal_does_not_depend_on_neighboring_values(self, value):
+        # A long integer and a deep list need `json`, and a None needs a check for NaN.
         alone = refusal(value)
         for beside in (2**64, None, nested(300, [None])):
             assert refusal([value, beside]) is alone
         assert alone is (None if is_carried(value) else alone or AssertionError)
 
-    def test_a_value_that_holds_itself_twice_is_refused_as_soon(self):
+    def test_a_value_that_contains_itself_twice_is_refused_as_fast(self):
         value: list[Any] = [Point(0)]
         value += [value, value]
         value[0].x = [value[0], value]
         with pytest.raises(ValueError, match=r"or contains itself$"):
             dumps_json(value)
 
-    def test_a_message_shows_a_huge_value_only_in_part(self):
+    def test_an_error_quotes_a_huge_value_only_in_part(self):
         for value in ({"k" * 10_000: NAN}, {"k " * 10_000: NAN}, {"a": {"k" * 10_000: {1: 2}}}):
             with pytest.raises((ValueError, TypeError)) as caught:
                 dumps_json(value)
@@ -309,8 +309,8 @@ def document(item, first="0", size=1 << 17):
     return f"[{first}{f',{item}' * (size // (len(item) + 1))}]"
 
 
-class TestTheWorkIsLeftToC:
-    """What a client may make a server do with a large message. Each of these took seconds of the CPU's time."""
+class TestLargeDocuments:
+    """A client must not make the server work long with a large message. Each of these once took seconds."""
 
     @pytest.mark.parametrize("first", ["0", "null", str(2**64), "[" * 300 + "]" * 300])
     @pytest.mark.parametrize(
@@ -320,16 +320,16 @@ class TestTheWorkIsLeftToC:
         + ['{"":' * depth + "0" + "}" * depth for depth in (253, 254, 1020)],
         ids=lambda item: item[:24],
     )
-    def test_no_document_has_python_look_at_each_of_its_values(self, first, item):
+    def test_no_document_needs_a_python_call_for_each_value(self, first, item):
         text = document(item, first)
         value, decoding = counting_calls(loads_json, text)
         data, encoding = counting_calls(dumps_json, value)
         assert data.decode() == text
-        # Some for each level, whatever stands in it.
+        # A few for each level.
         assert decoding < 50
         assert encoding < 15 * (MAX_DEPTH + 10)
 
-    def test_what_the_collector_and_the_recursion_limit_were_they_are_afterwards(self):
+    def test_the_collector_and_the_recursion_limit_are_restored(self):
         limit = sys.getrecursionlimit()
         for enabled in (True, False):
             (gc.enable if enabled else gc.disable)()
@@ -343,13 +343,13 @@ class TestTheWorkIsLeftToC:
         assert sys.getrecursionlimit() == limit
 
     @pytest.mark.parametrize("function", [lambda: loads_json(document("[]", str(2**64))), lambda: dumps_json([2**64])])
-    def test_both_settings_are_restored_when_the_stack_is_nearly_full(self, function):
+    def test_both_settings_are_restored_with_a_nearly_full_stack(self, function):
         def descend(frames):
             return descend(frames - 1) if frames else function()
 
         limit = sys.getrecursionlimit()
         outcomes = set()
-        for frames in range(limit - 300, limit):
+        for frames in range(limit - 300, limit, 3):
             try:
                 outcomes.add(descend(frames) is not None)
             except RecursionError:
@@ -357,7 +357,7 @@ class TestTheWorkIsLeftToC:
             assert (sys.getrecursionlimit(), gc.isenabled()) == (limit, True)
         assert outcomes == {True, None}
 
-    def test_a_json_default_may_wait_for_a_thread_that_encodes_as_well(self):
+    def test_a_json_default_may_wait_for_a_thread_that_encodes(self):
         limit = sys.getrecursionlimit()
 
         def default(value):
@@ -377,7 +377,7 @@ class TestLoads:
     @example("1e400")
     @example('{"a":1,"a":2}')
     @example("-0")
-    def test_any_text_decodes_as_the_strict_standard_decoder_does_or_is_refused(self, text):
+    def test_any_text_decodes_as_with_a_strict_json_module_or_is_refused(self, text):
         def refuse(constant):
             raise ValueError(constant)
 
@@ -391,7 +391,7 @@ class TestLoads:
             assert same(loads_json(text.encode()), value)
 
     @given(st.binary() | values.map(dumps_json))
-    def test_any_bytes_decode_as_their_text_does_or_are_refused(self, data):
+    def test_any_bytes_decode_like_their_text_or_are_refused(self, data):
         value = attempt(loads_json, data)
         assert isinstance(value, InvalidMessage) or same(value, json.loads(data.decode()))
 
@@ -418,12 +418,12 @@ class TestLoads:
             "1 2",
         ],
     )
-    def test_what_is_not_json_is_refused(self, text):
+    def test_invalid_json_is_refused(self, text):
         with pytest.raises(InvalidMessage, match=r"^invalid JSON: "):
             loads_json(text)
 
     @pytest.mark.parametrize("data", [b"\xff", b'"\xc3"', b"\xef\xbb\xbf1", "1".encode("utf-16"), b'"\xed\xa0\x80"'])
-    def test_bytes_that_are_no_plain_utf8_are_refused(self, data):
+    def test_bytes_that_are_not_utf8_without_bom_are_refused(self, data):
         with pytest.raises(InvalidMessage, match=r"^invalid JSON: "):
             loads_json(data)
 
@@ -435,12 +435,12 @@ class TestLoads:
 
     @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**18, 10**19, -(10**18), -(10**19), 10**300])
     @pytest.mark.parametrize("text", ["{}", "[{}]", '{{"a": {}}}', "[1.5, {} ]"])
-    def test_an_integer_beyond_64_bits_arrives_as_that_integer(self, number, text):
+    def test_an_integer_beyond_64_bits_is_decoded_exactly(self, number, text):
         value = loads_json(text.format(number))
         assert same(value, json.loads(text.format(number)))
         assert loads_json(text.format(number).encode()) == value
 
-    def test_digits_that_are_no_integer_change_nothing(self):
+    def test_digits_outside_of_integers_change_nothing(self):
         text = (
             '["12345678901234567890123", 0.12345678901234567890123, 12345678901234567890123e2, "-1234567890123456789"]'
         )
@@ -457,7 +457,7 @@ class TestLoads:
             with pytest.raises(InvalidMessage, match=r"depth"):
                 loads_json(opening * (MAX_DEPTH + 1) + "1" + closing * (MAX_DEPTH + 1))
 
-    def test_a_long_integer_may_be_as_deep_as_anything_else(self):
+    def test_a_long_integer_may_be_as_deep_as_other_values(self):
         value = loads_json("[" * MAX_DEPTH + str(2**70) + "]" * MAX_DEPTH)
         assert dumps_json(value) == b"[" * MAX_DEPTH + str(2**70).encode() + b"]" * MAX_DEPTH
         while isinstance(value, list):
@@ -467,7 +467,7 @@ class TestLoads:
 
 class TestText:
     @given(texts)
-    def test_text_goes_out_as_it_is_and_comes_in_as_it_is(self, text):
+    def test_text_is_sent_and_received_unchanged(self, text):
         assert TEXT.encode(text) is text
         assert TEXT.decode(text) is text
 
@@ -476,39 +476,20 @@ class TestText:
         with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at position 2; send bytes instead$"):
             codec.encode("aé\ud800")
 
-    @pytest.mark.parametrize("value", [{}, b"a", None, 1])
-    def test_another_type_is_refused_with_the_line_to_write(self, value):
-        message = rf'^expected str in a text route, got {type(value).__name__}; use value_type="json" or ws.send_json$'
-        with pytest.raises(TypeError, match=message):
-            TEXT.encode(value)
-
-    def test_a_binary_frame_is_refused(self):
-        with pytest.raises(PayloadTypeError, match=r"^expected a text frame, got a binary one$"):
-            TEXT.decode(b"")
-
 
 class TestBytes:
     @pytest.mark.parametrize("value", [b"a\xff", bytearray(b"a\xff"), memoryview(b"xa\xffx")[1:3], b""])
-    def test_bytes_like_values_go_out_in_binary_frames(self, value):
+    def test_bytes_like_values_are_sent_in_binary_frames(self, value):
         data = BYTES.encode(value)
         assert data == bytes(value)
         assert type(data) is bytes
         assert BYTES.decode(bytes(value)) == value
 
-    def test_what_is_sent_does_not_change_with_the_value_that_it_was_made_of(self):
+    def test_a_later_change_of_a_bytearray_does_not_change_the_message(self):
         value = bytearray(b"before")
         data = BYTES.encode(value)
         value[:] = b"after"
         assert data == b"before"
-
-    @pytest.mark.parametrize("value", [{}, "a", None, 1])
-    def test_another_type_is_refused_with_the_line_to_write(self, value):
-        with pytest.raises(TypeError, match=rf"^expected bytes in a bytes route, got {type(value).__name__}; use "):
-            BYTES.encode(value)
-
-    def test_a_text_frame_is_refused(self):
-        with pytest.raises(PayloadTypeError, match=r"^expected a binary frame, got a text one$"):
-            BYTES.decode("")
 
 
 class TestAuto:
@@ -519,11 +500,24 @@ class TestAuto:
         assert AUTO.decode("a") == "a"
         assert AUTO.decode(b"") == b""
 
-    def test_another_type_is_refused_with_the_line_to_write(self):
-        with pytest.raises(
-            TypeError, match=r"^expected str or bytes in an auto route, got dict; use value_type=\"json\""
-        ):
-            AUTO.encode({})
+
+@pytest.mark.parametrize(
+    ("codec", "expected", "value"),
+    [(TEXT, "str in a text", value) for value in ({}, b"a", None, 1)]
+    + [(BYTES, "bytes in a bytes", value) for value in ({}, "a", None, 1)]
+    + [(AUTO, "str or bytes in an auto", {})],
+)
+def test_a_value_of_another_type_is_refused_with_what_to_write(codec, expected, value):
+    message = f'^expected {expected} route, got {type(value).__name__}; use value_type="json" or ws.send_json$'
+    with pytest.raises(TypeError, match=message):
+        codec.encode(value)
+
+
+@pytest.mark.parametrize(("codec", "payload"), [(TEXT, b""), (JSON, b"{}"), (BYTES, "")])
+def test_the_other_kind_of_frame_is_refused(codec, payload):
+    expected, got = ("text", "binary") if payload != "" else ("binary", "text")
+    with pytest.raises(PayloadTypeError, match=rf"^expected a {expected} frame, got a {got} one$"):
+        codec.decode(payload)
 
 
 class TestJSON:
@@ -533,11 +527,7 @@ class TestJSON:
         assert isinstance(text, str)
         assert same(JSON.decode(text), value)
 
-    def test_a_binary_frame_is_refused(self):
-        with pytest.raises(PayloadTypeError, match=r"^expected a text frame"):
-            JSON.decode(b"{}")
-
-    def test_a_bad_message_is_refused_with_the_words_of_the_decoder(self):
+    def test_a_malformed_message_is_refused_with_the_decoders_text(self):
         with pytest.raises(InvalidMessage, match=r"^invalid JSON: .*line 1 column 2"):
             JSON.decode("[}")
 
@@ -597,7 +587,7 @@ def codecs():
 
 
 class TestCodecs:
-    def test_the_built_in_ones_are_known_by_name(self, codecs):
+    def test_the_built_in_codecs_are_known_by_name(self, codecs):
         for name, codec in {"text": TEXT, "bytes": BYTES, "json": JSON, "auto": AUTO}.items():
             assert codecs.get(name) is codec
             assert codec.name == name
@@ -611,7 +601,7 @@ class TestCodecs:
         assert codec.name == "reversed"
         assert codecs.get("reversed") is codec
 
-    def test_an_unknown_name_is_answered_with_the_known_ones_and_the_nearest(self, codecs):
+    def test_an_unknown_name_is_refused_with_the_known_and_nearest_names(self, codecs):
         codecs.add("cbor", Doubled())
         message = r"^no value_type 'jsn'; there are 'text', 'bytes', 'json', 'auto', 'cbor'; did you mean 'json'\?$"
         with pytest.raises(ValueError, match=message):
@@ -619,32 +609,32 @@ class TestCodecs:
         with pytest.raises(ValueError, match=r"'cbor'$"):
             codecs.get("x" * 10_000)
 
-    def test_msgpack_is_said_not_to_be_there_yet(self, codecs):
+    def test_msgpack_is_not_available(self, codecs):
         with pytest.raises(FeatureUnavailable, match=r'^this version has no value_type="msgpack"'):
             codecs.get("msgpack")
 
     @pytest.mark.parametrize("value_type", [Point, dict, str, list[int], int | str, Any, None, 1])
-    def test_a_type_is_said_not_to_be_possible_yet(self, codecs, value_type):
+    def test_a_type_as_value_type_is_not_available(self, codecs, value_type):
         with pytest.raises(FeatureUnavailable, match=r"^this version expects a name as value_type, got ") as caught:
             codecs.get(value_type)
         assert 'value_type="json"' in str(caught.value)
 
-    @pytest.mark.parametrize("name", ["text", "bytes", "auto", "msgpack"])
-    def test_only_json_may_be_replaced(self, codecs, name):
-        with pytest.raises(ValueError, match=r'is built in and only "json" may be replaced; use another name$'):
-            codecs.add(name, Doubled())
-
-    @pytest.mark.parametrize("name", ["cbor", "json"])
-    def test_a_name_is_given_once(self, codecs, name):
-        codecs.add(name, Tagged())
-        with pytest.raises(ValueError, match=r"exists already"):
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            *((name, 'is built in and only "json" may be replaced') for name in ("text", "bytes", "auto", "msgpack")),
+            ("cbor", "exists already"),
+            ("json", "exists already"),
+            ("", "expected a name"),
+        ],
+    )
+    def test_a_name_that_is_taken_or_empty_is_refused(self, codecs, name, problem):
+        if problem == "exists already":
+            codecs.add(name, Tagged())
+        with pytest.raises(ValueError, match=problem):
             codecs.add(name, Tagged())
 
-    def test_a_name_is_not_empty(self, codecs):
-        with pytest.raises(ValueError, match=r"expected a name"):
-            codecs.add("", Tagged())
-
-    def test_what_is_no_codec_is_refused(self, codecs):
+    def test_an_object_that_is_not_a_codec_is_refused(self, codecs):
         with pytest.raises(TypeError, match=r"^expected a codec with the methods encode and decode, got 'cbor'$"):
             codecs.add(Tagged(), "cbor")
 
@@ -656,7 +646,7 @@ class TestCodecs:
         with pytest.raises(ValueError, match=r'needs an attribute frames = "text"$'):
             codecs.add("json", Doubled())
 
-    def test_an_added_codec_takes_only_the_frames_that_it_asks_for(self, codecs):
+    def test_an_added_codec_gets_only_the_frames_it_expects(self, codecs):
         for name, codec in {"binary": Reversed(), "any": Doubled(), "text": Tagged()}.items():
             codecs.add(f"my-{name}", codec)
         with pytest.raises(PayloadTypeError, match=r"expected a binary frame"):
@@ -666,7 +656,7 @@ class TestCodecs:
         assert codecs.get("my-any").decode("1") == "11"
         assert codecs.get("my-any").decode(b"1") == b"11"
 
-    def test_an_added_codec_decides_between_text_and_binary_by_what_it_returns(self, codecs):
+    def test_the_type_that_an_added_codec_returns_decides_the_frame(self, codecs):
         codecs.add("doubled", Doubled())
         codec = codecs.get("doubled")
         assert codec.encode("é") == "éé"
@@ -688,7 +678,7 @@ class TestCodecs:
                 codec.encode("a")
             assert caught.value is error
 
-    def test_another_error_of_an_added_codec_passes(self, codecs):
+    def test_another_error_of_an_added_codec_is_raised(self, codecs):
         codecs.add("failing", Failing(KeyError("a")))
         with pytest.raises(KeyError):
             codecs.get("failing").decode("a")
@@ -704,18 +694,18 @@ class TestPublishedValues:
         assert type(codecs.payload(value).data) is bytes
 
     @pytest.mark.parametrize("value", [{"a": [1, None]}, [], 1, None, True, Point(1)])
-    def test_anything_else_is_kept_as_json(self, codecs, value):
+    def test_any_other_value_is_kept_as_json(self, codecs, value):
         assert codecs.payload(value) == Payload("json", dumps_json(value))
 
     @pytest.mark.parametrize(
         ("value", "error"), [("\ud800", ValueError), ({"a": NAN}, ValueError), ({"a": {1}}, TypeError), (1j, TypeError)]
     )
-    def test_what_cannot_be_carried_raises_in_the_publisher(self, codecs, value, error):
+    def test_an_invalid_value_raises_in_the_publisher(self, codecs, value, error):
         with pytest.raises(error):
             codecs.payload(value)
 
     @given(texts, st.binary(), values)
-    def test_each_built_in_codec_frames_as_its_own_send_would(self, text, binary, value):
+    def test_each_built_in_codec_frames_like_its_send(self, text, binary, value):
         codecs = Codecs()
         assert framed(TEXT, codecs.payload(text)) == framed(AUTO, codecs.payload(text)) == (True, text.encode())
         assert framed(JSON, codecs.payload(text)) == (True, JSON.encode(text).encode())
@@ -728,7 +718,7 @@ class TestPublishedValues:
                 assert framed(codec, codecs.payload(value)) == (True, encoded)
             assert framed(BYTES, codecs.payload(value)) == (False, encoded)
 
-    def test_an_added_codec_encodes_the_value_anew_but_never_bytes(self, codecs):
+    def test_an_added_codec_encodes_the_value_again_but_never_bytes(self, codecs):
         codecs.add("reversed", Reversed())
         codec = codecs.get("reversed")
         assert framed(codec, codecs.payload({"a": 1})) == (False, b'}1 :"a"{')
@@ -740,7 +730,7 @@ class TestPublishedValues:
         with pytest.raises(ValueError, match=r"^cannot$"):
             codecs.get("failing").frame(codecs.payload(1))
 
-    def test_a_json_that_was_replaced_rules_published_values_too(self, codecs):
+    def test_a_replaced_json_codec_encodes_published_values_too(self, codecs):
         codecs.add("reversed", Reversed())
         codecs.add("json", Tagged())
         payload = codecs.payload({1, 2})
@@ -753,7 +743,7 @@ class TestPublishedValues:
             codecs.get("reversed").frame(payload)
         assert codecs.get("json").decode('{"set": [1, 2]}') == {1, 2}
 
-    def test_a_json_that_was_replaced_returns_str(self, codecs):
+    def test_a_replaced_json_codec_must_return_str(self, codecs):
         class Bytes(Tagged):
             def encode(self, value):
                 return dumps_json(value)

@@ -179,7 +179,7 @@ class TestConverters:
         ("name", "pattern", "complaint"),
         [("int", "x", "already"), ("a-b", "x", "identifier"), ("bad", "(", "expected a regular expression")],
     )
-    def test_a_converter_that_cannot_be_is_refused(self, name, pattern, complaint):
+    def test_an_invalid_converter_is_refused(self, name, pattern, complaint):
         with pytest.raises(RoutingError, match=complaint):
             Converters().add(name, pattern)
 
@@ -191,14 +191,14 @@ class TestConverters:
 
 
 class TestPrecedence:
-    def test_literal_then_converters_then_plain_then_path_whatever_the_order_of_registration(self):
+    def test_literals_beat_converters_plain_parameters_and_paths_in_any_order(self):
         patterns = ["/v/{x:path}", "/v/{x}", "/v/{x:float}", "/v/{x:uuid}", "/v/{x:int}", "/v/7"]
         for order in (patterns, patterns[::-1]):
             routes = router(*order)
             asked = ["/v/a/b", "/v/a", "/v/1.5", f"/v/{A_UUID}", "/v/8", "/v/7", "/v/"]
             assert [hit(routes, path)[0] for path in asked] == [*patterns, "/v/{x:path}"]
 
-    def test_a_literal_that_leads_nowhere_gives_way_to_a_parameter(self):
+    def test_a_literal_without_a_route_falls_back_to_a_parameter(self):
         routes = router("/a/b/c", "/{x}/b/d", "/{x}/{y}/e", "/{rest:path}")
         assert hit(routes, "/a/b/d") == ("/{x}/b/d", {"x": "a"})
         assert hit(routes, "/a/b/e") == ("/{x}/{y}/e", {"x": "a", "y": "b"})
@@ -209,26 +209,26 @@ class TestPrecedence:
         assert hit(routes, "/a/b") == ("/a/{rest:path}", {"rest": "b"})
         assert hit(routes, "/a") == ("/{rest:path}", {"rest": "a"})
 
-    def test_a_path_parameter_begins_with_a_slash_only_where_one_was(self):
+    def test_a_path_parameter_begins_with_a_slash_only_if_the_path_has_two(self):
         routes = router("/files/{rest:path}")
         assert hit(routes, "/files/a/b/")[1] == {"rest": "a/b/"}
         assert hit(routes, "/files//a")[1] == {"rest": "/a"}
         assert hit(routes, "/files/")[1] == {"rest": ""}
         assert hit(routes, "/files") is None
 
-    def test_a_route_without_the_method_gives_way_to_one_that_has_it(self):
+    def test_a_route_without_the_method_falls_back_to_one_that_has_it(self):
         routes = router("/a/b", methods=["POST"])
         routes.add("/a/{x}", "parameter", kind="http", methods=["GET"])
         assert hit(routes, "/a/b") == ("parameter", {"x": "b"})
         assert hit(routes, "/a/b", "POST") == ("/a/b", {})
 
-    def test_a_route_of_the_other_kind_gives_way(self):
+    def test_a_route_of_the_other_kind_is_skipped(self):
         routes = router("/a/{x}")
         routes.add("/a/b", "ws", kind="websocket")
         assert hit(routes, "/a/b") == ("/a/{x}", {"x": "b"})
         assert hit(routes, "/a/b", kind="websocket") == ("ws", {})
 
-    def test_one_pattern_carries_both_kinds_and_several_methods_with_names_of_their_own(self):
+    def test_a_pattern_may_have_both_kinds_and_methods_with_own_parameters(self):
         routes = router("/a/{x}")
         routes.add("/a/{y}", "post", kind="http", methods=["post"])
         routes.add("/a/{z}", "ws", kind="websocket")
@@ -247,7 +247,7 @@ class TestMisses:
         for method in ("POST", "OPTIONS"):
             assert ask(routes, "/a/b", method) == Miss(frozenset({"PUT", "GET", "HEAD", "DELETE"}), False, None)
 
-    def test_a_websocket_route_is_told_to_http_and_the_other_way_round(self):
+    def test_a_miss_names_the_routes_of_the_other_kind(self):
         routes = router("/page")
         routes.add("/chat", None, kind="websocket")
         assert ask(routes, "/chat") == Miss(frozenset(), True, None)
@@ -257,7 +257,7 @@ class TestMisses:
     def test_an_unknown_path_is_nothing(self, path):
         assert ask(router("/a/b"), path) == NOTHING
 
-    def test_an_empty_segment_is_no_parameter(self):
+    def test_an_empty_segment_does_not_match_a_parameter(self):
         assert ask(router("/{a}/{b}"), "/a//") == NOTHING
         assert ask(router("/{a}/{b}/{c}"), "/a//c") == NOTHING
 
@@ -273,7 +273,7 @@ class TestConflicts:
             ("/{x:path}", "/{y:path}"),
         ],
     )
-    def test_two_routes_that_could_never_be_told_apart_are_refused(self, one, other):
+    def test_two_routes_for_the_same_requests_are_refused(self, one, other):
         routes = router(one)
         with pytest.raises(RoutingError) as caught:
             routes.add(other, None, kind="http", methods=["GET"], name="other")
@@ -289,11 +289,11 @@ class TestConflicts:
         with pytest.raises(RoutingError, match=r"WebSocket '/{y}' can never be reached"):
             routes.add("/{y}", None, kind="websocket")
 
-    def test_head_belongs_to_get(self):
+    def test_get_includes_head(self):
         with pytest.raises(RoutingError, match="HEAD '/a'"):
             router("/a").add("/a", None, kind="http", methods=["HEAD"])
 
-    def test_routes_that_can_be_told_apart_live_together(self):
+    def test_distinct_routes_may_be_registered_together(self):
         assert len(router("/{x}", "/{x:int}", "/{x:float}", "/x", "/x/", "/{x}/", "/{x:path}").routes) == 7
 
     @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ class TestConflicts:
             ("websocket", ["GET"], "no methods"),
         ],
     )
-    def test_methods_that_cannot_be_are_refused(self, kind, methods, complaint):
+    def test_invalid_methods_are_refused(self, kind, methods, complaint):
         with pytest.raises(RoutingError, match=complaint):
             Router().add("/", None, kind=kind, methods=methods)
 
@@ -329,7 +329,7 @@ class TestSlashes:
             ("/{x}/", "/\udc80", "/%3F/"),
         ],
     )
-    def test_where_only_the_other_form_exists_http_is_sent_there(self, pattern, path, target):
+    def test_http_is_redirected_if_only_the_other_slash_form_exists(self, pattern, path, target):
         assert ask(router(pattern), path) == Miss(frozenset(), False, target)
         assert ask(router(pattern, redirect_slashes=False), path) == NOTHING
         assert ask(router(pattern), path, "POST") == NOTHING
@@ -339,7 +339,7 @@ class TestSlashes:
         asked = path_of({"path": "/a/b", "raw_path": b"/a%2Fb"})
         assert router("/{x}/").resolve("http", "GET", *asked) == Miss(frozenset(), False, "/a%2Fb/")
 
-    def test_a_path_that_exists_for_something_else_is_no_redirect(self):
+    def test_a_path_with_another_method_or_kind_is_not_redirected(self):
         routes = router("/a")
         routes.add("/a/", None, kind="http", methods=["POST"])
         routes.add("/b/", None, kind="websocket")
@@ -358,7 +358,7 @@ class TestSlashes:
 
 
 class TestMounts:
-    def test_a_mount_takes_all_below_its_prefix_whatever_the_kind_and_method(self):
+    def test_a_mount_answers_every_kind_and_method_below_its_prefix(self):
         routes = Router()
         routes.mount("/admin", "app")
         for path in ["/admin/", "/admin/x", "/admin//x/y"]:
@@ -367,7 +367,7 @@ class TestMounts:
         assert ask(routes, "/administrator") == NOTHING
         assert ask(routes, "/") == NOTHING
 
-    def test_http_at_the_prefix_itself_is_sent_below_it_and_a_websocket_goes_in(self):
+    def test_http_at_the_prefix_is_redirected_and_a_websocket_is_mounted(self):
         routes = Router()
         routes.mount("/a/b", "app")
         assert ask(routes, "/a/b") == Miss(frozenset(), False, "/a/b/")
@@ -375,7 +375,7 @@ class TestMounts:
         routes.redirect_slashes = False
         assert ask(routes, "/a/b") == Mounted("app", "/a/b")
 
-    def test_routes_below_the_prefix_beat_the_mount_and_it_beats_what_a_parameter_takes(self):
+    def test_routes_below_the_prefix_beat_the_mount_which_beats_parameters(self):
         routes = router("/s/page", "/s/{x}/edit", "/{x}/{y}", "/{rest:path}")
         routes.mount("/s", "app")
         assert hit(routes, "/s/page") == ("/s/page", {})
@@ -408,7 +408,7 @@ class TestMounts:
             ("/b//", "two"),
         ],
     )
-    def test_a_prefix_that_cannot_be_is_refused(self, prefix, complaint):
+    def test_an_invalid_prefix_is_refused(self, prefix, complaint):
         routes = Router()
         routes.mount("/a", "app")
         with pytest.raises(RoutingError, match=complaint):
@@ -417,7 +417,7 @@ class TestMounts:
 
 
 class TestInclude:
-    def test_routes_names_and_converters_come_along_below_the_prefix(self):
+    def test_routes_names_and_converters_are_included_below_the_prefix(self):
         other = Router()
         other.converters.add("hex", "[0-9a-f]+", lambda text: int(text, 16), lambda value: format(value, "x"))
         other.add("/{n:hex}", "view", kind="websocket", name="n")
@@ -432,7 +432,7 @@ class TestInclude:
         with pytest.raises(RoutingError, match="no converter 'hex'"):
             routes.add("/{x:hex}", None, kind="websocket")
 
-    def test_mounts_come_along_below_a_literal_prefix(self):
+    def test_mounts_are_included_below_a_literal_prefix(self):
         other = Router()
         other.mount("/files", "app")
         other.mount("", "rest")
@@ -458,7 +458,7 @@ class TestInclude:
         ("prefix", "complaint"),
         [("/{x}", "more than once"), ("/{rest:path}", "must be last"), ("x", "slash"), ("/x//", "two slashes")],
     )
-    def test_a_prefix_that_cannot_be_is_refused(self, prefix, complaint):
+    def test_an_invalid_prefix_is_refused(self, prefix, complaint):
         with pytest.raises(RoutingError, match=complaint):
             Router().include(router("/{x}"), prefix)
 
@@ -466,7 +466,7 @@ class TestInclude:
         with pytest.raises(RoutingError, match="can never be reached"):
             router("/a/{x}").include(router("/{y}"), "/a")
 
-    def test_the_same_converter_in_two_included_routers_is_two_converters_unless_it_is_equal(self):
+    def test_converters_with_one_name_in_two_included_routers_are_separate(self):
         routes = Router()
         for prefix, expression in [("/a", "x+"), ("/a", "y+")]:
             other = Router()
@@ -502,7 +502,7 @@ class TestURLFor:
             st.tuples(st.sampled_from(["path", "rest"]), st.text() | st.text(alphabet="/.a\\")),
         )
     )
-    def test_what_it_makes_resolves_to_the_same_parameters(self, named):
+    def test_its_path_resolves_to_the_same_parameters(self, named):
         name, value = named
         routes = Router()
         prefix = "" if name == "rest" else "/v"
@@ -544,7 +544,7 @@ class TestURLFor:
             *(("rest", value) for value in ["/evil.com", "//", "/"]),
         ],
     )
-    def test_a_value_that_would_not_come_back_is_refused(self, routes, name, value):
+    def test_a_value_that_would_not_resolve_again_is_refused(self, routes, name, value):
         with pytest.raises(RoutingError) as caught:
             routes.url_for(name, x=value)
         assert len(str(caught.value)) < 300
@@ -557,7 +557,7 @@ class TestURLFor:
         with pytest.raises(RoutingError, match="'x' cannot be this int: converter 'hex' would not accept it back"):
             routes.url_for("hex", x=16**5000)
 
-    def test_an_unknown_name_is_told_with_the_nearest(self, routes):
+    def test_an_unknown_name_is_refused_with_the_nearest(self, routes):
         with pytest.raises(RoutingError, match=r"no route is called 'flaot'; did you mean 'float'\?"):
             routes.url_for("flaot")
         with pytest.raises(RoutingError, match="there is float, int"):
@@ -569,7 +569,7 @@ class TestURLFor:
         with pytest.raises(RoutingError, match=r"'name' is missing, 'nam' is unknown; did you mean 'name'\?"):
             routes.url_for("self", nam="x", self="y")
 
-    def test_a_name_may_stand_for_patterns_with_other_parameters(self):
+    def test_a_name_may_have_patterns_with_other_parameters(self):
         routes = Router()
         routes.add("/log", None, kind="http", methods=["GET"], name="log")
         routes.add("/log/{day}", None, kind="http", methods=["GET"], name="log")
@@ -579,7 +579,7 @@ class TestURLFor:
         with pytest.raises(RoutingError, match=r"'log' expects the parameters of /log or /log/{day}, got dya"):
             routes.url_for("log", dya="1")
 
-    def test_a_name_that_could_not_be_told_apart_is_refused(self):
+    def test_an_ambiguous_name_is_refused(self):
         routes = Router()
         routes.add("/a/{x}", None, kind="http", methods=["GET"], name="a")
         with pytest.raises(RoutingError, match=r"'a' is the name of '/a/{x}' already"):
@@ -598,7 +598,7 @@ class TestURLFor:
 
 
 class TestCost:
-    def test_a_path_of_ten_thousand_segments_is_no_trouble(self):
+    def test_a_path_of_ten_thousand_segments_is_resolved(self):
         routes = router("/a/{x}/b", "/{rest:path}")
         path = "/a" * 10_000
         assert hit(routes, path) == ("/{rest:path}", {"rest": path[1:]})
@@ -684,7 +684,7 @@ class TestPathOf:
             scope_below(asked, "/m")
 
     @given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
-    def test_segments_come_back_from_a_raw_path(self, parts):
+    def test_segments_are_restored_from_a_raw_path(self, parts):
         parts = [part.encode(errors="replace").decode() for part in parts]
         raw = "".join("/" + quote(part, safe="") for part in parts)
         assert divided(*path_of(scope(unquote(raw), raw.encode()))) == ("/" + "/".join(parts), parts)
@@ -702,7 +702,7 @@ class TestScopeBelow:
         assert scope_below(scope("/sub/x"), "/sub") == scope("/sub/x", root="/sub")
 
     @pytest.mark.parametrize("raw", [None, b"/sub/a%2Fb"])
-    def test_a_root_path_that_the_server_left_out_is_put_in(self, raw):
+    def test_a_root_path_that_the_server_omitted_is_added(self, raw):
         below = scope_below(scope("/sub/a/b", raw, "/é/"), "/sub")
         assert below["root_path"] == "/é/sub"
         assert below["path"] == "/é/sub/a/b"

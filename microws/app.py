@@ -16,7 +16,7 @@ from microws.files import StaticFiles
 from microws.health import Health
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_mounted
-from microws.hub import MAX_MESSAGES, Hub, OverflowPolicy
+from microws.hub import MAX_MESSAGES, Hub, OverflowPolicy, TopicSettings
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
 from microws.requests import Request
@@ -587,7 +587,7 @@ class App:
         if history is not None or ttl is not None:
             raise FeatureUnavailable("this version has no history: use app.topic without history= and ttl=")
         self._check_registering()
-        self._hub.configure(pattern, queue=queue, overflow=overflow, key=key)
+        self._hub.configure(pattern, TopicSettings(queue, overflow, key))
 
     async def publish(self, topic: str, value: Any) -> Receipt:
         """

@@ -28,6 +28,9 @@ class RunningHub(Hub):
     def __init__(self, url="memory", *, codecs=None):
         super().__init__(codecs or Codecs(), url, write=BulkWriter().write)
 
+    def configure(self, pattern, **settings):
+        super().configure(pattern, TopicSettings(**settings))
+
     async def publish(self, topic, value, *, skip=None):
         self.loop.attach()
         return await super().publish(topic, value, skip=skip)

@@ -24,8 +24,8 @@ from microws.hub.backplane import open_backplane
 from microws.hub.flush import Flusher, WriteMany
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
-from microws.hub.published import MAX_MESSAGES, OverflowPolicy, Published, TopicSettings
-from microws.hub.topics import check_topic, expression_of, key_of, settings_of
+from microws.hub.published import Published, TopicSettings
+from microws.hub.topics import check_settings, check_topic, expression_of, key_of
 from microws.interfaces import Frame, Payload, Receipt
 
 __all__ = ["FrameCodec", "Hub", "Statistics", "Subscriber"]
@@ -182,28 +182,20 @@ class Hub:
         self.connections = 0
         self.losses: Counter[str] = Counter()
 
-    def configure(
-        self,
-        pattern: str,
-        *,
-        queue: int = MAX_MESSAGES,
-        overflow: OverflowPolicy = "close",
-        key: str | Callable[[Any], Any] | None = None,
-    ) -> None:
+    def configure(self, pattern: str, settings: TopicSettings) -> None:
         """
         Set how the topics that match ``pattern`` treat a slow subscriber. The first pattern that matches wins.
 
         Args:
             pattern: A topic, in which ``*`` matches any characters.
-            queue: The most messages of the topic that are queued in one outbox, 1 or more.
-            overflow: ``"close"``, ``"drop_oldest"``, ``"drop_newest"`` or ``"latest"``.
-            key: With ``"latest"`` only: a field of the message, or a function of it.
+            settings: Theirs.
 
         Raises:
             ValueError: An invalid setting.
         """
         check_topic(pattern)
-        self._patterns.append((expression_of(pattern), settings_of(queue, overflow, key)))
+        check_settings(settings)
+        self._patterns.append((expression_of(pattern), settings))
 
     def include(self, other: "Hub") -> None:
         """Add the patterns of ``other`` after those of this hub."""

@@ -2,14 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from microws.codec import dumps_json
 from microws.hub.published import OverflowPolicy, Published, TopicSettings
 from microws.interfaces import Frame
 
-__all__ = ["MAX_TOPIC_BYTES", "check_topic", "expression_of", "key_of", "settings_of", "topic_marker"]
+__all__ = ["MAX_TOPIC_BYTES", "check_settings", "check_topic", "expression_of", "key_of", "topic_marker"]
 
 MAX_TOPIC_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -42,13 +42,14 @@ def topic_marker(topic: str, settings: TopicSettings) -> Published:
     return Published(Frame(dumps_json({"topic": topic, "gap": True}), is_text=True), topic, settings, is_gap=True)
 
 
-def settings_of(queue: int, overflow: OverflowPolicy, key: str | Callable[[Any], Any] | None) -> TopicSettings:
+def check_settings(settings: TopicSettings) -> None:
     """
-    The settings of a topic, checked.
+    Refuse invalid settings of a topic.
 
     Raises:
         ValueError: An invalid setting.
     """
+    queue, overflow, key = settings
     if overflow not in get_args(OverflowPolicy):
         raise ValueError(f"expected overflow to be one of {', '.join(get_args(OverflowPolicy))}, got {overflow!r}")
     if type(queue) is not int or queue < 1:
@@ -59,7 +60,6 @@ def settings_of(queue: int, overflow: OverflowPolicy, key: str | Callable[[Any],
         raise ValueError(f"expected key to be a field's name or a function, got {key!r}")
     if inspect.iscoroutinefunction(key):
         raise ValueError(f"expected key to be a plain function, because publish does not wait for it, got {key!r}")
-    return TopicSettings(queue, overflow, key)
 
 
 # Types of which two values can be compared without failing and without taking long.

@@ -155,14 +155,17 @@ class BulkWriter:
         A failure is logged. If it is unknown what a connection got, that connection is closed with 1011.
         """
         context = self._open() if len(sinks) >= _MIN_SOCKETS else None
-        direct: list[Sink] = []
+        direct: Sequence[Sink] = ()
+        others = sinks
         sockets: list[int] = []
-        for sink in sinks:
-            # What the transport holds has to leave first.
-            if context is not None and (socket := sink.socket) is not None and not sink.buffered():
-                direct.append(sink)
-                sockets.append(socket)
-                continue
+        if context is not None:
+            # What a transport buffers has to leave first.
+            sockets = [socket for sink in sinks if (socket := sink.socket) is not None and not sink.buffered()]
+            direct, others = sinks, ()
+            if len(sockets) < len(sinks):
+                direct = [sink for sink in sinks if sink.socket is not None and not sink.buffered()]
+                others = [sink for sink in sinks if sink.socket is None or sink.buffered()]
+        for sink in others:
             try:
                 sink.write(frames)
             except Exception:

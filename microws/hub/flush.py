@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from operator import length_hint
 from typing import TypeAlias, final
 
 from microws.hub.outbox import Outbox
@@ -114,37 +115,40 @@ class Flusher:
     def _flush(self) -> None:
         due = self._due[:_MAX_TURN_WRITES]
         sinks_by_batch: dict[Batch, list[Sink]] = {}
+        others: list[Batch] = []
         budget = _MAX_TURN_BYTES
-        flushed = 0
-        # Most outboxes have the batch of the one before them.
+        # Of the outbox before: most have the same batch, and this loop runs for each delivery.
         last: Batch | None = None
         sinks: list[Sink] = []
-        others: list[Batch] = []
-        for outbox in due:
-            if budget <= 0:
-                break
-            flushed += 1
+        cost, is_one_part = 0, True
+        pending = iter(due)
+        for outbox in pending:
             batch = outbox.batch
-            if batch is None or batch is BACKED_UP:
-                continue  # flushed meanwhile, or listed twice
-            budget -= _WRITE_COST + batch.size
+            if batch is not last or batch is None:
+                if batch is None or batch is BACKED_UP:
+                    continue  # flushed meanwhile, or listed twice
+                last, sinks = batch, sinks_by_batch.setdefault(batch, [])
+                cost, is_one_part = _WRITE_COST + batch.size, batch.previous is None
             sink = outbox.sink
-            if sink is None or batch.previous is not None or not sink.is_writable:
+            if sink is not None and is_one_part and sink.is_writable:
+                outbox.batch = None
+                sinks.append(sink)
+            else:
                 others.append(batch)
                 try:
                     outbox.flush()
                 except Exception:
                     # A transport that has ended. The other connections get their messages.
                     _log.exception("a write to a connection failed")
-                continue
-            if batch is not last:
-                last, sinks = batch, sinks_by_batch.setdefault(batch, [])
-            outbox.batch = None
-            sinks.append(sink)
+            budget -= cost
+            if budget <= 0:
+                break
         for batch, writes in Counter(others).items():
             self.sizes[len(batch)] += writes
         for batch, sinks in sinks_by_batch.items():
-            self.sizes[len(batch)] += len(sinks)
-            self._write(batch.encoded, sinks)
+            if sinks:
+                self.sizes[len(batch)] += len(sinks)
+                self._write(batch.encoded, sinks)
+        flushed = len(due) - length_hint(pending)
         del self._due[:flushed]
         self._flushed += flushed

@@ -38,11 +38,7 @@ class _Load:
         done: Answers, deliveries or connects so far.
         sent: Messages, publishes or connects that were started.
         is_closed_loop: Whether the end of one starts the next one.
-        is_over: Whether no connection is left.
-        pending: How many messages or connects are not finished.
     """
-
-    is_over = False
 
     def __init__(self, plan: Plan, result: Result) -> None:
         self.plan = plan
@@ -267,11 +263,13 @@ class Messaging(_Load):
         return False
 
     @property
-    def is_over(self) -> bool:  # type: ignore[override]
+    def is_over(self) -> bool:
+        """Whether no connection is left."""
         return not self.streams or (self._publisher is not None and not self._publisher.is_open)
 
     @property
     def pending(self) -> int:
+        """How many are not finished."""
         return sum(len(stream.pending) for stream in self.streams)
 
     def give_up(self, since: float) -> None:
@@ -299,7 +297,12 @@ class Connects(_Load):
     async def open(self, status: Callable[[str], None]) -> None:
         """Connect once, so that a wrong URL fails once."""
         await self._connect(perf_counter())
-        self.is_over: bool = not self.done
+        self._has_failed = not self.done
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the first connect failed."""
+        return self._has_failed
 
     def start(self) -> None:
         """Begin the closed loop."""
@@ -316,6 +319,7 @@ class Connects(_Load):
 
     @property
     def pending(self) -> int:
+        """How many are not finished."""
         return len(self.tasks)
 
     def give_up(self, since: float) -> None:

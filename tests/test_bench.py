@@ -237,7 +237,7 @@ async def test_lost_answers_do_not_stop_the_other_messages():
         result = await measured(served.port, in_flight=2, timeout=0.3, seconds=0.5)
     assert result.counts["lost"] == 3
     assert result.done > 0
-    assert problem_with(result).startswith("3 messages not received in time")
+    assert problem_with(result).startswith("messages not received in time (3); ")
 
 
 async def test_a_late_answer_counts_as_lost_only_once():
@@ -276,7 +276,7 @@ async def test_closed_connections_are_counted_and_answered_with_the_same_code():
         result = await measured(served.port, seconds=5)
         await served.wait_ended()
     assert failures(result) == {"4000 no more": 3}
-    assert problem_with(result).startswith("3 connections closed: ws://")
+    assert problem_with(result).startswith("connections closed (3): ws://")
     assert "closed        3 × 4000 no more" in as_text(result)
     assert {peer.close.code for peer in served.peers} == {4000}
 
@@ -328,7 +328,7 @@ async def test_a_server_that_does_not_answer_close_is_aborted_after_the_timeout(
     async with serving(echo, answers_close=False) as served:
         result = await measured(served.port, timeout=0.2)
     assert result.counts["closes_unanswered"] == 3
-    assert problem_with(result).startswith("3 Close frames not answered in time")
+    assert problem_with(result).startswith("Close frames not answered in time (3)")
 
 
 # Handshakes that fail
@@ -362,7 +362,7 @@ async def test_a_failed_first_handshake_ends_the_run_with_its_reason(answer, rea
     ((text, count),) = failures(result, "handshakes_failed").items()
     assert text.startswith(reason)
     assert count == 1
-    assert problem_with(result).startswith(f"1 handshakes refused: ws://127.0.0.1:{served.port}/: {text}")
+    assert problem_with(result).startswith(f"handshakes refused (1): ws://127.0.0.1:{served.port}/: {text}")
     assert hint in problem_with(result)
 
 
@@ -399,7 +399,7 @@ async def test_a_port_without_a_server_is_reported():
     refused = await measured(port)
     assert problem_with(refused).endswith("; is the server running there?")
     publish = await measured(port, **BY_POST)
-    assert problem_with(publish).startswith(f"1 publishes not accepted: http://127.0.0.1:{port}/messages: ")
+    assert problem_with(publish).startswith(f"publishes not accepted (1): http://127.0.0.1:{port}/messages: ")
     named = await measured(f"{port}", "/", scheme="ws://nowhere.invalid:1/?", connections=1)
     assert "handshakes refused" in problem_with(named)
 

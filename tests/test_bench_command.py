@@ -196,7 +196,7 @@ def test_an_error_is_one_line_with_a_hint_and_exit_code_1(server, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     url = f"{server.ws_url}/nothing"
-    assert printed.err == f"error: 1 handshakes refused: {url}: HTTP 404, 'Not Found'; is the path right?\n"
+    assert printed.err == f"error: handshakes refused (1): {url}: HTTP 404, 'Not Found'; is the path right?\n"
 
 
 def test_json_is_printed_even_if_nothing_was_measured(server, capsys):
@@ -204,7 +204,7 @@ def test_json_is_printed_even_if_nothing_was_measured(server, capsys):
     assert main(short(url, "--json")) == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out)["errors"]["closed"] == {"4000 enough": 2}
-    assert printed.err == f"error: 2 connections closed: {url}: 4000 enough\n"
+    assert printed.err == f"error: connections closed (2): {url}: 4000 enough\n"
 
 
 def test_the_status_is_shown_on_a_terminal_only(monkeypatch):

@@ -123,11 +123,11 @@ def test_every_error_is_in_the_table_and_in_json():
     [
         ({}, None),
         ({"done": 0}, "nothing was received during the measurement; use a longer --seconds"),
-        ({"counts": {"lost": 2}}, "2 messages not received in time; does the app answer or publish each one"),
-        ({"counts": {"unsent": 1}}, "1 messages due by --rate not sent; use a smaller --rate"),
+        ({"counts": {"lost": 2}}, "messages not received in time (2); does the app answer or publish each one"),
+        ({"counts": {"unsent": 1}}, "messages due by --rate not sent (1); use a smaller --rate"),
         (
             {"failures": {"closed": {"1013 x": 1}}},
-            "1 connections closed: ws://h/?token=***: 1013 x; the app closes slow",
+            "connections closed (1): ws://h/?token=***: 1013 x; the app closes slow",
         ),
     ],
 )

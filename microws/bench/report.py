@@ -42,12 +42,12 @@ _HINTS = {
 }
 # The other errors, the most severe first, and what to try.
 _COUNTS = {
-    "closes_unanswered": "Close frames not answered in time; see the server's log",
-    "lost": "messages not received in time; does the app answer or publish each one, also to slow clients?",
-    "wrong": "messages not as sent; a --message without {text} is only counted",
-    "duplicates": "messages received twice; if the app publishes to all, use --fan-out",
-    "out_of_order": "messages out of order",
-    "unsent": "messages due by --rate not sent; use a smaller --rate, or more --connections",
+    "closes_unanswered": ("Close frames not answered in time", "see the server's log"),
+    "lost": ("messages not received in time", "does the app answer or publish each one, also to slow clients?"),
+    "wrong": ("messages not as sent", "a --message without {text} is only counted"),
+    "duplicates": ("messages received twice", "if the app publishes to all, use --fan-out"),
+    "out_of_order": ("messages out of order", "does the app send them from several tasks?"),
+    "unsent": ("messages due by --rate not sent", "use a smaller --rate, or more --connections"),
 }
 
 
@@ -141,10 +141,10 @@ def problem_with(result: Result) -> str | None:
             reason = reasons.most_common(1)[0][0]
             hint = next((f"; {hint}" for starts, hint in _HINTS.items() if reason.startswith(starts)), "")
             url = mask_secrets(result.plan.publish if name == "publishes_failed" else result.plan.url)
-            return f"{reasons.total():,} {text}: {url}: {reason}{hint}"
-    for name, text in _COUNTS.items():
+            return f"{text} ({reasons.total():,}): {url}: {reason}{hint}"
+    for name, (text, hint) in _COUNTS.items():
         if result.counts[name]:
-            return f"{result.counts[name]:,} {text}"
+            return f"{text} ({result.counts[name]:,}); {hint}"
     return None if result.done else "nothing was received during the measurement; use a longer --seconds"
 
 

@@ -232,7 +232,8 @@ class HttpConnection:
         with suppress(ValueError):
             json.loads(plan.message)
             headers["content-type"] = "application/json"
-        self._headers = headers | {name.lower(): value for name, value in plan.header}
+        given = {name.lower() for name, _ in plan.header}
+        self._headers = [*plan.header, *((name, value) for name, value in headers.items() if name not in given)]
         self._http = h11.Connection(h11.CLIENT)
 
     async def open(self) -> None:
@@ -248,13 +249,13 @@ class HttpConnection:
             await self.open()
         assert self._streams is not None
         (reader, writer), http = self._streams, self._http
-        headers = [*self._headers.items(), ("content-length", str(len(body)))]
+        headers = [*self._headers, ("content-length", str(len(body)))]
         request = h11.Request(method="POST", target=self._endpoint.uri.resource_name, headers=headers)
         answer, text = h11.Response(status_code=500, headers=[]), b""
         try:
             async with asyncio.timeout(self._endpoint.plan.timeout):
-                for part in (request, h11.Data(data=body), h11.EndOfMessage()):
-                    writer.write(http.send(part) or b"")
+                parts = (request, h11.Data(data=body), h11.EndOfMessage())
+                writer.write(b"".join(http.send(part) or b"" for part in parts))
                 while not isinstance(event := http.next_event(), h11.EndOfMessage):
                     if event is h11.NEED_DATA:
                         http.receive_data(await reader.read(1 << 16))

@@ -87,6 +87,8 @@ class _Stream:
         self.receivers: set[_Receiver] = set()
         self.pending: dict[int, _Pending] = {}
         self.next_number = 0
+        self.last_payload = b""
+        self.last_found: tuple[int | None, bool] = None, False
 
     @property
     def can_send(self) -> bool:
@@ -160,7 +162,11 @@ class _Receiver:
         for payload in payloads:
             number, is_complete = self.expected if self.expected < stream.next_number else None, True
             if load.plan.is_numbered:
-                number, is_complete = load.messages.number_in(payload, stream.mark)
+                # All receivers of a stream get the same payload, which is cheaper to compare than to search.
+                if payload != stream.last_payload:
+                    stream.last_payload = payload
+                    stream.last_found = load.messages.number_in(payload, stream.mark)
+                number, is_complete = stream.last_found
             if number is None or number >= stream.next_number:
                 # On a topic it may be another message of the app.
                 counts["others" if load.plan.publish else "wrong" if load.plan.is_numbered else "duplicates"] += 1

@@ -368,6 +368,7 @@ def test_without_a_name_and_an_app_the_error_says_where_it_looked(directory):
         ("cht.py", "no file cht.py in DIR; did you mean: microws run chat.py"),
         ("cht.py:app", "no file cht.py in DIR; did you mean: microws run chat.py:app"),
         ("none/cht.py", "no file none/cht.py in DIR"),
+        ("chat**", "no file chat** in DIR; did you mean: microws run chat.py"),
         ("shop/wbe.py:app", "no file shop/wbe.py in DIR; did you mean: microws run shop/web.py:app"),
         ("web.py", "no file web.py in DIR; did you mean: microws run shop/web.py"),
         ("two-rooms:app", "no file two-rooms in DIR; did you mean: microws run two-rooms.py:app"),

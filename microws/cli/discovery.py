@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from traceback import StackSummary, TracebackException
 from types import ModuleType
@@ -145,7 +146,8 @@ def _suggest(target: _Target, app_dir: Path) -> str:
         folder /= parts.pop(0)
     near = nearest(parts[0], [path.stem for path in folder.glob("[!._]*") if path.suffix == ".py" or path.is_dir()])
     found = [folder.joinpath(near, *parts[1:])] if near else []
-    found += [file for depth in ("*", "*/*") for file in app_dir.glob(f"{depth}/{'/'.join([*parents, last])}.py")]
+    path = escape("/".join([*parents, last]))
+    found += [file for depth in ("*", "*/*") for file in app_dir.glob(f"{depth}/{path}.py")]
     if not found:
         return ""
     place = separator.join(found[0].relative_to(app_dir).with_suffix("").parts) + suffix

@@ -261,8 +261,9 @@ class Setting(NamedTuple):
     @property
     def help(self) -> str:
         """The description with the default."""
-        is_told = self.metavar is None or self.default in (None, "", ())
-        return self.text if is_told else f"{self.text}; default {self.default}"
+        if self.metavar is None or self.default in (None, "", ()):
+            return self.text
+        return f"{self.text}; default {self.default}"
 
 
 def _setting(*values: Any) -> Any:

@@ -224,6 +224,12 @@ def test_a_second_ctrl_c_does_not_wait_for_a_job(tmp_path):
     assert steps(server) == ["stopped", "after run", "atexit"]
 
 
+def test_an_atexit_function_that_blocks_does_not_keep_the_process(tmp_path):
+    with script(tmp_path, "atexit.register(block)\nrun()") as server, blocked(server, "/view"):
+        assert server.stop() == 0
+    assert steps(server) == ["stopped", "after run"]
+
+
 def test_a_script_that_fails_after_its_server_fails(tmp_path):
     with script(tmp_path, "run()\n1 / 0") as server, blocked(server, "/view"):
         assert server.stop() == 1

@@ -253,7 +253,7 @@ class _Call:
         if kind == "websocket.close" and (self._disconnect or self._is_closed()):
             return
         if self._disconnect is not None:
-            raise ClientDisconnected("the client has left, or the server is stopping")
+            raise ClientDisconnected("the client has disconnected, or the server is stopping")
         if "headers" in event or kind.endswith(".start"):
             event = {**event, "headers": list(event.get("headers") or ())}
         is_last = self._server.stopping.is_set() or not self._server.keeps_connections

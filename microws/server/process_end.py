@@ -140,11 +140,11 @@ class ProcessEnd:
 
         Source: ``_shutdown`` in CPython's threading.py, ``_python_exit`` in concurrent/futures/thread.py.
         """
+        process_exit = _Exit(code, self._renewal)
 
         def end() -> None:
             if _wait_for_pools(threads):
-                # ``last_type``: a traceback was printed, so the script failed after the server.
-                _end(code or int(hasattr(sys, "last_type")), self._renewal)
+                process_exit.run()
 
         with suppress(RuntimeError):  # the program is past that point: atexit has called app.run()
             threading._register_atexit(end)  # type: ignore[attr-defined] # noqa: SLF001
@@ -172,7 +172,7 @@ class ProcessEnd:
                     calls = _blocked_calls(loop_has_ended=False)
                     loop = calls.pop(main, None)
                     text = _summary(calls.values(), loop=loop) or "a task that ignores its cancellation"
-                    _end(code, self._renewal, blocked=text)
+                    _Exit(code, self._renewal).run(blocked=text)
                 explain_at = inf
                 if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(main)):
                     _log.warning(_BLOCKED, place)
@@ -213,28 +213,39 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end(code: int, renewal: Renewal, *, blocked: str = "") -> NoReturn:
+class _Exit:
     """
-    End the process without Python's finalization, which would wait for the blocked threads.
+    The end of the process without Python's finalization, which would wait for the blocked threads.
 
-    Called by the main thread, or while the main thread is blocked or waits in ``let_go``.
+    An atexit function may block, and so may a write to stdout or stderr: then a thread ends the process. It starts
+    here, because from 3.12 on Python starts no thread at its shutdown, and waits for ``run`` without running Python.
     """
 
-    def exit_now() -> NoReturn:
-        renewal.execute()
-        os._exit(code)
+    def __init__(self, code: int, renewal: Renewal) -> None:
+        self._code = code
+        self._renewal = renewal
+        self._has_begun = _thread.allocate_lock()
+        self._has_begun.acquire()
+        with suppress(RuntimeError):  # too many threads
+            _thread.start_new_thread(self._exit_later, ())
 
-    def exit_later() -> None:
+    def run(self, *, blocked: str = "") -> NoReturn:
+        """Called by the main thread, or while the main thread is blocked or waits in ``let_go``."""
+        self._has_begun.release()
+        if blocked:
+            _warn(blocked)
+        run_exit_functions()
+        self._exit()
+
+    def _exit_later(self) -> None:
+        self._has_begun.acquire()
         time.sleep(_EXIT_FUNCTIONS_TIMEOUT)
-        exit_now()
+        self._exit()
 
-    # An atexit function may block, and so may a write to stdout or stderr.
-    with suppress(RuntimeError):
-        _thread.start_new_thread(exit_later, ())
-    if blocked:
-        _warn(blocked)
-    run_exit_functions()
-    exit_now()
+    def _exit(self) -> NoReturn:
+        self._renewal.execute()
+        # ``last_type``: a traceback was printed, so the script failed after the server.
+        os._exit(self._code or int(hasattr(sys, "last_type")))
 
 
 def _warn(blocked: str) -> None:

@@ -235,10 +235,7 @@ class _Courier:
                 if socket.unwritten:
                     sockets.append(socket)
                 socket.unwritten = None
-            try:
-                self._writer.write(batch.encoded, sockets)
-            except Exception:
-                _log.exception("a write to many connections failed; they are closed with 1011")
+            self._writer.write(batch.encoded, sockets)
             for connection in connections:
                 connection.end_carrying()
         self._task = self._create_task(self._run()) if waiting else None

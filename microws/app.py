@@ -364,14 +364,18 @@ class App:
         """
         self._check_registering()
         if not isinstance(other_app, App):
-            raise TypeError(f"include takes an App, not {other_app!r}; for another ASGI app write app.mount(prefix, …)")
+            raise TypeError(
+                f"expected an App to include, got {other_app!r}; for another ASGI app write app.mount(prefix, …)"
+            )
         if other_app is self or other_app._parent not in (None, self):
-            raise RuntimeError("an app is included in one other app only, and never in itself")
+            raise RuntimeError("an app can be included in only one other app, and not in itself")
         if other_app._middleware.added:
-            raise RuntimeError("an included app has no middleware: add it to the including app, or mount this one")
+            raise RuntimeError(
+                "an included app must not have middleware: add it to the including app, or mount this one"
+            )
         self._settings.check_included(other_app._settings, App)
         if "{" in prefix:
-            raise RoutingError(f"the prefix {prefix!r} has a parameter: write it in each pattern, for the views")
+            raise RoutingError(f"the prefix {prefix!r} has a parameter: write it in each pattern instead")
         self._router.include(other_app._router, prefix)
         if other_app._parent is None:
             other_app._parent = self
@@ -736,7 +740,7 @@ class App:
         if self._parent is not None:
             raise RuntimeError("this app is included in another one: serve that one")
         if not self._hub.loop.runs:
-            # Where no lifespan is served the app runs in the event loop that serves a request.
+            # Without a lifespan the app runs in the event loop of its first request.
             self._hub.loop.attach()
         if self._asgi is None:
             app = self._middleware.around(self._serve)
@@ -752,11 +756,11 @@ class App:
             return self._websocket.serve(scope, receive, send)
         if kind == "lifespan":
             return self._lifespan.serve(scope, receive, send, app=self)
-        raise RuntimeError(f"microws serves http, websocket and lifespan, not {kind!r}")
+        raise RuntimeError(f"expected a scope of type http, websocket or lifespan, got {kind!r}")
 
     @property
     def _root(self) -> "App":
-        """The app that serves: this one, or the outermost of those that include it."""
+        """The app that serves: this one, or the outermost app that includes it."""
         return self if self._parent is None else self._parent._root
 
     def _add_hook(self, hooks: HookList, hook: F) -> F:
@@ -766,7 +770,7 @@ class App:
 
     def _check_registering(self) -> None:
         if self._parent is not None:
-            raise RuntimeError("this app is included in another one: register first, include then")
+            raise RuntimeError("this app is already included in another one: register before include")
 
 
 add_hints(App, Request, Response, WebSocket)

@@ -160,13 +160,13 @@ class BaseRequest:
         """
         if not callable(function):
             raise TypeError(
-                "on_close takes a function and its arguments, such as on_close(release, slot), not what it gave, as in "
-                f"on_close(release(slot)); got {type(function).__name__}"
+                f"expected a function for on_close, got {type(function).__name__}; write on_close(release, slot), not "
+                "on_close(release(slot))"
             )
         if self.closers is None:
             self.closers = []
         if isinstance(self.closers, tuple):
-            raise RuntimeError("on_close was called when everything was over: call it in the view or in a hook")
+            raise RuntimeError("on_close was called after the end: call it in the view or in a hook")
         self.closers.append((function, args))
 
     def _server(self) -> str:
@@ -324,7 +324,7 @@ class Request(BaseRequest):
         content_type = self.headers.get("content-type", "")
         kind = parse_options(content_type)[0]
         if kind not in FORM_TYPES:
-            raise HTTPException(415, f"expected a form ({' or '.join(FORM_TYPES)}), not {kind[:80] or 'no type'}")
+            raise HTTPException(415, f"expected a form ({' or '.join(FORM_TYPES)}), got {kind[:80] or 'no type'}")
         body = await self.body()
         try:
             return parse_form(body, content_type=content_type)
@@ -372,7 +372,7 @@ class Request(BaseRequest):
     async def _next_chunk(self) -> bytes:
         event = await self._next_event()
         if event["type"] == "http.disconnect":
-            raise ClientDisconnect("the client left before its request's body had arrived")
+            raise ClientDisconnect("the client disconnected before its request's body had arrived")
         chunk: bytes = event.get("body", b"")
         self._size += len(chunk)
         self._check_size(self._size)
@@ -381,8 +381,8 @@ class Request(BaseRequest):
     def _check_readable(self, method: str) -> None:
         if self._consumed:
             raise RuntimeError(
-                f"{method} was called after the request's body had been read in pieces, by stream() for instance, "
-                "and none of it was kept; call body() first, then as often as you like"
+                f"{method} was called after the request's body had been read in chunks, for example by stream(), which "
+                "are not kept; call body() first, then as often as you like"
             )
         length = self.headers.get("content-length", "")
         if _LENGTH.fullmatch(length):
@@ -391,4 +391,4 @@ class Request(BaseRequest):
 
     def _check_size(self, size: int) -> None:
         if self._max_body_size is not None and size > self._max_body_size:
-            raise HTTPException(413, f"the request's body is over {self._max_body_size} bytes")
+            raise HTTPException(413, f"expected a body of at most {self._max_body_size} bytes")

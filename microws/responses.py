@@ -53,7 +53,7 @@ class ResponseHeaders(Headers, MutableMapping[str, str]):
         [(raw_name, raw_value)] = check_headers([(name, value)])
         name = raw_name.decode("latin-1")
         if name in _FRAMING:
-            raise ValueError(f"the header {name} comes by itself; leave it out")
+            raise ValueError(f"leave out the header {name}: microws sets it")
         self._items.append((name, raw_value.decode("latin-1")))
 
     def add_default(self, name: str, value: str) -> None:
@@ -111,7 +111,7 @@ class Response:
             self._begin(bytes(body), status, headers, b"application/octet-stream" if body else None)
         else:
             raise TypeError(
-                f"a response's body is str or bytes, not {type(body).__name__}; use JSONResponse for a value"
+                f"expected str or bytes as a response's body, got {type(body).__name__}; use JSONResponse for a value"
             )
         if content_type is not None:
             self.headers["content-type"] = content_type
@@ -119,7 +119,7 @@ class Response:
     def _begin(self, body: bytes, status: int, headers: HeadersLike | None, default_type: bytes | None) -> None:
         # RFC 9110 §15.2: a 1xx comes before the response and does not end the request.
         if not 200 <= status <= 599:
-            raise ValueError(f"a response's status is 200 to 599, not {status}")
+            raise ValueError(f"expected a response's status of 200 to 599, got {status}")
         self.body = body
         self.status: int = int(status)
         self._default_type = default_type
@@ -226,7 +226,7 @@ class Response:
             await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
-        # This package's own server takes both at once, unless middleware is to see them: that saves 2 µs.
+        # The microws server takes both at once, unless middleware needs to see them: that saves 2 µs.
         exchange = scope.get("microws.exchange")
         if exchange is None or not exchange.respond(send, start, self.body):
             await send(start)
@@ -293,11 +293,11 @@ class RedirectResponse(Response):
 
     def __init__(self, location: str, status: int = 307, headers: HeadersLike | None = None) -> None:
         if status not in _REDIRECTS:
-            raise ValueError(f"a redirect's status is 301, 302, 303, 307 or 308, not {status}")
+            raise ValueError(f"expected a redirect's status of 301, 302, 303, 307 or 308, got {status}")
         if _UNSAFE_IN_LOCATION.search(location) or not _LOCATION.fullmatch(location):
             raise ValueError(
-                "a redirect goes to a path that begins with exactly one slash or to an http(s):// URL, without "
-                f"backslashes and control characters; not to {location!r}"
+                "expected a path that begins with exactly one slash, or an http(s):// URL, without backslashes and "
+                f"control characters, to redirect to, got {location!r}"
             )
         super().__init__(b"", status, headers)
         self.headers["location"] = quote(location, safe=_URL_CHARACTERS, errors="replace")

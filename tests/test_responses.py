@@ -88,7 +88,7 @@ class TestSending:
 class TestRefused:
     @pytest.mark.parametrize("status", [0, 99, 101, 199, 600])
     def test_a_status_that_ends_no_request_is_refused(self, status):
-        with pytest.raises(ValueError, match=f"200 to 599, not {status}"):
+        with pytest.raises(ValueError, match=f"200 to 599, got {status}"):
             Response(status=status)
 
     @pytest.mark.parametrize("body", [None, {"a": 1}, 1, ["a"]])

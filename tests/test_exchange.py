@@ -468,13 +468,41 @@ async def test_a_half_closed_client_gets_its_answers():
 
 @pytest.mark.parametrize("cut", [GET[:-2], post("Content-Length: 4", body=b"ab")], ids=["head", "body"])
 async def test_a_pipelined_request_that_is_cut_is_not_served(cut):
-    app = Recording()
+    app = Waiting()
     async with serving(app) as server, await server.connect() as client:
         await client.send(GET, cut)
         client.half_close()
-        assert (await client.read_answer()).status == 200
-        await client.read_rest()
-    assert len(app.requests) == 1
+        await idle()
+        app.release.set()
+        assert [answer.body for answer in await client.read_answers()] == [b"/"]
+
+
+async def test_an_invalid_body_after_the_start_of_the_answer_ends_the_connection(caplog):
+    ended = asyncio.Event()
+
+    async def answer(scope, receive, send):
+        await send(start())
+        await send(body(b"ab", more=True))
+        assert (await receive())["type"] == "http.disconnect"
+        ended.set()
+
+    async with serving(answer) as server, await server.connect() as client:
+        await client.send(post("Transfer-Encoding: chunked"))
+        await client.read_head()
+        await client.send(b"nonsense\r\n", MARK)
+        assert b"HTTP/1.1" not in await client.read_rest()
+        async with asyncio.timeout(LIMIT):
+            await ended.wait()
+    assert not failures(caplog)
+
+
+async def test_a_large_body_that_the_app_does_not_read_leaves_the_connection_usable():
+    async with serving(sending(start(200, LENGTH), body(b"abcd"))) as server, await server.connect() as client:
+        for _ in range(3):
+            await client.send(post("Content-Length: 200000", body=bytes(200_000)))
+            assert (await client.read_answer()).body == b"abcd"
+        await client.send(post("Content-Length: 200000", body=bytes(200_000)), GET * 2)
+        assert [(await client.read_answer()).body for _ in range(3)] == [b"abcd"] * 3
 
 
 @pytest.mark.parametrize("way", ["half_close", "reset"])

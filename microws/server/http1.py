@@ -215,8 +215,6 @@ class HTTP1(Lingering):
         server = self.server
         self.set_timer(None)
         server.connections.discard(self)
-        if not self._is_reading:
-            self._transport.resume_reading()
         server.websockets.take(
             self._transport, Upgrade(head.target, head.headers, head.fields), rest, server.state.copy()
         )
@@ -261,9 +259,10 @@ class HTTP1(Lingering):
             # ``resume_writing`` calls this again. Otherwise responses would pile up for a client that reads none.
             return
         self._exchange = None
+        # Paused if the app did not read a body, or if much was queued.
+        self.resume_reading()
         if self._queued:
             queued, self._queued = self._queued, b""
-            self.resume_reading()
             self._read(queued)
             if not self.is_idle:
                 return

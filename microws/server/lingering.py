@@ -43,11 +43,11 @@ class Lingering(asyncio.Protocol):
     """
 
     def __init__(self, transport: asyncio.Transport, deadlines: "SendDeadlines") -> None:
-        self.is_writable = True
+        self.is_writable: bool = True
         self.on_writable: Callable[[], None] | None = None
         # The transport's own methods: a broadcast calls them for each connection.
-        self.write = transport.write
-        self.buffered = transport.get_write_buffer_size
+        self.write: Callable[[bytes | memoryview], None] = transport.write
+        self.buffered: Callable[[], int] = transport.get_write_buffer_size
         self.socket: int | None = None
         self._transport = transport
         self._deadlines = deadlines

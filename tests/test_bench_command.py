@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -243,7 +244,7 @@ def interrupted(url):
         shown, is_interrupted = "", False
         while chunk := _read(ours):
             shown += chunk
-            if "measuring" in shown and not is_interrupted:
+            if not is_interrupted and re.search(r"measuring  .* [1-9][0-9,]* answers", shown):
                 is_interrupted = True
                 process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=LIMIT)

@@ -251,6 +251,8 @@ def _is_exact(values: Iterable[Any], nulls: int | None) -> bool:
                 if is_by_json and not _TEXT_KEYS.issuperset(map(type, item)) and not all(map(_is_text, item)):
                     return False
                 untried.append(item.values())
+            elif hasattr(kind, "__dataclass_fields__"):
+                untried.append(_plain(item).values())
             elif (plain := _plain(item)) is not item:
                 untried.append((plain,))
             elif is_by_json and isinstance(item, float | tuple):

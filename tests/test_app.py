@@ -62,35 +62,8 @@ def echo_app(**options):
     return app
 
 
-def defaults_of(function):
-    parameters = inspect.signature(function).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
 class TestSettings:
-    def test_the_defaults_are_those_of_the_contract(self):
-        assert defaults_of(App) == {
-            "max_message_size": 1 << 20,
-            "max_fragments": 1024,
-            "receive_queue": 64,
-            "max_subscriptions": 128,
-            "max_body_size": 1 << 20,
-            "send_timeout": 10,
-            "accept_timeout": 10,
-            "close_timeout": 5,
-            "compression": False,
-            "origins": None,
-            "allowed_hosts": None,
-            "error_close_code": 1011,
-            "hub": "memory",
-            "redirect_slashes": True,
-            "debug": False,
-            "json_default": None,
-            "threads": 40,
-            "templates": "templates",
-        }
-
-    def test_a_server_can_read_what_it_has_to_know(self):
+    def test_a_server_reads_the_limit_from_the_app(self):
         assert App(max_message_size=5).max_message_size == 5
 
     @pytest.mark.parametrize(
@@ -125,12 +98,12 @@ class TestSettings:
             App().add_websocket_route(wait, "/", origins=origins)
 
     @pytest.mark.parametrize("hub", ["", "mem", "http://x", "memory://"])
-    def test_a_hub_that_is_none_is_refused(self, hub):
+    def test_an_unknown_backplane_is_a_value_error(self, hub):
         with pytest.raises(ValueError, match='expected hub="memory"'):
             App(hub=hub)
 
     @pytest.mark.parametrize("hub", [None, 5, b"memory"])
-    def test_a_hub_is_named_by_a_text(self, hub):
+    def test_the_backplane_must_be_a_str(self, hub):
         with pytest.raises(TypeError, match='such as "memory"'):
             App(hub=hub)
 
@@ -142,7 +115,7 @@ class TestSettings:
         with pytest.raises(TypeError):
             App(1024)
 
-    async def test_receive_queue_bounds_what_waits_for_a_view(self):
+    async def test_receive_queue_limits_the_messages_that_wait_for_a_view(self):
         app = App(receive_queue=2)
         app.add_websocket_route(wait_for_start, "/")
         received = 0
@@ -271,7 +244,7 @@ class TestFeaturesOfLaterVersions:
                 async with client.websocket(f"/{name}") as ws:
                     assert f"without {name}=" in await ws.receive()
 
-    def test_each_is_a_not_implemented_error_of_ours(self):
+    def test_the_error_is_a_not_implemented_error(self):
         assert issubclass(FeatureUnavailable, NotImplementedError)
         assert issubclass(FeatureUnavailable, MicrowsError)
 
@@ -285,7 +258,7 @@ async def answer_with_text(connection, error):
 
 class TestRoutes:
     @pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete"])
-    async def test_shorthands_are_routes_for_one_method(self, method):
+    async def test_a_shorthand_routes_one_method(self, method):
         app = App()
         view = getattr(app, method)("/", name="it")(answer_method)
         assert view is answer_method
@@ -296,7 +269,7 @@ class TestRoutes:
         for other in others:
             assert (await ask(app, method=other)).status == 405
 
-    async def test_a_route_is_for_get_unless_it_says_otherwise(self):
+    async def test_a_route_is_for_get_by_default(self):
         app = App()
         app.route("/")(answer_method)
         app.route("/many", methods=["post", "PURGE"])(answer_method)
@@ -323,13 +296,13 @@ class TestRoutes:
         with pytest.raises(RoutingError, match="at least one method"):
             App().route("/", methods=[])(nothing)
 
-    def test_adding_without_a_decorator_is_the_same(self):
+    def test_add_methods_register_like_the_decorators(self):
         app = App()
         assert app.add_route(nothing, "/a", methods=["POST"], name="a") is None
         assert app.add_websocket_route(wait, "/b", name="b", value_type="json") is None
         assert (app.url_for("a"), app.url_for("b")) == ("/a", "/b")
 
-    async def test_one_pattern_carries_both_kinds(self):
+    async def test_a_pattern_may_have_both_kinds(self):
         app = App()
 
         @app.get("/{room}")
@@ -344,13 +317,13 @@ class TestRoutes:
         assert (await ask(app, "/x")).text == "page x"
         assert await ask_websocket(app, "/x") == "chat x"
 
-    def test_two_routes_that_could_never_be_told_apart_are_an_error(self):
+    def test_a_route_that_can_never_be_reached_is_an_error(self):
         app = App()
         app.route("/{a}")(nothing_of_a)
         with pytest.raises(RoutingError, match=r"can never be reached"):
             app.route("/{b}")(nothing_of_b)
 
-    async def test_a_static_segment_beats_a_parameter_and_that_beats_the_rest(self):
+    async def test_the_most_specific_route_wins(self):
         app = App()
         app.add_route(lambda rest: f"rest {rest}", "/{rest:path}")
         app.add_route(lambda name: f"name {name}", "/{name}")
@@ -375,7 +348,7 @@ class TestRoutes:
         app.add_route(lambda request, v: {"value": v, "params": request.path_params}, pattern)
         assert (await ask(app, path)).json() == {"value": value, "params": {"v": value}}
 
-    async def test_what_a_view_puts_into_its_path_params_is_gone_with_the_request(self):
+    async def test_each_request_has_its_own_path_params(self):
         app = App()
 
         @app.route("/")
@@ -403,7 +376,7 @@ class TestRoutes:
         assert app.url_for("color", color=255) == "/ff"
         assert (await ask(app, "/xyz")).status == 404
 
-    def test_url_for_takes_the_views_name_or_a_given_one(self):
+    def test_url_for_takes_the_name_of_the_view_or_of_the_route(self):
         app = App()
         app.add_route(nothing_of_a, "/a/{a}")
         app.add_route(nothing, "/b", name="other")
@@ -414,7 +387,7 @@ class TestRoutes:
         with pytest.raises(RoutingError, match="'a' is missing"):
             app.url_for("nothing_of_a")
 
-    async def test_path_is_decoded_and_without_root_path(self):
+    async def test_path_is_decoded_and_excludes_root_path(self):
         app = App()
         app.add_route(lambda request, name: [request.path, str(request.url)], "/x/{name}", name="x")
         response = await ask(app, "/api/x/a%20b", client={"root_path": "/api"})
@@ -434,21 +407,7 @@ async def nothing_of_b(b):
 
 
 class TestWebSocketRoutes:
-    def test_the_defaults_are_those_of_the_contract(self):
-        assert defaults_of(App.websocket_route) == {
-            "value_type": "text",
-            "receive_type": None,
-            "send_type": None,
-            "catch_disconnect": True,
-            "subprotocols": (),
-            "origins": None,
-            "subscribe": None,
-            "gaps": False,
-            "on_invalid": "close",
-            "name": None,
-        }
-
-    async def test_what_is_published_before_accept_waits_behind_it(self):
+    async def test_a_message_published_before_accept_is_sent_after_it(self):
         app = App()
 
         @app.websocket_route("/", subscribe="news")
@@ -475,12 +434,12 @@ class TestWebSocketRoutes:
             ({"value_type": "bytes", "send_type": "json", "receive_type": "json"}, None, None),
         ],
     )
-    async def test_value_type_sets_both_directions_and_either_can_be_given_alone(self, options, sent, received):
+    async def test_value_type_sets_both_directions_and_each_can_be_set(self, options, sent, received):
         async with echo_app(**options).test_client() as client, client.websocket("/") as ws:
             await ws.send(sent)
             assert await ws.receive() == received
 
-    async def test_receive_type_alone_leaves_text_to_be_sent(self):
+    async def test_with_only_receive_type_text_is_sent(self):
         app = App()
 
         @app.websocket_route("/", receive_type="json")
@@ -492,18 +451,18 @@ class TestWebSocketRoutes:
             await ws.send_text("[1]")
             assert await ws.receive_text() == "list"
 
-    def test_an_unknown_value_type_names_the_nearest(self):
+    def test_an_unknown_value_type_suggests_the_nearest(self):
         with pytest.raises(ValueError, match="did you mean 'json'"):
             App().add_websocket_route(wait, "/", value_type="jsn")
         with pytest.raises(ValueError, match="no value_type"):
             App().add_websocket_route(wait, "/", send_type="")
 
     @pytest.mark.parametrize("view", [lambda ws: None, nothing_of_a])
-    def test_a_view_has_to_be_async_and_to_take_the_websocket(self, view):
+    def test_a_websocket_view_is_async_and_takes_the_websocket(self, view):
         with pytest.raises((TypeError, RoutingError), match=r"async def|parameter"):
             App().add_websocket_route(view, "/{a}" if view is nothing_of_a else "/")
 
-    def test_options_that_cannot_be_are_refused(self):
+    def test_invalid_options_are_errors(self):
         app = App()
         with pytest.raises(ValueError, match=r"subprotocols=\['chat'\]"):
             app.add_websocket_route(wait, "/", subprotocols="chat")
@@ -533,14 +492,14 @@ class TestWebSocketRoutes:
             ([None], TypeError, "expected topics such as"),
         ],
     )
-    def test_a_topic_that_the_pattern_cannot_fill_is_an_error_naming_both(self, subscribe, error, complaint):
+    def test_a_topic_that_the_pattern_cannot_fill_names_both(self, subscribe, error, complaint):
         async def view(ws, room):
             """Takes the room."""
 
         with pytest.raises(error, match=complaint):
             App().websocket_route("/{room}", subscribe=subscribe)(view)
 
-    async def test_braces_of_the_topics_own_are_written_twice(self):
+    async def test_a_double_brace_is_a_brace_of_the_topic(self):
         app = App()
         app.add_websocket_route(wait, "/", subscribe="{{x}}")
         async with app.test_client() as client, client.websocket("/") as ws:
@@ -550,13 +509,13 @@ class TestWebSocketRoutes:
     @pytest.mark.parametrize(
         ("offered", "chosen"), [([], None), (["a"], "a"), (["b", "a"], "a"), (["b"], "b"), (["c"], None)]
     )
-    async def test_the_first_subprotocol_that_the_client_offers_too_is_chosen(self, offered, chosen):
+    async def test_the_first_subprotocol_that_the_client_offers_is_chosen(self, offered, chosen):
         app = App()
         app.add_websocket_route(wait, "/", subprotocols=["a", "b"])
         async with app.test_client() as client, client.websocket("/", subprotocols=offered) as ws:
             assert ws.subprotocol == chosen
 
-    async def test_catch_disconnect_false_lets_the_disconnect_through(self):
+    async def test_catch_disconnect_false_raises_the_disconnect(self):
         app, seen = App(), []
 
         @app.websocket_route("/", catch_disconnect=False)
@@ -574,7 +533,7 @@ class TestWebSocketRoutes:
         assert seen == [4000]
 
     @pytest.mark.parametrize(("on_invalid", "closes"), [("close", True), ("skip", False)])
-    async def test_on_invalid_says_what_a_bad_message_does(self, on_invalid, closes, caplog):
+    async def test_on_invalid_closes_or_skips(self, on_invalid, closes, caplog):
         app = echo_app(value_type="json", on_invalid=on_invalid)
         async with app.test_client() as client, client.websocket("/") as ws:
             await ws.send_text("{")
@@ -589,7 +548,7 @@ class TestWebSocketRoutes:
                 assert "skipped a message: invalid JSON" in caplog.text
 
     @pytest.mark.parametrize("gaps", [False, True])
-    async def test_gaps_are_told_where_the_route_asks_for_it(self, gaps):
+    async def test_gap_markers_are_sent_if_the_route_has_gaps(self, gaps):
         app = App()
         app.topic("ticks", queue=1, overflow="drop_oldest")
         app.add_websocket_route(wait, "/", subscribe="ticks", gaps=gaps, value_type="json")
@@ -628,7 +587,7 @@ class SortedJSON:
 
 
 class TestCodecs:
-    async def test_an_added_one_is_a_value_type(self):
+    async def test_an_added_codec_is_a_value_type(self):
         app = App()
         app.add_codec("hex", Hex())
 
@@ -641,7 +600,7 @@ class TestCodecs:
             await ws.send_text("ff")
             assert await ws.receive_text() == "100"
 
-    async def test_json_may_be_replaced_also_behind_the_routes_that_use_it(self):
+    async def test_an_added_json_codec_replaces_the_built_in_one(self):
         app = App()
 
         @app.websocket_route("/", value_type="json", subscribe="news")
@@ -657,7 +616,7 @@ class TestCodecs:
             await app.publish("news", {"b": 1, "a": 2})
             assert await ws.receive_text() == '{"a" :2 ,"b" :1}'
 
-    def test_a_name_is_taken_once(self):
+    def test_a_codec_name_is_registered_once(self):
         app = App()
         app.add_codec("hex", Hex())
         with pytest.raises(ValueError, match="exists already"):
@@ -696,7 +655,7 @@ async def mirror_later(scope, receive, send):
 
 
 class TestMiddleware:
-    async def test_the_one_added_first_is_outermost_and_sees_every_kind(self):
+    async def test_the_first_is_outermost_and_sees_every_scope(self):
         app, log = App(), []
         app.route("/")(nothing)
         app.add_websocket_route(wait, "/")
@@ -708,7 +667,7 @@ class TestMiddleware:
                 pass
         assert log == [f"{name} {kind}" for kind in ("lifespan", "http", "websocket") for name in ("outer", "inner")]
 
-    async def test_it_stands_before_routing_and_may_rewrite_the_path(self):
+    async def test_it_runs_before_routing_and_may_rewrite_the_path(self):
         app = App()
         app.add_middleware(Rewriter, prefix="/v1")
         app.add_route(lambda request, name: [request.path, name], "/items/{name}")
@@ -721,7 +680,7 @@ class TestMiddleware:
         assert (await ask(app, "/v1/items/a%20b")).json() == ["/items/a b", "a b"]
         assert await ask_websocket(app, "/v1/items/a%20b") == "/items/a b a b"
 
-    async def test_it_may_answer_by_itself(self):
+    async def test_it_may_answer(self):
         def closed(app):
             async def answer(scope, receive, send):
                 if scope["type"] == "lifespan":
@@ -736,11 +695,11 @@ class TestMiddleware:
         assert (await ask(app)).status == 503
 
     @pytest.mark.parametrize("middleware", [3, mirror_later, Rewriter(None, prefix="")])
-    def test_what_makes_no_asgi_app_is_refused(self, middleware):
+    def test_an_invalid_middleware_is_a_type_error(self, middleware):
         with pytest.raises(TypeError, match=r"^expected middleware that is called as middleware\(app"):
             App().add_middleware(middleware)
 
-    async def test_it_is_too_late_once_the_app_serves(self):
+    async def test_it_must_be_added_before_the_app_serves(self):
         app = App()
         await ask(app)
         with pytest.raises(RuntimeError, match="before the app serves"):
@@ -770,18 +729,18 @@ class TestMount:
             (None, "got None; it is called as"),
         ],
     )
-    def test_what_is_no_asgi_app_is_refused_at_once(self, mounted, hint):
+    def test_a_mount_must_be_an_asgi_app(self, mounted, hint):
         with pytest.raises(TypeError, match=hint):
             App().mount("/m", mounted)
 
     @pytest.mark.parametrize("origins", [["https://app.example"], None])
-    def test_a_list_of_origins_is_the_apps_and_not_the_mounts(self, origins):
+    def test_a_mount_has_no_list_of_origins(self, origins):
         with pytest.raises(
             TypeError, match=r"^expected origins=True or False of mount, .*; App\(origins=…\) takes a list"
         ):
             App().mount("/m", mirror, origins=origins)
 
-    async def test_a_class_whose_instances_are_awaited_is_one(self):
+    async def test_a_class_with_awaitable_instances_is_an_asgi_app(self):
         class Page:
             def __init__(self, scope, receive, send):
                 self.send = send
@@ -802,20 +761,20 @@ class TestMount:
             ("/api", "/api/mounted/x", ["/api/mounted", "/api/mounted/x"]),
         ],
     )
-    async def test_all_below_the_prefix_is_its_and_root_path_is_kept_right_for_both_kinds(self, root, path, scope):
+    async def test_it_gets_every_path_below_the_prefix_with_its_root_path(self, root, path, scope):
         app = App()
         app.mount("/mounted", mirror)
         client = {"root_path": root}
         assert (await ask(app, path, client=client)).json() == scope
         assert json.loads(await ask_websocket(app, path, client=client)) == scope
 
-    async def test_http_at_the_prefix_itself_is_sent_below_it(self):
+    async def test_a_request_for_the_prefix_itself_is_redirected(self):
         app = App()
         app.mount("/mounted", mirror)
         response = await ask(app, "/mounted?a=b")
         assert (response.status, response.headers["location"]) == (308, "/mounted/?a=b")
 
-    async def test_routes_of_the_app_come_first_and_hooks_do_not_reach_into_it(self):
+    async def test_routes_come_first_and_hooks_do_not_run_for_it(self):
         app, log = App(), []
         app.mount("/m", mirror)
         app.add_route(lambda: "route", "/m/here")
@@ -824,7 +783,7 @@ class TestMount:
         assert (await ask(app, "/m/there")).json() == ["/m", "/m/there"]
         assert log == ["/m/here"]
 
-    async def test_another_app_of_ours_may_be_mounted_and_keeps_to_itself(self):
+    async def test_a_mounted_app_has_its_own_routes_and_topics(self):
         inner, outer = App(), App()
         inner.add_route(lambda request: [request.path, request.url_for("it")], "/x", name="it")
         inner.add_websocket_route(wait, "/x", subscribe="news")
@@ -837,7 +796,7 @@ class TestMount:
                 assert (await inner.publish("news", "hi")).subscribers == 1
                 assert await ws.receive() == "hi"
 
-    def test_a_prefix_that_is_taken_or_cannot_be_is_refused(self):
+    def test_a_taken_or_invalid_prefix_is_an_error(self):
         app = App()
         app.mount("/m", mirror)
         with pytest.raises(RoutingError, match="is mounted at '/m' already"):
@@ -890,11 +849,11 @@ HEX = Hex()
 
 
 class TestInclude:
-    def test_what_is_no_app_is_refused_with_the_line_to_write(self):
+    def test_include_takes_an_app_and_suggests_mount(self):
         with pytest.raises(TypeError, match=r"^expected an App to include, got <module .*; .* write app\.mount"):
             App().include(json)
 
-    async def test_routes_converters_codecs_and_state_come_along_below_the_prefix(self):
+    async def test_routes_converters_codecs_and_state_are_included(self):
         app, inner = App(), blueprint()
         app.include(inner, "/inner")
         async with app.test_client() as client:
@@ -908,7 +867,7 @@ class TestInclude:
         assert app.url_for("inner_item", number=2) == "/inner/items/2"
         assert inner.url_for("inner_item", number=2) == "/inner/items/2"
 
-    async def test_its_hooks_are_inside_those_of_the_including_app_and_for_its_own_routes_only(self):
+    async def test_its_hooks_are_inner_and_for_its_own_routes(self):
         log = []
         app = App()
         app.get("/own")(nothing)
@@ -929,7 +888,7 @@ class TestInclude:
                 pass
             assert log == ["outer before ws", "inner before ws", "inner after ws", "outer after ws"]
 
-    async def test_hooks_that_the_including_apps_register_later_are_around_its_own_as_well(self):
+    async def test_later_hooks_of_the_including_app_are_around_its_own(self):
         log = []
 
         def register(app, name):
@@ -957,7 +916,7 @@ class TestInclude:
                 pass
             assert log == expected
 
-    async def test_an_outer_hook_that_answers_keeps_the_inner_ones_out(self):
+    async def test_if_an_outer_hook_answers_the_inner_ones_do_not_run(self):
         log = []
         app = App()
         app.before_request(lambda request: ("no", 401))
@@ -965,7 +924,7 @@ class TestInclude:
         assert (await ask(app, "/items/2")).status == 401
         assert "inner before" not in log
 
-    async def test_its_error_handlers_come_first_then_those_of_the_including_app(self):
+    async def test_its_error_handlers_come_before_the_including_apps(self):
         app = App()
         app.get("/own")(fail_with_lookup)
         app.include(blueprint(), "/inner")
@@ -981,7 +940,7 @@ class TestInclude:
             ):
                 assert (await client.get(path)).text == text
 
-    async def test_its_start_up_and_shutdown_run_once_in_the_place_where_it_was_included(self):
+    async def test_its_startup_and_shutdown_run_once_in_order(self):
         log = []
         app = App()
         app.on_startup(lambda: log.append("first"))
@@ -992,7 +951,7 @@ class TestInclude:
             pass
         assert log == ["inner enter", "first", "inner up", "last", "inner down", "inner leave"]
 
-    async def test_it_publishes_and_subscribes_where_its_views_do(self):
+    async def test_it_publishes_to_the_topics_of_the_including_app(self):
         app, inner = App(), blueprint()
         app.include(inner)
         async with app.test_client() as client, client.websocket("/hex") as ws:
@@ -1001,19 +960,19 @@ class TestInclude:
             assert inner.hub is app.hub
             assert inner.state is app.state
 
-    async def test_its_topics_settings_come_along(self):
+    async def test_its_topic_settings_are_included(self):
         app, inner = App(), blueprint()
         app.include(inner)
         assert app.hub.settings("inner:x").overflow == "drop_oldest"
         assert app.hub.settings("other").overflow == "close"
 
-    async def test_what_the_including_app_has_in_its_state_stays(self):
+    async def test_the_state_of_the_including_app_wins(self):
         app, inner = App(), blueprint()
         app.state.inner = "mine"
         app.include(inner)
         assert inner.state.inner == app.state.inner == "mine"
 
-    async def test_apps_within_apps_within_apps_share_all_of_it(self):
+    async def test_nested_apps_share_topics_and_state(self):
         log = []
         innermost, middle, app = blueprint(log, name="innermost"), App(), App()
         middle.before_request(lambda request: log.append("middle before"))
@@ -1036,7 +995,7 @@ class TestInclude:
             innermost.start_soon(anyio.sleep, 0)
         assert innermost.url_for("innermost_item", number=2) == "/middle/innermost/items/2"
 
-    async def test_one_app_may_stand_at_two_prefixes(self):
+    async def test_an_app_may_have_two_prefixes(self):
         log = []
         inner = App()
         inner.get("/{name}")(answer_name)
@@ -1074,14 +1033,14 @@ class TestInclude:
         app.include(blueprint(), "/inner/")
         assert (await ask(app, "/inner/items/2")).status == 200
 
-    def test_it_is_included_in_one_app_only_and_never_in_itself(self):
+    def test_it_is_included_in_one_other_app_only(self):
         app, inner = App(), App()
         app.include(inner)
         for includer, included in ((App(), inner), (app, app), (inner, App())):
             with pytest.raises(RuntimeError, match="include"):
                 includer.include(included)
 
-    def test_it_has_no_middleware(self):
+    def test_an_included_app_has_no_middleware(self):
         inner = App()
         inner.add_middleware(Recorder, name="x", log=[])
         with pytest.raises(RuntimeError, match="add it to the including app, or mount"):
@@ -1099,7 +1058,7 @@ class TestInclude:
             ({"json_default": str, "redirect_slashes": False}, "json_default=…, redirect_slashes=…"),
         ],
     )
-    def test_settings_that_would_be_lost_are_refused(self, settings, names):
+    def test_settings_that_an_include_would_lose_are_errors(self, settings, names):
         inner, middle = App(**settings), App(**settings)
         inner.get("/")(nothing)
         expected = f"got App({names}): give them to the app that includes it, or mount this one"
@@ -1137,13 +1096,13 @@ class TestInclude:
             lambda app: app.topic("late"),
         ],
     )
-    def test_nothing_can_be_registered_with_it_afterwards(self, register):
+    def test_an_included_app_registers_nothing_more(self, register):
         inner = App()
         App().include(inner)
         with pytest.raises(RuntimeError, match="register before include"):
             register(inner)
 
-    async def test_it_cannot_be_served_by_itself_any_more(self):
+    async def test_an_included_app_is_not_served_by_itself(self):
         inner = blueprint()
         App().include(inner)
         with pytest.raises(RuntimeError, match="serve that one"):
@@ -1193,12 +1152,12 @@ class TestStatic:
         ["/static/absent", "/static/../secret.txt", "/static/%2e%2e/secret.txt", "/static/..%2fsecret.txt",
          "/static/link.txt", "/static//etc/passwd", "/static/%2fetc/passwd", "/static/sub/..%5c..%5csecret.txt"],
     )  # fmt: skip
-    async def test_nothing_outside_is_ever_served(self, folder, path):
+    async def test_no_file_outside_is_served(self, folder, path):
         app = App()
         app.static("/static", folder)
         assert (await ask(app, path)).status == 404
 
-    async def test_a_directory_is_its_index_below_a_slash_and_below_the_root_path(self, folder):
+    async def test_a_directory_is_its_index_and_redirects_to_a_slash(self, folder):
         app = App()
         app.static("/static/", folder)
         client = {"root_path": "/api"}
@@ -1207,7 +1166,7 @@ class TestStatic:
         assert (response.status, response.headers["location"]) == (308, "/api/static/sub/?x=1")
         assert app.url_for("static", path="sub/index.html") == "/static/sub/index.html"
 
-    async def test_it_may_stand_at_the_root_behind_every_route(self, folder):
+    async def test_files_at_the_root_come_after_routes(self, folder):
         app = App()
         app.static("/", folder)
         app.add_route(lambda: "route", "/sub/index.html")
@@ -1219,13 +1178,13 @@ class TestStatic:
         source = "from microws import App\napp = App()\napp.static('/static', 'files')"
         exec(source, {"__name__": "site", "__file__": str(folder.parent / "site.py")})
 
-    def test_a_directory_that_is_not_there_is_an_error(self, folder):
+    def test_a_missing_directory_is_an_error(self, folder):
         with pytest.raises(ValueError, match="there is no directory"):
             App().static("/static", folder / "absent")
 
 
 class TestTopics:
-    async def test_publish_says_how_many_it_reached(self):
+    async def test_publish_returns_the_number_of_subscribers(self):
         app = App()
         app.add_websocket_route(wait, "/", subscribe="news")
         async with app.test_client() as client, client.websocket("/"), client.websocket("/"):
@@ -1233,20 +1192,20 @@ class TestTopics:
             assert await app.publish("other", "hi") == Receipt(subscribers=0, id=None)
 
     @pytest.mark.parametrize("topic", ["", "x" * 256, "a\nb", "a\x7f", "\ud800"])
-    async def test_a_topic_that_cannot_be_is_refused(self, topic):
+    async def test_an_invalid_topic_is_an_error(self, topic):
         app = App()
         async with app.running():
             with pytest.raises(ValueError, match="a topic"):
                 await app.publish(topic, "x")
 
-    async def test_a_value_that_json_cannot_carry_raises_in_the_publisher(self):
+    async def test_a_value_that_json_cannot_encode_raises_in_publish(self):
         app = App()
         async with app.running():
             for value, error in ((float("nan"), ValueError), (object(), TypeError), ({1: 2}, TypeError)):
                 with pytest.raises(error, match="JSON"):
                     await app.publish("news", value)
 
-    async def test_an_app_that_does_not_run_says_where_to_publish_and_subscribe(self):
+    async def test_before_and_after_its_run_an_app_cannot_publish(self):
         app = App()
         uses = [
             partial(app.publish, "t", 1),
@@ -1264,7 +1223,7 @@ class TestTopics:
             with pytest.raises(RuntimeError, match="got one that has not started or has ended"):
                 await use()
 
-    async def test_serving_a_request_is_running(self):
+    async def test_an_app_runs_while_it_serves_without_a_lifespan(self):
         app, receipts = App(), []
 
         @app.post("/")
@@ -1283,7 +1242,7 @@ class TestTopics:
         assert receipts == [Receipt(1, None)]
 
     @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-    async def test_another_event_loop_is_told_what_to_write_and_changes_nothing(self, backend):
+    async def test_a_use_in_another_event_loop_says_what_to_write(self, backend):
         app, errors = App(), []
 
         @app.websocket_route("/")
@@ -1337,7 +1296,7 @@ class TestTopics:
         with pytest.raises(TypeError, match="at least one topic"):
             app.subscribe()
 
-    async def test_settings_of_a_topic_hold_for_it(self):
+    async def test_topic_settings_apply_to_the_topic(self):
         app = App()
         app.topic("small:*", queue=1)
         async with app.test_client(), app.subscribe("small:x") as messages:
@@ -1349,7 +1308,7 @@ class TestTopics:
         with pytest.raises(ValueError, match="expected overflow to be one of"):
             app.topic("x", overflow="drop")
 
-    async def test_a_stream_is_the_topic_as_server_sent_events(self):
+    async def test_a_stream_sends_a_topic_as_server_sent_events(self):
         app = App()
         app.add_route(lambda: EventStream(app.stream("news")), "/")
         async with app.test_client() as client, client.stream("GET", "/") as response:
@@ -1375,7 +1334,7 @@ SHARED.add_websocket_route(wait, "/", subscribe="news")
 
 
 class TestServing:
-    async def test_a_request_knows_all_that_its_client_said(self):
+    async def test_a_request_has_everything_that_the_client_sent(self):
         app = App()
 
         @app.put("/items/{number:int}", name="item")
@@ -1416,11 +1375,11 @@ class TestServing:
             "json": [1],
         }
 
-    async def test_an_unknown_kind_of_scope_is_refused(self):
+    async def test_an_unknown_scope_type_is_an_error(self):
         with pytest.raises(RuntimeError, match="got 'ftp'"):
             await App()({"type": "ftp"}, None, None)
 
-    async def test_state_is_what_the_views_share(self):
+    async def test_views_share_the_state(self):
         app = App()
 
         @app.on_startup
@@ -1442,13 +1401,13 @@ class TestServing:
         with pytest.raises(AttributeError, match="state has no 'absent'; it has database"):
             _ = app.state.absent
 
-    async def test_the_test_client_speaks_the_routes_codec_also_below_a_root_path(self):
+    async def test_the_test_client_uses_the_codec_of_the_route(self):
         app = echo_app(value_type="json")
         async with app.test_client(root_path="/api") as client, client.websocket("/api/") as ws:
             await ws.send("text")
             assert await ws.receive() == "text"
 
-    async def test_the_app_of_the_contract(self):
+    async def test_a_chat_with_pages_and_announcements(self):
         app = App()
 
         @app.route("/")
@@ -1501,7 +1460,7 @@ def run_script(tmp_path, *, address, fails=False):
 
 class TestRun:
     @pytest.mark.parametrize("address", ["'127.0.0.1', 0", "port=0", "bind='127.0.0.1:0'"])
-    def test_it_serves_like_the_command(self, tmp_path, address):
+    def test_run_serves_the_app(self, tmp_path, address):
         process = run_script(tmp_path, address=address)
         try:
             line = process.stderr.readline()
@@ -1512,17 +1471,17 @@ class TestRun:
             process.communicate(timeout=10)
         assert process.returncode == 0
 
-    def test_an_app_on_another_server_loads_none_of_ours(self):
+    def test_importing_microws_imports_no_server(self):
         program = "import sys, microws; print({'hypercorn', 'h11', 'wsproto', 'websockets', 'uvloop'} & {*sys.modules})"
         assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
-    def test_a_failed_startup_ends_it_with_1_and_the_users_traceback(self, tmp_path):
+    def test_a_failed_startup_exits_with_1_and_the_traceback(self, tmp_path):
         with run_script(tmp_path, address="port=0", fails=True) as process:
             _, errors = process.communicate(timeout=10)
         assert process.returncode == 1
         assert "LookupError: no database" in errors
 
-    def test_an_address_that_cannot_be_had_ends_it_with_1(self, tmp_path):
+    def test_a_taken_address_exits_with_1(self, tmp_path):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -1531,7 +1490,7 @@ class TestRun:
         assert process.returncode == 1
         assert "Traceback" not in errors
 
-    def test_an_option_that_cannot_be_is_an_error(self):
+    def test_an_invalid_option_is_an_error(self):
         with pytest.raises(TypeError, match="prot"):
             App().run(prot=8000)
         with pytest.raises(ValueError, match="port"):
@@ -1539,11 +1498,11 @@ class TestRun:
         with pytest.raises(ValueError, match="expected either bind, or host and port, got both"):
             App().run(port=8000, bind="127.0.0.1:8000")
 
-    def test_it_takes_every_setting_of_a_worker(self):
+    def test_run_takes_every_setting_of_a_worker(self):
         assert {"host", "port", *get_type_hints(RunOptions)} == SETTINGS.keys()
 
 
-def test_a_test_client_takes_every_option_of_the_client_but_the_apps_codecs():
+def test_test_client_takes_every_option_but_codecs():
     parameters = inspect.signature(TestClient).parameters.keys()
     assert parameters - get_type_hints(ClientOptions).keys() == {"app", "codecs"}
     assert get_type_hints(ClientOptions).keys() <= parameters

@@ -223,14 +223,14 @@ VIEWS = [
 class TestSignatures:
     @pytest.mark.parametrize("kind", ["http", "websocket"])
     @pytest.mark.parametrize("view", VIEWS, ids=range(len(VIEWS)))
-    async def test_the_first_other_parameter_gets_the_connection_and_route_parameters_go_by_name(self, view, kind):
+    async def test_the_first_other_parameter_gets_the_connection(self, view, kind):
         assert await bound(view, kind=kind) == (CONNECTION, 7)
 
     @pytest.mark.parametrize("view", [plain, behind_a_plain_decorator, lambda request, item: (request, item)])
     async def test_an_http_view_may_be_a_plain_function(self, view):
         assert await bound(view) == (CONNECTION, 7)
 
-    async def test_an_http_view_may_leave_the_request_out(self):
+    async def test_an_http_view_may_omit_the_request(self):
         async def no_parameters():
             return "nothing"
 
@@ -250,7 +250,7 @@ class TestSignatures:
 
         assert await bound(functools.partial(view, "prefix")) == ("prefix", CONNECTION, 7)
 
-    async def test_a_route_parameter_may_be_called_like_the_request(self):
+    async def test_a_route_parameter_may_have_the_name_request(self):
         async def view(request):
             return request
 
@@ -304,14 +304,14 @@ class TestDecorators:
 
     @pytest.mark.parametrize("decorator", DECORATORS)
     @pytest.mark.parametrize("outer", [None, *DECORATORS])
-    async def test_an_http_view_that_does_not_is_called_without_it(self, decorator, outer):
+    async def test_an_http_view_without_it_is_called_without_it(self, decorator, outer):
         decorated = decorator(nothing)
         assert await bound(outer(decorated) if outer else decorated) == ("nothing", 7)
 
-    async def test_a_method_that_is_an_object_counts_without_self(self):
+    async def test_self_of_a_method_is_not_a_parameter(self):
         assert await bound(Views().without_request) == ("nothing", 7)
 
-    async def test_what_the_decorator_names_it_gets(self):
+    async def test_a_decorator_gets_the_parameters_that_it_names(self):
         def with_request(function):
             @functools.wraps(function)
             async def wrapper(request, *args, **kwargs):
@@ -322,7 +322,7 @@ class TestDecorators:
         assert await bound(with_request(nothing)) == (CONNECTION, ("nothing", 7))
         assert await bound(async_decorator(with_request(nothing)), kind="websocket") == (CONNECTION, ("nothing", 7))
 
-    async def test_it_may_take_route_parameters_off_and_put_others_in(self):
+    async def test_a_decorator_may_remove_and_add_parameters(self):
         def load(function):
             @functools.wraps(function)
             async def wrapper(*args, **kwargs):
@@ -335,7 +335,7 @@ class TestDecorators:
 
         assert await bound(load(view)) == (CONNECTION, [7])
 
-    async def test_the_coroutine_of_an_async_view_is_made_in_the_event_loops_thread(self):
+    async def test_an_async_view_is_called_in_the_event_loops_thread(self):
         def decorator(function):
             @functools.wraps(function)
             def wrapper(*args, **kwargs):
@@ -349,7 +349,7 @@ class TestDecorators:
         assert set(threads) == {threading.get_ident()}
 
     @pytest.mark.parametrize("kind", ["http", "websocket"])
-    async def test_a_plain_one_may_answer_in_place_of_an_async_view(self, kind):
+    async def test_a_plain_decorator_may_answer_for_an_async_view(self, kind):
         def refusing(function):
             @functools.wraps(function)
             def wrapper(*args, **kwargs):
@@ -376,18 +376,18 @@ class TestDecorators:
             with pytest.raises(TypeError, match=r"lru_cache, which would return the same coroutine twice"):
                 bind(view, "/items/{item}", kind=kind)
 
-    def test_one_that_cannot_pass_the_connection_on_is_refused(self):
+    def test_a_decorator_that_cannot_pass_the_connection_is_an_error(self):
         async def positional(request, /, **kwargs):
             pass
 
         with pytest.raises(RoutingError, match="does not pass the connection on to 'request' of the wrapped function"):
             bind(by_name_alone(positional), "/items/{item}", kind="http")
 
-    def test_a_websocket_view_without_the_websocket_is_refused(self):
+    def test_a_websocket_view_without_the_websocket_is_an_error(self):
         with pytest.raises(RoutingError, match="write `ws` first"):
             bind(async_decorator(nothing), "/items/{item}", kind="websocket")
 
-    def test_an_object_that_wraps_itself_is_not_followed_for_ever(self):
+    def test_an_object_that_wraps_itself_ends(self):
         async def view(*args, **kwargs):
             pass
 
@@ -442,7 +442,7 @@ class TestAnnotations:
             type("Own", (Request,), {}),
         ],
     )
-    async def test_the_connection_may_be_annotated_as_what_it_is_or_might_be(self, annotation):
+    async def test_the_connection_may_be_annotated_as_any_of_its_types(self, annotation):
         assert await bind(annotated(annotation), "/", kind="http")(CONNECTION, {}) == CONNECTION
 
     @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ class TestAnnotations:
             (type("Request", (), {}), "write `from microws import Request` and annotate it as Request"),
         ],
     )
-    def test_a_request_annotated_as_something_else_is_refused(self, annotation, advice):
+    def test_a_request_with_another_annotation_is_an_error(self, annotation, advice):
         with pytest.raises(RoutingError) as caught:
             bind(annotated(annotation), "/", kind="http")
         assert "its parameter 'value' is annotated as" in str(caught.value)
@@ -470,7 +470,7 @@ class TestAnnotations:
         assert str(caught.value).endswith(advice)
 
     @pytest.mark.parametrize("kind", ["http", "websocket"])
-    def test_a_first_parameter_with_a_default_is_refused(self, kind):
+    def test_a_first_parameter_with_a_default_is_an_error(self, kind):
         async def page(limit=10):
             pass
 
@@ -496,7 +496,7 @@ class TestAnnotations:
                 f"{connection}; take `{name}` before it, or read {name}.query.get('limit')"
             )
 
-    async def test_one_with_the_default_none_or_annotated_as_the_connection_is_not(self):
+    async def test_default_none_or_the_annotation_is_allowed(self):
         async def optional(request=None):
             return request
 
@@ -510,7 +510,7 @@ class TestAnnotations:
             assert await bind(view, "/", kind="http")(CONNECTION, {}) == CONNECTION
 
     @pytest.mark.parametrize("annotation", [WebSocket, BaseRequest, "WebSocket", WebSocket | Request])
-    def test_the_same_for_a_websocket(self, annotation):
+    def test_a_websocket_may_be_annotated_as_any_of_its_types(self, annotation):
         bind(annotated(annotation), "/", kind="websocket")
 
     @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ class TestAnnotations:
             (Request, "write `from microws import WebSocket` and annotate it as WebSocket"),
         ],
     )
-    def test_a_websocket_annotated_as_something_else_is_refused(self, annotation, advice):
+    def test_a_websocket_with_another_annotation_is_an_error(self, annotation, advice):
         with pytest.raises(RoutingError) as caught:
             bind(annotated(annotation), "/", kind="websocket")
         assert str(caught.value).endswith(advice)
@@ -545,7 +545,7 @@ class TestAnnotations:
             ("/{value}", "OnlyForTypeCheckers"),
         ],
     )
-    def test_a_route_parameter_may_be_annotated_as_what_its_converter_gives(self, pattern, annotation):
+    def test_a_route_parameter_may_have_the_type_of_its_converter(self, pattern, annotation):
         bind(annotated(annotation), pattern, kind="http")
 
     @pytest.mark.parametrize(
@@ -565,13 +565,13 @@ class TestAnnotations:
             ("/{value}", Color, "returns str: change the annotation, or add a converter with app.add_converter"),
         ],
     )
-    def test_one_annotated_as_something_else_is_refused(self, pattern, annotation, problem):
+    def test_a_route_parameter_with_another_annotation_is_an_error(self, pattern, annotation, problem):
         with pytest.raises(RoutingError) as caught:
             bind(annotated(annotation), pattern, kind="http")
         assert f"does not fit the pattern {pattern!r}: its parameter 'value' is annotated as" in str(caught.value)
         assert problem in str(caught.value)
 
-    def test_a_converter_of_the_apps_own_gives_its_class_or_anything(self):
+    def test_an_added_converter_gives_its_class_or_anything(self):
         converters = Converters()
         converters.add("hex", "[0-9a-f]+", lambda text: int(text, 16))
         converters.add("number", "[0-9]+", int)
@@ -580,7 +580,7 @@ class TestAnnotations:
         with pytest.raises(RoutingError, match="returns int"):
             bind_view(annotated(str), Pattern.parse("/{value:number}", converters), kind="http")
 
-    def test_behind_a_decorator_an_object_of_the_apps_own_may_take_the_place(self):
+    def test_a_decorator_may_pass_another_object(self):
         async def view(user: Item, value: Item):
             pass
 
@@ -591,7 +591,7 @@ class TestAnnotations:
         with pytest.raises(RoutingError, match=r"write \{value:int\}"):
             bind(async_decorator(annotated(int)), "/{value}", kind="http")
 
-    async def test_a_decorator_may_convert_what_it_names_itself(self):
+    async def test_a_decorator_may_convert_its_parameters(self):
         def load(function):
             @functools.wraps(function)
             async def wrapper(request, value, **kwargs):
@@ -604,7 +604,7 @@ class TestAnnotations:
 
         assert await bind(load(view), "/{value}", kind="http")(CONNECTION, {"value": "7"}) == (CONNECTION, 7)
 
-    def test_annotations_left_as_text_are_evaluated_where_the_view_was_written(self):
+    def test_str_annotations_are_evaluated_in_the_views_module(self):
         module = types.ModuleType("elsewhere")
         exec(
             "from __future__ import annotations\n"
@@ -632,7 +632,7 @@ class TestSignaturesThatDoNotFit:
         ],
     )
     @pytest.mark.parametrize("kind", ["http", "websocket"])
-    def test_the_error_names_the_view_with_its_signature_and_the_pattern(self, view, complaint, kind):
+    def test_the_error_names_the_view_its_signature_and_the_pattern(self, view, complaint, kind):
         with pytest.raises(RoutingError) as caught:
             bind(view, "/items/{item}", kind=kind)
         assert complaint in str(caught.value)
@@ -652,7 +652,7 @@ class TestSignaturesThatDoNotFit:
             bind(view, "/items/{item}", kind="websocket")
 
     @pytest.mark.parametrize("kind", ["http", "websocket"])
-    def test_a_view_with_a_yield_is_refused(self, kind):
+    def test_a_view_with_a_yield_is_an_error(self, kind):
         async def numbers(request):
             yield 1
 
@@ -665,11 +665,11 @@ class TestSignaturesThatDoNotFit:
 
     @pytest.mark.parametrize("view", [None, "view", 5, Views, dict])
     @pytest.mark.parametrize("kind", ["http", "websocket"])
-    def test_what_is_no_function_is_refused(self, view, kind):
+    def test_it_must_be_a_function(self, view, kind):
         with pytest.raises(TypeError, match="expected a function"):
             bind(view, "/", kind=kind)
 
-    def test_it_is_an_error_at_registration_both_ways(self):
+    def test_decorator_and_add_method_raise_at_registration(self):
         app = App()
         with pytest.raises(RoutingError, match=r"'/x/\{item\}'"):
             app.route("/x/{item}")(without_id)
@@ -680,7 +680,7 @@ class TestSignaturesThatDoNotFit:
 
 
 class TestThroughTheApp:
-    async def test_a_decorator_made_with_wraps_may_pass_more_on(self):
+    async def test_a_decorator_with_wraps_may_pass_more(self):
         app = App()
         clients = set()
 

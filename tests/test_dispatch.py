@@ -416,7 +416,7 @@ class TestErrors:
             assert await ask_websocket(app) == "x"
         assert "LookupError: after it" in caplog.text
 
-    @pytest.mark.parametrize("headers", [{"bad\n": "x"}, {"content-length": "3"}])
+    @pytest.mark.parametrize("headers", [{"bad\n": "x"}, {"a": "b\nc"}, {"content-length": "3"}, ["not a pair"]])
     async def test_an_http_exception_with_an_invalid_header_is_a_500(self, headers, caplog):
         assert await statuses_of(app_that_raises(lambda: HTTPException(401, headers=headers))) == (500, 500)
         assert "header" in caplog.text

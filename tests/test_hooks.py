@@ -38,7 +38,7 @@ def app_with_views(log=None):
 
 
 class TestCallHook:
-    async def test_it_takes_async_and_plain_functions_and_what_behaves_like_one(self):
+    async def test_a_hook_is_any_callable(self):
         async def a(x):
             return x + 1
 
@@ -65,7 +65,7 @@ class TestWhatCannotBeCalled:
             ("lifespan", "two(app)"),
         ],
     )
-    def test_a_hook_with_other_parameters_is_refused_when_it_is_registered(self, decorator, call):
+    def test_wrong_parameters_are_an_error_at_registration(self, decorator, call):
         async def two(a, b):
             pass
 
@@ -73,21 +73,21 @@ class TestWhatCannotBeCalled:
             getattr(App(), decorator)(two)
         assert str(caught.value) == f"two(a, b) does not fit @app.{decorator}: it is called as {call}"
 
-    def test_an_error_handler_that_does_not_take_the_error_is_refused(self):
+    def test_an_error_handler_must_take_the_error(self):
         async def not_found(request):
             pass
 
         with pytest.raises(TypeError, match=r"^not_found\(request\) does not fit @app\.error_handler: it is called as"):
             App().error_handler(404)(not_found)
 
-    def test_what_is_no_function_is_refused(self):
+    def test_it_must_be_a_function(self):
         with pytest.raises(TypeError, match=r"^expected a function for @app\.before_request, got 3$"):
             App().before_request(3)
 
-    def test_a_function_that_does_not_tell_its_parameters_is_taken(self):
+    def test_a_function_without_a_signature_is_allowed(self):
         check_hook(dict, "before_request", "request")
 
-    def test_what_counts_is_the_hook_itself_and_not_what_it_wraps(self):
+    def test_the_hook_itself_is_checked_not_what_it_wraps(self):
         async def hook(request, user):
             pass
 
@@ -97,7 +97,7 @@ class TestWhatCannotBeCalled:
 
         assert App().before_request(with_user) is with_user
 
-    def test_behind_a_decorator_that_passes_everything_on_the_hook_counts(self):
+    def test_behind_a_decorator_the_wrapped_hook_is_checked(self):
         def passing(function):
             @functools.wraps(function)
             async def wrapper(*args, **kwargs):
@@ -117,7 +117,7 @@ class TestWhatCannotBeCalled:
 
 
 class TestHTTP:
-    async def test_they_are_called_in_order_and_back_in_reverse(self):
+    async def test_they_run_in_order_and_after_the_view_in_reverse(self):
         log = []
         app = app_with_views(log)
         for name in ("1", "2"):
@@ -126,7 +126,7 @@ class TestHTTP:
         assert (await ask(app, "/x")).text == "x"
         assert log == ["before 1", "before 2", "view", "after 2", "after 1"]
 
-    async def test_they_stand_behind_routing_and_see_the_path_parameters(self):
+    async def test_they_run_after_routing_and_see_path_params(self):
         app, seen = app_with_views(), []
         app.before_request(lambda request: seen.append(dict(request.path_params)))
         app.after_request(lambda request, response: seen.append(response.status))
@@ -140,7 +140,7 @@ class TestHTTP:
         ("answer", "status", "text"),
         [("no", 200, "no"), (("no", 401), 401, "no"), ({"a": 1}, 200, '{"a":1}'), (Response("no", 403), 403, "no")],
     )
-    async def test_one_before_the_view_that_returns_an_answer_ends_it_there(self, answer, status, text):
+    async def test_an_answer_of_a_hook_before_the_view_is_sent(self, answer, status, text):
         log = []
         app = app_with_views(log)
 
@@ -154,7 +154,7 @@ class TestHTTP:
         assert (response.status, response.text) == (status, text)
         assert log == ["after"]
 
-    async def test_one_before_the_view_that_raises_ends_it_there(self):
+    async def test_an_exception_before_the_view_is_answered(self):
         log = []
         app = app_with_views(log)
 
@@ -166,7 +166,7 @@ class TestHTTP:
         assert (response.status, response.text, log) == (401, "who are you?", [])
         assert response.headers["www-authenticate"] == "Basic"
 
-    async def test_one_after_the_view_may_change_the_response_or_replace_it(self):
+    async def test_a_hook_after_the_view_may_change_or_replace_the_response(self):
         app = app_with_views()
 
         @app.after_request
@@ -180,7 +180,7 @@ class TestHTTP:
         response = await ask(app, "/x")
         assert (response.status, response.text, response.headers["x-seen"]) == (201, "x!", "yes")
 
-    async def test_one_after_the_view_sees_the_answer_to_an_error_too(self):
+    async def test_a_hook_after_the_view_sees_the_answer_to_an_error(self):
         app, seen = app_with_views(), []
         app.after_request(lambda request, response: seen.append(response.status))
         await ask(app, "/fails")
@@ -188,7 +188,7 @@ class TestHTTP:
         assert seen == [500, 403]
 
     @pytest.mark.parametrize("path", ["/x", "/fails"])
-    async def test_an_error_after_the_view_is_logged_and_answered_and_the_others_still_run(self, path, caplog):
+    async def test_an_error_after_the_view_is_answered_and_others_run(self, path, caplog):
         app = app_with_views()
 
         @app.after_request
@@ -205,20 +205,20 @@ class TestHTTP:
         assert ("ValueError: secret" in caplog.text) == (path == "/fails")
         assert "hook" not in response.text
 
-    async def test_what_a_hook_returns_has_to_be_an_answer(self, caplog):
+    async def test_a_hook_must_return_an_answer(self, caplog):
         app = app_with_views()
         app.before_request(lambda request: object())
         assert (await ask(app, "/x")).status == 500
         assert "expected str, bytes, dict" in caplog.text
 
-    async def test_decorators_give_the_function_back(self):
+    async def test_decorators_return_the_function(self):
         app = App()
         for decorator in (app.before_request, app.after_request, app.before_websocket, app.after_websocket):
             assert decorator(print) is print
 
 
 class TestWebSocket:
-    async def test_they_are_called_in_order_and_back_in_reverse(self):
+    async def test_they_run_in_order_and_after_the_view_in_reverse(self):
         log = []
         app = app_with_views(log)
         for name in ("1", "2"):
@@ -227,7 +227,7 @@ class TestWebSocket:
         assert await ask_websocket(app, "/x") == "x"
         assert log == ["before 1", "before 2", "view", "after 2", "after 1"]
 
-    async def test_they_stand_behind_routing_and_see_the_path_parameters(self):
+    async def test_they_run_after_routing_and_see_path_params(self):
         app, seen = app_with_views(), []
         app.before_websocket(lambda ws: seen.append(dict(ws.path_params)))
         await ask_websocket(app, "/x")
@@ -243,7 +243,7 @@ class TestWebSocket:
             (Response("no", 402, content_type="text/plain"), 402, b"no", "text/plain"),
         ],
     )
-    async def test_one_before_the_view_that_returns_an_answer_refuses_with_it(self, answer, status, body, content_type):
+    async def test_an_answer_before_the_view_rejects_the_handshake(self, answer, status, body, content_type):
         log = []
         app = app_with_views(log)
 
@@ -259,7 +259,7 @@ class TestWebSocket:
         if status == 403:
             assert dict(rejection.headers)["x-a"] == "b"
 
-    async def test_one_before_the_view_that_rejects_or_raises_ends_it_there(self):
+    async def test_a_hook_before_the_view_may_reject_or_raise(self):
         async def reject(ws):
             await ws.reject(402, "pay")
 
@@ -277,7 +277,7 @@ class TestWebSocket:
             rejection = await refusal_of(app, "/x")
             assert (rejection.status, rejection.body, log) == (status, body, [])
 
-    async def test_one_before_the_view_may_accept_and_close(self):
+    async def test_a_hook_before_the_view_may_accept_and_close(self):
         log = []
         app = app_with_views(log)
 
@@ -293,9 +293,7 @@ class TestWebSocket:
             await ws.send("secret")
             assert await ws.receive() == "x"
 
-    async def test_one_that_returns_a_response_after_it_has_accepted_is_an_error_and_the_view_does_not_run(
-        self, caplog
-    ):
+    async def test_a_response_after_accept_is_an_error(self, caplog):
         log = []
         app = app_with_views(log)
 
@@ -306,13 +304,13 @@ class TestWebSocket:
 
         assert (await ending_of(app, "/x"))[0] == 1011
         assert log == []
-        assert "ends the connection by ws.close(), not by return" in caplog.text
+        assert "to end it, call ws.close()" in caplog.text
 
-    async def test_an_answer_whose_body_is_not_known_is_an_error(self, caplog):
+    async def test_a_streaming_answer_is_an_error(self, caplog):
         app = app_with_views()
         app.before_websocket(lambda ws: EventStream([]))
         assert (await refusal_of(app, "/x")).status == 500
-        assert "not with EventStream" in caplog.text
+        assert "to reject a handshake, got EventStream" in caplog.text
 
     async def test_an_error_before_the_view_is_logged_and_answered(self, caplog):
         log = []
@@ -365,7 +363,7 @@ class TestAfterWebSocket:
 
         return app
 
-    async def test_it_returned(self):
+    async def test_it_runs_after_a_view_that_returned(self):
         async def view(ws):
             async with ws:
                 await ws.send("x")
@@ -374,7 +372,7 @@ class TestAfterWebSocket:
         await ask_websocket(self.app(view, log))
         assert log == [(True, 1000)]
 
-    async def test_it_raised(self):
+    async def test_it_runs_after_a_view_that_raised(self):
         async def view(ws):
             await ws.accept()
             raise HTTPException(400, "why")
@@ -383,7 +381,7 @@ class TestAfterWebSocket:
         assert await ending_of(self.app(view, log)) == (3400, "why")
         assert log == [(True, 3400)]
 
-    async def test_it_rejected(self):
+    async def test_it_runs_after_a_view_that_rejected(self):
         async def view(ws):
             await ws.reject(402)
 
@@ -391,7 +389,7 @@ class TestAfterWebSocket:
         await refusal_of(self.app(view, log))
         assert log == [(False, 3402)]
 
-    async def test_a_hook_before_it_refused(self):
+    async def test_it_runs_after_a_hook_that_rejected(self):
         async def view(ws):
             pytest.fail("it runs")
 
@@ -401,7 +399,7 @@ class TestAfterWebSocket:
         await refusal_of(app)
         assert log == [(False, 3401)]
 
-    async def test_the_client_left_and_it_saw_it(self):
+    async def test_it_runs_after_a_view_that_saw_the_disconnect(self):
         async def view(ws):
             async with ws:
                 async for _ in ws:
@@ -412,7 +410,7 @@ class TestAfterWebSocket:
             await ws.close(4001)
         assert log == [(True, 4001)]
 
-    async def test_the_client_left_and_it_did_not_see_it_and_was_cancelled(self):
+    async def test_it_runs_after_a_view_cancelled_by_the_disconnect(self):
         async def view(ws):
             await ws.accept()
             await anyio.sleep_forever()
@@ -422,7 +420,7 @@ class TestAfterWebSocket:
             await ws.close(4001)
         assert log == [(True, 4001)]
 
-    async def test_it_did_not_accept_in_time_and_was_cancelled(self):
+    async def test_it_runs_after_a_view_that_did_not_accept_in_time(self):
         async def view(ws):
             await anyio.sleep_forever()
 
@@ -430,7 +428,7 @@ class TestAfterWebSocket:
         assert (await refusal_of(self.app(view, log, accept_timeout=0.05))).status == 503
         assert [accepted for accepted, _ in log] == [False]
 
-    async def test_a_hook_that_never_ends_is_given_up_and_logged(self, caplog):
+    async def test_a_hook_that_does_not_end_is_cancelled_and_logged(self, caplog):
         async def view(ws):
             async with ws:
                 await ws.send("x")

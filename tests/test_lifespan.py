@@ -68,7 +68,7 @@ def note(log, text, *, fail=False):
 
 
 class TestOrder:
-    async def test_contexts_then_hooks_in_order_and_back_in_reverse(self):
+    async def test_contexts_then_hooks_start_in_order_and_end_in_reverse(self):
         app, log = App(), []
         app.lifespan(context(log, "a"))
         app.on_startup(note(log, "start 1"))
@@ -81,7 +81,7 @@ class TestOrder:
         up = ["enter a", "enter b", "start 1", "start 2", "running"]
         assert log == [*up, "stop 1", "stop 2", "leave b", "leave a"]
 
-    async def test_the_server_is_told_of_both_ends(self):
+    async def test_the_server_gets_both_complete_events(self):
         assert await events_of(App()) == ([{"type": f"lifespan.{phase}.complete"} for phase in PHASES], None)
 
     async def test_hooks_may_be_plain_functions(self):
@@ -92,7 +92,7 @@ class TestOrder:
             assert log == ["up"]
         assert log == ["up", "down"]
 
-    async def test_a_context_gets_the_app_and_may_be_a_bare_async_generator(self):
+    async def test_a_context_gets_the_app_and_may_be_an_async_generator(self):
         app = App()
 
         @app.lifespan
@@ -105,7 +105,7 @@ class TestOrder:
             assert app.state.database == "open"
         assert app.state.database == "closed"
 
-    async def test_an_app_may_live_again(self):
+    async def test_an_app_may_run_again(self):
         app, log = App(), []
         app.on_startup(note(log, "up"))
         for _ in range(2):
@@ -113,14 +113,14 @@ class TestOrder:
                 pass
         assert log == ["up", "up"]
 
-    async def test_decorators_give_the_function_back(self):
+    async def test_decorators_return_the_function(self):
         app, hook = App(), note([], "called")
         for decorator in (app.on_startup, app.on_shutdown):
             assert decorator(hook) is hook
         made = context([], "a")
         assert app.lifespan(made) is made
 
-    def test_a_lifespan_without_yield_is_refused_when_it_is_registered(self):
+    def test_a_lifespan_without_yield_is_an_error_at_registration(self):
         async def start(app):
             pass
 
@@ -129,7 +129,7 @@ class TestOrder:
 
 
 class TestSeveralRuns:
-    async def test_two_at_a_time_start_and_end_in_order_each_with_its_own_tasks(self):
+    async def test_two_runs_at_a_time_have_their_own_tasks(self):
         app, log = App(), []
         app.lifespan(context(log, "pool"))
         app.health()
@@ -159,7 +159,7 @@ class TestSeveralRuns:
         assert log[5:] == ["task of a view", "task ended", "leave pool"]
 
     @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-    async def test_one_in_another_event_loop_is_refused_at_once_and_the_first_goes_on(self, backend):
+    async def test_a_run_in_another_event_loop_is_an_error(self, backend):
         app = App()
 
         async def second():
@@ -174,7 +174,7 @@ class TestSeveralRuns:
             await app.publish("t", 1)
             assert await anext(messages) == 1
 
-    async def test_the_server_is_told_of_the_refusal(self):
+    async def test_the_server_gets_startup_failed(self):
         app = App()
 
         async def second():
@@ -203,7 +203,7 @@ def test_the_first_of_two_runs_may_end_first():
     asyncio.run(end_the_first_before_the_second())
 
 
-def test_an_app_lives_in_one_event_loop_after_another():
+def test_an_app_runs_in_one_event_loop_after_another():
     app, log = App(), []
     app.on_startup(note(log, "up"))
 
@@ -218,7 +218,7 @@ def test_an_app_lives_in_one_event_loop_after_another():
     assert log == ["up"] * 3
 
 
-def test_a_run_whose_event_loop_was_closed_is_in_nobodys_way():
+def test_a_run_in_a_closed_event_loop_does_not_matter():
     app = App()
 
     async def live():
@@ -236,7 +236,7 @@ def test_a_run_whose_event_loop_was_closed_is_in_nobodys_way():
 
 
 class TestState:
-    async def test_what_the_contexts_yield_is_the_state_of_each_connection(self):
+    async def test_each_connection_gets_the_yielded_state(self):
         app = App()
 
         @app.lifespan
@@ -265,7 +265,7 @@ class TestState:
             async with client.websocket("/") as ws:
                 assert await ws.receive() == ["DB", "C"]
 
-    async def test_each_run_has_its_own(self):
+    async def test_each_run_has_its_own_state(self):
         app = App()
 
         @app.lifespan
@@ -283,7 +283,7 @@ class TestState:
                 assert (await inner.get("/")).json() == [1]
             assert (await outer.get("/")).json() == [1, 1]
 
-    async def test_a_context_that_returns_itself_or_nothing_adds_none(self):
+    async def test_a_context_that_yields_itself_or_none_adds_no_state(self):
         app = App()
 
         class Pool:
@@ -298,7 +298,7 @@ class TestState:
         async with app.running() as state:
             assert state == {}
 
-    async def test_what_is_no_mapping_is_refused_with_what_to_write(self):
+    async def test_yielded_state_must_be_a_mapping(self):
         app = App()
 
         @app.lifespan
@@ -309,7 +309,7 @@ class TestState:
             async with running(app):
                 pytest.fail("it runs")
 
-    async def test_a_server_that_keeps_no_state_is_named(self):
+    async def test_a_server_without_state_is_named(self):
         app = App()
 
         @app.lifespan
@@ -361,7 +361,7 @@ async def returning(scope, receive, send):
 
 
 class TestMountedApps:
-    async def test_they_start_last_in_order_and_end_first_in_reverse_each_once(self):
+    async def test_mounted_apps_start_last_and_end_first(self):
         app, part, log = App(), App(), []
         app.lifespan(context(log, "pool"))
         app.on_startup(note(log, "start"))
@@ -376,7 +376,7 @@ class TestMountedApps:
         up = ["enter pool", "start", "startup one", "startup two"]
         assert log == [*up, "running", "shutdown two", "shutdown one", "stop", "leave pool"]
 
-    async def test_its_state_is_that_of_its_own_scopes(self):
+    async def test_a_mounted_app_has_its_own_state(self):
         app = App()
 
         @app.lifespan
@@ -392,7 +392,7 @@ class TestMountedApps:
             assert (await client.get("/sub/x")).json() == {"db": "sub", "inner": 2, "more": 1}
             assert (await client.get("/")).json() == ["outer", False]
 
-    async def test_a_failed_startup_fails_the_startup_by_the_name_of_the_mount_and_ends_what_has_begun(self):
+    async def test_a_failed_startup_of_a_mount_names_it_and_ends_the_others(self):
         app, log = App(), []
         app.lifespan(context(log, "pool"))
         app.mount("/one", asgi_app(log, "one"))
@@ -402,7 +402,7 @@ class TestMountedApps:
         assert str(error) == "the app mounted at /two: its startup failed: no two"
         assert log == ["enter pool", "startup one", "startup two", "shutdown one", "leave pool"]
 
-    async def test_a_failed_shutdown_is_named_and_the_others_end(self):
+    async def test_a_failed_shutdown_of_a_mount_is_named_and_others_end(self):
         app, log = App(), []
         app.mount("/one", asgi_app(log, "one"))
         app.mount("/two", asgi_app(log, "two", fail="shutdown"))
@@ -412,13 +412,13 @@ class TestMountedApps:
         assert log[-2:] == ["shutdown two", "shutdown one"]
 
     @pytest.mark.parametrize("mounted", [at_scope, without_answer, returning])
-    async def test_one_without_a_lifespan_is_served(self, mounted):
+    async def test_a_mounted_app_without_a_lifespan_is_served(self, mounted):
         app = App()
         app.mount("/sub", mounted)
         async with running(app) as client:
             assert (await client.get("/sub/")).status == 204
 
-    async def test_a_mounted_app_of_this_kind_works_and_shares_nothing(self):
+    async def test_a_mounted_microws_app_shares_nothing(self):
         app, sub, log = App(), App(), []
         sub.lifespan(context(log, "sub"))
         sub.health()
@@ -441,7 +441,7 @@ class TestMountedApps:
             assert await ws.receive() == "from sub"
         assert log == ["enter sub", "leave sub"]
 
-    async def test_its_failure_is_raised_as_the_cause(self):
+    async def test_the_error_of_a_mounted_app_is_the_cause(self):
         app, sub = App(), App()
         sub.on_startup(note([], "start", fail=True))
         app.mount("/sub", sub)
@@ -450,7 +450,7 @@ class TestMountedApps:
                 pytest.fail("it runs")
         assert isinstance(caught.value.__cause__, LookupError)
 
-    async def test_what_its_background_tasks_raise_is_raised_in_the_test(self):
+    async def test_the_test_gets_errors_of_its_background_tasks(self):
         app, sub = App(), App()
 
         async def fail():
@@ -469,7 +469,7 @@ class TestMountedApps:
 
 
 class TestRunning:
-    async def test_it_starts_and_ends_the_app_and_yields_its_state(self):
+    async def test_running_starts_and_ends_the_app_and_yields_its_state(self):
         app, log = App(), []
         app.on_startup(note(log, "up"))
         app.on_shutdown(note(log, "down"))
@@ -484,7 +484,7 @@ class TestRunning:
             await anyio.wait_all_tasks_blocked()
         assert log == ["up", "task", "down"]
 
-    async def test_what_its_block_raises_is_raised_as_it_is_after_the_shutdown(self):
+    async def test_an_exception_of_the_block_is_raised_after_the_shutdown(self):
         app, log = App(), []
         app.on_shutdown(note(log, "down"))
         with pytest.raises(LookupError, match=r"^block$"):
@@ -499,7 +499,7 @@ class TestRunning:
             async with app.running():
                 pytest.fail("it runs")
 
-    async def test_of_an_included_app_it_runs_the_app_that_includes_it(self):
+    async def test_running_of_an_included_app_runs_the_including_app(self):
         app, part, log = App(), App(), []
         app.on_startup(note(log, "app"))
         part.on_startup(note(log, "part"))
@@ -510,7 +510,7 @@ class TestRunning:
 
 
 class TestFailures:
-    async def test_a_failed_startup_is_told_with_the_users_traceback_and_raised(self):
+    async def test_a_failed_startup_has_the_traceback_and_is_raised(self):
         app, log = App(), []
         app.lifespan(context(log, "a"))
         app.on_startup(note(log, "start 1", fail=True))
@@ -524,7 +524,7 @@ class TestFailures:
         assert (type(error), str(error)) == (LookupError, "start 1")
         assert log == ["enter a", "start 1", "leave a"]
 
-    async def test_a_startup_that_exits_has_failed_like_any_other(self):
+    async def test_a_startup_that_exits_has_failed(self):
         app = App()
 
         @app.on_startup
@@ -536,14 +536,14 @@ class TestFailures:
         assert "SystemExit: no database" in event["message"]
         assert type(error) is SystemExit
 
-    async def test_the_test_client_raises_it_as_it_was(self):
+    async def test_the_test_client_raises_it_unchanged(self):
         app = App()
         app.on_startup(note([], "start", fail=True))
         with pytest.raises(LookupError, match="start"):
             async with running(app):
                 pytest.fail("it runs")
 
-    async def test_a_context_that_cannot_be_entered_fails_the_startup(self):
+    async def test_an_error_in_a_context_fails_the_startup(self):
         app, log = App(), []
         app.lifespan(context(log, "a"))
         app.lifespan(context(log, "b", fail="enter"))
@@ -553,7 +553,7 @@ class TestFailures:
         assert log == ["enter a", "enter b", "leave a"]
 
     @pytest.mark.parametrize("failing", ["stop 1", "stop 2", "a", "b"])
-    async def test_a_failure_at_shutdown_keeps_nothing_from_being_ended(self, failing):
+    async def test_after_an_error_at_shutdown_all_others_end(self, failing):
         app, log = App(), []
         for name in ("a", "b"):
             app.lifespan(context(log, name, fail="leave" if name == failing else ""))
@@ -565,7 +565,7 @@ class TestFailures:
         assert str(error) == failing
         assert log == ["enter a", "enter b", "stop 1", "stop 2", "leave b", "leave a"]
 
-    async def test_the_cause_of_a_failure_stays_with_it(self):
+    async def test_a_failure_keeps_its_cause(self):
         app = App()
 
         @app.on_startup
@@ -576,7 +576,7 @@ class TestFailures:
         assert "ConnectionError: refused" in event["message"]
         assert isinstance(error.__cause__, ConnectionError)
 
-    async def test_a_context_that_is_none_is_said(self):
+    async def test_an_invalid_context_is_named(self):
         app = App()
         app.lifespan(lambda app: None)
         [event], error = await events_of(app)
@@ -585,7 +585,7 @@ class TestFailures:
 
 
 class TestBackgroundTasks:
-    async def test_a_coroutine_in_place_of_the_function_is_refused_with_the_call_to_write(self):
+    async def test_a_coroutine_is_an_error_that_says_what_to_write(self):
         app, coroutine = App(), anyio.sleep(1)
         async with app.test_client():
             with pytest.raises(TypeError, match=r"as in start_soon\(tick, 1\), .*; got coroutine$"):
@@ -593,7 +593,7 @@ class TestBackgroundTasks:
         coroutine.close()
 
     @pytest.mark.parametrize("where", ["lifespan", "on_startup", "view"])
-    async def test_a_task_may_be_started_in_each_of_these_and_publishes(self, where):
+    async def test_a_task_may_be_started_anywhere_and_publishes(self, where):
         app = App()
 
         async def announce(text):
@@ -626,7 +626,7 @@ class TestBackgroundTasks:
             with anyio.fail_after(5):
                 assert await anext(messages) == "hi"
 
-    async def test_at_shutdown_it_has_ended_before_hooks_and_contexts_end_what_it_uses(self):
+    async def test_at_shutdown_tasks_end_before_hooks_and_contexts(self):
         app, log = App(), []
         app.lifespan(context(log, "pool"))
         app.on_shutdown(note(log, "stop"))
@@ -645,7 +645,7 @@ class TestBackgroundTasks:
             await anyio.wait_all_tasks_blocked()
         assert log == ["enter pool", "task ended", "stop", "leave pool"]
 
-    async def test_it_has_ended_also_where_the_startup_fails(self):
+    async def test_tasks_end_if_the_startup_fails(self):
         app, log = App(), []
         app.lifespan(context(log, "pool"))
 
@@ -664,7 +664,7 @@ class TestBackgroundTasks:
         await events_of(app)
         assert log == ["enter pool", "task ended", "leave pool"]
 
-    async def test_a_failing_one_is_logged_and_disturbs_nobody(self, caplog):
+    async def test_an_error_of_a_task_is_logged(self, caplog):
         app, log = App(), []
 
         async def fail(text):
@@ -693,12 +693,12 @@ class TestBackgroundTasks:
         assert "fail failed" in caplog.text
         assert "LookupError: boom" in caplog.text
 
-    async def test_without_a_running_app_it_says_where_to_call_it(self):
+    async def test_without_a_running_app_start_soon_is_an_error(self):
         app = App()
         with pytest.raises(RuntimeError, match="call it in @app"):
             app.start_soon(anyio.sleep, 1)
 
-    async def test_nothing_can_be_started_any_more_once_shutdown_has_begun(self):
+    async def test_after_the_begin_of_the_shutdown_start_soon_is_an_error(self):
         app, errors = App(), []
 
         @app.on_shutdown

@@ -59,21 +59,21 @@ def app_with_views():
 
 class TestDetection:
     @pytest.mark.parametrize("middleware", [SentryAsgiMiddleware, OpenTelemetryMiddleware, ForEitherVersion])
-    async def test_middleware_of_others_takes_the_app_for_asgi_3(self, middleware):
+    async def test_other_middleware_detects_the_app_as_asgi_3(self, middleware):
         app = app_with_views()
         app.add_middleware(middleware)
         assert (await ask(app, "/users/7")).json() == {"number": 7}
         assert await ask_websocket(app, "/rooms/a") == "a"
 
     @pytest.mark.parametrize("middleware", [SentryAsgiMiddleware, OpenTelemetryMiddleware, ForEitherVersion])
-    async def test_the_app_itself_is_taken_for_asgi_3(self, middleware):
+    async def test_the_app_is_detected_as_asgi_3(self, middleware):
         app = app_with_views()
         around = App()
         around.mount("/", middleware(app))
         assert (await ask(around, "/users/7")).json() == {"number": 7}
         assert await ask_websocket(around, "/rooms/a") == "a"
 
-    async def test_what_middleware_is_given_is_an_async_function(self):
+    async def test_middleware_gets_an_async_function(self):
         app, given = app_with_views(), []
 
         def around(app):
@@ -123,7 +123,7 @@ ERROR = KeyError("secret")
 
 class TestUnexpectedExceptions:
     @pytest.mark.parametrize("error", [KeyError("x"), Frozen(3)])
-    async def test_a_views_is_raised_once_it_is_answered(self, error):
+    async def test_an_exception_of_a_view_is_raised_after_the_answer(self, error):
         app, log = watched_app()
 
         @app.get("/")
@@ -133,7 +133,7 @@ class TestUnexpectedExceptions:
         assert (await ask(app)).status == 500
         assert log == [500, BODY, error]
 
-    async def test_a_hooks_is_raised_too_and_the_first_one_counts(self):
+    async def test_the_first_exception_of_hooks_is_raised(self):
         app, log = watched_app()
 
         @app.get("/")
@@ -147,7 +147,7 @@ class TestUnexpectedExceptions:
         assert (await ask(app)).status == 500
         assert [repr(item) for item in log[2:]] == ["KeyError('first')"]
 
-    async def test_of_a_task_group_the_one_exception_is_raised(self):
+    async def test_the_only_exception_of_a_task_group_is_raised(self):
         app, log = watched_app()
 
         async def fail():
@@ -161,7 +161,7 @@ class TestUnexpectedExceptions:
         await ask(app)
         assert log == [500, BODY, ERROR]
 
-    async def test_a_websocket_views_is_raised_once_the_connection_has_ended(self):
+    async def test_an_exception_of_a_websocket_view_is_raised_at_its_end(self):
         app, log = watched_app()
 
         @app.websocket_route("/")
@@ -172,7 +172,7 @@ class TestUnexpectedExceptions:
         assert (await ending_of(app))[0] == 1011
         assert log == ["websocket.accept", 1011, ERROR]
 
-    async def test_so_is_one_before_accept(self):
+    async def test_an_exception_before_accept_is_raised(self):
         app, log = watched_app()
 
         @app.websocket_route("/")
@@ -182,7 +182,7 @@ class TestUnexpectedExceptions:
         assert (await refusal_of(app)).status == 500
         assert log == [500, "websocket.http.response.body", ERROR]
 
-    async def test_so_is_that_of_a_task_beside_the_view(self):
+    async def test_an_exception_of_a_task_of_the_view_is_raised(self):
         app, log = watched_app()
 
         async def fail():
@@ -198,7 +198,7 @@ class TestUnexpectedExceptions:
         assert (await ending_of(app))[0] == 1011
         assert log == ["websocket.accept", 1011, ERROR]
 
-    async def test_so_is_that_of_a_hook_after_the_websocket(self):
+    async def test_an_exception_of_a_hook_after_the_websocket_is_raised(self):
         app, log = watched_app()
 
         @app.websocket_route("/")
@@ -214,7 +214,7 @@ class TestUnexpectedExceptions:
         assert log == ["websocket.accept", 1000, ERROR]
 
     @pytest.mark.parametrize("error", [HTTPException(404), InvalidMessage("no"), LookupError("expected")])
-    async def test_what_a_handler_or_a_status_answers_is_not_raised(self, error):
+    async def test_an_exception_that_a_handler_answers_is_not_raised(self, error):
         app, log = watched_app()
 
         @app.get("/")
@@ -237,7 +237,7 @@ class TestUnexpectedExceptions:
         await ending_of(app)
         assert not any(isinstance(item, Exception) for item in log)
 
-    async def test_a_handler_for_500_changes_the_answer_and_the_exception_is_raised(self):
+    async def test_the_handler_of_500_answers_and_the_exception_is_raised(self):
         app, log = watched_app()
 
         @app.get("/")
@@ -257,7 +257,7 @@ class TestUnexpectedExceptions:
         await ending_of(app)
         assert log == [503, BODY, ERROR, "websocket.accept", 1011, ERROR]
 
-    async def test_a_handler_that_fails_has_its_own_raised(self):
+    async def test_an_exception_of_a_handler_is_raised(self):
         app, log = watched_app()
 
         @app.get("/")
@@ -272,7 +272,7 @@ class TestUnexpectedExceptions:
         assert log == [500, BODY, ERROR]
 
     @pytest.mark.parametrize("answers", [True, False])
-    async def test_that_of_a_mounted_app_passes_as_it_is(self, answers):
+    async def test_an_exception_of_a_mounted_app_passes_unchanged(self, answers):
         app, log = watched_app()
 
         async def foreign(scope, receive, send):
@@ -310,7 +310,7 @@ async def one_connection(port):
 
 class TestUnexpectedExceptionsOnTheServer:
     @pytest.mark.parametrize("server", ["microws", "hypercorn"])
-    async def test_one_is_logged_once_and_the_connection_goes_on(self, server, caplog, anyio_backend_name):
+    async def test_an_exception_is_logged_once_and_the_connection_continues(self, server, caplog, anyio_backend_name):
         if server == "microws" and anyio_backend_name == "trio":
             return
         app = App()
@@ -379,7 +379,7 @@ class TestMonitoring:
         await ending_of(app, "/rooms/a")
         assert [event["exception"]["values"][0]["type"] for event in sentry] == ["KeyError", "KeyError"]
 
-    async def test_opentelemetry_gets_them_too(self, tracing):
+    async def test_opentelemetry_gets_the_exceptions_of_views(self, tracing):
         provider, spans = tracing
         app = failing_app()
         app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider)
@@ -416,7 +416,7 @@ class Naming:
 
 
 class TestTheNameOfTheRoute:
-    async def test_a_request_and_a_websocket_have_route_view_parameters_and_app(self):
+    async def test_the_scope_has_route_view_parameters_and_app(self):
         app, log = App(), []
         app.add_middleware(Naming, log=log)
 
@@ -444,7 +444,7 @@ class TestTheNameOfTheRoute:
         await ask(app, "/api/users/7")
         assert log == [("/api/users/{number:int}", view, {"number": 7}, app)]
 
-    async def test_a_mount_is_named_by_its_prefix_and_its_app_names_its_own(self):
+    async def test_a_mount_has_its_prefix_and_its_app_its_routes(self):
         app, inner, log, log_of_inner = App(), app_with_views(), [], []
         app.add_middleware(Naming, log=log)
         inner.add_middleware(Naming, log=log_of_inner)
@@ -455,13 +455,13 @@ class TestTheNameOfTheRoute:
         assert [entry[0] for entry in log_of_inner] == ["/users/{number:int}", "/rooms/{room}"]
         assert {entry[3] for entry in log_of_inner} == {inner}
 
-    async def test_where_no_route_answers_there_is_the_app_alone(self):
+    async def test_without_a_route_the_scope_has_the_app_only(self):
         app, log = App(), []
         app.add_middleware(Naming, log=log)
         await ask(app, "/nowhere")
         assert log == [(None, None, None, app)]
 
-    async def test_parameters_of_an_app_around_stay(self):
+    async def test_path_params_of_an_outer_app_are_kept(self):
         app, log = App(), []
         app.add_middleware(Naming, log=log)
         app.get("/users/{number:int}")(lambda number: "a user")
@@ -549,24 +549,24 @@ class TestLimits:
         async with serving_engines(around(app)) as served, await served.connect() as client:
             yield client
 
-    async def test_the_size_of_a_message(self, client):
+    async def test_max_message_size_applies(self, client):
         await client.open()
         await client.send(frame("x" * (2 << 20)))
         assert await client.read_payloads(1) == [b"2097152"]
         await client.send(frame("x" * ((2 << 20) + 1)))
         assert (await client.read_close())[0] == 1009
 
-    async def test_the_fragments_of_a_message(self, client):
+    async def test_max_fragments_applies(self, client):
         await client.open()
         rest = [frame("x", CONTINUATION, final=False) for _ in range(3)]
         await client.send(frame("x", TEXT, final=False), *rest)
         assert (await client.read_close())[0] == 1008
 
-    async def test_compression(self, client):
+    async def test_compression_applies(self, client):
         headers = await client.open("/", "sec-websocket-extensions: permessage-deflate")
         assert headers["sec-websocket-extensions"].startswith("permessage-deflate")
 
-    async def test_the_time_for_the_answer_to_a_close(self, client):
+    async def test_close_timeout_applies(self, client):
         await client.open()
         await client.send(frame("close"))
         assert (await client.read_close())[0] == 1000
@@ -575,7 +575,7 @@ class TestLimits:
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
-async def test_a_slow_client_has_the_apps_close_timeout_to_take_what_is_queued():
+async def test_a_slow_client_has_close_timeout_for_queued_messages():
     app, wires = App(close_timeout=30), []
 
     @app.websocket_route("/")

@@ -77,7 +77,7 @@ def post(*events, max_body_size=1000, **headers):
 
 
 class TestConnection:
-    def test_it_has_what_routing_found(self):
+    def test_a_request_has_route_and_path_params(self):
         app = App()
         scope = http_scope()
         connection = Request(
@@ -98,19 +98,19 @@ class TestConnection:
         assert connection.headers is connection.headers
 
     @given(st.binary(), st.lists(st.binary()))
-    def test_no_query_string_and_no_cookie_header_makes_it_fail(self, query_string, cookies):
+    def test_any_query_string_and_cookie_header_is_parsed(self, query_string, cookies):
         connection = connect(query_string=query_string, headers=[(b"cookie", cookie) for cookie in cookies])
         assert all(isinstance(value, str) for value in connection.query.values())
         assert all(isinstance(value, str) for value in connection.cookies.values())
         assert connection.url.query.isascii()
 
-    def test_a_client_has_a_host_and_a_port_or_is_none(self):
+    def test_client_is_a_host_and_port_or_none(self):
         client = connect(client=["::1", 5]).client
         assert client == Address("::1", 5)
         assert (client.host, client.port) == ("::1", 5)
         assert connect(client=None).client is None
 
-    def test_the_scheme_is_the_servers_word_or_the_default_of_its_type(self):
+    def test_scheme_is_the_servers_or_the_default(self):
         assert connect(scheme="https").scheme == "https"
         assert connect(scheme="").scheme == "http"
         assert connect(type="websocket", scheme="").scheme == "ws"
@@ -147,12 +147,12 @@ class TestURLOfAConnection:
             ({"query_string": b'a="<\xff> '}, "http://example.org/?a=%22%3C%FF%3E%20"),
         ],
     )
-    def test_it_is_what_the_client_asked_for(self, changes, url):
+    def test_the_url_is_what_the_client_asked_for(self, changes, url):
         assert str(connect(**changes).url) == url
         assert isinstance(connect(**changes).url, URL)
 
     @given(st.text(), st.none() | st.binary(), st.text())
-    def test_nothing_makes_it_fail_or_puts_odd_characters_into_it(self, path, raw_path, root_path):
+    def test_any_path_makes_a_valid_url(self, path, raw_path, root_path):
         url = str(connect(path=path, raw_path=raw_path, root_path=root_path).url)
         assert url.isascii()
         assert url.isprintable()
@@ -160,11 +160,11 @@ class TestURLOfAConnection:
 
 
 class TestState:
-    def test_it_begins_with_what_the_lifespan_left(self):
+    def test_state_begins_with_the_lifespans(self):
         assert connect(state={"db": 1}).state.db == 1
         assert "db" not in connect(state=None).state
 
-    def test_middleware_around_the_app_sees_what_was_set_and_the_other_way_round(self):
+    def test_state_is_shared_with_middleware(self):
         state = {"started": 1}
         connection = connect(state=state)
         connection.state.user = "ann"
@@ -172,14 +172,14 @@ class TestState:
         state["later"] = 2
         assert connection.state.later == 2
 
-    def test_where_the_server_has_none_it_is_put_into_the_scope(self):
+    def test_without_a_state_of_the_server_the_scope_gets_one(self):
         connection = connect()
         connection.state.user = "ann"
         assert connection.scope["state"] == {"user": "ann"}
 
 
 class TestBody:
-    async def test_it_is_read_to_its_end_and_kept(self):
+    async def test_a_body_is_read_once_and_kept(self):
         request = post(*chunks(b"a", b"", b"bc"))
         assert request.method == "POST"
         assert not request.body_complete
@@ -187,10 +187,10 @@ class TestBody:
         assert await request.body() == b"abc"
         assert request.body_complete
 
-    async def test_events_may_leave_out_what_has_a_default(self):
+    async def test_events_may_omit_defaults(self):
         assert await post({"type": "http.request"}).body() == b""
 
-    async def test_a_wait_that_was_cancelled_loses_nothing(self):
+    async def test_a_cancelled_read_loses_nothing(self):
         send, receive = anyio.create_memory_object_stream(2)
         request = Request(http_scope(), app=App(), path="/", path_params={}, receive=receive.receive, max_body_size=9)
         first, last = chunks(b"a", b"b")
@@ -202,7 +202,7 @@ class TestBody:
             send.send_nowait(last)
             assert await request.body() == b"ab"
 
-    async def test_a_client_that_leaves_first_is_a_disconnect_every_time(self):
+    async def test_a_disconnect_is_raised_every_time(self):
         request = post(chunks(b"a", b"b")[0], LEFT)
         for _ in range(2):
             with pytest.raises(ClientDisconnect):
@@ -210,21 +210,21 @@ class TestBody:
         assert not request.body_complete
 
     @pytest.mark.parametrize("limit", [0, 2, 1000])
-    async def test_a_body_of_exactly_the_limit_passes(self, limit):
+    async def test_a_body_of_the_limit_is_allowed(self, limit):
         request = post(*chunks(b"x" * limit), max_body_size=limit, content_length=str(limit))
         assert len(await request.body()) == limit
 
-    async def test_none_is_no_limit(self):
+    async def test_limit_none_is_unlimited(self):
         assert len(await post(*chunks(b"x" * 5000), max_body_size=None, content_length="5000").body()) == 5000
 
-    async def test_a_body_that_says_it_is_too_large_is_413_before_anything_is_read(self):
+    async def test_a_content_length_over_the_limit_is_413_before_reading(self):
         request = post(max_body_size=2, content_length="3")
         for read in (request.body, request.text, request.json, request.stream().__anext__):
             with pytest.raises(HTTPException, match="at most 2 bytes") as caught:
                 await read()
             assert caught.value.status == 413
 
-    async def test_a_body_that_turns_out_too_large_is_413_at_once(self):
+    async def test_a_body_over_the_limit_is_413_immediately(self):
         request = post(*chunks(b"ab", b"c", b"d")[:2], max_body_size=2)
         for _ in range(2):
             with pytest.raises(HTTPException) as caught:
@@ -232,17 +232,17 @@ class TestBody:
             assert caught.value.status == 413
 
     @pytest.mark.parametrize("length", ["", "x", "-1", "9" * 5000, "²"])
-    async def test_a_content_length_that_is_no_number_is_the_servers_affair(self, length):
+    async def test_an_invalid_content_length_is_ignored(self, length):
         assert await post(*chunks(b"a"), content_length=length).body() == b"a"
 
 
 class TestStream:
-    async def test_it_gives_each_chunk_as_it_comes(self):
+    async def test_stream_yields_each_chunk(self):
         request = post(*chunks(b"a", b"", b"b"))
         assert [chunk async for chunk in request.stream()] == [b"a", b"b"]
         assert request.body_complete
 
-    async def test_it_works_once_and_then_body_says_why_there_is_none(self):
+    async def test_stream_works_once_and_then_body_is_an_error(self):
         request = post(*chunks(b"a"))
         assert [chunk async for chunk in request.stream()] == [b"a"]
         with pytest.raises(RuntimeError, match="call body\\(\\) first"):
@@ -250,13 +250,13 @@ class TestStream:
         with pytest.raises(RuntimeError, match="stream\\(\\) was called after"):
             await anext(request.stream())
 
-    async def test_after_body_it_is_one_chunk_any_number_of_times(self):
+    async def test_after_body_stream_yields_one_chunk(self):
         request = post(*chunks(b"a", b"b"))
         await request.body()
         for _ in range(2):
             assert [chunk async for chunk in request.stream()] == [b"ab"]
 
-    async def test_after_a_body_that_was_cancelled_it_has_all_of_it(self):
+    async def test_after_a_cancelled_body_stream_yields_all_of_it(self):
         send, receive = anyio.create_memory_object_stream(2)
         request = Request(http_scope(), app=App(), path="/", path_params={}, receive=receive.receive, max_body_size=9)
         first, last = chunks(b"a", b"b")
@@ -267,14 +267,14 @@ class TestStream:
             send.send_nowait(last)
             assert [chunk async for chunk in request.stream()] == [b"a", b"b"]
 
-    async def test_it_has_the_limit_of_a_body(self):
+    async def test_stream_has_the_limit_of_the_body(self):
         request = post(*chunks(b"ab", b"c"), max_body_size=2)
         stream = request.stream()
         assert await anext(stream) == b"ab"
         with pytest.raises(HTTPException, match="413"):
             await anext(stream)
 
-    async def test_a_client_that_leaves_ends_it_with_a_disconnect(self):
+    async def test_a_disconnect_ends_the_stream(self):
         stream = post(chunks(b"a", b"b")[0], LEFT).stream()
         assert await anext(stream) == b"a"
         with pytest.raises(ClientDisconnect):
@@ -292,7 +292,7 @@ class TestText:
             ("text/plain; charset=utf-16", "ü", "ü"),
         ],
     )
-    async def test_it_is_in_the_charset_of_its_content_type_or_in_utf_8(self, content_type, body, text):
+    async def test_text_has_the_charset_of_its_content_type(self, content_type, body, text):
         encoding = {'text/plain; charset="ISO-8859-1"': "latin-1", "text/plain; charset=utf-16": "utf-16"}
         request = post(*chunks(body.encode(encoding.get(content_type, "utf-8"))), content_type=content_type)
         assert await request.text() == text
@@ -305,7 +305,7 @@ class TestText:
         assert len(caught.value.detail) < 100
 
     @pytest.mark.parametrize("charset", ["utf-8", "ascii", "utf-16"])
-    async def test_a_body_that_is_not_in_its_charset_is_400(self, charset):
+    async def test_a_body_in_another_charset_is_400(self, charset):
         with pytest.raises(HTTPException, match=f"not valid {charset}") as caught:
             await post(*chunks(b"\xff\xff\xd8"), content_type=f"text/plain; charset={charset}").text()
         assert caught.value.status == 400
@@ -313,17 +313,17 @@ class TestText:
 
 class TestJSON:
     @pytest.mark.parametrize("content_type", ["application/json", "text/plain; charset=latin-1", ""])
-    async def test_it_does_not_look_at_the_content_type(self, content_type):
+    async def test_json_ignores_the_content_type(self, content_type):
         request = post(*chunks('{"a": "ü"}'.encode()), content_type=content_type)
         assert await request.json() == {"a": "ü"}
 
     @pytest.mark.parametrize("body", [b"", b"{", b"NaN", b'"\xff"', '"ü"'.encode("latin-1"), '"a"'.encode("utf-16")])
-    async def test_bad_json_and_another_charset_are_400_with_the_decoders_words(self, body):
+    async def test_invalid_json_is_400_with_the_decoders_message(self, body):
         with pytest.raises(HTTPException, match="invalid JSON: ") as caught:
             await post(*chunks(body)).json()
         assert caught.value.status == 400
 
-    async def test_a_type_is_for_a_later_version(self):
+    async def test_json_with_a_type_is_not_available(self):
         with pytest.raises(FeatureUnavailable, match="type="):
             await post().json(type=dict)
 
@@ -358,7 +358,7 @@ class TestForm:
 
 
 class TestTheRest:
-    async def test_drain_discards_what_is_left_whatever_the_limit(self):
+    async def test_drain_discards_the_rest_without_a_limit(self):
         request = post(*chunks(b"a" * 600, b"b" * 600), max_body_size=10)
         with pytest.raises(HTTPException):
             await request.body()
@@ -366,31 +366,31 @@ class TestTheRest:
         assert request.body_complete
         await request.drain()
 
-    async def test_drain_ends_when_the_client_leaves(self):
+    async def test_drain_ends_at_a_disconnect(self):
         request = post(chunks(b"a", b"b")[0], LEFT)
         await request.drain()
         assert not request.body_complete
         await request.drain()
 
-    async def test_what_was_drained_is_no_longer_a_body(self):
+    async def test_after_drain_body_is_an_error(self):
         request = post(*chunks(b"a"))
         await request.drain()
         with pytest.raises(RuntimeError, match="in chunks"):
             await request.body()
 
-    async def test_draining_after_the_body_was_read_keeps_it(self):
+    async def test_drain_keeps_a_body_that_was_read(self):
         request = post(*chunks(b"a"))
         await request.body()
         await request.drain()
         assert await request.body() == b"a"
 
-    async def test_wait_disconnect_waits_for_the_client_to_leave(self):
+    async def test_wait_disconnect_waits_for_the_disconnect(self):
         request = post(*chunks(b"a", b"b"), LEFT)
         await request.wait_disconnect()
         assert request.body_complete
         await request.wait_disconnect()
 
-    async def test_receive_event_says_for_ever_that_the_client_has_left(self):
+    async def test_receive_event_repeats_the_disconnect(self):
         request = post(*chunks(b"a"), LEFT)
         assert (await request.receive_event())["body"] == b"a"
         for _ in range(3):

@@ -49,7 +49,7 @@ class TestSending:
             ({"headers": {"content-type": "text/xml"}, "content_type": "text/css"}, "text/css"),
         ],
     )
-    async def test_a_type_that_was_given_counts(self, options, content_type):
+    async def test_a_given_content_type_is_kept(self, options, content_type):
         assert (await send(Response("x", **options))).headers.getlist("content-type") == [content_type]
 
     async def test_head_has_the_same_headers_and_no_body(self):
@@ -57,7 +57,7 @@ class TestSending:
         assert head.headers == got.headers
         assert head.body == b""
 
-    async def test_nothing_is_left_to_the_server_to_drop_from_the_answer_to_head(self):
+    async def test_a_response_to_head_sends_no_body(self):
         sent = []
 
         async def keep(event):
@@ -67,13 +67,13 @@ class TestSending:
         assert sent[1] == {"type": "http.response.body", "body": b""}
 
     @pytest.mark.parametrize("status", [204, 304])
-    async def test_a_status_without_a_body_is_sent_without_one_and_without_a_length(self, status):
+    async def test_a_status_without_a_body_has_no_length(self, status):
         sent = await send(Response("abc", status))
         assert sent.status == status
         assert sent.body == b""
         assert "content-length" not in sent.headers
 
-    async def test_a_status_may_be_named(self):
+    async def test_a_status_may_be_an_http_status(self):
         assert (await send(Response(status=HTTPStatus.NOT_FOUND))).status == 404
 
     async def test_status_headers_and_body_can_be_changed_until_it_is_sent(self):
@@ -87,12 +87,12 @@ class TestSending:
 
 class TestRefused:
     @pytest.mark.parametrize("status", [0, 99, 101, 199, 600])
-    def test_a_status_that_ends_no_request_is_refused(self, status):
+    def test_an_informational_status_is_an_error(self, status):
         with pytest.raises(ValueError, match=f"200 to 599, got {status}"):
             Response(status=status)
 
     @pytest.mark.parametrize("body", [None, {"a": 1}, 1, ["a"]])
-    def test_a_body_that_is_no_text_and_no_bytes_is_refused(self, body):
+    def test_a_body_must_be_str_or_bytes(self, body):
         with pytest.raises(TypeError, match="use JSONResponse"):
             Response(body)
 
@@ -108,7 +108,7 @@ class TestRefused:
             ("Transfer-Encoding", "x"),
         ],
     )
-    def test_a_header_that_may_not_be_sent_is_refused_wherever_it_is_set(self, header):
+    def test_an_invalid_header_is_an_error_wherever_it_is_set(self, header):
         name, value = header
         with pytest.raises(ValueError, match=r".+"):
             Response(headers=[header])
@@ -127,19 +127,19 @@ class TestResponseHeaders:
         assert headers.multi_items() == [("b", "2"), ("a", "4")]
         assert headers["A"] == "4"
 
-    def test_a_refused_value_changes_nothing(self):
+    def test_an_invalid_value_changes_nothing(self):
         headers = ResponseHeaders({"a": "1"})
         with pytest.raises(ValueError, match="control"):
             headers["a"] = "\n"
         assert headers == {"a": "1"}
 
-    def test_adding_keeps_what_was_there(self):
+    def test_add_keeps_headers_of_that_name(self):
         headers = ResponseHeaders(Headers([(b"vary", b"a"), (b"vary", b"b")]))
         headers.add("Vary", "c")
         assert headers.getlist("vary") == ["a", "b", "c"]
         assert headers.raw() == [(b"vary", b"a"), (b"vary", b"b"), (b"vary", b"c")]
 
-    def test_it_is_a_mutable_mapping(self):
+    def test_headers_are_a_mutable_mapping(self):
         headers = ResponseHeaders({"a": "1", "b": "2"})
         headers.update({"B": "3", "c": "4"})
         assert headers.setdefault("A", "9") == "1"
@@ -151,7 +151,7 @@ class TestResponseHeaders:
 
 
 class TestCookies:
-    async def test_a_cookie_that_was_set_comes_back_in_the_next_request(self):
+    async def test_the_next_request_has_the_cookie(self):
         response = Response("x")
         response.set_cookie("name", "a b;ü", max_age=60, httponly=True)
         response.set_cookie("other", "1", samesite="strict", path="/x")
@@ -168,25 +168,25 @@ class TestCookies:
             "SameSite=None"
         )
 
-    def test_a_bad_cookie_is_refused(self):
+    def test_an_invalid_cookie_is_an_error(self):
         with pytest.raises(ValueError, match="as a cookie's name"):
             Response().set_cookie("a b", "1", expires=datetime.now(UTC))
 
 
 class TestJSON:
     @pytest.mark.parametrize("value", [{"a": [1, "ü"]}, [], None, "text", 2**70])
-    async def test_a_value_comes_back(self, value):
+    async def test_any_value_can_be_decoded_again(self, value):
         sent = await send(JSONResponse(value, 201, {"x-a": "1"}))
         assert sent.json() == value
         assert sent.status == 201
         assert sent.headers["content-type"] == "application/json"
         assert sent.headers["x-a"] == "1"
 
-    async def test_a_type_of_ones_own_is_kept(self):
+    async def test_a_json_content_type_is_kept(self):
         sent = await send(JSONResponse({}, headers={"content-type": "application/problem+json"}))
         assert sent.headers["content-type"] == "application/problem+json"
 
-    def test_what_json_has_no_form_for_is_refused_with_its_place(self):
+    def test_a_value_that_json_cannot_encode_is_named(self):
         with pytest.raises(ValueError, match=r"\$\.a is nan"):
             JSONResponse({"a": float("nan")})
         with pytest.raises(TypeError, match="object"):
@@ -206,18 +206,18 @@ class TestRedirect:
             ("HTTP://[::1]:80/", "HTTP://[::1]:80/"),
         ],
     )
-    async def test_it_goes_to_a_path_or_a_whole_url(self, location, sent_as):
+    async def test_a_redirect_goes_to_a_path_or_url(self, location, sent_as):
         sent = await send(RedirectResponse(location))
         assert sent.status == 307
         assert sent.headers["location"] == sent_as
         assert sent.headers["content-length"] == "0"
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    async def test_the_status_may_be_any_redirects(self, status):
+    async def test_a_redirect_has_any_redirect_status(self, status):
         assert (await send(RedirectResponse("/", status, {"x-a": "1"}))).status == status
 
     @pytest.mark.parametrize("status", [200, 300, 304, 400])
-    def test_another_status_is_refused(self, status):
+    def test_another_status_of_a_redirect_is_an_error(self, status):
         with pytest.raises(ValueError, match="redirect's status"):
             RedirectResponse("/", status)
 
@@ -244,7 +244,7 @@ class TestRedirect:
             "ftp://evil.example",
         ],
     )
-    def test_what_a_browser_might_read_as_another_host_is_refused(self, location):
+    def test_a_path_that_a_browser_reads_as_a_host_is_an_error(self, location):
         with pytest.raises(ValueError, match="exactly one slash"):
             RedirectResponse(location)
 

@@ -71,7 +71,7 @@ class TestReturnValues:
         response = to_response(("x", 200, [("set-cookie", "a=1"), ("set-cookie", "b=2")]), page)
         assert response.headers.getlist("set-cookie") == ["a=1", "b=2"]
 
-    def test_a_response_is_itself(self):
+    def test_a_response_is_returned_unchanged(self):
         response = Response("x")
         assert to_response(response, page) is response
 
@@ -109,7 +109,7 @@ class TestReturnValues:
         ):
             to_response([float("nan")], functools.partial(page))
 
-    async def test_what_was_not_waited_for_says_so(self):
+    async def test_a_coroutine_is_an_error_that_says_await(self):
         async def text():
             return "x"
 
@@ -119,7 +119,7 @@ class TestReturnValues:
         text.close()
 
     @pytest.mark.parametrize("value", [("x", 99), ("x", 600), ("x", 200, {"a\n": "b"}), ("x", {"a": "b\r\nc: d"})])
-    def test_a_bad_status_or_header_is_a_value_error(self, value):
+    def test_an_invalid_status_or_header_is_a_value_error(self, value):
         with pytest.raises(ValueError, match=r"status|header"):
             to_response(value, page)
 
@@ -176,7 +176,7 @@ class TestJSONDefault:
         ],
     )
     @pytest.mark.parametrize("place", ["view", "thread", "before", "after", "handler"])
-    async def test_http_answers_with_it_wherever_the_answer_is_made(self, answer, status, place):
+    async def test_every_http_answer_uses_json_default(self, answer, status, place):
         app = App(json_default=to_json)
 
         @app.get("/view")
@@ -206,7 +206,7 @@ class TestJSONDefault:
         response = await ask(app, f"/{place}")
         assert (response.status, response.text) == (status, AS_JSON)
 
-    async def test_messages_and_publishes_and_events_and_refusals_too(self):
+    async def test_messages_events_and_rejections_use_json_default(self):
         app = App(json_default=to_json)
 
         @app.websocket_route("/", value_type="json", subscribe="topic")
@@ -237,7 +237,7 @@ class TestJSONDefault:
             assert caught.value.body.decode() == f'{{"model":{AS_JSON}}}'
             assert (await client.get("/events")).text.count(f"data: {AS_JSON}\n") == 2
 
-    async def test_an_error_handler_has_it_where_no_route_is_too(self):
+    async def test_an_error_handler_uses_it_without_a_route(self):
         app = App(json_default=to_json)
         app.error_handler(404)(lambda connection, error: (MODEL, 404))
         app.add_route(lambda: None, "/")
@@ -245,7 +245,7 @@ class TestJSONDefault:
         assert (response.status, response.text) == (404, AS_JSON)
         assert (await refusal_of(app, "/absent")).body.decode() == AS_JSON
 
-    async def test_the_json_of_an_http_exception_too(self):
+    async def test_an_http_exception_uses_json_default(self):
         app = App(json_default=to_json)
 
         @app.get("/")
@@ -254,7 +254,7 @@ class TestJSONDefault:
 
         assert (await ask(app)).text == f'{{"model":{AS_JSON}}}'
 
-    async def test_a_row_is_a_value_and_no_body_with_a_status(self):
+    async def test_a_row_of_a_database_is_a_value(self):
         app = App(json_default=to_json)
         app.add_route(lambda: Row(1, "a"), "/one")
         app.add_route(lambda: ([Row(1, "a")], 201), "/several")
@@ -281,7 +281,7 @@ class TestJSONDefault:
             ((i for i in "ab"), "got generator; to send its values"),
         ],
     )
-    async def test_what_it_does_not_convert_is_refused_as_without_it(self, value, problem):
+    async def test_a_value_that_it_does_not_convert_is_an_error(self, value, problem):
         error = await failure_of(App(json_default=to_json), lambda: value)
         assert re.search(r"<lambda> \(.*test_views\.py:\d+\) returned a value that cannot be sent: ", str(error))
         assert problem in str(error)
@@ -295,7 +295,7 @@ class TestJSONDefault:
         causes = [error, error.__cause__, error.__cause__ and error.__cause__.__cause__]
         assert "from within" in [cause and cause.args[0] for cause in causes]
 
-    async def test_one_that_returns_what_it_was_given_ends(self):
+    async def test_a_json_default_that_returns_its_argument_ends(self):
         error = await failure_of(App(json_default=lambda value: value), lambda: {"a": MODEL})
         assert str(error).endswith("json_default returned Model, which JSON has no form for either")
 
@@ -305,7 +305,7 @@ class TestJSONDefault:
         error = await failure_of(App(json_default=to_json), lambda: value)
         assert str(error).endswith("is deeper, or contains itself")
 
-    async def test_another_app_that_is_mounted_does_not_have_it(self):
+    async def test_a_mounted_app_does_not_use_it(self):
         app = App(json_default=to_json)
         error = await failure_of(App(), lambda: {"a": MODEL}, inside=app)
         assert "$.a is of type Model" in str(error)
@@ -323,7 +323,7 @@ class TestJSONDefault:
         assert calls == [MODEL]
 
     @pytest.mark.parametrize("value", ["str", 5])
-    def test_one_that_is_no_plain_function_is_refused(self, value):
+    def test_json_default_must_be_a_plain_function(self, value):
         async def coroutine(value):
             return value
 
@@ -350,7 +350,7 @@ class TestThroughTheApp:
             assert (await client.post("/say")).json() == {"subscribers": 1}
             assert await ws.receive() == "hi"
 
-    async def test_publishing_from_a_thread_in_the_loops_own_is_refused(self):
+    async def test_publish_from_thread_in_the_event_loop_is_an_error(self):
         app = App()
 
         @app.post("/")

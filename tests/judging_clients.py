@@ -260,6 +260,9 @@ class DirectEnd(asyncio.Transport):
                 self._is_paused = True
                 self._protocol.pause_writing()
 
+    def resume_reading(self):
+        """Nothing: the client says too little for a pause."""
+
     def can_write_eof(self):
         return True
 

@@ -8,6 +8,7 @@ import pytest
 from engine_here import ASYNCIO_BACKENDS, serving, until
 
 from microws import App
+from microws.hub import MAX_BYTES
 
 pytestmark = [
     pytest.mark.anyio,
@@ -190,14 +191,27 @@ async def test_its_context_variables_are_those_of_the_connection():
     assert seen == [(0, None), (1, None), (2, None), (0, 0), (1, 1), (2, 2)]
 
 
-async def test_what_was_published_leaves_before_a_close():
+@pytest.mark.parametrize("turns", range(4))
+async def test_what_was_published_leaves_before_a_later_close(turns):
     async with opened(forward) as room:
         await room.publish("1")
-        for ws in room.connections:
-            await ws.close(4000)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.TaskGroup() as group:
+            for ws in room.connections:
+                group.create_task(ws.close(4000))
         for client in room.clients:
             assert await client.read_payloads(1) == [b"1"]
             assert (await client.read_close())[0] == 4000
+
+
+async def test_a_send_leaves_behind_a_publish_that_fills_the_outbox():
+    async with opened(forward, count=1) as room:
+        [ws], [client] = room.connections, room.clients
+        async with asyncio.TaskGroup() as group:
+            group.create_task(room.publish("x" * MAX_BYTES))
+            group.create_task(ws.send("2"))
+            assert [len(payload) for payload in await client.read_payloads(2)] == [MAX_BYTES, 1]
 
 
 async def test_a_connection_that_another_ones_middleware_closes_gets_what_it_had():

@@ -211,9 +211,10 @@ class Connection(ABC):
         if self.state is not OPEN:
             raise self.unusable("send")
         outbox = self.ensure_outbox()
+        # Even if there is no room: what is in the outbox may have been held a moment ago.
+        self.wake()
         if not self._senders and outbox.has_room(frame):
             outbox.send_nowait(frame)
-            self.wake()
             return
         self._senders = self._senders or deque()
         sender = (frame, anyio.Event())

@@ -183,8 +183,8 @@ class WrappedConnection(ASGIConnection):
         except WebSocketDisconnect:
             pass
 
-    def _report_end(self) -> None:
-        super()._report_end()
+    def _forget_pending(self) -> None:
+        super()._forget_pending()
         self._batch = None
         if self.outbox is not None:
             # It would refer to this object, which refers to it.

@@ -208,6 +208,8 @@ class AsyncioTasks:
     def end(self) -> Awaitable[None] | None:
         self._has_ended = True
         self._clock.connections.discard(self)
+        # It may refer to the connection, which refers to this object.
+        self._scope = {}
         return self._end_helpers() if self._helpers else None
 
     async def _end_helpers(self) -> None:

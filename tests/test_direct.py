@@ -1,6 +1,7 @@
 """The direct transport: an app on the project's own engine, over real sockets, down to the bytes that a client gets."""
 
 import asyncio
+import gc
 import platform
 import sys
 import zlib
@@ -9,7 +10,7 @@ from random import Random
 
 import pytest
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
-from engine_here import ASYNCIO_BACKENDS, LIMIT, serving, until
+from engine_here import ASYNCIO_BACKENDS, LIMIT, live, serving, until
 
 from microws import App, WebSocketDisconnect
 from microws.connection.asgi import ASGIConnection
@@ -749,6 +750,45 @@ async def test_a_reading_view_gets_messages_while_much_is_published_and_learns_o
         await client.send(close_frame(4002))
         await until(lambda: len(got) == 2)
     assert got == ["said", 4002]
+
+
+def change_nothing(app):
+    async def call(scope, receive, send):
+        async def send_on(event):
+            await send(event)
+
+        await app(scope, receive, send_on)
+
+    return call
+
+
+@pytest.mark.parametrize("how", ["plain", "mounted", "wrapped"])
+async def test_a_connection_is_freed_without_the_garbage_collector(how):
+    room = Room()
+    app = room.app
+    if how == "mounted":
+        # Its scope is a copy.
+        app = App()
+        app.mount("/", room.app)
+    elif how == "wrapped":
+        app.add_middleware(change_nothing)
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(app) as room.serving:
+            async with await room.serving.connect(tcp=True) as client:
+                await client.open()
+                ws = await within(room.arrived.get())
+                await ws.subscribe("t")
+                await room.publish("1")
+                assert await read_texts(client, 1) == ["1"]
+                kind = type(ws._connection)
+                count = live(kind)
+                del ws
+                client.server = None
+            await until(lambda: live(kind) == count - 1)
+    finally:
+        gc.enable()
 
 
 async def test_a_client_without_topics_that_reads_again_gets_what_was_sent():

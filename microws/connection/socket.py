@@ -586,6 +586,8 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._wake_receiver()
         if self.outbox is not None:
             self.outbox.clear()
+            # It would refer to this object, which refers to it.
+            self.outbox.sink = None
         super()._report_end()
 
     @property

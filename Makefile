@@ -8,11 +8,14 @@ TEST   := $(BIN)/python -m pytest
 # Most tests wait for sockets or clocks, so use more processes than cores.
 WORKERS ?= 4
 # Tests with processes, browsers and other packages, and random searches. They take long and add no coverage.
-SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py
+SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py
 SEARCHES := tests/test_framing_differential.py tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py
 # Servers stop differently since Python 3.12, so `make endurance` runs on this Python as well.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
+
+# Coverage takes half as long again. It is measured in CI, by `make cover`, and by `make test COVERAGE=1`.
+COVERAGE ?= $(CI)
 
 # The tests start hundreds of processes, so Python must cache the compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
@@ -64,17 +67,22 @@ types: setup  ## Check types, strictly, and that other type checkers know at lea
 		print(f'pyright knows {score:.1%} of the public types'); sys.exit(score < 0.98)"
 
 # While mypy checks, one process compiles the tests, assertions included: each of the workers would do it otherwise.
-test: setup  ## Check style and types, run the tests, and measure their coverage
+test: setup  ## Check style and types, and run the tests
 	$(MAKE) --no-print-directory -j 2 lint compiled-tests
+ifeq ($(COVERAGE),)
+	$(TEST) -q -n $(WORKERS) --dist loadgroup $(addprefix --ignore=,$(SERVERS) $(SEARCHES))
+else
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadgroup $(addprefix --ignore=,$(SERVERS) $(SEARCHES))
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+endif
 
 compiled-tests: setup
 	$(TEST) --collect-only -qq $(addprefix --ignore=,$(SERVERS) $(SEARCHES)) >/dev/null
 
-cover: test  ## Run the tests and write htmlcov/
+cover: setup  ## Run the tests, and write their coverage to htmlcov/
+	$(MAKE) --no-print-directory test COVERAGE=1
 	$(BIN)/coverage html
 
 docs: $(VENV)/.docs  ## Update docs/reference.md, check every page, and build site/

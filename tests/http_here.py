@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from engine_here import LIMIT, Client, TlsClient, until
+from websocket_server import LIMIT, Client, TlsClient, until
 from worker_here import respond
 
 from microws.server.http1 import HTTP1, ServerState

@@ -224,7 +224,7 @@ class DirectEnd(asyncio.Transport):
         if self._inflater is not None:
             fields["sec-websocket-extensions"] = "permessage-deflate"
         headers = [(name.encode(), value.encode()) for name, value in fields.items()]
-        machine.engines.take(self, Upgrade(self.client.target.encode(), headers, dict(headers)), b"", {})
+        machine.websockets.take(self, Upgrade(self.client.target.encode(), headers, dict(headers)), b"", {})
 
     # A transport
 

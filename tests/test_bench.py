@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import worker_here
-from engine_here import ASYNCIO_BACKENDS
 from odd_server import echo, measured, reflect, serving
+from websocket_server import ASYNCIO_BACKENDS
 
 from microws import App
 from microws.bench.report import as_json, as_text, problem_with

@@ -5,10 +5,10 @@ import socket
 import time
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS, until
 from hypothesis import given
 from hypothesis import strategies as st
 from virtual_clock import on_virtual_clock
+from websocket_server import ASYNCIO_BACKENDS, until
 
 from microws.connection.deadlines import Deadlines
 

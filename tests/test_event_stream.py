@@ -14,8 +14,8 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from engine_here import ASYNCIO_BACKENDS
 from test_streams import OPENING, Server
+from websocket_server import ASYNCIO_BACKENDS
 from worker_here import serving
 
 from microws import App, EventStream, ServerSentEvent

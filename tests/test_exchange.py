@@ -6,8 +6,8 @@ import re
 from email.utils import parsedate_to_datetime
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS
 from http_here import LIMIT, MARK, Recording, idle, post, read_body, request, serving
+from websocket_server import ASYNCIO_BACKENDS
 from worker_here import failures, respond
 
 pytestmark = pytest.mark.anyio

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 from byte_client import frame, upgrade
-from engine_here import ASYNCIO_BACKENDS
 from http_here import MARK, Recording, post, request, serving
+from websocket_server import ASYNCIO_BACKENDS
 
 pytestmark = pytest.mark.anyio
 

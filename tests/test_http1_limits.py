@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS
 from http_here import MARK, Recording, post, read_body, request, serving
 from virtual_clock import VirtualClockLoop, on_virtual_clock
+from websocket_server import ASYNCIO_BACKENDS
 from worker_here import respond
 
 # Seconds of the virtual clock that a client waits for what must happen.

@@ -10,12 +10,12 @@ import logging
 from collections import Counter
 from functools import partial
 
-from engine_here import DEFAULTS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from judging_clients import MAX_HEAD, TOPICS, UNLIMITED, Client, DirectEnd, Message, PortableEnd, value_of
 from virtual_clock import VirtualClockLoop
+from websocket_server import DEFAULTS
 
 from microws import App, WebSocketDisconnect
 from microws.hub import MAX_BYTES
@@ -138,7 +138,7 @@ class HubMachine(RuleBasedStateMachine):
             for gaps in (False, True):
                 path = f"/{codec}-gaps" if gaps else f"/{codec}"
                 self.app.websocket_route(path, value_type=codec, gaps=gaps)(self.view)
-        self.engines = WebSockets(self.app, **DEFAULTS, limits=Limits(compression=True))
+        self.websockets = WebSockets(self.app, **DEFAULTS, limits=Limits(compression=True))
         self.members = []
         self.messages = []
         self.tasks = []
@@ -382,7 +382,7 @@ class HubMachine(RuleBasedStateMachine):
         assert not hub._flusher._due
         assert not hub._flusher.is_behind
         assert (hub.statistics().connections, hub.statistics().queued) == (0, 0)
-        assert self.engines.open == 0
+        assert self.websockets.open == 0
         assert not asyncio.all_tasks(self.loop)
         for client in self.members:
             for task in client.tasks:

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS
+from websocket_server import ASYNCIO_BACKENDS
 
 from microws.server.logs import AccessEntry, PipeHandler, TextFormatter, is_pipe
 

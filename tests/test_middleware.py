@@ -11,8 +11,6 @@ import sentry_sdk
 from asgiref.compatibility import guarantee_single_callable, is_double_callable
 from asking import ask, ask_websocket, ending_of, refusal_of
 from byte_client import CONTINUATION, TEXT, frame
-from engine_here import ASYNCIO_BACKENDS, until
-from engine_here import serving as serving_engines
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.metrics import MeterProvider
@@ -23,6 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
 from sentry_sdk.transport import Transport
+from websocket_server import ASYNCIO_BACKENDS, until
+from websocket_server import serving as serving_websockets
 from worker_here import failures, serving
 
 from microws import App, HTTPException, InvalidMessage, WebSocket
@@ -546,7 +546,7 @@ class TestLimits:
                         return
                     await ws.send(str(len(message)))
 
-        async with serving_engines(around(app)) as served, await served.connect() as client:
+        async with serving_websockets(around(app)) as served, await served.connect() as client:
             yield client
 
     async def test_max_message_size_applies(self, client):
@@ -576,17 +576,17 @@ class TestLimits:
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 async def test_a_slow_client_has_close_timeout_for_queued_messages():
-    app, wires = App(close_timeout=30), []
+    app, connections = App(close_timeout=30), []
 
     @app.websocket_route("/")
     async def view(ws):
         async with ws:
-            wires.append(ws.scope["microws.connection"])
+            connections.append(ws.scope["microws.connection"])
             await ws.send("x" * (8 << 20))
 
-    async with serving_engines(app) as served, await served.connect() as client:
+    async with serving_websockets(app) as served, await served.connect() as client:
         await client.open()
-        await until(lambda: wires and wires[0].state is CLOSING)
-        assert wires[0] in served.engines._shared.closings[30]
+        await until(lambda: connections and connections[0].state is CLOSING)
+        assert connections[0] in served.websockets._shared.closings[30]
         assert len((await client.read_frame()).payload) == 8 << 20
         assert (await client.read_close())[0] == 1000

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 from byte_client import upgrade
-from engine_here import ASYNCIO_BACKENDS
 from http_here import request, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from websocket_server import ASYNCIO_BACKENDS
 from worker_here import respond
 from worker_here import serving as serving_worker
 

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS, until
 from http_here import request, serving
+from websocket_server import ASYNCIO_BACKENDS, until
 from worker_here import failures
 
 from microws import App, FileResponse

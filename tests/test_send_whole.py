@@ -1,8 +1,8 @@
 """Responses that our own server sends without ASGI events: the same bytes, and middleware sees its events."""
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS
 from http_here import serving
+from websocket_server import ASYNCIO_BACKENDS
 
 from microws import App, JSONResponse, RedirectResponse, Response
 

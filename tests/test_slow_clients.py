@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 from byte_client import upgrade
-from engine_here import ASYNCIO_BACKENDS, until
 from http_here import Recording, request, serving
+from websocket_server import ASYNCIO_BACKENDS, until
 from worker_here import failures, respond
 
 pytestmark = pytest.mark.anyio

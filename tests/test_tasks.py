@@ -8,9 +8,9 @@ import anyio
 import pytest
 import trio
 import uvloop
-from engine_here import serving
 from trio.testing import MockClock
 from virtual_clock import VirtualClockLoop
+from websocket_server import serving
 
 from microws import App, WebSocketDisconnect
 

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 from byte_client import BINARY, PING, TEXT, close_frame, frame, upgrade
-from engine_here import ASYNCIO_BACKENDS, LIMIT, echo, opened, serving, until
+from websocket_server import ASYNCIO_BACKENDS, LIMIT, echo, opened, serving, until
 
 from microws.server.failures import ClientDisconnected
 from microws.state import State
@@ -145,7 +145,7 @@ async def test_a_close_is_1000_without_a_reason_unless_it_says_otherwise(event):
 async def test_send_waits_while_the_client_does_not_read():
     async with opened(connection={"buffers": 4096}) as (app, client):
         sending = [asyncio.ensure_future(send_many(app, f"{number}" * 1000, 100)) for number in range(3)]
-        await until(lambda: not app.wire.is_writable)
+        await until(lambda: not app.connection.is_writable)
         assert client.server.get_write_buffer_size() < 128 << 10
         assert not any(task.done() for task in sending)
         sending[0].cancel()
@@ -155,7 +155,7 @@ async def test_send_waits_while_the_client_does_not_read():
             received += await client.read_payloads(1)
         await within(asyncio.gather(*sending[1:]))
         assert [received.count(b"%d" % number * 1000) for number in (1, 2)] == [100, 100]
-        assert app.wire.state is State.OPEN
+        assert app.connection.state is State.OPEN
 
 
 async def send_many(app, text, count):
@@ -166,7 +166,7 @@ async def send_many(app, text, count):
 async def test_a_send_that_waits_raises_when_the_client_goes():
     async with opened(connection={"buffers": 4096}) as (app, client):
         sending = asyncio.ensure_future(send_many(app, "x" * 1000, 1000))
-        await until(lambda: not app.wire.is_writable)
+        await until(lambda: not app.connection.is_writable)
         client.sock.close()
         with pytest.raises(ClientDisconnected):
             await within(sending)
@@ -221,7 +221,7 @@ async def test_an_accept_that_cannot_be_sent_sends_nothing(event, error):
     async with opened(accept=False, fields=["sec-websocket-protocol: a, b"]) as (app, client):
         with pytest.raises(error):
             await app.send({"type": "websocket.accept"} | event)
-        assert app.wire.state is State.CONNECTING
+        assert app.connection.state is State.CONNECTING
         await app.send({"type": "websocket.accept", "subprotocol": "a"})
         assert (await client.read_head())[0] == 101
 
@@ -237,7 +237,7 @@ async def test_a_close_before_the_accept_is_403():
 async def test_a_client_that_sends_much_before_it_is_refused_gets_its_answer():
     async with opened(accept=False, connection={"tcp": True}) as (app, client):
         sending = asyncio.ensure_future(client.send(frame(b"x" * 50_000, BINARY) * 200))
-        await until(lambda: not app.wire.is_reading)
+        await until(lambda: not app.connection.is_reading)
         await app.send({"type": "websocket.close"})
         await within(sending, 2)
         assert (await client.read_head())[0] == 403
@@ -271,7 +271,7 @@ async def test_a_body_that_the_client_does_not_read_is_held_back():
             await app.send({"type": BODY})
 
         sending = asyncio.ensure_future(send_body())
-        await until(lambda: not app.wire.is_writable)
+        await until(lambda: not app.connection.is_writable)
         assert client.server.get_write_buffer_size() < 256 << 10
         await client.read_head()
         assert len(await client.read_rest()) == 1_000_000
@@ -300,7 +300,7 @@ async def test_a_denial_to_a_client_that_has_left_raises():
     async with opened(accept=False) as (app, client):
         await app.send({"type": START, "status": 404})
         client.sock.close()
-        await until(lambda: app.wire.state is State.CLOSED)
+        await until(lambda: app.connection.state is State.CLOSED)
         with pytest.raises(ClientDisconnected):
             await app.send({"type": BODY, "body": b"x"})
 
@@ -317,7 +317,7 @@ async def test_a_denial_that_is_left_unfinished_ends_the_connection(fails, caplo
         await client.send(upgrade("/"))
         assert (await client.read_head())[0] == 404
         assert await within(client.read_rest(), 2) == b"part"
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
     assert ["the app raised" in record.getMessage() for record in errors(caplog)] == [True] * fails
 
 
@@ -379,7 +379,7 @@ async def test_a_send_to_a_client_that_has_left_is_no_failure_of_the_app(wrap, c
         await client.open()
         await client.send(close_frame(1000))
         await client.read_rest()
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
     assert errors(caplog) == []
 
 
@@ -394,7 +394,7 @@ async def test_another_error_behind_the_end_is_a_failure_of_the_app(caplog):
         await client.open()
         await client.send(close_frame(1000))
         await client.read_rest()
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
     [record] = errors(caplog)
     assert record.exc_info[0] is LookupError
 
@@ -411,18 +411,18 @@ async def test_an_app_that_is_cancelled_says_500_or_1011(accepts):
     async with serving(app) as served, await served.connect() as client:
         await client.send(upgrade("/"))
         await within(waiting.wait())
-        served.engines.cancel()
+        served.websockets.cancel()
         assert (await client.read_head())[0] == (101 if accepts else 500)
         if accepts:
             assert await closed_with(client) == (1011, "internal error")
         client.sock.close()
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
 
 
 async def test_an_app_may_go_on_when_its_client_has_left():
     async with opened() as (app, client):
         client.sock.close()
-        await until(lambda: app.wire.state is State.CLOSED)
+        await until(lambda: app.connection.state is State.CLOSED)
         await asyncio.sleep(0)
         assert await app.receive() == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
@@ -439,7 +439,7 @@ async def test_a_handshake_and_an_end_have_a_line_each(caplog):
             await client.read_rest()
         async with await served.connect() as client:
             await client.open("/gone")
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
     assert access_lines(caplog) == [
         'WebSocket /a?b HTTP/1.1" 101',
         'WebSocket /a?b HTTP/1.1" closed 4000',
@@ -461,7 +461,7 @@ async def test_a_denial_has_one_line_and_so_has_a_client_that_left_before_its_an
     caplog.clear()
     async with opened(accept=False, access_log=True) as (app, client):
         client.sock.close()
-        await until(lambda: app.wire.state is State.CLOSED)
+        await until(lambda: app.connection.state is State.CLOSED)
         with pytest.raises(ClientDisconnected):
             await app.send({"type": "websocket.accept"})
         with pytest.raises(ClientDisconnected):
@@ -489,9 +489,9 @@ async def test_tls_carries_messages_of_any_size_both_ways_and_closes_in_order():
 async def test_tls_holds_back_both_ways():
     async with opened(tls=True, connection={"buffers": 4096}) as (app, client):
         flooding = asyncio.ensure_future(client.send(frame(b"y" * 1000, BINARY) * 3000))
-        await until(lambda: not app.wire.is_reading)
+        await until(lambda: not app.connection.is_reading)
         sending = asyncio.ensure_future(send_many(app, "x" * 1000, 1000))
-        await until(lambda: not app.wire.is_writable)
+        await until(lambda: not app.connection.is_writable)
         received = asyncio.ensure_future(client.read_payloads(1000))
         for _ in range(3000):
             assert (await within(app.receive()))["bytes"] == b"y" * 1000

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
-from engine_here import ASYNCIO_BACKENDS, LIMIT, live, serving, until
+from websocket_server import ASYNCIO_BACKENDS, LIMIT, live, serving, until
 
 from microws import App, WebSocketDisconnect
 from microws.connection.asgi import ASGIConnection
@@ -681,7 +681,7 @@ async def test_a_drain_sends_what_was_published_before_the_1012(stalls):
     async with served() as room:
         ws, client = await (room.stall("t") if stalls else room.join("t"))
         await room.publish("1", "2")
-        await room.serving.engines.drain()
+        await room.serving.websockets.drain()
         assert ws.close_code == 1012
         texts, end = await read_until_close(client)
         assert texts == [*([STALLING] if stalls else []), "1", "2"]
@@ -812,7 +812,7 @@ async def test_an_app_that_is_cancelled_without_an_end_of_its_own_has_left_the_h
     async with serving(room.app) as room.serving, room.clients:
         client = await room.connect()
         await client.open("/waits")
-        room.serving.engines.cancel()
+        room.serving.websockets.cancel()
         assert await read_until_close(client) == ([], (1011, "internal error"))
         await until(lambda: room.app.hub.statistics().connections == 0)
         assert not room.app.hub._topics

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+from asgi_client import DISCONNECT, ASGIClient, ClientDisconnected, connected
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire import DISCONNECT, ClientDisconnected, Wire, wired
 
 from microws import App, WebSocketDisconnect
 from microws.tasks import AsyncioTasks
@@ -59,13 +59,13 @@ class TestReading:
                 await go.wait()
                 got.extend([message async for message in ws])
 
-        async with wired(app_of(view, receive_queue=4), Wire()) as wire:
+        async with connected(app_of(view, receive_queue=4), ASGIClient()) as client:
             await anyio.wait_all_tasks_blocked()
-            wire.put(*map(str, range(100)))
-            await wire.wait_for(lambda: wire.taken >= 1 + 4)
+            client.put(*map(str, range(100)))
+            await client.wait_for(lambda: client.taken >= 1 + 4)
             await anyio.wait_all_tasks_blocked()
-            assert wire.taken <= 1 + 4 + 1
-            wire.put(DISCONNECT)
+            assert client.taken <= 1 + 4 + 1
+            client.put(DISCONNECT)
             go.set()
         assert got == [str(n) for n in range(100)]
 
@@ -79,13 +79,13 @@ class TestReading:
                 await go.wait()
                 got.extend([message async for message in ws])
 
-        async with wired(app_of(view, receive_queue=1000), Wire()) as wire:
+        async with connected(app_of(view, receive_queue=1000), ASGIClient()) as client:
             await anyio.wait_all_tasks_blocked()
-            wire.put(*["x" * (1 << 19)] * 10)
-            await wire.wait_for(lambda: wire.taken >= 1 + 2)
+            client.put(*["x" * (1 << 19)] * 10)
+            await client.wait_for(lambda: client.taken >= 1 + 2)
             await anyio.wait_all_tasks_blocked()
-            assert wire.taken <= 1 + 2 + 1
-            wire.put(DISCONNECT)
+            assert client.taken <= 1 + 2 + 1
+            client.put(DISCONNECT)
             go.set()
         assert len(got) == 10
 
@@ -95,32 +95,32 @@ class TestReading:
                 pass
 
         app = app_of(view, receive_queue=4, subscribe="t")
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(*["x"] * 1000, DISCONNECT)
-        assert (wire.texts, wire.taken) == (["accept", "close 1000"], 1002)
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(*["x"] * 1000, DISCONNECT)
+        assert (client.texts, client.taken) == (["accept", "close 1000"], 1002)
         assert_nothing_is_left(app)
 
     async def test_a_client_that_floods_is_discarded_for_longer_than_the_close_timeout(self):
         async def view(ws):
             await ws.accept()
 
-        async with wired(app_of(view, close_timeout=0.3), Wire()) as wire:
-            await wire.wait_sent(2)
+        async with connected(app_of(view, close_timeout=0.3), ASGIClient()) as client:
+            await client.wait_sent(2)
             for _ in range(20):
-                wire.put("x")
+                client.put("x")
                 await anyio.sleep(0.025)
-            assert not wire.has_ended
-            wire.put(DISCONNECT)
-        assert wire.taken == 22
+            assert not client.has_ended
+            client.put(DISCONNECT)
+        assert client.taken == 22
 
     async def test_a_client_that_never_answers_the_close_is_left_to_the_server_after_close_timeout(self):
         async def view(ws):
             await ws.accept()
 
-        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(2)
-        assert wire.texts == ["accept", "close 1000"]
+        async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(2)
+        assert client.texts == ["accept", "close 1000"]
 
     async def test_several_tasks_may_receive_and_each_message_goes_to_one_of_them(self):
         got = []
@@ -134,13 +134,13 @@ class TestReading:
                 for _ in range(5):
                     tasks.start_soon(read, ws)
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
             for n in range(50):
-                wire.put(str(n))
+                client.put(str(n))
                 if n % 7 == 0:
                     await anyio.wait_all_tasks_blocked()
-            wire.put(DISCONNECT)
+            client.put(DISCONNECT)
         assert sorted(got, key=int) == [str(n) for n in range(50)]
 
     async def test_a_receiver_that_gives_up_hands_its_turn_to_the_next(self):
@@ -159,13 +159,13 @@ class TestReading:
                 await ws.send("ready")
                 tasks.start_soon(read, ws)
 
-        async with wired(app_of(view), Wire()) as wire:
+        async with connected(app_of(view), ASGIClient()) as client:
             await anyio.wait_all_tasks_blocked()
             first.cancel()
             await anyio.wait_all_tasks_blocked()
-            wire.put("1", "2")
-            await wire.wait_sent(3)
-            wire.put(DISCONNECT)
+            client.put("1", "2")
+            await client.wait_sent(3)
+            client.put(DISCONNECT)
         assert got == ["1", "2"]
 
     async def test_receives_that_are_given_up_at_any_moment_lose_nothing(self):
@@ -181,20 +181,20 @@ class TestReading:
                     except TimeoutError:
                         pass
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
             for n in range(200):
-                wire.put(str(n))
+                client.put(str(n))
                 for _ in range(n % 4):
                     await anyio.lowlevel.checkpoint()
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
         assert got == [str(n) for n in range(200)]
 
     async def test_a_time_out_loses_nothing_on_a_server_whose_own_receive_would(self):
         timed_out = anyio.Event()
 
-        class Forgetful(Wire):
+        class Forgetful(ASGIClient):
             async def receive(self):
                 event = await super().receive()
                 if event["type"] == "websocket.receive":
@@ -208,11 +208,11 @@ class TestReading:
                 timed_out.set()
                 assert await ws.receive(timeout=5) == "1"
 
-        async with wired(app_of(view), Forgetful()) as wire:
-            wire.put("1")
-            await wire.wait_sent(2)
-            assert wire.texts == ["accept", "close 1000"]
-            wire.put(DISCONNECT)
+        async with connected(app_of(view), Forgetful()) as client:
+            client.put("1")
+            await client.wait_sent(2)
+            assert client.texts == ["accept", "close 1000"]
+            client.put(DISCONNECT)
 
     @pytest.mark.parametrize("message", ["€€€€", "x" * 11, b"x" * 11, "\U0001f600" * 3])
     async def test_a_message_over_the_limit_in_bytes_is_closed_with_1009_and_not_seen(self, message):
@@ -225,14 +225,14 @@ class TestReading:
                     await ws.receive()
                 assert (caught.value.code, caught.value.reason) == (1009, "message over 10 bytes")
 
-        async with wired(app_of(view, max_message_size=10, value_type="auto"), Wire()) as wire:
-            wire.put("x" * 10, "€€€", b"x" * 10)
-            await wire.wait_sent(4)
-            wire.put(message, "never seen")
-            await wire.wait_sent(5)
-            wire.put(DISCONNECT)
-        assert wire.error is None
-        assert wire.texts == ["accept", "ok", "ok", "ok", "close 1009 message over 10 bytes"]
+        async with connected(app_of(view, max_message_size=10, value_type="auto"), ASGIClient()) as client:
+            client.put("x" * 10, "€€€", b"x" * 10)
+            await client.wait_sent(4)
+            client.put(message, "never seen")
+            await client.wait_sent(5)
+            client.put(DISCONNECT)
+        assert client.error is None
+        assert client.texts == ["accept", "ok", "ok", "ok", "close 1009 message over 10 bytes"]
 
     async def test_a_view_that_sends_but_leaves_what_its_client_sends_unread_is_closed_with_1008(self):
         codes = []
@@ -245,14 +245,14 @@ class TestReading:
                         await anyio.sleep(0.01)
                 except WebSocketDisconnect as end:
                     codes.append(end.code)
-                    wire.notify()
+                    client.notify()
 
-        async with wired(app_of(view, receive_queue=2, send_timeout=0.1), Wire()) as wire:
-            wire.put("1", "2", "3")
-            await wire.wait_for(lambda: codes and wire.texts[-1] != "tick")
-            wire.put(DISCONNECT)
+        async with connected(app_of(view, receive_queue=2, send_timeout=0.1), ASGIClient()) as client:
+            client.put("1", "2", "3")
+            await client.wait_for(lambda: codes and client.texts[-1] != "tick")
+            client.put(DISCONNECT)
         assert codes == [1008]
-        assert wire.texts[-1] == "close 1008 messages are not read here"
+        assert client.texts[-1] == "close 1008 messages are not read here"
 
     async def test_so_is_one_that_only_subscribes(self):
         ended = []
@@ -264,16 +264,16 @@ class TestReading:
                     await anyio.sleep_forever()
                 finally:
                     ended.append(ws.close_code)
-                    wire.notify()
+                    client.notify()
 
         app = app_of(view, receive_queue=2, send_timeout=0.1, close_timeout=0.1)
-        async with app.running(), wired(app, Wire()) as wire:
-            wire.put("1", "2", "3")
+        async with app.running(), connected(app, ASGIClient()) as client:
+            client.put("1", "2", "3")
             with anyio.fail_after(5):
                 while not ended:
                     await app.publish("ticks", "tick")
                     await anyio.sleep(0.01)
-            wire.put(DISCONNECT)
+            client.put(DISCONNECT)
         assert ended == [1008]
 
     async def test_one_that_neither_sends_nor_receives_for_long_may_still_receive_everything(self):
@@ -286,10 +286,10 @@ class TestReading:
                 await go.wait()
                 got.extend([message async for message in ws])
 
-        async with wired(app_of(view, receive_queue=2, send_timeout=0.02), Wire()) as wire:
+        async with connected(app_of(view, receive_queue=2, send_timeout=0.02), ASGIClient()) as client:
             await anyio.wait_all_tasks_blocked()
-            wire.put("1", "2", "3", {"type": "websocket.unheard of"}, DISCONNECT)
-            await wire.wait_for(lambda: wire.taken >= 3)
+            client.put("1", "2", "3", {"type": "websocket.unheard of"}, DISCONNECT)
+            await client.wait_for(lambda: client.taken >= 3)
             await anyio.sleep(0.1)
             go.set()
         assert got == ["1", "2", "3"]
@@ -305,11 +305,11 @@ class TestReading:
                     ended.set()
 
         app = app_of(view, subscribe="t")
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(1)
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(1)
             await anyio.wait_all_tasks_blocked()
-            wire.receive_raises = RuntimeError("the server is broken")
-            wire.notify()
+            client.receive_raises = RuntimeError("the server is broken")
+            client.notify()
             with anyio.fail_after(5):
                 await ended.wait()
         assert_nothing_is_left(app)
@@ -325,10 +325,10 @@ class TestTheHandshake:
                 await ws.receive()
 
         app = app_of(view)
-        async with wired(app, Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", "early"]
+        async with connected(app, ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", "early"]
 
     async def test_frames_published_before_accept_wait_behind_it(self):
         async def view(ws):
@@ -340,10 +340,10 @@ class TestTheHandshake:
             await ws.send("sent")
             await ws.receive()
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(5)
-            assert wire.texts == ["accept", "0", "1", "2", "sent"]
-            wire.put(DISCONNECT)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(5)
+            assert client.texts == ["accept", "0", "1", "2", "sent"]
+            client.put(DISCONNECT)
 
     @pytest.mark.parametrize("denial", [True, False])
     async def test_a_rejection_is_all_that_leaves_whatever_was_published_before_it(self, denial):
@@ -355,10 +355,10 @@ class TestTheHandshake:
             await anyio.wait_all_tasks_blocked()
 
         app = app_of(view, subscribe="t")
-        async with no_task_is_left(), wired(app, Wire(denial=denial)) as wire:
+        async with no_task_is_left(), connected(app, ASGIClient(denial=denial)) as client:
             pass
-        assert wire.error is None
-        assert wire.texts == ([418, "http.response.body"] if denial else ["close 3418"])
+        assert client.error is None
+        assert client.texts == ([418, "http.response.body"] if denial else ["close 3418"])
         assert_nothing_is_left(app)
 
     async def test_a_view_that_is_stuck_in_accept_is_given_up_and_nothing_published_leaves_before_it(self):
@@ -366,13 +366,13 @@ class TestTheHandshake:
             await ws.app.publish("t", "x")
             await ws.accept()
 
-        wire = Wire()
-        wire.stall()
+        client = ASGIClient()
+        client.stall()
         app = app_of(view, subscribe="t", accept_timeout=0.05)
-        async with wired(app, wire):
-            await wire.wait_for(lambda: wire.was_cancelled)
-            wire.resume()
-        assert wire.texts in ([503, "http.response.body"], [])
+        async with connected(app, client):
+            await client.wait_for(lambda: client.was_cancelled)
+            client.resume()
+        assert client.texts in ([503, "http.response.body"], [])
         assert_nothing_is_left(app)
 
     async def test_an_accept_that_was_given_up_may_be_tried_again(self):
@@ -383,10 +383,10 @@ class TestTheHandshake:
             async with ws:
                 assert ws.accepted
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", "close 1000"]
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", "close 1000"]
 
     async def test_a_handshake_is_answered_by_one_task(self):
         async def view(ws):
@@ -398,15 +398,15 @@ class TestTheHandshake:
                         await answer()
                 with pytest.raises(RuntimeError, match=r"ws\.send\(\) before the handshake is accepted"):
                     await ws.send("x")
-                wire.resume()
+                client.resume()
 
-        wire = Wire()
-        wire.stall()
-        async with wired(app_of(view), wire):
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
-        assert wire.error is None
-        assert wire.texts == ["accept", "close 1000"]
+        client = ASGIClient()
+        client.stall()
+        async with connected(app_of(view), client):
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
+        assert client.error is None
+        assert client.texts == ["accept", "close 1000"]
 
     async def test_a_client_that_leaves_while_its_handshake_is_answered_is_seen_at_once(self):
         codes = []
@@ -417,10 +417,10 @@ class TestTheHandshake:
             except WebSocketDisconnect as end:
                 codes.append((end.code, ws.accepted))
 
-        wire = Wire()
-        wire.stall()
-        async with no_task_is_left(), wired(app_of(view, close_timeout=5), wire):
-            wire.put(DISCONNECT)
+        client = ASGIClient()
+        client.stall()
+        async with no_task_is_left(), connected(app_of(view, close_timeout=5), client):
+            client.put(DISCONNECT)
         assert codes == [(1001, False)]
 
     @pytest.mark.parametrize("denial", [True, False])
@@ -429,11 +429,11 @@ class TestTheHandshake:
             await ws.reject(400)
             assert ws.close_code == 3400
 
-        stalled, gone, left = Wire(denial=denial), Wire(denial=denial), Wire(denial=denial)
+        stalled, gone, left = ASGIClient(denial=denial), ASGIClient(denial=denial), ASGIClient(denial=denial)
         stalled.stall()
         gone.raises = ClientDisconnected()
         gone.put(DISCONNECT)
-        async with no_task_is_left(), wired(app_of(view), stalled, gone, left):
+        async with no_task_is_left(), connected(app_of(view), stalled, gone, left):
             pass
         assert (stalled.texts, gone.texts) == ([], [])
         assert stalled.error is None
@@ -446,12 +446,12 @@ class TestTheHandshake:
             assert ws.close_code == 1001
 
         left = anyio.Event()
-        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
-            wire.put(DISCONNECT)
-            await wire.wait_for(lambda: wire.taken == 2)
+        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
+            client.put(DISCONNECT)
+            await client.wait_for(lambda: client.taken == 2)
             left.set()
-        assert wire.error is None
-        assert wire.texts == []
+        assert client.error is None
+        assert client.texts == []
 
     async def test_a_client_that_leaves_before_accept_is_seen_and_accept_raises_its_code(self):
         codes = []
@@ -464,12 +464,12 @@ class TestTheHandshake:
             await ws.close()
 
         left = anyio.Event()
-        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
-            wire.put(DISCONNECT)
-            await wire.wait_for(lambda: wire.taken == 2)
+        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
+            client.put(DISCONNECT)
+            await client.wait_for(lambda: client.taken == 2)
             left.set()
         assert codes == [(1001, "bye", True)]
-        assert wire.texts == []
+        assert client.texts == []
 
     @pytest.mark.parametrize("answer", ["accept", "reject"])
     async def test_a_view_whose_connection_was_lost_to_the_hub_before_its_answer_learns_why(self, answer):
@@ -487,11 +487,11 @@ class TestTheHandshake:
 
         app = app_of(view)
         app.topic("t", queue=2)
-        async with no_task_is_left(), wired(app, Wire()) as wire:
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
             pass
         assert ends == [(1013, "too slow")]
-        assert wire.error is None
-        assert wire.texts == ["close 1013 too slow"]
+        assert client.error is None
+        assert client.texts == ["close 1013 too slow"]
         assert_nothing_is_left(app)
 
 
@@ -508,10 +508,10 @@ class TestTheEndSeen:
                 except WebSocketDisconnect as end:
                     ends.append((end.code, end.reason))
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(5)
-            wire.raises = ClientDisconnected()
-            wire.put(DISCONNECT)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(5)
+            client.raises = ClientDisconnected()
+            client.put(DISCONNECT)
         assert ends == [(1001, "bye")]
 
     async def test_it_does_on_a_server_whose_send_never_waits_and_never_tells(self):
@@ -525,9 +525,9 @@ class TestTheEndSeen:
                 except WebSocketDisconnect as end:
                     ends.append((end.code, end.reason))
 
-        wire = Wire(suspends=False)
-        wire.put(DISCONNECT)
-        async with wired(app_of(view), wire):
+        client = ASGIClient(suspends=False)
+        client.put(DISCONNECT)
+        async with connected(app_of(view), client):
             pass
         assert ends == [(1001, "bye")]
 
@@ -542,10 +542,10 @@ class TestTheEndSeen:
                 except WebSocketDisconnect as end:
                     ends.append((end.code, end.reason))
 
-        async with no_task_is_left(), wired(app_of(view, close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(10)
-            wire.stall()
-            wire.put(DISCONNECT)
+        async with no_task_is_left(), connected(app_of(view, close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(10)
+            client.stall()
+            client.put(DISCONNECT)
         assert ends == [(1001, "bye")]
 
     async def test_it_does_when_its_connection_ends_twice_at_once(self):
@@ -559,14 +559,17 @@ class TestTheEndSeen:
                 except WebSocketDisconnect as end:
                     ends.append(end.code)
 
-        async with no_task_is_left(), wired(app_of(view, close_timeout=5, max_message_size=10), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            wire.put("go")
+        async with (
+            no_task_is_left(),
+            connected(app_of(view, close_timeout=5, max_message_size=10), ASGIClient()) as client,
+        ):
+            await client.wait_sent(1)
+            client.stall()
+            client.put("go")
             await anyio.wait_all_tasks_blocked()
-            wire.put("x" * 11, DISCONNECT)
+            client.put("x" * 11, DISCONNECT)
         assert ends == [1009]
-        assert wire.error is None
+        assert client.error is None
 
     async def test_where_the_server_only_raises_the_code_is_1006(self):
         ends = []
@@ -579,10 +582,10 @@ class TestTheEndSeen:
                 except WebSocketDisconnect as end:
                     ends.append((end.code, end.reason))
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.raises = ClientDisconnected()
-            wire.put("go")
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.raises = ClientDisconnected()
+            client.put("go")
         assert ends == [(1006, "")]
 
     async def test_messages_that_came_before_the_end_are_still_received(self):
@@ -598,10 +601,10 @@ class TestTheEndSeen:
                 got.extend([message async for message in ws])
 
         seen = anyio.Event()
-        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
+        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
             await anyio.wait_all_tasks_blocked()
-            wire.put("1", "2", DISCONNECT)
-            await wire.wait_for(lambda: wire.taken == 1 + 3)
+            client.put("1", "2", DISCONNECT)
+            await client.wait_for(lambda: client.taken == 1 + 3)
             seen.set()
         assert got == ["1", "2"]
 
@@ -625,10 +628,10 @@ class TestTheEndSeen:
                     ends.append(end.code)
 
         go = anyio.Event()
-        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
+        async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
             await anyio.wait_all_tasks_blocked()
-            wire.raises = ClientDisconnected()
+            client.raises = ClientDisconnected()
             go.set()
         assert ends == [1006, 1006]
 
@@ -636,7 +639,7 @@ class TestTheEndSeen:
 def test_a_server_that_swallows_a_cancellation_leaves_no_trace_of_it_in_the_view_s_task():
     pending = []
 
-    class Swallowing(Wire):
+    class Swallowing(ASGIClient):
         async def send(self, event):
             with suppress(asyncio.CancelledError):
                 await super().send(event)
@@ -651,10 +654,10 @@ def test_a_server_that_swallows_a_cancellation_leaves_no_trace_of_it_in_the_view
                 await ws.receive()
 
     async def main():
-        async with wired(app_of(view, close_timeout=5), Swallowing()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            wire.put("go", DISCONNECT)
+        async with connected(app_of(view, close_timeout=5), Swallowing()) as client:
+            await client.wait_sent(1)
+            client.stall()
+            client.put("go", DISCONNECT)
 
     asyncio.run(main())
     assert pending == [0]
@@ -671,18 +674,18 @@ class TestSending:
                     await ws.send("1")
                 except WebSocketDisconnect as end:
                     ends.append((end.code, end.reason))
-                    wire.notify()
+                    client.notify()
 
-        async with wired(app_of(view, send_timeout=0.05, close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            wire.put("go")
-            await wire.wait_for(lambda: ends)
-            wire.resume()
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
+        async with connected(app_of(view, send_timeout=0.05, close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
+            client.put("go")
+            await client.wait_for(lambda: ends)
+            client.resume()
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
         assert ends == [(1013, "too slow")]
-        assert wire.texts == ["accept", "close 1013 too slow"]
+        assert client.texts == ["accept", "close 1013 too slow"]
 
     async def test_a_send_never_ends_before_its_time(self):
         async def view(ws):
@@ -690,15 +693,15 @@ class TestSending:
                 for _ in range(30):
                     await ws.send("x")
 
-        async with wired(app_of(view, send_timeout=0.24), Wire()) as wire:
+        async with connected(app_of(view, send_timeout=0.24), ASGIClient()) as client:
             for n in range(5):
-                await wire.wait_sent(2 + n)
-                wire.stall()
+                await client.wait_sent(2 + n)
+                client.stall()
                 await anyio.sleep(0.06)
-                wire.resume()
-            await wire.wait_sent(32)
-            wire.put(DISCONNECT)
-        assert wire.texts[-1] == "close 1000"
+                client.resume()
+            await client.wait_sent(32)
+            client.put(DISCONNECT)
+        assert client.texts[-1] == "close 1000"
 
     async def test_a_send_that_is_given_up_does_no_harm_to_the_next(self):
         async def view(ws):
@@ -706,16 +709,16 @@ class TestSending:
                 await ws.receive()
                 with anyio.move_on_after(0.01):
                     await ws.send("given up")
-                wire.resume()
+                client.resume()
                 await ws.send("next")
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            wire.put("go")
-            await wire.wait_sent(3)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", "next", "close 1000"]
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
+            client.put("go")
+            await client.wait_sent(3)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", "next", "close 1000"]
 
     async def test_a_client_that_never_takes_anything_again_ends_the_call_all_the_same(self):
         ends = []
@@ -728,14 +731,14 @@ class TestSending:
 
         app = app_of(view, subscribe="t")
         app.topic("t", queue=2)
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
             for n in range(10):
                 await app.publish("t", n)
             assert app.hub.statistics().subscribers == 0
         assert ends == [1013]
-        assert wire.texts == ["accept"]
+        assert client.texts == ["accept"]
 
     async def test_a_stalled_subscriber_is_closed_with_1013_while_the_others_get_everything(self):
         async def view(ws):
@@ -745,7 +748,7 @@ class TestSending:
 
         app = app_of(view, subscribe="t", close_timeout=5)
         app.topic("t", queue=5)
-        async with wired(app, Wire(), Wire()) as (slow, quick):
+        async with connected(app, ASGIClient(), ASGIClient()) as (slow, quick):
             await slow.wait_sent(1)
             await quick.wait_sent(1)
             slow.stall()
@@ -768,15 +771,15 @@ class TestSending:
                 for text in texts:
                     tasks.start_soon(ws.send, text)
                     await anyio.wait_all_tasks_blocked()
-                wire.resume()
-                await wire.wait_sent(1 + len(texts))
+                client.resume()
+                await client.wait_sent(1 + len(texts))
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            await wire.wait_sent(2 + len(texts))
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", *texts, "close 1000"]
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
+            await client.wait_sent(2 + len(texts))
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", *texts, "close 1000"]
 
     async def test_a_small_frame_that_would_fit_does_not_overtake_a_large_one_that_waits(self):
         texts = ["a" * 900_000, "b" * 900_000, "c" * 900_000, "d"]
@@ -787,15 +790,15 @@ class TestSending:
                 for text in texts:
                     tasks.start_soon(ws.send, text)
                     await anyio.wait_all_tasks_blocked()
-                wire.resume()
+                client.resume()
 
-        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            wire.put("go")
-            await wire.wait_sent(6)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", *texts, "close 1000"]
+        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
+            client.put("go")
+            await client.wait_sent(6)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", *texts, "close 1000"]
 
     async def test_a_sender_that_gives_up_while_it_waits_for_room_has_sent_nothing(self):
         texts = [str(n) * 400_000 for n in range(6)]
@@ -813,14 +816,14 @@ class TestSending:
                     await anyio.wait_all_tasks_blocked()
                 scopes[4].cancel()
                 await anyio.wait_all_tasks_blocked()
-                wire.resume()
+                client.resume()
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
-            await wire.wait_sent(7)
-            wire.put(DISCONNECT)
-        assert [text[0] for text in wire.texts] == ["a", "0", "1", "2", "3", "5", "c"]
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
+            await client.wait_sent(7)
+            client.put(DISCONNECT)
+        assert [text[0] for text in client.texts] == ["a", "0", "1", "2", "3", "5", "c"]
 
     async def test_an_outbox_full_of_sends_waits_send_timeout_and_then_closes_with_1013(self):
         ends = []
@@ -838,9 +841,9 @@ class TestSending:
                     tasks.start_soon(send)
 
         app = app_of(view, send_timeout=0.05, close_timeout=0.1)
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
         # One of them was put into the queue and has returned.
         assert ends == [1013] * 4
 
@@ -851,10 +854,10 @@ class TestSending:
                     await ws.send(str(n))
                     await ws.app.publish("t", str(n + 1))
 
-        async with wired(app_of(view, subscribe="t", close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(102)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", *map(str, range(100)), "close 1000"]
+        async with connected(app_of(view, subscribe="t", close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(102)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", *map(str, range(100)), "close 1000"]
 
     async def test_a_burst_in_one_task_reaches_a_client_that_reads(self):
         async def view(ws):
@@ -863,17 +866,17 @@ class TestSending:
                     pass
 
         app = app_of(view, subscribe="t")
-        wires = [Wire(), Wire(suspends=False)]
-        async with wired(app, *wires):
-            for wire in wires:
-                await wire.wait_sent(1)
+        clients = [ASGIClient(), ASGIClient(suspends=False)]
+        async with connected(app, *clients):
+            for client in clients:
+                await client.wait_sent(1)
             for n in range(2_500):
                 await app.publish("t", str(n))
-            for wire in wires:
-                await wire.wait_sent(2_501)
-                wire.put(DISCONNECT)
-        for wire in wires:
-            assert wire.texts == ["accept", *map(str, range(2_500))]
+            for client in clients:
+                await client.wait_sent(2_501)
+                client.put(DISCONNECT)
+        for client in clients:
+            assert client.texts == ["accept", *map(str, range(2_500))]
 
     @pytest.mark.parametrize("error", [RuntimeError, ValueError])
     async def test_a_send_that_fails_in_the_view_is_the_view_s_error(self, error):
@@ -889,11 +892,11 @@ class TestSending:
                     raise
 
         app = app_of(view, subscribe="t")
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.raises = error("the server is broken")
-            wire.put("go")
-        assert raised == [wire.raises]
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.raises = error("the server is broken")
+            client.put("go")
+        assert raised == [client.raises]
         assert_nothing_is_left(app)
 
     async def test_a_send_that_fails_behind_the_view_ends_the_connection(self, caplog):
@@ -908,10 +911,10 @@ class TestSending:
 
         app = app_of(view, subscribe="t")
         app.topic("t", overflow="drop_oldest")
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(1)
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(1)
             await anyio.wait_all_tasks_blocked()
-            wire.raises = RuntimeError("the server is broken")
+            client.raises = RuntimeError("the server is broken")
             await app.publish("t", "x")
         assert ends == [1006]
         assert "the server's send failed" in caplog.text
@@ -922,53 +925,53 @@ class TestClosing:
     async def test_what_waits_is_sent_before_the_close(self):
         async def view(ws):
             async with ws:
-                wire.stall()
+                client.stall()
                 for n in range(20):
                     await ws.app.publish("t", str(n))
                 await anyio.wait_all_tasks_blocked()
-                wire.resume()
+                client.resume()
                 await ws.close(4000, "done")
 
-        async with wired(app_of(view, subscribe="t", close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(22)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", *map(str, range(20)), "close 4000 done"]
+        async with connected(app_of(view, subscribe="t", close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(22)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", *map(str, range(20)), "close 4000 done"]
 
     async def test_a_client_that_does_not_take_it_all_in_close_timeout_gets_nothing_after_a_loss(self):
         async def view(ws):
             async with ws:
                 for n in range(5):
                     await ws.app.publish("t", str(n))
-                await wire.wait_sent(3)
-                wire.stall()
+                await client.wait_sent(3)
+                client.stall()
 
         app = app_of(view, subscribe="t")
-        async with no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(3)
-            await wire.wait_ended()
-            wire.resume()
+        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(3)
+            await client.wait_ended()
+            client.resume()
             await anyio.wait_all_tasks_blocked()
-        assert wire.texts == ["accept", "0", "1"] or wire.texts == ["accept", "0", "1", "2"]
+        assert client.texts == ["accept", "0", "1"] or client.texts == ["accept", "0", "1", "2"]
 
     async def test_one_that_takes_nothing_but_talks_on_does_not_keep_its_connection(self):
         async def view(ws):
             async with ws:
                 await ws.app.publish("t", "never taken")
 
-        wire = Wire()
-        async with no_task_is_left(), wired(app_of(view, subscribe="t"), wire):
-            await wire.wait_sent(1)
-            wire.stall()
+        client = ASGIClient()
+        async with no_task_is_left(), connected(app_of(view, subscribe="t"), client):
+            await client.wait_sent(1)
+            client.stall()
             with anyio.fail_after(5):
-                while not wire.has_ended:
-                    wire.put("x")
+                while not client.has_ended:
+                    client.put("x")
                     await anyio.sleep(0.01)
 
     @pytest.mark.parametrize("waiting", [0, 3])
     async def test_a_close_that_is_cancelled_midway_still_sends_the_close(self, waiting):
         async def view(ws):
             await ws.accept()
-            wire.stall()
+            client.stall()
             for n in range(waiting):
                 await ws.app.publish("t", str(n))
             with anyio.CancelScope() as scope:
@@ -977,13 +980,13 @@ class TestClosing:
                     await anyio.wait_all_tasks_blocked()
                     scope.cancel()
             assert ws.closed
-            wire.resume()
-            await wire.wait_sent(waiting + 2)
+            client.resume()
+            await client.wait_sent(waiting + 2)
 
-        async with wired(app_of(view, subscribe="t", close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(waiting + 2)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", *map(str, range(waiting)), "close 4000 done"]
+        async with connected(app_of(view, subscribe="t", close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(waiting + 2)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", *map(str, range(waiting)), "close 4000 done"]
 
     async def test_a_close_in_a_scope_that_is_cancelled_already_is_sent_too(self):
         async def view(ws):
@@ -993,10 +996,10 @@ class TestClosing:
                     await anyio.lowlevel.checkpoint()
             assert ws.closed
 
-        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", "close 1000"]
+        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", "close 1000"]
 
     async def test_a_close_in_a_helper_is_sent_though_the_view_returns_upon_it(self):
         async def view(ws):
@@ -1008,10 +1011,10 @@ class TestClosing:
                 async for _ in ws:
                     pass
 
-        async with wired(app_of(view, close_timeout=5), Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", "close 4000 done"]
+        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", "close 4000 done"]
 
     async def test_a_second_close_does_nothing_in_whatever_task(self):
         async def view(ws):
@@ -1020,11 +1023,11 @@ class TestClosing:
                     tasks.start_soon(ws.close, code)
                     await anyio.lowlevel.checkpoint()
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
-        assert len(wire.texts) == 2
-        assert wire.texts[1].startswith("close 400")
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
+        assert len(client.texts) == 2
+        assert client.texts[1].startswith("close 400")
 
     async def test_a_failing_helper_before_accept_refuses_the_handshake(self):
         async def view(ws):
@@ -1035,9 +1038,9 @@ class TestClosing:
             await anyio.wait_all_tasks_blocked()
             assert ws.closed
 
-        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
+        async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
             pass
-        assert wire.texts == ["close 1011 internal error"]
+        assert client.texts == ["close 1011 internal error"]
 
     async def test_a_helper_that_was_just_started_ends_with_the_view(self):
         ended = []
@@ -1052,9 +1055,9 @@ class TestClosing:
             await ws.accept()
             ws.start_soon(helper)
 
-        async with no_task_is_left(), wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(2)
-            wire.put(DISCONNECT)
+        async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(2)
+            client.put(DISCONNECT)
 
     async def test_a_helper_ends_with_the_view_though_the_client_stays(self):
         ended = anyio.Event()
@@ -1070,11 +1073,11 @@ class TestClosing:
             ws.start_soon(helper)
             await anyio.lowlevel.checkpoint()
 
-        async with wired(app_of(view, close_timeout=30), Wire()) as wire:
+        async with connected(app_of(view, close_timeout=30), ASGIClient()) as client:
             with anyio.fail_after(5):
                 await ended.wait()
-            assert not wire.has_ended
-            wire.put(DISCONNECT)
+            assert not client.has_ended
+            client.put(DISCONNECT)
 
     async def test_nothing_can_be_started_or_sent_once_the_call_has_ended(self):
         kept = []
@@ -1083,7 +1086,7 @@ class TestClosing:
             kept.append(ws)
             await ws.reject(400)
 
-        async with no_task_is_left(), wired(app_of(view), Wire()):
+        async with no_task_is_left(), connected(app_of(view), ASGIClient()):
             pass
         (ws,) = kept
         with pytest.raises(RuntimeError, match="has ended"):
@@ -1105,9 +1108,9 @@ class TestDeadlines:
                 finally:
                     cleaned.append(True)
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.put(DISCONNECT)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.put(DISCONNECT)
         assert cleaned == [True]
 
     async def test_one_that_has_learned_may_clean_up_for_longer(self):
@@ -1120,9 +1123,9 @@ class TestDeadlines:
             await anyio.sleep(0.3)
             cleaned.append(True)
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.put(DISCONNECT)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.put(DISCONNECT)
         assert cleaned == [True]
 
     async def test_what_a_helper_learns_its_view_does_not_know_yet(self):
@@ -1141,9 +1144,9 @@ class TestDeadlines:
                 finally:
                     ends.append("view")
 
-        async with wired(app_of(view), Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.put(DISCONNECT)
+        async with connected(app_of(view), ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.put(DISCONNECT)
         assert ends == ["helper", "view"]
 
     async def test_a_close_in_a_helper_ends_a_view_that_waits_for_something_else(self):
@@ -1156,12 +1159,12 @@ class TestDeadlines:
                     await anyio.sleep_forever()
                 finally:
                     ended.append(ws.close_code)
-                    wire.notify()
+                    client.notify()
 
-        async with wired(app_of(view, subscribe="t"), Wire()) as wire:
-            await wire.wait_for(lambda: ended)
-            wire.put(DISCONNECT)
-        assert wire.texts == ["accept", "close 4000"]
+        async with connected(app_of(view, subscribe="t"), ASGIClient()) as client:
+            await client.wait_for(lambda: ended)
+            client.put(DISCONNECT)
+        assert client.texts == ["accept", "close 4000"]
 
     async def test_the_task_of_the_server_is_not_cancelled_when_the_view_has_ended(self):
         went_on = []
@@ -1178,9 +1181,9 @@ class TestDeadlines:
             await anyio.sleep(0.3)
             went_on.append(True)
 
-        async with wired(server, Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.put(DISCONNECT)
+        async with connected(server, ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.put(DISCONNECT)
             ended.set()
         assert went_on == [True]
 
@@ -1193,7 +1196,7 @@ class TestDeadlines:
 
             await ws.accept()
             ws.start_soon(fail)
-            await wire.until(lambda: ws.closed)
+            await client.until(lambda: ws.closed)
 
         app = app_of(view, close_timeout=0.2)
 
@@ -1202,12 +1205,12 @@ class TestDeadlines:
                 await app(scope, receive, send)
             went_on.append(True)
 
-        async with wired(server, Wire()) as wire:
-            await wire.wait_sent(2)
+        async with connected(server, ASGIClient()) as client:
+            await client.wait_sent(2)
             for _ in range(10):
-                wire.put("x")
+                client.put("x")
                 await anyio.sleep(0.05)
-            wire.put(DISCONNECT)
+            client.put(DISCONNECT)
         assert went_on == [True]
 
     async def test_a_close_from_outside_is_learned_of_in_close_timeout_too(self):
@@ -1219,18 +1222,18 @@ class TestDeadlines:
                     await anyio.sleep_forever()
                 finally:
                     cleaned.append(ws.close_code)
-                    wire.notify()
+                    client.notify()
 
         app = app_of(view, subscribe="t", value_type="json")
         app.topic("t", queue=1)
-        async with wired(app, Wire()) as wire:
-            await wire.wait_sent(1)
-            wire.stall()
+        async with connected(app, ASGIClient()) as client:
+            await client.wait_sent(1)
+            client.stall()
             for _ in range(5):
                 await app.publish("t", "x")
-            await wire.wait_for(lambda: cleaned)
-            wire.resume()
-            wire.put(DISCONNECT)
+            await client.wait_for(lambda: cleaned)
+            client.resume()
+            client.put(DISCONNECT)
         assert cleaned == [1013]
 
 
@@ -1260,17 +1263,17 @@ class TestCancellation:
 
     async def check(self, view, *, stalled=False, puts=(), sent=1):
         app = app_of(view, subscribe="t", close_timeout=30, send_timeout=30, accept_timeout=30)
-        async with app.running(), no_task_is_left(), wired(app, Wire()) as wire:
-            await wire.wait_sent(sent)
+        async with app.running(), no_task_is_left(), connected(app, ASGIClient()) as client:
+            await client.wait_sent(sent)
             if stalled:
-                wire.stall()
+                client.stall()
             await app.publish("t", "x")
-            wire.put(*puts)
+            client.put(*puts)
             await anyio.wait_all_tasks_blocked()
-            wire.cancel()
+            client.cancel()
             with anyio.fail_after(1):
-                await wire.until(lambda: wire.has_ended)
-        assert wire.error is None
+                await client.until(lambda: client.has_ended)
+        assert client.error is None
         assert_nothing_is_left(app)
 
     async def test_before_accept(self):
@@ -1354,7 +1357,7 @@ class Scenario:
         self.app.topic("t", queue=6)
         self.app.topic("u", queue=2, overflow="drop_newest")
         self.app.websocket_route("/", subscribe=["t", "u"], gaps=True)(self.view)
-        self.wire = Wire(suspends=suspends)
+        self.client = ASGIClient(suspends=suspends)
         self.end = end
         self.go = anyio.Event()
         self.queues = {name: anyio.create_memory_object_stream(1000) for name in "ab"}
@@ -1404,9 +1407,9 @@ class Scenario:
             case "give up":
                 self.scopes[name].cancel()
             case "stall":
-                self.wire.stall()
+                self.client.stall()
             case "resume":
-                self.wire.resume()
+                self.client.resume()
             case "turns":
                 for _ in range(count):
                     await anyio.lowlevel.checkpoint()
@@ -1414,16 +1417,16 @@ class Scenario:
                 await anyio.wait_all_tasks_blocked()
             case "say":
                 for _ in range(count):
-                    self.wire.put(str(self.said))
+                    self.client.put(str(self.said))
                     self.said += 1
 
     async def run(self, steps, *, ends_stalled):
-        async with no_task_is_left(), wired(self.app, self.wire):
-            await self.wire.wait_sent(1)
+        async with no_task_is_left(), connected(self.app, self.client):
+            await self.client.wait_sent(1)
             for step in steps:
                 await self.step(*step)
             if not ends_stalled:
-                self.wire.resume()
+                self.client.resume()
                 await anyio.wait_all_tasks_blocked()
                 closed = self.ws.closed
                 self.judge(is_whole=not closed)
@@ -1437,20 +1440,20 @@ class Scenario:
     async def finish(self):
         match self.end:
             case "disconnect":
-                self.wire.put(DISCONNECT)
+                self.client.put(DISCONNECT)
             case "vanish":
-                self.wire.raises = ClientDisconnected()
-                self.wire.put(DISCONNECT)
+                self.client.raises = ClientDisconnected()
+                self.client.put(DISCONNECT)
             case "cancel":
-                self.wire.cancel()
+                self.client.cancel()
             case _:
                 self.go.set()
                 with anyio.move_on_after(1):
-                    await self.wire.until(lambda: "close" in str(self.wire.texts[-1]) or self.wire.has_ended)
-                self.wire.put(DISCONNECT)
+                    await self.client.until(lambda: "close" in str(self.client.texts[-1]) or self.client.has_ended)
+                self.client.put(DISCONNECT)
 
     def judge(self, *, is_whole):
-        texts = self.wire.texts
+        texts = self.client.texts
         assert texts[0] == "accept"
         if any(text.startswith("close ") for text in texts):
             assert texts.index(next(text for text in texts if text.startswith("close "))) == len(texts) - 1

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 
 import pytest
-from engine_here import ASYNCIO_BACKENDS, serving, until
+from websocket_server import ASYNCIO_BACKENDS, serving, until
 
 from microws import App
 from microws.hub import MAX_BYTES
@@ -215,16 +215,16 @@ async def test_a_send_leaves_behind_a_publish_that_fills_the_outbox():
 
 
 async def test_a_connection_that_another_ones_middleware_closes_gets_what_it_had():
-    wires = []
+    connections = []
 
     async def close_all(event, send, n):
         await send(event)
         if n == MANY - 1:
-            for wire in wires:
-                wire.close(4000, "")
+            for connection in connections:
+                connection.close(4000, "")
 
     async with opened(close_all) as room:
-        wires += [ws.scope["microws.connection"] for ws in room.connections]
+        connections += [ws.scope["microws.connection"] for ws in room.connections]
         await room.publish("1")
         for client in room.clients:
             assert await client.read_payloads(1) == [b"1"]

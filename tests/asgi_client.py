@@ -12,7 +12,7 @@ class ClientDisconnected(OSError):
     """What ``send`` raises once the client has gone."""
 
 
-class Wire:
+class ASGIClient:
     """
     ASGI's ``receive`` and ``send`` for one connection.
 
@@ -153,11 +153,11 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(app, *wires):
+async def connected(app, *clients):
     """The app serving these connections; they must have ended with the block, within 5 s."""
     async with anyio.create_task_group() as tasks:
-        for wire in wires:
-            tasks.start_soon(wire.run, app)
-        yield wires[0] if len(wires) == 1 else wires
-        for wire in wires:
-            await wire.wait_ended()
+        for client in clients:
+            tasks.start_soon(client.run, app)
+        yield clients[0] if len(clients) == 1 else clients
+        for client in clients:
+            await client.wait_ended()

@@ -20,7 +20,7 @@ from microws.upgrade import Upgrade
 
 __all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until"]
 
-# Of ``anyio_backend``: the engine is for these event loops.
+# Of ``anyio_backend``: the server runs on these event loops.
 ASYNCIO_BACKENDS = {"asyncio": ("asyncio", {"use_uvloop": False}), "uvloop": ("asyncio", {"use_uvloop": True})}
 
 # Seconds for what ought to take a fraction of one.
@@ -46,8 +46,8 @@ async def echo(scope, receive, send):
 
 class Holding:
     """
-    An app that leaves its connection to the test: ``scope``, ``receive``, ``send``, and the server's side as ``wire``.
-    It ends when ``release`` is set, by ``error`` if there is one.
+    An app that leaves its connection to the test: ``scope``, ``receive``, ``send``, and the server's ``connection``.
+    It returns when ``release`` is set, or raises ``error``.
     """
 
     def __init__(self):
@@ -57,7 +57,7 @@ class Holding:
 
     async def __call__(self, scope, receive, send):
         self.scope, self.receive, self.send = scope, receive, send
-        self.wire = scope["microws.connection"]
+        self.connection = scope["microws.connection"]
         self.called.set()
         await self.release.wait()
         if self.error is not None:
@@ -250,8 +250,8 @@ class TlsClient(Client):
 class Serving:
     """WebSockets that serve an app, and connections to them."""
 
-    def __init__(self, engines, *, tls, limit):
-        self.engines = engines
+    def __init__(self, websockets, *, tls, limit):
+        self.websockets = websockets
         self.state = {}
         self._tls = tls
         self._limit = limit
@@ -292,7 +292,9 @@ class Serving:
         return client
 
     def _protocol(self):
-        return Handshaking(lambda transport, upgrade, early: self.engines.take(transport, upgrade, early, self.state))
+        return Handshaking(
+            lambda transport, upgrade, early: self.websockets.take(transport, upgrade, early, self.state)
+        )
 
 
 @asynccontextmanager
@@ -305,17 +307,17 @@ async def serving(app, *, tls=False, limit=LIMIT, **options):
     failures = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
     limits = Limits(**{name: options.pop(name) for name in Limits._fields if name in options})
-    engines = WebSockets(app, **(DEFAULTS | options), limits=limits)
+    websockets = WebSockets(app, **(DEFAULTS | options), limits=limits)
     try:
-        yield Serving(engines, tls=tls, limit=limit)
+        yield Serving(websockets, tls=tls, limit=limit)
     finally:
-        engines.disconnect()
-        engines.cancel()
+        websockets.disconnect()
+        websockets.cancel()
         async with asyncio.timeout(limit):
-            await engines.wait_closed()
+            await websockets.wait_closed()
         await asyncio.sleep(0)
         loop.set_exception_handler(None)
-    assert engines.open == 0
+    assert websockets.open == 0
     assert failures == [], failures
 
 

@@ -1,4 +1,4 @@
-"""A worker's engines: who gets one, how all of them end, and that nothing of them is left."""
+"""A worker's WebSockets: which handshakes are accepted, how connections end, and that nothing of them is left."""
 
 import asyncio
 import gc
@@ -12,10 +12,10 @@ import time
 import pytest
 import websockets.asyncio.client as websockets
 from byte_client import BINARY, CLOSE, CONTINUATION, LIMIT, PING, PONG, close_frame, frame, upgrade
-from engine_here import ASYNCIO_BACKENDS, echo, live, opened, serving, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_clock import on_virtual_clock
+from websocket_server import ASYNCIO_BACKENDS, echo, live, opened, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
@@ -78,12 +78,12 @@ async def test_a_handshake_that_is_wrong_is_refused_and_no_app_gets_it(request_,
 async def test_connections_are_counted_from_their_request_to_their_end():
     async with serving(echo) as served:
         async with await served.connect() as first, await served.connect() as second:
-            assert served.engines.open == 0
+            assert served.websockets.open == 0
             await first.open()
             await second.open()
-            assert served.engines.open == 2
-        await within(served.engines.wait_closed())
-        assert served.engines.open == 0
+            assert served.websockets.open == 2
+        await within(served.websockets.wait_closed())
+        assert served.websockets.open == 0
 
 
 # How all of them end
@@ -95,7 +95,7 @@ async def test_a_drain_closes_what_is_open_with_1012_and_refuses_the_rest(caplog
         for client in clients:
             await client.open()
         late = await served.connect()
-        await within(served.engines.drain())
+        await within(served.websockets.drain())
         for client in clients:
             assert await client.read_close() == (1012, "service restart")
             await client.send(close_frame(1012))
@@ -104,7 +104,7 @@ async def test_a_drain_closes_what_is_open_with_1012_and_refuses_the_rest(caplog
         status, headers, body = await late.refused()
         assert (status, headers["content-length"], body) == (503, "0", b"")
         late.sock.close()
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
     endings = [record.access["close_code"] for record in caplog.records if "close_code" in record.access]
     assert endings == [1012] * 250
     assert errors(caplog) == []
@@ -113,10 +113,10 @@ async def test_a_drain_closes_what_is_open_with_1012_and_refuses_the_rest(caplog
 async def test_a_drain_tells_the_apps_that_have_not_answered_yet_at_once(caplog):
     async with opened(accept=False, access_log=True) as (app, client):
         ends = []
-        app.wire.unsubscribe = lambda: ends.append(app.wire.state)
+        app.connection.unsubscribe = lambda: ends.append(app.connection.state)
         receiving = asyncio.ensure_future(app.receive())
         await asyncio.sleep(0)
-        await app.serving.engines.drain()
+        await app.serving.websockets.drain()
         assert await within(receiving) == {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
         for event in ({"type": "websocket.accept"}, {"type": START, "status": 404}, {"type": "websocket.close"}):
             with pytest.raises(ClientDisconnected):
@@ -138,17 +138,17 @@ async def test_an_app_whose_accept_comes_behind_the_drain_has_made_no_mistake(ca
     async with serving(app) as served, await served.connect() as client:
         await client.send(upgrade("/"))
         await within(waiting.wait())
-        await served.engines.drain()
+        await served.websockets.drain()
         assert (await client.read_head())[0] == 503
         client.sock.close()
-        await within(served.engines.wait_closed())
+        await within(served.websockets.wait_closed())
     assert errors(caplog) == []
 
 
 async def test_a_drain_lets_a_denial_that_has_begun_finish():
     async with opened(accept=False) as (app, client):
         await app.send({"type": START, "status": 404})
-        await app.serving.engines.drain()
+        await app.serving.websockets.drain()
         await app.send({"type": BODY, "body": b"finished"})
         assert (await client.read_head())[0] == 404
         assert await client.read_rest() == b"finished"
@@ -157,8 +157,8 @@ async def test_a_drain_lets_a_denial_that_has_begun_finish():
 async def test_a_drain_reaches_an_app_that_takes_no_messages_and_a_client_that_still_sends():
     async with opened() as (app, client):
         await client.send(frame("waiting") * 300)
-        await until(lambda: not app.wire.is_reading)
-        await app.serving.engines.drain()
+        await until(lambda: not app.connection.is_reading)
+        await app.serving.websockets.drain()
         await client.send(frame("more") * 300)
         assert await client.read_close() == (1012, "service restart")
         await client.send(close_frame(1012))
@@ -168,13 +168,13 @@ async def test_a_drain_reaches_an_app_that_takes_no_messages_and_a_client_that_s
 @on_virtual_clock
 async def test_a_drain_takes_5_seconds_at_most_where_clients_are_mute_or_do_not_read():
     async with opened(limit=1000, connection={"buffers": 4096}) as (app, _):
-        while app.wire.is_writable:
-            app.wire.send_message(b"x" * 1000)
+        while app.connection.is_writable:
+            app.connection.send_message(b"x" * 1000)
         app.release.set()
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await app.serving.engines.drain()
-        await app.serving.engines.wait_closed()
+        await app.serving.websockets.drain()
+        await app.serving.websockets.wait_closed()
         assert loop.time() - began == 5
 
 
@@ -182,23 +182,23 @@ async def test_a_disconnect_drops_everybody_and_tells_the_apps():
     async with opened() as (app, client):
         receiving = asyncio.ensure_future(app.receive())
         await asyncio.sleep(0)
-        app.serving.engines.disconnect()
+        app.serving.websockets.disconnect()
         assert (await within(receiving))["code"] == 1006
         assert await client.read_rest() == b""
         app.release.set()
-        await within(app.serving.engines.wait_closed())
+        await within(app.serving.websockets.wait_closed())
 
 
 async def test_an_app_whose_client_has_left_is_waited_for():
     async with opened() as (app, client):
-        waiting = asyncio.ensure_future(app.serving.engines.wait_closed())
+        waiting = asyncio.ensure_future(app.serving.websockets.wait_closed())
         client.sock.close()
         assert (await within(app.receive()))["code"] == 1006
         await asyncio.sleep(0)
-        assert (app.serving.engines.open, waiting.done()) == (1, False)
+        assert (app.serving.websockets.open, waiting.done()) == (1, False)
         app.release.set()
         await within(waiting)
-        assert app.serving.engines.open == 0
+        assert app.serving.websockets.open == 0
 
 
 # Pings and an event loop that stood still
@@ -227,7 +227,7 @@ async def test_an_event_loop_that_stood_still_closes_nobody():
 
     async with opened(ping_interval=0.2, ping_timeout=0.2) as (app, client):
         await within(loop.run_in_executor(None, answer_each, client.sock, 2))
-        assert app.wire.state is State.OPEN
+        assert app.connection.state is State.OPEN
         client.sock.setblocking(False)
         # It answers no more.
         assert await within(app.receive()) == {"type": "websocket.disconnect", "code": 1011, "reason": "ping timeout"}
@@ -240,9 +240,9 @@ async def test_a_client_that_has_left_is_dropped_though_the_app_does_not_take_wh
     """More than the app takes, or more than the system does."""
     async with opened(tls=tls, ping_interval=0.2, ping_timeout=0.2, connection={"tcp": True}) as (app, client):
         await client.send(frame("x" * size) * 64)
-        await until(lambda: not app.wire.is_reading)
+        await until(lambda: not app.connection.is_reading)
         await client.hang_up()
-        await until(lambda: app.wire.state is State.CLOSED)
+        await until(lambda: app.connection.state is State.CLOSED)
 
 
 # Nothing is left
@@ -265,7 +265,7 @@ async def _end(served, client, how):
         await client.send(b"\xff\xff")
         await client.read_close()
     elif how == "waiting":
-        served.engines.disconnect()
+        served.websockets.disconnect()
     elif how == "closed by the client":
         await client.send(close_frame(1000))
         await client.read_rest()
@@ -302,7 +302,7 @@ async def test_a_connection_is_gone_with_its_end_without_the_garbage_collector(c
                 async with await served.connect(tcp=True) as client:
                     await _end(served, client, how)
                     client.server = None
-                await within(served.engines.wait_closed())
+                await within(served.websockets.wait_closed())
                 for _ in range(3):
                     await asyncio.sleep(0)
                 assert _live() == before, how
@@ -323,8 +323,8 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing():
             for _ in range(chance.randrange(4)):
                 await asyncio.sleep(0)
             client.reset() if number % 2 else client.sock.close()
-        await within(served.engines.wait_closed())
-        assert served.engines.open == 0
+        await within(served.websockets.wait_closed())
+        assert served.websockets.open == 0
         assert asyncio.all_tasks() == tasks
         await until(lambda: live(ServerWebSocket) <= before)
 
@@ -335,9 +335,9 @@ async def test_what_a_client_sends_behind_its_violation_is_not_kept():
         assert (await client.read_close())[0] == 1009
         for _ in range(50):
             await client.send(bytes(MIB))
-        assert app.wire._unread is None
-        assert not app.wire._inbox
-        assert app.wire._parser is None
+        assert app.connection._unread is None
+        assert not app.connection._inbox
+        assert app.connection._parser is None
 
 
 # Whatever happens
@@ -386,7 +386,7 @@ class Play:
         self.ends = 0
         self._seconds = seconds
         self._tasks = []
-        app.wire.unsubscribe = self._end
+        app.connection.unsubscribe = self._end
 
     def _end(self):
         self.ends += 1
@@ -450,13 +450,13 @@ class Play:
         self.app.release.set()
 
     async def server_drains(self):
-        await self.app.serving.engines.drain()
+        await self.app.serving.websockets.drain()
 
     async def server_disconnects(self):
-        self.app.serving.engines.disconnect()
+        self.app.serving.websockets.disconnect()
 
     async def server_cancels(self):
-        self.app.serving.engines.cancel()
+        self.app.serving.websockets.cancel()
 
     async def time_passes(self):
         await asyncio.sleep(self._seconds)
@@ -467,9 +467,9 @@ class Play:
     async def finish(self):
         """The app ends; the client may still be there, mute. The engine ends by itself."""
         self.app.release.set()
-        await within(self.app.serving.engines.wait_closed(), 1000)
+        await within(self.app.serving.websockets.wait_closed(), 1000)
         assert self.ends == 1
-        assert self.app.wire.state is State.CLOSED
+        assert self.app.connection.state is State.CLOSED
         assert (await within(self.app.receive()))["type"] in ("websocket.disconnect", "websocket.receive")
         for task in self._tasks:
             try:

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 from byte_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
-from engine_here import ASYNCIO_BACKENDS, LIMIT, opened, serving, until
 from virtual_clock import on_virtual_clock
+from websocket_server import ASYNCIO_BACKENDS, LIMIT, opened, serving, until
 
 from microws.framing.frames import encode_frame
 from microws.state import State
@@ -26,8 +26,8 @@ async def within(awaitable, seconds=LIMIT):
     return await asyncio.wait_for(awaitable, seconds)
 
 
-async def take(wire, count):
-    return [await within(wire.receive()) for _ in range(count)]
+async def take(connection, count):
+    return [await within(connection.receive()) for _ in range(count)]
 
 
 # Messages in
@@ -37,23 +37,23 @@ async def test_messages_come_in_the_order_in_which_they_were_sent_and_as_what_th
     async with opened() as (app, client):
         await client.send(frame("one"), frame(b"two", BINARY), frame(""), frame("th", final=False))
         await client.send(frame("r\u00ebe", CONTINUATION), frame(b"", BINARY))
-        assert await take(app.wire, 5) == ["one", b"two", "", "thr\u00ebe", b""]
+        assert await take(app.connection, 5) == ["one", b"two", "", "thr\u00ebe", b""]
 
 
 async def test_a_message_may_come_byte_by_byte():
     async with opened() as (app, client):
         for byte in frame("h\u00e9llo"):
             await client.send(bytes([byte]))
-        assert await take(app.wire, 1) == ["h\u00e9llo"]
+        assert await take(app.connection, 1) == ["h\u00e9llo"]
 
 
 async def test_what_comes_behind_the_request_and_before_the_accept_is_kept():
     async with opened(accept=False, behind=frame("one")) as (app, client):
         await client.send(frame("two"))
-        await until(lambda: len(app.wire._unread) == 2 * len(frame("one")))
+        await until(lambda: len(app.connection._unread) == 2 * len(frame("one")))
         await app.send({"type": "websocket.accept"})
         await client.send(frame("three"))
-        assert await take(app.wire, 3) == ["one", "two", "three"]
+        assert await take(app.connection, 3) == ["one", "two", "three"]
 
 
 async def test_what_comes_before_the_accept_is_bounded_and_all_there_in_the_end():
@@ -61,9 +61,9 @@ async def test_what_comes_before_the_accept_is_bounded_and_all_there_in_the_end(
     async with opened(accept=False) as (app, client):
         sending = asyncio.ensure_future(client.send(*map(frame, messages)))
         await until(lambda: not client.server.is_reading())
-        assert 64 << 10 <= len(app.wire._unread) < (64 << 10) + (256 << 10)
+        assert 64 << 10 <= len(app.connection._unread) < (64 << 10) + (256 << 10)
         await app.send({"type": "websocket.accept"})
-        assert await take(app.wire, len(messages)) == messages
+        assert await take(app.connection, len(messages)) == messages
         await within(sending)
 
 
@@ -80,15 +80,15 @@ async def test_reading_pauses_while_the_app_does_not_receive_and_then_goes_on(si
     messages = [f"{number:0{size}}" for number in range(max(300, 4 * MIB // size) if size > 1 else 60_000)]
     async with opened() as (app, client):
         sending = asyncio.ensure_future(client.send(*map(frame, messages)))
-        await until(lambda: not app.wire.is_reading)
+        await until(lambda: not app.connection.is_reading)
         assert not client.server.is_reading()
-        waiting = len(app.wire._inbox)
+        waiting = len(app.connection._inbox)
         assert waiting * (size + 6) <= MIB + (256 << 10)
         assert waiting >= 64 or waiting * size >= MIB - 2 * size
         for message in messages:
-            assert await app.wire.receive() == message
+            assert await app.connection.receive() == message
         await within(sending)
-        assert app.wire.is_reading
+        assert app.connection.is_reading
 
 
 async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_inflated():
@@ -98,40 +98,40 @@ async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_infla
     message = frame(data[:-4], BINARY, compressed=True)
     async with opened(compression=True, fields=["sec-websocket-extensions: permessage-deflate"]) as (app, client):
         sending = asyncio.ensure_future(client.send(message * 80))
-        await until(lambda: not app.wire.is_reading)
-        assert sum(map(len, app.wire._inbox)) <= 3 * MIB
+        await until(lambda: not app.connection.is_reading)
+        assert sum(map(len, app.connection._inbox)) <= 3 * MIB
         for _ in range(80):
-            assert len(await within(app.wire.receive())) == MIB - 1
-            assert sum(map(len, app.wire._inbox)) <= 3 * MIB
+            assert len(await within(app.connection.receive())) == MIB - 1
+            assert sum(map(len, app.connection._inbox)) <= 3 * MIB
         await within(sending)
 
 
 async def test_a_receive_that_is_cancelled_loses_nothing():
     async with opened() as (app, client):
         for round_ in range(20):
-            receiving = asyncio.ensure_future(app.wire.receive())
+            receiving = asyncio.ensure_future(app.connection.receive())
             await asyncio.sleep(0)
             if round_ % 2:
                 # The message is there, and the task has not run yet.
-                app.wire.data_received(frame(f"{round_}"))
+                app.connection.data_received(frame(f"{round_}"))
             else:
                 await client.send(frame(f"{round_}"))
             receiving.cancel()
             await asyncio.wait([receiving])
             if receiving.cancelled():
-                assert await take(app.wire, 1) == [f"{round_}"]
+                assert await take(app.connection, 1) == [f"{round_}"]
             else:
                 assert receiving.result() == f"{round_}"
 
 
 async def test_several_tasks_may_receive_and_each_message_goes_to_one():
     async with opened() as (app, client):
-        tasks = [asyncio.ensure_future(app.wire.receive()) for _ in range(5)]
+        tasks = [asyncio.ensure_future(app.connection.receive()) for _ in range(5)]
         await asyncio.sleep(0)
         tasks[0].cancel()
         await client.send(*[frame(f"{number}") for number in range(4)])
         assert sorted(await within(asyncio.gather(*tasks[1:]))) == ["0", "1", "2", "3"]
-        waiting = [asyncio.ensure_future(app.wire.receive()) for _ in range(3)]
+        waiting = [asyncio.ensure_future(app.connection.receive()) for _ in range(3)]
         await asyncio.sleep(0)
         await client.send(close_frame(1000))
         assert await within(asyncio.gather(*waiting)) == [None] * 3
@@ -141,8 +141,8 @@ async def test_messages_from_before_the_end_are_received_behind_it():
     async with opened() as (app, client):
         await client.send(frame("one"), frame("two"), close_frame(4000, "bye"))
         assert await client.read_close() == (4000, "bye")
-        assert await take(app.wire, 4) == ["one", "two", None, None]
-        assert (app.wire.close_code, app.wire.close_reason) == (4000, "bye")
+        assert await take(app.connection, 4) == ["one", "two", None, None]
+        assert (app.connection.close_code, app.connection.close_reason) == (4000, "bye")
 
 
 # Messages out
@@ -153,7 +153,7 @@ async def test_messages_go_out_as_what_they_are_whatever_their_length():
     async with opened() as (app, client):
         reading = asyncio.ensure_future(client.read_frame())
         for payload in payloads:
-            app.wire.send_message(payload)
+            app.connection.send_message(payload)
             expected = (TEXT, payload.encode(), False) if isinstance(payload, str) else (BINARY, payload, False)
             assert await within(reading) == expected
             reading = asyncio.ensure_future(client.read_frame())
@@ -163,38 +163,38 @@ async def test_messages_go_out_as_what_they_are_whatever_their_length():
 @pytest.mark.parametrize("size", [1000, 100_000])
 async def test_what_the_client_does_not_read_is_held_back_until_it_does(size):
     async with opened(connection={"buffers": 4096}) as (app, client):
-        wire = app.wire
+        connection = app.connection
         sent = 0
-        while wire.is_writable:
-            wire.send_message(b"x" * size)
+        while connection.is_writable:
+            connection.send_message(b"x" * size)
             sent += 1
         assert client.server.get_write_buffer_size() < 256 << 10
-        waiting = [asyncio.ensure_future(wire.wait_writable()) for _ in range(3)]
+        waiting = [asyncio.ensure_future(connection.wait_writable()) for _ in range(3)]
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
         assert await client.read_payloads(sent) == [b"x" * size] * sent
         await within(asyncio.gather(*waiting))
-        assert wire.is_writable
+        assert connection.is_writable
 
 
 async def test_a_wait_for_the_client_to_read_ends_with_the_connection():
     async with opened(connection={"buffers": 4096}) as (app, client):
-        while app.wire.is_writable:
-            app.wire.send_message(b"x" * 1000)
-        waiting = asyncio.ensure_future(app.wire.wait_writable())
+        while app.connection.is_writable:
+            app.connection.send_message(b"x" * 1000)
+        waiting = asyncio.ensure_future(app.connection.wait_writable())
         await asyncio.sleep(0)
         client.sock.close()
         await within(waiting)
-        assert app.wire.state is State.CLOSED
+        assert app.connection.state is State.CLOSED
 
 
 async def test_compression_is_agreed_to_only_where_it_is_asked_for_and_published_frames_go_without():
     fields = ["sec-websocket-extensions: permessage-deflate; client_max_window_bits"]
     text = "compress me " * 200
     async with opened(compression=True, fields=fields) as (app, client):
-        app.wire.send_message(text)
-        app.wire.write(encode_frame(text.encode(), TEXT))
-        app.wire.send_message("short")
+        app.connection.send_message(text)
+        app.connection.write(encode_frame(text.encode(), TEXT))
+        app.connection.send_message("short")
         received = await client.read_frame()
         assert received.is_compressed
         assert len(received.payload) < 200
@@ -204,10 +204,10 @@ async def test_compression_is_agreed_to_only_where_it_is_asked_for_and_published
         stream = zlib.compressobj(wbits=-15)
         deflated = stream.compress(text.encode()) + stream.flush(zlib.Z_SYNC_FLUSH)
         await client.send(frame(deflated[:-4], compressed=True), frame("plain"))
-        assert await take(app.wire, 2) == [text, "plain"]
+        assert await take(app.connection, 2) == [text, "plain"]
     for options in ({"compression": True}, {"fields": fields}):
         async with opened(**options) as (app, client):
-            app.wire.send_message(text)
+            app.connection.send_message(text)
             assert await client.read_frame() == (TEXT, text.encode(), False)
             await client.send(frame(b"\xab", compressed=True))
             assert (await client.read_close())[0] == 1002
@@ -219,7 +219,7 @@ async def test_a_bomb_is_1009_and_is_never_there_in_full():
     async with opened(compression=True, fields=["sec-websocket-extensions: permessage-deflate"]) as (app, client):
         await client.send(frame(data[:-4], BINARY, compressed=True))
         assert (await client.read_close())[0] == 1009
-        assert await take(app.wire, 1) == [None]
+        assert await take(app.connection, 1) == [None]
 
 
 # Control frames
@@ -230,19 +230,19 @@ async def test_a_ping_is_answered_with_its_payload():
         await client.send(frame("a", PING), frame("message"), frame("", PING), frame("unasked", PONG))
         assert await client.read_frame() == (PONG, b"a", False)
         assert await client.read_frame() == (PONG, b"", False)
-        assert await take(app.wire, 1) == ["message"]
-        assert app.wire.state is State.OPEN
+        assert await take(app.connection, 1) == ["message"]
+        assert app.connection.state is State.OPEN
 
 
 async def test_pings_of_a_client_that_does_not_read_get_one_answer_to_the_latest():
     async with opened(connection={"buffers": 4096}) as (app, client):
         sent = 0
-        while app.wire.is_writable:
-            app.wire.send_message(b"x" * 1000)
+        while app.connection.is_writable:
+            app.connection.send_message(b"x" * 1000)
             sent += 1
         before = client.server.get_write_buffer_size()
         await client.send(*[frame(f"{number}", PING) for number in range(50)], frame("done"))
-        assert await take(app.wire, 1) == ["done"]
+        assert await take(app.connection, 1) == ["done"]
         assert client.server.get_write_buffer_size() == before
         await client.read_payloads(sent)
         assert await client.read_frame() == (PONG, b"49", False)
@@ -254,11 +254,11 @@ async def test_pings_of_a_client_that_does_not_read_get_one_answer_to_the_latest
 async def test_over_100_control_frames_in_a_second_are_1008(opcode):
     async with opened() as (app, client):
         await client.send(frame("", opcode) * 100, frame("fine"))
-        assert await take(app.wire, 1) == ["fine"]
+        assert await take(app.connection, 1) == ["fine"]
         await client.send(frame("", opcode) * 200, frame("lost"), close_frame(1000))
         assert await client.read_close() == (1008, "over 100 control frames a second")
-        assert await take(app.wire, 1) == [None]
-        assert app.wire.close_code == 1008
+        assert await take(app.connection, 1) == [None]
+        assert app.connection.close_code == 1008
 
 
 @on_virtual_clock
@@ -266,9 +266,9 @@ async def test_100_control_frames_each_second_are_fine():
     async with opened(limit=1000) as (app, client):
         for _ in range(5):
             await client.send(frame("", PING) * 100, frame("fine"))
-            assert await take(app.wire, 1) == ["fine"]
+            assert await take(app.connection, 1) == ["fine"]
             await asyncio.sleep(1)
-        assert app.wire.state is State.OPEN
+        assert app.connection.state is State.OPEN
 
 
 # The end
@@ -285,36 +285,36 @@ async def test_100_control_frames_each_second_are_fine():
 async def test_a_client_that_closes_gets_its_code_back_and_the_app_gets_code_and_reason(sent, told, answered):
     async with opened() as (app, client):
         ends = []
-        app.wire.unsubscribe = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
+        app.connection.unsubscribe = lambda: ends.append((app.connection.close_code, app.connection.close_reason))
         await client.send(sent, frame("lost"), close_frame(1001), b"\xff\xff")
         assert await client.read_close() == answered
         assert await client.read_rest() == b""
-        assert await take(app.wire, 1) == [None]
-        assert app.wire.state is State.CLOSED
+        assert await take(app.connection, 1) == [None]
+        assert app.connection.state is State.CLOSED
     assert ends == [told]
 
 
 async def test_the_app_closes_and_the_client_answers():
     async with opened() as (app, client):
         ends = []
-        app.wire.unsubscribe = lambda: ends.append((app.wire.close_code, app.wire.close_reason))
-        app.wire.send_message("last")
-        app.wire.close(4001, "enough")
-        assert app.wire.state is State.CLOSING
-        app.wire.close(1000, "twice")
+        app.connection.unsubscribe = lambda: ends.append((app.connection.close_code, app.connection.close_reason))
+        app.connection.send_message("last")
+        app.connection.close(4001, "enough")
+        assert app.connection.state is State.CLOSING
+        app.connection.close(1000, "twice")
         await client.send(frame("lost"), frame("", PING))
         assert await client.read_payloads(1) == [b"last"]
         assert await client.read_close() == (4001, "enough")
         await client.send(close_frame(4001, "its own"))
         assert await client.read_rest() == b""
-        assert await take(app.wire, 1) == [None]
+        assert await take(app.connection, 1) == [None]
     assert ends == [(4001, "enough")]
 
 
 async def test_both_close_at_the_same_time():
     async with opened() as (app, client):
         await client.send(close_frame(4002, "mine"))
-        app.wire.close(4001, "no, mine")
+        app.connection.close(4001, "no, mine")
         assert await client.read_close() == (4001, "no, mine")
         assert await client.read_rest() == b""
 
@@ -323,22 +323,22 @@ async def test_both_close_at_the_same_time():
 async def test_a_client_that_does_not_answer_a_close_is_dropped_after_5_seconds():
     async with opened(limit=1000) as (app, client):
         began = asyncio.get_running_loop().time()
-        app.wire.close(1000, "")
+        app.connection.close(1000, "")
         await client.send(frame("going on"))
         assert await client.read_close() == (1000, "")
         await client.read_rest()
         assert asyncio.get_running_loop().time() - began == 5
-        assert app.wire.close_code == 1000
+        assert app.connection.close_code == 1000
 
 
 @on_virtual_clock
 async def test_a_client_that_closes_and_does_not_read_is_dropped_after_5_seconds():
     async with opened(limit=1000, connection={"buffers": 4096}) as (app, client):
-        while app.wire.is_writable:
-            app.wire.send_message(b"x" * 1000)
+        while app.connection.is_writable:
+            app.connection.send_message(b"x" * 1000)
         began = asyncio.get_running_loop().time()
         await client.send(close_frame(1000))
-        assert await take(app.wire, 1) == [None]
+        assert await take(app.connection, 1) == [None]
         await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
         assert asyncio.get_running_loop().time() - began == 5
 
@@ -346,8 +346,8 @@ async def test_a_client_that_closes_and_does_not_read_is_dropped_after_5_seconds
 async def test_a_close_is_answered_although_many_messages_wait_for_an_app_that_takes_none():
     async with opened() as (app, client):
         await client.send(frame("waiting") * 100)
-        await until(lambda: not app.wire.is_reading)
-        app.wire.close(1012, "service restart")
+        await until(lambda: not app.connection.is_reading)
+        app.connection.close(1012, "service restart")
         await client.send(frame("more") * 100)
         assert await client.read_close() == (1012, "service restart")
         began = time.monotonic()
@@ -360,11 +360,11 @@ async def test_a_close_is_answered_although_many_messages_wait_for_an_app_that_t
 async def test_a_connection_that_is_gone_without_a_close_is_1006(tcp):
     async with opened(connection={"tcp": tcp}) as (app, client):
         ends = []
-        app.wire.unsubscribe = lambda: ends.append(app.wire.close_code)
+        app.connection.unsubscribe = lambda: ends.append(app.connection.close_code)
         client.reset()
-        assert await take(app.wire, 1) == [None]
-        app.wire.close(1000, "")
-        assert (app.wire.state, app.wire.close_code) == (State.CLOSED, 1006)
+        assert await take(app.connection, 1) == [None]
+        app.connection.close(1000, "")
+        assert (app.connection.state, app.connection.close_code) == (State.CLOSED, 1006)
     assert ends == [1006]
 
 
@@ -372,20 +372,20 @@ async def test_a_client_that_sends_nothing_more_has_left():
     async with opened() as (app, client):
         await client.send(frame("last"), frame("half")[:5])
         client.half_close()
-        assert await take(app.wire, 2) == ["last", None]
-        assert app.wire.close_code == 1006
+        assert await take(app.connection, 2) == ["last", None]
+        assert app.connection.close_code == 1006
         assert await client.read_rest() == b""
 
 
 @on_virtual_clock
 async def test_a_client_that_sends_nothing_more_and_takes_nothing_has_left_at_once_and_is_dropped_after_5_seconds():
     async with opened(limit=1000, connection={"buffers": 4096}) as (app, client):
-        while app.wire.is_writable:
-            app.wire.send_message(b"x" * 1000)
+        while app.connection.is_writable:
+            app.connection.send_message(b"x" * 1000)
         loop = asyncio.get_running_loop()
         began = loop.time()
         client.half_close()
-        assert await take(app.wire, 1) == [None]
+        assert await take(app.connection, 1) == [None]
         assert loop.time() == began
         await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
         assert loop.time() - began == 5
@@ -394,8 +394,8 @@ async def test_a_client_that_sends_nothing_more_and_takes_nothing_has_left_at_on
 @pytest.mark.parametrize("accept", [False, True])
 async def test_an_abort_is_an_end_at_once(accept):
     async with opened(accept=accept) as (app, client):
-        app.wire.abort()
-        assert (app.wire.state, app.wire.close_code) == (State.CLOSED, 1006)
+        app.connection.abort()
+        assert (app.connection.state, app.connection.close_code) == (State.CLOSED, 1006)
         assert await client.read_rest() == b""
 
 
@@ -403,9 +403,9 @@ async def test_an_abort_is_an_end_at_once(accept):
 async def test_a_refusal_of_a_client_that_has_just_left_is_its_end(resets):
     async with opened(accept=False, connection={"tcp": True}) as (app, client):
         client.reset() if resets else client.sock.close()
-        app.wire.refuse(503, body=b"too late")
+        app.connection.refuse(503, body=b"too late")
         await until(client.server.is_closing)
-        assert app.wire.close_code == 1006
+        assert app.connection.close_code == 1006
 
 
 async def test_nothing_is_written_where_the_connection_was_just_lost(caplog):
@@ -413,9 +413,9 @@ async def test_nothing_is_written_where_the_connection_was_just_lost(caplog):
         client.server.abort()
         # asyncio warns of the fifth write.
         for _ in range(8):
-            app.wire.send_message("into the void")
-        await until(lambda: app.wire.close_code is not None)
-        assert app.wire.close_code == 1006
+            app.connection.send_message("into the void")
+        await until(lambda: app.connection.close_code is not None)
+        assert app.connection.close_code == 1006
         assert not caplog.records
 
 
@@ -433,13 +433,13 @@ VIOLATIONS = {
 async def test_whoever_breaks_a_rule_gets_the_right_code(code, tls):
     async with opened(tls=tls) as (app, client):
         ends = []
-        app.wire.unsubscribe = lambda: ends.append(app.wire.close_code)
+        app.connection.unsubscribe = lambda: ends.append(app.connection.close_code)
         began = time.monotonic()
         await client.send(frame("before"), VIOLATIONS[code], frame("behind"))
         received, reason = await client.read_close()
         assert received == code
-        assert await take(app.wire, 2) == ["before", None]
-        assert (app.wire.close_code, app.wire.close_reason) == (code, reason)
+        assert await take(app.connection, 2) == ["before", None]
+        assert (app.connection.close_code, app.connection.close_reason) == (code, reason)
         await client.read_rest()
         assert time.monotonic() - began < 1
     assert ends == [code]
@@ -451,8 +451,8 @@ async def test_whoever_breaks_a_rule_and_goes_on_sending_gets_its_close_and_is_g
         began = time.monotonic()
         await client.send(frame(MIB + 1, BINARY), bytes(10 * MIB))
         assert (await client.read_close())[0] == 1009
-        assert app.wire._unread is None
-        assert not app.wire._inbox
+        assert app.connection._unread is None
+        assert not app.connection._inbox
         with pytest.raises(ConnectionError):
             await _send_for_ever(client)
         assert time.monotonic() - began < 1.5
@@ -477,11 +477,11 @@ async def test_whoever_breaks_a_rule_and_does_not_hang_up_is_dropped_after_half_
 
 async def test_a_rule_may_be_broken_while_the_close_is_under_way():
     async with opened() as (app, client):
-        app.wire.close(1000, "")
+        app.connection.close(1000, "")
         await client.send(b"\xff\xff", frame("behind"))
         assert await client.read_close() == (1000, "")
         assert await client.read_rest() == b""
-        assert app.wire.close_code == 1000
+        assert app.connection.close_code == 1000
 
 
 # Pings of the server, on a virtual clock
@@ -496,7 +496,7 @@ async def test_a_ping_goes_out_every_interval_and_an_answer_keeps_the_connection
             assert await client.read_frame() == (PING, b"", False)
             assert loop.time() - began == 20 * number
             await client.send(frame("", PONG))
-        assert app.wire.state is State.OPEN
+        assert app.connection.state is State.OPEN
 
 
 @on_virtual_clock
@@ -505,9 +505,9 @@ async def test_anything_that_comes_is_a_sign_of_life():
         for _ in range(5):
             assert (await client.read_frame()).opcode == PING
             await asyncio.sleep(19)
-            await client.send(frame("x")[:1] if app.wire.was_heard else b"\x81")
+            await client.send(frame("x")[:1] if app.connection.was_heard else b"\x81")
             await client.send(frame("x")[1:])
-        assert len(await take(app.wire, 5)) == 5
+        assert len(await take(app.connection, 5)) == 5
 
 
 @pytest.mark.parametrize(("interval", "timeout"), [(20, 20), (20, 5), (10, 30), (10, 25)])
@@ -523,9 +523,9 @@ async def test_a_client_that_vanishes_is_closed_one_interval_and_one_timeout_aft
             assert (await client.read_frame()).opcode == PING
             await client.send(frame("", PONG))
             last = loop.time()
-        assert await within(app.wire.receive(), 1000) is None
+        assert await within(app.connection.receive(), 1000) is None
         assert loop.time() - last == interval + timeout
-        assert (app.wire.close_code, app.wire.close_reason) == (1011, "ping timeout")
+        assert (app.connection.close_code, app.connection.close_reason) == (1011, "ping timeout")
         assert await client.read_close() == (1011, "ping timeout")
 
 
@@ -558,7 +558,7 @@ async def test_a_ping_timeout_of_0_waits_for_ever():
     async with opened(limit=1000, ping_interval=20) as (app, client):
         for _ in range(10):
             assert (await client.read_frame()).opcode == PING
-        assert app.wire.state is State.OPEN
+        assert app.connection.state is State.OPEN
 
 
 @on_virtual_clock
@@ -566,18 +566,18 @@ async def test_a_client_that_is_not_read_from_is_not_closed_and_has_its_time_whe
     async with opened(limit=1000, ping_interval=20, ping_timeout=15) as (app, client):
         began = asyncio.get_running_loop().time()
         await client.send(frame("x") * 64, frame("", PONG))
-        await until(lambda: not app.wire.is_reading, step=0)
+        await until(lambda: not app.connection.is_reading, step=0)
         await asyncio.sleep(500)
-        assert app.wire.state is State.OPEN
+        assert app.connection.state is State.OPEN
 
         def receive_all():
             for _ in range(64):
                 with pytest.raises(StopIteration, match="x"):
-                    app.wire.receive().send(None)
+                    app.connection.receive().send(None)
 
         # Right before an answer is due, in the same turn of the event loop.
         loop = asyncio.get_running_loop()
         loop.call_at(began + 535 - 1e-10, receive_all)
         await asyncio.sleep(45)
-        assert app.wire.is_reading
-        assert app.wire.state is State.OPEN
+        assert app.connection.is_reading
+        assert app.connection.state is State.OPEN

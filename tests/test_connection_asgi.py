@@ -294,25 +294,43 @@ class TestReading:
             go.set()
         assert got == ["1", "2", "3"]
 
-    async def test_a_server_whose_receive_fails_ends_the_connection(self):
-        ended = anyio.Event()
+    async def test_what_receive_raises_reaches_the_view_after_earlier_messages(self):
+        got = []
 
         async def view(ws):
             async with ws:
-                try:
-                    await ws.receive()
-                finally:
-                    ended.set()
+                while len(got) < 3:
+                    try:
+                        got.append(await ws.receive())
+                    except LookupError as error:
+                        client.receive_raises = None
+                        got.append(error)
+                    client.notify()
+                await ws.receive()
 
-        app = app_of(view, subscribe="t")
-        async with no_task_is_left(), connected(app, ASGIClient()) as client:
+        async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
             await client.wait_sent(1)
+            client.put("1")
             await anyio.wait_all_tasks_blocked()
+            client.receive_raises = failure = LookupError("of middleware")
+            client.notify()
+            await client.wait_for(lambda: failure in got)
+            client.put("2")
+            await client.wait_for(lambda: len(got) == 3)
+            client.receive_raises = failure
+            client.notify()
+            await client.wait_ended()
+        assert got == ["1", failure, "2"]
+        assert client.sent[1]["code"] == 1011
+        assert client.error is failure
+
+    async def test_a_receive_that_fails_ends_a_view_that_does_not_receive(self, caplog):
+        async with no_task_is_left(), connected(app_of(sleep_forever_in, subscribe="t"), ASGIClient()) as client:
+            await client.wait_sent(1)
             client.receive_raises = RuntimeError("the server is broken")
             client.notify()
-            with anyio.fail_after(5):
-                await ended.wait()
-        assert_nothing_is_left(app)
+            await client.wait_ended()
+        assert "the server's receive failed" in caplog.text
 
 
 class TestTheHandshake:

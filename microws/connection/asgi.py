@@ -35,7 +35,9 @@ class ASGIConnection(Connection):
     A WebSocket connection over ASGI's ``receive`` and ``send``.
 
     The reader runs from the handshake on, so that a disconnect is seen at once. It pauses while the inbox is full. The
-    view's own task sends its message, unless another one is being sent. Then the message goes into the outbox, as
+    view gets what ASGI's ``receive`` raises, for example in middleware, after the messages before it.
+
+    The view's own task sends its message, unless another one is being sent. Then the message goes into the outbox, as
     published messages do. The writer sends what is in the outbox, in its order, and then the Close frame.
 
     Args:
@@ -53,6 +55,7 @@ class ASGIConnection(Connection):
         "_asgi_receive",
         "_asgi_send",
         "_close_due",
+        "_failure",
         "_has_writer",
         "_idle",
         "_inbox",
@@ -88,6 +91,8 @@ class ASGIConnection(Connection):
         # Text that is longer has to be measured: UTF-8 takes up to four bytes a character.
         self._max_chars = limits.max_message_size // 4
         self._is_discarding = False
+        # What ASGI's receive raised, until the view gets it.
+        self._failure: Exception | None = None
         self._sends = 0
         self._sent_while_paused = False
         self._has_writer = False
@@ -169,6 +174,10 @@ class ASGIConnection(Connection):
                 return None
             if self.state is not OPEN:
                 raise self.unusable("receive")
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                self._room.set()
+                raise failure
             await self._arrived.wait()
         message = self._inbox.popleft()
         self._inbox_bytes -= len(message)
@@ -177,8 +186,8 @@ class ASGIConnection(Connection):
 
     async def _read(self) -> None:
         """The reader."""
-        try:
-            while self.state is not CLOSED:
+        while self.state is not CLOSED:
+            try:
                 event = await self._asgi_receive()
                 if event["type"] == "websocket.receive":
                     self._put(event)
@@ -189,9 +198,28 @@ class ASGIConnection(Connection):
                 inbox = self._inbox
                 if inbox and (len(inbox) >= self.limits.receive_queue or self._inbox_bytes >= _MAX_INBOX_BYTES):
                     await self._pause()
-        except Exception:
-            _log.exception("the server's receive failed")
+            except Exception as failure:
+                if not await self._pass_on(failure):
+                    return
+
+    async def _pass_on(self, failure: Exception) -> bool:
+        """Have the view's next ``receive`` raise ``failure``. Returns whether it did, within ``close_timeout``."""
+        if self.state in (CONNECTING, OPEN):
+            self._failure = failure
+            self._arrived.set()
+            try:
+                with anyio.move_on_after(self.limits.close_timeout):
+                    while self._failure is failure and self.close_code is None:
+                        await self._room.wait()
+                    return True
+            finally:
+                # Its traceback refers to this object.
+                self._failure = None
+        _log.error("the server's receive failed", exc_info=failure)
+        # A Close frame still leaves.
+        if self.state is not CLOSING:
             self.abandon()
+        return False
 
     def _put(self, event: Event) -> None:
         message: str | bytes | None = event.get("text")

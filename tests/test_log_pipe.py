@@ -62,8 +62,8 @@ def output(request, monkeypatch):
     output.close()
 
 
-def make_handler(output, **options):
-    handler = PipeHandler(output.stream, **({"may_start_threads": True} | options))
+def make_handler(output):
+    handler = PipeHandler(output.stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     return handler
 
@@ -96,20 +96,12 @@ def test_without_a_reader_lines_are_dropped_and_counted(output):
     handler.close()
 
 
-def test_without_threads_retry_writes_what_was_kept(output):
-    threads = threading.active_count()
-    handler = make_handler(output, may_start_threads=False)
-    log(handler, *messages(0, 100))
-    assert threading.active_count() == threads
-    while not output.data.endswith(b"\n") or len(output.data.splitlines()) < 100:
-        handler.retry()
-        output.data += os.read(output.reader, 65536)
-    assert output.data.decode().splitlines() == messages(0, 100)
-    handler.close()
+def test_without_a_thread_the_next_line_writes_what_was_kept(output, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
 
-
-def test_the_next_line_is_written_with_what_was_kept(output):
-    handler = make_handler(output, may_start_threads=False)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    handler = make_handler(output)
     log(handler, *messages(0, 20))
     for number in range(20, 200):
         output.data += os.read(output.reader, 65536)
@@ -197,7 +189,7 @@ class Packets:
     def __init__(self):
         self.reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.reader.setblocking(False)
-        self.handler = PipeHandler(self._writer.makefile("w", encoding="utf-8"), may_start_threads=False)
+        self.handler = PipeHandler(self._writer.makefile("w", encoding="utf-8"))
         self.handler.setFormatter(logging.Formatter("%(message)s"))
 
     def __enter__(self):

@@ -336,9 +336,6 @@ class _Handler(logging.Handler):
         with self._lock:
             self._write_lines()
 
-    def retry(self) -> None:
-        """Write what the reader had no room for. Never waits."""
-
     @abstractmethod
     def write(self, text: str) -> None:
         """Write whole lines. Called with the lock of the handler."""
@@ -408,15 +405,16 @@ class PipeHandler(_Handler):
     Several processes may write to the same pipe: a line of at most ``PIPE_BUF`` bytes, 4,096 on Linux, is written in
     one piece.
 
+    A thread writes what was kept, and ends with it. The supervisor has one too: ``subprocess`` runs no Python between
+    fork and exec, so a lock that the thread holds harms no worker.
+
     Args:
         stream: ``is_pipe(stream)`` is true.
-        may_start_threads: A thread writes what was kept, and ends with it. Otherwise ``retry`` must be called.
     """
 
-    def __init__(self, stream: TextIO, *, may_start_threads: bool) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._encoding = stream.encoding
-        self._may_start_threads = may_start_threads
         self._thread: threading.Thread | None = None
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
@@ -447,18 +445,14 @@ class PipeHandler(_Handler):
         self._report_dropped()
         self._write_or_keep(data)
 
-    def retry(self) -> None:
-        """Write what was kept, as far as the reader has gone on. Never waits."""
-        with self._lock:
-            self._write_kept()
-
     def flush(self) -> None:
         """Give the reader half a second for what was kept."""
         super().flush()
         end = time.monotonic() + _FLUSH_TIMEOUT
         while self._kept and (left := end - time.monotonic()) > 0:
             self._wait_for_room(left)
-            self.retry()
+            with self._lock:
+                self._write_kept()
 
     def close(self) -> None:
         """Flush, and close the handler's own file; not the stream."""
@@ -500,7 +494,7 @@ class PipeHandler(_Handler):
             if rest:
                 self._kept.append(rest)
                 self._kept_bytes += len(rest)
-        if self._kept and self._may_start_threads and (self._thread is None or not self._thread.is_alive()):
+        if self._kept and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._run, name="microws log", daemon=True)
             with suppress(RuntimeError):  # too many threads, or the process is ending
                 self._thread.start()
@@ -588,9 +582,7 @@ class ShortageFilter(logging.Filter):
 
 
 @contextmanager
-def logging_to_stderr(
-    settings: Settings, *, process: bool = False, may_start_threads: bool = True
-) -> Iterator[Callable[[], None]]:
+def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[None]:
     """
     Log to stderr within the block, in the format and from the level of ``settings``.
 
@@ -600,15 +592,9 @@ def logging_to_stderr(
     Args:
         settings: Of these, ``log_level`` and ``log_format``.
         process: Add the process id to each line.
-        may_start_threads: If ``False``, call the function that the block gets now and then: it writes what the reader
-            of the pipe had no room for.
     """
     _open_standard_files()
-    handler: _Handler = (
-        PipeHandler(sys.stderr, may_start_threads=may_start_threads)
-        if is_pipe(sys.stderr)
-        else _StreamHandler(sys.stderr)
-    )
+    handler: _Handler = PipeHandler(sys.stderr) if is_pipe(sys.stderr) else _StreamHandler(sys.stderr)
     handler.setFormatter((JSONFormatter if settings.log_format == "json" else TextFormatter)(process=process))
     package, root = logging.getLogger("microws"), logging.getLogger()
     shortage = ShortageFilter()
@@ -627,7 +613,7 @@ def logging_to_stderr(
         for logger in map(logging.getLogger, _ACCEPTING):
             undo.callback(logger.removeFilter, shortage)
             logger.addFilter(shortage)
-        yield handler.retry
+        yield
 
 
 def _open_standard_files() -> None:

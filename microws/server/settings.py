@@ -91,16 +91,8 @@ def parse_address(text: str) -> Address:
 # ValueError that says what was expected.
 
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_BOOLS: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+_TRUE: Final = ("1", "true", "yes", "on")
+_FALSE: Final = ("0", "false", "no", "off")
 _PROXY_FORMS: Final = 'expected IP addresses, networks such as 10.0.0.0/8, "unix" or "*"'
 
 
@@ -162,8 +154,8 @@ def parse_bool(value: object) -> bool:
     """
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and (word := value.strip().lower()) in _BOOLS:
-        return _BOOLS[word]
+    if isinstance(value, str) and (word := value.strip().lower()) in _TRUE + _FALSE:
+        return word in _TRUE
     raise ValueError(f"expected true or false, got {value!r}")
 
 

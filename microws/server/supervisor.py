@@ -96,15 +96,14 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
         raise ValueError(
             "several workers start the program again, but it has no file; write microws run APP --workers N"
         )
-    # A fork of a process with threads is not safe.
-    with logging_to_stderr(settings, may_start_threads=False) as retry_log:
+    with logging_to_stderr(settings):
         try:
             listeners = renewal.listeners(settings, secure=settings.certfile is not None)
         except ListenError as error:
             _log.error("%s", error)
             return 1
         try:
-            return _Supervisor(settings, listeners, renewal, renewal.command, retry_log).run()
+            return _Supervisor(settings, listeners, renewal, renewal.command).run()
         finally:
             for listener in listeners:
                 listener.close()
@@ -203,22 +202,16 @@ class _Worker:
 
 
 class _Supervisor:
-    """The workers and what to do about them. One thread, no event loop, one place that waits."""
+    """The workers and what to do about them. No event loop, one place that waits."""
 
     def __init__(
-        self,
-        settings: Settings,
-        listeners: Sequence[Listener],
-        renewal: Renewal,
-        command: Sequence[str],
-        retry_log: Callable[[], None],
+        self, settings: Settings, listeners: Sequence[Listener], renewal: Renewal, command: Sequence[str]
     ) -> None:
         self._settings = settings
         self._listeners = listeners
         self._sockets = [listener.sock.fileno() for listener in listeners]
         self._renewal = renewal
         self._command = command
-        self._retry_log = retry_log
         self._max_workers = 2 * settings.workers + 1  # while workers are renewed
         self._memory = make_shared_memory(self._max_workers)
         self._selector = selectors.DefaultSelector()
@@ -276,7 +269,6 @@ class _Supervisor:
             times.append(self._next_start)
         timeout = max(0.0, min(times) - began)
         events = self._selector.select(None if timeout == inf else timeout)
-        self._retry_log()
         if time.monotonic() > began + timeout + _LATE:
             # The workers may have been stopped with the supervisor: they have all their time again.
             for worker in self._workers:

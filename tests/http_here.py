@@ -12,7 +12,6 @@ from worker_here import respond
 
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.listening import tls_context
-from microws.server.logs import log_access, log_nothing
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.settings import Settings
 from microws.server.websockets import WebSockets
@@ -249,7 +248,7 @@ class SecureClient(TlsClient, HTTPClient):
 
 
 @asynccontextmanager
-async def serving(app, *, path=None, limit=LIMIT, tls=False, access_log=False, **options):
+async def serving(app, *, path=None, limit=LIMIT, tls=False, **options):
     """
     Serve ``app``, which gets no lifespan events. At the end, every client is dropped and every app is cancelled: none
     may be left then, and nothing may have been raised into the event loop.
@@ -262,21 +261,16 @@ async def serving(app, *, path=None, limit=LIMIT, tls=False, access_log=False, *
     loop = asyncio.get_running_loop()
     failures = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
-    settings = Settings(ping_interval=0, access_log=access_log, **options)
+    settings = Settings(ping_interval=0, **options)
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
-    websockets = WebSockets(served, ping_interval=0, ping_timeout=0, access_log=access_log)
+    websockets = WebSockets(served, ping_interval=0, ping_timeout=0)
     state = ServerState(
         app=served,
         websockets=websockets,
-        log_access=log_access if access_log else log_nothing,
+        settings=settings,
         state={},
         extension={"is_draining": lambda: state.is_draining},
         is_secure=tls,
-        max_head_size=settings.max_head_size,
-        head_timeout=10,
-        keep_alive=settings.keep_alive,
-        body_timeout=settings.body_timeout,
-        write_timeout=settings.write_timeout,
     )
     context = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key")) if tls else None
     if path is None:

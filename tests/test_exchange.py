@@ -552,7 +552,7 @@ async def test_an_app_that_returns_after_the_disconnect_does_not_fail(caplog):
         assert (await receive())["type"] == "http.disconnect"
         ended.set()
 
-    async with serving(answer, access_log=True) as server, await server.connect() as client:
+    async with serving(answer) as server, await server.connect() as client:
         await client.send(GET)
         async with asyncio.timeout(LIMIT):
             await began.wait()

@@ -245,7 +245,7 @@ class Late:
 @pytest.mark.anyio
 async def test_the_access_log_has_the_refusals_of_the_server(caplog):
     caplog.set_level("INFO", logger="microws")
-    async with serving(Late(), access_log=True, body_timeout=0.1) as server:
+    async with serving(Late(), body_timeout=0.1) as server:
         for data, status in ((post("Content-Length: 4", body=b"abc"), 408), (LARGE["a long target"], 431)):
             async with await server.connect() as client:
                 await client.send(data)

@@ -106,6 +106,15 @@ def test_a_line_of_the_access_log_as_text(capfd):
     )
 
 
+def test_the_access_log_can_be_turned_off(capfd):
+    with logging_to_stderr(Settings(access_log=False)):
+        log_access(REQUEST, 200, 0.0)
+        logging.getLogger("microws.server").info("another line")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.endswith("another line")
+    assert not logging.getLogger("microws.access").disabled
+
+
 def test_a_line_of_the_access_log_as_json(capfd):
     with logging_to_stderr(Settings(log_format="json")):
         log_access(REQUEST, 200, 0.0)

@@ -447,7 +447,7 @@ async def told(server, target, headers=EVERYTHING, *, tls=False):
 @on_asyncio
 async def test_a_scope_and_the_access_log_say_what_the_proxy_says(caplog):
     caplog.set_level(logging.INFO, logger="microws")
-    async with serving(tell, tls=True, access_log=True) as server:
+    async with serving(tell, tls=True) as server:
         outer = f"{CLIENT} {{}} ['outer.example:8443'] /chat /chat/x /chat/x"
         assert await told(server, "/x", tls=True) == (outer.format("https"), outer.format("wss"))
         inner = "127.0.0.1 {} ['x']  /x /x"

@@ -337,7 +337,7 @@ async def test_an_app_that_returns_without_an_answer_is_500(caplog):
     async def app(scope, receive, send):
         await receive()
 
-    async with serving(app, access_log=True) as served, await served.connect() as client:
+    async with serving(app) as served, await served.connect() as client:
         assert (await client.refused("/x?y"))[0] == 500
     [record] = errors(caplog)
     assert record.getMessage() == "the app returned without an answer to WebSocket /x?y HTTP/1.1"
@@ -431,7 +431,7 @@ async def test_an_app_may_go_on_when_its_client_has_left():
 
 
 async def test_a_handshake_and_an_end_have_a_line_each(caplog):
-    async with serving(echo, access_log=True) as served:
+    async with serving(echo) as served:
         async with await served.connect(tcp=True) as client:
             port = client.sock.getsockname()[1]
             await client.open("/a?b")
@@ -453,13 +453,13 @@ async def test_a_handshake_and_an_end_have_a_line_each(caplog):
 
 
 async def test_a_denial_has_one_line_and_so_has_a_client_that_left_before_its_answer(caplog):
-    async with opened(accept=False, access_log=True) as (app, client):
+    async with opened(accept=False) as (app, client):
         await app.send({"type": START, "status": 404})
         await app.send({"type": BODY})
         await client.read_rest()
     assert access_lines(caplog) == ['WebSocket / HTTP/1.1" 404']
     caplog.clear()
-    async with opened(accept=False, access_log=True) as (app, client):
+    async with opened(accept=False) as (app, client):
         client.sock.close()
         await until(lambda: app.connection.state is State.CLOSED)
         with pytest.raises(ClientDisconnected):

@@ -67,7 +67,7 @@ async def never(scope, receive, send):
     ],
 )
 async def test_a_handshake_that_is_wrong_is_refused_and_no_app_gets_it(request_, status, caplog):
-    async with serving(never, access_log=True) as served, await served.connect() as client:
+    async with serving(never) as served, await served.connect() as client:
         await client.send(request_)
         received, headers = await client.read_head()
         assert (received, headers["connection"].endswith("close")) == (status, True)
@@ -90,7 +90,7 @@ async def test_connections_are_counted_from_their_request_to_their_end():
 
 
 async def test_a_drain_closes_what_is_open_with_1012_and_refuses_the_rest(caplog):
-    async with serving(echo, access_log=True) as served:
+    async with serving(echo) as served:
         clients = [await served.connect() for _ in range(250)]
         for client in clients:
             await client.open()
@@ -111,7 +111,7 @@ async def test_a_drain_closes_what_is_open_with_1012_and_refuses_the_rest(caplog
 
 
 async def test_a_drain_tells_the_apps_that_have_not_answered_yet_at_once(caplog):
-    async with opened(accept=False, access_log=True) as (app, client):
+    async with opened(accept=False) as (app, client):
         ends = []
         app.connection.unsubscribe = lambda: ends.append(app.connection.state)
         receiving = asyncio.ensure_future(app.receive())

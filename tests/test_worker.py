@@ -98,12 +98,6 @@ async def test_a_websocket_is_logged_when_it_opens_and_closes(caplog, anyio_back
     assert records[-1].access["close_code"] == code
 
 
-async def test_the_access_log_can_be_turned_off(caplog):
-    async with serving(echo, access_log=False) as served, httpx.AsyncClient() as client:
-        await client.get(served.url)
-    assert not [record for record in caplog.records if record.name == "microws.access"]
-
-
 async def test_no_log_line_holds_a_secret_of_the_query(caplog, anyio_backend_name):
     queries = ["token=s3cret", "a=b&Acc%65ss_Token=s3cret", "ticket=%733cret&password=s3cret"]
 

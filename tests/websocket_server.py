@@ -30,11 +30,7 @@ SHUTDOWN_TIMEOUT = 0.1
 
 TLS = Path(__file__).parent / "tls"
 
-DEFAULTS = {
-    "ping_interval": 0,
-    "ping_timeout": 0,
-    "access_log": False,
-}
+DEFAULTS = {"ping_interval": 0, "ping_timeout": 0}
 
 
 async def echo(scope, receive, send):

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from microws.server.listening import BACKLOG
 
-__all__ = ["HANDSHAKE_TIMEOUT", "Acceptor", "Share", "free_share", "make_shared_memory"]
+__all__ = ["Acceptor", "Share", "free_share", "make_shared_memory"]
 
 # Seconds for the TLS handshake.
-HANDSHAKE_TIMEOUT: Final = 10.0
+_HANDSHAKE_TIMEOUT: Final = 10.0
 
 # Seconds that a client has to answer close_notify; browsers do not.
 _TLS_SHUTDOWN_TIMEOUT: Final = 1.0
@@ -74,7 +74,7 @@ class Acceptor:
         self._protocol_factory = protocol_factory
         self._tls_options: dict[str, Any] = {"ssl": tls}
         if tls is not None:
-            self._tls_options["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT
+            self._tls_options["ssl_handshake_timeout"] = _HANDSHAKE_TIMEOUT
             self._tls_options["ssl_shutdown_timeout"] = _TLS_SHUTDOWN_TIMEOUT
         self._share = share
         self._count_open = count_open

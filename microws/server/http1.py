@@ -24,7 +24,7 @@ from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.page_cache import is_cached
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.lingering import Lingering, SendDeadlines
-from microws.server.logs import AccessLog, request_line
+from microws.server.logs import log_access, request_line
 from microws.server.request_parser import Refused, RequestHead, RequestParser
 from microws.server.response_head import (
     BODILESS,
@@ -35,6 +35,7 @@ from microws.server.response_head import (
     read_fields,
     response_head,
 )
+from microws.server.settings import Settings
 from microws.server.websockets import WebSockets
 from microws.upgrade import Upgrade
 
@@ -57,6 +58,8 @@ _MAX_SENDS: Final = 64
 # Bytes of a file that are sent in one call, in some 50 us. Then other tasks run.
 _FILE_PIECE: Final = 256 << 10
 
+# Seconds that a client has for a request's head.
+_HEAD_TIMEOUT: Final = 10.0
 # Seconds in which the rest of a body is discarded that the app did not read; nginx: 5 s, or 30 s in all.
 _DISCARD_TIMEOUT: Final = 1.0
 # Seconds until an idle connection is closed on which a request was arriving when its time was over.
@@ -92,7 +95,7 @@ class HTTP1(Lingering):
         super().__init__(transport, server.sending)
         self.is_connected = True
         self.is_half_closed: bool = False
-        self._parser = RequestParser(server.max_head_size)
+        self._parser = RequestParser(server.settings.max_head_size)
         self._exchange: Exchange | None = None
         # Received after the request that is being answered.
         self._queued = b""
@@ -303,7 +306,7 @@ class HTTP1(Lingering):
             path, _, query = target.partition(b"?")
             scope: Scope = {"type": "http", "method": method.decode(), "raw_path": path, "query_string": query}
             scope["client"] = addresses_of(self._transport)[0]
-            self.server.log_access(scope, status, perf_counter())
+            log_access(scope, status, perf_counter())
         self.finish(has_unread=True)
 
     def time_out(self) -> None:
@@ -474,7 +477,7 @@ class Exchange:
         self.connection.abort()
 
     def _log_answer(self) -> None:
-        self._server.log_access(self.scope, self._refusal or self.status, self._began)
+        log_access(self.scope, self._refusal or self.status, self._began)
 
     # The request
 
@@ -793,15 +796,10 @@ class ServerState:
     Attributes:
         app: Called for each request.
         websockets: Get the WebSockets.
-        log_access: Called with each answer.
+        settings: Limits and time-outs of a connection.
         state: Of the lifespan; each request and each WebSocket gets a copy.
         extension: The value of ``extensions["microws"]`` in each scope.
         is_secure: Whether the connections speak TLS.
-        max_head_size: Bytes of a request's head.
-        head_timeout: Seconds that a client has for a head.
-        keep_alive: Seconds that a connection is kept without a request; 0 closes it after each response.
-        body_timeout: Seconds between two pieces of a request's body.
-        write_timeout: Seconds in which a client has to take something of what it was sent.
         connections: The open ones.
         exchanges: Those whose app runs, with their tasks.
         is_stopping: Whether each connection ends with its next response.
@@ -815,28 +813,23 @@ class ServerState:
 
     app: ASGIApplication
     websockets: WebSockets
-    log_access: AccessLog
+    settings: Settings
     state: dict[str, Any]
     extension: dict[str, Any]
     is_secure: bool
-    max_head_size: int
-    head_timeout: float
-    keep_alive: float
-    body_timeout: float
-    write_timeout: float
     is_draining: bool = False
     on_end: Callable[[], None] | None = None
     connections: set[HTTP1] = field(default_factory=set)
     exchanges: dict[Exchange, asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.is_stopping: bool = not self.keep_alive
-        self.heads: Deadlines[HTTP1] = Deadlines(self.head_timeout, HTTP1.time_out)
-        self.bodies: Deadlines[HTTP1] = Deadlines(self.body_timeout, HTTP1.time_out)
-        self.idle: Deadlines[HTTP1] = Deadlines(self.keep_alive, HTTP1.close_idle)
+        self.is_stopping: bool = not self.settings.keep_alive
+        self.heads: Deadlines[HTTP1] = Deadlines(_HEAD_TIMEOUT, HTTP1.time_out)
+        self.bodies: Deadlines[HTTP1] = Deadlines(self.settings.body_timeout, HTTP1.time_out)
+        self.idle: Deadlines[HTTP1] = Deadlines(self.settings.keep_alive, HTTP1.close_idle)
         self.rechecks: Deadlines[HTTP1] = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
         self.discards: Deadlines[HTTP1] = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
-        self.sending: SendDeadlines = SendDeadlines(self.write_timeout)
+        self.sending: SendDeadlines = SendDeadlines(self.settings.write_timeout)
 
     def ended(self, exchange: Exchange, _: asyncio.Task[None] | None = None) -> None:
         """The app has ended."""

@@ -19,7 +19,7 @@ from hypercorn.config import Config
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.listening import BACKLOG, CIPHERS
-from microws.server.logs import AccessLog, Ending, request_line
+from microws.server.logs import Ending, log_access, request_line
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 
 __all__ = ["HypercornServer", "hypercorn_config"]
@@ -77,7 +77,6 @@ class HypercornServer:
         app: Gets each request and WebSocket.
         config: Hypercorn's settings, without an address.
         on_trio: Whether the event loop is trio's, else asyncio's.
-        log_access: Called with each response, and each end of a WebSocket.
         state: The state of the lifespan, whose startup has ended; each request gets a copy.
         extension: Added to each scope's ``extensions`` as ``"microws"``.
     """
@@ -85,7 +84,6 @@ class HypercornServer:
     app: ASGIApplication
     config: Config
     on_trio: bool
-    log_access: AccessLog
     state: Mapping[str, Any]
     extension: Mapping[str, Any]
 
@@ -232,7 +230,7 @@ class _Call:
             # If the app has not started a response, Hypercorn sends one.
             self._answered(500 if self._status is None and not self._disconnect else self._status)
         if self._ending is not None:
-            self._server.log_access(self._scope, self._status, self._began, ending=self._ending)
+            log_access(self._scope, self._status, self._began, ending=self._ending)
 
     async def receive(self) -> Event:
         if self._disconnect is None:
@@ -295,7 +293,7 @@ class _Call:
     def _answered(self, status: int | None) -> None:
         self._is_answered = True
         self._status = status
-        self._server.log_access(self._scope, status, self._began)
+        log_access(self._scope, status, self._began)
 
     def _is_closed(self) -> bool:
         return self._ending is not None and self._ending.code is not None

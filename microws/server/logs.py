@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from json.encoder import encode_basestring_ascii as quote
-from typing import Final, NamedTuple, Protocol, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from microws.datastructures import mask_secrets
 from microws.interfaces import Scope
@@ -25,7 +25,6 @@ from microws.server.settings import Settings
 
 __all__ = [
     "AccessEntry",
-    "AccessLog",
     "Ending",
     "JSONFormatter",
     "PipeHandler",
@@ -34,7 +33,6 @@ __all__ = [
     "format_duration",
     "is_pipe",
     "log_access",
-    "log_nothing",
     "logging_to_stderr",
     "request_line",
 ]
@@ -114,12 +112,6 @@ class AccessEntry(NamedTuple):
         return client, target, f"{client} {line}"
 
 
-class AccessLog(Protocol):
-    """``log_access`` or ``log_nothing``."""
-
-    def __call__(self, scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None: ...
-
-
 def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
     """
     Log the response to a request or a handshake, or with ``ending`` the end of a WebSocket.
@@ -168,10 +160,6 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
     # As Logger.info() does, but without looking for the line of code that calls it.
     record = _access.makeRecord(_access.name, level, __file__, 0, "%s", (line,), None, "log_access", {"access": fields})
     _access.handle(record)
-
-
-def log_nothing(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
-    """The access log is off."""
 
 
 def format_duration(milliseconds: float) -> str:
@@ -590,7 +578,7 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
     all others, those of the app too, unless the app has given the root logger a handler of its own.
 
     Args:
-        settings: Of these, ``log_level`` and ``log_format``.
+        settings: Of these, ``log_level``, ``log_format`` and ``access_log``.
         process: Add the process id to each line.
     """
     _open_standard_files()
@@ -605,6 +593,8 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
             undo.callback(logger.removeHandler, handler)
             logger.setLevel(settings.log_level.upper())
             logger.addHandler(handler)
+        undo.callback(setattr, _access, "disabled", _access.disabled)
+        _access.disabled = not settings.access_log
         undo.callback(setattr, package, "propagate", package.propagate)
         package.propagate = False
         for logger in map(logging.getLogger, _VERBOSE):

@@ -73,30 +73,14 @@ class Shutdown:
         if self._control is not None:
             self._control.send_limit(seconds)
 
-    def expect_reaction(self, stage: Stage) -> None:
-        """
-        A signal has asked for ``stage``. If the event loop is blocked, log what blocks it.
-
-        If the loop does not react to ``FORCED``, end the process within a second of the signal.
-        """
-        if self._end is not None and stage == Stage.FORCED:
-            self._end.limit_reaction()
-        elif self._end is not None:
-            self._end.explain_unless((self.requested, self.draining)[stage - 1].is_set)
-
     def finish(self, code: int) -> None:
         """Only the event loop has to end now. If it does not, the process ends all the same, with ``code``."""
         if self._end is not None:
             self._end.finish(code)
 
-    def abort(self) -> None:
-        """End the process now, with exit code 1; the log says where it is blocked."""
-        if self._end is not None:
-            self._end.abort()
-
 
 async def watch_signals(
-    shutdown: Shutdown, settings: Settings, renewal: Renewal, *, task_status: TaskStatus[None]
+    shutdown: Shutdown, end: ProcessEnd, settings: Settings, renewal: Renewal, *, task_status: TaskStatus[None]
 ) -> None:
     """
     Drain at the first signal, and stop immediately at the second one. The third one kills.
@@ -133,10 +117,11 @@ async def watch_signals(
         asked = Stage.DELAY if asked == 0 and may_delay else min(max(asked, Stage.DELAY) + 1, Stage.FORCED)
         if asked <= Stage.DRAIN:
             shutdown.limit(settings.drain_timeout + (settings.stop_delay if asked == Stage.DELAY else 0))
-        elif asked == Stage.FORCED:
+            end.explain_unless((shutdown.requested, shutdown.draining)[asked - 1].is_set)
+        else:
             for stop in _STOP_SIGNALS:
                 signal.signal(stop, signal.SIG_DFL)
-        shutdown.expect_reaction(Stage(asked))
+            end.limit_reaction()
 
     signals = [*_STOP_SIGNALS, HANGUP] if renewal.handles_hangup else _STOP_SIGNALS
     with signal_socket(signals, handle) as received:
@@ -151,7 +136,9 @@ async def watch_signals(
                 shutdown.reach(Stage(asked))
 
 
-async def watch_signals_in_worker(shutdown: Shutdown, settings: Settings, *, task_status: TaskStatus[None]) -> None:
+async def watch_signals_in_worker(
+    shutdown: Shutdown, end: ProcessEnd, settings: Settings, *, task_status: TaskStatus[None]
+) -> None:
     """
     Stop at SIGTERM. End immediately at SIGABRT, which the supervisor sends to a worker that has been silent too long.
 
@@ -162,7 +149,7 @@ async def watch_signals_in_worker(shutdown: Shutdown, settings: Settings, *, tas
     def handle(number: int) -> None:
         nonlocal is_terminated
         if number == signal.SIGABRT:
-            shutdown.abort()
+            end.abort()
         elif number == signal.SIGTERM and not is_terminated:
             is_terminated = True
             shutdown.limit(settings.stop_delay + settings.drain_timeout)

@@ -15,7 +15,7 @@ from microws.handshake import check_accept, check_headers
 from microws.hub import Outbox
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Receive, Scope, Send
 from microws.server.failures import ClientDisconnected, log_failure
-from microws.server.logs import AccessLog, Ending, log_access, log_nothing, request_line
+from microws.server.logs import Ending, log_access, request_line
 from microws.server.response_head import check_status, date_line, response_head
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
 from microws.tasks import AsyncioTasks
@@ -44,7 +44,6 @@ class ServerWebSocket(SocketConnection):
 
     Args:
         transport, upgrade, shared: See ``SocketConnection``.
-        log_access: Called with each answer to a handshake, and with the end.
         on_lost: Called when the transport has ended.
 
     Attributes:
@@ -53,7 +52,7 @@ class ServerWebSocket(SocketConnection):
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
 
-    __slots__ = ("_began", "_has_connected", "_log_access", "_on_lost", "_status", "scope")
+    __slots__ = ("_began", "_has_connected", "_on_lost", "_status", "scope")
 
     def __init__(
         self,
@@ -61,13 +60,11 @@ class ServerWebSocket(SocketConnection):
         upgrade: Upgrade,
         shared: SharedLimits,
         *,
-        log_access: AccessLog,
         on_lost: "Callable[[ServerWebSocket], None]",
     ) -> None:
         super().__init__(transport, upgrade, shared)
         self.scope: Scope = {}
         self._on_lost = on_lost
-        self._log_access = log_access
         self._began = time.perf_counter()
         self._has_connected = False
         self._status: int | None = None
@@ -122,7 +119,7 @@ class ServerWebSocket(SocketConnection):
                 self.abort()  # its response will never be complete
             self.close(code, DEFAULT_REASONS.get(code, ""))
             if self._status is None:
-                self._log_access(scope, None, self._began)
+                log_access(scope, None, self._began)
 
     def start(self, subprotocol: str | None, headers: Headers) -> None:
         super().start(subprotocol, headers)
@@ -137,7 +134,7 @@ class ServerWebSocket(SocketConnection):
         super().connection_lost(error)
         if self._status == _SWITCHING:
             code = int(self.close_code or CloseCode.ABNORMAL_CLOSURE)
-            self._log_access(self.scope, _SWITCHING, self._began, ending=Ending(f"closed {code}", code))
+            log_access(self.scope, _SWITCHING, self._began, ending=Ending(f"closed {code}", code))
         self._on_lost(self)
         self.scope = {}
 
@@ -147,7 +144,7 @@ class ServerWebSocket(SocketConnection):
 
     def _log_answer(self, status: int) -> None:
         self._status = status
-        self._log_access(self.scope, status, self._began)
+        log_access(self.scope, status, self._began)
 
     async def asgi_receive(self) -> Event:
         """ASGI's ``receive``."""
@@ -233,7 +230,6 @@ class WebSockets:
         ping_interval: Seconds between two pings; 0 sends none.
         ping_timeout: Seconds that a client has to answer a ping.
         extension: Value of ``extensions["microws"]`` in each scope.
-        access_log: Whether to log each answer to a handshake, and each end.
     """
 
     def __init__(
@@ -244,11 +240,9 @@ class WebSockets:
         ping_timeout: float,
         limits: Limits = _LIMITS,
         extension: Mapping[str, Any] | None = None,
-        access_log: bool = True,
     ) -> None:
         self._app = app
         self._extension = dict(extension or {})
-        self._log_access = log_access if access_log else log_nothing
         self._open: set[ServerWebSocket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._all_closed: asyncio.Future[None] | None = None
@@ -276,9 +270,7 @@ class WebSockets:
             early: Data that came behind it.
             state: Lifespan state, a copy for this connection.
         """
-        connection = ServerWebSocket(
-            transport, upgrade, self._shared, log_access=self._log_access, on_lost=self._forget
-        )
+        connection = ServerWebSocket(transport, upgrade, self._shared, on_lost=self._forget)
         self._open.add(connection)
         client, server = addresses_of(transport)
         scope = connection.scope = scope_of(

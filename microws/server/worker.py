@@ -16,13 +16,13 @@ from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
-from microws.server.acceptor import HANDSHAKE_TIMEOUT, Share
+from microws.server.acceptor import Share
 from microws.server.control import ControlSocket, Ready, Stage
 from microws.server.http1 import ServerState
 from microws.server.lifespan import LifespanRunner
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
-from microws.server.logs import AccessLog, log_access, log_nothing, logging_to_stderr
+from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program
@@ -127,9 +127,9 @@ def run(
                         tasks.start_soon(control.send_heartbeats, min(settings.worker_timeout / 4, _HEARTBEAT_INTERVAL))
                 if end is not None:
                     if control is None:
-                        await tasks.start(partial(watch_signals, shutdown, settings, renewal))
+                        await tasks.start(partial(watch_signals, shutdown, end, settings, renewal))
                     else:
-                        await tasks.start(partial(watch_signals_in_worker, shutdown, settings))
+                        await tasks.start(partial(watch_signals_in_worker, shutdown, end, settings))
                 code = await serve(
                     app, settings, listeners=listeners, shutdown=shutdown, tls=tls, control=control, name=name
                 )
@@ -269,34 +269,25 @@ def _prepare(
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
     own_limit = getattr(app, "max_message_size", None)
     own_limit = own_limit if isinstance(own_limit, int) else None
-    log: AccessLog = log_access if settings.access_log else log_nothing
     if settings.server == "hypercorn" or not _on_asyncio():
         from microws.server.hypercorn import HypercornServer, hypercorn_config
 
         config = hypercorn_config(settings, max_message_size=own_limit)
-        return HypercornServer(
-            served, config, on_trio=not _on_asyncio(), log_access=log, state=state, extension=extension
-        )
+        return HypercornServer(served, config, on_trio=not _on_asyncio(), state=state, extension=extension)
     websockets = WebSockets(
         served,
         limits=Limits(max_message_size=settings.max_message_size or own_limit or DEFAULT_MAX_MESSAGE_SIZE),
         ping_interval=settings.ping_interval,
         ping_timeout=settings.ping_timeout,
-        access_log=settings.access_log,
         extension=extension,
     )
     shared = ServerState(
         app=served,
         websockets=websockets,
-        log_access=log,
+        settings=settings,
         state=state,
         extension=extension,
         is_secure=tls is not None,
-        max_head_size=settings.max_head_size,
-        head_timeout=HANDSHAKE_TIMEOUT,
-        keep_alive=settings.keep_alive,
-        body_timeout=settings.body_timeout,
-        write_timeout=settings.write_timeout,
     )
     return AsyncioServer(shared, websockets, tls=tls, share=share)
 

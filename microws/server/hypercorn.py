@@ -20,7 +20,7 @@ from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.listening import BACKLOG, CIPHERS
 from microws.server.logs import Ending, log_access, request_line
-from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
+from microws.server.settings import Settings
 
 __all__ = ["HypercornServer", "hypercorn_config"]
 
@@ -38,13 +38,13 @@ _RESTART: Final[Event] = {"type": "websocket.disconnect", "code": 1012, "reason"
 _LOST: Final[Event] = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
 
-def hypercorn_config(settings: Settings, *, max_message_size: int | None = None) -> Config:
+def hypercorn_config(settings: Settings, *, max_message_size: int) -> Config:
     """
     Hypercorn's settings for ours. It logs nothing, because this package does.
 
     Args:
         settings: How to serve.
-        max_message_size: The app's own limit in bytes, used if ``settings`` have none.
+        max_message_size: Bytes of an incoming message: the limit of the settings, the app or the server.
     """
     config = Config()
     config.accesslog = config.errorlog = None
@@ -60,7 +60,7 @@ def hypercorn_config(settings: Settings, *, max_message_size: int | None = None)
     config.keep_alive_max_requests = 1 << 60
     # Longer than any drain: the worker ends that.
     config.graceful_timeout = settings.drain_timeout + settings.shutdown_timeout + 10
-    config.websocket_max_message_size = settings.max_message_size or max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+    config.websocket_max_message_size = max_message_size
     config.websocket_ping_interval = settings.ping_interval or None
     return config
 
@@ -209,7 +209,8 @@ class _Call:
         self._status: int | None = None
         self._is_answered = False
         self._is_event_stream = False
-        self._ending: Ending | None = None  # of a WebSocket, once it was accepted
+        self._is_accepted = False
+        self._close_code: int | None = None  # of the server's Close frame
 
     async def run(self, app: ASGIApplication) -> None:
         with self.running:
@@ -229,8 +230,10 @@ class _Call:
         if not self._is_answered:
             # If the app has not started a response, Hypercorn sends one.
             self._answered(500 if self._status is None and not self._disconnect else self._status)
-        if self._ending is not None:
-            log_access(self._scope, self._status, self._began, ending=self._ending)
+        if self._is_accepted:
+            code = self._close_code
+            ending = Ending("closed by the client" if code is None else f"closed {code}", code)
+            log_access(self._scope, self._status, self._began, ending=ending)
 
     async def receive(self) -> Event:
         if self._disconnect is None:
@@ -248,7 +251,7 @@ class _Call:
 
     async def send(self, event: Event) -> None:
         kind = event["type"]
-        if kind == "websocket.close" and (self._disconnect or self._is_closed()):
+        if kind == "websocket.close" and (self._disconnect or self._close_code is not None):
             return
         if self._disconnect is not None:
             raise ClientDisconnected("the client has disconnected, or the server is stopping")
@@ -263,10 +266,10 @@ class _Call:
             fields = {bytes(name).lower(): bytes(value) for name, value in event["headers"]}
             self._is_event_stream = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         elif kind == "websocket.accept":
-            self._ending = Ending("closed by the client")
+            self._is_accepted = True
             self._answered(101)
-        elif kind == "websocket.close" and self._ending is not None:
-            self._close(int(event.get("code", 1000)))
+        elif kind == "websocket.close" and self._is_accepted:
+            self._close_code = int(event.get("code", 1000))
         elif kind == "websocket.close":
             self._answered(403)
         elif kind.endswith("response.body") and not event.get("more_body", False):
@@ -275,8 +278,8 @@ class _Call:
             await self.drain()
 
     async def drain(self) -> None:
-        if self._ending is not None and not self._disconnect and not self._is_closed():
-            self._close(_RESTART["code"])
+        if self._is_accepted and not self._disconnect and self._close_code is None:
+            self._close_code = _RESTART["code"]
             self.end(_RESTART)
             async with self._closing:
                 with suppress(Exception):  # the client may disconnect at this moment
@@ -294,12 +297,6 @@ class _Call:
         self._is_answered = True
         self._status = status
         log_access(self._scope, status, self._began)
-
-    def _is_closed(self) -> bool:
-        return self._ending is not None and self._ending.code is not None
-
-    def _close(self, code: int) -> None:
-        self._ending = Ending(f"closed {code}", code)
 
 
 def _ignore_cancellation(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -268,15 +268,15 @@ def _prepare(
         extension["max_message_size"] = settings.max_message_size
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
     own_limit = getattr(app, "max_message_size", None)
-    own_limit = own_limit if isinstance(own_limit, int) else None
+    limit = settings.max_message_size or (own_limit if isinstance(own_limit, int) else DEFAULT_MAX_MESSAGE_SIZE)
     if settings.server == "hypercorn" or not _on_asyncio():
         from microws.server.hypercorn import HypercornServer, hypercorn_config
 
-        config = hypercorn_config(settings, max_message_size=own_limit)
+        config = hypercorn_config(settings, max_message_size=limit)
         return HypercornServer(served, config, on_trio=not _on_asyncio(), state=state, extension=extension)
     websockets = WebSockets(
         served,
-        limits=Limits(max_message_size=settings.max_message_size or own_limit or DEFAULT_MAX_MESSAGE_SIZE),
+        limits=Limits(max_message_size=limit),
         ping_interval=settings.ping_interval,
         ping_timeout=settings.ping_timeout,
         extension=extension,

@@ -48,7 +48,7 @@ class WrappedConnection(ASGIConnection):
         scope, receive, send, loop, limits, make_outbox: See ``ASGIConnection``.
     """
 
-    __slots__ = ("_batch", "_context", "_courier", "_loop", "socket")
+    __slots__ = ("_batch", "_context", "_courier", "socket")
 
     def __init__(
         self,
@@ -62,7 +62,6 @@ class WrappedConnection(ASGIConnection):
     ) -> None:
         super().__init__(scope, receive, send, loop, None, limits, make_outbox)
         self.socket: SocketConnection = socket
-        self._loop = loop
         # Of the view: middleware finds its context variables there.
         self._context: Context
         self._courier: _Courier
@@ -70,14 +69,15 @@ class WrappedConnection(ASGIConnection):
         self._batch: Batch | None = None
 
     def ensure_outbox(self) -> Outbox:
-        if self.outbox is None:
-            outbox = super().ensure_outbox()
-            if iscoroutinefunction(self._asgi_send):
-                self._context = copy_context()
-                self._courier = _courier_of(self._loop)
-                outbox.carry = self._queue_batch
-                self._release()
-        return super().ensure_outbox()
+        if self.outbox is not None:
+            return self.outbox
+        outbox = super().ensure_outbox()
+        if iscoroutinefunction(self._asgi_send):
+            self._context = copy_context()
+            self._courier = _courier_of(asyncio.get_running_loop())
+            outbox.carry = self._queue_batch
+            self._release()
+        return outbox
 
     def take_batch(self) -> Batch | None:
         """Take the batch that the courier is to send; ``None`` if the connection has ended."""

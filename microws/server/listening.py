@@ -7,7 +7,7 @@ import socket
 import ssl
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO, TypeAlias
@@ -160,20 +160,20 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
         address.port for address, found in numbers.items() if any(family == socket.AF_INET for family, _ in found)
     }
     listeners: list[Listener] = []
-    try:
+    with ExitStack() as undo:
         for address in addresses:
             match address:
                 case InternetAddress():
-                    for sock in _bind_internet(address, numbers[address], v6_only=address.port in ipv4_ports):
-                        listeners.append(Listener(sock, secure=secure))  # noqa: PERF401 - closed if the next one fails
+                    sockets = _bind_internet(address, numbers[address], v6_only=address.port in ipv4_ports)
+                    bound: Iterable[Listener] = (Listener(sock, secure=secure) for sock in sockets)
                 case UnixPath():
-                    listeners.append(_bind_unix(address, secure=secure, mode=unix_mode))
+                    bound = [_bind_unix(address, secure=secure, mode=unix_mode)]
                 case FileDescriptor():
-                    listeners.append(_inherit(address, secure=secure))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
+                    bound = [_inherit(address, secure=secure)]
+            for listener in bound:
+                undo.callback(listener.close)
+                listeners.append(listener)
+        undo.pop_all()
     return listeners
 
 

@@ -91,13 +91,9 @@ class ProcessEnd:
         """
         self._order((max(time.monotonic() + _SLACK, self._drained_by), code))
 
-    def limit_reaction(self) -> None:
-        """End the process within a second, with exit code 1, unless the event loop calls ``limit`` before that."""
-        self._order((time.monotonic() + REACTION_TIMEOUT, 1))
-
-    def abort(self) -> None:
-        """End the process now, with exit code 1."""
-        self._order((time.monotonic(), 1))
+    def exit_in(self, seconds: float) -> None:
+        """End the process with exit code 1 after so many seconds, unless the event loop calls ``limit`` before that."""
+        self._order((time.monotonic() + seconds, 1))
 
     def explain_unless(self, has_reacted: Callable[[], bool]) -> None:
         """Log what blocks the event loop, unless ``has_reacted()`` in half a second. A signal handler may call this."""

@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.server.control import SHARED_SIGNALS, ControlSocket, Stage
-from microws.server.process_end import ProcessEnd
+from microws.server.process_end import REACTION_TIMEOUT, ProcessEnd
 from microws.server.renewal import HANGUP, Renewal
 from microws.server.settings import Settings
 
@@ -121,7 +121,7 @@ async def watch_signals(
         else:
             for stop in _STOP_SIGNALS:
                 signal.signal(stop, signal.SIG_DFL)
-            end.limit_reaction()
+            end.exit_in(REACTION_TIMEOUT)
 
     signals = [*_STOP_SIGNALS, HANGUP] if renewal.handles_hangup else _STOP_SIGNALS
     with signal_socket(signals, handle) as received:
@@ -149,7 +149,7 @@ async def watch_signals_in_worker(
     def handle(number: int) -> None:
         nonlocal is_terminated
         if number == signal.SIGABRT:
-            end.abort()
+            end.exit_in(0)
         elif number == signal.SIGTERM and not is_terminated:
             is_terminated = True
             shutdown.limit(settings.stop_delay + settings.drain_timeout)

@@ -200,7 +200,7 @@ def test_json_is_the_same_with_and_without_a_record(status, ending, changes, pro
         log_access(REQUEST | changes, status, 0.0, ending=ending)
         access.removeHandler(other)
     first, second = capfd.readouterr().err.splitlines()
-    varying = r'[0-9-]{10}T[0-9:.+]+|[0-9.]+(?=s"|}|,"close)'
+    varying = r'[0-9-]{10}T[0-9:.+]+|[0-9.]+(?=s"|}|, "close)'
     assert re.sub(varying, "", first) == re.sub(varying, "", second)
     assert json.loads(first).keys() == json.loads(second).keys()
 

@@ -16,9 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from json.encoder import encode_basestring_ascii as quote
 from typing import Final, NamedTuple, TextIO
-
-import orjson
 
 from microws.datastructures import mask_secrets
 from microws.interfaces import Scope
@@ -69,6 +68,9 @@ _SHORTAGE_INTERVAL: Final = 10.0
 
 _LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "info"}
 
+# ``json.dumps`` makes an encoder for each call that has a default.
+_encode_json = json.JSONEncoder(default=str).encode
+
 
 class Ending(NamedTuple):
     """How a WebSocket ended: in words, and its close code if it is known."""
@@ -102,25 +104,12 @@ class AccessEntry(NamedTuple):
     duration_ms: float
     ending: Ending | None
 
-    def line(self) -> str:
-        """``127.0.0.1:4711 "GET /path HTTP/1.1" 200 1.2ms``."""
-        request = f"{self.method} {_target(self.raw_path, self.query_string)} HTTP/{self.http_version}"
+    def parts(self) -> tuple[str, str, str]:
+        """The client, the target of the request, and the line."""
+        client, target = _client(self.client), _target(self.raw_path, self.query_string)
         outcome = (self.status or "-") if self.ending is None else self.ending.text
-        return f'{_client(self.client)} "{request}" {outcome} {format_duration(self.duration_ms)}'
-
-    def fields(self) -> dict[str, object]:
-        """The same, a value for each name."""
-        fields: dict[str, object] = {
-            "client": _client(self.client),
-            "method": self.method,
-            "path": _target(self.raw_path, self.query_string),
-            "http_version": self.http_version,
-            "status": self.status,
-            "duration_ms": self.duration_ms,
-        }
-        if self.ending is not None:
-            fields["close_code"] = self.ending.code
-        return fields
+        line = f'"{self.method} {target} HTTP/{self.http_version}" {outcome} {format_duration(self.duration_ms)}'
+        return client, target, f"{client} {line}"
 
 
 def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
@@ -157,9 +146,19 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
     if handler is not None:
         handler.add_entry(entry)
         return
-    extra = {"access": entry.fields()}
+    client, target, line = entry.parts()
+    fields: dict[str, object] = {
+        "client": client,
+        "method": entry.method,
+        "path": target,
+        "http_version": entry.http_version,
+        "status": status,
+        "duration_ms": entry.duration_ms,
+    }
+    if ending is not None:
+        fields["close_code"] = ending.code
     # As Logger.info() does, but without looking for the line of code that calls it.
-    record = _access.makeRecord(_access.name, level, __file__, 0, "%s", (entry.line(),), None, "log_access", extra)
+    record = _access.makeRecord(_access.name, level, __file__, 0, "%s", (line,), None, "log_access", {"access": fields})
     _access.handle(record)
 
 
@@ -223,7 +222,7 @@ class TextFormatter(logging.Formatter):
 
     def format_entry(self, entry: AccessEntry) -> str:
         """The line of the access log."""
-        return f"{self._format_time(entry.created)} {self._process}{_LEVELS[entry.level]} {entry.line()}"
+        return f"{self._format_time(entry.created)} {self._process}{_LEVELS[entry.level]} {entry.parts()[2]}"
 
     def _format_time(self, created: float) -> str:
         second = int(created)
@@ -249,28 +248,31 @@ class JSONFormatter(TextFormatter):
     default_msec_format: str = "%s.%03d+00:00"
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = dict(getattr(record, "access", {}))
+        line: dict[str, object] = {
+            "time": self._format_time(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if self._names_process:
+            line["process"] = os.getpid()
+        line |= getattr(record, "access", {})
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return self._format(record.created, record.levelname.lower(), record.name, record.getMessage(), fields)
+            line["exception"] = self.formatException(record.exc_info)
+        return _encode_json(line)
 
     def format_entry(self, entry: AccessEntry) -> str:
-        return self._format(entry.created, _LEVELS[entry.level], _access.name, entry.line(), entry.fields())
-
-    def _format(self, created: float, level: str, logger: str, message: str, fields: dict[str, object]) -> str:
-        process = {"process": os.getpid()} if self._names_process else {}
-        line: dict[str, object] = {
-            "time": self._format_time(created),
-            "level": level,
-            "logger": logger,
-            "message": message,
-        }
-        line |= process | fields
-        with suppress(TypeError):  # orjson refuses surrogates, which a file name may have
-            if (text := orjson.dumps(line, default=str)).isascii():
-                return text.decode()
-        # Not UTF-8, because stderr may have another encoding.
-        return json.dumps(line, default=str, separators=(",", ":"))
+        client, target, line = entry.parts()
+        process = f'"process": {os.getpid()}, ' if self._names_process else ""
+        status = "null" if entry.status is None else entry.status
+        end = "" if entry.ending is None else f', "close_code": {_encode_json(entry.ending.code)}'
+        # A third of the time that the encoder takes. A test compares the two.
+        return (
+            f'{{"time": "{self._format_time(entry.created)}", "level": "{_LEVELS[entry.level]}", '
+            f'"logger": "microws.access", "message": {quote(line)}, {process}"client": {quote(client)}, '
+            f'"method": {quote(entry.method)}, "path": {quote(target)}, "http_version": {quote(entry.http_version)}, '
+            f'"status": {status}, "duration_ms": {entry.duration_ms}{end}}}'
+        )
 
 
 class _Handler(logging.Handler):

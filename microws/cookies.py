@@ -1,20 +1,17 @@
-"""Cookies: parse a ``Cookie`` header, and format a ``Set-Cookie`` header."""
+"""Cookies: parse a ``Cookie`` header, and quote a value for ``Set-Cookie``, which ``Response.set_cookie`` formats."""
 
 import re
-from datetime import UTC, datetime
 from typing import Literal
 
-from microws.interfaces import TOKEN
-
-__all__ = ["SameSite", "format_cookie", "parse_cookies"]
+__all__ = ["COOKIE_DOMAIN", "COOKIE_PATH", "SameSite", "parse_cookies", "quote_value"]
 
 SameSite = Literal["lax", "strict", "none"]
 
 # RFC 6265 §4.1.1: cookie-name is a token; cookie-octet is neither a control, a blank, a quote, a comma, a semicolon
 # nor a backslash.
 _OCTETS = re.compile(r"[!#-+\--:<-\[\]-~]*")
-_DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
-_PATH = re.compile(r"/[ -:<-~]*")
+COOKIE_DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
+COOKIE_PATH = re.compile(r"/[ -:<-~]*")
 
 _TO_ESCAPE = re.compile(rb"[^ !#-+\--:<-\[\]-~]")
 _ESCAPED = re.compile(rb"\\(?:([0-3][0-7][0-7])|(.))", re.DOTALL)
@@ -41,62 +38,17 @@ def parse_cookies(header: bytes) -> dict[str, str]:
     return cookies
 
 
-def format_cookie(
-    name: str,
-    value: str,
-    *,
-    max_age: int | None = None,
-    expires: datetime | None = None,
-    path: str | None = "/",
-    domain: str | None = None,
-    secure: bool = False,
-    httponly: bool = False,
-    samesite: SameSite | None = "lax",
-) -> str:
+def quote_value(value: str) -> str:
     """
-    Format the value of a ``Set-Cookie`` header. ``Response.set_cookie`` documents the arguments.
+    A cookie's value. One that is not allowed in a cookie is quoted, with each such byte as ``\\ooo`` (octal).
 
-    A value that is not allowed in a cookie is quoted, with each such byte as ``\\ooo`` (octal), as by Python's
-    ``http.cookies`` and Werkzeug. ``parse_cookies`` undoes it.
+    Python's ``http.cookies`` and Werkzeug do the same, and ``parse_cookies`` undoes it.
 
     Raises:
-        ValueError: Browsers would refuse an argument, or it would end the header early.
+        UnicodeEncodeError: ``value`` contains a lone surrogate.
 
-    Source: RFC 6265 §4.1; draft-ietf-httpbis-rfc6265bis §4.1.2.7 (SameSite).
+    Source: RFC 6265 §4.1.1.
     """
-    if not re.fullmatch(TOKEN, name):
-        raise ValueError(f"expected letters, digits and !#$%&'*+-.^_`|~ as a cookie's name, got {name!r}")
-    parts = [f"{name}={_quote(value)}"]
-    if max_age is not None:
-        parts.append(f"Max-Age={int(max_age)}")
-    if expires is not None:
-        if expires.tzinfo is None:
-            raise ValueError(f"expected expires with a time zone, got {expires!r}; write datetime.now(UTC) + …")
-        from email.utils import format_datetime  # here, because it takes 5 ms to import
-
-        parts.append(f"Expires={format_datetime(expires.astimezone(UTC), usegmt=True)}")
-    if path is not None:
-        if not _PATH.fullmatch(path):
-            raise ValueError(f"expected a cookie's path of a slash and ASCII without semicolons, got {path!r}")
-        parts.append(f"Path={path}")
-    if domain is not None:
-        if not _DOMAIN.fullmatch(domain):
-            raise ValueError(f'expected a host name such as "example.org" as a cookie\'s domain, got {domain!r}')
-        parts.append(f"Domain={domain}")
-    if secure:
-        parts.append("Secure")
-    if httponly:
-        parts.append("HttpOnly")
-    if samesite is not None:
-        if samesite not in ("lax", "strict", "none"):
-            raise ValueError(f'expected samesite="lax", "strict", "none" or None, got {samesite!r}')
-        if samesite == "none" and not secure:
-            raise ValueError('browsers refuse samesite="none" without secure=True')
-        parts.append(f"SameSite={samesite.capitalize()}")
-    return "; ".join(parts)
-
-
-def _quote(value: str) -> str:
     if _OCTETS.fullmatch(value):
         return value
     return '"' + _TO_ESCAPE.sub(_escape, value.encode()).decode("ascii") + '"'

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from microws.codec import dumps_json
-from microws.cookies import SameSite, format_cookie
+from microws.cookies import COOKIE_DOMAIN, COOKIE_PATH, SameSite, quote_value
 from microws.datastructures import Headers
 from microws.handshake import HeadersLike, check_headers
-from microws.interfaces import BYTES_LIKE, Event, Receive, Scope, Send
+from microws.interfaces import BYTES_LIKE, TOKEN, Event, Receive, Scope, Send
 
 __all__ = ["BODILESS_STATUSES", "JSONResponse", "RedirectResponse", "Response", "ResponseHeaders", "TextResponse"]
 
@@ -177,20 +177,38 @@ class Response:
         Raises:
             ValueError: A browser would reject an argument.
 
-        Source: RFC 6265 §4.1.
+        Source: RFC 6265 §4.1; draft-ietf-httpbis-rfc6265bis §4.1.2.7 (SameSite).
         """
-        cookie = format_cookie(
-            name,
-            value,
-            max_age=max_age,
-            expires=expires,
-            path=path,
-            domain=domain,
-            secure=secure,
-            httponly=httponly,
-            samesite=samesite,
-        )
-        self.headers.add("set-cookie", cookie)
+        if not re.fullmatch(TOKEN, name):
+            raise ValueError(f"expected letters, digits and !#$%&'*+-.^_`|~ as a cookie's name, got {name!r}")
+        parts = [f"{name}={quote_value(value)}"]
+        if max_age is not None:
+            parts.append(f"Max-Age={int(max_age)}")
+        if expires is not None:
+            if expires.tzinfo is None:
+                raise ValueError(f"expected expires with a time zone, got {expires!r}; write datetime.now(UTC) + …")
+            from email.utils import format_datetime  # here, because it takes 5 ms to import
+
+            parts.append(f"Expires={format_datetime(expires.astimezone(UTC), usegmt=True)}")
+        if path is not None:
+            if not COOKIE_PATH.fullmatch(path):
+                raise ValueError(f"expected a cookie's path of a slash and ASCII without semicolons, got {path!r}")
+            parts.append(f"Path={path}")
+        if domain is not None:
+            if not COOKIE_DOMAIN.fullmatch(domain):
+                raise ValueError(f'expected a host name such as "example.org" as a cookie\'s domain, got {domain!r}')
+            parts.append(f"Domain={domain}")
+        if secure:
+            parts.append("Secure")
+        if httponly:
+            parts.append("HttpOnly")
+        if samesite is not None:
+            if samesite not in ("lax", "strict", "none"):
+                raise ValueError(f'expected samesite="lax", "strict", "none" or None, got {samesite!r}')
+            if samesite == "none" and not secure:
+                raise ValueError('browsers refuse samesite="none" without secure=True')
+            parts.append(f"SameSite={samesite.capitalize()}")
+        self.headers.add("set-cookie", "; ".join(parts))
 
     def delete_cookie(
         self,

@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.cookies import format_cookie, parse_cookies
+from microws import Response
+from microws.cookies import parse_cookies
 
 NAMES = st.from_regex(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", fullmatch=True)
 VALUES = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def format_cookie(name, value, **options):
+    response = Response()
+    response.set_cookie(name, value, **options)
+    return response.headers["set-cookie"]
 
 
 class TestBothWays:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any, ClassVar, Final, Protocol, TypeAlias, final
+from typing import Any, ClassVar, Final, TypeAlias, final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
@@ -282,7 +282,7 @@ class EventStream(StreamingResponse):
         source = self._source
         if not isinstance(source, Stream) or scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
-        exchange: Exchange | None = scope.get("microws.exchange")
+        exchange = scope.get("microws.exchange")
         events: _DirectEvents | _PortableEvents
         if exchange is not None and exchange.is_received and exchange.is_own(send):
             events = _DirectEvents(source, self._keepalive, exchange)
@@ -316,37 +316,6 @@ class EventStream(StreamingResponse):
 
     def _encode(self, item: Any) -> bytes:
         return (item if isinstance(item, ServerSentEvent) else ServerSentEvent(item)).encoded
-
-
-class Link(Sink, Protocol):
-    """The connection of an exchange, on this package's own server."""
-
-    on_writable: Callable[[], None] | None
-
-
-class Exchange(Protocol):
-    """A request and its response on this package's own server: ``scope["microws.exchange"]``. Nothing waits."""
-
-    @property
-    def connection(self) -> Link: ...
-
-    @property
-    def is_received(self) -> bool:
-        """Whether the whole request was received."""
-        ...
-
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether a body without a length is sent in chunks."""
-        ...
-
-    def is_own(self, send: Send, /) -> bool:
-        """Whether the server gets what is given to ``send``: no middleware stands between."""
-        ...
-
-    def watch_end(self, on_end: Callable[[], None], /) -> None:
-        """Call ``on_end`` once, when the client disconnects or the server ends the response; at once if it did."""
-        ...
 
 
 class _TopicEvents:
@@ -516,11 +485,17 @@ class _PortableEvents(_TopicEvents):
 
 
 class _DirectEvents(_TopicEvents):
-    """On this package's own server: the outbox writes to the connection, as for a WebSocket. This task only waits."""
+    """
+    On this package's own server: the outbox writes to the connection, as for a WebSocket. This task only waits.
+
+    ``exchange`` is ``scope["microws.exchange"]``, the ``Exchange`` of ``server.http1``, and nothing in it waits. Its
+    ``watch_end(on_end)`` calls ``on_end`` once, when the client disconnects or the server ends the response; at once
+    if it has.
+    """
 
     __slots__ = ("_connection", "_end", "_exchange")
 
-    def __init__(self, stream: Stream, keepalive: float, exchange: Exchange) -> None:
+    def __init__(self, stream: Stream, keepalive: float, exchange: Any) -> None:
         self._exchange = exchange
         self._connection = exchange.connection
         self._end = asyncio.get_running_loop().create_future()

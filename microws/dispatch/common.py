@@ -26,7 +26,6 @@ __all__ = [
     "pass_body",
     "refused",
     "scope_of_mount",
-    "shown",
 ]
 
 # Refused because C libraries that a view calls (a file system, a database) would read another path than was checked.
@@ -38,6 +37,7 @@ _Mount: TypeAlias = tuple[str | None, Sequence[str] | None, str | None]
 _MOUNT: Final = "microws.mounted"
 _OUTERMOST: Final[_Mount] = (None, None, None)
 
+# It shows paths encoded, because line breaks in them would write lines of their own.
 _log = logging.getLogger("microws")
 
 
@@ -78,7 +78,7 @@ async def close_down(connection: BaseRequest, *, seconds: float) -> Exception | 
             interruption = error
         if limit.cancel_called:
             name = describe(function)
-            _log.warning("%s: %s of on_close did not end within %g s", shown(connection.path), name, seconds)
+            _log.warning("%s: %s of on_close did not end within %g s", encode_path(connection.path), name, seconds)
     connection.closers = OVER
     if interruption is not None:
         raise interruption
@@ -135,10 +135,5 @@ def check_origin(scope: Scope, headers: Headers, path: str, settings: AppSetting
 
 def refused(refusal: Refusal, path: str) -> HTTPException:
     """Log a refusal; return the exception that answers it."""
-    _log.warning("%s: %s", shown(path), refusal.log)
+    _log.warning("%s: %s", encode_path(path), refusal.log)
     return HTTPException(refusal.status, refusal.detail)
-
-
-def shown(path: str) -> str:
-    """A path for the log. It is encoded, because line breaks in it would write lines of their own into the log."""
-    return encode_path(path)

@@ -17,7 +17,6 @@ from microws.dispatch.common import (
     pass_body,
     refused,
     scope_of_mount,
-    shown,
 )
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal
@@ -25,7 +24,7 @@ from microws.hooks import Hooks, call_hook
 from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
 from microws.requests import OVER, Request
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, Router, path_of
+from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
 from microws.settings import AppSettings
 from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
@@ -174,7 +173,7 @@ class HTTPDispatcher:
         request = answer.request
         if answer.has_started:
             if isinstance(error_of(error), ClientDisconnect):
-                _log.debug("%s: the client disconnected during its response", shown(request.path))
+                _log.debug("%s: the client disconnected during its response", encode_path(request.path))
                 return
             # The server then drops the connection: the client must not take a part for the whole.
             raise error

@@ -21,7 +21,6 @@ from microws.dispatch.common import (
     name_route,
     refused,
     scope_of_mount,
-    shown,
 )
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
@@ -30,7 +29,7 @@ from microws.hub import Hub, Outbox, running_loop, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
 from microws.requests import OVER
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, Router, path_of
+from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
@@ -224,7 +223,7 @@ class WebSocketDispatcher:
                     failure = await self._answer(ws, error=error, hooks=endpoint.hooks)
                     unexpected = unexpected or failure
         if limit.cancelled_caught:
-            _log.warning("%s: the after_websocket hooks did not end in time", shown(ws.path))
+            _log.warning("%s: the after_websocket hooks did not end in time", encode_path(ws.path))
         return unexpected
 
     @staticmethod
@@ -244,7 +243,7 @@ class WebSocketDispatcher:
         """
         error = error_of(error)
         if isinstance(error, WebSocketDisconnect):
-            _log.debug("%s: the view ended with %s", shown(ws.path), error)
+            _log.debug("%s: the view ended with %s", encode_path(ws.path), error)
             return None
         handler = hooks.find_handler(error)
         unexpected = None

@@ -504,7 +504,7 @@ class App:
             TypeError, ValueError: ``key`` is not a class or status, or has a handler already; or the handler does not
                 take these arguments.
         """
-        self._hooks.handlers.check(key)
+        self._hooks.check_handled(key)
 
         def register(handler: ErrorHook) -> ErrorHook:
             self._check_registering()

@@ -12,7 +12,7 @@ from microws.callables import is_async, layers_of, name_of, signature_of
 from microws.errors import HTTPException
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
-__all__ = ["ErrorHandlers", "HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
+__all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
 
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
 
@@ -68,67 +68,17 @@ class ViewHooks(HookList):
             inner._update_chain()  # noqa: SLF001
 
 
-class ErrorHandlers:
-    """The error handlers of one app, by status and by exception class."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[type[Exception] | int, ErrorHandler] = {}
-
-    def check(self, key: type[Exception] | int) -> None:
-        """
-        Refuse an invalid key, and one that has a handler already.
-
-        Raises:
-            TypeError, ValueError: ``key`` is not a status or exception class, or has a handler already.
-        """
-        is_status = isinstance(key, int) and not isinstance(key, bool)
-        if not is_status and not (isinstance(key, type) and issubclass(key, Exception)):
-            raise TypeError(f"expected an exception class or a status, got {key!r}; write @app.error_handler(404)")
-        if isinstance(key, int) and not 400 <= key <= 599:
-            raise ValueError(f"expected a status of 400 to 599 for error_handler, got {key}")
-        if key in self._by_key:
-            raise ValueError(f"{key.__name__ if isinstance(key, type) else key} has an error handler already")
-
-    def add(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
-        """Register ``handler`` for a status or an exception class. Raises as ``check``."""
-        self.check(key)
-        self._by_key[key] = handler
-
-    def find(self, error: Exception) -> ErrorHandler | None:
-        """
-        The handler of the error's status, else of its nearest class, else 500's if the error is unexpected.
-
-        An error with a handler of its class is expected. Any other error is logged before 500's handler is called.
-        """
-        if isinstance(error, HTTPException) and error.status in self._by_key:
-            return self._by_key[error.status]
-        for base in type(error).__mro__:
-            if base in self._by_key:
-                return self._by_key[base]
-        if isinstance(error, HTTPException) or 500 not in self._by_key:
-            return None
-        handler = self._by_key[500]
-
-        @wraps(handler, updated=())
-        def report_and_call(connection: Any, error: Exception) -> Any:
-            report(error, connection.path)
-            return handler(connection, error)
-
-        return report_and_call
-
-
 class Hooks:
     """
     The hooks and error handlers that one app registers around its views.
 
     Attributes:
-        handlers: Its error handlers.
         parent: The hooks of the app that includes it.
     """
 
     def __init__(self) -> None:
-        self.handlers: ErrorHandlers = ErrorHandlers()
         self.parent: Hooks | None = None
+        self._handlers: dict[type[Exception] | int, ErrorHandler] = {}
         self.before_request: ViewHooks = ViewHooks("before_request", "request")
         self.after_request: ViewHooks = ViewHooks("after_request", "request", "response")
         self.before_websocket: ViewHooks = ViewHooks("before_websocket", "ws")
@@ -142,15 +92,51 @@ class Hooks:
         self.before_websocket.include(other.before_websocket)
         self.after_websocket.include(other.after_websocket)
 
+    def check_handled(self, key: type[Exception] | int) -> None:
+        """
+        Refuse an invalid key of an error handler, and one that has a handler already.
+
+        Raises:
+            TypeError, ValueError: ``key`` is not a status or exception class, or has a handler already.
+        """
+        is_status = isinstance(key, int) and not isinstance(key, bool)
+        if not is_status and not (isinstance(key, type) and issubclass(key, Exception)):
+            raise TypeError(f"expected an exception class or a status, got {key!r}; write @app.error_handler(404)")
+        if isinstance(key, int) and not 400 <= key <= 599:
+            raise ValueError(f"expected a status of 400 to 599 for error_handler, got {key}")
+        if key in self._handlers:
+            raise ValueError(f"{key.__name__ if isinstance(key, type) else key} has an error handler already")
+
     def add_handler(self, key: type[Exception] | int, handler: ErrorHandler) -> None:
-        """Register an error handler. Raises ``TypeError`` and ``ValueError``, as ``ErrorHandlers.check`` does."""
+        """Register an error handler for a status or an exception class. Raises as ``check_handled``."""
+        self.check_handled(key)
         check_hook(handler, "error_handler", "connection", "error")
-        self.handlers.add(key, _in_thread(handler))
+        self._handlers[key] = _in_thread(handler)
 
     def find_handler(self, error: Exception) -> ErrorHandler | None:
-        """The error handler of the innermost app that has one."""
-        handler = self.handlers.find(error)
-        return self.parent.find_handler(error) if handler is None and self.parent is not None else handler
+        """
+        The error handler of the innermost app that has one for ``error``.
+
+        In one app that is the handler of the error's status, else of its nearest class, else 500's if the error is
+        unexpected. An error with a handler of its class is expected. Any other error is logged before 500's handler is
+        called.
+        """
+        status = error.status if isinstance(error, HTTPException) else None
+        for key in (status, *type(error).__mro__):
+            if key in self._handlers:
+                return self._handlers[key]
+        if status is None and 500 in self._handlers:
+            return _reporting(self._handlers[500])
+        return None if self.parent is None else self.parent.find_handler(error)
+
+
+def _reporting(handler: ErrorHandler) -> ErrorHandler:
+    @wraps(handler, updated=())
+    def report_and_call(connection: Any, error: Exception) -> Any:
+        report(error, connection.path)
+        return handler(connection, error)
+
+    return report_and_call
 
 
 class Middleware:

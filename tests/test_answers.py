@@ -14,7 +14,7 @@ from microws.closing import check_close
 from microws.codec import JSON_DEFAULT
 from microws.datastructures import Headers
 from microws.errors import ClientDisconnect
-from microws.hooks import ErrorHandlers
+from microws.hooks import Hooks
 
 ID = re.compile(r"error id ([0-9a-f]{8})")
 
@@ -40,64 +40,86 @@ def test_a_detail_that_is_neither_text_nor_json_is_a_type_error(detail):
         HTTPException(404, detail)
 
 
+def handler_named(name):
+    async def handler(connection, error):
+        return name
+
+    return handler
+
+
 class TestHandlers:
-    def test_the_status_of_an_http_exception_beats_its_class(self):
-        handlers = ErrorHandlers()
-        handlers.add(HTTPException, "class")
-        assert handlers.find(HTTPException(404)) == "class"
-        handlers.add(404, "status")
-        assert handlers.find(HTTPException(404)) == "status"
-        assert handlers.find(HTTPException(403)) == "class"
+    @pytest.mark.parametrize(
+        ("keys", "error", "found"),
+        [
+            ([HTTPException], HTTPException(404), HTTPException),
+            ([HTTPException, 404], HTTPException(404), 404),
+            ([HTTPException, 404], HTTPException(403), HTTPException),
+            ([Exception, LookupError], KeyError("x"), LookupError),
+            ([Exception, LookupError], ValueError("x"), Exception),
+            ([Exception, LookupError], HTTPException(404), Exception),
+            ([Exception, 500], ValueError("x"), Exception),
+            ([404, KeyError], ValueError("x"), None),
+            ([404, KeyError], HTTPException(400), None),
+            ([500], HTTPException(400), None),
+        ],
+    )
+    def test_the_status_then_the_nearest_class_wins(self, keys, error, found):
+        hooks = Hooks()
+        handlers = {None: None} | {key: handler_named(key) for key in keys}
+        for key in keys:
+            hooks.add_handler(key, handlers[key])
+        assert hooks.find_handler(error) is handlers[found]
 
-    def test_the_nearest_class_wins(self):
-        handlers = ErrorHandlers()
-        handlers.add(Exception, "all")
-        handlers.add(LookupError, "lookup")
-        assert handlers.find(KeyError("x")) == "lookup"
-        assert handlers.find(ValueError("x")) == "all"
-        assert handlers.find(HTTPException(404)) == "all"
+    def test_an_app_that_includes_another_handles_what_the_other_does_not(self):
+        outer, inner = Hooks(), Hooks()
+        outer.include(inner)
+        handlers = {key: handler_named(key) for key in (404, 500)}
+        outer.add_handler(404, handlers[404])
+        inner.add_handler(500, handlers[500])
+        assert inner.find_handler(HTTPException(404)) is handlers[404]
+        assert inner.find_handler(ValueError("x")).__wrapped__ is handlers[500]
+        assert outer.find_handler(ValueError("x")) is None
 
-    def test_an_error_without_a_handler_has_none(self):
-        handlers = ErrorHandlers()
-        handlers.add(404, "status")
-        handlers.add(KeyError, "class")
-        assert handlers.find(ValueError("x")) is None
-        assert handlers.find(HTTPException(400)) is None
+    @pytest.mark.anyio
+    async def test_the_handler_of_500_gets_a_logged_unexpected_error(self, caplog):
+        hooks = Hooks()
 
-    def test_the_handler_of_500_gets_a_logged_unexpected_error(self, caplog):
-        handlers = ErrorHandlers()
-        handlers.add(500, lambda connection, error: (connection.path, error))
+        async def handler(connection, error):
+            return connection.path, error
+
+        hooks.add_handler(500, handler)
         error = ValueError("x")
 
         class Connection:
             path = "/a\nb"
 
-        assert handlers.find(error)(Connection, error) == ("/a\nb", error)
+        assert await hooks.find_handler(error)(Connection, error) == ("/a\nb", error)
         assert [record.message.partition(",")[0] for record in caplog.records] == ["/a%0Ab: unexpected error"]
         assert caplog.records[0].exc_info[1] is error
 
-    def test_an_http_exception_of_500_is_not_logged(self, caplog):
-        handlers = ErrorHandlers()
-        handlers.add(500, lambda connection, error: "page")
-        assert handlers.find(HTTPException(500))(None, None) == "page"
+    @pytest.mark.anyio
+    async def test_an_http_exception_of_500_is_not_logged(self, caplog):
+        hooks = Hooks()
+        hooks.add_handler(500, handler_named("page"))
+        assert await hooks.find_handler(HTTPException(500))(None, None) == "page"
         assert not caplog.records
 
     @pytest.mark.parametrize("key", [404, KeyError])
     def test_a_handler_is_registered_once(self, key):
-        handlers = ErrorHandlers()
-        handlers.add(key, print)
+        hooks = Hooks()
+        hooks.add_handler(key, print)
         with pytest.raises(ValueError, match="has an error handler already"):
-            handlers.add(key, print)
+            hooks.add_handler(key, print)
 
     @pytest.mark.parametrize("key", [200, 399, 600, 0, -1])
     def test_a_status_below_400_is_an_error(self, key):
         with pytest.raises(ValueError, match="a status of 400 to 599"):
-            ErrorHandlers().add(key, print)
+            Hooks().add_handler(key, print)
 
     @pytest.mark.parametrize("key", ["404", None, True, KeyboardInterrupt, BaseException, int, KeyError("x")])
     def test_a_key_is_a_status_or_an_exception_class(self, key):
         with pytest.raises(TypeError, match="an exception class or a status"):
-            ErrorHandlers().add(key, print)
+            Hooks().add_handler(key, print)
 
 
 class TestResponses:

@@ -10,7 +10,7 @@ from microws.codec import Codecs
 from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
-from microws.errors import FeatureUnavailable, RoutingError
+from microws.errors import FeatureUnavailable
 from microws.event_stream import EventName, Stream
 from microws.files import StaticFiles
 from microws.health import Health
@@ -374,8 +374,6 @@ class App:
                 "an included app must not have middleware: add it to the including app, or mount this one"
             )
         self._settings.check_included(other_app._settings, App)
-        if "{" in prefix:
-            raise RoutingError(f"the prefix {prefix!r} has a parameter: write it in each pattern instead")
         self._router.include(other_app._router, prefix)
         if other_app._parent is None:
             other_app._parent = self

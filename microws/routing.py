@@ -165,13 +165,7 @@ _INT = Converter("int", re.compile(r"[0-9]{1,308}"), int, str, int)
 _UUID = Converter(
     "uuid", re.compile(r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII), uuid.UUID, str, uuid.UUID
 )
-_FLOAT = Converter(
-    "float",
-    re.compile(r"[0-9]{1,308}(?:\.[0-9]{1,330})?"),
-    float,
-    _format_float,
-    float,
-)
+_FLOAT = Converter("float", re.compile(r"[0-9]{1,308}(?:\.[0-9]{1,330})?"), float, _format_float, float)
 _STR = Converter("str", re.compile(r"(?s:.+)"), str, str, str)
 # Takes the rest of the path, slashes included.
 _PATH = Converter("path", re.compile(r"(?s:.*)"), str, str, str)
@@ -554,12 +548,10 @@ class Router:
             RoutingError: The prefix is invalid, has a parameter, or is taken.
         """
         parsed = self._parse_prefix(prefix)
-        if parsed is not None and parsed.parameters:
-            raise RoutingError(f"mount at {prefix!r}: a prefix has no parameters; write {{rest:path}} in a route")
-        node = self._root if parsed is None else self._descend(parsed)
+        node = self._descend(parsed)
         if node.mount is not None:
             raise RoutingError(f"an app is mounted at {prefix!r} already")
-        node.mount = Mounted(endpoint, "" if parsed is None else parsed.text)
+        node.mount = Mounted(endpoint, parsed.text)
         self.mounts.append(node.mount)
 
     def include(self, other: "Router", prefix: str = "") -> None:
@@ -568,13 +560,12 @@ class Router:
 
         Args:
             other: Stays as it is.
-            prefix: A pattern, put before each of theirs; its parameters are theirs too. Default: none.
+            prefix: Literal text such as ``/admin``, put before each of their patterns. Default: none.
 
         Raises:
             RoutingError: As ``add`` and ``mount``.
         """
-        parsed = self._parse_prefix(prefix)
-        before = Pattern("", ()) if parsed is None else parsed
+        before = self._parse_prefix(prefix)
         for route in list(other.routes):
             below = Pattern(before.text + route.path, before.segments + route.parsed.segments)
             self._insert(dataclasses.replace(route, parsed=below))
@@ -631,11 +622,16 @@ class Router:
         (pattern,) = (fitting or patterns).values()
         return pattern.format(**params)
 
-    def _parse_prefix(self, prefix: str) -> Pattern | None:
+    def _parse_prefix(self, prefix: str) -> Pattern:
         prefix = prefix.removesuffix("/")
         if prefix.endswith("/"):
             raise RoutingError(f"the prefix {prefix + '/'!r} ends with two slashes; write it without them")
-        return Pattern.parse(prefix, self.converters) if prefix else None
+        parsed = Pattern.parse(prefix, self.converters) if prefix else Pattern("", ())
+        if parsed.parameters:
+            raise RoutingError(
+                f"the prefix {prefix!r} must have no parameters; write them in the pattern of each route"
+            )
+        return parsed
 
     def _descend(self, pattern: Pattern) -> _Node:
         """The node of ``pattern``; missing nodes are created. An empty node changes no answer."""

@@ -801,7 +801,7 @@ class TestMount:
         app.mount("/m", mirror)
         with pytest.raises(RoutingError, match="is mounted at '/m' already"):
             app.mount("/m", mirror)
-        with pytest.raises(RoutingError, match="has no parameters"):
+        with pytest.raises(RoutingError, match="no parameters"):
             app.mount("/{m}", mirror)
 
 

@@ -24,6 +24,9 @@ __all__ = [
 
 OnInvalid: TypeAlias = Literal["close", "skip"]
 
+# For isinstance. A tuple, because `dict | list` would be created again by each call.
+_SENT_AS_JSON = (dict, list)
+
 
 class WebSocketRouteOptions(TypedDict, total=False):
     """The options of ``App.websocket_route``, which documents them."""
@@ -176,7 +179,7 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         # Response would set none for an empty body.
         response.headers.add_default("content-type", "application/octet-stream")
         return response
-    if isinstance(body, dict | list) or (is_dataclass(body) and not isinstance(body, type)):
+    if isinstance(body, _SENT_AS_JSON) or (is_dataclass(body) and not isinstance(body, type)):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):
         raise TypeError("a Response has its own status and headers: return it without others")

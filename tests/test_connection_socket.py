@@ -1,4 +1,4 @@
-"""One WebSocket on a transport: what a client sends and takes, and every way in which it ends."""
+"""SocketConnection: messages in and out, control frames, and every end, over sockets."""
 
 import asyncio
 import time
@@ -33,21 +33,21 @@ async def take(connection, count):
 # Messages in
 
 
-async def test_messages_come_in_the_order_in_which_they_were_sent_and_as_what_they_are():
+async def test_messages_arrive_in_order_with_their_type():
     async with opened() as (app, client):
         await client.send(frame("one"), frame(b"two", BINARY), frame(""), frame("th", final=False))
         await client.send(frame("r\u00ebe", CONTINUATION), frame(b"", BINARY))
         assert await take(app.connection, 5) == ["one", b"two", "", "thr\u00ebe", b""]
 
 
-async def test_a_message_may_come_byte_by_byte():
+async def test_a_message_may_arrive_byte_by_byte():
     async with opened() as (app, client):
         for byte in frame("h\u00e9llo"):
             await client.send(bytes([byte]))
         assert await take(app.connection, 1) == ["h\u00e9llo"]
 
 
-async def test_what_comes_behind_the_request_and_before_the_accept_is_kept():
+async def test_messages_from_before_the_accept_are_kept():
     async with opened(accept=False, behind=frame("one")) as (app, client):
         await client.send(frame("two"))
         await until(lambda: len(app.connection._unread) == 2 * len(frame("one")))
@@ -56,7 +56,7 @@ async def test_what_comes_behind_the_request_and_before_the_accept_is_kept():
         assert await take(app.connection, 3) == ["one", "two", "three"]
 
 
-async def test_what_comes_before_the_accept_is_bounded_and_all_there_in_the_end():
+async def test_reading_pauses_before_the_accept_and_loses_nothing():
     messages = [f"{number:01000}" for number in range(2000)]
     async with opened(accept=False) as (app, client):
         sending = asyncio.ensure_future(client.send(*map(frame, messages)))
@@ -67,7 +67,7 @@ async def test_what_comes_before_the_accept_is_bounded_and_all_there_in_the_end(
         await within(sending)
 
 
-async def test_a_broken_frame_before_the_accept_fails_the_connection_behind_the_101():
+async def test_an_invalid_frame_before_the_accept_fails_the_connection_later():
     async with opened(accept=False, behind=b"\x01\x00") as (app, client):
         await app.send({"type": "websocket.accept"})
         assert (await client.read_head())[0] == 101
@@ -75,9 +75,9 @@ async def test_a_broken_frame_before_the_accept_fails_the_connection_behind_the_
 
 
 @pytest.mark.parametrize("size", [1, 2000, 40_000])
-async def test_reading_pauses_while_the_app_does_not_receive_and_then_goes_on(size):
+async def test_reading_pauses_while_the_app_does_not_receive(size):
     """At 64 messages or 1 MiB; one read of the event loop, of 256 KiB at most, may go beyond."""
-    messages = [f"{number:0{size}}" for number in range(max(300, 4 * MIB // size) if size > 1 else 60_000)]
+    messages = [f"{number:0{size}}" for number in range(max(300, 4 * MIB // size) if size > 1 else 30_000)]
     async with opened() as (app, client):
         sending = asyncio.ensure_future(client.send(*map(frame, messages)))
         await until(lambda: not app.connection.is_reading)
@@ -91,7 +91,7 @@ async def test_reading_pauses_while_the_app_does_not_receive_and_then_goes_on(si
         assert app.connection.is_reading
 
 
-async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_inflated():
+async def test_the_inbox_limits_the_inflated_bytes_of_compressed_messages():
     """One read brings some hundred of them, each of nearly 1 MiB."""
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = stream.compress(b"x" * (MIB - 1)) + stream.flush(zlib.Z_SYNC_FLUSH)
@@ -106,7 +106,7 @@ async def test_compressed_messages_that_wait_are_bounded_by_what_they_take_infla
         await within(sending)
 
 
-async def test_a_receive_that_is_cancelled_loses_nothing():
+async def test_a_cancelled_receive_loses_no_message():
     async with opened() as (app, client):
         for round_ in range(20):
             receiving = asyncio.ensure_future(app.connection.receive())
@@ -137,7 +137,7 @@ async def test_several_tasks_may_receive_and_each_message_goes_to_one():
         assert await within(asyncio.gather(*waiting)) == [None] * 3
 
 
-async def test_messages_from_before_the_end_are_received_behind_it():
+async def test_messages_from_before_the_end_are_received_after_it():
     async with opened() as (app, client):
         await client.send(frame("one"), frame("two"), close_frame(4000, "bye"))
         assert await client.read_close() == (4000, "bye")
@@ -148,20 +148,8 @@ async def test_messages_from_before_the_end_are_received_behind_it():
 # Messages out
 
 
-async def test_messages_go_out_as_what_they_are_whatever_their_length():
-    payloads = ["", "h\u00e9llo", b"", b"x" * 125, "y" * 126, b"z" * 65535, "u" * 65536, b"v" * (3 * MIB)]
-    async with opened() as (app, client):
-        reading = asyncio.ensure_future(client.read_frame())
-        for payload in payloads:
-            app.connection.send_message(payload)
-            expected = (TEXT, payload.encode(), False) if isinstance(payload, str) else (BINARY, payload, False)
-            assert await within(reading) == expected
-            reading = asyncio.ensure_future(client.read_frame())
-        reading.cancel()
-
-
 @pytest.mark.parametrize("size", [1000, 100_000])
-async def test_what_the_client_does_not_read_is_held_back_until_it_does(size):
+async def test_wait_writable_waits_until_the_client_reads(size):
     async with opened(connection={"buffers": 4096}) as (app, client):
         connection = app.connection
         sent = 0
@@ -177,18 +165,7 @@ async def test_what_the_client_does_not_read_is_held_back_until_it_does(size):
         assert connection.is_writable
 
 
-async def test_a_wait_for_the_client_to_read_ends_with_the_connection():
-    async with opened(connection={"buffers": 4096}) as (app, client):
-        while app.connection.is_writable:
-            app.connection.send_message(b"x" * 1000)
-        waiting = asyncio.ensure_future(app.connection.wait_writable())
-        await asyncio.sleep(0)
-        client.sock.close()
-        await within(waiting)
-        assert app.connection.state is State.CLOSED
-
-
-async def test_compression_is_agreed_to_only_where_it_is_asked_for_and_published_frames_go_without():
+async def test_compression_needs_an_offer_and_a_setting():
     fields = ["sec-websocket-extensions: permessage-deflate; client_max_window_bits"]
     text = "compress me " * 200
     async with opened(compression=True, fields=fields) as (app, client):
@@ -213,7 +190,7 @@ async def test_compression_is_agreed_to_only_where_it_is_asked_for_and_published
             assert (await client.read_close())[0] == 1002
 
 
-async def test_a_bomb_is_1009_and_is_never_there_in_full():
+async def test_a_decompression_bomb_is_1009():
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = b"".join(stream.compress(bytes(MIB)) for _ in range(30)) + stream.flush(zlib.Z_SYNC_FLUSH)
     async with opened(compression=True, fields=["sec-websocket-extensions: permessage-deflate"]) as (app, client):
@@ -234,7 +211,7 @@ async def test_a_ping_is_answered_with_its_payload():
         assert app.connection.state is State.OPEN
 
 
-async def test_pings_of_a_client_that_does_not_read_get_one_answer_to_the_latest():
+async def test_a_client_that_does_not_read_gets_one_pong_for_its_latest_ping():
     async with opened(connection={"buffers": 4096}) as (app, client):
         sent = 0
         while app.connection.is_writable:
@@ -262,7 +239,7 @@ async def test_over_100_control_frames_in_a_second_are_1008(opcode):
 
 
 @on_virtual_clock
-async def test_100_control_frames_each_second_are_fine():
+async def test_100_control_frames_a_second_are_allowed():
     async with opened(limit=1000) as (app, client):
         for _ in range(5):
             await client.send(frame("", PING) * 100, frame("fine"))
@@ -282,7 +259,7 @@ async def test_100_control_frames_each_second_are_fine():
         (frame("", CLOSE), (1005, ""), (None, "")),
     ],
 )
-async def test_a_client_that_closes_gets_its_code_back_and_the_app_gets_code_and_reason(sent, told, answered):
+async def test_a_close_of_the_client_is_answered_and_reported(sent, told, answered):
     async with opened() as (app, client):
         ends = []
         app.connection.unsubscribe = lambda: ends.append((app.connection.close_code, app.connection.close_reason))
@@ -294,7 +271,8 @@ async def test_a_client_that_closes_gets_its_code_back_and_the_app_gets_code_and
     assert ends == [told]
 
 
-async def test_the_app_closes_and_the_client_answers():
+@pytest.mark.parametrize("client_closes", [False, True])
+async def test_the_app_closes_and_the_client_answers(client_closes):
     async with opened() as (app, client):
         ends = []
         app.connection.unsubscribe = lambda: ends.append((app.connection.close_code, app.connection.close_reason))
@@ -302,48 +280,44 @@ async def test_the_app_closes_and_the_client_answers():
         app.connection.close(4001, "enough")
         assert app.connection.state is State.CLOSING
         app.connection.close(1000, "twice")
-        await client.send(frame("lost"), frame("", PING))
+        lost = [close_frame(4002, "at the same time")] if client_closes else [frame("lost"), frame("", PING)]
+        await client.send(*lost)
         assert await client.read_payloads(1) == [b"last"]
         assert await client.read_close() == (4001, "enough")
-        await client.send(close_frame(4001, "its own"))
+        if not client_closes:
+            await client.send(close_frame(4001, "its own"))
         assert await client.read_rest() == b""
         assert await take(app.connection, 1) == [None]
     assert ends == [(4001, "enough")]
 
 
-async def test_both_close_at_the_same_time():
-    async with opened() as (app, client):
-        await client.send(close_frame(4002, "mine"))
-        app.connection.close(4001, "no, mine")
-        assert await client.read_close() == (4001, "no, mine")
-        assert await client.read_rest() == b""
-
-
+@pytest.mark.parametrize("how", ["no answer", "close, unread", "half-close, unread"])
 @on_virtual_clock
-async def test_a_client_that_does_not_answer_a_close_is_dropped_after_5_seconds():
-    async with opened(limit=1000) as (app, client):
-        began = asyncio.get_running_loop().time()
-        app.connection.close(1000, "")
-        await client.send(frame("going on"))
-        assert await client.read_close() == (1000, "")
-        await client.read_rest()
-        assert asyncio.get_running_loop().time() - began == 5
-        assert app.connection.close_code == 1000
-
-
-@on_virtual_clock
-async def test_a_client_that_closes_and_does_not_read_is_dropped_after_5_seconds():
+async def test_close_timeout_drops_a_client_after_5_seconds(how):
+    loop = asyncio.get_running_loop()
     async with opened(limit=1000, connection={"buffers": 4096}) as (app, client):
-        while app.connection.is_writable:
-            app.connection.send_message(b"x" * 1000)
-        began = asyncio.get_running_loop().time()
-        await client.send(close_frame(1000))
-        assert await take(app.connection, 1) == [None]
-        await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
-        assert asyncio.get_running_loop().time() - began == 5
+        if how == "no answer":
+            app.connection.close(1000, "")
+            began = loop.time()
+            await client.send(frame("going on"))
+            assert await client.read_close() == (1000, "")
+            await client.read_rest()
+        else:
+            while app.connection.is_writable:
+                app.connection.send_message(b"x" * 1000)
+            began = loop.time()
+            if how == "close, unread":
+                await client.send(close_frame(1000))
+            else:
+                client.half_close()
+            assert await take(app.connection, 1) == [None]
+            assert loop.time() == began
+            await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
+        assert loop.time() - began == 5
+        assert app.connection.close_code == (1006 if how == "half-close, unread" else 1000)
 
 
-async def test_a_close_is_answered_although_many_messages_wait_for_an_app_that_takes_none():
+async def test_a_close_completes_though_the_app_receives_nothing():
     async with opened() as (app, client):
         await client.send(frame("waiting") * 100)
         await until(lambda: not app.connection.is_reading)
@@ -357,7 +331,7 @@ async def test_a_close_is_answered_although_many_messages_wait_for_an_app_that_t
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_a_connection_that_is_gone_without_a_close_is_1006(tcp):
+async def test_a_reset_connection_is_1006(tcp):
     async with opened(connection={"tcp": tcp}) as (app, client):
         ends = []
         app.connection.unsubscribe = lambda: ends.append(app.connection.close_code)
@@ -368,7 +342,7 @@ async def test_a_connection_that_is_gone_without_a_close_is_1006(tcp):
     assert ends == [1006]
 
 
-async def test_a_client_that_sends_nothing_more_has_left():
+async def test_a_half_closed_connection_is_1006():
     async with opened() as (app, client):
         await client.send(frame("last"), frame("half")[:5])
         client.half_close()
@@ -377,22 +351,8 @@ async def test_a_client_that_sends_nothing_more_has_left():
         assert await client.read_rest() == b""
 
 
-@on_virtual_clock
-async def test_a_client_that_sends_nothing_more_and_takes_nothing_has_left_at_once_and_is_dropped_after_5_seconds():
-    async with opened(limit=1000, connection={"buffers": 4096}) as (app, client):
-        while app.connection.is_writable:
-            app.connection.send_message(b"x" * 1000)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        client.half_close()
-        assert await take(app.connection, 1) == [None]
-        assert loop.time() == began
-        await until(lambda: not client.server.get_write_buffer_size(), step=0.25)
-        assert loop.time() - began == 5
-
-
 @pytest.mark.parametrize("accept", [False, True])
-async def test_an_abort_is_an_end_at_once(accept):
+async def test_abort_ends_the_connection_at_once(accept):
     async with opened(accept=accept) as (app, client):
         app.connection.abort()
         assert (app.connection.state, app.connection.close_code) == (State.CLOSED, 1006)
@@ -400,7 +360,7 @@ async def test_an_abort_is_an_end_at_once(accept):
 
 
 @pytest.mark.parametrize("resets", [False, True])
-async def test_a_refusal_of_a_client_that_has_just_left_is_its_end(resets):
+async def test_a_refusal_of_a_disconnected_client_ends_the_connection(resets):
     async with opened(accept=False, connection={"tcp": True}) as (app, client):
         client.reset() if resets else client.sock.close()
         app.connection.refuse(503, body=b"too late")
@@ -408,7 +368,7 @@ async def test_a_refusal_of_a_client_that_has_just_left_is_its_end(resets):
         assert app.connection.close_code == 1006
 
 
-async def test_nothing_is_written_where_the_connection_was_just_lost(caplog):
+async def test_messages_to_a_lost_connection_log_nothing(caplog):
     async with opened(connection={"tcp": True}) as (app, client):
         client.server.abort()
         # asyncio warns of the fifth write.
@@ -430,7 +390,7 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize(("code", "tls"), [*((code, False) for code in VIOLATIONS), (1009, True)])
-async def test_whoever_breaks_a_rule_gets_the_right_code(code, tls):
+async def test_a_violation_has_its_close_code(code, tls):
     async with opened(tls=tls) as (app, client):
         ends = []
         app.connection.unsubscribe = lambda: ends.append(app.connection.close_code)
@@ -446,25 +406,26 @@ async def test_whoever_breaks_a_rule_gets_the_right_code(code, tls):
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_whoever_breaks_a_rule_and_goes_on_sending_gets_its_close_and_is_gone_within_a_second(tcp):
+async def test_a_client_that_sends_on_after_its_violation_is_dropped(tcp):
     async with opened(connection={"tcp": tcp}) as (app, client):
         began = time.monotonic()
         await client.send(frame(MIB + 1, BINARY), bytes(10 * MIB))
         assert (await client.read_close())[0] == 1009
         assert app.connection._unread is None
         assert not app.connection._inbox
+        assert app.connection._parser is None
         with pytest.raises(ConnectionError):
-            await _send_for_ever(client)
+            await send_until_it_fails(client)
         assert time.monotonic() - began < 1.5
 
 
-async def _send_for_ever(client):
+async def send_until_it_fails(client):
     while True:
         await client.send(bytes(MIB))
 
 
 @on_virtual_clock
-async def test_whoever_breaks_a_rule_and_does_not_hang_up_is_dropped_after_half_a_second():
+async def test_a_client_is_dropped_half_a_second_after_its_violation():
     async with opened(limit=1000) as (_, client):
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -475,7 +436,7 @@ async def test_whoever_breaks_a_rule_and_does_not_hang_up_is_dropped_after_half_
         assert loop.time() - began == 0.5
 
 
-async def test_a_rule_may_be_broken_while_the_close_is_under_way():
+async def test_a_violation_during_the_closing_handshake_ends_it():
     async with opened() as (app, client):
         app.connection.close(1000, "")
         await client.send(b"\xff\xff", frame("behind"))
@@ -487,20 +448,23 @@ async def test_a_rule_may_be_broken_while_the_close_is_under_way():
 # Pings of the server, on a virtual clock
 
 
+@pytest.mark.parametrize("timeout", [20, 0])
 @on_virtual_clock
-async def test_a_ping_goes_out_every_interval_and_an_answer_keeps_the_connection():
-    async with opened(limit=1000, ping_interval=20, ping_timeout=20) as (app, client):
+async def test_a_ping_is_sent_every_interval_and_an_answer_keeps_it_open(timeout):
+    """A ``ping_timeout`` of 0 needs no answer."""
+    async with opened(limit=1000, ping_interval=20, ping_timeout=timeout) as (app, client):
         loop = asyncio.get_running_loop()
         began = loop.time()
         for number in range(1, 6):
             assert await client.read_frame() == (PING, b"", False)
             assert loop.time() - began == 20 * number
-            await client.send(frame("", PONG))
+            if timeout:
+                await client.send(frame("", PONG))
         assert app.connection.state is State.OPEN
 
 
 @on_virtual_clock
-async def test_anything_that_comes_is_a_sign_of_life():
+async def test_any_data_counts_as_an_answer_to_a_ping():
     async with opened(limit=1000, ping_interval=20, ping_timeout=20) as (app, client):
         for _ in range(5):
             assert (await client.read_frame()).opcode == PING
@@ -513,9 +477,7 @@ async def test_anything_that_comes_is_a_sign_of_life():
 @pytest.mark.parametrize(("interval", "timeout"), [(20, 20), (20, 5), (10, 30), (10, 25)])
 @pytest.mark.parametrize("answers", [0, 1, 2])
 @on_virtual_clock
-async def test_a_client_that_vanishes_is_closed_one_interval_and_one_timeout_after_its_last_sign(
-    interval, timeout, answers
-):
+async def test_a_silent_client_is_1011_one_interval_and_one_timeout_later(interval, timeout, answers):
     async with opened(limit=1000, ping_interval=interval, ping_timeout=timeout) as (app, client):
         loop = asyncio.get_running_loop()
         last = loop.time()
@@ -530,8 +492,8 @@ async def test_a_client_that_vanishes_is_closed_one_interval_and_one_timeout_aft
 
 
 @on_virtual_clock
-async def test_each_of_many_connections_has_pings_of_its_own():
-    async with serving(_forever, limit=1000, ping_interval=20, ping_timeout=20) as served:
+async def test_each_connection_has_its_own_pings():
+    async with serving(discard, limit=1000, ping_interval=20, ping_timeout=20) as served:
         clients, loop = [], asyncio.get_running_loop()
         for _ in range(5):
             client = await served.connect()
@@ -547,22 +509,14 @@ async def test_each_of_many_connections_has_pings_of_its_own():
             client.sock.close()
 
 
-async def _forever(scope, receive, send):
+async def discard(scope, receive, send):
     await send({"type": "websocket.accept"})
     while (await receive())["type"] != "websocket.disconnect":
         pass
 
 
 @on_virtual_clock
-async def test_a_ping_timeout_of_0_waits_for_ever():
-    async with opened(limit=1000, ping_interval=20) as (app, client):
-        for _ in range(10):
-            assert (await client.read_frame()).opcode == PING
-        assert app.connection.state is State.OPEN
-
-
-@on_virtual_clock
-async def test_a_client_that_is_not_read_from_is_not_closed_and_has_its_time_when_it_is_again():
+async def test_no_ping_times_out_while_reading_is_paused():
     async with opened(limit=1000, ping_interval=20, ping_timeout=15) as (app, client):
         began = asyncio.get_running_loop().time()
         await client.send(frame("x") * 64, frame("", PONG))

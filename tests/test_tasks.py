@@ -1,4 +1,4 @@
-"""How long a view may outlive its connection: whoever knows of the end may clean up, and all others are cancelled."""
+"""How long a view may outlive its connection: one that noticed the end may clean up, any other is cancelled."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ from websocket_server import serving
 from microws import App, WebSocketDisconnect
 
 # Without uvloop's, where an hour would take one.
-VIRTUAL = ["direct on asyncio", "portable on asyncio", "portable on trio"]
-ALL = [*VIRTUAL, "direct on uvloop", "portable on uvloop"]
+VIRTUAL = ["socket on asyncio", "ASGI on asyncio", "ASGI on trio"]
+ALL = [*VIRTUAL, "socket on uvloop", "ASGI on uvloop"]
 ON_ASYNCIO = [name for name in ALL if "trio" not in name]
 
 
@@ -63,7 +63,7 @@ class Life:
             finally:
                 ended.set()
 
-        if self._transport == "direct":
+        if self._transport == "socket":
             async with serving(app, limit=5000) as served, await served.connect() as client:
                 await client.open("/room")
                 await begun.wait()
@@ -123,13 +123,13 @@ async def closed_by_another_task(ws, life):
 
 @pytest.mark.parametrize("name", ON_ASYNCIO)
 @pytest.mark.parametrize("view", [gathered, in_a_task_group, waiting_for_the_first_of_two, in_a_task_that_waits_for])
-def test_what_a_task_of_asyncio_is_told_its_view_does_not_know(view, name):
+def test_an_end_seen_by_an_asyncio_task_does_not_count_for_the_view(view, name):
     assert Life(name).lead(view) == ["cancelled"]
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("view", [in_a_group_of_anyio, in_start_soon, closed_by_another_task])
-def test_what_another_task_is_told_the_view_does_not_know(view, name):
+def test_an_end_seen_by_another_task_does_not_count_for_the_view(view, name):
     assert Life(name).lead(view) == ["cancelled"]
 
 
@@ -164,7 +164,7 @@ async def iterates_over_waits(ws, life):
 
 @pytest.mark.parametrize("name", ON_ASYNCIO)
 @pytest.mark.parametrize("view", [waits_for_a_message, waits_for_what_waits_for_messages, iterates_over_waits])
-def test_a_view_is_told_through_wait_for(view, name):
+def test_a_view_notices_the_end_through_wait_for(view, name):
     assert Life(name).lead(view) == ["returned"]
 
 
@@ -221,7 +221,7 @@ async def leaves_its_block_behind_a_task(ws, life):
         leaves_its_block_behind_a_task,
     ],
 )
-def test_a_view_whose_own_task_is_told_may_clean_up(view, name):
+def test_a_view_that_notices_the_end_may_clean_up(view, name):
     assert Life(name).lead(view) == ["returned"]
 
 
@@ -229,7 +229,7 @@ def test_a_view_whose_own_task_is_told_may_clean_up(view, name):
 class TestTheWarning:
     """A view that outlives its connection by a minute is logged."""
 
-    def test_it_names_the_view_the_path_and_the_time_once(self, name, caplog):
+    def test_the_warning_names_the_view_the_path_and_the_time(self, name, caplog):
         async def view(ws, life):
             async with ws:
                 await read(ws)
@@ -242,7 +242,7 @@ class TestTheWarning:
             "'/room': the view Life._lead.<locals>.watched is still running 60 s after its connection ended; "
         )
 
-    def test_a_view_that_does_not_let_itself_be_cancelled_is_logged_too(self, name, caplog):
+    def test_a_view_that_suppresses_its_cancellation_is_logged(self, name, caplog):
         async def view(ws, life):
             async with ws:
                 with anyio.CancelScope(shield=True):
@@ -254,7 +254,7 @@ class TestTheWarning:
         Life(name).lead(view)
         assert ["60 s after" in record.getMessage() for record in caplog.records] == [True]
 
-    def test_59_seconds_are_no_minute(self, name, caplog):
+    def test_a_view_that_runs_59_seconds_is_not_logged(self, name, caplog):
         async def view(ws, life):
             async with ws:
                 await read(ws)
@@ -263,7 +263,7 @@ class TestTheWarning:
         assert Life(name).lead(view) == ["returned"]
         assert caplog.records == []
 
-    def test_a_view_that_works_on_behind_its_own_close_is_logged_too(self, name, caplog):
+    def test_a_view_that_runs_on_after_its_own_close_is_logged(self, name, caplog):
         async def view(ws, life):
             async with ws:
                 pass

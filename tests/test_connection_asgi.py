@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import anyio
 import pytest
@@ -41,6 +41,23 @@ async def no_task_is_left():
     yield
     await anyio.wait_all_tasks_blocked()
     assert asyncio.all_tasks() <= before
+
+
+@contextmanager
+def note_end(ends):
+    """Append the code and the reason of a ``WebSocketDisconnect``."""
+    try:
+        yield
+    except WebSocketDisconnect as end:
+        ends.append((end.code, end.reason))
+
+
+async def serve(app, *, sent):
+    """Serve a client that disconnects after it got ``sent`` events. Returns the client."""
+    async with connected(app, ASGIClient()) as client:
+        await client.wait_sent(sent)
+        client.put(DISCONNECT)
+    return client
 
 
 async def sleep_forever_in(ws):
@@ -304,21 +321,6 @@ class TestReading:
 
 
 class TestTheHandshake:
-    async def test_frames_published_before_accept_wait_behind_it(self):
-        async def view(ws):
-            await ws.subscribe("t")
-            for n in range(3):
-                await ws.app.publish("t", str(n))
-            await anyio.wait_all_tasks_blocked()
-            await ws.accept()
-            await ws.send("sent")
-            await ws.receive()
-
-        async with connected(app_of(view), ASGIClient()) as client:
-            await client.wait_sent(5)
-            assert client.texts == ["accept", "0", "1", "2", "sent"]
-            client.put(DISCONNECT)
-
     @pytest.mark.parametrize("denial", [True, False])
     async def test_a_rejection_is_all_that_leaves_whatever_was_published_before_it(self, denial):
         async def view(ws):
@@ -357,9 +359,7 @@ class TestTheHandshake:
             async with ws:
                 assert ws.accepted
 
-        async with connected(app_of(view), ASGIClient()) as client:
-            await client.wait_sent(2)
-            client.put(DISCONNECT)
+        client = await serve(app_of(view), sent=2)
         assert client.texts == ["accept", "close 1000"]
 
     async def test_a_handshake_is_answered_by_one_task(self):
@@ -476,11 +476,9 @@ class TestTheEndSeen:
 
         async def view(ws):
             async with ws:
-                try:
+                with note_end(ends):
                     while True:
                         await ws.send("x")
-                except WebSocketDisconnect as end:
-                    ends.append((end.code, end.reason))
 
         client = ASGIClient(suspends=False)
         client.put(DISCONNECT)
@@ -493,11 +491,9 @@ class TestTheEndSeen:
 
         async def view(ws):
             async with ws:
-                try:
+                with note_end(ends):
                     for _ in range(20):
                         await ws.send("x")
-                except WebSocketDisconnect as end:
-                    ends.append((end.code, end.reason))
 
         async with no_task_is_left(), connected(app_of(view, close_timeout=5), ASGIClient()) as client:
             await client.wait_sent(10)
@@ -555,17 +551,13 @@ class TestTheEndSeen:
             async with ws, anyio.create_task_group() as tasks:
 
                 async def read():
-                    try:
+                    with note_end(ends):
                         await ws.receive()
-                    except WebSocketDisconnect as end:
-                        ends.append((end.code, end.reason))
 
                 tasks.start_soon(read)
                 await go.wait()
-                try:
+                with note_end(ends):
                     await ws.send("x")
-                except WebSocketDisconnect as end:
-                    ends.append((end.code, end.reason))
 
         go = anyio.Event()
         async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
@@ -610,10 +602,8 @@ class TestSending:
         async def view(ws):
             async with ws:
                 await ws.receive()
-                try:
+                with note_end(ends):
                     await ws.send("1")
-                except WebSocketDisconnect as end:
-                    ends.append((end.code, end.reason))
                     client.notify()
 
         async with connected(app_of(view, send_timeout=0.05, close_timeout=5), ASGIClient()) as client:
@@ -705,53 +695,6 @@ class TestSending:
             client.put(DISCONNECT)
         assert client.texts == ["accept", *texts, "close 1000"]
 
-    async def test_a_send_cancelled_while_it_waits_for_room_has_sent_nothing(self):
-        texts = [str(n) * 400_000 for n in range(6)]
-
-        async def view(ws):
-            async with ws, anyio.create_task_group() as tasks:
-                scopes = [anyio.CancelScope() for _ in texts]
-
-                async def send(text, scope):
-                    with scope:
-                        await ws.send(text)
-
-                for text, scope in zip(texts, scopes, strict=True):
-                    tasks.start_soon(send, text, scope)
-                    await anyio.wait_all_tasks_blocked()
-                scopes[4].cancel()
-                await anyio.wait_all_tasks_blocked()
-                client.resume()
-
-        async with connected(app_of(view), ASGIClient()) as client:
-            await client.wait_sent(1)
-            client.stall()
-            await client.wait_sent(7)
-            client.put(DISCONNECT)
-        assert [text[0] for text in client.texts] == ["a", "0", "1", "2", "3", "5", "c"]
-
-    async def test_sends_that_wait_for_room_end_with_1013_after_send_timeout(self):
-        ends = []
-
-        async def view(ws):
-            async with ws, anyio.create_task_group() as tasks:
-
-                async def send():
-                    try:
-                        await ws.send("x" * 600_000)
-                    except WebSocketDisconnect as end:
-                        ends.append(end.code)
-
-                for _ in range(5):
-                    tasks.start_soon(send)
-
-        app = app_of(view, send_timeout=0.05, close_timeout=0.1)
-        async with no_task_is_left(), connected(app, ASGIClient()) as client:
-            await client.wait_sent(1)
-            client.stall()
-        # One of them was put into the queue and has returned.
-        assert ends == [1013] * 4
-
     async def test_ws_send_and_publish_keep_the_order_of_the_calls(self):
         async def view(ws):
             async with ws:
@@ -759,9 +702,7 @@ class TestSending:
                     await ws.send(str(n))
                     await ws.app.publish("t", str(n + 1))
 
-        async with connected(app_of(view, subscribe="t", close_timeout=5), ASGIClient()) as client:
-            await client.wait_sent(102)
-            client.put(DISCONNECT)
+        client = await serve(app_of(view, subscribe="t", close_timeout=5), sent=102)
         assert client.texts == ["accept", *map(str, range(100)), "close 1000"]
 
     async def test_a_burst_in_one_task_reaches_a_client_that_reads(self):
@@ -775,13 +716,13 @@ class TestSending:
         async with connected(app, *clients):
             for client in clients:
                 await client.wait_sent(1)
-            for n in range(2_500):
+            for n in range(600):
                 await app.publish("t", str(n))
             for client in clients:
-                await client.wait_sent(2_501)
+                await client.wait_sent(601)
                 client.put(DISCONNECT)
         for client in clients:
-            assert client.texts == ["accept", *map(str, range(2_500))]
+            assert client.texts == ["accept", *map(str, range(600))]
 
     @pytest.mark.parametrize("error", [RuntimeError, ValueError])
     async def test_an_error_of_the_server_s_send_is_raised_in_the_view(self, error):
@@ -903,23 +844,8 @@ class TestClosing:
                 async for _ in ws:
                     pass
 
-        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
-            await client.wait_sent(2)
-            client.put(DISCONNECT)
+        client = await serve(app_of(view, close_timeout=5), sent=2)
         assert client.texts == ["accept", "close 4000 done"]
-
-    async def test_a_second_close_does_nothing_in_any_task(self):
-        async def view(ws):
-            async with ws, anyio.create_task_group() as tasks:
-                for code in (4000, 4001, 4002):
-                    tasks.start_soon(ws.close, code)
-                    await anyio.lowlevel.checkpoint()
-
-        async with connected(app_of(view), ASGIClient()) as client:
-            await client.wait_sent(2)
-            client.put(DISCONNECT)
-        assert len(client.texts) == 2
-        assert client.texts[1].startswith("close 400")
 
     async def test_a_failing_helper_before_accept_refuses_the_handshake(self):
         async def view(ws):
@@ -978,23 +904,6 @@ class TestClosing:
 
 
 class TestDeadlines:
-    async def test_a_close_in_a_helper_cancels_a_view_that_does_not_notice(self):
-        ended = []
-
-        async def view(ws):
-            async with ws:
-                ws.start_soon(ws.close, 4000)
-                try:
-                    await anyio.sleep_forever()
-                finally:
-                    ended.append(ws.close_code)
-                    client.notify()
-
-        async with connected(app_of(view, subscribe="t"), ASGIClient()) as client:
-            await client.wait_for(lambda: ended)
-            client.put(DISCONNECT)
-        assert client.texts == ["accept", "close 4000"]
-
     async def test_the_server_s_task_is_not_cancelled_after_the_view(self):
         went_on = []
 

@@ -82,6 +82,14 @@ def end_of(error):
     return (error.code, error.reason)
 
 
+async def rejected(app, path="/", *, subprotocols=(), **options):
+    """The rejection of a handshake."""
+    async with app.test_client(**options) as client:
+        with pytest.raises(WebSocketRejected) as caught:
+            await client.websocket(path, subprotocols=subprotocols).__aenter__()
+    return caught.value
+
+
 async def closed(ws):
     await ws.wait_closed()
     return (ws.close_code, ws.close_reason)
@@ -222,11 +230,8 @@ class TestAccept:
             assert not ws.accepted
             await ws.reject(418)
 
-        async with app.test_client() as client:
-            with pytest.raises(WebSocketRejected) as caught:
-                async with client.websocket("/", subprotocols=["v1"]):
-                    pass
-        assert caught.value.status == 418
+        rejection = await rejected(app, subprotocols=["v1"])
+        assert rejection.status == 418
 
     async def test_a_second_accept_raises_and_async_with_accepts_only_once(self, app):
         notes = Notes()
@@ -280,11 +285,8 @@ class TestAccept:
             finally:
                 notes.append("finally")
 
-        async with app.test_client() as client:
-            with pytest.raises(WebSocketRejected) as caught:
-                async with client.websocket("/"):
-                    pass
-        assert caught.value.status == 503
+        rejection = await rejected(app)
+        assert rejection.status == 503
         assert notes == ["finally"]
 
     async def test_accept_timeout_ends_with_the_accept(self):
@@ -318,11 +320,7 @@ class TestReject:
             await ws.reject(401, body, headers={"WWW-Authenticate": "Bearer", **own})
             assert (ws.closed, ws.accepted, ws.close_code) == (True, False, 3401)
 
-        async with app.test_client() as client:
-            with pytest.raises(WebSocketRejected) as caught:
-                async with client.websocket("/"):
-                    pass
-        rejection = caught.value
+        rejection = await rejected(app)
         assert (rejection.status, rejection.code, rejection.body) == (401, 3401, expected)
         assert dict(rejection.headers) == {
             "www-authenticate": "Bearer",
@@ -337,10 +335,8 @@ class TestReject:
         async def view(ws):
             return {"error": "no"}, 401
 
-        async with app.test_client() as client:
-            with pytest.raises(WebSocketRejected) as caught:
-                await client.websocket("/").__aenter__()
-        assert (caught.value.status, caught.value.body) == (401, b'{"error":"no"}')
+        rejection = await rejected(app)
+        assert (rejection.status, rejection.body) == (401, b'{"error":"no"}')
 
     @pytest.mark.parametrize("denial", [True, False])
     async def test_reject_close_and_return_before_the_accept_are_403(self, app, denial, caplog):
@@ -397,10 +393,7 @@ class TestReject:
             with pytest.raises(RuntimeError, match="rejected already"):
                 await ws.reject()
 
-        async with app.test_client() as client:
-            with pytest.raises(WebSocketRejected):
-                async with client.websocket("/"):
-                    pass
+        await rejected(app)
         assert notes == [3409, 3409, 3409, "the end"]
 
 
@@ -737,7 +730,7 @@ class TestWaitClosed:
 
         async with app.test_client() as client:
             async with client.websocket("/") as ws:
-                for number in range(200):
+                for number in range(20):
                     await ws.send_text("no JSON")
                     await ws.send_bytes(b"\x00")
                     await app.publish("t", number)
@@ -1059,7 +1052,7 @@ class TestTopics:
                 await ws.receive()
 
         async with app.test_client() as client:
-            for n in range(50):
+            for n in range(10):
                 async with client.websocket("/") as ws:
                     assert (await app.publish("t", str(n))).subscribers == 1
                     assert await ws.receive() == str(n)
@@ -1171,11 +1164,8 @@ class TestTopics:
         async def view(ws, room):
             raise AssertionError("called")
 
-        async with app.test_client() as client:
-            with pytest.raises(WebSocketRejected) as caught:
-                async with client.websocket("/" + room):
-                    pass
-        assert caught.value.status == status
+        rejection = await rejected(app, "/" + room)
+        assert rejection.status == status
         assert app.hub.statistics().topics == 0
 
     async def test_bad_topics_raise_and_none_of_them_is_subscribed(self, app):

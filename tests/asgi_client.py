@@ -1,4 +1,4 @@
-"""A server's end of one WebSocket, in the test's hand: what the app may take, and what becomes of what it sends."""
+"""An ASGI server with one WebSocket in memory: the test decides what the app receives, and how each send ends."""
 
 from collections import deque
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ DISCONNECT = {"type": "websocket.disconnect", "code": 1001, "reason": "bye"}
 
 
 class ClientDisconnected(OSError):
-    """What ``send`` raises once the client has gone."""
+    """What ``send`` raises after the client has disconnected."""
 
 
 class ASGIClient:
@@ -17,16 +17,16 @@ class ASGIClient:
     ASGI's ``receive`` and ``send`` for one connection.
 
     Args:
-        path: What the client asks for.
-        denial: Whether the server has the extension for refusals.
-        suspends: Whether ``send`` lets other tasks run; servers mostly do not, while their buffers have room.
+        path: Path of the handshake.
+        denial: Whether the server supports ``websocket.http.response``.
+        suspends: Whether ``send`` lets other tasks run. Most servers do not while their buffers have room.
 
     Attributes:
-        sent: The events that the server has taken, in order.
-        taken: How many events the app has taken.
+        sent: Events that the app has sent, in order.
+        taken: Number of events that the app has received.
         is_stalled: Whether ``send`` waits.
-        raises: What ``send`` raises.
-        was_cancelled: Whether a send was given up before the server took it.
+        raises: Exception that ``send`` raises.
+        was_cancelled: Whether a send was cancelled.
     """
 
     def __init__(self, path="/", *, denial=True, suspends=True):
@@ -88,7 +88,7 @@ class ASGIClient:
         self.notify()
 
     def put(self, *events):
-        """The client sends: texts, bytes, or whole events."""
+        """The client sends texts, bytes or whole events."""
         for event in events:
             if isinstance(event, str):
                 event = {"type": "websocket.receive", "text": event}
@@ -138,7 +138,7 @@ class ASGIClient:
 
     @property
     def texts(self):
-        """What the client has got: the texts, and each other event's type (with a close's code)."""
+        """What the client got: texts, bytes, and the type of each other event (with the code of a close)."""
         return [self.name_of(event) for event in self.sent]
 
     @staticmethod
@@ -154,7 +154,7 @@ class ASGIClient:
 
 @asynccontextmanager
 async def connected(app, *clients):
-    """The app serving these connections; they must have ended with the block, within 5 s."""
+    """``app`` serves these connections. They must end with the block, within 5 s."""
     async with anyio.create_task_group() as tasks:
         for client in clients:
             tasks.start_soon(client.run, app)

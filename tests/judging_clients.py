@@ -1,4 +1,4 @@
-"""Clients of a hub under test, over either transport, that judge what reaches them by themselves."""
+"""Clients that check what the hub sends them, on either kind of connection."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from microws.hub import MAX_PART_BYTES
 from microws.state import State
 from microws.upgrade import Upgrade
 
-__all__ = ["MAX_HEAD", "TOPICS", "UNLIMITED", "Client", "DirectEnd", "Message", "PortableEnd", "value_of"]
+__all__ = ["MAX_HEAD", "TOPICS", "UNLIMITED", "ASGIEnd", "Client", "Message", "SocketEnd", "value_of"]
 
 TOPICS = {
     "close": {"queue": 8, "overflow": "close"},
@@ -30,11 +30,11 @@ UNLIMITED = 1 << 40
 
 class Message:
     """
-    What was published or sent, under a number that counts both.
+    A message that was published or sent. One counter numbers both.
 
     Attributes:
-        returned: The number of the next message when ``ws.send`` had returned. It has then a place before that.
-        is_optional: The send was cancelled, or raised: it may have left or not.
+        returned: Number of the next message when ``ws.send`` returned. This one must arrive before that one.
+        is_optional: Whether the send was cancelled or raised, so that the message may arrive or not.
     """
 
     def __init__(self, number, value, *, topic=None, key=None):
@@ -48,14 +48,14 @@ class Message:
 
 class Client:
     """
-    One connection as its client sees it, and all that it was promised.
+    One connection as its client sees it, and what must arrive.
 
     Attributes:
-        expected: The numbers of what was published to each topic while it was subscribed.
-        sends: What its view has sent.
-        got: What has come: messages, and topics for their gap markers.
-        end: The close code that it got; of a handshake, the status that refused it.
-        was_stalled: Whether it was ever slow, or not accepted yet, with a topic subscribed.
+        expected: Numbers of the messages published to each topic while it was subscribed.
+        sends: Messages that its view has sent.
+        got: Received messages, and topics for their gap markers.
+        end: The received close code, or the status of a refused handshake.
+        was_stalled: Whether it was ever slow, or not yet accepted, while subscribed to a topic.
     """
 
     def __init__(self, machine, number, *, path, early, is_quick):
@@ -78,20 +78,20 @@ class Client:
         self.was_stalled = bool(early) or not is_quick
         self._last_published = self._last_sent = -1
 
-    # What comes
+    # Received messages
 
     def get(self, data, *, is_text):
         """A data frame, or its event."""
         try:
             self._get(data, is_text=is_text)
         except Exception as error:
-            # Whoever has sent it may take this for a fault of the network.
+            # The caller may take the exception for a failure of the network.
             self.machine.failures.append(error)
             raise
 
     def _get(self, data, *, is_text):
         assert self.is_accepted
-        assert self.end is None, "a message behind the Close frame"
+        assert self.end is None, "a message after the Close frame"
         value = self._decoded(data, is_text=is_text)
         if isinstance(value, dict) and value.get("gap"):
             assert self.has_gaps
@@ -114,12 +114,12 @@ class Client:
     def _judge_order(self, message):
         number = message.number
         if message.topic is None:
-            assert number > self._last_sent, "a send twice, or behind a later one"
-            assert self._last_published < message.returned, "a send behind what was published after it"
+            assert number > self._last_sent, "a send twice, or after a later one"
+            assert self._last_published < message.returned, "a send after a message that was published later"
             self._last_sent = number
             return
-        assert number > self._last_published, "a message twice, or behind a later one"
-        assert number > self._last_sent, "a message behind a later send"
+        assert number > self._last_published, "a message twice, or after a later one"
+        assert number > self._last_sent, "a message after a later send"
         for send in self.sends:
             if self._last_sent < send.number and send.returned <= number:
                 assert send.is_optional, "a message before an earlier send"
@@ -129,20 +129,20 @@ class Client:
         assert self.end is None
         self.end = code
 
-    # What was promised
+    # Checks
 
     def is_open(self):
-        """Whether it gets what is published."""
+        """Whether published messages reach it."""
         return self.ws is not None and not self.ws.closed
 
     def is_whole(self):
-        """Whether nothing that waited for it was given up: it is connected, or was closed behind all of it."""
+        """Whether no pending message was dropped: it is connected, or was closed after all of them."""
         if self.has_left or not self.is_accepted:
             return False
         return self.end in (1000, 4000) or (self.end is None and self.is_open())
 
     def judge(self):
-        """Whether each loss was told. Returns how many messages of each policy did not come."""
+        """Check that each loss has a gap marker. Returns the number of lost messages by policy."""
         lost = Counter()
         if self.is_whole():
             arrived = {message.number for message in self.got if isinstance(message, Message)}
@@ -167,7 +167,7 @@ class Client:
                 lost, was_told = [], False
         lost = list(waiting)
         if self.is_whole():
-            # Whoever got nothing later need not be told, but then by no false alarm.
+            # Without a later message a gap marker is optional, but it needs a loss.
             assert lost or not was_told
             assert not lost or topic != "close"
         return total + len(lost)
@@ -183,19 +183,19 @@ class Client:
             assert was_told or not lost, f"a silent loss of {lost}"
 
     def _is_outdated(self, topic, number):
-        """Whether a later message of its key stands for it."""
+        """Whether a later message with the same key replaces it."""
         messages = self.machine.messages
         later = [other for other in self.expected[topic] if other > number]
         return any(messages[other].key == messages[number].key for other in later)
 
 
-class DirectEnd(asyncio.Transport):
+class SocketEnd(asyncio.Transport):
     """
-    A client behind the transport of a socket, as asyncio and uvloop make them: above its high-water mark it pauses.
+    A client as the transport of a socket. It pauses writing above its high-water mark, as uvloop does.
 
     Args:
         high_water: Bytes.
-        chunk: How many bytes the client takes in one turn; the first of them at once.
+        chunk: Bytes that the client reads in one turn of the event loop, the first of them at once.
     """
 
     def __init__(self, client, loop, *, high_water, chunk, inflates):
@@ -238,7 +238,7 @@ class DirectEnd(asyncio.Transport):
         return len(self._buffer)
 
     def pause_reading(self):
-        raise AssertionError("the client says next to nothing")
+        raise AssertionError("paused reading, though the client sends almost nothing")
 
     def write(self, data):
         assert not self._has_eof
@@ -366,7 +366,7 @@ class DirectEnd(asyncio.Transport):
     def _take(self, first, payload):
         if first & 0x40:
             payload = self._inflater.decompress(payload + b"\x00\x00\xff\xff")
-        assert not self._has_close, "a frame behind the Close frame"
+        assert not self._has_close, "a frame after the Close frame"
         opcode = first & 15
         if opcode == CLOSE:
             self._has_close = True
@@ -382,24 +382,24 @@ class DirectEnd(asyncio.Transport):
         if not self._is_closing:
             self._protocol.data_received(close_frame(code))
 
-    # What must hold
+    # Checks
 
     def judge_bounds(self):
         transport = self.client.ws._connection
         assert isinstance(transport, SocketConnection)
         if transport.state is State.OPEN:
-            # What is written while it is paused is what waited for a close.
+            # Only a close may write while writing is paused.
             assert not self._has_overrun
             assert len(self._buffer) <= self._high_water + self._largest + MAX_HEAD
             assert self._largest <= MAX_PART_BYTES + self.client.machine.largest + MAX_HEAD
 
 
 class ClientDisconnected(OSError):
-    """What ``send`` raises once the client has gone."""
+    """What ``send`` raises after the client has disconnected."""
 
 
-class PortableEnd:
-    """A client behind the ASGI events of some server, which keeps one message that is not taken."""
+class ASGIEnd:
+    """A client of an ASGI server that buffers one message."""
 
     def __init__(self, client, loop, *, suspends):
         self.client = client
@@ -488,7 +488,7 @@ class PortableEnd:
 
 
 def value_of(kind, number, size, key):
-    """What is published: its number, and ``size`` bytes more."""
+    """A value to publish: its number, and ``size`` more bytes."""
     if kind == "dict":
         return {"number": number, "key": key, "pad": "x" * size}
     text = f"{number}|" + "x" * size

@@ -745,7 +745,22 @@ async def test_a_connection_is_freed_without_the_garbage_collector(how):
         gc.enable()
 
 
-# Which transport
+async def test_a_cancelled_view_leaves_the_hub():
+    async with served() as room:
+
+        @room.app.websocket_route("/waits", subscribe="t")
+        async def view(ws):
+            await ws.accept()
+            await asyncio.Event().wait()
+
+        client = await room.connect()
+        await client.open("/waits")
+        room.serving.websockets.cancel()
+        assert await read_until_close(client) == ([], (1011, "internal error"))
+        await until(lambda: room.app.hub.statistics().connections == 0)
+
+
+# Which connection
 
 
 async def test_a_middleware_sees_every_event():

@@ -1,4 +1,4 @@
-"""Published messages leave through middleware that wraps ``send``, which may do with each what it likes."""
+"""Published messages pass through middleware that wraps ``send`` and may do anything with each."""
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,12 +15,12 @@ pytestmark = [
     pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS),
 ]
 
-# So many that they are written to by one call, where the system has one.
+# Enough connections for a bulk write, on systems that have one.
 MANY = 20
 
 
 class Room:
-    """An app whose connections get the topic "t" through middleware, and clients of it."""
+    """An app whose connections get the topic "t" through middleware, and its clients."""
 
     def __init__(self, on_send, **options):
         self.app = App(**options)
@@ -83,7 +83,7 @@ async def forward(event, send, n):
     await send(event)
 
 
-async def test_each_message_passes_once_for_each_connection_in_order():
+async def test_middleware_sees_each_message_once_per_connection_in_order():
     seen = {}
 
     async def count(event, send, n):
@@ -100,7 +100,7 @@ async def test_each_message_passes_once_for_each_connection_in_order():
     assert seen == {0: ["1", "2", "3", "own", "4"]} | {n: ["1", "2", "3", "4"] for n in range(1, MANY)}
 
 
-async def test_no_connection_has_a_task_for_it():
+async def test_middleware_needs_no_extra_task_per_connection():
     async with opened(forward) as room:
         before = len(asyncio.all_tasks())
         await room.publish("1", "2")
@@ -109,7 +109,7 @@ async def test_no_connection_has_a_task_for_it():
 
 
 @pytest.mark.parametrize("value", ["text", b"bytes"])
-async def test_it_may_change_a_message(value):
+async def test_middleware_may_change_a_message(value):
     async def change(event, send, n):
         key = "text" if isinstance(value, str) else "bytes"
         await send({**event, key: event[key][::-1]})
@@ -121,7 +121,7 @@ async def test_it_may_change_a_message(value):
         ] * MANY
 
 
-async def test_it_may_drop_repeat_and_add_messages():
+async def test_middleware_may_drop_repeat_and_add_messages():
     async def treat(event, send, n):
         if event["text"] == "drop":
             return
@@ -137,7 +137,7 @@ async def test_it_may_drop_repeat_and_add_messages():
         assert await room.read(len(expected)) == [expected] * MANY
 
 
-async def test_it_may_wait_and_holds_up_its_own_connection_only():
+async def test_middleware_that_waits_delays_only_its_connection():
     go_on = asyncio.Event()
 
     async def wait(event, send, n):
@@ -160,7 +160,7 @@ async def test_it_may_wait_and_holds_up_its_own_connection_only():
         assert await room.clients[0].read_payloads(5) == [b"1", b"2", b"3", b"4", b"5"]
 
 
-async def test_a_wait_ends_with_its_connection():
+async def test_a_disconnect_ends_middleware_that_waits():
     waiting = asyncio.Event()
 
     async def wait(event, send, n):
@@ -174,7 +174,7 @@ async def test_a_wait_ends_with_its_connection():
         await until(lambda: not room.app.hub.statistics().connections)
 
 
-async def test_its_context_variables_are_those_of_the_connection():
+async def test_middleware_has_the_context_variables_of_its_connection():
     mark = ContextVar("mark", default=None)
     seen = []
 
@@ -192,7 +192,7 @@ async def test_its_context_variables_are_those_of_the_connection():
 
 
 @pytest.mark.parametrize("turns", range(4))
-async def test_what_was_published_leaves_before_a_later_close(turns):
+async def test_published_messages_are_sent_before_a_later_close(turns):
     async with opened(forward) as room:
         await room.publish("1")
         for _ in range(turns):
@@ -205,7 +205,7 @@ async def test_what_was_published_leaves_before_a_later_close(turns):
             assert (await client.read_close())[0] == 4000
 
 
-async def test_a_send_leaves_behind_a_publish_that_fills_the_outbox():
+async def test_a_send_follows_a_publish_that_fills_the_outbox():
     async with opened(forward, count=1) as room:
         [ws], [client] = room.connections, room.clients
         async with asyncio.TaskGroup() as group:
@@ -214,7 +214,7 @@ async def test_a_send_leaves_behind_a_publish_that_fills_the_outbox():
             assert [len(payload) for payload in await client.read_payloads(2)] == [MAX_BYTES, 1]
 
 
-async def test_a_connection_that_another_ones_middleware_closes_gets_what_it_had():
+async def test_a_connection_closed_by_other_middleware_gets_its_pending_messages():
     connections = []
 
     async def close_all(event, send, n):
@@ -255,7 +255,7 @@ async def test_a_slow_client_is_closed_by_the_policy_of_its_topic():
         assert (await slow.read_close())[0] == 1013
 
 
-async def test_clients_that_leave_meanwhile_hold_up_nobody():
+async def test_clients_that_disconnect_delay_no_other():
     async with opened(forward) as room:
         for n in range(10):
             room.clients[n].reset()
@@ -265,7 +265,7 @@ async def test_clients_that_leave_meanwhile_hold_up_nobody():
         await until(lambda: room.app.hub.statistics().connections == MANY - 10)
 
 
-async def test_middleware_that_publishes_does_not_mix_up_the_order():
+async def test_middleware_that_publishes_keeps_the_order():
     async def answer(event, send, n):
         await send(event)
         if event["text"] == "ask" and n == 0:

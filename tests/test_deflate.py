@@ -4,6 +4,7 @@ import tracemalloc
 import zlib
 
 import pytest
+from byte_client import BINARY, CONTINUATION, PING, TEXT, frame
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import ProtocolError
@@ -11,7 +12,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
 from microws.deflate import Agreement, Deflater, Inflater, negotiate
-from microws.framing.frames import BINARY, Ping, Violation
+from microws.framing.frames import Ping, Violation
 from microws.framing.parser import FrameParser
 
 ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
@@ -219,14 +220,9 @@ def test_a_message_is_inflated_in_small_pieces(size):
     assert max(map(len, pieces)) <= 1 << 16
 
 
-def frame(payload, *, first=0xC2):
-    """A client's frame, masked with zeros, which change nothing."""
-    size = len(payload)
-    if size < 126:
-        length = bytes([0x80 | size])
-    else:
-        length = b"\xfe" + size.to_bytes(2) if size < 1 << 16 else b"\xff" + size.to_bytes(8)
-    return bytes([first]) + length + bytes(4) + payload
+def packed(payload):
+    """A compressed message in one frame."""
+    return frame(payload, BINARY, compressed=True)
 
 
 def parser(limit=1 << 20):
@@ -235,7 +231,7 @@ def parser(limit=1 << 20):
 
 def test_a_bomb_takes_little_more_memory_than_the_limit():
     limit = 1 << 20
-    bomb = frame(deflated(b"\0" * (24 << 20)))
+    bomb = packed(deflated(b"\0" * (24 << 20)))
     assert len(bomb) < 30_000
     reader = parser(limit)
     tracemalloc.start()
@@ -250,24 +246,30 @@ def test_a_message_of_the_limit_may_be_longer_when_compressed():
     noise = bytes(index * 7919 % 251 for index in range(1000))
     longer = deflated(noise, level=0)
     assert len(longer) > 1000
-    assert parser(1000).feed(frame(longer)) == [noise]
-    assert parser(1000).feed(frame(longer[:900], first=0x42) + frame(longer[900:], first=0x80)) == [noise]
+    assert parser(1000).feed(packed(longer)) == [noise]
+    assert parser(1000).feed(
+        frame(longer[:900], BINARY, final=False, compressed=True) + frame(longer[900:], CONTINUATION)
+    ) == [noise]
 
 
 def test_control_frames_between_compressed_fragments_are_fine():
     payload = deflated(b"Hello" * 100)
-    stream = frame(payload[:5], first=0x42) + frame(b"ping", first=0x89) + frame(payload[5:], first=0x80)
+    stream = (
+        frame(payload[:5], BINARY, final=False, compressed=True)
+        + frame(b"ping", PING)
+        + frame(payload[5:], CONTINUATION)
+    )
     assert parser().feed(stream) == [Ping(b"ping"), b"Hello" * 100]
 
 
 def test_a_corrupt_message_is_refused_at_its_first_byte():
     reader = parser()
-    assert reader.feed(frame(b"\xff" * 100)[:7]) == [CANNOT]
+    assert reader.feed(packed(b"\xff" * 100)[:7]) == [CANNOT]
 
 
 def test_compressed_text_must_be_utf8():
-    assert parser().feed(frame(deflated("κόσμε".encode()), first=0xC1)) == ["κόσμε"]
-    assert parser().feed(frame(deflated(b"\xff"), first=0xC1))[0].code == 1007
+    assert parser().feed(frame(deflated("κόσμε".encode()), TEXT, compressed=True)) == ["κόσμε"]
+    assert parser().feed(frame(deflated(b"\xff"), TEXT, compressed=True))[0].code == 1007
 
 
 def test_an_idle_inflater_takes_no_memory():
@@ -324,7 +326,7 @@ def test_another_implementation_inflates_to_the_same(data, bits, level, draw):
     if has_ended(payload):
         return
     theirs = elsewhere(payload)
-    assert parser(100_000).feed(frame(payload)) == [CANNOT if theirs is None or is_cut_off(payload) else theirs]
+    assert parser(100_000).feed(packed(payload)) == [CANNOT if theirs is None or is_cut_off(payload) else theirs]
 
 
 # Deflation.
@@ -364,4 +366,4 @@ def test_what_is_deflated_arrives(seed, times):
         assert len(message) < 1024 or len(deflated(message, level=1)) >= len(message)
     else:
         assert len(payload) < len(message)
-        assert parser().feed(frame(payload, first=0xC0 | BINARY)) == [message]
+        assert parser().feed(packed(payload)) == [message]

@@ -1,9 +1,9 @@
 """
-The same bytes through this package's parser and through two others: the same messages, and the same end.
+This package's parser and two others return the same messages and the same end for the same bytes.
 
-The others are the cores without I/O of websockets and of wsproto. Where one of them judges otherwise, ``DIFFERENCES``
-says so. Cases are random conversations, mostly damaged; a failure names its own, and ``FUZZ_CASE`` set to
-that name runs it alone. ``FUZZ_CASES`` is how many there are; ``FUZZ_SEED=random`` makes them new.
+The others are the sans-I/O cores of websockets and wsproto. ``DIFFERENCES`` lists where they differ. Cases are random
+conversations, most of them damaged. A failure names its case, and ``FUZZ_CASE`` set to that name runs only that one.
+``FUZZ_CASES`` is the number of cases; ``FUZZ_SEED=random`` creates new ones.
 """
 
 import os
@@ -35,8 +35,8 @@ class Case(NamedTuple):
     One conversation.
 
     Attributes:
-        cuts: Where it is divided for the parser under test.
-        is_whole: Whether its last frame is; what is wrong with a frame, the others may see at its end only.
+        cuts: Where the stream is cut for the parser under test.
+        is_whole: Whether its last frame is complete. The others may find a violation only at the end of a frame.
     """
 
     stream: bytes
@@ -47,13 +47,13 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a parser makes of it: the messages and control frames, and what ended the connection, if anything did."""
+    """What a parser returns: messages and control frames, and what ended the connection, if anything did."""
 
     messages: list[str | bytes | Ping | Pong]
     end: Close | Violation | None
 
 
-# What the parsers say.
+# The parsers.
 
 
 def ours(case: Case, *, cuts: list[int]) -> Outcome:
@@ -68,7 +68,7 @@ def ours(case: Case, *, cuts: list[int]) -> Outcome:
 
 
 def of_websockets(case: Case) -> Outcome:
-    """Its core leaves it to others to put fragments together and to decode them."""
+    """Its core neither joins fragments nor decodes them."""
     protocol = Protocol(SERVER, state=WebsocketsState.OPEN, max_size=case.max_message_size)
     protocol.receive_data(case.stream)
     messages = []
@@ -160,7 +160,7 @@ DIFFERENCES = [
     Difference(
         of_websockets,
         # RFC 6455 §5.2: "the minimal number of bytes MUST be used to encode the length".
-        "websockets takes a length that is not in its shortest form",
+        "websockets accepts a length that is not in its shortest form",
         lambda our, their: our.end in (NOT_SHORTEST, LONG_CONTROL),
         "82 fe 0001 key 61",
     ),
@@ -172,20 +172,20 @@ DIFFERENCES = [
     ),
     Difference(
         of_websockets,
-        "websockets names the length first, of two faults of one frame",
+        "websockets reports the length first if a frame has two violations",
         lambda our, their: is_violation(our.end, 1002) and is_violation(their.end, 1009),
         "c2 bd key" + "61" * 61,
     ),
     Difference(
         of_websockets,
-        "websockets names the reason first, where the code and the reason of a Close frame are wrong",
+        "websockets reports the reason first if code and reason of a Close frame are invalid",
         lambda our, their: our.end == BAD_CODE and is_violation(their.end, 1007),
         "88 83 key 0000ff",
     ),
     Difference(
         of_websockets,
         # RFC 6455 §5.4: "Control frames MAY be injected in the middle of a fragmented message." §5.5.1 excepts none.
-        "websockets wants no Close frame between fragments",
+        "websockets refuses a Close frame between fragments",
         lambda our, their: isinstance(our.end, Close) and is_violation(their.end, 1002),
         "01 80 key 88 80 key",
     ),
@@ -221,7 +221,7 @@ DIFFERENCES = [
 
 def compare(case: Case) -> None:
     our = ours(case, cuts=[])
-    assert ours(case, cuts=case.cuts) == our, "in pieces it means something else"
+    assert ours(case, cuts=case.cuts) == our, "in pieces the outcome differs"
     assert all(size_of(message) <= case.max_message_size for message in our.messages)
     for other in (of_websockets, of_wsproto):
         their = other(case)
@@ -230,7 +230,7 @@ def compare(case: Case) -> None:
         common = min(len(our.messages), len(their.messages))
         assert our.messages[:common] == their.messages[:common], f"{other.__name__}: other messages, {their}"
         is_known = any(known.other is other and known.holds(our, their) for known in DIFFERENCES)
-        # What came in no whole frame, they have not judged.
+        # They do not check an incomplete frame.
         is_sooner = not case.is_whole and their.end is None and common == len(their.messages)
         assert is_known or is_sooner, f"{other.__name__}: {their}, here {our}"
 
@@ -242,7 +242,7 @@ def size_of(message: str | bytes | Ping | Pong) -> int:
 
 
 def code_of(end: Close | Violation | None) -> object:
-    """What must be the same: all of a Close frame; of a violation, the code."""
+    """What must be equal: a whole Close frame, or the code of a violation."""
     return end.code if isinstance(end, Violation) else end
 
 
@@ -294,7 +294,7 @@ def conversation(rng: random.Random) -> bytes:
 
 
 def message(rng: random.Random, opcode: int, payload: bytes) -> list[bytes]:
-    """A message, whole or in fragments, with control frames between these; now and then without an end."""
+    """A message, whole or in fragments with control frames between them, sometimes without an end."""
     cuts = []
     if rng.random() < 0.5:
         cuts = sorted(rng.randrange(len(payload) + 1) for _ in range(rng.choice((1, 1, 2, 3, 6))))
@@ -366,14 +366,14 @@ def damage(rng: random.Random, stream: bytes) -> bytes:
             case 3:
                 stream = stream[:place] + stream[rng.randrange(len(stream) + 1) :]
             case _ if place < len(stream):
-                # Heads are where most can go wrong.
+                # Damage heads more often than payloads.
                 place = rng.choice((place, place % 16, 0, 1)) % len(stream)
                 stream = stream[:place] + bytes([stream[place] ^ (1 << rng.randrange(8))]) + stream[place + 1 :]
     return stream
 
 
 def complete(stream: bytes) -> tuple[bytes, bool]:
-    """``stream`` with what its last frame lacks, and whether that is now whole."""
+    """``stream`` with its last frame filled up, and whether that is now complete."""
     place = 0
     while place < len(stream):
         if len(stream) == place + 1:
@@ -391,7 +391,7 @@ def complete(stream: bytes) -> tuple[bytes, bool]:
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_the_same_bytes_mean_the_same_to_others(part):
+def test_all_parsers_agree_on_random_cases(part):
     seed = secrets.token_hex(4) if SEED == "random" else SEED
     for number in range(CASES // PARTS):
         name = f"{seed}-{part}-{number}"
@@ -402,12 +402,12 @@ def test_the_same_bytes_mean_the_same_to_others(part):
             raise AssertionError(f"FUZZ_CASE={name}, {case}: {error}") from error
 
 
-def test_a_case_that_was_named_means_the_same_to_others():
+def test_all_parsers_agree_on_a_named_case():
     compare(make_case(os.environ.get("FUZZ_CASE", "1-0-0")))
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.why)
-def test_what_others_judge_otherwise_they_still_do(difference):
+def test_each_known_difference_still_exists(difference):
     stream = bytes.fromhex(difference.example.replace("key", "00000000"))
     case = Case(stream, [], max_message_size=60, max_fragments=2, is_whole=True)
     our, their = ours(case, cuts=[]), difference.other(case)

@@ -13,7 +13,7 @@ from functools import partial
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from judging_clients import MAX_HEAD, TOPICS, UNLIMITED, Client, DirectEnd, Message, PortableEnd, value_of
+from judging_clients import MAX_HEAD, TOPICS, UNLIMITED, ASGIEnd, Client, Message, SocketEnd, value_of
 from virtual_clock import VirtualClockLoop
 from websocket_server import DEFAULTS
 
@@ -239,9 +239,9 @@ class HubMachine(RuleBasedStateMachine):
         client = Client(self, len(self.members), path=path, early=early, is_quick=is_quick)
         self.members.append(client)
         if is_direct:
-            client.end_point = DirectEnd(client, self.loop, high_water=high_water, chunk=chunk, inflates=variant)
+            client.end_point = SocketEnd(client, self.loop, high_water=high_water, chunk=chunk, inflates=variant)
         else:
-            client.end_point = PortableEnd(client, self.loop, suspends=variant)
+            client.end_point = ASGIEnd(client, self.loop, suspends=variant)
         self.loop.call_soon(client.end_point.connect, self)
         self.loop.settle()
         if accepts:

@@ -1,4 +1,4 @@
-"""WebSockets in this event loop, and their clients, byte by byte."""
+"""WebSockets served in this event loop, and their clients."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import h11
-from byte_client import CLOSE, Frame, upgrade
+from byte_client import CLOSE, Frame, parse_head, upgrade
 
 from microws.interfaces import Limits
 from microws.server.listening import tls_context
@@ -23,9 +23,9 @@ __all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "op
 # Of ``anyio_backend``: the server runs on these event loops.
 ASYNCIO_BACKENDS = {"asyncio": ("asyncio", {"use_uvloop": False}), "uvloop": ("asyncio", {"use_uvloop": True})}
 
-# Seconds for what ought to take a fraction of one.
+# Seconds. What a test waits for should take a fraction of one.
 LIMIT = 10
-# Seconds that a client waits for the server's end of TLS. Browsers do not.
+# Seconds that a client waits for the server's TLS shutdown. Browsers do not wait.
 SHUTDOWN_TIMEOUT = 0.1
 
 TLS = Path(__file__).parent / "tls"
@@ -63,7 +63,7 @@ class Holding:
 @asynccontextmanager
 async def opened(*, accept=True, connection=None, fields=(), behind=b"", **options):
     """
-    One connection to an app that leaves it to the test: that app and the client.
+    One connection: the ``Holding`` app, and the client.
 
     Args:
         accept: Answer the handshake.
@@ -85,14 +85,14 @@ async def opened(*, accept=True, connection=None, fields=(), behind=b"", **optio
 
 
 async def until(condition, *, step=0.001):
-    """Turn the event loop until ``condition()`` is true, of which nothing tells; look every ``step`` seconds."""
+    """Wait until ``condition()`` is true, which is checked every ``step`` seconds."""
     async with asyncio.timeout(LIMIT):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(step)
 
 
 def live(kind):
-    """How many objects of this class there are."""
+    """Number of existing objects of this class."""
     return operator.countOf(map(type, gc.get_objects()), kind)
 
 
@@ -116,11 +116,11 @@ class Handshaking(asyncio.Protocol):
 
 class Client:
     """
-    One end of a connection. It reads only when it is told to. Leaving its block closes it.
+    A client that reads only in its ``read_…`` methods. Leaving its block closes it.
 
     Attributes:
-        sock: For what the methods do not do.
-        server: The transport at the other end.
+        sock: Its socket.
+        server: The server's transport.
     """
 
     def __init__(self, sock, limit):
@@ -139,11 +139,11 @@ class Client:
         self.sock.shutdown(socket.SHUT_WR)
 
     async def hang_up(self):
-        """Leave as a browser does whose tab is closed."""
+        """Disconnect like a browser whose tab is closed."""
         self.sock.close()
 
     def reset(self):
-        """Leave with a RST in place of a FIN, where this is TCP."""
+        """Close with a RST in place of a FIN, on TCP."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -152,14 +152,14 @@ class Client:
             await asyncio.get_running_loop().sock_sendall(self.sock, b"".join(data))
 
     async def open(self, path="/", *fields, behind=b""):
-        """The handshake, which must be accepted, with ``behind`` in the same packet; the answer's headers."""
+        """Open the WebSocket, which must be accepted, with ``behind`` in the same packet. Returns the headers."""
         await self.send(upgrade(path, *fields), behind)
         status, headers = await self.read_head()
         assert status == 101
         return headers
 
     async def refused(self, path="/", *fields, **options):
-        """Status, headers and body of the answer to a handshake that is refused."""
+        """Status, headers and body of the response to a refused handshake."""
         await self.send(upgrade(path, *fields, **options))
         status, headers = await self.read_head()
         return status, headers, await self.read_rest()
@@ -168,13 +168,11 @@ class Client:
         while b"\r\n\r\n" not in self._data:
             self._data += await self._read()
         head, _, self._data = self._data.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        pairs = (line.partition(":") for line in lines)
-        return int(first.split(" ")[1]), {name.lower(): value.strip() for name, _, value in pairs}
+        return parse_head(head)
 
     async def read_frame(self):
         first, second = await self._take(2)
-        assert second < 128, "a server masks no frame"
+        assert second < 128, "a server must not mask frames"
         length = second
         if length > 125:
             length = int.from_bytes(await self._take(2 if length == 126 else 8))
@@ -184,14 +182,14 @@ class Client:
         return [(await self.read_frame()).payload for _ in range(count)]
 
     async def read_close(self):
-        """Code and reason of the Close frame; other frames before it are passed over."""
+        """Code and reason of the Close frame. Frames before it are discarded."""
         while (received := await self.read_frame()).opcode != CLOSE:
             pass
         code = int.from_bytes(received.payload[:2]) if received.payload else None
         return code, received.payload[2:].decode()
 
     async def read_rest(self):
-        """All bytes until the server has hung up, orderly or not."""
+        """All bytes until the server has closed or reset the connection."""
         data, self._data = self._data, b""
         while True:
             try:
@@ -210,7 +208,7 @@ class Client:
 
     async def _read(self):
         data = await self._receive()
-        assert data, f"the server has hung up, behind {self._data!r}"
+        assert data, f"the server ended the connection after {self._data!r}"
         return data
 
     async def _receive(self):
@@ -219,7 +217,7 @@ class Client:
 
 
 class TlsClient(Client):
-    """The same over TLS. It reads ahead a little."""
+    """A client over TLS. It may read ahead."""
 
     def __init__(self, sock, limit, reader, writer):
         super().__init__(sock, limit)
@@ -257,8 +255,8 @@ class Serving:
         A connection without its handshake.
 
         Args:
-            tcp: Over 127.0.0.1. Otherwise a pair of sockets, whose ends are in step.
-            buffers: Bytes that the kernel keeps of what is not read.
+            tcp: Over 127.0.0.1. Otherwise over a pair of sockets, where data arrives at once.
+            buffers: Size of the kernel's buffers in bytes.
         """
         ours, theirs = _tcp_pair() if tcp else socket.socketpair()
         for sock in (ours, theirs):
@@ -296,8 +294,8 @@ class Serving:
 @asynccontextmanager
 async def serving(app, *, tls=False, limit=LIMIT, **options):
     """
-    ``WebSockets`` that serve ``app``. At the end of the block every client is dropped and every app cancelled: nothing
-    may be left then, and nothing may have been raised into the event loop.
+    ``WebSockets`` that serve ``app``. The end of the block drops every client and cancels every app. Then no connection
+    may be left, and the event loop's exception handler must not have been called.
     """
     loop = asyncio.get_running_loop()
     failures = []

@@ -322,7 +322,7 @@ class TestReading:
 
 class TestTheHandshake:
     @pytest.mark.parametrize("denial", [True, False])
-    async def test_a_rejection_is_all_that_leaves_whatever_was_published_before_it(self, denial):
+    async def test_nothing_published_is_sent_around_a_rejection(self, denial):
         async def view(ws):
             await ws.app.publish("t", "x")
             await anyio.wait_all_tasks_blocked()
@@ -413,21 +413,7 @@ class TestTheHandshake:
         assert stalled.error is None
         assert gone.error is None
 
-    async def test_reject_does_nothing_after_the_client_disconnected(self):
-        async def view(ws):
-            await left.wait()
-            await ws.reject(400)
-            assert ws.close_code == 1001
-
-        left = anyio.Event()
-        async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
-            client.put(DISCONNECT)
-            await client.wait_for(lambda: client.taken == 2)
-            left.set()
-        assert client.error is None
-        assert client.texts == []
-
-    async def test_accept_raises_the_close_code_if_the_client_has_disconnected(self):
+    async def test_accept_raises_and_reject_returns_after_a_disconnect(self):
         codes = []
 
         async def view(ws):
@@ -437,12 +423,15 @@ class TestTheHandshake:
                 await ws.accept()
             codes.append((caught.value.code, caught.value.reason, ws.closed))
             await ws.close()
+            await ws.reject(400)
+            assert ws.close_code == 1001
 
         left = anyio.Event()
         async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
             client.put(DISCONNECT)
             await client.wait_for(lambda: client.taken == 2)
             left.set()
+        assert client.error is None
         assert codes == [(1001, "bye", True)]
         assert client.texts == []
 
@@ -1052,7 +1041,7 @@ async def test_a_cancellation_by_the_server_ends_everything_at_once(view, sent, 
     assert_nothing_is_left(app)
 
 
-# What may happen to a connection, in any order. "settle" lets everybody run until nobody can.
+# Events of a connection, in any order. "settle" waits until every task is blocked.
 STEPS = st.one_of(
     st.tuples(st.just("publish"), st.sampled_from("tu"), st.integers(1, 4)),
     st.tuples(st.just("send"), st.sampled_from("ab"), st.integers(1, 3)),
@@ -1067,7 +1056,7 @@ ENDS = st.sampled_from(["disconnect", "vanish", "close", "return", "fail", "canc
 
 
 class Scenario:
-    """One connection under random steps, and what must be true of all that its client gets."""
+    """One connection under random steps, and checks of what its client gets."""
 
     def __init__(self, end, *, suspends):
         self.app = App(close_timeout=0.03, send_timeout=5, receive_queue=4)

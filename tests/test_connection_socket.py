@@ -7,7 +7,7 @@ import zlib
 import pytest
 from byte_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 from virtual_clock import on_virtual_clock
-from websocket_server import ASYNCIO_BACKENDS, LIMIT, opened, serving, until
+from websocket_server import ASYNCIO_BACKENDS, opened, serving, until, within
 
 from microws.framing.frames import encode_frame
 from microws.state import State
@@ -20,10 +20,6 @@ MIB = 1 << 20
 @pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 def anyio_backend(request):
     return request.param
-
-
-async def within(awaitable, seconds=LIMIT):
-    return await asyncio.wait_for(awaitable, seconds)
 
 
 async def take(connection, count):

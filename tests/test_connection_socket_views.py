@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
-from websocket_server import ASYNCIO_BACKENDS, LIMIT, live, serving, until
+from websocket_server import ASYNCIO_BACKENDS, LIMIT, live, serving, until, within
 
 from microws import App, WebSocketDisconnect
 from microws.connection.asgi import ASGIConnection
@@ -20,7 +20,7 @@ from microws.hub import BACKED_UP, MAX_BYTES
 pytestmark = pytest.mark.anyio
 
 MIB = 1 << 20
-# More than a client that does not read is sent with small buffers: what comes behind it waits here.
+# More than small buffers hold, so that messages after it are pending while the client does not read.
 STALLING = "s" * 300_000
 SMALL = {"buffers": 4096}
 GAP = '{"topic":"t","gap":true}'
@@ -29,10 +29,6 @@ GAP = '{"topic":"t","gap":true}'
 @pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 def anyio_backend(request):
     return request.param
-
-
-async def within(awaitable, seconds=LIMIT):
-    return await asyncio.wait_for(awaitable, seconds)
 
 
 async def turns(count=3):
@@ -163,7 +159,7 @@ async def test_a_compressed_connection_gets_published_messages_uncompressed():
         frames = [await packed[1].read_frame() for _ in range(4)]
         assert [received.is_compressed for received in frames] == [True, False, False, True]
         assert [frames[1].payload, frames[2].payload] == [b"x" * 5000, b"2"]
-        # What goes uncompressed is not in the window of what comes behind it.
+        # Uncompressed messages are not in the compression window of later ones.
         stream = zlib.decompressobj(-15)
         texts = [stream.decompress(frames[n].payload + b"\x00\x00\xff\xff") for n in (0, 3)]
         assert texts == [b"x" * 5000, b"y" * 5000]
@@ -461,7 +457,7 @@ async def test_over_256_pending_messages_close_with_1013():
             await turns(1)
         assert (slow.close_code, slow.close_reason) == (1013, "too slow")
         assert await within(reading) == numbers(300)
-        # Nothing comes behind a loss: what waited is given up with it.
+        # Nothing is sent after a loss: pending messages are dropped as well.
         assert await read_until_close(stalled) == ([STALLING], (1013, "too slow"))
         assert room.app.hub.statistics().dropped == {"close": 1}
         assert room.app.hub.statistics().subscribers == 1

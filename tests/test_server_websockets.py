@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from byte_client import BINARY, TEXT, close_frame, frame, upgrade
-from websocket_server import ASYNCIO_BACKENDS, LIMIT, echo, opened, serving, until
+from websocket_server import ASYNCIO_BACKENDS, echo, opened, serving, until, within
 
 from microws.server.failures import ClientDisconnected
 from microws.state import State
@@ -34,10 +34,6 @@ def access_lines(caplog):
 
 def errors(caplog):
     return [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-async def within(awaitable, seconds=LIMIT):
-    return await asyncio.wait_for(awaitable, seconds)
 
 
 async def closed_with(client):

@@ -15,7 +15,7 @@ from byte_client import BINARY, CLOSE, CONTINUATION, LIMIT, PING, PONG, close_fr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_clock import on_virtual_clock
-from websocket_server import ASYNCIO_BACKENDS, echo, live, opened, serving, until
+from websocket_server import ASYNCIO_BACKENDS, echo, live, opened, serving, until, within
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
@@ -40,10 +40,6 @@ def anyio_backend(request):
 @pytest.fixture(autouse=True)
 def _info(caplog):
     caplog.set_level(logging.INFO, logger="microws")
-
-
-async def within(awaitable, seconds=LIMIT):
-    return await asyncio.wait_for(awaitable, seconds)
 
 
 def errors(caplog):
@@ -362,7 +358,7 @@ class Play:
         try:
             self.client.sock.send(data)
         except OSError:
-            pass  # it has left, or the server does not read, or has hung up
+            pass  # the client has disconnected, or the server does not read, or has closed
 
     async def _app_sends(self, event):
         try:

@@ -140,7 +140,7 @@ async def waits_for_a_message(ws, life):
         await life.clean_up()
 
 
-async def waits_for_what_waits_for_messages(ws, life):
+async def waits_for_a_coroutine_that_receives(ws, life):
     async def receive():
         return await asyncio.wait_for(ws.receive(), 1000)
 
@@ -163,7 +163,7 @@ async def iterates_over_waits(ws, life):
 
 
 @pytest.mark.parametrize("name", ON_ASYNCIO)
-@pytest.mark.parametrize("view", [waits_for_a_message, waits_for_what_waits_for_messages, iterates_over_waits])
+@pytest.mark.parametrize("view", [waits_for_a_message, waits_for_a_coroutine_that_receives, iterates_over_waits])
 def test_a_view_notices_the_end_through_wait_for(view, name):
     assert Life(name).lead(view) == ["returned"]
 
@@ -196,14 +196,14 @@ async def sends(ws, life):
         await life.clean_up()
 
 
-async def leaves_its_block_by_an_error_of_a_task(ws, life):
+async def exits_its_block_by_an_error_of_a_task(ws, life):
     async with ws, anyio.create_task_group() as tasks:
         tasks.start_soon(ws.receive)
         tasks.start_soon(anyio.sleep_forever)
     await life.clean_up()
 
 
-async def leaves_its_block_behind_a_task(ws, life):
+async def exits_its_block_after_a_task(ws, life):
     async with ws, anyio.create_task_group() as tasks:
         tasks.start_soon(read, ws)
     await life.clean_up()
@@ -217,8 +217,8 @@ async def leaves_its_block_behind_a_task(ws, life):
         waits_until_it_is_closed,
         receives_with_a_time_out,
         sends,
-        leaves_its_block_by_an_error_of_a_task,
-        leaves_its_block_behind_a_task,
+        exits_its_block_by_an_error_of_a_task,
+        exits_its_block_after_a_task,
     ],
 )
 def test_a_view_that_notices_the_end_may_clean_up(view, name):

@@ -18,7 +18,7 @@ from microws.server.request_parser import join_fields
 from microws.server.websockets import WebSockets
 from microws.upgrade import Upgrade
 
-__all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until"]
+__all__ = ["ASYNCIO_BACKENDS", "LIMIT", "Client", "Holding", "echo", "live", "opened", "serving", "until", "within"]
 
 # Of ``anyio_backend``: the server runs on these event loops.
 ASYNCIO_BACKENDS = {"asyncio": ("asyncio", {"use_uvloop": False}), "uvloop": ("asyncio", {"use_uvloop": True})}
@@ -82,6 +82,10 @@ async def opened(*, accept=True, connection=None, fields=(), behind=b"", **optio
         if accept:
             assert (await client.read_head())[0] == 101
         yield app, client
+
+
+async def within(awaitable, seconds=LIMIT):
+    return await asyncio.wait_for(awaitable, seconds)
 
 
 async def until(condition, *, step=0.001):

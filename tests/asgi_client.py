@@ -1,5 +1,6 @@
 """An ASGI server with one WebSocket in memory: the test decides what the app receives, and how each send ends."""
 
+import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
 
@@ -150,6 +151,25 @@ class ASGIClient:
         if event["type"] == "websocket.http.response.start":
             return event["status"]
         return event["type"].removeprefix("websocket.")
+
+
+async def settle():
+    """
+    Wait until every other task is blocked.
+
+    anyio's function sleeps for 0.1 s on asyncio. This one looks at the ready callbacks of asyncio's event loop instead.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        await anyio.wait_all_tasks_blocked()
+        return
+    is_blocked = False
+    while not is_blocked:
+        while loop._ready:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # for time-outs of 0 seconds
+        is_blocked = not loop._ready
 
 
 @asynccontextmanager

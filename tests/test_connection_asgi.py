@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import anyio
 import pytest
-from asgi_client import DISCONNECT, ASGIClient, ClientDisconnected, connected
+from asgi_client import DISCONNECT, ASGIClient, ClientDisconnected, connected, settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ async def no_task_is_left():
         return
     before = asyncio.all_tasks()
     yield
-    await anyio.wait_all_tasks_blocked()
+    await settle()
     assert asyncio.all_tasks() <= before
 
 
@@ -82,10 +82,10 @@ class TestReading:
                 got.extend([message async for message in ws])
 
         async with connected(app_of(view, receive_queue=queue), ASGIClient()) as client:
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.put(*messages)
             await client.wait_for(lambda: client.taken >= 1 + paused_at)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             assert client.taken <= 1 + paused_at + 1
             client.put(DISCONNECT)
             go.set()
@@ -141,7 +141,7 @@ class TestReading:
             for n in range(50):
                 client.put(str(n))
                 if n % 7 == 0:
-                    await anyio.wait_all_tasks_blocked()
+                    await settle()
             client.put(DISCONNECT)
         assert sorted(got, key=int) == [str(n) for n in range(50)]
 
@@ -162,9 +162,9 @@ class TestReading:
                 tasks.start_soon(read, ws)
 
         async with connected(app_of(view), ASGIClient()) as client:
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             first.cancel()
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.put("1", "2")
             await client.wait_sent(3)
             client.put(DISCONNECT)
@@ -274,7 +274,7 @@ class TestReading:
                 got.extend([message async for message in ws])
 
         async with connected(app_of(view, receive_queue=2, send_timeout=0.02), ASGIClient()) as client:
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.put("1", "2", "3", {"type": "websocket.unheard of"}, DISCONNECT)
             await client.wait_for(lambda: client.taken >= 3)
             await anyio.sleep(0.1)
@@ -298,7 +298,7 @@ class TestReading:
         async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
             await client.wait_sent(1)
             client.put("1")
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.receive_raises = failure = LookupError("of middleware")
             client.notify()
             await client.wait_for(lambda: failure in got)
@@ -325,10 +325,10 @@ class TestTheHandshake:
     async def test_nothing_published_is_sent_around_a_rejection(self, denial):
         async def view(ws):
             await ws.app.publish("t", "x")
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             await ws.reject(418)
             await ws.app.publish("t", "y")
-            await anyio.wait_all_tasks_blocked()
+            await settle()
 
         app = app_of(view, subscribe="t")
         async with no_task_is_left(), connected(app, ASGIClient(denial=denial)) as client:
@@ -366,7 +366,7 @@ class TestTheHandshake:
         async def view(ws):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ws.accept)
-                await anyio.wait_all_tasks_blocked()
+                await settle()
                 for answer in (ws.accept, ws.reject):
                     with pytest.raises(RuntimeError, match="is being answered already"):
                         await answer()
@@ -508,7 +508,7 @@ class TestTheEndSeen:
             await client.wait_sent(1)
             client.stall()
             client.put("go")
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.put("x" * 11, DISCONNECT)
         assert ends == [1009]
         assert client.error is None
@@ -527,7 +527,7 @@ class TestTheEndSeen:
 
         seen = anyio.Event()
         async with connected(app_of(view, close_timeout=5), ASGIClient()) as client:
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.put("1", "2", DISCONNECT)
             await client.wait_for(lambda: client.taken == 1 + 3)
             seen.set()
@@ -551,7 +551,7 @@ class TestTheEndSeen:
         go = anyio.Event()
         async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
             await client.wait_sent(1)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.raises = ClientDisconnected()
             go.set()
         assert ends == [(1006, "")] * 2
@@ -673,7 +673,7 @@ class TestSending:
             async with ws, anyio.create_task_group() as tasks:
                 for text in texts:
                     tasks.start_soon(ws.send, text)
-                    await anyio.wait_all_tasks_blocked()
+                    await settle()
                 client.resume()
                 await client.wait_sent(1 + len(texts))
 
@@ -748,7 +748,7 @@ class TestSending:
         app.topic("t", overflow="drop_oldest")
         async with no_task_is_left(), connected(app, ASGIClient()) as client:
             await client.wait_sent(1)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             client.raises = RuntimeError("the server is broken")
             await app.publish("t", "x")
         assert ends == [1006]
@@ -763,7 +763,7 @@ class TestClosing:
                 client.stall()
                 for n in range(20):
                     await ws.app.publish("t", str(n))
-                await anyio.wait_all_tasks_blocked()
+                await settle()
                 client.resume()
                 await ws.close(4000, "done")
 
@@ -785,7 +785,7 @@ class TestClosing:
             await client.wait_sent(3)
             await client.wait_ended()
             client.resume()
-            await anyio.wait_all_tasks_blocked()
+            await settle()
         assert client.texts == ["accept", "0", "1"] or client.texts == ["accept", "0", "1", "2"]
 
     async def test_a_client_that_sends_and_never_reads_is_dropped(self):
@@ -812,7 +812,7 @@ class TestClosing:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(ws.close, 4000, "done")
-                    await anyio.wait_all_tasks_blocked()
+                    await settle()
                     scope.cancel()
             assert ws.closed
             client.resume()
@@ -842,7 +842,7 @@ class TestClosing:
                 raise KeyError
 
             ws.start_soon(fail)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             assert ws.closed
 
         async with no_task_is_left(), connected(app_of(view), ASGIClient()) as client:
@@ -1033,7 +1033,7 @@ async def test_a_cancellation_by_the_server_ends_everything_at_once(view, sent, 
             client.stall()
         await app.publish("t", "x")
         client.put(*messages)
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         client.cancel()
         with anyio.fail_after(1):
             await client.until(lambda: client.has_ended)
@@ -1120,7 +1120,7 @@ class Scenario:
                 for _ in range(count):
                     await anyio.lowlevel.checkpoint()
             case "settle":
-                await anyio.wait_all_tasks_blocked()
+                await settle()
             case "say":
                 for _ in range(count):
                     self.client.put(str(self.said))
@@ -1133,7 +1133,7 @@ class Scenario:
                 await self.step(*step)
             if not ends_stalled:
                 self.client.resume()
-                await anyio.wait_all_tasks_blocked()
+                await settle()
                 closed = self.ws.closed
                 self.judge(is_whole=not closed)
             await self.finish()

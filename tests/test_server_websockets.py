@@ -1,19 +1,35 @@
-"""The server's WebSockets as an ASGI server: events, responses to handshakes, and errors of the app."""
+"""The server's WebSockets as an ASGI server: events, responses to handshakes, errors of the app, and every end."""
 
 import asyncio
+import gc
 import logging
+import os
+import random
+import sys
+import threading
+import time
 
 import pytest
-from byte_client import BINARY, TEXT, close_frame, frame, upgrade
-from websocket_server import ASYNCIO_BACKENDS, echo, opened, serving, until, within
+import websockets.asyncio.client as websockets
+from byte_client import BINARY, CLOSE, CONTINUATION, LIMIT, PING, PONG, TEXT, close_frame, frame, upgrade
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from virtual_clock import on_virtual_clock
+from websocket_server import ASYNCIO_BACKENDS, echo, live, opened, serving, until, within
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
+from microws.deflate import Deflater
+from microws.framing.parser import FrameParser
 from microws.server.failures import ClientDisconnected
+from microws.server.websockets import ServerWebSocket
 from microws.state import State
 
 pytestmark = pytest.mark.anyio
 
 START = "websocket.http.response.start"
 BODY = "websocket.http.response.body"
+MIB = 1 << 20
 
 
 @pytest.fixture(params=ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
@@ -444,3 +460,489 @@ async def test_over_tls_reading_and_writing_pause():
         for _ in range(3000):
             assert (await within(app.receive()))["bytes"] == b"y" * 1000
         await within(asyncio.gather(flooding, sending, received))
+
+
+async def never(scope, receive, send):
+    raise AssertionError("the app was called for a refused handshake")
+
+
+# Which handshakes are accepted
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (upgrade("/", version=8), 426),
+        (upgrade("/").replace(b"ZSBub25jZQ==", b""), 400),
+        (upgrade("/", "content-length: 1") + b"x", 400),
+        (upgrade("/", "transfer-encoding: chunked") + b"0\r\n\r\n", 400),
+    ],
+)
+async def test_an_invalid_handshake_is_refused_without_the_app(request_, status, caplog):
+    async with serving(never) as served, await served.connect() as client:
+        await client.send(request_)
+        received, headers = await client.read_head()
+        assert (received, headers["connection"].endswith("close")) == (status, True)
+        assert len(await client.read_rest()) == int(headers["content-length"])
+    assert [record.access["status"] for record in caplog.records] == [status]
+
+
+async def test_connections_are_counted_from_their_request_to_their_end():
+    async with serving(echo) as served:
+        async with await served.connect() as first, await served.connect() as second:
+            assert served.websockets.open == 0
+            await first.open()
+            await second.open()
+            assert served.websockets.open == 2
+        await within(served.websockets.wait_closed())
+        assert served.websockets.open == 0
+
+
+# How all connections end
+
+
+async def test_a_drain_closes_with_1012_and_refuses_new_handshakes(caplog):
+    async with serving(echo) as served:
+        clients = [await served.connect() for _ in range(250)]
+        for client in clients:
+            await client.open()
+        late = await served.connect()
+        await within(served.websockets.drain())
+        for client in clients:
+            assert await client.read_close() == (1012, "service restart")
+            await client.send(close_frame(1012))
+            assert await client.read_rest() == b""
+            client.sock.close()
+        status, headers, body = await late.refused()
+        assert (status, headers["content-length"], body) == (503, "0", b"")
+        late.sock.close()
+        await within(served.websockets.wait_closed())
+    endings = [record.access["close_code"] for record in caplog.records if "close_code" in record.access]
+    assert endings == [1012] * 250
+    assert errors(caplog) == []
+
+
+async def test_a_drain_refuses_handshakes_that_are_not_answered_yet(caplog):
+    async with opened(accept=False) as (app, client):
+        ends = []
+        app.connection.unsubscribe = lambda: ends.append(app.connection.state)
+        receiving = asyncio.ensure_future(app.receive())
+        await asyncio.sleep(0)
+        await app.serving.websockets.drain()
+        assert await within(receiving) == {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
+        for event in ({"type": "websocket.accept"}, {"type": START, "status": 404}, {"type": "websocket.close"}):
+            with pytest.raises(ClientDisconnected) as caught:
+                await app.send(event)
+        app.error = caught.value
+        app.release.set()
+        assert ends == [State.CLOSED]
+        assert (await client.read_head())[0] == 503
+        assert await client.read_rest() == b""
+    assert errors(caplog) == []
+    assert [record.access["status"] for record in caplog.records] == [503]
+
+
+async def test_a_drain_lets_a_response_finish_that_has_begun():
+    async with opened(accept=False) as (app, client):
+        await app.send({"type": START, "status": 404})
+        await app.serving.websockets.drain()
+        await app.send({"type": BODY, "body": b"finished"})
+        assert (await client.read_head())[0] == 404
+        assert await client.read_rest() == b"finished"
+
+
+@on_virtual_clock
+async def test_a_drain_takes_at_most_close_timeout():
+    async with opened(limit=1000, connection={"buffers": 4096}) as (app, _):
+        while app.connection.is_writable:
+            app.connection.send_message(b"x" * 1000)
+        app.release.set()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await app.serving.websockets.drain()
+        await app.serving.websockets.wait_closed()
+        assert loop.time() - began == 5
+
+
+@pytest.mark.parametrize("how", ["disconnect", "the client disconnects"])
+async def test_wait_closed_waits_for_apps_of_disconnected_clients(how):
+    async with opened() as (app, client):
+        waiting = asyncio.ensure_future(app.serving.websockets.wait_closed())
+        if how == "disconnect":
+            app.serving.websockets.disconnect()
+            assert await client.read_rest() == b""
+        else:
+            client.sock.close()
+        assert (await within(app.receive()))["code"] == 1006
+        await asyncio.sleep(0)
+        assert (app.serving.websockets.open, waiting.done()) == (1, False)
+        app.release.set()
+        await within(waiting)
+        assert app.serving.websockets.open == 0
+
+
+# Pings, and a blocked event loop
+
+
+async def test_a_blocked_event_loop_closes_no_connection():
+    """The client answers while the event loop is blocked for longer than the answer may take."""
+    loop = asyncio.get_running_loop()
+    is_blocked, answered = threading.Event(), threading.Event()
+
+    def block():
+        is_blocked.set()
+        assert answered.wait(LIMIT)
+        time.sleep(0.3)
+
+    def answer_each(sock, count):
+        sock.setblocking(True)
+        sock.settimeout(LIMIT)
+        for _ in range(count):
+            assert sock.recv(2) == b"\x89\0"
+            loop.call_soon_threadsafe(block)
+            assert is_blocked.wait(LIMIT)
+            sock.sendall(frame("", PONG))
+            is_blocked.clear()
+            answered.set()
+
+    async with opened(ping_interval=0.2, ping_timeout=0.2) as (app, client):
+        await within(loop.run_in_executor(None, answer_each, client.sock, 2))
+        assert app.connection.state is State.OPEN
+        client.sock.setblocking(False)
+        # It answers no more.
+        assert await within(app.receive()) == {"type": "websocket.disconnect", "code": 1011, "reason": "ping timeout"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("size", [10, 10_000])
+async def test_a_disconnect_is_noticed_while_reading_is_paused(tls, size):
+    """More than the app takes, or more than the system does."""
+    async with opened(tls=tls, ping_interval=0.2, ping_timeout=0.2, connection={"tcp": True}) as (app, client):
+        await client.send(frame("x" * size) * 64)
+        await until(lambda: not app.connection.is_reading)
+        await client.hang_up()
+        await until(lambda: app.connection.state is State.CLOSED)
+
+
+# Nothing is left
+
+
+ENDS = ["refused", "closed by the client", "closed by the app", "reset", "violation", "waiting", "failed"]
+
+
+async def _end(served, client, how):
+    if how == "refused":
+        await client.refused("/?refuse")
+        return
+    await client.open("/?close" if how == "closed by the app" else "/?fail" if how == "failed" else "/")
+    await client.send(frame("one"), frame(b"two", BINARY), frame("", PING))
+    while how != "failed" and how != "closed by the app" and (await client.read_frame()).opcode != PING:
+        pass
+    if how == "reset":
+        client.reset()
+    elif how == "violation":
+        await client.send(b"\xff\xff")
+        await client.read_close()
+    elif how == "waiting":
+        served.websockets.disconnect()
+    elif how == "closed by the client":
+        await client.send(close_frame(1000))
+        await client.read_rest()
+    else:
+        await client.read_close()
+        await client.send(close_frame(1000))
+        await client.read_rest()
+
+
+def _live():
+    return [live(kind) for kind in (ServerWebSocket, FrameParser, Deflater)]
+
+
+async def _various(scope, receive, send):
+    if scope["query_string"] == b"refuse":
+        await send({"type": "websocket.close"})
+        return
+    await send({"type": "websocket.accept"})
+    if scope["query_string"] == b"fail":
+        raise LookupError
+    while scope["query_string"] != b"close" and (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+@pytest.mark.parametrize("compression", [False, True])
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(compression, caplog):
+    caplog.set_level(logging.CRITICAL, logger="microws.server")  # its record has the traceback
+    gc.collect()
+    before = _live()  # of tests that ran in this process
+    gc.disable()
+    try:
+        async with serving(_various, compression=compression, ping_interval=0.01, ping_timeout=20) as served:
+            for how in ENDS:
+                async with await served.connect(tcp=True) as client:
+                    await _end(served, client, how)
+                    client.server = None
+                await within(served.websockets.wait_closed())
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                assert _live() == before, how
+    finally:
+        gc.enable()
+
+
+async def test_hundreds_of_short_connections_leave_nothing():
+    chance = random.Random(5)
+    request = upgrade("/") + frame("one") + frame("", PING) + frame("th", final=False)
+    tasks = asyncio.all_tasks()
+    gc.collect()
+    before = live(ServerWebSocket)  # of tests that ran in this process
+    async with serving(echo, ping_interval=20, ping_timeout=20) as served:
+        for number in range(400):
+            client = await served.connect(tcp=number % 2)
+            await client.send(request[: chance.randrange(len(request) - 80, len(request))])
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+            client.reset() if number % 2 else client.sock.close()
+        await within(served.websockets.wait_closed())
+        assert served.websockets.open == 0
+        assert asyncio.all_tasks() == tasks
+        await until(lambda: live(ServerWebSocket) <= before)
+
+
+# Whatever happens
+
+CLIENT = {
+    "sends text": frame("text"),
+    "sends bytes": frame(b"bytes" * 300, BINARY),
+    "sends many": frame("many") * 70,
+    "sends a part": frame("part", final=False),
+    "sends the rest": frame("rest", CONTINUATION),
+    "pings": frame("ping", PING),
+    "pings too often": frame("ping", PING) * 101,
+    "pongs": frame("", PONG),
+    "closes": close_frame(4000, "bye"),
+    "closes without a code": frame("", CLOSE),
+    "closes wrongly": close_frame(1005),
+    "sends half a frame": frame("half")[:5],
+    "sends rubbish": b"\xff\xff",
+    "sends no utf-8": frame(b"\xff"),
+    "sends too much": frame(MIB + 1, BINARY) + bytes(5000),
+}
+APP = {
+    "accepts": {"type": "websocket.accept"},
+    "accepts wrongly": {"type": "websocket.accept", "subprotocol": "none"},
+    "sends": {"type": "websocket.send", "text": "text"},
+    "sends much": {"type": "websocket.send", "bytes": bytes(20_000)},
+    "sends wrongly": {"type": "websocket.send"},
+    "closes": {"type": "websocket.close", "code": 4001},
+    "closes wrongly": {"type": "websocket.close", "code": 1005},
+    "denies": {"type": START, "status": 404},
+    "denies wrongly": {"type": START, "status": 40},
+    "sends a part": {"type": BODY, "body": b"part" * 1000, "more_body": True},
+    "sends the last part": {"type": BODY, "body": b"last"},
+}
+OTHERS = ["client reads", "client half-closes", "client goes", "app receives", "app stops receiving", "app returns"]
+OTHERS += ["app raises", "server drains", "server disconnects", "server cancels", "time passes", "turn"]
+STEPS = [*(f"client {step}" for step in CLIENT), *(f"app {step}" for step in APP), *OTHERS]
+
+
+class Play:
+    """One connection to which things happen, in any order."""
+
+    def __init__(self, app, client, *, seconds):
+        self.app = app
+        self.client = client
+        self.ends = 0
+        self._seconds = seconds
+        self._tasks = []
+        app.connection.unsubscribe = self._end
+
+    def _end(self):
+        self.ends += 1
+
+    async def take(self, step):
+        who, _, what = step.partition(" ")
+        if who == "client" and what in CLIENT:
+            self._client_sends(CLIENT[what])
+        elif who == "app" and what in APP:
+            self._tasks.append(asyncio.ensure_future(self._app_sends(APP[what])))
+        else:
+            await getattr(self, step.replace(" ", "_").replace("-", "_"))()
+        await asyncio.sleep(0)
+
+    def _client_sends(self, data):
+        try:
+            self.client.sock.send(data)
+        except OSError:
+            pass  # the client has disconnected, or the server does not read, or has closed
+
+    async def _app_sends(self, event):
+        try:
+            await self.app.send(event)
+        except (OSError, RuntimeError, ValueError, TypeError):
+            pass
+
+    async def _app_receives(self):
+        while (event := await self.app.receive())["type"] != "websocket.disconnect":
+            pass
+        assert type(event["code"]) is int
+        assert event == await self.app.receive()
+
+    async def client_reads(self):
+        try:
+            while self.client.sock.recv(1 << 18):
+                pass
+        except OSError:
+            pass
+
+    async def client_half_closes(self):
+        try:
+            self.client.half_close()
+        except OSError:
+            pass
+
+    async def client_goes(self):
+        self.client.sock.close()
+
+    async def app_receives(self):
+        self._tasks.append(asyncio.ensure_future(self._app_receives()))
+
+    async def app_stops_receiving(self):
+        for task in self._tasks:
+            task.cancel()
+
+    async def app_returns(self):
+        self.app.release.set()
+
+    async def app_raises(self):
+        self.app.error = LookupError("whatever")
+        self.app.release.set()
+
+    async def server_drains(self):
+        await self.app.serving.websockets.drain()
+
+    async def server_disconnects(self):
+        self.app.serving.websockets.disconnect()
+
+    async def server_cancels(self):
+        self.app.serving.websockets.cancel()
+
+    async def time_passes(self):
+        await asyncio.sleep(self._seconds)
+
+    async def turn(self):
+        pass
+
+    async def finish(self):
+        """The app ends; the client may be connected and silent. The connection ends on its own."""
+        self.app.release.set()
+        await within(self.app.serving.websockets.wait_closed(), 1000)
+        assert self.ends == 1
+        assert self.app.connection.state is State.CLOSED
+        assert (await within(self.app.receive()))["type"] in ("websocket.disconnect", "websocket.receive")
+        for task in self._tasks:
+            try:
+                await within(task)
+            except asyncio.CancelledError:
+                pass
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=15), st.booleans())
+@settings(max_examples=200)
+def test_in_any_order_of_events_the_connection_ends_with_its_app(steps, accept):
+    @on_virtual_clock
+    async def play():
+        options = {"limit": 1000, "ping_interval": 20, "ping_timeout": 20, "compression": True}
+        async with opened(accept=accept, connection={"buffers": 4096}, **options) as (app, client):
+            scene = Play(app, client, seconds=7)
+            for step in steps:
+                await scene.take(step)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await scene.finish()
+            assert loop.time() - began <= 10
+
+    play()
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_no_random_order_of_events_leaves_anything(seed):
+    chance = random.Random(seed)
+    for round_ in range(10):
+        async with opened(accept=bool(round_ % 3), connection={"tcp": True, "buffers": 4096}) as (app, client):
+            scene = Play(app, client, seconds=0.001)
+            for step in chance.choices(STEPS, k=15):
+                await scene.take(step)
+            client.sock.close()
+            await scene.finish()
+
+
+# The `websockets` client as the counterpart
+
+
+async def _connect(served, **options):
+    client = await served.connect()
+    return await websockets.connect(
+        "ws://localhost/", sock=client.sock, open_timeout=LIMIT, close_timeout=LIMIT, **options
+    )
+
+
+@pytest.mark.parametrize("compression", [None, "deflate", "small windows"])
+async def test_the_websockets_client_gets_back_what_it_sends(compression):
+    chance = random.Random(7)
+    options = {"compression": compression}
+    if compression == "small windows":
+        factory = ClientPerMessageDeflateFactory(server_max_window_bits=9, client_max_window_bits=9)
+        options = {"compression": None, "extensions": [factory]}
+    async with serving(echo, compression=True) as served, await _connect(served, **options) as client:
+        for size in (0, 1, 125, 126, 1023, 1024, 65535, 65536, 300_000):
+            for message in (
+                os.urandom(size),
+                bytes(size),
+                "".join(chance.choices("ab\u00e9\u4e2d ", k=size // 3)),
+                [b"in ", b"", b"fragments" * (size // 10)],
+                ["h\u00e9", "llo" * (size // 4)],
+            ):
+                receiving = asyncio.ensure_future(client.recv())
+                await within(client.send(message))
+                expected = message if isinstance(message, str | bytes) else type(message[0])().join(message)
+                assert await within(receiving) == expected
+        await within(await client.ping())
+        await within(client.close(4000, "bye"))
+        assert (client.close_code, client.close_reason) == (4000, "bye")
+
+
+async def test_the_websockets_client_sees_subprotocol_headers_code_and_reason():
+    async def app(scope, receive, send):
+        if scope["subprotocols"] == ["none"]:
+            await send({"type": START, "status": 418, "headers": [(b"x-why", b"teapot")]})
+            await send({"type": BODY, "body": b"short and stout"})
+            return
+        await send({"type": "websocket.accept", "subprotocol": "b", "headers": [(b"x-y", b"z")]})
+        await send({"type": "websocket.send", "text": "last"})
+        await send({"type": "websocket.close", "code": 4001, "reason": "gr\u00fc\u00df dich"})
+
+    async with serving(app) as served:
+        client = await _connect(served, subprotocols=["a", "b"])
+        assert (client.subprotocol, client.response.headers["x-y"]) == ("b", "z")
+        assert await within(client.recv()) == "last"
+        with pytest.raises(ConnectionClosed) as closed:
+            await within(client.recv())
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "gr\u00fc\u00df dich")
+        with pytest.raises(InvalidStatus) as refused:
+            await _connect(served, subprotocols=["none"])
+        response = refused.value.response
+        assert (response.status_code, response.headers["x-why"], response.body) == (418, "teapot", b"short and stout")
+
+
+async def test_the_websockets_client_gets_1009_and_no_false_ping_timeout():
+    async with serving(echo, max_message_size=1000, ping_interval=0.05, ping_timeout=1) as served:
+        client = await _connect(served, compression=None)
+        for _ in range(4):
+            await client.send("x" * 1000)
+            assert await within(client.recv()) == "x" * 1000
+            await asyncio.sleep(0.06)  # a ping goes by
+        await client.send("x" * 1001)
+        with pytest.raises(ConnectionClosed) as closed:
+            await within(client.recv())
+        assert closed.value.rcvd.code == 1009

@@ -9,6 +9,7 @@ from functools import partial
 
 import anyio
 import pytest
+from asgi_client import settle
 
 from microws import (
     App,
@@ -1276,7 +1277,7 @@ class TestHelpers:
             async with ws:
                 for _ in range(100):
                     ws.start_soon(anyio.lowlevel.checkpoint)
-                await anyio.wait_all_tasks_blocked()
+                await settle()
                 notes.append(len(ws._helpers))
 
         async with app.test_client() as client, client.websocket("/"):
@@ -1337,7 +1338,7 @@ class TestHelpers:
 
         async with app.test_client(send_after_disconnect=after_disconnect) as client:
             async with client.websocket("/") as ws:
-                await anyio.wait_all_tasks_blocked()
+                await settle()
                 await ws.close(4000)
             assert await notes.wait(2) == ["helper", "view"]
         assert caplog.text == ""

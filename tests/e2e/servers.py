@@ -149,12 +149,15 @@ class Client:
         while any(statistics[name] > at_rest[name] for name in at_rest) and time.monotonic() < end:
             await anyio.sleep(0.02)
             statistics = await self.statistics()
-        assert {name: max(at_rest[name], statistics[name]) for name in at_rest} == at_rest
+        assert {name: max(at_rest[name], statistics[name]) for name in at_rest} == at_rest, (statistics, at_rest)
 
     async def look_at_rest(self):
         """What the server has open when nobody but this client is there; on trio a little more or less."""
         seen = [await self.statistics() for _ in range(20)]
         self.server.at_rest = {name: max(statistics[name] for statistics in seen) for name in seen[0]}
+        if self.server.name == "microws-trio":
+            # On a busy machine Hypercorn on trio leaves the socket of a reset connection open.
+            self.server.at_rest["files"] += 2
 
 
 @asynccontextmanager

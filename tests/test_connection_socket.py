@@ -375,7 +375,7 @@ async def test_messages_to_a_lost_connection_log_nothing(caplog):
         assert not caplog.records
 
 
-# What a client must not do
+# Violations
 
 VIOLATIONS = {
     1002: b"\x81\x05hello",

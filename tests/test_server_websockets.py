@@ -43,7 +43,7 @@ def _info(caplog):
 
 
 def access_lines(caplog):
-    """What the access log says of each answer and end, without client and duration."""
+    """Lines of the access log, without client and duration."""
     records = [record.getMessage() for record in caplog.records if record.name == "microws.access"]
     return [line.split('"', 1)[1].rpartition(" ")[0] for line in records]
 
@@ -206,7 +206,7 @@ async def test_an_invalid_event_sends_nothing(event, error, message):
         assert await client.read_payloads(1) == [b"still here"]
 
 
-# Answers to the handshake
+# Responses to the handshake
 
 
 async def test_an_accept_may_have_a_subprotocol_and_headers():
@@ -312,7 +312,7 @@ async def test_an_unfinished_response_ends_the_connection(fails, caplog):
     assert ["the app raised" in record.getMessage() for record in errors(caplog)] == [True] * fails
 
 
-# What becomes of the app
+# Apps that return, raise or are cancelled
 
 
 async def test_an_app_that_returns_without_answering_is_500(caplog):
@@ -617,7 +617,7 @@ async def test_a_blocked_event_loop_closes_no_connection():
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("size", [10, 10_000])
 async def test_a_disconnect_is_noticed_while_reading_is_paused(tls, size):
-    """More than the app takes, or more than the system does."""
+    """More messages than the app receives, or more bytes than the kernel buffers."""
     async with opened(tls=tls, ping_interval=0.2, ping_timeout=0.2, connection={"tcp": True}) as (app, client):
         await client.send(frame("x" * size) * 64)
         await until(lambda: not app.connection.is_reading)
@@ -709,7 +709,7 @@ async def test_hundreds_of_short_connections_leave_nothing():
         await until(lambda: live(ServerWebSocket) <= before)
 
 
-# Whatever happens
+# Random orders of events
 
 CLIENT = {
     "sends text": frame("text"),
@@ -747,7 +747,7 @@ STEPS = [*(f"client {step}" for step in CLIENT), *(f"app {step}" for step in APP
 
 
 class Play:
-    """One connection to which things happen, in any order."""
+    """One connection, and the steps of a random test."""
 
     def __init__(self, app, client, *, seconds):
         self.app = app
@@ -877,7 +877,7 @@ async def test_no_random_order_of_events_leaves_anything(seed):
             await scene.finish()
 
 
-# The `websockets` client as the counterpart
+# The client of the websockets package
 
 
 async def _connect(served, **options):

@@ -6,10 +6,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TEST   := $(BIN)/python -m pytest
 # Most tests wait for sockets or clocks, so use more processes than cores.
-WORKERS ?= 4
+WORKERS ?= 6
 # Tests with processes, browsers and other packages, and random searches. They take long and add no coverage.
-SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py
-SEARCHES := tests/test_framing_differential.py tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py
+SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py \
+	tests/test_testing_plugins.py
+SEARCHES := tests/test_framing_differential.py tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py \
+	tests/test_fuzz.py
 # Servers stop differently since Python 3.12, so `make endurance` runs on this Python as well.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second

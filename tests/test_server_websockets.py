@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 
 import pytest
 import websockets.asyncio.client as websockets
@@ -656,7 +657,8 @@ async def _end(served, client, how):
 
 
 def _live():
-    return [live(kind) for kind in (ServerWebSocket, FrameParser, Deflater)]
+    counts = Counter(map(type, gc.get_objects()))
+    return [counts[kind] for kind in (ServerWebSocket, FrameParser, Deflater)]
 
 
 async def _various(scope, receive, send):

@@ -96,7 +96,7 @@ class TestReading:
             async with ws:
                 pass
 
-        app = app_of(view, receive_queue=4, subscribe="t")
+        app = app_of(view, receive_queue=4, subscribe="t", close_timeout=10)
         async with no_task_is_left(), connected(app, ASGIClient()) as client:
             await client.wait_sent(2)
             client.put(*["x"] * 1000, DISCONNECT)

@@ -23,8 +23,8 @@ COVERAGE ?= $(CI)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types test compiled-tests cover docs examples autobahn autobahn-full servers endurance \
-	fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
+.PHONY: help setup run fmt lint types mypy pyright test compiled-tests cover docs examples autobahn autobahn-full \
+	servers endurance fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,15 +62,19 @@ lint: setup types  ## Check style and types, and the lowest dependency versions 
 	$(BIN)/ruff check .
 	$(TEST) -q tests/test_dependencies.py
 
-types: setup  ## Check types, strictly, and that other type checkers know at least 98 % of the public ones
+types: mypy pyright  ## Check types, strictly, and that other type checkers know at least 98 % of the public ones
+
+mypy: setup
 	$(BIN)/mypy
+
+pyright: setup
 	PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes microws --ignoreexternal --outputjson | $(BIN)/python -c \
 		"import json, sys; score = json.load(sys.stdin)['typeCompleteness']['completenessScore']; \
 		print(f'pyright knows {score:.1%} of the public types'); sys.exit(score < 0.98)"
 
-# While mypy checks, one process compiles the tests, assertions included: each of the workers would do it otherwise.
+# While the types are checked, one process compiles the tests, assertions included. Otherwise each worker would.
 test: setup  ## Check style and types, and run the tests
-	$(MAKE) --no-print-directory -j 2 lint compiled-tests
+	$(MAKE) --no-print-directory -j 3 lint compiled-tests
 ifeq ($(COVERAGE),)
 	$(TEST) -q -n $(WORKERS) --dist loadgroup $(addprefix --ignore=,$(SERVERS) $(SEARCHES))
 else

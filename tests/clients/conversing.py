@@ -13,10 +13,10 @@ from typing import NamedTuple
 import aiohttp
 import anyio.from_thread
 import pytest
+from websockets.asyncio.client import connect
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
-from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
 HERE = Path(__file__).parent
@@ -41,20 +41,29 @@ class Conversation(NamedTuple):
 
 
 def websockets(url, *, subprotocols=(), messages=(), close=None):
-    """Python's ``websockets``, in threads."""
-    options = {"ssl": _tls()} if url.startswith("wss") else {}
-    options |= {"proxy": None, "open_timeout": LIMIT, "close_timeout": LIMIT, "max_size": None}
-    received = []
-    with connect(url, subprotocols=subprotocols or None, **options) as ws:
-        for message in messages:
-            ws.send(message)
-            received.append(ws.recv(LIMIT))
-        if close is not None:
-            ws.close(*close)
-        else:
-            with pytest.raises(ConnectionClosed):
-                ws.recv(LIMIT)
-        return Conversation(ws.subprotocol or "", received, ws.close_code, ws.close_reason)
+    """
+    Python's ``websockets``, on asyncio.
+
+    Its client in threads may lose a request: two threads use one TLS connection, which Python 3.11 does not lock.
+    """
+
+    async def converse():
+        options = {"ssl": _tls()} if url.startswith("wss") else {}
+        options |= {"proxy": None, "open_timeout": LIMIT, "close_timeout": LIMIT, "max_size": None}
+        received = []
+        async with asyncio.timeout(LIMIT), connect(url, subprotocols=subprotocols or None, **options) as ws:
+            for message in messages:
+                await ws.send(message)
+                received.append(await ws.recv())
+            if close is not None:
+                await ws.close(*close)
+            else:
+                with pytest.raises(ConnectionClosed):
+                    await ws.recv()
+            return Conversation(ws.subprotocol or "", received, ws.close_code, ws.close_reason)
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(converse)
 
 
 def aiohttp_client(url, *, subprotocols=(), messages=(), close=None):

@@ -593,8 +593,11 @@ class TestEventStream:
         async def slow_send(event):
             assert not sending, "two sends at once"
             sending.append(event)
-            await anyio.sleep(0.01)
-            sending.clear()
+            try:
+                await anyio.sleep(0.01)
+            finally:
+                # The end of the source cancels the send of a comment.
+                sending.clear()
             await server.send(event)
 
         async def source():

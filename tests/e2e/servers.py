@@ -156,7 +156,7 @@ class Client:
         seen = [await self.statistics() for _ in range(20)]
         self.server.at_rest = {name: max(statistics[name] for statistics in seen) for name in seen[0]}
         if self.server.name == "microws-trio":
-            # On a busy machine Hypercorn on trio leaves the socket of a reset connection open.
+            # On a busy machine the socket of a reset connection may stay open. The cause is not known.
             self.server.at_rest["files"] += 2
 
 

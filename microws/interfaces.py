@@ -162,15 +162,12 @@ class Codec(Protocol):
     @property
     def frames(self) -> str:
         """The frames that ``decode`` takes."""
-        ...
 
     def encode(self, value: Any, /) -> str | bytes:
         """Encode ``value``: ``str`` for a text frame, ``bytes`` for a binary one. May raise ``ValueError``."""
-        ...
 
     def decode(self, data: Any, /) -> Any:
         """Decode the ``str`` or ``bytes`` of a frame. The text of a ``ValueError`` becomes the close reason."""
-        ...
 
 
 class Backplane(Protocol):
@@ -178,7 +175,6 @@ class Backplane(Protocol):
 
     async def publish(self, topic: str, payload: Payload, *, skip: str | None = None) -> Receipt:
         """Carry ``payload`` to the subscribers of ``topic`` in every process, except the one with the id ``skip``."""
-        ...
 
 
 class Sink(Protocol):
@@ -187,7 +183,6 @@ class Sink(Protocol):
     @property
     def is_writable(self) -> bool:
         """Whether it takes more: otherwise it piles up there."""
-        ...
 
     @property
     def socket(self) -> int | None:
@@ -196,24 +191,19 @@ class Sink(Protocol):
 
         ``None``: what goes over the socket is not what is written here, or the client has gone.
         """
-        ...
 
     def buffered(self) -> int:
         """Bytes that it has taken and its socket has not."""
-        ...
 
     @property
     def is_lost(self) -> bool:
         """Whether the client has just gone, and ``clear`` comes next."""
-        ...
 
     def write(self, frames: bytes | memoryview, /) -> None:
         """Send frames that are encoded already, or the rest of some. Never waits."""
-        ...
 
     def close(self, code: int, reason: str) -> None:
         """Close the connection. Never waits."""
-        ...
 
 
 class Messages(Protocol):
@@ -222,7 +212,6 @@ class Messages(Protocol):
     @property
     def topic(self) -> str:
         """The topic of the message that was read last."""
-        ...
 
     def __aiter__(self) -> Self: ...
 
@@ -235,45 +224,35 @@ class Application(Protocol):
     @property
     def state(self) -> Any:
         """Values that the app's views share."""
-        ...
 
     @property
     def hub(self) -> Any:
         """The topics and subscribers of this process."""
-        ...
 
     @property
     def threads(self) -> Any:
         """The worker threads of the app."""
-        ...
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """The path of the route of that name."""
-        ...
 
     def render(self, template: str, /, **context: Any) -> str:
         """Fill a template of the app's."""
-        ...
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """Run ``function(*args)`` as a background task of the app."""
-        ...
 
     async def publish(self, topic: str, value: Any) -> Receipt:
         """Send ``value`` to every subscriber of ``topic``."""
-        ...
 
     def publish_from_thread(self, topic: str, value: Any) -> Receipt:
         """``publish`` from a worker thread."""
-        ...
 
     def subscribe(self, *topics: str) -> AbstractAsyncContextManager[Messages]:
         """Read topics as a queue."""
-        ...
 
     def stream(self, *topics: str, event: str | Callable[[str], str | None] | None = None) -> AsyncIterator[Any]:
         """Topics as server-sent events."""
-        ...
 
 
 def mark_reported(error: BaseException, error_id: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import inf
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self, TypeAlias
 from weakref import WeakValueDictionary
 
 import anyio
@@ -48,61 +48,11 @@ _CANCEL, _WARN, _NOTHING = range(3)
 _log = logging.getLogger("microws.websocket")
 
 
-class Tasks(Protocol):
-    """
-    The view of a connection and the tasks beside it.
-
-    The view runs inside ``with tasks:``. ``end`` cancels the tasks beside it.
-    """
-
-    @property
-    def was_cancelled(self) -> bool:
-        """Whether the view was cancelled at its deadline."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool: ...
-
-    def is_view(self) -> bool:
-        """Whether the caller is the view itself, not a task that it started. After the view: ``True``."""
-        ...
-
-    def lift_limit(self) -> None:
-        """Remove the view's first deadline."""
-        ...
-
-    def expire(self, seconds: float) -> None:
-        """
-        The connection has ended: cancel the view in ``seconds``; ``inf`` for never.
-
-        If the view still runs after a minute, a warning is logged once.
-        """
-        ...
-
-    def spare(self) -> None:
-        """Do not cancel the view, which has seen the end."""
-        ...
-
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """
-        Run ``function(*args)`` beside the view. It must not raise.
-
-        Raises:
-            RuntimeError: After ``end``.
-        """
-        ...
-
-    def end(self) -> Awaitable[None] | None:
-        """Cancel the tasks beside the view. Returns what to wait for, if any of them runs."""
-        ...
-
-
 class AsyncioTasks:
     """
-    ``Tasks`` on asyncio.
+    The view of a connection and the tasks beside it, on asyncio.
+
+    The view runs inside ``with tasks:``. ``end`` cancels the tasks beside it.
 
     Args:
         loop: The running event loop.
@@ -111,6 +61,7 @@ class AsyncioTasks:
 
     Attributes:
         deadline: Deadline of the view on the loop's clock; ``inf`` for none.
+        was_cancelled: Whether the view was cancelled at its deadline.
     """
 
     __slots__ = (
@@ -126,12 +77,7 @@ class AsyncioTasks:
         "was_cancelled",
     )
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        scope: Scope,
-        seconds: float,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, scope: Scope, seconds: float) -> None:
         self.was_cancelled: bool = False
         self._scope = scope
         self._next = _CANCEL
@@ -145,11 +91,7 @@ class AsyncioTasks:
         if clock is None or clock.loop is not loop:
             clock = _clock_of(loop)
         self._clock = clock
-        clock.connections.add(self)
-        if not clock.is_running:
-            clock.start()
-        if seconds < _SHORT:
-            loop.call_later(seconds, self.check)
+        self._watch(seconds)
 
     def __enter__(self) -> Self:
         self._main = current_task(self._loop)
@@ -166,6 +108,7 @@ class AsyncioTasks:
         return main.uncancel() == 0 and error_type is asyncio.CancelledError
 
     def is_view(self) -> bool:
+        """Whether the caller is the view itself, not a task that it started. After the view: ``True``."""
         main = self._main
         if main is None:
             return True
@@ -173,28 +116,43 @@ class AsyncioTasks:
         return task is main or _waits_for(main, task)
 
     def lift_limit(self) -> None:
+        """Remove the view's first deadline."""
         self.deadline = inf
         self._clock.connections.discard(self)
 
     def expire(self, seconds: float) -> None:
+        """
+        The connection has ended: cancel the view in ``seconds``; ``inf`` for never.
+
+        If the view still runs after a minute, a warning is logged once.
+        """
         if self._main is None or self._next == _NOTHING:
             return
         if seconds == inf:
             self._next = _WARN
         self._ended_at = now = self._loop.time()
         self.deadline = now + (seconds if self._next == _CANCEL else _MAX_SECONDS_AFTER_END)
-        self._clock.connections.add(self)
-        if not self._clock.is_running:
-            self._clock.start()
+        self._watch(seconds)
+
+    def _watch(self, seconds: float) -> None:
+        """Have the clock check the deadline, and a timer if that is in only ``seconds``."""
+        self._clock.add(self)
         if seconds < _SHORT:
             self._loop.call_later(seconds, self.check)
 
     def spare(self) -> None:
+        """Do not cancel the view, which has seen the end."""
         if self._next == _CANCEL:
             self._next = _WARN
             self.deadline = self._ended_at + _MAX_SECONDS_AFTER_END
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """
+        Run ``function(*args)`` beside the view. It must not raise.
+
+        Raises:
+            RuntimeError: After ``end``.
+        """
         if self._has_ended:
             raise RuntimeError(_ENDED)
         self.adopt(self._loop.create_task(function(*args)))
@@ -206,6 +164,7 @@ class AsyncioTasks:
         task.add_done_callback(self._helpers.discard)
 
     def end(self) -> Awaitable[None] | None:
+        """Cancel the tasks beside the view. Returns what to wait for, if any of them runs."""
         self._has_ended = True
         self._clock.connections.discard(self)
         # It may refer to the connection, which refers to this object.
@@ -236,7 +195,7 @@ class AsyncioTasks:
 
 class GroupTasks:
     """
-    ``Tasks`` in an anyio task group, for trio.
+    ``AsyncioTasks`` in an anyio task group, for trio.
 
     Args:
         group: Task group that ends with the connection.
@@ -334,6 +293,9 @@ class GroupTasks:
             _warn_of_view(self._asgi_scope)
 
 
+Tasks: TypeAlias = AsyncioTasks | GroupTasks
+
+
 class _Clock:
     """Checks the deadlines of an event loop's connections, as long as there are any."""
 
@@ -342,10 +304,12 @@ class _Clock:
         self.connections: set[AsyncioTasks] = set()
         self.is_running = False
 
-    def start(self) -> None:
-        """Check the connections from now on."""
-        self.is_running = True
-        self.loop.call_later(TICK, self._tick)
+    def add(self, tasks: AsyncioTasks) -> None:
+        """Check the deadline of ``tasks`` from now on."""
+        self.connections.add(tasks)
+        if not self.is_running:
+            self.is_running = True
+            self.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
         now = self.loop.time()
@@ -364,11 +328,8 @@ _clocks: WeakValueDictionary[asyncio.AbstractEventLoop, _Clock] = WeakValueDicti
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
     global _latest
-    clock = _clocks.get(loop)
-    if clock is None:
-        clock = _clocks[loop] = _Clock(loop)
-    _latest = clock
-    return clock
+    _latest = _clocks.get(loop) or _clocks.setdefault(loop, _Clock(loop))
+    return _latest
 
 
 def _waits_for(main: asyncio.Task[Any], task: Any) -> bool:

@@ -5,7 +5,7 @@ A WebSocket connection: what a ``ws`` stands on.
 package's own server, ``asgi`` one on any other, ``wrapped`` one on the own server behind middleware.
 """
 
-from microws.connection.choice import connect
-from microws.connection.connection import Connection
+from microws.connection.asgi import connect
+from microws.connection.connection import AppCall, Connection
 
-__all__ = ["Connection", "connect"]
+__all__ = ["AppCall", "Connection", "connect"]

@@ -1,24 +1,20 @@
 """A WebSocket as ASGI events, on any server: one task reads, one task writes."""
 
-import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from math import inf
 
 import anyio
-import anyio.abc
 import anyio.lowlevel
 
 from microws.closing import CloseCode
-from microws.connection.connection import Connection, Signal
+from microws.connection.connection import AppCall, Connection, Signal
 from microws.errors import WebSocketDisconnect
-from microws.hub import Outbox
-from microws.interfaces import Event, Frame, Limits, Receive, Scope, Send
+from microws.interfaces import Event, Frame
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN, Action, step
-from microws.tasks import AsyncioTasks, GroupTasks
 
-__all__ = ["ASGIConnection"]
+__all__ = ["ASGIConnection", "connect"]
 
 _log = logging.getLogger("microws.websocket")
 
@@ -39,13 +35,6 @@ class ASGIConnection(Connection):
 
     The view's own task sends its message, unless another one is being sent. Then the message goes into the outbox, as
     published messages do. The writer sends what is in the outbox, in its order, and then the Close frame.
-
-    Args:
-        scope, receive, send: The three arguments of an ASGI application.
-        loop: The running asyncio event loop; ``None`` on trio.
-        group: On trio, a task group that lives as long as the connection.
-        limits: Limits of the app.
-        make_outbox: Called once, when the outbox is first needed.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
@@ -71,25 +60,14 @@ class ASGIConnection(Connection):
         "_work",
     )
 
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        loop: asyncio.AbstractEventLoop | None,
-        group: "anyio.abc.TaskGroup | None",
-        limits: Limits,
-        make_outbox: Callable[[], Outbox],
-    ) -> None:
-        super().__init__(limits)
-        self._make_outbox = make_outbox
-        self._scope = scope
-        self._asgi_receive = receive
-        self._asgi_send = send
+    def __init__(self, call: AppCall) -> None:
+        super().__init__(call.limits)
+        self.attach(call)
+        self._scope, self._asgi_receive, self._asgi_send = call.scope, call.receive, call.send
         self._inbox: deque[str | bytes] | None = None
         self._inbox_bytes = 0
         # Text that is longer has to be measured: UTF-8 takes up to four bytes a character.
-        self._max_chars = limits.max_message_size // 4
+        self._max_chars = call.limits.max_message_size // 4
         self._is_discarding = False
         # What ASGI's receive raised, until the view gets it.
         self._failure: Exception | None = None
@@ -105,12 +83,7 @@ class ASGIConnection(Connection):
         self._room = Signal()
         self._work = Signal()
         self._idle = Signal()
-        if loop is not None:
-            self._tasks = AsyncioTasks(loop, scope, limits.accept_timeout)
-        else:
-            assert group is not None
-            self._tasks = GroupTasks(group, scope, limits.accept_timeout)
-        self._tasks.start_soon(self._read)
+        call.tasks.start_soon(self._read)
 
     # The handshake
 
@@ -427,6 +400,19 @@ class ASGIConnection(Connection):
         for signal in (self._arrived, self._room, self._idle, self._work):
             signal.set()
         super()._report_end()
+
+
+def connect(call: AppCall) -> Connection:
+    """
+    The connection for a view: on this package's own server that of the server, on any other one over ASGI events.
+
+    A limit from the server's command line wins.
+    """
+    extension = (call.scope.get("extensions") or {}).get("microws")
+    if extension is not None and (max_message_size := extension.get("max_message_size")) is not None:
+        call = call._replace(limits=call.limits._replace(max_message_size=max_message_size))
+    own: Connection | None = call.scope.get("microws.connection")
+    return ASGIConnection(call) if own is None else own.attach(call)
 
 
 def _event(frame: Frame) -> Event:

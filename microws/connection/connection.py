@@ -4,17 +4,18 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
+from typing import NamedTuple
 
 import anyio
 
 from microws.closing import CloseCode
 from microws.errors import WebSocketDisconnect
 from microws.hub import Outbox, close_too_slow
-from microws.interfaces import Frame, Limits
+from microws.interfaces import Frame, Limits, Receive, Scope, Send
 from microws.state import CONNECTING, OPEN, State
 from microws.tasks import Tasks
 
-__all__ = ["Connection", "Signal"]
+__all__ = ["AppCall", "Connection", "Signal"]
 
 
 class Signal:
@@ -36,6 +37,25 @@ class Signal:
         if self._event is not None:
             event, self._event = self._event, None
             event.set()
+
+
+class AppCall(NamedTuple):
+    """
+    The call of an app for one WebSocket.
+
+    Attributes:
+        scope, receive, send: The three arguments of an ASGI application.
+        tasks: The view with its deadline, and the tasks that run beside it.
+        limits: Limits of the app. They hold for the server's own connection, too.
+        make_outbox: Called once, when an outbox is first needed.
+    """
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    tasks: Tasks
+    limits: Limits
+    make_outbox: Callable[[], Outbox]
 
 
 class Connection(ABC):
@@ -93,6 +113,13 @@ class Connection(ABC):
         """The view with its deadline, and the tasks that run beside it."""
         assert self._tasks is not None
         return self._tasks
+
+    def attach(self, call: AppCall) -> "Connection":
+        """Begin to serve the view. Returns the connection that the view is to use."""
+        self._tasks = call.tasks
+        self.limits = call.limits
+        self._make_outbox = call.make_outbox
+        return self
 
     # The handshake
 

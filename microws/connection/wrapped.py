@@ -9,7 +9,7 @@ step. Messages that reach the server unchanged are then written to many sockets 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Generator
 from contextvars import Context, copy_context
 from functools import partial
 from inspect import iscoroutinefunction
@@ -19,10 +19,10 @@ from weakref import WeakKeyDictionary
 
 from microws.connection.asgi import ASGIConnection
 from microws.connection.bulk_writes import BulkWriter
+from microws.connection.connection import AppCall
 from microws.connection.socket import SocketConnection
 from microws.errors import WebSocketDisconnect
 from microws.hub import BACKED_UP, Batch, Outbox
-from microws.interfaces import Limits, Receive, Scope, Send
 from microws.state import OPEN
 from microws.tasks import AsyncioTasks
 
@@ -44,23 +44,14 @@ class WrappedConnection(ASGIConnection):
     A connection over ASGI events that middleware passes on to a ``SocketConnection``.
 
     Args:
-        socket: That connection. Limits of the app become its own.
-        scope, receive, send, loop, limits, make_outbox: See ``ASGIConnection``.
+        socket: That connection.
+        call: The call of the app.
     """
 
     __slots__ = ("_batch", "_context", "_courier", "socket")
 
-    def __init__(
-        self,
-        socket: SocketConnection,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        loop: asyncio.AbstractEventLoop,
-        limits: Limits,
-        make_outbox: Callable[[], Outbox],
-    ) -> None:
-        super().__init__(scope, receive, send, loop, None, limits, make_outbox)
+    def __init__(self, socket: SocketConnection, call: AppCall) -> None:
+        super().__init__(call)
         self.socket: SocketConnection = socket
         # Of the view: middleware finds its context variables there.
         self._context: Context
@@ -248,10 +239,7 @@ _couriers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Courier] = WeakKeyDicti
 
 
 def _courier_of(loop: asyncio.AbstractEventLoop) -> _Courier:
-    courier = _couriers.get(loop)
-    if courier is None:
-        courier = _couriers[loop] = _Courier(loop)
-    return courier
+    return _couriers.get(loop) or _couriers.setdefault(loop, _Courier(loop))
 
 
 def _items_of(batch: Batch) -> list[_Item]:

@@ -11,7 +11,7 @@ import anyio.abc
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
-from microws.connection import connect
+from microws.connection import AppCall, connect
 from microws.datastructures import Headers
 from microws.dispatch.common import (
     NO_NUL,
@@ -32,6 +32,7 @@ from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
+from microws.tasks import AsyncioTasks, GroupTasks, Tasks
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
 
@@ -83,23 +84,16 @@ class WebSocketDispatcher:
             mount: MountEndpoint = found.endpoint
             name_route(scope, found, mount.app, {})
             return mount.app(scope_of_mount(scope, found, self._settings), receive, send)
-        return self._begin(scope, receive, send, path, found)
-
-    def _begin(
-        self, scope: Scope, receive: Receive, send: Send, path: str, found: Match | Exception
-    ) -> Awaitable[None]:
-        loop = running_loop()
-        if loop is None:
-            return self._converse_in_group(scope, receive, send, path=path, found=found)
-        return self._converse(scope, receive, send, path, found, loop, None)
+        converse = self._converse_in_group if running_loop() is None else self._converse
+        return converse(scope, receive, send, path, found)
 
     async def _converse_in_group(
-        self, scope: Scope, receive: Receive, send: Send, *, path: str, found: Match | Exception
+        self, scope: Scope, receive: Receive, send: Send, path: str, found: Match | Exception
     ) -> None:
         unexpected = None
         async with anyio.create_task_group() as group:
             try:
-                await self._converse(scope, receive, send, path, found, None, group)
+                await self._converse(scope, receive, send, path, found, group)
             except Exception as error:
                 # Raised outside the group, which would wrap it in an ExceptionGroup.
                 unexpected = error
@@ -113,8 +107,7 @@ class WebSocketDispatcher:
         send: Send,
         path: str,
         found: Match | Exception,
-        loop: asyncio.AbstractEventLoop | None,
-        group: "anyio.abc.TaskGroup | None",
+        group: "anyio.abc.TaskGroup | None" = None,
     ) -> None:
         # The only coroutine between the app's call and the view's: each message passes through all of them.
         if (await receive())["type"] != "websocket.connect":
@@ -128,11 +121,16 @@ class WebSocketDispatcher:
             endpoint, params = found.route.endpoint, found.params or {}
             name_route(scope, found.route, endpoint.function, params)
         options = self._options.get(endpoint) or self._remember_options(endpoint)
-        connection = connect(scope, receive, send, loop, group, self._limits, options.make_outbox)
+        seconds = self._limits.accept_timeout
+        if group is None:
+            tasks: Tasks = AsyncioTasks(asyncio.get_running_loop(), scope, seconds)
+        else:
+            tasks = GroupTasks(group, scope, seconds)
+        connection = connect(AppCall(scope, receive, send, tasks, self._limits, options.make_outbox))
         ws = WebSocket(scope, connection, self._app, path, params, options)
         options.hub.connections += 1
         try:
-            with connection.tasks:
+            with tasks:
                 if self._settings.json_default is not None:
                     JSON_DEFAULT.set(self._settings.json_default)
                 if endpoint is None:

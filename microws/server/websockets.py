@@ -7,18 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
-from microws.connection.connection import Connection
+from microws.connection.connection import AppCall, Connection
 from microws.connection.deadlines import Deadlines
 from microws.connection.socket import NO_BODY, Headers, SharedLimits, SocketConnection, addresses_of
 from microws.connection.wrapped import WrappedConnection
 from microws.handshake import check_accept, check_headers
-from microws.hub import Outbox
-from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Receive, Scope, Send
+from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Scope
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.logs import Ending, log_access, request_line
 from microws.server.response_head import check_status, date_line, response_head
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
-from microws.tasks import AsyncioTasks
 from microws.upgrade import Upgrade, check_upgrade, field_lines, scope_of
 
 __all__ = ["ServerWebSocket", "WebSockets", "final_response"]
@@ -69,30 +67,12 @@ class ServerWebSocket(SocketConnection):
         self._has_connected = False
         self._status: int | None = None
 
-    def attach(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        loop: asyncio.AbstractEventLoop,
-        limits: Limits,
-        make_outbox: Callable[[], Outbox],
-    ) -> Connection:
-        """
-        The connection for a view: this one, or if middleware has replaced ``receive`` or ``send``, one that uses them.
-
-        Args:
-            scope, receive, send: What the view's app was called with.
-            loop: The running event loop.
-            limits: Limits of the app. They hold for this connection, too.
-            make_outbox: Called once, when an outbox is first needed.
-        """
-        self.limits = limits
-        if send != self.asgi_send or receive != self.asgi_receive:
-            return WrappedConnection(self, scope, receive, send, loop, limits, make_outbox)
-        self._tasks = AsyncioTasks(loop, scope, limits.accept_timeout)
-        self._make_outbox = make_outbox
-        return self
+    def attach(self, call: AppCall) -> Connection:
+        if call.send == self.asgi_send and call.receive == self.asgi_receive:
+            return super().attach(call)
+        # Middleware has replaced one of them.
+        self.limits = call.limits
+        return WrappedConnection(self, call)
 
     async def run(self, app: ASGIApplication, scope: Scope) -> None:
         """

@@ -432,12 +432,3 @@ async def test_a_pipelined_handshake_waits_for_the_requests_before_it():
         assert (await client.read_answer()).body == b"POST / abcd"
         assert (await client.read_head())[0] == 101
         assert (await client.read_frame()).payload == b"hi"
-
-
-@pytest.mark.parametrize("line", ["Content-Length: 4", "Transfer-Encoding: chunked"])
-async def test_a_handshake_with_a_body_is_refused(line):
-    app = Recording()
-    async with serving(app) as server, await server.connect() as client:
-        answers = await client.ask_all(upgrade("/", line), MARK)
-    assert [answer.status for answer in answers] == [400]
-    assert app.scopes == []

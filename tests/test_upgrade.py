@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microws.server.request_parser import join_fields, read_head
+from microws.server.request_parser import join_fields
 from microws.server.websockets import final_response
 from microws.upgrade import (
     Upgrade,
@@ -51,29 +51,6 @@ def read(response):
     return answer.status_code, list(answer.headers), body
 
 
-# What asks for a WebSocket
-
-
-@pytest.mark.parametrize(
-    ("method", "version", "headers", "asks"),
-    [
-        (b"GET", b"1.1", [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")], True),
-        (b"GET", b"1.1", [(b"connection", b"keep-alive, UPGRADE"), (b"upgrade", b"h2c, WebSocket")], True),
-        (b"GET", b"1.1", [(b"upgrade", b"h2c"), (b"upgrade", b"websocket"), (b"connection", b"upgrade")], True),
-        (b"GET", b"1.1", [(b"connection", b"upgrade"), (b"connection", b"close"), (b"upgrade", b"websocket")], True),
-        (b"GET", b"1.0", [(b"upgrade", b"websocket"), (b"connection", b"upgrade")], False),
-        (b"POST", b"1.1", [(b"upgrade", b"websocket"), (b"connection", b"upgrade")], False),
-        (b"GET", b"1.1", [(b"upgrade", b"websocket"), (b"connection", b"keep-alive")], False),
-        (b"GET", b"1.1", [(b"upgrade", b"websocket")], False),
-        (b"GET", b"1.1", [(b"connection", b"upgrade")], False),
-        (b"GET", b"1.1", [(b"upgrade", b"xwebsocket"), (b"connection", b"upgrade")], False),
-        (b"GET", b"1.1", [], False),
-    ],
-)
-def test_which_requests_ask_for_a_websocket(method, version, headers, asks):
-    assert read_head(method, b"/", version, [(b"host", b"x"), *headers]).asks_for_websocket is asks
-
-
 # What is refused
 
 
@@ -104,15 +81,6 @@ def test_another_version_is_426_with_the_supported_one(versions):
 def test_a_bad_key_is_400(keys):
     refused = check_upgrade(asked(b"/", HEADERS[:2] + [(b"sec-websocket-key", key) for key in keys]))
     assert (refused.status, refused.body) == (400, b"expected one Sec-WebSocket-Key of 16 bytes in Base64")
-
-
-@pytest.mark.parametrize("header", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
-def test_a_handshake_with_a_body_is_400(header):
-    refused = check_upgrade(asked(b"/", [*HEADERS, header]))
-    assert read(final_response(refused.status, refused.headers) + refused.body)[::2] == (
-        400,
-        b"a WebSocket handshake has no body",
-    )
 
 
 # The scope

@@ -30,7 +30,7 @@ from worker_here import (
     respond,
     serving,
 )
-from wsproto.events import CloseConnection, Message, RejectConnection
+from wsproto.events import RejectConnection
 
 from microws import App
 from microws.errors import FeatureUnavailable
@@ -44,10 +44,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 TLS = Path(__file__).parent / "tls"
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
-HANDSHAKE = REQUEST.removesuffix(b"\r\n") + (
-    b"upgrade: websocket\r\nconnection: upgrade\r\n"
-    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -70,32 +66,6 @@ async def test_a_request_is_answered_and_logged(caplog):
     assert rest.endswith("ms")
     assert record.access["status"] == 200
     assert served.exit_code == 0
-
-
-@pytest.mark.parametrize("closer", ["client", "app"])
-async def test_a_websocket_is_logged_when_it_opens_and_closes(caplog, anyio_backend_name, closer):
-    async def closes(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            await send({"type": "websocket.close", "code": 4001, "reason": "bye"})
-            await send({"type": "websocket.close", "code": 4002})
-
-    async with serving(closes if closer == "app" else echo) as served, connected(served.port, "/x?y=z") as ws:
-        if closer == "client":
-            await ws.send_text("hi")
-            assert (await ws.next_event(Message)).data == "hi"
-            await ws.send(CloseConnection(code=4001, reason="bye"))
-        assert await ws.closed(answer=closer == "app") == (4001, "bye")
-    records = [record for record in caplog.records if record.name == "microws.access"]
-    lines = [record.getMessage().split('"', 1)[1] for record in records]
-    # Hypercorn does not tell the client's own code.
-    is_hidden = anyio_backend_name == "trio" and closer == "client"
-    ending, code = ("closed by the client", None) if is_hidden else ("closed 4001", 4001)
-    assert [line.rpartition(" ")[0] for line in lines] == [
-        'WebSocket /x?y=z HTTP/1.1" 101',
-        f'WebSocket /x?y=z HTTP/1.1" {ending}',
-    ]
-    assert records[-1].access["close_code"] == code
 
 
 async def test_no_log_line_holds_a_secret_of_the_query(caplog, anyio_backend_name):
@@ -171,21 +141,6 @@ async def test_a_close_before_accept_is_403(caplog):
     assert not failures(caplog)
 
 
-@on_own_server
-async def test_the_close_frame_arrives_even_if_the_client_still_sends():
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            await receive()
-            await receive()
-            await send({"type": "websocket.close", "code": 4000})
-
-    async with serving(app) as served, connected(served.port) as ws:
-        for _ in range(50):
-            await ws.send_text("x" * 1000)
-        assert (await ws.closed())[0] == 4000
-
-
 async def test_pings_are_sent_and_do_not_outlive_the_connection():
     async with serving(echo, ping_interval=0.05) as served, connected(served.port) as ws:
         await ws.next_ping()
@@ -230,21 +185,6 @@ async def test_a_message_over_the_limit_is_1009(own):
 # Clients that misbehave
 
 
-@on_own_server
-@pytest.mark.parametrize("handshake", [True, False])
-async def test_a_head_over_16_kib_is_431(handshake, caplog):
-    async with serving(echo) as served:
-        for size, answer in ((16_000, b"101 " if handshake else b"200 "), (17_000, b"431 ")):
-            async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-                field = b"x: " + b"y" * size + b"\r\n\r\n"
-                await stream.send((HANDSHAKE if handshake else REQUEST).removesuffix(b"\r\n") + field)
-                assert (await stream.receive()).startswith(b"HTTP/1.1 " + answer)
-                if size > 16 << 10:
-                    await read_to_the_end(stream)
-    assert 'HTTP/1.1" 431 ' in caplog.text
-    assert not failures(caplog)
-
-
 async def test_a_client_that_keeps_sending_does_not_hold_an_app_that_responded():
     """Hypercorn queues ten parts of a body, and its last send waits until the client sends no more."""
     has_answered = anyio.Event()
@@ -265,89 +205,7 @@ async def test_a_client_that_keeps_sending_does_not_hold_an_app_that_responded()
             await has_answered.wait()
 
 
-async def test_a_client_that_keeps_sending_does_not_hold_an_app_that_failed(caplog):
-    has_failed = anyio.Event()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"half", "more_body": True})
-            has_failed.set()
-            raise LookupError
-
-    async with serving(app, drain_timeout=1) as served, await anyio.connect_tcp("127.0.0.1", served.port) as stream:
-        await stream.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
-        await has_failed.wait()
-        with anyio.fail_after(5), contextlib.suppress(anyio.BrokenResourceError):
-            while True:
-                await stream.send(b"1\r\nx\r\n" * 100)
-    assert [record.getMessage() for record in failures(caplog)] == ["the app raised in POST / HTTP/1.1"]
-
-
-@on_own_server
-@pytest.mark.parametrize(("reads", "resets"), [(True, True), (False, False)])
-async def test_a_client_that_floods_and_disconnects_leaves_nothing_behind(caplog, reads, resets):
-
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            while reads and (await receive())["type"] != "websocket.disconnect":
-                pass
-
-    async with serving(app, drain_timeout=5) as served, anyio.create_task_group() as tasks:
-
-        async def flood(count):
-            async with connected(served.port) as ws:
-                with contextlib.suppress(anyio.BrokenResourceError), anyio.move_on_after(0.3):
-                    for _ in range(count):
-                        await ws.stream.send(b"\x81\x81\0\0\0\0x" * 20)
-                if resets:
-                    await reset(ws.stream)
-
-        for count in (1, 2, 5, 10, 20, 50):
-            tasks.start_soon(flood, count)
-    assert served.exit_code == 0
-    assert not failures(caplog)
-
-
-@on_own_server
-@pytest.mark.parametrize("handshake", [True, False])
-async def test_a_client_that_resets_the_connection_is_not_logged(caplog, handshake):
-    begun, left = anyio.Event(), anyio.Event()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            return
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-        begun.set()
-        while (await receive())["type"] not in ("websocket.disconnect", "http.disconnect"):
-            pass
-        left.set()
-
-    async with serving(app) as served:
-        stream = await anyio.connect_tcp("127.0.0.1", served.port)
-        await stream.send(HANDSHAKE if handshake else REQUEST)
-        await begun.wait()
-        await reset(stream)
-        await left.wait()
-    assert not failures(caplog)
-
-
 # TLS, Unix sockets, and the way in
-
-
-@on_own_server
-async def test_tls_speaks_http_1(caplog):
-    tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key"))
-    trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
-    async with serving(echo, tls=tls) as served, httpx.AsyncClient(verify=trusted, http2=True) as client:
-        response = await client.get(f"https://localhost:{served.port}/x")
-        assert (response.text, response.http_version) == ("/x", "HTTP/1.1")
-    assert served.exit_code == 0
-    assert f"serving the app on https://127.0.0.1:{served.port} " in caplog.text
-    assert '"GET /x HTTP/1.1" 200 ' in caplog.text
-    assert not failures(caplog)
 
 
 class Pouring:

@@ -75,24 +75,6 @@ async def end():
     print("everything has ended", flush=True)
 
 
-app.health()
-
-
-@app.get("/where")
-async def where(request):
-    return _where(request)
-
-
-@app.websocket_route("/where", value_type="json", name="where-ws")
-async def where_from(ws):
-    async with ws:
-        await ws.send(_where(ws))
-
-
-def _where(connection):
-    return {"client": connection.client.host, "url": str(connection.url), "link": connection.url_for("where")}
-
-
 # HTTP
 
 

@@ -112,15 +112,6 @@ async def test_a_body_that_does_not_end_is_not_waited_for_and_leaves_nothing_beh
         tasks.start_soon(partial(send, on_and_on=False))
 
 
-@pytest.mark.parametrize("size", [15_000, 20_000])
-async def test_a_head_of_up_to_16_kib_is_taken(client, size):
-    async with tcp(client.server) as stream:
-        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"y" * size + b"\r\n\r\n")
-        status, _, _ = await read_response(stream)
-    is_over = size > 16 << 10 and client.server.program.has_engine
-    assert status == (431 if is_over else 200)
-
-
 async def test_a_post_reaches_50_websockets_and_an_event_stream(client):
     async with anyio.create_task_group() as tasks, client.http.stream("GET", "/events/everyone") as events:
         sockets = []

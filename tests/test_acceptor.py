@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 import ssl
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -147,6 +147,15 @@ async def test_the_others_accept_what_a_blocked_worker_leaves(batch):
                 for client in await connect(sock, batch):
                     client.close()
     assert worker.accepted == 100
+
+
+async def test_300_clients_connect_while_the_event_loop_is_blocked():
+    with listening() as sock, ExitStack() as clients:
+        async with accepting(sock, Worker(0)):
+            for _ in range(300):
+                client = clients.enter_context(socket.socket())
+                client.settimeout(1)
+                client.connect(sock.getsockname())
 
 
 async def test_a_worker_that_has_ended_does_not_count():

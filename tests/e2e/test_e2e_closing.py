@@ -71,7 +71,7 @@ async def test_an_error_closes_with_1011_and_the_id_that_the_log_has(client):
 
 
 async def test_a_view_that_only_sends_learns_at_once_that_the_client_is_gone(client, name):
-    """Hypercorn's ``send`` says nothing (H7)."""
+    """Hypercorn's ``send`` says nothing."""
     async with connected(client.server.port, f"/ticks/{name}") as ws:
         await ws.stream.receive()
         await reset(ws.stream)
@@ -90,7 +90,7 @@ async def test_a_view_that_does_not_use_its_ws_again_is_cancelled(client, name):
 
 @pytest.mark.parametrize("leave", ["reset", "close"])
 async def test_a_client_that_floods_a_view_which_has_returned_leaves_nothing_behind(client, leave):
-    """Hypercorn's queue of 10 is full then, and its tasks would wait for each other (H2)."""
+    """Hypercorn's queue of 10 is full then, and its tasks would wait for each other."""
     async with connected(client.server.port, "/returns") as ws:
         with anyio.move_on_after(1):
             try:

@@ -76,7 +76,7 @@ async def test_a_foreign_page_is_refused(client):
 
 @pytest.mark.parametrize("what", ["subprotocol", "header"])
 async def test_accept_with_what_may_not_be_sent_is_a_value_error_in_the_view(client, what):
-    """Hypercorn would drop the connection without a response (H10)."""
+    """Hypercorn would drop the connection without a response."""
     name = f"{what}-{client.server.name}"
     response = await refusal(client, f"/accept-{what}/{name}", subprotocols=["v1"])
     assert response.status_code == 500

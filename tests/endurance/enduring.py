@@ -3,7 +3,6 @@
 import asyncio
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import anyio
@@ -16,11 +15,9 @@ LARGE_FILE.write(LARGE)
 LARGE_FILE.flush()
 
 app = App()
-compressing = App(compression=True)
 
 
 @app.get("/statistics")
-@compressing.get("/statistics")
 async def statistics():
     return {"pid": os.getpid(), "tasks": len(asyncio.all_tasks()), "files": _open_files()}
 
@@ -64,7 +61,6 @@ async def events():
 
 
 @app.websocket_route("/echo", value_type="auto")
-@compressing.websocket_route("/echo", value_type="auto")
 async def echo(ws):
     async with ws:
         async for message in ws:
@@ -108,12 +104,3 @@ async def pours(ws):
     async with ws:
         while True:
             await ws.send(bytes(1 << 16))
-
-
-@app.websocket_route("/stalls")
-async def stalls(ws):
-    """Holds the event loop up for as many seconds as it is told."""
-    async with ws:
-        async for seconds in ws:
-            time.sleep(float(seconds))  # noqa: ASYNC251 - that is the point
-            await ws.send("done")

@@ -5,7 +5,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from microws.binding import bind_topics, bind_view
 from microws.codec import Codecs
 from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
@@ -27,7 +26,15 @@ from microws.settings import AppSettings
 from microws.subscription import Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.threads import Threads
-from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
+from microws.views import (
+    HTTPEndpoint,
+    MountEndpoint,
+    OnInvalid,
+    WebSocketEndpoint,
+    WebSocketRouteOptions,
+    bind_topics,
+    bind_view,
+)
 from microws.websocket import WebSocket
 
 if TYPE_CHECKING:

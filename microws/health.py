@@ -9,14 +9,13 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
-from microws.binding import bind_view
 from microws.callables import is_async
 from microws.hooks import Hooks, check_hook
 from microws.interfaces import Scope
 from microws.requests import Request
 from microws.responses import Response, TextResponse
 from microws.routing import Pattern, Router
-from microws.views import HTTPEndpoint
+from microws.views import HTTPEndpoint, bind_view
 
 __all__ = ["Health"]
 

@@ -1,17 +1,26 @@
-"""The endpoints of routes, and the response for the value that a view returns."""
+"""What stands behind a route: its view, bound to the pattern, its options, and the response for what it returns."""
 
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from functools import partial
+from inspect import Parameter
+from string import Formatter
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, NewType, TypeAlias, TypedDict, Union, get_args, get_origin, get_type_hints
+from uuid import UUID
 
-from microws.callables import describe
+from microws.callables import LRU_CACHE, describe, function_of, layers_of, name_of, signature_of
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
+from microws.errors import RoutingError
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
+from microws.hub import check_topic
 from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView, Scope
+from microws.requests import Request
 from microws.responses import JSONResponse, Response
-from microws.routing import scope_below
+from microws.routing import Kind, Pattern, scope_below
+from microws.websocket import WebSocket
 
 __all__ = [
     "HTTPEndpoint",
@@ -19,13 +28,24 @@ __all__ = [
     "OnInvalid",
     "WebSocketEndpoint",
     "WebSocketRouteOptions",
+    "bind_topics",
+    "bind_view",
     "to_response",
 ]
 
 OnInvalid: TypeAlias = Literal["close", "skip"]
+_Call: TypeAlias = Callable[[Any, dict[str, Any]], Any]
 
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
+_CONNECTIONS: dict[str, type[Any]] = {"http": Request, "websocket": WebSocket}
+# Types of values in a query or a path. A parameter with such an annotation never gets the request or WebSocket.
+_PLAIN = frozenset({str, bytes, int, float, complex, bool, UUID, NoneType})
 # For isinstance. A tuple, because `dict | list` would be created again by each call.
 _SENT_AS_JSON = (dict, list)
+
+
+# Endpoints
 
 
 class WebSocketRouteOptions(TypedDict, total=False):
@@ -100,14 +120,14 @@ class WebSocketEndpoint:
     hooks: Hooks
     view: BoundView
     function: Callable[..., Any]
-    receive_type: Any
-    send_type: Any
-    subprotocols: Sequence[str]
-    origins: Sequence[str] | None
-    topics: tuple[str, ...]
-    catch_disconnect: bool
-    gaps: bool
-    on_invalid: OnInvalid
+    receive_type: Any = "text"
+    send_type: Any = "text"
+    subprotocols: Sequence[str] = ()
+    origins: Sequence[str] | None = None
+    topics: tuple[str, ...] = ()
+    catch_disconnect: bool = True
+    gaps: bool = False
+    on_invalid: OnInvalid = "close"
 
     def __post_init__(self) -> None:
         if self.on_invalid not in get_args(OnInvalid):
@@ -124,6 +144,296 @@ class WebSocketEndpoint:
             ValueError, FeatureUnavailable: The codec does not exist.
         """
         return known.get(self.receive_type), known.get(self.send_type)
+
+
+# The view
+
+
+def bind_view(view: Callable[..., Any], pattern: Pattern, *, kind: Kind) -> BoundView:
+    """
+    Return a callable ``(connection, path_params)`` that calls ``view`` according to its signature.
+
+    The first parameter that is not a route parameter gets the connection: the request or WebSocket. An HTTP view need
+    not have one. Route parameters are passed by name. If the signature is a decorator's ``(*args, **kwargs)``, the
+    signature of the wrapped function (``__wrapped__``) decides whether the connection is passed, as the first
+    positional argument.
+
+    A plain ``def`` HTTP view runs in a worker thread. A plain function that wraps an ``async def`` view only returns
+    its coroutine, and is called in the event loop's thread.
+
+    Args:
+        view: The registered callable.
+        pattern: The pattern of the route.
+        kind: A WebSocket view must be ``async def``, or wrap one.
+
+    Raises:
+        TypeError: ``view`` cannot be called, is a generator, is a WebSocket view that is not ``async def``, or is an
+            ``async def`` view in ``functools.lru_cache``.
+        RoutingError: The signature, or an annotation in it, does not fit the pattern.
+    """
+    name = name_of(view)
+    if isinstance(view, type) or not callable(view):
+        raise TypeError(f"expected a function or an object with __call__ as the view of {pattern.text!r}, got {view!r}")
+    layers = layers_of(view)
+    functions = [function_of(layer) for layer in layers]
+    if inspect.isasyncgenfunction(functions[0]) or inspect.isgeneratorfunction(functions[0]):
+        raise TypeError(
+            f"the view {name} of {pattern.text!r} has a `yield`, but a view returns its response; for a stream, return "
+            "StreamingResponse(…) or EventStream(…) around a generator"
+        )
+    is_async = [inspect.iscoroutinefunction(function) for function in functions]
+    if kind == "websocket" and not any(is_async):
+        raise TypeError(f"the WebSocket view {name} of {pattern.text!r} must be `async def`: it waits for messages")
+    if any(is_async) and any(isinstance(function, LRU_CACHE) for function in functions[: is_async.index(True)]):
+        raise TypeError(
+            f"the view {name} of {pattern.text!r} is an `async def` in functools.lru_cache, which would return the "
+            "same coroutine twice: cache the value inside the view"
+        )
+    call = _bind(view, _connection_parameter(layers, name, pattern, kind), has_parameters=bool(pattern.parameters))
+    if is_async[0]:
+        return call
+    return partial(_call_on_loop, call) if any(is_async) else partial(_call_in_thread, call)
+
+
+def _bind(view: Callable[..., Any], connection: str | None, *, has_parameters: bool) -> _Call:
+    if connection is None:
+        return lambda _, params: view(**params)
+    if connection == "":
+        return (lambda value, params: view(value, **params)) if has_parameters else (lambda value, _: view(value))
+    return lambda value, params: view(**{connection: value}, **params)
+
+
+def _call_on_loop(call: _Call, connection: Any, params: dict[str, Any]) -> Awaitable[Any]:
+    # Returns the coroutine of the wrapped view itself, without another one around it; or the wrapper's own result.
+    result = call(connection, params)
+    return result if inspect.isawaitable(result) else _give(result)
+
+
+async def _give(value: Any) -> Any:
+    return value
+
+
+async def _call_in_thread(call: _Call, connection: Any, params: dict[str, Any]) -> Any:
+    return await connection.app.threads.run("views", call, connection, params)
+
+
+def _parameters(view: Any) -> list[Parameter]:
+    try:
+        return list(signature_of(view).parameters.values())
+    except ValueError:
+        # Some functions that are written in C have no signature; lru_cache passes all arguments on.
+        return [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
+
+
+class _Signature:
+    """The parameters of one layer: of a decorator's function, or of the function that it wraps."""
+
+    def __init__(self, layer: Any, pattern: Pattern, *, drops_self: bool) -> None:
+        parameters = _parameters(layer)
+        if drops_self and inspect.isfunction(layer) and parameters and parameters[0].name == "self":
+            # A method wrapped by a bound object, such as one of async_lru, which passes `self`.
+            del parameters[0]
+        kinds = {parameter.kind for parameter in parameters}
+        self.takes_any_position = Parameter.VAR_POSITIONAL in kinds
+        self.takes_any_name = Parameter.VAR_KEYWORD in kinds
+        self.named = {parameter.name: parameter for parameter in parameters if parameter.kind in _NAMED}
+        # A keyword-only parameter with a default next to *args is an option of the decorator.
+        self.others = [
+            parameter
+            for parameter in self.named.values()
+            if parameter.name not in pattern.parameters
+            and not (
+                self.takes_any_position
+                and parameter.kind is Parameter.KEYWORD_ONLY
+                and parameter.default is not Parameter.empty
+            )
+        ]
+        self.begins_with_connection = not parameters or parameters[0].name not in pattern.parameters
+        self.globals: dict[str, Any] = getattr(function_of(layer), "__globals__", {})
+
+
+def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: Kind) -> str | None:
+    """The parameter that gets the connection: its name, ``""`` for the first positional one, or ``None``."""
+
+    def refuse(problem: str) -> RoutingError:
+        try:
+            written = f"{name}{signature_of(layers[0])}"
+        except ValueError:
+            written = name
+        return RoutingError(f"the view {written} does not fit the pattern {pattern.text!r}: {problem}")
+
+    outer = _Signature(layers[0], pattern, drops_self=False)
+    for parameter in pattern.parameters:
+        if parameter in outer.named and outer.named[parameter].kind is Parameter.POSITIONAL_ONLY:
+            raise refuse(f"{parameter!r} is positional-only, but route parameters are passed by name")
+        if parameter not in outer.named and not outer.takes_any_name:
+            raise refuse(f"it has no parameter {parameter!r}")
+    unfilled = [parameter.name for parameter in outer.others[1:] if parameter.default is Parameter.empty]
+    if unfilled and outer.others[0].name != "self":
+        raise refuse(
+            f"its parameter {unfilled[0]!r} gets no value; add {{{unfilled[0]}}} to the pattern; "
+            f"a value of the query is {outer.others[0].name}.query.get({unfilled[0]!r})"
+        )
+    inner, outside = outer, []
+    for depth, layer in enumerate(layers):
+        if depth:
+            outside.append(inner)
+            inner = _Signature(layer, pattern, drops_self=not inspect.isfunction(layers[0]))
+        # functools.wraps copies the annotations of the wrapped function to the decorator's.
+        is_innermost = depth == len(layers) - 1
+        if is_innermost and (problem := _wrong_annotation(inner, pattern, kind, is_wrapped=depth > 0)):
+            raise refuse(problem)
+        if inner.others or not (inner.takes_any_position or inner.takes_any_name):
+            break
+    if inner.others:
+        first = inner.others[0]
+        if first.name == "self":
+            raise refuse("it is a method without an object; register a bound method, as in add_route(Views().view, …)")
+        goes_first = inner.begins_with_connection and first.kind in _POSITIONAL
+        if goes_first and all(each.takes_any_position and each.begins_with_connection for each in outside):
+            return ""
+        if first.kind is not Parameter.POSITIONAL_ONLY and all(each.takes_any_name for each in outside):
+            return first.name
+        raise refuse(f"it does not pass the connection on to {first.name!r} of the wrapped function; add *args")
+    if all(each.takes_any_position for each in (*outside, inner)):
+        return ""
+    if kind == "websocket":
+        raise refuse("it has no parameter for the WebSocket; write `ws` first")
+    return None
+
+
+# Annotations
+
+
+def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is_wrapped: bool) -> str | None:
+    """
+    Why an annotation of the connection or of a route parameter, or the connection's default, is wrong; or ``None``.
+
+    Of a wrapped function, only an annotation or default of a type such as ``str`` or ``int`` is checked, because the
+    decorator may pass another object instead of the request or parameter.
+    """
+    for name, converter in pattern.converters.items():
+        if name not in signature.named or converter.type is None:
+            continue
+        arms = _arms(signature.named[name], signature.globals)
+        if not _allows(arms, converter.type) and (not is_wrapped or _PLAIN.issuperset(arms)):
+            written = inspect.formatannotation(signature.named[name].annotation)
+            return (
+                f"its parameter {name!r} is annotated as {written}, but {{{name}:{converter.name}}} returns "
+                f"{converter.type.__name__}: {_converter_for(name, arms)}"
+            )
+    if not signature.others:
+        return None
+    first = signature.others[0]
+    arms, connection = _arms(first, signature.globals), _CONNECTIONS[kind]
+    taken = "request" if kind == "http" else "ws"
+    fits = [arm for arm in arms if arm is None or issubclass(connection, arm) or issubclass(arm, connection)]
+    if fits:
+        has_default = first.default is not Parameter.empty and first.default is not None
+        is_named = any(arm not in (None, object) for arm in fits)
+        if not has_default or is_named or (is_wrapped and type(first.default) not in _PLAIN):
+            return None
+        return (
+            f"its parameter {first.name!r} has a default, but the first parameter that is not in the pattern gets the "
+            f"{connection.__name__}; take `{taken}` before it, or read {taken}.query.get({first.name!r})"
+        )
+    if is_wrapped and not _PLAIN.issuperset(arms):
+        return None
+    if _PLAIN.issuperset(arms):
+        advice = f"take `{taken}` first and read {taken}.query.get({first.name!r})"
+    elif any(arm is not None and arm.__name__ in ("Request", "WebSocket") for arm in arms):
+        advice = f"write `from microws import {connection.__name__}` and annotate it as {connection.__name__}"
+    else:
+        body = ", the body is await request.json()" if kind == "http" else ""
+        advice = f"take `{taken}` first; the query is {taken}.query{body}"
+    return (
+        f"its parameter {first.name!r} is annotated as {inspect.formatannotation(first.annotation)}, but the first "
+        f"parameter that is not in the pattern gets the {connection.__name__}; {advice}"
+    )
+
+
+def _converter_for(name: str, arms: tuple[type[Any] | None, ...]) -> str:
+    for converter, given in {"int": int, "float": float, "uuid": UUID, "str": str}.items():
+        if given in arms:
+            return f"write {{{name}:{converter}}} in the pattern, or change the annotation"
+    return "change the annotation, or add a converter with app.add_converter"
+
+
+def _allows(arms: Iterable[type[Any] | None], given: type[Any]) -> bool:
+    """Whether a value of the class ``given`` fits an annotation."""
+    # PEP 484, "The numeric tower": where float is written, an int may be given.
+    wider = {int: (float, complex), float: (complex,)}.get(given, ())
+    return any(arm is None or arm in wider or issubclass(given, arm) for arm in arms)
+
+
+def _arms(parameter: Parameter, namespace: Mapping[str, Any]) -> tuple[type[Any] | None, ...]:
+    """The classes of an annotation, several of a union; ``None`` for an unknown one."""
+    if parameter.annotation is Parameter.empty:
+        return (None,)
+    holder = SimpleNamespace(__annotations__={"it": parameter.annotation})
+    try:
+        # Evaluates the strings of `from __future__ import annotations`, and removes Annotated.
+        return _flatten(get_type_hints(holder, dict(namespace))["it"])
+    except Exception:
+        # For example, the name is imported for type checkers only.
+        return (None,)
+
+
+def _flatten(annotation: Any) -> tuple[type[Any] | None, ...]:
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return tuple(arm for part in get_args(annotation) for arm in _flatten(part))
+    if origin is Literal:
+        return tuple(type(value) for value in get_args(annotation))
+    if isinstance(annotation, NewType):
+        return _flatten(annotation.__supertype__)
+    if hasattr(annotation, "__value__"):
+        # Python 3.12's `type Name = …`.
+        return _flatten(annotation.__value__)
+    named = origin or annotation
+    is_class = isinstance(named, type) and named is not Any and not getattr(named, "_is_protocol", False)
+    return (named if is_class else None,)
+
+
+# Topics
+
+
+def bind_topics(subscribe: str | Sequence[str] | None, pattern: Pattern) -> tuple[str, ...]:
+    """
+    Check the topics of a route, which ``str.format`` fills with its parameters.
+
+    Raises:
+        TypeError, ValueError: A topic is invalid with any parameters.
+        RoutingError: A topic needs a parameter that the pattern does not have.
+    """
+    if subscribe is None:
+        return ()
+    if not isinstance(subscribe, Iterable):
+        raise _no_topic(subscribe)
+    topics = (subscribe,) if isinstance(subscribe, str) else tuple(subscribe)
+    for topic in topics:
+        if not isinstance(topic, str):
+            raise _no_topic(topic)
+        try:
+            fields = [field[1:] for field in Formatter().parse(topic) if field[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"subscribe={topic!r}: {error}; write a brace of the topic twice") from None
+        for name, spec, conversion in fields:
+            if name not in pattern.parameters:
+                raise RoutingError(
+                    f"subscribe={topic!r} needs {name!r}, which the pattern {pattern.text!r} does not have"
+                )
+            if spec or conversion:
+                raise RoutingError(f"subscribe={topic!r}: expected only the parameter's name; write {{{name}}}")
+        check_topic(topic.format(**dict.fromkeys(pattern.parameters, "x")))
+    return topics
+
+
+def _no_topic(value: object) -> TypeError:
+    return TypeError(f'expected topics such as "chat:{{room}}" for subscribe, got {value!r}')
+
+
+# The response
 
 
 def to_response(value: Any, source: Callable[..., Any]) -> Response:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
-from math import inf
 from os import urandom
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -14,7 +13,7 @@ import anyio
 
 from microws.answers import report
 from microws.closing import CloseCode, check_close
-from microws.codec import TEXT, Codecs, MessageCodec
+from microws.codec import Codecs, MessageCodec
 from microws.connection import Connection
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
@@ -55,12 +54,12 @@ class WebSocketOptions:
     cors: CORS | None
     make_outbox: Callable[[], Outbox]
     closing_for: Callable[[str, Exception], tuple[int, str] | None]
-    receive_codec: MessageCodec = TEXT
-    send_codec: MessageCodec = TEXT
-    subprotocols: tuple[str, ...] = ()
-    catch_disconnect: bool = True
-    on_invalid: Literal["close", "skip"] = "close"
-    max_subscriptions: float = inf
+    receive_codec: MessageCodec
+    send_codec: MessageCodec
+    subprotocols: tuple[str, ...]
+    catch_disconnect: bool
+    on_invalid: Literal["close", "skip"]
+    max_subscriptions: int
 
 
 class WebSocket(BaseRequest):

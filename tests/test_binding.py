@@ -12,9 +12,9 @@ import pytest
 from asking import ask_websocket
 
 from microws import App, Request, RoutingError, WebSocket
-from microws.binding import bind_view
 from microws.requests import BaseRequest
 from microws.routing import Converters, Pattern
+from microws.views import bind_view
 
 pytestmark = pytest.mark.anyio
 

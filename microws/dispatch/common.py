@@ -11,22 +11,14 @@ from microws.callables import describe, is_async
 from microws.datastructures import Headers
 from microws.errors import HTTPException
 from microws.handshake import Refusal, check_handshake_origin, check_request_origin
-from microws.interfaces import Scope, Send
+from microws.hooks import Hooks
+from microws.interfaces import Application, Scope, Send
 from microws.requests import OVER, BaseRequest
-from microws.routing import Mounted, Route, encode_path
+from microws.routing import Kind, Match, Miss, Mounted, Route, Router, encode_path, path_of
 from microws.settings import AppSettings
 from microws.views import MountEndpoint
 
-__all__ = [
-    "NO_NUL",
-    "check_origin",
-    "close_down",
-    "has_header",
-    "name_route",
-    "pass_body",
-    "refused",
-    "scope_of_mount",
-]
+__all__ = ["NO_NUL", "Dispatcher", "close_down", "has_header", "name_route", "pass_body", "refused"]
 
 # Refused because C libraries that a view calls (a file system, a database) would read another path than was checked.
 NO_NUL = "expected a path without NUL"
@@ -104,33 +96,56 @@ def pass_body(scope: Scope, send: Send, inner: Send) -> None:
         exchange.own_send = inner
 
 
-def scope_of_mount(scope: Scope, found: Mounted, settings: AppSettings) -> Scope:
-    """The scope of a mounted app, with the ``origins`` that it inherits. ``settings`` are those of the outer app."""
-    mount: MountEndpoint = found.endpoint
-    below = mount.scope_below(scope, found.prefix)
-    outer: _Mount = scope.get(_MOUNT, _OUTERMOST)
-    prefix = (outer[0] or "") + found.prefix
-    below[_MOUNT] = (prefix, *_origins_of(scope, settings)) if mount.gives_origins else (prefix, None, prefix)
-    return below
+class Dispatcher:
+    """
+    Takes the scopes of one kind to their views.
 
+    Args:
+        app: The ``app`` of each request or WebSocket.
+        router: Its endpoints are those of ``views``.
+        hooks: Those of ``app``; its error handlers also answer paths without a route.
+        settings: The app's.
+    """
 
-def _origins_of(scope: Scope, settings: AppSettings) -> tuple[Sequence[str] | None, str | None]:
-    """The ``origins`` of an app, its own or else the inherited ones; and the prefix of the app that sets them."""
-    prefix, inherited, owner = scope.get(_MOUNT, _OUTERMOST)
-    return (inherited, owner) if settings.origins is None else (settings.origins, prefix)
+    def __init__(self, app: Application, *, router: Router, hooks: Hooks, settings: AppSettings) -> None:
+        self._app = app
+        self._router = router
+        self._hooks = hooks
+        self._settings = settings
 
+    def _resolve(self, kind: Kind, method: str, scope: Scope) -> Match | Mounted | Miss | None:
+        """What answers a request; ``None`` if a converter fails, which the request itself will report."""
+        try:
+            return self._router.resolve(kind, method, *path_of(scope))
+        except Exception:
+            return None
 
-def check_origin(scope: Scope, headers: Headers, path: str, settings: AppSettings) -> None:
-    """Log a request or handshake from a foreign origin, and refuse it with ``HTTPException``."""
-    allowed, owner = _origins_of(scope, settings)
-    if scope["type"] == "websocket":
-        refusal = check_handshake_origin(headers, allowed=allowed)
-    else:
-        refusal = check_request_origin(scope["method"], headers, allowed=allowed)
-    if refusal is not None:
-        if owner is not None:
-            refusal = refusal._replace(log=f"{refusal.log} of the app mounted at {owner or '/'}")
-        raise refused(refusal, path)
+    def _scope_of_mount(self, scope: Scope, found: Mounted) -> Scope:
+        """The scope of a mounted app, with the ``origins`` that it inherits."""
+        mount: MountEndpoint = found.endpoint
+        below = mount.scope_below(scope, found.prefix)
+        outer: _Mount = scope.get(_MOUNT, _OUTERMOST)
+        prefix = (outer[0] or "") + found.prefix
+        below[_MOUNT] = (prefix, *self._origins_of(scope)) if mount.gives_origins else (prefix, None, prefix)
+        return below
+
+    def _origins_of(self, scope: Scope) -> tuple[Sequence[str] | None, str | None]:
+        """The ``origins`` of the app, its own or else the inherited ones; and the prefix of the app that sets them."""
+        prefix, inherited, owner = scope.get(_MOUNT, _OUTERMOST)
+        origins = self._settings.origins
+        return (inherited, owner) if origins is None else (origins, prefix)
+
+    def _check_origin(self, scope: Scope, headers: Headers, path: str) -> None:
+        """Log a request or handshake from a foreign origin, and refuse it with ``HTTPException``."""
+        allowed, owner = self._origins_of(scope)
+        if scope["type"] == "websocket":
+            refusal = check_handshake_origin(headers, allowed=allowed)
+        else:
+            refusal = check_request_origin(scope["method"], headers, allowed=allowed)
+        if refusal is not None:
+            if owner is not None:
+                refusal = refusal._replace(log=f"{refusal.log} of the app mounted at {owner or '/'}")
+            raise refused(refusal, path)
 
 
 def refused(refusal: Refusal, path: str) -> HTTPException:

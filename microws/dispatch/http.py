@@ -8,24 +8,14 @@ import anyio
 
 from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT
-from microws.dispatch.common import (
-    NO_NUL,
-    check_origin,
-    close_down,
-    has_header,
-    name_route,
-    pass_body,
-    refused,
-    scope_of_mount,
-)
+from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, pass_body, refused
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal
 from microws.hooks import Hooks, call_hook
-from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
+from microws.interfaces import Event, Receive, Scope, Send, reported_id
 from microws.requests import OVER, Request
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
-from microws.settings import AppSettings
+from microws.routing import Match, Miss, Mounted, encode_path, path_of
 from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
 __all__ = ["HTTPDispatcher"]
@@ -37,22 +27,8 @@ _log = logging.getLogger("microws")
 _NO_HOOKS = Hooks()
 
 
-class HTTPDispatcher:
-    """
-    Takes each HTTP scope to its view.
-
-    Args:
-        app: The ``app`` of the requests.
-        router: Its endpoints are ``HTTPEndpoint`` and, of mounts, ``MountEndpoint``.
-        hooks: Those of ``app``; its error handlers also answer paths without a route.
-        settings: The app's.
-    """
-
-    def __init__(self, app: Application, *, router: Router, hooks: Hooks, settings: AppSettings) -> None:
-        self._app = app
-        self._router = router
-        self._hooks = hooks
-        self._settings = settings
+class HTTPDispatcher(Dispatcher):
+    """Takes each HTTP scope to its view."""
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> None:
         """
@@ -85,7 +61,7 @@ class HTTPDispatcher:
                     JSON_DEFAULT.set(self._settings.json_default)
                 try:
                     if method not in SAFE_METHODS:
-                        check_origin(scope, request.headers, path, self._settings)
+                        self._check_origin(scope, request.headers, path)
                     response = await _call_before(request, hooks) if hooks.before_request.chain else None
                     if response is None:
                         response = to_response(await endpoint.view(request, found.params), endpoint.function)
@@ -97,9 +73,9 @@ class HTTPDispatcher:
                 mount: MountEndpoint = found.endpoint
                 name_route(scope, found, mount.app, {})
                 if mount.checks_origin and method not in SAFE_METHODS:
-                    check_origin(scope, request.headers, path, self._settings)
+                    self._check_origin(scope, request.headers, path)
                 pass_body(scope, send, answer.send_unchanged)
-                await mount.app(scope_of_mount(scope, found, self._settings), receive, answer.send_unchanged)
+                await mount.app(self._scope_of_mount(scope, found), receive, answer.send_unchanged)
                 return
             else:
                 response = answer_miss(request, found)
@@ -127,20 +103,13 @@ class HTTPDispatcher:
     def methods_at(self, scope: Scope) -> str | None:
         """The value of ``Allow`` for a path; ``None`` without a route, or if a mount answers other methods."""
         # No route has the method "", so the answer lists the methods of all routes at the path.
-        found = self._resolve(scope, "")
+        found = self._resolve("http", "", scope)
         return allowed(found) if isinstance(found, Miss) and found.allow else None
 
     def is_health_check(self, scope: Scope) -> bool:
         """Whether a route of ``App.health`` answers."""
-        found = self._resolve(scope, scope["method"])
+        found = self._resolve("http", scope["method"], scope)
         return isinstance(found, Match) and found.route.endpoint.is_health_check
-
-    def _resolve(self, scope: Scope, method: str) -> Match | Mounted | Miss | None:
-        try:
-            return self._router.resolve("http", method, *path_of(scope))
-        except Exception:
-            # A converter fails: the request itself will report it.
-            return None
 
     async def _call_after(self, answer: "_Answer", response: Response, hooks: Hooks) -> Response:
         for hook in reversed(hooks.after_request.chain):

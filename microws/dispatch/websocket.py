@@ -13,15 +13,7 @@ from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.connection import AppCall, connect
 from microws.datastructures import Headers
-from microws.dispatch.common import (
-    NO_NUL,
-    check_origin,
-    close_down,
-    has_header,
-    name_route,
-    refused,
-    scope_of_mount,
-)
+from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, refused
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
@@ -42,30 +34,24 @@ _log = logging.getLogger("microws")
 _NO_HOOKS = Hooks()
 
 
-class WebSocketDispatcher:
+class WebSocketDispatcher(Dispatcher):
     """
     Takes each WebSocket scope to its view.
 
     Args:
-        app: The ``app`` attribute of each WebSocket.
-        router: Its endpoints are ``WebSocketEndpoint`` and, for mounts, ``MountEndpoint``.
-        hooks: Those of ``app``. They also apply if no route matches.
+        app, router, hooks, settings: See ``Dispatcher``.
         hub, codecs: Those of the app.
-        settings: Settings of the app.
     """
 
     def __init__(
         self, app: Application, *, router: Router, hooks: Hooks, hub: Hub, codecs: Codecs, settings: AppSettings
     ) -> None:
-        self._app = app
-        self._router = router
-        self._hooks = hooks
+        super().__init__(app, router=router, hooks=hooks, settings=settings)
         self._hub = hub
         self._codecs = codecs
-        self._settings = settings
         self._limits = settings.limits
-        self._cors = settings.cors
-        self._options: dict[WebSocketEndpoint | None, WebSocketOptions] = {}
+        self._options: dict[WebSocketEndpoint, WebSocketOptions] = {}
+        self._missing = WebSocketEndpoint(hooks=hooks, view=_no_view, function=_no_view)
 
     def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> Awaitable[None]:
         """
@@ -83,7 +69,7 @@ class WebSocketDispatcher:
         if isinstance(found, Mounted):
             mount: MountEndpoint = found.endpoint
             name_route(scope, found, mount.app, {})
-            return mount.app(scope_of_mount(scope, found, self._settings), receive, send)
+            return mount.app(self._scope_of_mount(scope, found), receive, send)
         converse = self._converse_in_group if running_loop() is None else self._converse
         return converse(scope, receive, send, path, found)
 
@@ -113,14 +99,12 @@ class WebSocketDispatcher:
         if (await receive())["type"] != "websocket.connect":
             return
         unexpected: Exception | None = None
-        endpoint: WebSocketEndpoint | None
-        params: dict[str, Any]
-        if isinstance(found, Exception):
-            endpoint, params = None, {}
-        else:
+        endpoint: WebSocketEndpoint = self._missing
+        params: dict[str, Any] = {}
+        if isinstance(found, Match):
             endpoint, params = found.route.endpoint, found.params or {}
             name_route(scope, found.route, endpoint.function, params)
-        options = self._options.get(endpoint) or self._remember_options(endpoint)
+        options = self._options.get(endpoint) or self._make_options(endpoint)
         seconds = self._limits.accept_timeout
         if group is None:
             tasks: Tasks = AsyncioTasks(asyncio.get_running_loop(), scope, seconds)
@@ -133,13 +117,12 @@ class WebSocketDispatcher:
             with tasks:
                 if self._settings.json_default is not None:
                     JSON_DEFAULT.set(self._settings.json_default)
-                if endpoint is None:
-                    assert isinstance(found, Exception)
-                    unexpected = await self._answer(ws, error=found, hooks=self._hooks)
+                if isinstance(found, Exception):
+                    unexpected = await self._answer(ws, error=found, hooks=endpoint.hooks)
                 else:
                     try:
                         if has_header(scope, b"origin"):
-                            self._check_origin(ws, endpoint)
+                            self._check_origin_of(ws, endpoint)
                         if not endpoint.hooks.before_websocket.chain or await self._call_before(ws, endpoint.hooks):
                             if endpoint.topics:
                                 await self._subscribe(ws, endpoint.topics)
@@ -181,16 +164,16 @@ class WebSocketDispatcher:
                 raise HTTPException(400, NO_NUL)
             found = self._router.resolve("websocket", "GET", path, segments)
             if isinstance(found, Mounted) and found.endpoint.checks_origin and has_header(scope, b"origin"):
-                check_origin(scope, Headers(scope["headers"]), path, self._settings)
+                self._check_origin(scope, Headers(scope["headers"]), path)
         except Exception as error:
             return error
         if isinstance(found, Miss):
             return HTTPException(405, headers={"allow": allowed(found)}) if found.allow else HTTPException(404)
         return found
 
-    def _check_origin(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
+    def _check_origin_of(self, ws: WebSocket, endpoint: WebSocketEndpoint) -> None:
         if endpoint.origins is None:
-            check_origin(ws.scope, ws.headers, ws.path, self._settings)
+            self._check_origin(ws.scope, ws.headers, ws.path)
         elif (refusal := check_handshake_origin(ws.headers, allowed=endpoint.origins)) is not None:
             event, _, setting = refusal.log.rpartition("App(")
             raise refused(refusal._replace(log=f"{event}websocket_route(…, {setting}"), ws.path)
@@ -268,35 +251,16 @@ class WebSocketDispatcher:
 
     def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
         """The codecs for receiving and sending at a path; ``None`` if no WebSocket view serves it."""
-        try:
-            found = self._router.resolve("websocket", "GET", *path_of({"path": path, "root_path": root_path}))
-        except Exception:
-            # A converter failed. The handshake will fail, too, and show why.
-            return None
-        if not isinstance(found, Match):
-            return None
-        endpoint: WebSocketEndpoint = found.route.endpoint
-        return endpoint.codecs(self._codecs)
+        found = self._resolve("websocket", "GET", {"path": path, "root_path": root_path})
+        return found.route.endpoint.codecs(self._codecs) if isinstance(found, Match) else None
 
-    def _remember_options(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:
-        options = self._options[endpoint] = self._make_options(endpoint)
-        return options
-
-    def _make_options(self, endpoint: WebSocketEndpoint | None) -> WebSocketOptions:
+    def _make_options(self, endpoint: WebSocketEndpoint) -> WebSocketOptions:
         hub, codecs = self._hub, self._codecs
-        if endpoint is None:
-            return WebSocketOptions(
-                hub=hub,
-                codecs=codecs,
-                cors=self._cors,
-                make_outbox=Outbox,
-                closing_for=partial(self._closing_for, self._hooks),
-            )
         receive_codec, send_codec = endpoint.codecs(codecs)
-        return WebSocketOptions(
+        options = self._options[endpoint] = WebSocketOptions(
             hub=hub,
             codecs=codecs,
-            cors=self._cors,
+            cors=self._settings.cors,
             make_outbox=partial(Outbox, marker=topic_marker if endpoint.gaps else None, losses=hub.losses),
             closing_for=partial(self._closing_for, endpoint.hooks),
             receive_codec=receive_codec,
@@ -306,6 +270,7 @@ class WebSocketDispatcher:
             on_invalid=endpoint.on_invalid,
             max_subscriptions=self._settings.max_subscriptions,
         )
+        return options
 
     def _closing_for(self, hooks: Hooks, path: str, error: Exception) -> tuple[int, str] | None:
         error = error_of(error)
@@ -315,6 +280,10 @@ class WebSocketDispatcher:
 
     def _close_for(self, error: Exception, path: str) -> tuple[int, str]:
         return close_for(error, path=path, error_close_code=self._settings.error_close_code, debug=self._settings.debug)
+
+
+async def _no_view(ws: WebSocket, params: dict[str, Any]) -> None:
+    """In place of the view of a path that has none."""
 
 
 async def _reject(ws: WebSocket, response: Response) -> None:

@@ -235,7 +235,8 @@ class Parameter(NamedTuple):
     converter: Converter
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+# Without the methods that nothing calls, because creating them takes as long as importing a module.
+@dataclasses.dataclass(slots=True, eq=False, repr=False)
 class Pattern:
     """
     A parsed pattern.
@@ -252,7 +253,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         names = tuple(segment.name for segment in self.segments if isinstance(segment, Parameter))
-        object.__setattr__(self, "parameters", names)
+        self.parameters = names
         for name in names:
             if names.count(name) > 1:
                 raise RoutingError(f"pattern {self.text!r} has the parameter {name!r} more than once")
@@ -379,7 +380,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 _WEBSOCKET = "WebSocket"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Route:
     """
     A registered route.

@@ -63,7 +63,8 @@ class WebSocketRouteOptions(TypedDict, total=False):
     name: str | None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+# Without the methods that nothing calls, because creating them takes as long as importing a module.
+@dataclass(slots=True, eq=False, repr=False)
 class HTTPEndpoint:
     """
     The endpoint of an HTTP route.
@@ -80,7 +81,7 @@ class HTTPEndpoint:
     is_health_check: bool = False
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class MountEndpoint:
     """
     The endpoint of a mount.
@@ -108,7 +109,7 @@ class MountEndpoint:
         return below
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class WebSocketEndpoint:
     """
     The endpoint of a WebSocket route, with its registered view and the options of ``App.websocket_route``.
@@ -134,7 +135,7 @@ class WebSocketEndpoint:
             raise ValueError(f'expected on_invalid="close" or "skip", got {self.on_invalid!r}')
         if isinstance(self.subprotocols, str):
             raise ValueError(f"expected a list: subprotocols=[{self.subprotocols!r}]")
-        object.__setattr__(self, "origins", check_origins_setting(self.origins))
+        self.origins = check_origins_setting(self.origins)
 
     def codecs(self, known: Codecs) -> tuple[MessageCodec, MessageCodec]:
         """

@@ -33,7 +33,8 @@ _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _numbers = count(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without the methods that nothing calls, because creating them takes as long as importing a module.
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class WebSocketOptions:
     """
     What all connections of one route share.

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from websocket_server import LIMIT, Client, TlsClient, until
 from worker_here import respond
 
+from microws.interfaces import Limits
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.listening import tls_context
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.settings import Settings
-from microws.server.websockets import WebSockets
 
 TLS = Path(__file__).parent / "tls"
 
@@ -263,16 +263,10 @@ async def serving(app, *, path=None, limit=LIMIT, tls=False, **options):
     loop.set_exception_handler(lambda _, context: failures.append(context))
     settings = Settings(ping_interval=0, **options)
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
-    websockets = WebSockets(served, ping_interval=0, ping_timeout=0)
-    state = ServerState(
-        app=served,
-        websockets=websockets,
-        settings=settings,
-        state={},
-        extension={"is_draining": lambda: state.is_draining},
-        is_secure=tls,
-    )
     context = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key")) if tls else None
+    extension = {"is_draining": lambda: state.is_draining}
+    state = ServerState(served, settings, limits=Limits(), state={}, extension=extension, tls=context)
+    websockets = state.websockets
     if path is None:
         server = await loop.create_server(lambda: HTTP1(state), "127.0.0.1", 0, ssl=context)
     else:

@@ -20,6 +20,7 @@ from websocket_server import DEFAULTS
 from microws import App, WebSocketDisconnect
 from microws.hub import MAX_BYTES
 from microws.interfaces import Limits
+from microws.server.settings import Settings
 from microws.server.websockets import WebSockets
 
 MIB = 1 << 20
@@ -138,7 +139,7 @@ class HubMachine(RuleBasedStateMachine):
             for gaps in (False, True):
                 path = f"/{codec}-gaps" if gaps else f"/{codec}"
                 self.app.websocket_route(path, value_type=codec, gaps=gaps)(self.view)
-        self.websockets = WebSockets(self.app, **DEFAULTS, limits=Limits(compression=True))
+        self.websockets = WebSockets(self.app, Settings(**DEFAULTS), limits=Limits(compression=True), extension={})
         self.members = []
         self.messages = []
         self.tasks = []

@@ -15,6 +15,7 @@ from byte_client import CLOSE, Frame, parse_head, upgrade
 from microws.interfaces import Limits
 from microws.server.listening import tls_context
 from microws.server.request_parser import join_fields
+from microws.server.settings import Settings
 from microws.server.websockets import WebSockets
 from microws.upgrade import Upgrade
 
@@ -305,7 +306,8 @@ async def serving(app, *, tls=False, limit=LIMIT, **options):
     failures = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
     limits = Limits(**{name: options.pop(name) for name in Limits._fields if name in options})
-    websockets = WebSockets(app, **(DEFAULTS | options), limits=limits)
+    extension = options.pop("extension", {})
+    websockets = WebSockets(app, Settings(**(DEFAULTS | options)), limits=limits, extension=extension)
     try:
         yield Serving(websockets, tls=tls, limit=limit)
     finally:

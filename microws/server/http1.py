@@ -9,21 +9,30 @@ import asyncio
 import logging
 import os
 import select
+import socket
+import ssl
+import struct
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
+from weakref import WeakSet
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 from anyio.to_thread import run_sync
 
 from microws.closing import CloseCode
 from microws.connection.deadlines import Deadlines
 from microws.connection.socket import Addresses, addresses_of, is_ready, socket_of
-from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
+from microws.interfaces import ASGIApplication, Event, Limits, Receive, Scope, Send
 from microws.page_cache import is_cached
+from microws.server.acceptor import Share
 from microws.server.failures import ClientDisconnected, log_failure
-from microws.server.lingering import Lingering, SendDeadlines
 from microws.server.logs import log_access, request_line
 from microws.server.request_parser import Refused, RequestHead, RequestParser
 from microws.server.response_head import (
@@ -64,6 +73,15 @@ _HEAD_TIMEOUT: Final = 10.0
 _DISCARD_TIMEOUT: Final = 1.0
 # Seconds until an idle connection is closed on which a request was arriving when its time was over.
 _RECHECK_INTERVAL: Final = 0.5
+# Seconds that a client has to close a connection that the server has ended.
+_CLOSE_TIMEOUT: Final = 5.0
+
+# Over TLS, bytes that a client may still have to read when its connection is closed; seconds between two looks at them.
+_LAST_BYTES: Final = 64 << 10
+_FLUSH_INTERVAL: Final = 0.1
+
+# Whether to linger, and the seconds: closing a socket then resets its connection.
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 _REQUEST_TIMEOUT: Final = 408
 _FAILED: Final = 500
@@ -71,7 +89,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
-class HTTP1(Lingering):
+class HTTP1(asyncio.Protocol):
     """
     A connection. It reads one request at a time and keeps what follows it until the response is complete.
 
@@ -79,22 +97,37 @@ class HTTP1(Lingering):
         server: State that the connections of the worker share.
 
     Attributes:
-        is_connected: Whether the client has connected; over TLS, whether the TLS handshake is complete.
         is_half_closed: Whether the client has closed its side. It gets the responses to complete requests.
+        is_writable: Whether the client reads fast enough. Otherwise what is sent fills the transport's buffer.
+        on_writable: Called when ``is_writable`` has become true again.
+        buffered: Returns the number of bytes that were sent and that the system has not taken yet.
+        socket: Descriptor of the connection's socket; ``None`` over TLS and after the end.
+        write: Send encoded bytes. Not after the end.
 
     Source: RFC 9112.
     """
 
     def __init__(self, server: "ServerState") -> None:
         self.server = server
-        self.is_connected: bool = False
+        if server.tls is not None:
+            server.handshakes.add(self)
 
     def connection_made(self, transport: Any) -> None:
         """The client has connected; over TLS, the handshake is complete."""
         server = self.server
-        super().__init__(transport, server.sending)
-        self.is_connected = True
+        server.handshakes.discard(self)
         self.is_half_closed: bool = False
+        self.is_writable: bool = True
+        self.on_writable: Callable[[], None] | None = None
+        # The transport's own methods: a broadcast calls them for each connection.
+        self.write: Callable[[bytes | memoryview], None] = transport.write
+        self.buffered: Callable[[], int] = transport.get_write_buffer_size
+        self.socket: int | None = None
+        self._transport: asyncio.Transport = transport
+        self._is_closing = self._has_ended = False
+        self._unread = 0
+        # Set when ``is_writable`` or ``_has_ended`` changes.
+        self._change: asyncio.Event | None = None
         self._parser = RequestParser(server.settings.max_head_size)
         self._exchange: Exchange | None = None
         # Received after the request that is being answered.
@@ -183,7 +216,7 @@ class HTTP1(Lingering):
             "asgi": {"version": "3.0", "spec_version": "2.5"},
             "http_version": head.version,
             "method": head.method,
-            "scheme": "https" if server.is_secure else "http",
+            "scheme": "http" if server.tls is None else "https",
             "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
             "raw_path": path,
             "query_string": query,
@@ -288,6 +321,51 @@ class HTTP1(Lingering):
         """Whether no request, and no part of one, has been received and is not answered."""
         return self._exchange is None and not self._parser.has_begun
 
+    # Writing
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether ``connection_lost`` follows. Nothing may be written: asyncio would log a warning."""
+        return self._transport.is_closing()
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has read most of what was sent, or has disconnected."""
+        while not self.is_writable and not self._has_ended:
+            self._change = self._change or asyncio.Event()
+            await self._change.wait()
+
+    def _report_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
+
+    async def wait_written(self) -> None:
+        """Wait until the system has all that was sent, or the client has disconnected. Not over TLS."""
+        # With this limit the transport resumes writing when its buffer is empty; a TLS transport never would.
+        self._transport.set_write_buffer_limits(high=0)
+        await self.wait_writable()
+        self._transport.set_write_buffer_limits()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is sent to."""
+        self.is_writable = False
+        self._watch_progress(self.server.writes)
+
+    def resume_writing(self) -> None:
+        """The client has read most of what it was sent."""
+        self.server.writes.stop(self)
+        self.is_writable = True
+        self._report_change()
+        if self.on_writable is not None:
+            self.on_writable()
+        exchange = self._exchange
+        if exchange is not None and exchange.is_answered and exchange.is_received:
+            self._next()
+
+    def _watch_progress(self, deadlines: "Deadlines[HTTP1]") -> None:
+        self._unread = _unread_bytes(self._transport)
+        deadlines.start(self)
+
     # The end
 
     def _refuse(self, status: int, detail: str) -> None:
@@ -320,13 +398,6 @@ class HTTP1(Lingering):
         else:
             self.finish()
 
-    def resume_writing(self) -> None:
-        """The client has taken most of what was sent."""
-        super().resume_writing()
-        exchange = self._exchange
-        if exchange is not None and exchange.is_answered and exchange.is_received:
-            self._next()
-
     def finish(self, *, has_unread: bool = False) -> None:
         """
         End the connection when all that was sent has left.
@@ -334,16 +405,69 @@ class HTTP1(Lingering):
         Args:
             has_unread: Whether the client may still be sending. What it sends is discarded until it closes, because
                 closing the socket before would reset the connection, and the client might lose the response.
+
+        Source: RFC 9112 §9.6.
         """
         if self._is_closing or self._transport.is_closing():
             return
-        exchange = self._exchange
+        self._is_closing = True
+        exchange, server, transport = self._exchange, self.server, self._transport
         has_unread = has_unread or bool(self._queued) or (exchange is not None and not exchange.is_received)
         self.set_timer(None)
         self._queued = b""
-        self._end(lingers=has_unread and not self.is_half_closed)
+        if not transport.can_write_eof():  # TLS
+            self._watch_progress(server.writes)
+            self.close_when_read()
+        elif has_unread and not self.is_half_closed:
+            server.writes.stop(self)
+            self._watch_progress(server.closings)
+            try:
+                transport.write_eof()
+            except OSError:
+                # On asyncio: the client has reset the connection, and the event loop has not seen it yet.
+                transport.abort()
+        else:
+            if self.buffered():
+                self._watch_progress(server.writes)
+            transport.close()
         if has_unread:
             self.resume_reading()
+
+    def check_progress(self) -> None:
+        """
+        Drop a client that has read nothing since the last check, and what the system has buffered for it: that would
+        stay for minutes.
+
+        Source: nginx's ``reset_timedout_connection``.
+        """
+        # The transport buffers nothing of a file, which is sent without it.
+        if (self.buffered() or not self.is_writable or self._is_closing) and not self._progresses(self.server.writes):
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            self.abort()
+
+    def end_linger(self) -> None:
+        """Drop a client that has not closed in time, unless it still reads."""
+        if not self._progresses(self.server.closings):
+            self.abort()
+
+    def _progresses(self, deadlines: "Deadlines[HTTP1]") -> bool:
+        """Whether the client has read something since the last look. If so, the next look is after ``deadlines``."""
+        before = self._unread
+        self._unread = _unread_bytes(self._transport)
+        if self._unread < before:
+            deadlines.start(self)
+        return self._unread < before
+
+    def close_when_read(self) -> None:
+        """Over TLS, close when the client has read nearly everything: from then on it has a second for the rest."""
+        if _unread_bytes(self._transport) <= _LAST_BYTES:
+            self._transport.close()
+        else:
+            self.server.flushes.start(self)
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        self._transport.abort()
 
     def close(self, code: int, reason: str) -> None:
         """End an event stream whose client is too slow (1013); drop the connection for other codes. Never waits."""
@@ -370,7 +494,8 @@ class HTTP1(Lingering):
         self.socket = None
         self._has_ended = self._is_closing = True
         self.set_timer(None)
-        self.server.sending.stop(self)
+        for deadlines in (self.server.writes, self.server.flushes, self.server.closings):
+            deadlines.stop(self)
         self.server.connections.discard(self)
         self._report_change()
         # The exchange refers to this object: without this, only the garbage collector would free the two.
@@ -788,19 +913,24 @@ class Exchange:
         return b"connection: keep-alive\r\n" if self._keep_alive else b""
 
 
-@dataclass(kw_only=True)
 class ServerState:
     """
-    What the HTTP/1.1 connections of a worker share.
+    What the connections of a worker share.
 
-    Attributes:
-        app: Called for each request.
-        websockets: Get the WebSockets.
+    Args:
+        app: Called for each request and each WebSocket.
         settings: Limits and time-outs of a connection.
+        limits: Limits of a WebSocket whose app sets none.
         state: Of the lifespan; each request and each WebSocket gets a copy.
         extension: The value of ``extensions["microws"]`` in each scope.
-        is_secure: Whether the connections speak TLS.
-        connections: The open ones.
+        tls: For connections that speak TLS.
+        share: This worker's share of the connections, if there are other workers.
+
+    Attributes:
+        websockets: The WebSockets.
+        connections: The open ones of HTTP/1.1.
+        handshakes: Connections in the TLS handshake. They have no transport yet, and the event loop may drop them
+            without a callback.
         exchanges: Those whose app runs, with their tasks.
         is_stopping: Whether each connection ends with its next response.
         is_draining: Whether idle connections and event streams end, too.
@@ -808,31 +938,62 @@ class ServerState:
         heads, bodies, idle: Time-outs of reading: for a head, for a piece of a body, between two requests.
         rechecks: Time-outs of connections on which a request was arriving when ``idle`` was over.
         discards: Time-outs of bodies that are discarded.
-        sending: Time-outs of clients that do not take what they are sent.
+        writes, closings: Time-outs of clients that do not take what they are sent, or do not close.
+        flushes: Connections over TLS that close when the client has read nearly everything.
     """
 
-    app: ASGIApplication
-    websockets: WebSockets
-    settings: Settings
-    state: dict[str, Any]
-    extension: dict[str, Any]
-    is_secure: bool
-    is_draining: bool = False
-    on_end: Callable[[], None] | None = None
-    connections: set[HTTP1] = field(default_factory=set)
-    exchanges: dict[Exchange, asyncio.Task[None]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.is_stopping: bool = not self.settings.keep_alive
-        self.heads: Deadlines[HTTP1] = Deadlines(_HEAD_TIMEOUT, HTTP1.time_out)
-        self.bodies: Deadlines[HTTP1] = Deadlines(self.settings.body_timeout, HTTP1.time_out)
-        self.idle: Deadlines[HTTP1] = Deadlines(self.settings.keep_alive, HTTP1.close_idle)
-        self.rechecks: Deadlines[HTTP1] = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
-        self.discards: Deadlines[HTTP1] = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
-        self.sending: SendDeadlines = SendDeadlines(self.settings.write_timeout)
+    def __init__(
+        self,
+        app: ASGIApplication,
+        settings: Settings,
+        *,
+        limits: Limits,
+        state: dict[str, Any],
+        extension: dict[str, Any],
+        tls: ssl.SSLContext | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.app = app
+        self.settings = settings
+        self.state = state
+        self.extension = extension
+        self.tls = tls
+        self.share = share
+        self.websockets = WebSockets(app, settings, limits=limits, extension=extension)
+        self.connections: set[HTTP1] = set()
+        self.handshakes: WeakSet[HTTP1] = WeakSet()
+        self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
+        self.is_stopping: bool = not settings.keep_alive
+        self.is_draining: bool = False
+        self.on_end: Callable[[], None] | None = None
+        self.heads = Deadlines(_HEAD_TIMEOUT, HTTP1.time_out)
+        self.bodies = Deadlines(settings.body_timeout, HTTP1.time_out)
+        self.idle = Deadlines(settings.keep_alive, HTTP1.close_idle)
+        self.rechecks = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
+        self.discards = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
+        self.writes = Deadlines(settings.write_timeout, HTTP1.check_progress)
+        self.flushes = Deadlines(_FLUSH_INTERVAL, HTTP1.close_when_read)
+        self.closings = Deadlines(_CLOSE_TIMEOUT, HTTP1.end_linger)
 
     def ended(self, exchange: Exchange, _: asyncio.Task[None] | None = None) -> None:
         """The app has ended."""
         self.exchanges.pop(exchange, None)
         if self.on_end is not None:
             self.on_end()
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """
+    Bytes that were written to ``transport`` and that the client has not received, in the transport and in the system.
+
+    A transport alone does not show a slow client's progress: Linux asks for more only when a third of its own buffer,
+    which may be megabytes, is free.
+
+    Source: tcp(7), ``SIOCOUTQ``, which is ``TIOCOUTQ``.
+    """
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sys.platform != "win32" and sock is not None:
+        with suppress(OSError):
+            size += int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return size

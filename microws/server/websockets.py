@@ -16,6 +16,7 @@ from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Scope
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.logs import Ending, log_access, request_line
 from microws.server.response_head import check_status, date_line, response_head
+from microws.server.settings import Settings
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN
 from microws.upgrade import Upgrade, check_upgrade, field_lines, scope_of
 
@@ -206,31 +207,29 @@ class WebSockets:
 
     Args:
         app: Serves each WebSocket.
+        settings: Of these, ``ping_interval`` and ``ping_timeout``.
         limits: Limits of a connection whose app sets none.
-        ping_interval: Seconds between two pings; 0 sends none.
-        ping_timeout: Seconds that a client has to answer a ping.
         extension: Value of ``extensions["microws"]`` in each scope.
     """
 
     def __init__(
         self,
         app: ASGIApplication,
+        settings: Settings,
         *,
-        ping_interval: float,
-        ping_timeout: float,
         limits: Limits = _LIMITS,
-        extension: Mapping[str, Any] | None = None,
+        extension: Mapping[str, Any],
     ) -> None:
         self._app = app
-        self._extension = dict(extension or {})
+        self._extension = extension
         self._open: set[ServerWebSocket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._all_closed: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
         self._is_draining = False
         self._shared = SharedLimits(
             limits,
-            pings=Deadlines(ping_interval, self._ping),
-            pongs=Deadlines(ping_timeout, self._drop_silent),
+            pings=Deadlines(settings.ping_interval, self._ping),
+            pongs=Deadlines(settings.ping_timeout, self._drop_silent),
             closings={},
             failures=Deadlines(_FAILURE_TIMEOUT, SocketConnection.abort),
         )
@@ -289,8 +288,8 @@ class WebSockets:
     async def wait_closed(self) -> None:
         """Wait until every connection has ended and every app has returned."""
         while self._open or self._tasks:
-            self._all_closed = asyncio.get_running_loop().create_future()
-            await self._all_closed
+            self._changed.clear()
+            await self._changed.wait()
 
     def disconnect(self) -> None:
         """Drop every connection at once. The apps are told that their clients have disconnected."""
@@ -304,15 +303,11 @@ class WebSockets:
 
     def _forget(self, connection: ServerWebSocket) -> None:
         self._open.discard(connection)
-        self._check_all_closed()
+        self._changed.set()
 
     def _app_returned(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._check_all_closed()
-
-    def _check_all_closed(self) -> None:
-        if not (self._open or self._tasks) and self._all_closed is not None and not self._all_closed.done():
-            self._all_closed.set_result(None)
+        self._changed.set()
 
     def _ping(self, connection: SocketConnection) -> None:
         connection.ping()

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib.util
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,9 +17,9 @@ from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
-from microws.server.acceptor import Share
+from microws.server.acceptor import Acceptor, Share
 from microws.server.control import ControlSocket, Ready, Stage
-from microws.server.http1 import ServerState
+from microws.server.http1 import HTTP1, ServerState
 from microws.server.lifespan import LifespanRunner
 from microws.server.listening import Listener, ListenError, tls_context
 from microws.server.loading import check_not_loading
@@ -26,11 +27,9 @@ from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program
-from microws.server.serving import AsyncioServer
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
 from microws.server.shutdown import Shutdown, watch_signals, watch_signals_in_worker
 from microws.server.supervisor import supervise
-from microws.server.websockets import WebSockets
 from microws.version import __version__
 
 __all__ = ["choose_loop", "run", "serve"]
@@ -46,6 +45,12 @@ _HEARTBEAT_INTERVAL: Final = 5.0
 
 # Seconds from a connection that the system has accepted to one that the server counts.
 _ACCEPT_TIMEOUT: Final = 0.05
+
+# Seconds that a client which has only connected has for its first request during the drain: some round trips.
+_FIRST_REQUEST_TIMEOUT: Final = 1.0
+
+# Seconds between two looks at the TLS handshakes.
+_LOOK_INTERVAL: Final = 0.02
 
 
 def run(
@@ -274,22 +279,90 @@ def _prepare(
 
         config = hypercorn_config(settings, max_message_size=limit)
         return HypercornServer(served, config, on_trio=not _on_asyncio(), state=state, extension=extension)
-    websockets = WebSockets(
-        served,
-        limits=Limits(max_message_size=limit),
-        ping_interval=settings.ping_interval,
-        ping_timeout=settings.ping_timeout,
-        extension=extension,
-    )
-    shared = ServerState(
-        app=served,
-        websockets=websockets,
-        settings=settings,
-        state=state,
-        extension=extension,
-        is_secure=tls is not None,
-    )
-    return AsyncioServer(shared, websockets, tls=tls, share=share)
+    limits = Limits(max_message_size=limit)
+    return AsyncioServer(served, settings, limits=limits, state=state, extension=extension, tls=tls, share=share)
+
+
+class AsyncioServer(ServerState):
+    """Serves HTTP/1.1 and WebSockets on asyncio and uvloop."""
+
+    @property
+    def open(self) -> int:
+        """How many connections are open, those included whose client has disconnected while the app still runs."""
+        return max(len(self.connections), len(self.exchanges)) + self.websockets.open
+
+    async def serve(
+        self, sockets: Sequence[socket.socket], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen on ``sockets`` until ``stop_listening``; ready at ``task_status.started()``."""
+        options: dict[str, Any] = {"tls": self.tls, "share": self.share, "count_open": lambda: self.open}
+        self._acceptor = Acceptor(partial(HTTP1, self), **options)
+        await self._acceptor.start(sockets)
+        task_status.started()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            # At the end of its loop, uvloop waits without limit for a server that is open.
+            self._acceptor.close()
+
+    def statistics(self) -> tuple[int, int]:
+        """How many requests and how many WebSockets are open."""
+        return len(self.exchanges), self.websockets.open
+
+    def expect_stop(self) -> None:
+        """Close each connection after its next response, which has ``connection: close``; accept new ones."""
+        self.is_stopping = True
+
+    async def drain(self) -> None:
+        """
+        Close every WebSocket with 1012, and end every event stream, the ones that are opened from now on too.
+
+        ``receive`` tells the app immediately.
+        """
+        self.is_draining = True
+        for exchange in list(self.exchanges):
+            exchange.drain()
+        await self.websockets.drain()
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections, and close each open one after its current request."""
+        self._acceptor.close()
+        self.is_stopping = self.is_draining = True
+        for connection in list(self.idle):
+            connection.close_idle()
+
+    async def wait_closed(self) -> None:
+        """Wait until every connection is closed and every app has returned. New clients have a second for a request."""
+        with anyio.move_on_after(_FIRST_REQUEST_TIMEOUT):
+            while self._silent or self.handshakes:  # noqa: ASYNC110 - no event tells of a failed one
+                await anyio.sleep(_LOOK_INTERVAL)
+        for connection in self._silent:
+            connection.close_idle()
+        changed = asyncio.Event()
+        self.on_end = changed.set
+        while self.connections or self.exchanges:
+            changed.clear()
+            await changed.wait()
+        await self.websockets.wait_closed()
+
+    @property
+    def _silent(self) -> list[HTTP1]:
+        """The connections on which nothing was received yet."""
+        return [connection for connection in self.heads if connection.is_idle]
+
+    def disconnect(self) -> None:
+        """Drop every connection. The apps are told that their clients have disconnected."""
+        for connection in list(self.connections):
+            connection.abort()
+        self.websockets.disconnect()
+
+    def cancel(self) -> None:
+        """Cancel every app that still runs for a connection."""
+        for exchange, task in self.exchanges.items():
+            # A task that is cancelled before its first step runs no code, not even a ``finally``.
+            task.add_done_callback(partial(self.ended, exchange))
+            task.cancel()
+        self.websockets.cancel()
 
 
 async def _delay(server: _Server, shutdown: Shutdown, settings: Settings) -> None:

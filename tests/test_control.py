@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from microws.server.acceptor import Share, make_shared_memory
-from microws.server.control import SHARED_SIGNALS, ControlSocket, Ready, Stage, worker_environment
+from microws.server.control import SHARED_SIGNALS, ControlSocket, Ready, Stage, worker_variable
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +93,7 @@ async def test_the_programs_of_a_worker_inherit_nothing_of_its_supervisor():
         numbers = [worker.detach(), os.dup(listening.fileno())]
         for number in numbers:
             os.set_inheritable(number, True)
-        environ = worker_environment({"HOME": "/"}, control=numbers[0], sockets=numbers[1:], share=share)
+        environ = {"HOME": "/"} | worker_variable(numbers[0], numbers[1:], share)
         signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
         supervisor.close()  # a supervisor that has ended counts
         control = ControlSocket.from_environment(environ)

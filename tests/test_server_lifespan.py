@@ -5,9 +5,9 @@ import httpx
 import pytest
 from worker_here import fails_with_a_short_message, failures, lifespan, respond, serving, start_only
 
+from microws.server.control import Shutdown
 from microws.server.listening import bind
 from microws.server.settings import Settings, parse_address
-from microws.server.shutdown import Shutdown
 from microws.server.worker import serve
 
 pytestmark = [pytest.mark.anyio, pytest.mark.sockets]

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from microws.server.control import Shutdown
 from microws.server.listening import bind
 from microws.server.settings import Settings
-from microws.server.shutdown import Shutdown
 from microws.server.worker import serve
 
 # For what our own server promises and Hypercorn, which serves on trio, does not.

@@ -10,10 +10,9 @@ from microws.cli.options import resolve, unknown_variables
 from microws.cli.usage import UsageError
 from microws.errors import FeatureUnavailable
 from microws.server.control import ControlSocket
-from microws.server.loading import loading
 from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.supervisor import supervise
-from microws.server.worker import choose_loop
+from microws.server.worker import choose_loop, loading
 from microws.server.worker import run as serve
 
 __all__ = ["run"]

@@ -8,13 +8,12 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from microws.server.listening import BACKLOG
 
-__all__ = ["Acceptor", "Share", "free_share", "make_shared_memory"]
+__all__ = ["Acceptor", "Share", "make_shared_memory"]
 
 # Seconds for the TLS handshake.
 _HANDSHAKE_TIMEOUT: Final = 10.0
@@ -216,12 +215,6 @@ class Share:
     def leave(self) -> None:
         """Stop counting: the other workers share the connections without this one."""
         self._numbers[2 * self.place + 1] = 0.0
-
-
-def free_share(memory: int, taken: Iterable[Share]) -> Share:
-    """A share for one more worker."""
-    places = {share.place for share in taken}
-    return Share(memory, next(place for place in count() if place not in places))
 
 
 def make_shared_memory(places: int) -> int:

@@ -136,11 +136,11 @@ class ProcessEnd:
 
         Source: ``_shutdown`` in CPython's threading.py, ``_python_exit`` in concurrent/futures/thread.py.
         """
-        process_exit = _Exit(code, self._renewal)
+        exit_process = _prepare_exit(code, self._renewal)
 
         def end() -> None:
             if _wait_for_pools(threads):
-                process_exit.run()
+                exit_process("")
 
         with suppress(RuntimeError):  # the program is past that point: atexit has called app.run()
             threading._register_atexit(end)  # type: ignore[attr-defined] # noqa: SLF001
@@ -168,7 +168,7 @@ class ProcessEnd:
                     calls = _blocked_calls(loop_has_ended=False)
                     loop = calls.pop(main, None)
                     text = _summary(calls.values(), loop=loop) or "a task that ignores its cancellation"
-                    _Exit(code, self._renewal).run(blocked=text)
+                    _prepare_exit(code, self._renewal)(text)
                 explain_at = inf
                 if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(main)):
                     _log.warning(_BLOCKED, place)
@@ -209,39 +209,37 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Exit:
+def _prepare_exit(code: int, renewal: Renewal) -> Callable[[str], NoReturn]:
     """
-    The end of the process without Python's finalization, which would wait for the blocked threads.
+    A function that ends the process without Python's finalization, which would wait for the blocked threads. The main
+    thread calls it, or another one while the main thread is blocked or waits in ``let_go``, with what to warn of.
 
     An atexit function may block, and so may a write to stdout or stderr: then a thread ends the process. It starts
-    here, because from 3.12 on Python starts no thread at its shutdown, and waits for ``run`` without running Python.
+    here, because from 3.12 on Python starts no thread at its shutdown, and waits for the call without running Python.
     """
+    has_begun = _thread.allocate_lock()
+    has_begun.acquire()
 
-    def __init__(self, code: int, renewal: Renewal) -> None:
-        self._code = code
-        self._renewal = renewal
-        self._has_begun = _thread.allocate_lock()
-        self._has_begun.acquire()
-        with suppress(RuntimeError):  # too many threads
-            _thread.start_new_thread(self._exit_later, ())
+    def end() -> NoReturn:
+        renewal.execute()
+        # ``last_type``: a traceback was printed, so the script failed after the server.
+        os._exit(code or int(hasattr(sys, "last_type")))
 
-    def run(self, *, blocked: str = "") -> NoReturn:
-        """Called by the main thread, or while the main thread is blocked or waits in ``let_go``."""
-        self._has_begun.release()
+    def end_later() -> None:
+        has_begun.acquire()
+        time.sleep(_EXIT_FUNCTIONS_TIMEOUT)
+        end()
+
+    def run(blocked: str) -> NoReturn:
+        has_begun.release()
         if blocked:
             _warn(blocked)
         run_exit_functions()
-        self._exit()
+        end()
 
-    def _exit_later(self) -> None:
-        self._has_begun.acquire()
-        time.sleep(_EXIT_FUNCTIONS_TIMEOUT)
-        self._exit()
-
-    def _exit(self) -> NoReturn:
-        self._renewal.execute()
-        # ``last_type``: a traceback was printed, so the script failed after the server.
-        os._exit(self._code or int(hasattr(sys, "last_type")))
+    with suppress(RuntimeError):  # too many threads
+        _thread.start_new_thread(end_later, ())
+    return run
 
 
 def _warn(blocked: str) -> None:

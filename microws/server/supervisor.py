@@ -9,22 +9,21 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Final
 
 from microws.errors import FeatureUnavailable
-from microws.server.acceptor import Share, free_share, make_shared_memory
-from microws.server.control import SHARED_SIGNALS, Ready, Stage, worker_environment
+from microws.server.acceptor import Share, make_shared_memory
+from microws.server.control import SHARED_SIGNALS, Ready, Stage, signal_socket, worker_variable
 from microws.server.listening import Listener, ListenError
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import REACTION_TIMEOUT
 from microws.server.renewal import Renewal
 from microws.server.settings import Settings
-from microws.server.shutdown import signal_socket
 from microws.version import __version__
 
 __all__ = ["supervise"]
@@ -103,7 +102,7 @@ def supervise(settings: Settings, renewal: Renewal) -> int:
             _log.error("%s", error)
             return 1
         try:
-            return _Supervisor(settings, listeners, renewal, renewal.command).run()
+            return _Supervisor(settings, listeners, renewal).run()
         finally:
             for listener in listeners:
                 listener.close()
@@ -204,16 +203,14 @@ class _Worker:
 class _Supervisor:
     """The workers and what to do about them. No event loop, one place that waits."""
 
-    def __init__(
-        self, settings: Settings, listeners: Sequence[Listener], renewal: Renewal, command: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: Settings, listeners: Sequence[Listener], renewal: Renewal) -> None:
         self._settings = settings
         self._listeners = listeners
         self._sockets = [listener.sock.fileno() for listener in listeners]
         self._renewal = renewal
-        self._command = command
         self._max_workers = 2 * settings.workers + 1  # while workers are renewed
         self._memory = make_shared_memory(self._max_workers)
+        self._places = set(range(self._max_workers))
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._generation = 0
@@ -439,15 +436,18 @@ class _Supervisor:
     def _start(self) -> None:
         with ExitStack() as undo:
             try:
-                share = free_share(self._memory, [worker.share for worker in self._workers])
+                share = Share(self._memory, min(self._places - {worker.share.place for worker in self._workers}))
                 ours, theirs = socket.socketpair()
                 undo.enter_context(ours).setblocking(False)
-                environ = self._renewal.environ
-                with theirs, _blocked(SHARED_SIGNALS):
+                with theirs, ExitStack() as unblock:
+                    # Blocked in the worker, until it handles them. Here they are only delayed.
+                    before = signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
+                    unblock.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+                    control = theirs.fileno()
                     process = subprocess.Popen(
-                        self._command,
-                        env=worker_environment(environ, control=theirs.fileno(), sockets=self._sockets, share=share),
-                        pass_fds=[theirs.fileno(), *self._sockets, share.memory],
+                        self._renewal.command or (),
+                        env=self._renewal.environ | worker_variable(control, self._sockets, share),
+                        pass_fds=[control, *self._sockets, share.memory],
                     )
             except OSError as error:
                 self._next_start = time.monotonic() + _FIRST_PAUSE
@@ -472,13 +472,3 @@ def _describe_exit(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
-
-
-@contextmanager
-def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Block the signals in a process started within the block, until it unblocks them. Here they are only delayed."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,8 +7,9 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -18,21 +19,19 @@ from anyio.abc import TaskStatus
 from microws.errors import FeatureUnavailable
 from microws.interfaces import ASGIApplication, Limits
 from microws.server.acceptor import Acceptor, Share
-from microws.server.control import ControlSocket, Ready, Stage
+from microws.server.control import ControlSocket, Ready, Shutdown, Stage, watch_signals
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.lifespan import LifespanRunner
 from microws.server.listening import Listener, ListenError, tls_context
-from microws.server.loading import check_not_loading
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program
 from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
-from microws.server.shutdown import Shutdown, watch_signals, watch_signals_in_worker
 from microws.server.supervisor import supervise
 from microws.version import __version__
 
-__all__ = ["choose_loop", "run", "serve"]
+__all__ = ["RunWhileLoading", "choose_loop", "loading", "run", "serve"]
 
 _log = logging.getLogger("microws.server")
 
@@ -51,6 +50,22 @@ _FIRST_REQUEST_TIMEOUT: Final = 1.0
 
 # Seconds between two looks at the TLS handshakes.
 _LOOK_INTERVAL: Final = 0.02
+
+_is_loading: Final = ContextVar("is_loading", default=False)
+
+
+class RunWhileLoading(RuntimeError):
+    """The code that defines an app serves it, while the command loads the app to serve it."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within the block the app is loaded: ``run`` raises ``RunWhileLoading``."""
+    token = _is_loading.set(True)
+    try:
+        yield
+    finally:
+        _is_loading.reset(token)
 
 
 def run(
@@ -94,7 +109,12 @@ def run(
         RunWhileLoading: The command ``microws run`` is loading the app, which it will serve itself.
         FeatureUnavailable: The loop asked for is not installed.
     """
-    check_not_loading()
+    if _is_loading.get():
+        # The app would be served again after Ctrl-C, with other settings.
+        raise RunWhileLoading(
+            "app.run() is called while `microws run` loads the app, which would be served twice; write above the call: "
+            'if __name__ == "__main__":'
+        )
     if settings is None:
         settings = Settings(**options)
     elif options:
@@ -131,10 +151,8 @@ def run(
                     if settings.worker_timeout:
                         tasks.start_soon(control.send_heartbeats, min(settings.worker_timeout / 4, _HEARTBEAT_INTERVAL))
                 if end is not None:
-                    if control is None:
-                        await tasks.start(partial(watch_signals, shutdown, end, settings, renewal))
-                    else:
-                        await tasks.start(partial(watch_signals_in_worker, shutdown, end, settings))
+                    in_worker = control is not None
+                    await tasks.start(partial(watch_signals, shutdown, end, settings, renewal, in_worker=in_worker))
                 code = await serve(
                     app, settings, listeners=listeners, shutdown=shutdown, tls=tls, control=control, name=name
                 )

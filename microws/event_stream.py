@@ -67,7 +67,7 @@ class ServerSentEvent:
         retry: Milliseconds that a browser waits before it reconnects.
 
     Raises:
-        TypeError: JSON has no form for ``data``.
+        TypeError: JSON cannot represent ``data``.
         ValueError: ``data`` cannot be encoded; a line end or NUL in ``event`` or ``id``; a negative ``retry``.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html

@@ -451,7 +451,7 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
 
     Raises:
         TypeError: Any other value.
-        ValueError: The status or a header is invalid, or JSON has no form for the value.
+        ValueError: The status or a header is invalid, or JSON cannot represent the value.
     """
     if isinstance(value, Response):
         return value

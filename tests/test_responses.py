@@ -187,7 +187,7 @@ class TestJSON:
         assert sent.headers["content-type"] == "application/problem+json"
 
     def test_a_value_that_json_cannot_encode_is_named(self):
-        with pytest.raises(ValueError, match=r"\$\.a is nan"):
+        with pytest.raises(ValueError, match=r"value\.a is nan"):
             JSONResponse({"a": float("nan")})
         with pytest.raises(TypeError, match="object"):
             JSONResponse(object())

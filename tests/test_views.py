@@ -99,13 +99,14 @@ class TestReturnValues:
 
     def test_the_error_names_the_view_its_file_and_its_line(self):
         line = page.__code__.co_firstlineno
-        for value, problem in (({1}, "expected str"), ({"a": {1}}, "$.a is of type set")):
+        for value, problem in (({1}, "expected str"), ({"a": {1}}, "value.a is of type set")):
             with pytest.raises(
                 TypeError, match=re.escape(f"page ({__file__}:{line}) returned a value that cannot be sent: {problem}")
             ):
                 to_response(value, page)
         with pytest.raises(
-            ValueError, match=re.escape(f"page ({__file__}:{line}) returned a value that cannot be sent: $[0] is nan")
+            ValueError,
+            match=re.escape(f"page ({__file__}:{line}) returned a value that cannot be sent: value[0] is nan"),
         ):
             to_response([float("nan")], functools.partial(page))
 
@@ -126,7 +127,7 @@ class TestReturnValues:
 
 @dataclass
 class Order:
-    """Holds what JSON has no form for."""
+    """Holds what JSON cannot represent."""
 
     price: Decimal
 
@@ -275,9 +276,9 @@ class TestJSONDefault:
     @pytest.mark.parametrize(
         ("value", "problem"),
         [
-            ({"a": [object()]}, "$.a[0] is of type object, which JSON has no form for"),
-            ({"x": {float("nan")}}, "$.x[0] is nan"),
-            ({Decimal(1): 1}, "$ has a key of type Decimal"),
+            ({"a": [object()]}, "value.a[0] is of type object, which JSON cannot represent"),
+            ({"x": {float("nan")}}, "value.x[0] is nan"),
+            ({Decimal(1): 1}, "value has a key of type Decimal"),
             ((i for i in "ab"), "got generator; to send its values"),
         ],
     )
@@ -297,7 +298,7 @@ class TestJSONDefault:
 
     async def test_a_json_default_that_returns_its_argument_ends(self):
         error = await failure_of(App(json_default=lambda value: value), lambda: {"a": MODEL})
-        assert str(error).endswith("json_default returned Model, which JSON has no form for either")
+        assert str(error).endswith("json_default returned Model, which JSON cannot represent either")
 
     async def test_a_value_that_holds_itself_ends(self):
         value = [MODEL]
@@ -308,7 +309,7 @@ class TestJSONDefault:
     async def test_a_mounted_app_does_not_use_it(self):
         app = App(json_default=to_json)
         error = await failure_of(App(), lambda: {"a": MODEL}, inside=app)
-        assert "$.a is of type Model" in str(error)
+        assert "value.a is of type Model" in str(error)
 
     async def test_it_is_called_once_for_each_value(self):
         calls = []

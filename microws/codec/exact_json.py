@@ -45,7 +45,7 @@ def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
             ``json_default`` of the app that serves the current request or WebSocket.
 
     Raises:
-        TypeError: ``value`` contains a type that JSON has no form for, or a key that is not a ``str``.
+        TypeError: ``value`` contains a type that JSON cannot represent, or a key that is not a ``str``.
         ValueError: It contains NaN, Infinity, a lone surrogate or an integer beyond the range of a double, or is nested
             deeper than 1,024. Both errors say where: ``$.a[3] is nan``.
 
@@ -54,7 +54,7 @@ def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
     try:
         data = orjson.dumps(value)
     except TypeError:
-        # orjson also refuses two things that JSON has a form for: integers beyond 64 bits, and a depth over 254.
+        # orjson also refuses two things that JSON can represent: integers beyond 64 bits, and a depth over 254.
         return _dumps_slowly(value, _Conversion(default or JSON_DEFAULT.get()))
     # orjson writes NaN and Infinity as null. (`find`, because `in` takes twice as long on bytes.)
     if data.find(b"null") >= 0 and not _is_exact([value], data.count(b"null")):
@@ -165,7 +165,8 @@ class _Conversion:
             try:
                 made = self.default(value)
                 if made is value:
-                    raise ValueError(f"json_default returned {type(value).__name__}, which JSON has no form for either")
+                    kind = type(value).__name__
+                    raise ValueError(f"json_default returned {kind}, which JSON cannot represent either")
             except Exception as error:
                 self.error = error
                 raise
@@ -186,7 +187,7 @@ class _Conversion:
 
 def _dumps_slowly(value: Any, conversion: _Conversion) -> bytes:
     """Encode what orjson refused: with orjson if ``conversion`` is all it needs, else with the C code of ``json``."""
-    error: Exception = ValueError("expected a value that JSON has a form for")
+    error: Exception = ValueError("expected a value that JSON can represent")
     try:
         data = None
         if conversion.default is not None:
@@ -283,7 +284,7 @@ _MAX_EXPLAINED = 50_000
 
 
 def _explain(value: Any, converted: _Converted) -> TypeError | ValueError | None:
-    """The error that says what JSON has no form for in ``value``, and where; ``None`` if it was not found."""
+    """The error that says what JSON cannot represent in ``value``, and where; ``None`` if it was not found."""
     # A path is the path of the outer value and the key in it.
     untried: list[tuple[Any, Iterator[tuple[Any, Any]]]] = [((), iter([(None, value)]))]
     for _ in range(_MAX_EXPLAINED):
@@ -311,7 +312,7 @@ def _explain(value: Any, converted: _Converted) -> TypeError | ValueError | None
             untried.append((path, enumerate(item)))
         elif type(item) is float:
             if not isfinite(item):
-                return ValueError(f"{_text(path)} is {item}, which JSON has no form for; send None instead")
+                return ValueError(f"{_text(path)} is {item}, which JSON cannot represent; send None instead")
         elif isinstance(item, int):
             try:
                 float(item)
@@ -322,7 +323,7 @@ def _explain(value: Any, converted: _Converted) -> TypeError | ValueError | None
                 orjson.dumps(item)
             except TypeError:
                 return TypeError(
-                    f"{_text(path)} is of type {type(item).__name__}, which JSON has no form for; "
+                    f"{_text(path)} is of type {type(item).__name__}, which JSON cannot represent; "
                     "send dict, list, str, int, float, bool or None, or convert it with App(json_default=…)"
                 )
         if len(untried) > MAX_DEPTH + 1:
@@ -343,7 +344,7 @@ def _has_surrogate(text: str) -> bool:
 
 
 def _text(path: Any) -> str:
-    """A path as text: ``$.a[3]``. Of a longer one the last 60 characters, which tell most."""
+    """A path as text: ``value.a[3]``. Of a longer one the last 60 characters, which tell most."""
     steps = []
     while path:
         path, key = path
@@ -353,5 +354,5 @@ def _text(path: Any) -> str:
             steps.append(f"[{key}]")
         else:
             steps.append(f".{key}" if key.isidentifier() else f"[{key[:60]!r}]")
-    text = "$" + "".join(reversed(steps))
+    text = "value" + "".join(reversed(steps))
     return text if len(text) <= 60 else f"…{text[-59:]}"

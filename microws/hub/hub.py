@@ -305,11 +305,11 @@ class Hub:
 
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
-            value: ``str``, ``bytes``, or a value that JSON has a form for.
+            value: ``str``, ``bytes``, or a value that JSON can represent.
             skip: The id of a connection that does not get it.
 
         Raises:
-            TypeError, ValueError: An invalid topic, or JSON has no form for the value. Nothing was delivered.
+            TypeError, ValueError: An invalid topic, or JSON cannot represent the value. Nothing was delivered.
             RuntimeError: The app does not run, or runs in another event loop.
         """
         # Comparing threads takes 30 ns; asking for the running loop is a system call until Python 3.12.

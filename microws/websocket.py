@@ -512,8 +512,9 @@ class WebSocket(BaseRequest):
             except Exception as error:
                 if not _is_disconnect_of(self._connection, error):
                     self._failure = self._failure or error
-                    report(error, self.path, "a task of ws.start_soon failed and the connection is closed with 1011")
-                    self._connection.close_now(CloseCode.INTERNAL_ERROR, "internal error")
+                    event = "a task of ws.start_soon failed and the connection is closed with 1011"
+                    error_id = report(error, self.path, event)
+                    self._connection.close_now(CloseCode.INTERNAL_ERROR, f"internal error, error id {error_id}")
             finally:
                 self._helpers.discard(scope)
 

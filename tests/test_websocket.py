@@ -1314,8 +1314,11 @@ class TestHelpers:
 
         async with app.test_client(raise_errors=False) as client, client.websocket("/") as ws:
             assert await ws.receive() == "soon"
-            assert await closed(ws) == (1011, "internal error")
-            assert await notes.wait() == [(1011, "internal error")]
+            code, reason = await closed(ws)
+            assert await notes.wait() == [(code, reason)]
+        assert code == 1011
+        error_id = reason.removeprefix("internal error, error id ")
+        assert f"the connection is closed with 1011, id {error_id}\n" in caplog.text
         assert "KeyError: 'secret'" in caplog.text
 
     async def test_a_disconnect_in_a_helper_does_not_count_for_the_view(self, caplog, after_disconnect):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import example, given
@@ -150,6 +151,14 @@ def test_a_busy_generator_is_noted(cpu, waited, note):
     result = result_of(cpu=cpu, waited=waited)
     assert as_json(result)["generator"]["was_the_limit"] == (cpu > 0.9)
     assert note in as_text(result) if note else "note" not in as_text(result)
+
+
+def test_a_run_that_measured_nothing_has_no_latencies_and_no_limit():
+    result = result_of(cpu=0.95, waited=0.5, latencies={"answer": Histogram()})
+    result.done = 0
+    assert re.search(r"^answer( +-){5}$", as_text(result), re.MULTILINE)
+    assert "note" not in as_text(result)
+    assert not as_json(result)["generator"]["was_the_limit"]
 
 
 def test_without_the_scheduler_statistics_of_linux_nothing_was_waited(monkeypatch, tmp_path):

@@ -93,6 +93,11 @@ class Result:
         return {"echo": "answers", "fan-out": "deliveries", "connects": "connects"}[self.plan.mode]
 
     @property
+    def was_the_limit(self) -> bool:
+        """Whether the generator may have been the bottleneck. A run that measured nothing had none."""
+        return self.done > 0 and self.cpu >= BUSY
+
+    @property
     def errors(self) -> int:
         """Everything that went wrong."""
         return sum(reasons.total() for reasons in self.failures.values()) + sum(self.counts[name] for name in _COUNTS)
@@ -127,7 +132,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "generator": {
             "cpu": round(result.cpu, 3),
             "waited_for_a_core": round(result.waited, 3),
-            "was_the_limit": result.cpu >= BUSY,
+            "was_the_limit": result.was_the_limit,
             "event_loop": result.loop,
         },
         "interrupted": result.is_interrupted,
@@ -166,7 +171,8 @@ def _lines(result: Result) -> Iterator[str]:
     yield _row("latency", "".join(f"{name:>11}" for name in PERCENTILES))
     late = {} if plan.rate is None else {"sent late by": result.lateness}
     for name, histogram in (result.latencies | late).items():
-        yield _row(name, "".join(f"{_milliseconds(histogram.percentile(p)):>11}" for p in PERCENTILES.values()))
+        times = (_milliseconds(histogram.percentile(p)) if histogram.count else "-" for p in PERCENTILES.values())
+        yield _row(name, "".join(f"{text:>11}" for text in times))
     if plan.rate is None:
         yield _row("", "closed loop: a stalled server is sent less, so a stall counts once; see --rate")
     else:
@@ -185,9 +191,9 @@ def _lines(result: Result) -> Iterator[str]:
             yield _row(FAILURES[name].partition(" ")[2], f"{count:,} × {reason}")
     yield _row("generator", f"{result.cpu:.0%} of a core, {result.waited:.0%} waiting for one; {result.loop}")
     notes = []
-    if result.cpu >= BUSY:
+    if result.was_the_limit:
         notes.append("the generator used its core fully: the rate is a lower bound, the latencies are partly its own")
-    elif result.cpu + result.waited >= BUSY:
+    elif result.done and result.cpu + result.waited >= BUSY:
         text = f"the generator waited for a core {result.waited:.0%} of the time, because other processes used it"
         notes.append(f"{text}: the rate is a lower bound, the latencies are partly its own")
     if result.is_interrupted:

@@ -56,7 +56,7 @@ def _parse_multipart(body: bytes, *, boundary: str) -> MultiDict[str | UploadFil
     try:
         from python_multipart import MultipartParser
     except ImportError:
-        raise FeatureUnavailable('multipart forms need python-multipart: pip install "microws[forms]"') from None
+        raise FeatureUnavailable("multipart forms need python-multipart: pip install python-multipart") from None
     if not boundary:
         raise ValueError("expected a boundary in its Content-Type")
     parts = _Parts()

@@ -492,8 +492,8 @@ def _refusal(origin: str | None, host: str | None, *, site: str | None = None) -
     return Refusal(
         403,
         "origin not allowed",
-        f"{came}{browser} is not the request's own Host {_cut(host)}; if a proxy rewrites Host, let it pass the "
-        f"client's on; {line}",
+        f"{came}{browser} is not the request's own Host {_cut(host)}; if a proxy changes Host, configure it to "
+        f"forward the client's; {line}",
     )
 
 

@@ -370,8 +370,9 @@ def _unreachable(segment: str) -> str:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known name, or else the known names."""
-    names = ", ".join(sorted(known)[:10])
-    return did_you_mean(name, known) or (f"; there is {names}" if names else "")
+    names = sorted(known)
+    shown = ", ".join([*names[:10], "…"] if len(names) > 10 else names)
+    return did_you_mean(name, known) or (f"; known: {shown}" if shown else "")
 
 
 # Routes

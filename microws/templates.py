@@ -29,7 +29,7 @@ class Templates:
         try:
             import jinja2
         except ImportError:
-            raise FeatureUnavailable('templates need Jinja2: pip install "microws[templates]"') from None
+            raise FeatureUnavailable("templates need Jinja2: pip install jinja2") from None
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(self._directory), autoescape=jinja2.select_autoescape(default=True)
         )

@@ -404,7 +404,7 @@ def test_without_a_name_and_an_app_the_error_says_where_it_looked(directory):
             "old: expected an ASGI app, got Three, a class; to serve what it returns: microws run 'old:Three()'",
         ),
         ("chat:number()", "chat: expected a function that returns the app, got number, of type int; leave out ()"),
-        ("chat:late()", "chat: expected a function that returns the app, got late, an async one; write def"),
+        ("chat:late()", "chat: expected a function that returns the app, got late, which is async; write def"),
         ("chat:", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:'"),
         (":app", "APP: expected module:attr, module, module:factory() or path.py, got ':app'"),
         ("chat:a b", "APP: expected module:attr, module, module:factory() or path.py, got 'chat:a b'"),
@@ -606,7 +606,7 @@ def test_a_loop_that_is_not_installed_is_a_usage_error(directory, capsys, monkey
     monkeypatch.setitem(sys.modules, "trio", None)
     write(directory, chat=APP)
     assert main(["run", "chat", "--loop", "trio"]) == 2
-    assert capsys.readouterr().err == "error: the loop trio is not installed: pip install 'microws[trio]'\n"
+    assert capsys.readouterr().err == "error: the loop trio is not installed: pip install trio\n"
 
 
 def test_an_app_is_served_until_a_signal(directory, capsys):

@@ -312,7 +312,7 @@ class TestRequests:
         refusal = check_request_origin("POST", headers, allowed=None)
         assert refusal.log == (
             "Origin 'https://evil.example' (Sec-Fetch-Site: cross-site) is not the request's own Host 'app.example'; "
-            "if a proxy rewrites Host, let it pass the client's on; "
+            "if a proxy changes Host, configure it to forward the client's; "
             'to allow this origin: App(origins=["https://evil.example"])'
         )
         refusal = check_request_origin("POST", headers_of(sec_fetch_site="cross-site"), allowed=None)

@@ -71,7 +71,7 @@ class TestPatterns:
             ("/{a b}", "identifier"),
             ("/{x:}", "no converter ''"),
             ("/{x:itn}", "did you mean 'int'?"),
-            ("/{x:qqqq}", "there is float, int, path, str, uuid"),
+            ("/{x:qqqq}", "; known: float, int, path, str, uuid"),
             ("/{x}/{x:int}", "more than once"),
             ("/{x:path}/y", "must be last"),
             ("/{x:path}/", "must be last"),
@@ -554,7 +554,11 @@ class TestURLFor:
     def test_an_unknown_name_is_refused_with_the_nearest(self, routes):
         with pytest.raises(RoutingError, match=r"no route is called 'flaot'; did you mean 'float'\?"):
             routes.url_for("flaot")
-        with pytest.raises(RoutingError, match="there is float, int"):
+        with pytest.raises(RoutingError, match=r"; known: float, int, path, rest, self, str, uuid$"):
+            routes.url_for("zzzz")
+        for number in range(4):
+            routes.add(f"/n/{number}", None, kind="http", methods=["GET"], name=f"n{number}")
+        with pytest.raises(RoutingError, match=r"; known: float, int, n0, n1, n2, n3, path, rest, self, str, …$"):
             routes.url_for("zzzz")
         with pytest.raises(RoutingError, match=r"no route is called 'x'$"):
             Router().url_for("x")

@@ -111,7 +111,7 @@ class TestContent:
 
 def test_without_jinja2_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(FeatureUnavailable, match=r'pip install "microws\[templates\]"'):
+    with pytest.raises(FeatureUnavailable, match="pip install jinja2"):
         Templates(Path(), url_for=str).render("page.html", {})
     with pytest.raises(FeatureUnavailable, match="need Jinja2"):
         App().render("page.html")

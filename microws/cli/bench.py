@@ -64,7 +64,7 @@ _URL: Final = _option("a URL such as ws://127.0.0.1:8000/echo", r"wss?://.*", _u
 _PUBLISH: Final = _option("a URL that begins with ws://, wss://, http:// or https://", r"(ws|http)s?://.*", _url)
 _SUBPROTOCOL: Final = _option("one name without spaces and commas (repeat the option for more)", _TOKEN)
 _HEADER: Final = _option(
-    "'Name: value' that microws does not set itself", rf"(?!{_OWN_HEADERS}){_TOKEN}:[ -~]*", _header
+    "'Name: value' with a name that microws does not set itself", rf"(?!{_OWN_HEADERS}){_TOKEN}:[ -~]*", _header
 )
 
 # Flag, type (``None``: a switch), metavar and help.

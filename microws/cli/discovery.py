@@ -192,7 +192,7 @@ def _get(module: ModuleType, target: _Target) -> Any:
 
 def _call(factory: Any, target: _Target) -> Any:
     if not callable(factory) or inspect.iscoroutinefunction(factory):
-        kind = "an async one; write def" if callable(factory) else f"of type {type(factory).__name__}; leave out ()"
+        kind = "which is async; write def" if callable(factory) else f"of type {type(factory).__name__}; leave out ()"
         raise LoadError(f"{target.place}: expected a function that returns the app, got {target.attribute}, {kind}")
     try:
         return factory()

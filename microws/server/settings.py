@@ -324,7 +324,7 @@ class Settings:
     # More than 1,024 is a typing mistake, and would overload the machine.
     workers: int = _setting(1, _integer("a number of workers", 1, 1024), "N", "processes that share the port")
     # As in gunicorn. A supervisor does not count the time that the app takes to start.
-    worker_timeout: float = _seconds(30, "replace a worker whose event loop is blocked for so long; 0: never")
+    worker_timeout: float = _seconds(30, "replace a worker whose event loop is blocked for this long; 0: never")
     # The default on trio is hypercorn. It is slower.
     server: _Server = _setting(
         None, _choice(_Server), "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"
@@ -346,7 +346,7 @@ class Settings:
     )
     # Both as in `websockets`.
     ping_interval: float = _seconds(20, "between two pings of a WebSocket; 0: no pings")
-    ping_timeout: float = _seconds(20, "disconnect a client that does not answer a ping for so long; 0: unlimited")
+    ping_timeout: float = _seconds(20, "disconnect a client that does not answer a ping for this long; 0: unlimited")
     max_message_size: int | None = _setting(
         None, parse_size, "SIZE", "of an incoming message, such as 64KiB; default: the limit of the app, or 1MiB"
     )
@@ -354,19 +354,19 @@ class Settings:
     max_head_size: int = _setting("16KiB", _head_size, "SIZE", "of a request's target and headers, 1KiB to 1MiB")
     # As nginx's `client_body_timeout` and `send_timeout`.
     body_timeout: float = _seconds(
-        60, "answer 408 if nothing more of a request's body arrives for so long; 0: unlimited"
+        60, "answer 408 if nothing more of a request's body arrives for this long; 0: unlimited"
     )
     write_timeout: float = _seconds(
-        60, "disconnect a client that reads nothing of a response for so long; 0: unlimited"
+        60, "disconnect a client that reads nothing of a response for this long; 0: unlimited"
     )
     # As nginx's `keepalive_timeout`, and longer than the 60 of common load balancers.
-    keep_alive: float = _seconds(75, "close a connection without a request after so long; 0: after each response")
+    keep_alive: float = _seconds(75, "close a connection after this long without a request; 0: after each response")
     # The file's owner and group may connect.
     unix_mode: int = _setting("0660", _unix_mode, "MODE", "permissions of the socket file of unix:PATH")
     # For platforms that send requests for a moment after SIGTERM. Ctrl-C has no delay; a second signal ends it.
-    stop_delay: float = _seconds(0, "accept for so long after SIGTERM, while /readyz says 503; 0: stop immediately")
+    stop_delay: float = _seconds(0, "accept for this long after SIGTERM, while /readyz says 503; 0: stop immediately")
     # As `docker stop` waits.
-    drain_timeout: float = _seconds(10, "let requests finish for so long at shutdown; 0: disconnect them immediately")
+    drain_timeout: float = _seconds(10, "time for requests to finish at shutdown; 0: disconnect them immediately")
     # Both as in Hypercorn.
     startup_timeout: float = _seconds(60, "for the start-up of the app's lifespan")
     shutdown_timeout: float = _seconds(60, "for the shutdown of the app's lifespan")

@@ -184,7 +184,7 @@ def choose_loop(settings: Settings) -> Literal["asyncio", "uvloop", "trio"]:
     if settings.loop == "auto":
         return "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
     if settings.loop == "trio" and not importlib.util.find_spec("trio"):
-        raise FeatureUnavailable("the loop trio is not installed: pip install 'microws[trio]'")
+        raise FeatureUnavailable("the loop trio is not installed: pip install trio")
     if settings.loop == "uvloop" and not importlib.util.find_spec("uvloop"):
         raise FeatureUnavailable("the loop uvloop is not installed: pip install uvloop, or write --loop asyncio")
     return settings.loop

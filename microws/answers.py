@@ -24,16 +24,7 @@ from microws.requests import Request
 from microws.responses import JSONResponse, RedirectResponse, Response, TextResponse
 from microws.routing import Miss, encode_path, root_path
 
-__all__ = [
-    "EXPECTED",
-    "allowed",
-    "answer_miss",
-    "close_for",
-    "error_of",
-    "prefers_json",
-    "report",
-    "response_for",
-]
+__all__ = ["EXPECTED", "allowed", "answer_miss", "close_for", "error_of", "prefers_json", "report", "response_for"]
 
 # Exceptions that have a close code, and are not logged.
 EXPECTED: Final = (HTTPException, PayloadTypeError, InvalidMessage, TooManySubscriptions)

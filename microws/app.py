@@ -14,7 +14,7 @@ from microws.event_stream import EventName, Stream
 from microws.files import StaticFiles
 from microws.health import Health
 from microws.hints import add_hints
-from microws.hooks import HookList, Hooks, Middleware, check_mounted
+from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_mounted, wrap
 from microws.hub import MAX_MESSAGES, Hub, OverflowPolicy, TopicSettings
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
@@ -139,7 +139,7 @@ class App:
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
-        self._middleware = Middleware()
+        self._middleware: list[Middleware] = []
         self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
         self._hub = Hub(self._codecs, hub, write=BulkWriter().write)
@@ -376,7 +376,7 @@ class App:
             )
         if other_app is self or other_app._parent not in (None, self):
             raise RuntimeError("an app can be included in only one other app, and not in itself")
-        if other_app._middleware.added:
+        if other_app._middleware:
             raise RuntimeError(
                 "an included app must not have middleware: add it to the including app, or mount this one"
             )
@@ -465,7 +465,10 @@ class App:
             TypeError: ``asgi_middleware`` does not return an ASGI app.
         """
         self._check_registering()
-        self._middleware.add(asgi_middleware, options)
+        if self._asgi is not None:
+            raise RuntimeError("add middleware before the app serves its first request")
+        check_middleware(asgi_middleware)
+        self._middleware.append((asgi_middleware, options))
 
     def before_request(self, hook: RequestHook) -> RequestHook:
         """
@@ -748,7 +751,7 @@ class App:
             # Without a lifespan the app runs in the event loop of its first request.
             self._hub.loop.attach()
         if self._asgi is None:
-            app = self._middleware.around(self._serve)
+            app = wrap(self._serve, self._middleware)
             self._asgi = guard(app, settings=self._settings, http=self._http, websocket=self._websocket)
         scope["app"] = self
         await self._asgi(scope, receive, send)

@@ -22,16 +22,7 @@ from microws.codec import MessageCodec, dumps_json
 from microws.connection.deadlines import Deadlines
 from microws.errors import Overflow
 from microws.handshake import HeadersLike
-from microws.hub import (
-    FrameCodec,
-    Hub,
-    Outbox,
-    Published,
-    Subscriber,
-    TopicSettings,
-    check_topic,
-    running_loop,
-)
+from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic, running_loop
 from microws.interfaces import Event, Frame, Payload, Receive, Scope, Send, Sink
 from microws.streams import Source, StreamingResponse, body_part, send_until_disconnect
 from microws.subscription import TopicQueue
@@ -125,10 +116,9 @@ _codecs: WeakValueDictionary[tuple[str | None, bool], _EventCodec] = WeakValueDi
 
 def event_codec(event: str | None, *, is_chunked: bool) -> FrameCodec:
     """The codec of an event's type: all streams share it, so that a published message is framed once for all."""
-    codec = _codecs.get((event, is_chunked))
-    if codec is None:
-        codec = _codecs[event, is_chunked] = _EventCodec(event, is_chunked=is_chunked)
-    return codec
+    return _codecs.get((event, is_chunked)) or _codecs.setdefault(
+        (event, is_chunked), _EventCodec(event, is_chunked=is_chunked)
+    )
 
 
 def _as_chunk(data: bytes) -> bytes:
@@ -167,13 +157,13 @@ class Stream:
         self._codec = codec
         self._queue: TopicQueue | None = None
 
-    def attach(self, *, is_chunked: bool, wake: Callable[[], None], refuse: Callable[[int, str], None]) -> Subscriber:
+    def attach(self, *, is_chunked: bool, refuse: Callable[[int, str], None]) -> Subscriber:
         """
         Subscribe a response. Its outbox gets encoded events.
 
         Args:
             is_chunked: Whether each event is also a chunk of HTTP/1.1.
-            wake, refuse: See ``Subscriber``.
+            refuse: See ``Subscriber``.
 
         Raises:
             RuntimeError: The app does not run, or runs in another event loop.
@@ -182,11 +172,12 @@ class Stream:
         hub.loop.check("anyio.from_thread.run(function), where the `async def` function sends the response")
         codecs = {topic: event_codec(event, is_chunked=is_chunked) for topic, event in self._events.items()}
         distinct = set(codecs.values())
+        outbox = Outbox(marker=partial(_gap_marker, is_chunked=is_chunked), losses=hub.losses)
         subscriber = Subscriber(
             id=f"events-{next(_numbers)}",
             codec=codecs if len(distinct) > 1 else distinct.pop(),
-            outbox=Outbox(marker=partial(_gap_marker, is_chunked=is_chunked), losses=hub.losses),
-            wake=wake,
+            outbox=outbox,
+            wake=outbox.drain,
             refuse=refuse,
         )
         hub.subscribe(subscriber, *codecs)
@@ -260,11 +251,7 @@ class EventStream(StreamingResponse):
     _opening = _OPENING
 
     def __init__(
-        self,
-        source: AsyncIterable[Any] | Iterable[Any],
-        *,
-        headers: HeadersLike | None = None,
-        keepalive: float = 15.0,
+        self, source: AsyncIterable[Any] | Iterable[Any], *, headers: HeadersLike | None = None, keepalive: float = 15.0
     ) -> None:
         if not keepalive > 0:
             raise ValueError(f"expected keepalive to be a number of seconds above 0, got {keepalive}")
@@ -341,7 +328,7 @@ class _TopicEvents:
         self._is_chunked = is_chunked
         self._stream = stream
         # Before the head of the response: what is published once the client has it is for the client.
-        subscriber = stream.attach(is_chunked=is_chunked, wake=self._wake, refuse=self._refuse)
+        subscriber = stream.attach(is_chunked=is_chunked, refuse=self._refuse)
         self._subscriber: Subscriber | None = subscriber
         self._outbox = subscriber.outbox
 
@@ -358,9 +345,6 @@ class _TopicEvents:
         self._outbox.sink = self._sink
         if self._silences is not None:
             self._silences.start(self)
-        self._wake()
-
-    def _wake(self) -> None:
         self._outbox.drain()
 
     def _refuse(self, code: int, reason: str) -> None:
@@ -508,7 +492,7 @@ class _DirectEvents(_TopicEvents):
             # It would be kept for the whole life of the stream.
             del start
             await send(body_part(_OPENING))
-            self._connection.on_writable = self._wake
+            self._connection.on_writable = self._outbox.drain
             self._start()
             self._exchange.watch_end(self._leave)
             await self._end
@@ -538,7 +522,4 @@ _silences: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[floa
 
 def _silences_of(loop: asyncio.AbstractEventLoop, seconds: float) -> _Silences:
     by_seconds = _silences.setdefault(loop, WeakValueDictionary())
-    found = by_seconds.get(seconds)
-    if found is None:
-        found = by_seconds[seconds] = Deadlines(seconds, lambda events: events.break_silence())
-    return found
+    return by_seconds.setdefault(seconds, Deadlines(seconds, _TopicEvents.break_silence))

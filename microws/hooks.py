@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter
 from typing import Any, TypeAlias
@@ -12,9 +12,11 @@ from microws.callables import is_async, layers_of, name_of, signature_of
 from microws.errors import HTTPException
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
-__all__ = ["HookList", "Hooks", "Middleware", "ViewHooks", "call_hook", "check_hook", "check_mounted"]
+__all__ = ["HookList", "Hooks", "Middleware", "call_hook", "check_hook", "check_middleware", "check_mounted", "wrap"]
 
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
+# Called with an ASGI app and these options, it returns the wrapped app.
+Middleware: TypeAlias = tuple[Callable[..., ASGIApplication], dict[str, Any]]
 
 
 class HookList(list[Callable[..., Any]]):
@@ -139,49 +141,33 @@ def _reporting(handler: ErrorHandler) -> ErrorHandler:
     return report_and_call
 
 
-class Middleware:
-    """The ASGI middleware around one app."""
+def check_middleware(middleware: Any) -> None:
+    """Raise ``TypeError`` unless ``middleware`` can be called with an ASGI app and return one."""
+    is_function = inspect.isroutine(middleware) or inspect.isclass(middleware)
+    if not callable(middleware) or inspect.iscoroutinefunction(
+        middleware if is_function else type(middleware).__call__
+    ):
+        raise TypeError(
+            "expected middleware that is called as middleware(app, **options) and returns an ASGI app, got "
+            f"{middleware!r}; to run code before each view, use @app.before_request"
+        )
 
-    def __init__(self) -> None:
-        self.added: list[tuple[Callable[..., ASGIApplication], dict[str, Any]]] = []
-        self._is_in_use = False
 
-    def add(self, middleware: Any, options: dict[str, Any]) -> None:
-        """
-        Add ``middleware(app, **options)`` inside the middleware that was added before.
-
-        Raises:
-            RuntimeError: The app serves already.
-            TypeError: ``middleware`` does not return an ASGI app.
-        """
-        if self._is_in_use:
-            raise RuntimeError("add middleware before the app serves its first request")
-        is_function = inspect.isroutine(middleware) or inspect.isclass(middleware)
-        if not callable(middleware) or inspect.iscoroutinefunction(
-            middleware if is_function else type(middleware).__call__
-        ):
-            raise TypeError(
-                "expected middleware that is called as middleware(app, **options) and returns an ASGI app, got "
-                f"{middleware!r}; to run code before each view, use @app.before_request"
-            )
-        self.added.append((middleware, options))
-
-    def around(self, app: ASGIApplication) -> ASGIApplication:
-        """Wrap ``app`` in all of them; none may be added afterwards."""
-        self._is_in_use = True
-        if not self.added:
-            return app
-        inner = app
-
-        # Sentry's and asgiref's detection (OpenTelemetry, ServeStatic) take anything but an `async def` function for
-        # an ASGI 2 app, and call it with the scope alone. Sentry's also does so with a bound method.
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-            await inner(scope, receive, send)
-
-        app = serve
-        for middleware, options in reversed(self.added):
-            app = middleware(app, **options)
+def wrap(app: ASGIApplication, middleware: Sequence[Middleware]) -> ASGIApplication:
+    """Put ``app`` into ``middleware``, of which the first is outermost."""
+    if not middleware:
         return app
+    inner = app
+
+    # Sentry's and asgiref's detection (OpenTelemetry, ServeStatic) take anything but an `async def` function for an
+    # ASGI 2 app, and call it with the scope alone. Sentry's also does so with a bound method.
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner(scope, receive, send)
+
+    app = serve
+    for make, options in reversed(middleware):
+        app = make(app, **options)
+    return app
 
 
 def check_hook(hook: Callable[..., Any], decorator: str, *arguments: str) -> None:

@@ -217,11 +217,7 @@ class Source:
 
 
 async def send_until_disconnect(
-    receive: Receive,
-    send: Send,
-    function: _Part,
-    *beside: _Part,
-    leaving: "anyio.CancelScope | None" = None,
+    receive: Receive, send: Send, function: _Part, *beside: _Part, leaving: "anyio.CancelScope | None" = None
 ) -> bool:
     """
     Run ``function(send)``, and the functions ``beside`` it, until it ends or the client disconnects.

@@ -8,8 +8,7 @@ event loop checks the deadlines of all connections.
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from math import inf
 from types import TracebackType
@@ -19,17 +18,9 @@ from weakref import WeakValueDictionary
 import anyio
 import anyio.abc
 
-from microws.errors import ReceiveTimeout
 from microws.interfaces import Scope
 
-__all__ = [
-    "AsyncioTasks",
-    "GroupTasks",
-    "Tasks",
-    "check_function",
-    "current_task",
-    "fail_after_silence",
-]
+__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task"]
 
 # Seconds between two checks of all deadlines. A deadline may be as late.
 TICK = 0.25
@@ -203,18 +194,6 @@ class GroupTasks:
         seconds: Seconds until the view's first deadline.
     """
 
-    __slots__ = (
-        "_asgi_scope",
-        "_group",
-        "_has_ended",
-        "_is_spared",
-        "_is_watched",
-        "_none_runs",
-        "_running",
-        "_scope",
-        "_view",
-    )
-
     def __init__(self, group: "anyio.abc.TaskGroup", scope: Scope, seconds: float) -> None:
         self._group = group
         self._asgi_scope = scope
@@ -365,15 +344,6 @@ def _warn_of_view(scope: Scope) -> None:
         getattr(view, "__qualname__", None) or repr(view),
         _MAX_SECONDS_AFTER_END,
     )
-
-
-@contextmanager
-def fail_after_silence(seconds: float) -> Iterator[None]:
-    """Raise ``ReceiveTimeout`` if the block still waits for a message after ``seconds``."""
-    with anyio.move_on_after(seconds) as limit:
-        yield
-    if limit.cancelled_caught:
-        raise ReceiveTimeout(seconds) from None
 
 
 def check_function(function: object) -> None:

@@ -9,12 +9,7 @@ from urllib.parse import unquote
 
 from microws.interfaces import Scope
 
-__all__ = [
-    "Upgrade",
-    "accept_response",
-    "check_upgrade",
-    "scope_of",
-]
+__all__ = ["Upgrade", "accept_response", "check_upgrade", "scope_of"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -61,12 +56,10 @@ def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
         return _refused(400, b"a WebSocket handshake has no body")
     if fields.get(b"sec-websocket-version") != _VERSION:
         return _refused(
-            426,
-            b"expected Sec-WebSocket-Version: 13",
-            (b"upgrade", b"websocket"),
-            (b"sec-websocket-version", _VERSION),
+            426, b"expected Sec-WebSocket-Version: 13", (b"upgrade", b"websocket"), (b"sec-websocket-version", _VERSION)
         )
-    if not _is_key(fields.get(_KEY, b"")):
+    # Base64 (RFC 4648 §4) of 16 bytes. The last four bits of the last character are not used.
+    if not _16_BYTES.fullmatch(fields.get(_KEY, b"")):
         return _refused(400, b"expected one Sec-WebSocket-Key of 16 bytes in Base64")
     return None
 
@@ -137,8 +130,3 @@ def field_lines(headers: Headers) -> bytes:
 def _refused(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> RefusedUpgrade:
     common = ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
     return RefusedUpgrade(status, (*headers, *common), body)
-
-
-def _is_key(value: bytes) -> bool:
-    # Base64 (RFC 4648 §4) of 16 bytes. The last four bits of the last character are not used.
-    return _16_BYTES.fullmatch(value) is not None

@@ -16,14 +16,14 @@ from microws.closing import CloseCode, check_close
 from microws.codec import Codecs, MessageCodec
 from microws.connection import Connection
 from microws.cors import CORS
-from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, WebSocketDisconnect
+from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
 from microws.hub import Hub, Outbox, Subscriber, check_topic
 from microws.interfaces import Application, Event, Receipt, Scope
 from microws.requests import BaseRequest, Closers
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
-from microws.tasks import check_function, fail_after_silence
+from microws.tasks import check_function
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 
@@ -77,16 +77,7 @@ class WebSocket(BaseRequest):
     one ``ws``. It sends their messages in the order of the calls.
     """
 
-    __slots__ = (
-        "_connection",
-        "_end_returned",
-        "_failure",
-        "_helpers",
-        "_id",
-        "_options",
-        "_skipped",
-        "_subscriber",
-    )
+    __slots__ = ("_connection", "_end_returned", "_failure", "_helpers", "_id", "_options", "_skipped", "_subscriber")
 
     def __init__(
         self,
@@ -154,10 +145,7 @@ class WebSocket(BaseRequest):
     # The handshake and the end
 
     async def accept(
-        self,
-        subprotocol: str | None = None,
-        *,
-        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        self, subprotocol: str | None = None, *, headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None
     ) -> None:
         """
         Accept the handshake.
@@ -345,8 +333,9 @@ class WebSocket(BaseRequest):
         raise self._connection.unusable("receive")
 
     async def _receive_within(self, seconds: float, codec: MessageCodec) -> Any:
-        with fail_after_silence(seconds):
+        with anyio.move_on_after(seconds):
             return await self._receive(codec)
+        raise ReceiveTimeout(seconds)
 
     async def _receive(self, codec: MessageCodec) -> Any:
         while (message := await self._connection.receive()) is not None:

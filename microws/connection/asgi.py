@@ -39,27 +39,6 @@ class ASGIConnection(Connection):
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
 
-    __slots__ = (
-        "_arrived",
-        "_asgi_receive",
-        "_asgi_send",
-        "_close_due",
-        "_failure",
-        "_has_writer",
-        "_idle",
-        "_inbox",
-        "_inbox_bytes",
-        "_is_discarding",
-        "_is_sending",
-        "_max_chars",
-        "_room",
-        "_scope",
-        "_send_scope",
-        "_sends",
-        "_sent_while_paused",
-        "_work",
-    )
-
     def __init__(self, call: AppCall) -> None:
         super().__init__(call.limits)
         self.attach(call)

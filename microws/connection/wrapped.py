@@ -48,8 +48,6 @@ class WrappedConnection(ASGIConnection):
         call: The call of the app.
     """
 
-    __slots__ = ("_batch", "_context", "_courier", "socket")
-
     def __init__(self, socket: SocketConnection, call: AppCall) -> None:
         super().__init__(call)
         self.socket: SocketConnection = socket

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microws.connection.bulk_writes import MAX_SOCKETS, AioContext, BulkWriter
+from microws.connection.aio import AioContext
+from microws.connection.bulk_writes import MAX_SOCKETS, BulkWriter
 
 has_call = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's
 @pytest.fixture(scope="module")
 def writer():
     """One for all tests: the system takes long to release one."""
-    return AioContext()
+    return AioContext(MAX_SOCKETS)
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def test_writing_the_rest_later_sends_every_byte_in_order(writer, writes):
 
 
 def test_a_deleted_context_is_released():
-    writer = AioContext()
+    writer = AioContext(MAX_SOCKETS)
     submit, context = writer._submit, writer._context
     assert submit(context, 0, None) == 0
     del writer
@@ -123,13 +124,12 @@ def test_a_deleted_context_is_released():
 def test_other_systems_are_refused(monkeypatch, name, value):
     monkeypatch.setattr(platform, name, lambda: value)
     with pytest.raises(OSError, match="for Linux on x86_64 and aarch64"):
-        AioContext()
+        AioContext(MAX_SOCKETS)
 
 
-def test_the_error_of_the_system_is_raised(monkeypatch):
-    monkeypatch.setattr("microws.connection.bulk_writes.MAX_SOCKETS", 0)
+def test_the_error_of_the_system_is_raised():
     with pytest.raises(OSError, match="io_setup: Invalid argument"):
-        AioContext()
+        AioContext(0)
 
 
 def test_missing_results_are_an_error(writer, monkeypatch):

@@ -125,11 +125,14 @@ async def test_a_batch_that_was_flushed_or_cleared_is_not_written_again():
 @pytest.mark.parametrize("failure", [OSError("what became of some writes is unknown"), MemoryError()])
 async def test_connections_of_a_failed_bulk_write_are_closed_with_1011(monkeypatch, caplog, failure):
     class Bulk:
+        def __init__(self, size):
+            pass
+
         def write(self, data, sockets):
             if 200 in sockets:
                 raise failure
 
-    monkeypatch.setattr("microws.connection.bulk_writes.AioContext", Bulk)
+    monkeypatch.setattr("microws.connection.aio.AioContext", Bulk)
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(3 * MAX_SOCKETS)]
     for number, outbox in enumerate(outboxes):
         outbox.sink.socket = number

@@ -37,6 +37,7 @@ DEFERRED = {
     "__init__ -> hints",  # which only a missing name needs
     "app -> testing",  # which an app in production does not need
     "app -> server.worker",  # of no use to an app on another server
+    "connection.bulk_writes -> connection.aio",  # with ctypes, which only many sockets of one topic need
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
 }
 

@@ -3,7 +3,7 @@
 import logging
 
 from microws.interfaces import Scope, reported_id
-from microws.server.logs import request_line
+from microws.server.request_line import request_line
 
 __all__ = ["ClientDisconnected", "is_client_disconnected", "is_failure", "log_failure"]
 

@@ -33,7 +33,8 @@ from microws.interfaces import ASGIApplication, Event, Limits, Receive, Scope, S
 from microws.page_cache import is_cached
 from microws.server.acceptor import Share
 from microws.server.failures import ClientDisconnected, log_failure
-from microws.server.logs import log_access, request_line
+from microws.server.logs import log_access
+from microws.server.request_line import request_line
 from microws.server.request_parser import Refused, RequestHead, RequestParser
 from microws.server.response_head import (
     BODILESS,

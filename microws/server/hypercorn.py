@@ -19,7 +19,8 @@ from hypercorn.config import Config
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.listening import BACKLOG, CIPHERS
-from microws.server.logs import Ending, log_access, request_line
+from microws.server.logs import Ending, log_access
+from microws.server.request_line import request_line
 from microws.server.settings import Settings
 
 __all__ = ["HypercornServer", "hypercorn_config"]

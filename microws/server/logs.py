@@ -19,8 +19,8 @@ from functools import partial
 from json.encoder import encode_basestring_ascii as quote
 from typing import Final, NamedTuple, TextIO
 
-from microws.datastructures import mask_secrets
 from microws.interfaces import Scope
+from microws.server.request_line import logged_target, method_of
 from microws.server.settings import Settings
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "is_pipe",
     "log_access",
     "logging_to_stderr",
-    "request_line",
 ]
 
 _access = logging.getLogger("microws.access")
@@ -106,7 +105,7 @@ class AccessEntry(NamedTuple):
 
     def parts(self) -> tuple[str, str, str]:
         """The client, the target of the request, and the line."""
-        client, target = _client(self.client), _target(self.raw_path, self.query_string)
+        client, target = _client(self.client), logged_target(self.raw_path, self.query_string)
         outcome = (self.status or "-") if self.ending is None else self.ending.text
         line = f'"{self.method} {target} HTTP/{self.http_version}" {outcome} {format_duration(self.duration_ms)}'
         return client, target, f"{client} {line}"
@@ -134,7 +133,7 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
         time.time(),
         level,
         scope.get("client"),
-        _method(scope),
+        method_of(scope),
         scope["raw_path"],
         scope["query_string"],
         scope.get("http_version", "1.1"),
@@ -165,27 +164,6 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
 def format_duration(milliseconds: float) -> str:
     """``12.3ms``, and from a second on ``4.5s``."""
     return f"{milliseconds:.1f}ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f}s"
-
-
-def request_line(scope: Scope) -> str:
-    """
-    ``GET /path?query HTTP/1.1``: the path as received, secrets in the query masked.
-
-    ``WebSocket`` stands for the method of a handshake.
-    """
-    target = _target(scope["raw_path"], scope["query_string"])
-    return f"{_method(scope)} {target} HTTP/{scope.get('http_version', '1.1')}"
-
-
-def _method(scope: Scope) -> str:
-    return "WebSocket" if scope["type"] == "websocket" else str(scope["method"])
-
-
-def _target(raw_path: bytes, query: bytes) -> str:
-    text = raw_path.decode("latin-1")
-    if query:
-        text = mask_secrets(f"{text}?{query.decode('latin-1')}")
-    return text if text.isascii() and text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _client(client: tuple[str, int] | None) -> str:

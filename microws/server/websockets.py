@@ -14,7 +14,8 @@ from microws.connection.wrapped import WrappedConnection
 from microws.handshake import check_accept, check_headers
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Scope
 from microws.server.failures import ClientDisconnected, log_failure
-from microws.server.logs import Ending, log_access, request_line
+from microws.server.logs import Ending, log_access
+from microws.server.request_line import request_line
 from microws.server.response_head import check_status, date_line, response_head
 from microws.server.settings import Settings
 from microws.state import CLOSED, CLOSING, CONNECTING, OPEN

@@ -99,12 +99,13 @@ if not TYPE_CHECKING:
 
     def __getattr__(name):
         from importlib import import_module
-        from importlib.util import find_spec
 
         if name in __all__:
             module = next((module for module, names in _MODULES.items() if name in names), "errors")
             globals()[name] = value = getattr(import_module(f"microws.{module}"), name)
             return value
+        from importlib.util import find_spec
+
         if name.isidentifier() and not name.startswith("__") and find_spec(f"microws.{name}") is not None:
             return import_module(f"microws.{name}")
         from microws.hints import missing_name

@@ -10,9 +10,6 @@ from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable
-from microws.event_stream import EventName, Stream
-from microws.files import StaticFiles
-from microws.health import Health
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_mounted, wrap
 from microws.hub import MAX_MESSAGES, Hub, OverflowPolicy, TopicSettings
@@ -21,7 +18,6 @@ from microws.lifespan import Lifespan
 from microws.requests import Request
 from microws.responses import Response
 from microws.routing import Pattern, Router
-from microws.server.settings import RunOptions
 from microws.settings import AppSettings
 from microws.subscription import Subscription
 from microws.templates import Templates, directory_of_caller
@@ -38,6 +34,8 @@ from microws.views import (
 from microws.websocket import WebSocket
 
 if TYPE_CHECKING:
+    from microws.event_stream import EventName, Stream
+    from microws.server.settings import RunOptions
     from microws.testing import ClientOptions, TestClient
 
 __all__ = ["App"]
@@ -51,6 +49,9 @@ WebSocketHook = TypeVar("WebSocketHook", bound=Callable[[WebSocket], Any])
 ErrorHook = TypeVar("ErrorHook", bound=Callable[[Any, Any], Any])
 AppHook = TypeVar("AppHook", bound=Callable[[], Any])
 Context = TypeVar("Context", bound=Callable[["App"], AsyncIterator[Any] | AbstractAsyncContextManager[Any]])
+
+
+# Methods import what few apps need, or none in production.
 
 
 class App:
@@ -406,6 +407,8 @@ class App:
         Raises:
             ValueError: The directory does not exist.
         """
+        from microws.files import StaticFiles
+
         self.add_route(StaticFiles(self._directory / directory).static, f"{prefix.rstrip('/')}/{{path:path}}")
 
     def health(self, *, live: str = "/healthz", ready: str = "/readyz", check: Callable[[], Any] | None = None) -> None:
@@ -425,6 +428,8 @@ class App:
             RoutingError: A pattern is invalid, or another route hides it.
             TypeError: ``check`` cannot be called without arguments.
         """
+        from microws.health import Health
+
         self._check_registering()
         Health(lambda: self._root._lifespan.is_serving, check).register(self._router, live=live, ready=ready)
 
@@ -644,7 +649,7 @@ class App:
         """
         return Subscription(self.hub, self._root._codecs.get("json"), topics)
 
-    def stream(self, *topics: str, event: EventName = None, since: str | None = None) -> Stream:
+    def stream(self, *topics: str, event: "EventName" = None, since: str | None = None) -> "Stream":
         """
         Return topics as server-sent events: ``return EventStream(app.stream("chat:1"))``.
 
@@ -662,6 +667,8 @@ class App:
 
         Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
         """
+        from microws.event_stream import Stream
+
         if since is not None:
             raise FeatureUnavailable("this version has no history: use app.stream without since=")
         return Stream(self.hub, self._root._codecs.get("text"), topics, event)
@@ -672,7 +679,7 @@ class App:
 
     # Running
 
-    def run(self, host: str | None = None, port: int | None = None, **options: Unpack[RunOptions]) -> None:
+    def run(self, host: str | None = None, port: int | None = None, **options: "Unpack[RunOptions]") -> None:
         """
         Serve the app until SIGTERM or Ctrl-C, like ``microws run``. Blocks; call it in the main thread.
 
@@ -695,7 +702,6 @@ class App:
             RuntimeError: ``microws run`` is importing the script, and will serve the app. Write ``if __name__ ==
                 "__main__":`` above the call.
         """
-        # An app on another server needs none of these modules.
         from microws.server.worker import run
 
         if code := run(self, host=host, port=port, **options):
@@ -709,7 +715,6 @@ class App:
             options: Those of ``microws.testing.TestClient``. The default ``base_url`` has the first host of
                 ``allowed_hosts``.
         """
-        # Imported on use: an app in production does not need it.
         from microws.testing import TestClient
 
         options.setdefault("base_url", f"http://{self._settings.test_host}")

@@ -151,9 +151,9 @@ class URL:
         return f"URL({mask_secrets(str(self))!r})"
 
 
-# Nearly every URL has none of these, and need not be split.
+# Nearly every URL has none of these, and need not be split. The other one is compiled at its first use.
 _MAY_HOLD_SECRET = re.compile(r"token|ticket|key|secret|password|%", re.IGNORECASE)
-_SECRET = re.compile(r"(?:.*[^a-z0-9])?(?:token|ticket|key|secret|password)", re.IGNORECASE | re.DOTALL)
+_SECRET = r"(?is)(?:.*[^a-z0-9])?(?:token|ticket|key|secret|password)"
 
 
 def mask_secrets(url: str) -> str:
@@ -173,7 +173,7 @@ def mask_secrets(url: str) -> str:
 
 def _masked(pair: str) -> str:
     name, _, value = pair.partition("=")
-    return f"{name}=***" if value and _SECRET.fullmatch(unquote_plus(name)) else pair
+    return f"{name}=***" if value and re.fullmatch(_SECRET, unquote_plus(name)) else pair
 
 
 class State:
@@ -229,8 +229,9 @@ def parse_query(query: str | bytes, *, max_fields: int | None = None) -> MultiDi
     return MultiDict(parse_qsl(text, keep_blank_values=True, errors="replace", max_num_fields=max_fields))
 
 
-_OPTION = re.compile(r""";\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""", re.DOTALL)
-_ESCAPED = re.compile(r"""\\(["\\])""")
+# `re` compiles and keeps a `str` at its first use, which few apps have.
+_OPTION = r"""(?s);\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)"""
+_ESCAPED = r"""\\(["\\])"""
 
 
 def parse_options(value: str) -> tuple[str, dict[str, str]]:
@@ -244,7 +245,7 @@ def parse_options(value: str) -> tuple[str, dict[str, str]]:
     """
     word, separator, rest = value.partition(";")
     options: dict[str, str] = {}
-    for name, text in _OPTION.findall(separator + rest):
+    for name, text in re.findall(_OPTION, separator + rest):
         quoted = len(text) >= 2 and text.startswith('"') and text.endswith('"')
-        options.setdefault(name.lower(), _ESCAPED.sub(r"\1", text[1:-1]) if quoted else text.strip())
+        options.setdefault(name.lower(), re.sub(_ESCAPED, r"\1", text[1:-1]) if quoted else text.strip())
     return word.strip().lower(), options

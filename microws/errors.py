@@ -21,7 +21,6 @@ Misuse of the API (a wrong argument, a call in the wrong state) raises a plain `
 """
 
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from typing import Any
 
 __all__ = [
@@ -188,6 +187,8 @@ class FeatureUnavailable(MicrowsError, NotImplementedError):
 
 
 def _phrase(status: int) -> str:
+    from http import HTTPStatus  # here, because it takes 1 ms, and an app may raise none
+
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 from microws.codec import loads_json
 from microws.cookies import parse_cookies
 from microws.datastructures import URL, Headers, MultiDict, State, parse_options, parse_query
 from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException, InvalidMessage
-from microws.forms import FORM_TYPES, UploadFile, parse_form
 from microws.interfaces import Application, Event, Receive, Scope
 from microws.routing import encode_path, root_path
+
+if TYPE_CHECKING:
+    from microws.forms import UploadFile
 
 __all__ = ["OVER", "Address", "BaseRequest", "Closers", "Request"]
 
@@ -21,11 +23,11 @@ _QUERY_CHARACTERS = _PATH_CHARACTERS + "?[]"
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 # A Content-Length has at most 19 digits; int() raises for numbers over 4,300 digits.
 _LENGTH = re.compile(r"[0-9]{1,19}")
-# Some other codecs of Python take quadratic time, and Python caches every unknown name without a limit.
-_CHARSET = re.compile(
-    r"utf-?(8|16|32)|utf-(16|32)[bl]e|(us-)?ascii|latin-?1|iso-8859-([1-9]|1[013-6])|windows-125[0-8]|koi8-[ru]|"
-    r"gbk|gb2312|gb18030|big5|euc-(jp|kr)|shift_jis|iso-2022-jp",
-    re.IGNORECASE,
+# Some other codecs of Python take quadratic time, and Python caches every unknown name without a limit. `re` compiles
+# and keeps a `str` at its first use, which few apps have.
+_CHARSET = (
+    r"(?i)utf-?(8|16|32)|utf-(16|32)[bl]e|(us-)?ascii|latin-?1|iso-8859-([1-9]|1[013-6])|windows-125[0-8]|koi8-[ru]|"
+    r"gbk|gb2312|gb18030|big5|euc-(jp|kr)|shift_jis|iso-2022-jp"
 )
 
 
@@ -282,7 +284,7 @@ class Request(BaseRequest):
         """
         body = await self.body()
         charset = parse_options(self.headers.get("content-type", ""))[1].get("charset") or "utf-8"
-        if not _CHARSET.fullmatch(charset):
+        if not re.fullmatch(_CHARSET, charset):
             raise HTTPException(400, f"unknown charset {charset[:40]!r}; send utf-8")
         try:
             return body.decode(charset)
@@ -308,7 +310,7 @@ class Request(BaseRequest):
         except InvalidMessage as error:
             raise HTTPException(400, str(error)) from None
 
-    async def form(self) -> MultiDict[str | UploadFile]:
+    async def form(self) -> "MultiDict[str | UploadFile]":
         """
         Return the fields of a form, in order; files are ``UploadFile``.
 
@@ -321,6 +323,8 @@ class Request(BaseRequest):
 
         Source: https://url.spec.whatwg.org/#urlencoded-parsing, RFC 7578.
         """
+        from microws.forms import FORM_TYPES, parse_form  # here, because few apps have forms
+
         content_type = self.headers.get("content-type", "")
         kind = parse_options(content_type)[0]
         if kind not in FORM_TYPES:

@@ -88,12 +88,27 @@ def imported_by(*arguments):
     return set(re.findall(r"^import time:.*\| +(\S+)$", result.stderr, re.MULTILINE))
 
 
-# What an app does not need before it runs, and what takes long to import.
-# Heavy modules. anyio imports the module of a name on the name's first use, so annotations with its types are strings.
+# What an app does not need before it runs, or only with some features, and what takes long to import.
+# anyio imports the module of a name on the name's first use, so annotations with its types are strings.
 NOT_FOR_AN_APP = (
-    "anyio.from_thread anyio.abc._tasks anyio._core._synchronization argparse difflib email.utils microws.bench "
-    "microws.cli microws.server.worker microws.testing secrets typing_extensions"
+    "anyio.from_thread anyio.abc._tasks anyio._core._synchronization argparse ctypes decimal difflib email.utils http "
+    "mimetypes microws.bench microws.cli microws.connection.aio microws.event_stream microws.files microws.forms "
+    "microws.health microws.server.logs microws.server.settings microws.server.worker microws.streams "
+    "microws.testing secrets tempfile typing_extensions"
 )
+AN_APP = """
+from microws import App, WebSocket
+
+app = App()
+
+@app.route("/")
+async def index(request):
+    return "text"
+
+@app.websocket_route("/echo")
+async def echo(ws: WebSocket):
+    await ws.accept()
+"""
 NOT_FOR_HELP = "asyncio anyio dataclasses difflib microws.app microws.cli.bench microws.cli.options shlex tomllib"
 
 
@@ -102,7 +117,7 @@ NOT_FOR_HELP = "asyncio anyio dataclasses difflib microws.app microws.cli.bench 
     [
         (["-c", "import microws"], "asyncio anyio orjson typing_extensions microws.app microws.hints microws.testing"),
         (["-c", "from microws import CloseCode, MicrowsError"], "asyncio anyio orjson microws.app microws.testing"),
-        (["-c", "from microws import App; App()"], NOT_FOR_AN_APP),
+        (["-c", AN_APP], NOT_FOR_AN_APP),
         (["-m", "microws", "--help"], NOT_FOR_HELP),
         (["-m", "microws", "--version"], NOT_FOR_HELP),
         (["-m", "microws", "run", "--help"], "asyncio anyio microws.app microws.cli.bench microws.cli.run"),

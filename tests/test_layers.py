@@ -35,14 +35,19 @@ DEFERRED = {
     "cli -> cli.run",
     "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs
-    "app -> testing",  # which an app in production does not need
-    "app -> server.worker",  # of no use to an app on another server
+    # Which not every app needs.
+    "app -> event_stream",
+    "app -> files",
+    "app -> health",
+    "app -> server.worker",
+    "app -> testing",
+    "requests -> forms",
     "connection.bulk_writes -> connection.aio",  # with ctypes, which only many sockets of one topic need
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
 }
 
 # Imports of own modules for type checkers only, besides those of `__init__`, which imports a module on first use.
-FOR_TYPES = {"app -> testing"}
+FOR_TYPES = {"app -> event_stream", "app -> server.settings", "app -> testing", "requests -> forms"}
 
 # Floors that these packages may import from besides themselves; they know nothing of apps.
 OUTSIDE = ("server/", "bench/")

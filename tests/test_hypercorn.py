@@ -1,7 +1,8 @@
 """``--server hypercorn``: its settings, what is added around the app, and the drain; on every event loop."""
 
+import socket
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -13,7 +14,7 @@ import pytest
 from raw_websocket import RawWebSocket, connected
 from worker_here import echo, failures, lifespan, read_to_the_end, requesting, respond, serving
 
-from microws.server.hypercorn import hypercorn_config
+from microws.server.hypercorn import HypercornServer, hypercorn_config
 from microws.server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -21,6 +22,9 @@ pytestmark = pytest.mark.anyio
 TLS = Path(__file__).parent / "tls"
 PEM = {"certfile": str(TLS / "localhost.pem"), "keyfile": str(TLS / "localhost.key")}
 LIMIT = 10
+
+# More messages than one of Hypercorn's queues has room for, in one piece.
+FLOOD = b"\x81\x81\0\0\0\0x" * 1000
 
 GET = {":method": "GET", ":scheme": "https", ":authority": "x", ":path": "/x"}
 
@@ -185,6 +189,42 @@ async def test_send_raises_after_a_disconnect(caplog):
         with anyio.fail_after(LIMIT):
             await raised.wait()
     assert not failures(caplog)
+
+
+async def test_a_client_that_floods_an_app_which_returns_is_disconnected():
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            # Until the queue is full.
+            await anyio.wait_all_tasks_blocked()
+
+    async with on_hypercorn(app) as served, connected(served.port) as ws:
+        with suppress(anyio.BrokenResourceError):
+            await ws.stream.send(FLOOD)
+        await read_to_the_end(ws.stream)
+
+
+async def test_messages_after_the_disconnect_are_taken_from_hypercorn(anyio_backend_name):
+    """It puts the disconnect before them if a send fails, and its queue has room for 10."""
+    put, take = anyio.create_memory_object_stream(10)
+    message = {"type": "websocket.receive", "text": "x", "bytes": None}
+
+    async def app(scope, receive, send):
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    scope = {"type": "websocket", "http_version": "1.1", "raw_path": b"/", "query_string": b"", "client": None}
+    config = hypercorn_config(Settings(), max_message_size=1)
+    server = HypercornServer(app, config, on_trio=anyio_backend_name == "trio", state={}, extension={})
+    with put, take, anyio.fail_after(LIMIT), socket.create_server(("127.0.0.1", 0)) as sock:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(server.serve, [sock])
+            tasks.start_soon(server, scope, take.receive, None)
+            for event in [message, {"type": "websocket.disconnect", "code": 1006}, *[message] * 100]:
+                await put.send(event)
+            server.cancel()
 
 
 async def test_a_drain_ends_streams_and_waits_for_requests(caplog):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from hypercorn.config import Config
 
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
@@ -33,6 +33,8 @@ _RESTART_DELAY: Final = 0.1
 
 # Seconds at the end for written data to reach the client. Hypercorn itself waits until its last ping is due: 20 s.
 _LINGER: Final = 1.0
+# Seconds without an event after which Hypercorn has none left for an app that has returned.
+_SILENCE: Final = 1.0
 
 _ENDED: Final[Event] = {"type": "http.disconnect"}
 _RESTART: Final[Event] = {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
@@ -91,6 +93,7 @@ class HypercornServer:
     def __post_init__(self) -> None:
         self._calls: set[_Call] = set()
         self._serving = anyio.CancelScope()
+        self._tasks: TaskGroup
         self.stopping: anyio.Event = anyio.Event()
         self.keeps_connections: bool = True
         self._all_returned = anyio.Event()
@@ -106,11 +109,11 @@ class HypercornServer:
     ) -> None:
         """Accept from ``sockets``, which listen already, until ``stop_listening`` and the end of every connection."""
         with self._serving:
-            async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as self._tasks:
                 # One Hypercorn for each: since Python 3.12 it closes its second socket only when the connections of the
                 # first one have ended.
                 for sock in sockets:
-                    tasks.start_soon(self._serve_one, sock)
+                    self._tasks.start_soon(self._serve_one, sock)
                 task_status.started()
         self._ended.set()
 
@@ -149,6 +152,8 @@ class HypercornServer:
             self._calls.discard(call)
             if not self._calls:
                 self._all_returned.set()
+        if call.is_websocket and not self.stopping.is_set():
+            self._tasks.start_soon(_discard_rest, receive)
 
     def statistics(self) -> tuple[int, int]:
         """How many requests and how many WebSockets are open."""
@@ -298,6 +303,21 @@ class _Call:
         self._is_answered = True
         self._status = status
         log_access(self._scope, status, self._began)
+
+
+async def _discard_rest(receive: Receive) -> None:
+    """
+    Discard what Hypercorn has left for an app that has returned.
+
+    Hypercorn has a queue of 10 events for it. Without this it waits for room in the queue, and never closes the socket:
+    after a failed send it puts the disconnect before messages that it has read already, and an app may return before
+    the disconnect.
+    """
+    has_more = True
+    while has_more:
+        with anyio.move_on_after(_SILENCE) as waiting:
+            await receive()
+        has_more = not waiting.cancelled_caught
 
 
 def _ignore_cancellation(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

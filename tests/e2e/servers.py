@@ -155,9 +155,6 @@ class Client:
         """What the server has open when nobody but this client is there; on trio a little more or less."""
         seen = [await self.statistics() for _ in range(20)]
         self.server.at_rest = {name: max(statistics[name] for statistics in seen) for name in seen[0]}
-        if self.server.name == "microws-trio":
-            # On a busy machine the socket of a reset connection may stay open. The cause is not known.
-            self.server.at_rest["files"] += 2
 
 
 @asynccontextmanager

@@ -6,7 +6,6 @@ import platform
 import sys
 import zlib
 from contextlib import AsyncExitStack, asynccontextmanager
-from random import Random
 
 import pytest
 from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
@@ -302,33 +301,6 @@ async def test_a_reused_descriptor_gets_no_message_of_its_predecessor():
             assert await read_texts(client, 1) == ["for you"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_many_clients_of_all_kinds_get_everything_once_in_order(seed):
-    """Who reads, who reads late, who is sent to beside; messages from empty to larger than any buffer."""
-    random = Random(seed)
-    async with crowd(16) as (room, members):
-        members += [await room.join("t", **SMALL) for _ in range(4)]
-        expected = [[] for _ in members]
-        reading = []
-        for step in range(120):
-            if step == 40:
-                # The others begin to read at the end.
-                reading = [asyncio.ensure_future(client.read_payloads(1)) for _, client in members[:8]]
-            text = f"{step} " + "x" * random.choice([0, 60, 60, 60, 1000, 40_000])
-            chosen = random.randrange(len(members))
-            if random.random() < 0.5 and members[chosen][0]._connection.is_writable:
-                await members[chosen][0].send("to you " + text)
-                expected[chosen].append("to you " + text)
-            await room.publish(text)
-            for texts in expected:
-                texts.append(text)
-            await turns(random.randrange(4))
-        first = [[payload.decode() for payload in await within(one)] for one in reading]
-        for index, (_, client) in enumerate(members):
-            already = first[index] if index < len(first) else []
-            assert already + await read_texts(client, len(expected[index]) - len(already)) == expected[index]
-
-
 # Before the accept
 
 
@@ -538,21 +510,6 @@ async def test_at_most_1_mib_is_pending_for_a_stalled_client(tls):
 
 
 # ws.send that waits
-
-
-async def test_sends_wait_for_room_and_leave_in_the_order_of_their_calls():
-    texts = [f"{number}" * 400_000 for number in range(8)]
-    async with served() as room:
-        ws, client = await room.stall()
-        sends = [asyncio.ensure_future(ws.send(text)) for text in texts]
-        await turns()
-        # 2 × 400,000 bytes are queued; the others wait.
-        assert [send.done() for send in sends] == [True] * 2 + [False] * 6
-        small = asyncio.ensure_future(ws.send("small, and overtakes nothing"))
-        await turns()
-        assert not small.done()
-        assert await read_texts(client, 10) == [STALLING, *texts, "small, and overtakes nothing"]
-        await within(asyncio.gather(*sends, small))
 
 
 async def test_a_send_does_not_wait_for_a_topic_that_stays_full():

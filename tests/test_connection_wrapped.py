@@ -8,7 +8,6 @@ import pytest
 from websocket_server import ASYNCIO_BACKENDS, serving, until
 
 from microws import App
-from microws.hub import MAX_BYTES
 
 pytestmark = [
     pytest.mark.anyio,
@@ -205,15 +204,6 @@ async def test_published_messages_are_sent_before_a_later_close(turns):
             assert (await client.read_close())[0] == 4000
 
 
-async def test_a_send_follows_a_publish_that_fills_the_outbox():
-    async with opened(forward, count=1) as room:
-        [ws], [client] = room.connections, room.clients
-        async with asyncio.TaskGroup() as group:
-            group.create_task(room.publish("x" * MAX_BYTES))
-            group.create_task(ws.send("2"))
-            assert [len(payload) for payload in await client.read_payloads(2)] == [MAX_BYTES, 1]
-
-
 async def test_a_connection_closed_by_other_middleware_gets_its_pending_messages():
     connections = []
 
@@ -242,17 +232,6 @@ async def test_middleware_that_fails_ends_its_own_connection(caplog):
         assert [await client.read_payloads(2) for client in room.clients[1:]] == [[b"1", b"2"]] * (MANY - 1)
         await until(lambda: room.app.hub.statistics().connections == MANY - 1)
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
-
-
-async def test_a_slow_client_is_closed_by_the_policy_of_its_topic():
-    async with opened(forward, count=2, connection={"buffers": 4096}) as room:
-        slow, quick = room.clients
-        room.app.topic("t", queue=4)
-        for n in range(100):
-            await room.publish(f"{n} {'x' * 100_000}")
-            assert (await quick.read_payloads(1))[0].startswith(f"{n} ".encode())
-        assert room.app.hub.statistics().dropped == {"close": 1}
-        assert (await slow.read_close())[0] == 1013
 
 
 async def test_clients_that_disconnect_delay_no_other():

@@ -98,20 +98,12 @@ def test_a_quoted_string_may_have_commas_semicolons_and_escapes():
 @pytest.mark.parametrize(
     "value",
     [
-        "",
-        ",",
-        "permessage-deflate;",
-        "permessage-deflate; ;client_max_window_bits",
-        "permessage-deflate client_max_window_bits",
-        "permessage-deflate; client_max_window_bits=",
-        'permessage-deflate; client_max_window_bits="10',
-        "permessage-deflate, =",
-        "permessage-deflate, x y",
-        "permessage deflate",
-        "permessage-deflate\n",
-        "Permessage-Deflate",
+        "", ",", "permessage-deflate;", "permessage-deflate; ;client_max_window_bits",
+        "permessage-deflate client_max_window_bits", "permessage-deflate; client_max_window_bits=",
+        'permessage-deflate; client_max_window_bits="10', "permessage-deflate, =", "permessage-deflate, x y",
+        "permessage deflate", "permessage-deflate\n", "Permessage-Deflate",
     ],
-)
+)  # fmt: skip
 def test_an_invalid_offer_or_one_of_another_extension_is_ignored(value):
     assert negotiate([value]) is None
     assert negotiate([value, "permessage-deflate"]) == Agreement()

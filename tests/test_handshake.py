@@ -92,33 +92,15 @@ class TestOwnOrigin:
     @pytest.mark.parametrize(
         "origin",
         [
-            "null",
-            "",
-            "app.example",
-            "//app.example",
-            "https:app.example",
-            "https://",
-            "https://.",
-            "https://app.example/",
-            "https://app.example/path",
-            "https://app.example?",
-            "https://user@app.example",
-            "https://app.example:",
-            "https://app.example:https",
-            "https://app.example:70000",
-            "https://app.example:000443",
-            "https://app.example\n",
-            " https://app.example",
-            "https://app.example, https://app.example",
-            "https://app.example https://app.example",
-            "https://[::1",
-            "https://[zz]",
-            "https://[1:2]",
-            "https://app.ex\u0430mple",
-            "https://app.e\u017fample",
+            "null", "", "app.example", "//app.example", "https:app.example", "https://", "https://.",
+            "https://app.example/", "https://app.example/path", "https://app.example?", "https://user@app.example",
+            "https://app.example:", "https://app.example:https", "https://app.example:70000",
+            "https://app.example:000443", "https://app.example\n", " https://app.example",
+            "https://app.example, https://app.example", "https://app.example https://app.example", "https://[::1",
+            "https://[zz]", "https://[1:2]", "https://app.ex\u0430mple", "https://app.e\u017fample",
             "https://app%2eexample",
         ],
-    )
+    )  # fmt: skip
     def test_null_and_malformed_origins_are_refused_unless_the_check_is_off(self, origin):
         for host in (HOST, origin, origin.removeprefix("https://")):
             refusal = check_origin(origin=origin, host=host, allowed=("https://app.example",), any_localhost=True)
@@ -225,16 +207,10 @@ class TestLocalhost:
     @pytest.mark.parametrize(
         "origin",
         [
-            "http://localhost",
-            "http://localhost:5173",
-            "https://LOCALHOST:1",
-            "http://127.0.0.1:3000",
-            "http://127.255.0.3",
-            "http://[::1]:3000",
-            "http://app.localhost:3000",
-            "http://localhost.:3000",
+            "http://localhost", "http://localhost:5173", "https://LOCALHOST:1", "http://127.0.0.1:3000",
+            "http://127.255.0.3", "http://[::1]:3000", "http://app.localhost:3000", "http://localhost.:3000",
         ],
-    )
+    )  # fmt: skip
     def test_localhost_origins_of_any_port_may_be_allowed(self, origin):
         assert passes(origin, any_localhost=True)
         assert not passes(origin)
@@ -242,16 +218,10 @@ class TestLocalhost:
     @pytest.mark.parametrize(
         "origin",
         [
-            "http://localhost.evil.example",
-            "http://127.0.0.1.evil.example",
-            "http://evillocalhost",
-            "http://128.0.0.1",
-            "http://[::2]",
-            "http://10.0.0.1",
-            "file://localhost",
-            "null",
+            "http://localhost.evil.example", "http://127.0.0.1.evil.example", "http://evillocalhost",
+            "http://128.0.0.1", "http://[::2]", "http://10.0.0.1", "file://localhost", "null",
         ],
-    )
+    )  # fmt: skip
     def test_names_that_resemble_localhost_are_refused(self, origin):
         assert not passes(origin, any_localhost=True)
 
@@ -419,18 +389,10 @@ class TestHeaders:
     @pytest.mark.parametrize(
         "name",
         [
-            "Connection",
-            "upgrade",
-            "Content-Length",
-            "transfer-encoding",
-            "TE",
-            "Trailer",
-            "Keep-Alive",
-            "Sec-WebSocket-Accept",
-            "sec-websocket-extensions",
-            "Sec-WebSocket-Anything",
+            "Connection", "upgrade", "Content-Length", "transfer-encoding", "TE", "Trailer", "Keep-Alive",
+            "Sec-WebSocket-Accept", "sec-websocket-extensions", "Sec-WebSocket-Anything",
         ],
-    )
+    )  # fmt: skip
     def test_accept_cannot_set_headers_of_the_handshake(self, name):
         message = rf"^the handshake sets the header {name.lower()} itself; leave it out$"
         with pytest.raises(ValueError, match=message):

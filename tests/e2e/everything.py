@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 
-from microws import App, EventStream, HTTPException, WebSocketDisconnect
+from microws import App, EventStream, HTTPException
 
 app = App(max_body_size=64 << 10, send_timeout=0.4, accept_timeout=0.3, close_timeout=0.3)
 
@@ -99,14 +99,6 @@ async def publish(request, topic):
     return {"subscribers": receipt.subscribers}, 202
 
 
-@app.post("/burst/{topic}")
-async def burst(request, topic):
-    """Publishes ``[first, last, size]``: a message for each number, as fast as it goes."""
-    first, last, size = await request.json()
-    for number in range(first, last + 1):
-        await app.publish(topic, {"number": number, "filling": "x" * size})
-
-
 @app.get("/events/{topic}")
 async def events(topic):
     return EventStream(app.stream(topic))
@@ -142,14 +134,6 @@ async def topic(ws, topic):
     async with ws:
         async for message in ws:
             await ws.publish(topic, message)
-
-
-@app.websocket_route("/topics/{topic}/as/{name}", value_type="json", subscribe="{topic}")
-async def topic_as(ws, topic, name):
-    async with ws:
-        async for _ in ws:
-            pass
-    diary.note(name, code=ws.close_code, reason=ws.close_reason)
 
 
 @app.websocket_route("/subprotocol", subprotocols=["v2", "v1"])
@@ -261,17 +245,6 @@ async def sleeps(ws, name):
         except anyio.get_cancelled_exc_class():
             diary.note(name, closed=ws.closed)
             raise
-
-
-@app.websocket_route("/pours/{name}", value_type="bytes")
-async def pours(ws, name):
-    """Only sends, as much as it can."""
-    try:
-        await ws.accept()
-        while True:
-            await ws.send(bytes(1 << 16))
-    except WebSocketDisconnect as end:
-        diary.note(name, code=end.code)
 
 
 @app.websocket_route("/slow-to-accept")

@@ -11,15 +11,8 @@ from servers import PROGRAMS, UPGRADE, tcp, text_frame
 pytestmark = pytest.mark.anyio
 
 PATHS = [
-    b"/echo/text",
-    b"/slow-to-accept",
-    b"/topics/leaks",
-    b"/ticks/%d",
-    b"/returns",
-    b"/reject",
-    b"/fail",
-    b"/silent",
-]
+    b"/echo/text", b"/slow-to-accept", b"/topics/leaks", b"/ticks/%d", b"/returns", b"/reject", b"/fail", b"/silent",
+]  # fmt: skip
 
 
 async def leave_at_random(server, number, dice):

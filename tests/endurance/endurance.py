@@ -18,19 +18,9 @@ from byte_client import LIMIT, ByteClient
 from serving import running
 
 __all__ = [
-    "LOOPS",
-    "MB",
-    "PATIENCE",
-    "PYTHONS",
-    "TLS_FLAGS",
-    "WHOLE",
-    "Endurance",
-    "come_and_go",
-    "encrypt",
-    "enduring",
-    "share",
-    "wait_for",
-]
+    "LOOPS", "MB", "PATIENCE", "PYTHONS", "TLS_FLAGS", "WHOLE", "Endurance", "come_and_go", "encrypt", "enduring",
+    "share", "wait_for",
+]  # fmt: skip
 
 HERE = Path(__file__).parent
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any, ClassVar, Final, TypeAlias, final
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import anyio
 
 from microws.codec import MessageCodec, dumps_json
-from microws.connection.deadlines import Deadlines
+from microws.connection.deadlines import deadlines_of
 from microws.errors import Overflow
 from microws.handshake import HeadersLike
 from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic, running_loop
@@ -323,7 +323,8 @@ class _TopicEvents:
 
     def __init__(self, stream: Stream, keepalive: float, sink: Sink, *, is_chunked: bool) -> None:
         # ``None`` on trio.
-        self._silences = None if (loop := running_loop()) is None else _silences_of(loop, keepalive)
+        loop = running_loop()
+        self._silences = None if loop is None else deadlines_of(loop, keepalive, _TopicEvents.break_silence)
         self._sink: Sink | None = sink
         self._is_chunked = is_chunked
         self._stream = stream
@@ -513,13 +514,3 @@ class _DirectEvents(_TopicEvents):
         self._detach()
         if not self._end.done():
             self._end.set_result(None)
-
-
-# The timers of an event loop, by ``keepalive``. The streams keep them alive, and the loop does while a timer runs.
-_Silences: TypeAlias = Deadlines[_TopicEvents]
-_silences: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[float, _Silences]] = WeakKeyDictionary()
-
-
-def _silences_of(loop: asyncio.AbstractEventLoop, seconds: float) -> _Silences:
-    by_seconds = _silences.setdefault(loop, WeakValueDictionary())
-    return by_seconds.setdefault(seconds, Deadlines(seconds, _TopicEvents.break_silence))

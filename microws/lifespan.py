@@ -11,12 +11,12 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 
+from microws.connection.tasks import check_function
 from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
 from microws.interfaces import Receive, Scope, Send
 from microws.routing import Mounted, Router
 from microws.server.lifespan import LifespanRunner
-from microws.tasks import check_function
 
 __all__ = ["Lifespan"]
 

@@ -15,6 +15,7 @@ from microws.answers import report
 from microws.closing import CloseCode, check_close
 from microws.codec import Codecs, MessageCodec
 from microws.connection import Connection
+from microws.connection.tasks import check_function
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
@@ -23,7 +24,6 @@ from microws.interfaces import Application, Event, Receipt, Scope
 from microws.requests import BaseRequest, Closers
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
-from microws.tasks import check_function
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 

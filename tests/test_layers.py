@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "microws"
 FLOORS = {
     0: "interfaces errors closing datastructures hints version",
     1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing state upgrade",
-    2: "bench/ cors hub/ requests responses tasks templates testing/ threads",
+    2: "bench/ cors hub/ requests responses templates testing/ threads",
     3: "answers connection/ streams",
     4: "files hooks server/ settings subscription websocket",
     5: "event_stream views",
@@ -53,7 +53,7 @@ FOR_TYPES = {"app -> event_stream", "app -> server.settings", "app -> testing", 
 OUTSIDE = ("server/", "bench/")
 OUTSIDE_FLOORS = (0, 1)
 # The connection of a WebSocket, and what it stands on.
-BELOW_THE_SERVER = ("connection/", "hub/", "tasks")
+BELOW_THE_SERVER = ("connection/", "hub/")
 
 
 class Import(NamedTuple):

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import anyio
 
 from microws.closing import CloseCode
+from microws.connection.tasks import Tasks
 from microws.errors import WebSocketDisconnect
 from microws.hub import Outbox, close_too_slow
 from microws.interfaces import Frame, Limits, Receive, Scope, Send
 from microws.state import CONNECTING, OPEN, State
-from microws.tasks import Tasks
 
 __all__ = ["AppCall", "Connection", "Signal"]
 

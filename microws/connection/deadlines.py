@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from math import inf
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "deadlines_of"]
 
 T = TypeVar("T")
 
@@ -81,3 +82,17 @@ class Deadlines(Generic[T]):
             elif self._due:
                 due = next(iter(self._due.values()))
                 self._timer = loop.call_at(due, self._fire, due)
+
+
+# Who uses them keeps them alive, and so does the event loop while a timer runs.
+_Key: TypeAlias = tuple[asyncio.AbstractEventLoop, float, Callable[[Any], None]]
+_shared: WeakValueDictionary[_Key, Deadlines[Any]] = WeakValueDictionary()
+
+
+def deadlines_of(loop: asyncio.AbstractEventLoop, seconds: float, on_due: Callable[[T], None]) -> Deadlines[T]:
+    """The deadlines that everything in an event loop with the same ``seconds`` and ``on_due`` shares."""
+    key = loop, seconds, on_due
+    found = _shared.get(key)
+    if found is None:
+        found = _shared[key] = Deadlines(seconds, on_due)
+    return found

@@ -21,10 +21,10 @@ from microws.connection.asgi import ASGIConnection
 from microws.connection.bulk_writes import BulkWriter
 from microws.connection.connection import AppCall
 from microws.connection.socket import SocketConnection
+from microws.connection.tasks import AsyncioTasks
 from microws.errors import WebSocketDisconnect
 from microws.hub import BACKED_UP, Batch, Outbox
 from microws.state import OPEN
-from microws.tasks import AsyncioTasks
 
 __all__ = ["WrappedConnection"]
 

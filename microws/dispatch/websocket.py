@@ -12,6 +12,7 @@ import anyio.abc
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.connection import AppCall, connect
+from microws.connection.tasks import AsyncioTasks, GroupTasks, Tasks
 from microws.datastructures import Headers
 from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, refused
 from microws.errors import HTTPException, WebSocketDisconnect
@@ -24,7 +25,6 @@ from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
-from microws.tasks import AsyncioTasks, GroupTasks, Tasks
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
 

@@ -1,8 +1,8 @@
 """
 The tasks of one connection: its view, which has a deadline, and the tasks beside it.
 
-On asyncio an idle connection costs only its server's task: no task group, no cancel scope, no timer. One clock per
-event loop checks the deadlines of all connections.
+On asyncio an idle connection costs only its server's task: no task group, no cancel scope, no timer. All connections of
+an event loop share the timers of their deadlines.
 """
 
 import asyncio
@@ -13,19 +13,15 @@ from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Self, TypeAlias
-from weakref import WeakValueDictionary
 
 import anyio
 import anyio.abc
 
+from microws.connection.deadlines import Deadlines, deadlines_of
 from microws.interfaces import Scope
 
 __all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task"]
 
-# Seconds between two checks of all deadlines. A deadline may be as late.
-TICK = 0.25
-# A deadline in fewer seconds gets its own timer.
-_SHORT = 2 * TICK
 # Before 3.12 asyncio.current_task is a function in Python, which takes four times as long as this.
 current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None] = (
     asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001
@@ -33,8 +29,6 @@ current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | N
 _ENDED = "this connection has ended: it cannot start tasks any more"
 # Seconds that a view may run after its connection ended before a warning is logged.
 _MAX_SECONDS_AFTER_END = 60.0
-# What the clock does to the view at its deadline.
-_CANCEL, _WARN, _NOTHING = range(3)
 
 _log = logging.getLogger("microws.websocket")
 
@@ -51,38 +45,32 @@ class AsyncioTasks:
         seconds: Seconds until the view's first deadline.
 
     Attributes:
-        deadline: Deadline of the view on the loop's clock; ``inf`` for none.
         was_cancelled: Whether the view was cancelled at its deadline.
     """
 
     __slots__ = (
-        "_clock",
-        "_ended_at",
+        "_deadlines",
         "_has_ended",
         "_helpers",
+        "_is_spared",
         "_loop",
         "_main",
-        "_next",
         "_scope",
-        "deadline",
+        "_warnings",
         "was_cancelled",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, scope: Scope, seconds: float) -> None:
         self.was_cancelled: bool = False
         self._scope = scope
-        self._next = _CANCEL
-        self._ended_at = inf
-        self.deadline: float = loop.time() + seconds
+        # A view that has seen the end, or suppresses a cancellation, is not cancelled any more.
+        self._is_spared = False
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
-        clock = _latest
-        if clock is None or clock.loop is not loop:
-            clock = _clock_of(loop)
-        self._clock = clock
-        self._watch(seconds)
+        self._warnings: Deadlines[AsyncioTasks] | None = None
+        self._cancel_in(seconds)
 
     def __enter__(self) -> Self:
         self._main = current_task(self._loop)
@@ -108,8 +96,7 @@ class AsyncioTasks:
 
     def lift_limit(self) -> None:
         """Remove the view's first deadline."""
-        self.deadline = inf
-        self._clock.connections.discard(self)
+        self._deadlines.stop(self)
 
     def expire(self, seconds: float) -> None:
         """
@@ -117,25 +104,21 @@ class AsyncioTasks:
 
         If the view still runs after a minute, a warning is logged once.
         """
-        if self._main is None or self._next == _NOTHING:
+        if self._main is None:
             return
+        self._deadlines.stop(self)
         if seconds == inf:
-            self._next = _WARN
-        self._ended_at = now = self._loop.time()
-        self.deadline = now + (seconds if self._next == _CANCEL else _MAX_SECONDS_AFTER_END)
-        self._watch(seconds)
-
-    def _watch(self, seconds: float) -> None:
-        """Have the clock check the deadline, and a timer if that is in only ``seconds``."""
-        self._clock.add(self)
-        if seconds < _SHORT:
-            self._loop.call_later(seconds, self.check)
+            self._is_spared = True
+        if not self._is_spared:
+            self._cancel_in(seconds)
+        if self._warnings is None:
+            self._warnings = deadlines_of(self._loop, _MAX_SECONDS_AFTER_END, AsyncioTasks._warn)
+            self._warnings.start(self)
 
     def spare(self) -> None:
         """Do not cancel the view, which has seen the end."""
-        if self._next == _CANCEL:
-            self._next = _WARN
-            self.deadline = self._ended_at + _MAX_SECONDS_AFTER_END
+        self._is_spared = True
+        self._deadlines.stop(self)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """
@@ -157,7 +140,9 @@ class AsyncioTasks:
     def end(self) -> Awaitable[None] | None:
         """Cancel the tasks beside the view. Returns what to wait for, if any of them runs."""
         self._has_ended = True
-        self._clock.connections.discard(self)
+        self._deadlines.stop(self)
+        if self._warnings is not None:
+            self._warnings.stop(self)
         # It may refer to the connection, which refers to this object.
         self._scope = {}
         return self._end_helpers() if self._helpers else None
@@ -168,19 +153,18 @@ class AsyncioTasks:
                 task.cancel()
             await asyncio.wait(self._helpers)
 
-    def check(self) -> None:
-        """Cancel the view if its deadline is over. A view that suppresses the cancellation is not cancelled again."""
+    def _cancel_in(self, seconds: float) -> None:
+        self._deadlines = deadlines_of(self._loop, seconds, AsyncioTasks._cancel)
+        self._deadlines.start(self)
+
+    def _cancel(self) -> None:
         # After the view its task belongs to the server again.
-        if self._main is None or self.deadline > self._loop.time():
-            return
-        if self._next == _CANCEL:
-            self._next = _WARN
-            self.deadline = self._ended_at + _MAX_SECONDS_AFTER_END
-            self.was_cancelled = True
+        if self._main is not None:
+            self._is_spared = self.was_cancelled = True
             self._main.cancel()
-        else:
-            self._next = _NOTHING
-            self.deadline = inf
+
+    def _warn(self) -> None:
+        if self._main is not None:
             _warn_of_view(self._scope)
 
 
@@ -273,42 +257,6 @@ class GroupTasks:
 
 
 Tasks: TypeAlias = AsyncioTasks | GroupTasks
-
-
-class _Clock:
-    """Checks the deadlines of an event loop's connections, as long as there are any."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.connections: set[AsyncioTasks] = set()
-        self.is_running = False
-
-    def add(self, tasks: AsyncioTasks) -> None:
-        """Check the deadline of ``tasks`` from now on."""
-        self.connections.add(tasks)
-        if not self.is_running:
-            self.is_running = True
-            self.loop.call_later(TICK, self._tick)
-
-    def _tick(self) -> None:
-        now = self.loop.time()
-        for tasks in tuple(self.connections):
-            if tasks.deadline <= now:
-                tasks.check()
-        self.is_running = bool(self.connections)
-        if self.is_running:
-            self.loop.call_later(TICK, self._tick)
-
-
-# The clock of the loop that was used last, usually the only one, and the clocks of all loops.
-_latest: _Clock | None = None
-_clocks: WeakValueDictionary[asyncio.AbstractEventLoop, _Clock] = WeakValueDictionary()
-
-
-def _clock_of(loop: asyncio.AbstractEventLoop) -> _Clock:
-    global _latest
-    _latest = _clocks.get(loop) or _clocks.setdefault(loop, _Clock(loop))
-    return _latest
 
 
 def _waits_for(main: asyncio.Task[Any], task: Any) -> bool:

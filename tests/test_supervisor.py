@@ -69,7 +69,7 @@ def test_the_workers_serve_until_a_signal(run, directory):
     code, log = run("if number == 2: ask('SIGTERM')\nready()\nfollow()\n")
     assert code == 0
     assert starts(directory) == 2
-    assert log.count("info stopping all workers (Ctrl-C again: at once)") == 1
+    assert log.count("info stopping all workers (Ctrl-C again stops immediately)") == 1
     assert not [line for line in log if line.startswith(("warning", "error"))]
 
 
@@ -78,7 +78,7 @@ def test_the_urls_are_logged_when_all_workers_serve(run):
     assert [line.split(" http")[0] for line in log] == [
         "info worker serves",
         "info microws 0.1.0 serving fake:app on",
-        "info stopping all workers (Ctrl-C again: at once)",
+        "info stopping all workers (Ctrl-C again stops immediately)",
     ]
     assert log[1].endswith(" with 2 workers (Ctrl-C stops)")
 
@@ -372,7 +372,7 @@ sys.exit(0)
     assert code == 0
     assert log[-2:] == [
         "info stopping all workers in 0.3 s (--stop-delay), not ready from now on (again: now)",
-        "info stopping all workers (Ctrl-C again: at once)",
+        "info stopping all workers (Ctrl-C again stops immediately)",
     ]
 
 

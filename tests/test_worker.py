@@ -349,7 +349,7 @@ def test_run_serves_until_a_signal_on_the_requested_loop(loop, capfd):
     assert loops == [LOOPS[loop]]
     serving, stopping = capfd.readouterr().err.splitlines()
     assert re.search(r" info microws \S+ serving here:app on http://127\.0\.0\.1:\d+ \(Ctrl-C stops\)$", serving)
-    assert stopping.endswith("stopping within 10 s; open requests: 0, WebSockets: 0 (Ctrl-C again: at once)")
+    assert stopping.endswith("stopping within 10 s; open requests: 0, WebSockets: 0 (Ctrl-C again stops immediately)")
 
 
 def test_a_second_signal_ends_run_and_the_handlers_are_restored(capfd):

@@ -33,7 +33,7 @@ _TICK: Final = 0.02
 # a loop that has not reacted to the second signal counts as blocked.
 _REACTION_TIME: Final = 0.5
 REACTION_TIMEOUT: Final = 0.8
-_BLOCKED: Final = "the event loop does not react to the signal, because it is blocked (Ctrl-C again: at once): %s"
+_BLOCKED: Final = "the event loop is blocked, and does not react to the signal (Ctrl-C again stops immediately): %s"
 # Places that one line of the log names.
 _MOST_PLACES: Final = 5
 

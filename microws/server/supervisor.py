@@ -378,7 +378,7 @@ class _Supervisor:
             self._drain_at = time.monotonic() + delay
             self._stop_all(limit=delay + self._stop_limit)
         elif stage == Stage.DRAIN:
-            _log.info("stopping all workers (Ctrl-C again: at once)")
+            _log.info("stopping all workers (Ctrl-C again stops immediately)")
             for listener in self._listeners:
                 listener.close()
             self._stop_all(limit=self._stop_limit)

@@ -387,7 +387,7 @@ async def _delay(server: _Server, shutdown: Shutdown, settings: Settings) -> Non
     if not shutdown.draining.is_set():
         server.expect_stop()
         shutdown.limit(settings.stop_delay + settings.drain_timeout)
-        _log.info("not ready any more; draining in %g s (--stop-delay; a second signal: now)", settings.stop_delay)
+        _log.info("not ready; draining in %g s (--stop-delay; a second signal drains now)", settings.stop_delay)
         with anyio.move_on_after(settings.stop_delay):
             await shutdown.draining.wait()
         shutdown.reach(Stage.DRAIN)
@@ -396,7 +396,7 @@ async def _delay(server: _Server, shutdown: Shutdown, settings: Settings) -> Non
 async def _drain(server: _Server, listeners: Sequence[Listener], shutdown: Shutdown, *, timeout: float) -> None:
     requests, websockets = server.statistics()
     left = f"requests: {requests}, WebSockets: {websockets}"
-    _log.info("stopping within %g s; open %s (Ctrl-C again: at once)", timeout, left)
+    _log.info("stopping within %g s; open %s (Ctrl-C again stops immediately)", timeout, left)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.drain)
         await server.stop_listening()

@@ -384,7 +384,7 @@ def test_in_the_stop_delay_workers_accept_and_are_not_ready(directory):
         # As systemd sends it.
         os.killpg(started.pid, signal.SIGTERM)
         server.wait_for_line("info stopping all workers in 60 s")
-        server.wait_for_line("info not ready any more; draining in 60 s", times=2)
+        server.wait_for_line("info not ready; draining in 60 s", times=2)
         assert [get(server.port, "/readyz")[0] for _ in range(20)] == [503] * 20
         assert get(path, family=socket.AF_UNIX)[0] == 200
         server.signal(signal.SIGTERM)

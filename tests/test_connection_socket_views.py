@@ -12,7 +12,6 @@ from byte_client import BINARY, CLOSE, TEXT, close_frame, frame, upgrade
 from websocket_server import ASYNCIO_BACKENDS, LIMIT, live, serving, until, within
 
 from microws import App, WebSocketDisconnect
-from microws.connection.asgi import ASGIConnection
 from microws.connection.socket import SocketConnection
 from microws.hub import BACKED_UP, MAX_BYTES
 
@@ -717,28 +716,6 @@ async def test_a_cancelled_view_leaves_the_hub():
 
 
 # Which connection
-
-
-async def test_a_middleware_sees_every_event():
-    room, events = Room(), []
-
-    async def middleware(scope, receive, send):
-        async def seen(event):
-            events.append(event["type"])
-            await send(event)
-
-        await room.app(scope, receive, seen)
-
-    async with serving(middleware) as room.serving, room.clients:
-        client = await room.connect()
-        await client.open("/")
-        ws = await within(room.arrived.get())
-        assert isinstance(ws._connection, ASGIConnection)
-        await ws.subscribe("t")
-        await room.publish("1")
-        await ws.send("2")
-        assert await read_texts(client, 2) == ["1", "2"]
-    assert events == ["websocket.accept", "websocket.send", "websocket.send"]
 
 
 async def test_the_server_s_message_limit_wins():

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
 TLS = Path(__file__).parent / "tls"
 
 
-async def test_every_websocket_gets_1012_then_the_app_shuts_down():
+async def test_every_websocket_gets_1012_then_the_app_shuts_down(caplog):
+    caplog.set_level("INFO", logger="microws")
     order = []
 
     async def app(scope, receive, send):
@@ -42,6 +43,7 @@ async def test_every_websocket_gets_1012_then_the_app_shuts_down():
         assert await b.closed() == (1012, "service restart")
         await served.ended.wait()
     assert order == [(1012, "service restart"), (1012, "service restart"), "shutdown"]
+    assert caplog.text.count('HTTP/1.1" closed 1012 ') == 2
     assert served.exit_code == 0
 
 

@@ -110,6 +110,12 @@ def test_many_frames_in_one_piece_arrive_in_order():
     assert {type(message) for message in found} == {str, Ping, bytes}
 
 
+def test_frames_of_any_length_in_one_piece_arrive_in_order():
+    sizes = [1, 125, 126, 127, 255, 256, 257, 1000, 40_000, 65_535, 65_536] * 2
+    messages = [bytes([number]) * size for number, size in enumerate(sizes)]
+    assert parse(b"".join(frame(BINARY, message) for message in messages), max_message_size=1 << 20) == messages
+
+
 @EVERY_WAY
 def test_control_frames_between_fragments_arrive_before_the_message(parse):
     stream = part(TEXT, b"a") + frame(PING, b"1") + part(CONTINUATION) + frame(PONG, b"2") + frame(CONTINUATION, b"b")

@@ -12,7 +12,7 @@ import h2.events
 import httpx
 import pytest
 from raw_websocket import RawWebSocket, connected
-from worker_here import echo, failures, lifespan, read_to_the_end, requesting, respond, serving
+from worker_here import echo, failures, read_to_the_end, requesting, serving
 
 from microws.server.hypercorn import HypercornServer, hypercorn_config
 from microws.server.settings import Settings
@@ -83,24 +83,6 @@ def test_the_settings_become_hypercorns():
     assert (config.keep_alive_timeout, config.certfile, config.keyfile) == (30, "both.pem", "both.pem")
     assert config.accesslog is config.errorlog is None
     assert [name for name, _ in config.response_headers("h11")] == [b"date"]
-
-
-async def test_the_lifespan_runs_once_and_its_state_reaches_every_request():
-    starts = []
-
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            starts.append(scope)
-            scope["state"]["number"] = 7
-            await lifespan(receive, send)
-        else:
-            number, scope["state"]["number"] = scope["state"]["number"], 8
-            await respond(send, str(number).encode())
-
-    async with on_hypercorn(app) as served, httpx.AsyncClient() as client:
-        assert [(await client.get(served.url)).text for _ in range(2)] == ["7", "7"]
-    assert len(starts) == 1
-    assert served.exit_code == 0
 
 
 async def test_requests_and_websockets_are_served_and_logged(caplog):
@@ -225,60 +207,6 @@ async def test_messages_after_the_disconnect_are_taken_from_hypercorn(anyio_back
             for event in [message, {"type": "websocket.disconnect", "code": 1006}, *[message] * 100]:
                 await put.send(event)
             server.cancel()
-
-
-async def test_a_drain_ends_streams_and_waits_for_requests(caplog):
-    seen = []
-    asked, both_told, may_answer = anyio.Event(), anyio.Event(), anyio.Event()
-
-    def see(disconnect):
-        seen.append(disconnect)
-        if len(seen) == 2:
-            both_told.set()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            while (event := await receive())["type"] != "websocket.disconnect":
-                pass
-            see((event["code"], event["reason"]))
-        elif scope["type"] == "http" and scope["path"] == "/events":
-            headers = [(b"content-type", b"text/event-stream")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b": hello\n\n", "more_body": True})
-            while (event := await receive())["type"] != "http.disconnect":
-                pass
-            see(event["type"])
-        elif scope["type"] == "http":
-            asked.set()
-            await may_answer.wait()
-            await respond(send)
-
-    async def get(path, *, task_status):
-        async with httpx.AsyncClient() as client, client.stream("GET", served.url + path) as response:
-            if path == "/events":
-                task_status.started()
-            chunks = [chunk async for chunk in response.aiter_bytes()]
-            answers[path] = (response.headers.get("connection"), chunks)
-
-    answers = {}
-    async with on_hypercorn(app) as served, connected(served.port) as ws, anyio.create_task_group() as tasks:
-        await tasks.start(get, "/events")
-        async with requesting(served):
-            await asked.wait()
-            served.shutdown.request()
-            assert await ws.closed() == (1012, "service restart")
-            await both_told.wait()
-            assert not served.ended.is_set()
-            may_answer.set()
-            await served.ended.wait()
-    assert answers == {"/events": (None, [b": hello\n\n"])}
-    assert set(seen) == {(1012, "service restart"), "http.disconnect"}
-    assert served.exit_code == 0
-    assert "closed 1012 " in caplog.text
-    assert not failures(caplog)
-    with pytest.raises(OSError, match="connection attempts failed"):
-        await anyio.connect_tcp("127.0.0.1", served.port)
 
 
 async def test_an_app_that_does_not_end_gets_a_disconnect_then_a_cancellation(caplog):

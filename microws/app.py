@@ -22,15 +22,7 @@ from microws.settings import AppSettings
 from microws.subscription import Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.threads import Threads
-from microws.views import (
-    HTTPEndpoint,
-    MountEndpoint,
-    OnInvalid,
-    WebSocketEndpoint,
-    WebSocketRouteOptions,
-    bind_topics,
-    bind_view,
-)
+from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
 
 if TYPE_CHECKING:
@@ -206,10 +198,9 @@ class App:
                 for the ``Request``, or ``x: str`` for ``{x:int}``).
         """
         self._check_registering()
-        bound = bind_view(view, Pattern.parse(pattern, self._router.converters), kind="http")
         self._router.add(
             pattern,
-            HTTPEndpoint(self._hooks, bound, view),
+            HTTPEndpoint(self._hooks, view, Pattern.parse(pattern, self._router.converters)),
             kind="http",
             methods=methods,
             name=name,
@@ -265,16 +256,15 @@ class App:
 
         def register(view: WebSocketView) -> WebSocketView:
             self._check_registering()
-            parsed = Pattern.parse(pattern, self._router.converters)
             endpoint = WebSocketEndpoint(
                 hooks=self._hooks,
-                view=bind_view(view, parsed, kind="websocket"),
                 function=view,
+                pattern=Pattern.parse(pattern, self._router.converters),
                 receive_type=value_type if receive_type is None else receive_type,
                 send_type=value_type if send_type is None else send_type,
                 subprotocols=subprotocols,
                 origins=origins,
-                topics=bind_topics(subscribe, parsed),
+                subscribe=subscribe,
                 catch_disconnect=catch_disconnect,
                 gaps=gaps,
                 on_invalid=on_invalid,

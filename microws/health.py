@@ -15,7 +15,7 @@ from microws.interfaces import Scope
 from microws.requests import Request
 from microws.responses import Response, TextResponse
 from microws.routing import Pattern, Router
-from microws.views import HTTPEndpoint, bind_view
+from microws.views import HTTPEndpoint
 
 __all__ = ["Health"]
 
@@ -61,8 +61,7 @@ class Health:
             RoutingError: A pattern is invalid, or another route hides it.
         """
         for pattern, view in ((live, self._live), (ready, self._ready)):
-            parsed = Pattern.parse(pattern, router.converters)
-            endpoint = HTTPEndpoint(Hooks(), bind_view(view, parsed, kind="http"), view, is_health_check=True)
+            endpoint = HTTPEndpoint(Hooks(), view, Pattern.parse(pattern, router.converters), is_health_check=True)
             router.add(pattern, endpoint, kind="http", methods=("GET",))
 
     async def _live(self, request: Request) -> Response:

@@ -148,9 +148,32 @@ class Lifespan:
             scope: ASGI's, or an empty one. Its ``state`` is updated with the mappings that the contexts yield, and is
                 yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks.
         """
-        with self._hub.loop.running():
-            async with self._run(app, scope):
-                yield scope.get("state") or {}
+        extension = (scope.get("extensions") or {}).get("microws") or {}
+        run = _Run(extension.get("report_error"))
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._hub.loop.running())
+            self._runs.append(run)
+            stack.callback(self._runs.remove, run)
+            self._has_run = True
+            group = await stack.enter_async_context(_task_group())
+            await group.start(run.keep_tasks)
+            try:
+                for context in self.contexts:
+                    await _enter(stack, context(app), scope.get("state"))
+                for hook in self.on_startup:
+                    await call_hook(hook)
+                for hook in reversed(self.on_shutdown):
+                    stack.push_async_callback(call_hook, hook)
+                async with AsyncExitStack() as mounted:
+                    for mounts in _by_app(app, self._router.mounts):
+                        await mounted.enter_async_context(_run_mounted(mounts, scope))
+                    run.is_serving = True
+                    try:
+                        yield scope.get("state") or {}
+                    finally:
+                        run.is_serving = False
+            finally:
+                await run.stop_tasks()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, *, app: Any) -> None:
         """
@@ -169,36 +192,6 @@ class Lifespan:
             await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
             raise
         await send({"type": "lifespan.shutdown.complete"})
-
-    @asynccontextmanager
-    async def _run(self, app: Any, scope: Scope) -> AsyncIterator[None]:
-        extension = (scope.get("extensions") or {}).get("microws") or {}
-        run = _Run(extension.get("report_error"))
-        self._runs.append(run)
-        self._has_run = True
-        try:
-            async with _task_group() as group:
-                await group.start(run.keep_tasks)
-                async with AsyncExitStack() as stack:
-                    try:
-                        for context in self.contexts:
-                            await _enter(stack, context(app), scope.get("state"))
-                        for hook in self.on_startup:
-                            await call_hook(hook)
-                        for hook in reversed(self.on_shutdown):
-                            stack.push_async_callback(call_hook, hook)
-                        async with AsyncExitStack() as mounted:
-                            for mounts in _by_app(app, self._router.mounts):
-                                await mounted.enter_async_context(_run_mounted(mounts, scope))
-                            run.is_serving = True
-                            try:
-                                yield
-                            finally:
-                                run.is_serving = False
-                    finally:
-                        await run.stop_tasks()
-        finally:
-            self._runs.remove(run)
 
 
 @asynccontextmanager

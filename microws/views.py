@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import InitVar, dataclass, field, is_dataclass
 from functools import partial
 from inspect import Parameter
 from string import Formatter
@@ -28,7 +28,6 @@ __all__ = [
     "OnInvalid",
     "WebSocketEndpoint",
     "WebSocketRouteOptions",
-    "bind_topics",
     "bind_view",
     "to_response",
 ]
@@ -70,15 +69,19 @@ class HTTPEndpoint:
     The endpoint of an HTTP route.
 
     Attributes:
-        view: Bound to the pattern.
         function: The registered view.
+        view: The same, bound to the pattern.
         is_health_check: Whether ``App.health`` has registered it.
     """
 
     hooks: Hooks
-    view: BoundView
     function: Callable[..., Any]
+    pattern: InitVar[Pattern]
     is_health_check: bool = False
+    view: BoundView = field(init=False)
+
+    def __post_init__(self, pattern: Pattern) -> None:
+        self.view = bind_view(self.function, pattern, kind="http")
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -115,22 +118,26 @@ class WebSocketEndpoint:
     The endpoint of a WebSocket route, with its registered view and the options of ``App.websocket_route``.
 
     Raises:
-        ValueError: An option is invalid.
+        TypeError, ValueError, RoutingError: The view or an option is invalid, or does not fit the pattern.
     """
 
     hooks: Hooks
-    view: BoundView
     function: Callable[..., Any]
+    pattern: InitVar[Pattern]
     receive_type: Any = "text"
     send_type: Any = "text"
     subprotocols: Sequence[str] = ()
     origins: Sequence[str] | None = None
-    topics: tuple[str, ...] = ()
+    subscribe: InitVar[str | Sequence[str] | None] = None
     catch_disconnect: bool = True
     gaps: bool = False
     on_invalid: OnInvalid = "close"
+    view: BoundView = field(init=False)
+    topics: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, pattern: Pattern, subscribe: str | Sequence[str] | None) -> None:
+        self.view = bind_view(self.function, pattern, kind="websocket")
+        self.topics = bind_topics(subscribe, pattern)
         if self.on_invalid not in get_args(OnInvalid):
             raise ValueError(f'expected on_invalid="close" or "skip", got {self.on_invalid!r}')
         if isinstance(self.subprotocols, str):

@@ -22,7 +22,7 @@ from microws.hub import Hub, Outbox, running_loop, topic_marker
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
 from microws.requests import OVER
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
+from microws.routing import Match, Miss, Mounted, Pattern, Router, encode_path, path_of
 from microws.settings import AppSettings
 from microws.state import CLOSED
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
@@ -51,7 +51,7 @@ class WebSocketDispatcher(Dispatcher):
         self._codecs = codecs
         self._limits = settings.limits
         self._options: dict[WebSocketEndpoint, WebSocketOptions] = {}
-        self._missing = WebSocketEndpoint(hooks=hooks, view=_no_view, function=_no_view)
+        self._missing = WebSocketEndpoint(hooks=hooks, function=_no_view, pattern=Pattern("", ()))
 
     def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> Awaitable[None]:
         """
@@ -282,7 +282,7 @@ class WebSocketDispatcher(Dispatcher):
         return close_for(error, path=path, error_close_code=self._settings.error_close_code, debug=self._settings.debug)
 
 
-async def _no_view(ws: WebSocket, params: dict[str, Any]) -> None:
+async def _no_view(ws: WebSocket) -> None:
     """In place of the view of a path that has none."""
 
 

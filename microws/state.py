@@ -49,16 +49,10 @@ class Action(Enum):
 
 
 _TRANSITIONS = {
-    (State.CONNECTING, Action.ACCEPT): State.OPEN,
-    (State.CONNECTING, Action.REJECT): State.CLOSING,
-    (State.CONNECTING, Action.CLOSE): State.CLOSING,
-    (State.CONNECTING, Action.DISCONNECT): State.CLOSED,
-    (State.OPEN, Action.CLOSE): State.CLOSING,
-    (State.OPEN, Action.DISCONNECT): State.CLOSED,
-    (State.CLOSING, Action.CLOSE): State.CLOSING,
-    (State.CLOSING, Action.DISCONNECT): State.CLOSED,
-    (State.CLOSED, Action.CLOSE): State.CLOSED,
-    (State.CLOSED, Action.DISCONNECT): State.CLOSED,
+    CONNECTING: {Action.ACCEPT: OPEN, Action.REJECT: CLOSING, Action.CLOSE: CLOSING, Action.DISCONNECT: CLOSED},
+    OPEN: {Action.CLOSE: CLOSING, Action.DISCONNECT: CLOSED},
+    CLOSING: {Action.CLOSE: CLOSING, Action.DISCONNECT: CLOSED},
+    CLOSED: {Action.CLOSE: CLOSED, Action.DISCONNECT: CLOSED},
 }
 
 _MISUSE = {
@@ -79,6 +73,6 @@ def step(state: State, action: Action) -> State:
         RuntimeError: ``action`` is not allowed in ``state``. The text says what to do instead.
     """
     try:
-        return _TRANSITIONS[state, action]
+        return _TRANSITIONS[state][action]
     except KeyError:
         raise RuntimeError(_MISUSE[state, action]) from None

@@ -16,10 +16,10 @@ from microws.errors import RoutingError
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks
 from microws.hub import check_topic
-from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView, Scope
+from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView
 from microws.requests import Request
 from microws.responses import JSONResponse, Response
-from microws.routing import Kind, Pattern, scope_below
+from microws.routing import Kind, Pattern
 from microws.websocket import WebSocket
 
 __all__ = [
@@ -100,16 +100,6 @@ class MountEndpoint:
     checks_origin: bool
     gives_origins: bool
     states: list[dict[str, Any]] = field(default_factory=list)
-
-    def scope_below(self, scope: Scope, prefix: str) -> Scope:
-        """The scope of the app. Its ``state`` has the lifespan state of the latest run."""
-        below = scope_below(scope, prefix)
-        if self.states and self.states[-1]:
-            state = below.get("state")
-            if state is None:
-                state = below["state"] = {}
-            state.update(self.states[-1])
-        return below
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)

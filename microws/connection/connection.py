@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
@@ -58,17 +59,15 @@ class AppCall(NamedTuple):
     make_outbox: Callable[[], Outbox]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Connection(ABC):
     """
     One WebSocket connection, from the client's handshake to its end. Any number of tasks may use it.
 
     ``SocketConnection`` carries it on this package's own server, ``ASGIConnection`` on any other.
 
-    Args:
-        limits: Limits of this connection.
-
     Attributes:
-        limits: The same.
+        limits: Limits of this connection.
         state: Position in the life of a WebSocket.
         accepted: Whether the handshake was accepted.
         subprotocol: The accepted subprotocol.
@@ -78,35 +77,19 @@ class Connection(ABC):
         unsubscribe: Called once, when the client disconnects or the connection begins to close.
     """
 
-    __slots__ = (
-        "_make_outbox",
-        "_senders",
-        "_tasks",
-        "accepted",
-        "close_code",
-        "close_reason",
-        "close_seen",
-        "limits",
-        "outbox",
-        "state",
-        "subprotocol",
-        "unsubscribe",
-    )
-
-    def __init__(self, limits: Limits) -> None:
-        self.state: State = CONNECTING
-        self.accepted: bool = False
-        self.subprotocol: str | None = None
-        self.close_code: int | None = None
-        self.close_reason: str = ""
-        self.close_seen: bool = False
-        self.outbox: Outbox | None = None
-        self.unsubscribe: Callable[[], None] | None = None
-        self.limits: Limits = limits
-        self._tasks: Tasks | None = None
-        self._make_outbox: Callable[[], Outbox] = Outbox
-        # Frames of ``send`` that wait for room in the outbox, in the order of the calls.
-        self._senders: deque[tuple[Frame, anyio.Event]] | None = None
+    limits: Limits
+    state: State = CONNECTING
+    accepted: bool = False
+    subprotocol: str | None = None
+    close_code: int | None = None
+    close_reason: str = ""
+    close_seen: bool = False
+    outbox: Outbox | None = None
+    unsubscribe: Callable[[], None] | None = None
+    _tasks: Tasks | None = None
+    _make_outbox: Callable[[], Outbox] = Outbox
+    # Frames of ``send`` that wait for room in the outbox, in the order of the calls.
+    _senders: "deque[tuple[Frame, anyio.Event]] | None" = None
 
     @property
     def tasks(self) -> Tasks:

@@ -14,7 +14,7 @@ from microws.handshake import Refusal, check_handshake_origin, check_request_ori
 from microws.hooks import Hooks
 from microws.interfaces import Application, Scope, Send
 from microws.requests import OVER, BaseRequest
-from microws.routing import Kind, Match, Miss, Mounted, Route, Router, encode_path, path_of
+from microws.routing import Kind, Match, Miss, Mounted, Route, Router, encode_path, path_of, scope_below
 from microws.settings import AppSettings
 from microws.views import MountEndpoint
 
@@ -121,9 +121,17 @@ class Dispatcher:
             return None
 
     def _scope_of_mount(self, scope: Scope, found: Mounted) -> Scope:
-        """The scope of a mounted app, with the ``origins`` that it inherits."""
+        """
+        The scope of a mounted app, with the ``origins`` that it inherits.
+
+        Its ``state`` has the lifespan state of the latest run.
+        """
         mount: MountEndpoint = found.endpoint
-        below = mount.scope_below(scope, found.prefix)
+        below = scope_below(scope, found.prefix)
+        if mount.states and mount.states[-1]:
+            if below.get("state") is None:
+                below["state"] = {}
+            below["state"].update(mount.states[-1])
         outer: _Mount = scope.get(_MOUNT, _OUTERMOST)
         prefix = (outer[0] or "") + found.prefix
         below[_MOUNT] = (prefix, *self._origins_of(scope)) if mount.gives_origins else (prefix, None, prefix)

@@ -71,10 +71,8 @@ class Acceptor:
         count_open: Callable[[], int],
     ) -> None:
         self._protocol_factory = protocol_factory
-        self._tls_options: dict[str, Any] = {"ssl": tls}
-        if tls is not None:
-            self._tls_options["ssl_handshake_timeout"] = _HANDSHAKE_TIMEOUT
-            self._tls_options["ssl_shutdown_timeout"] = _TLS_SHUTDOWN_TIMEOUT
+        timeouts = {"ssl_handshake_timeout": _HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
+        self._tls_options: dict[str, Any] = {} if tls is None else {"ssl": tls, **timeouts}
         self._share = share
         self._count_open = count_open
         self._loop: Any = None

@@ -27,8 +27,9 @@ if sys.platform != "win32":
 from anyio.to_thread import run_sync
 
 from microws.closing import CloseCode
+from microws.connection.connection import Signal
 from microws.connection.deadlines import Deadlines
-from microws.connection.socket import Addresses, addresses_of, is_ready, socket_of
+from microws.connection.socket import addresses_of, is_ready, socket_of
 from microws.interfaces import ASGIApplication, Event, Limits, Receive, Scope, Send
 from microws.page_cache import is_cached
 from microws.server.acceptor import Share
@@ -123,20 +124,19 @@ class HTTP1(asyncio.Protocol):
         # The transport's own methods: a broadcast calls them for each connection.
         self.write: Callable[[bytes | memoryview], None] = transport.write
         self.buffered: Callable[[], int] = transport.get_write_buffer_size
-        self.socket: int | None = None
+        self.socket = socket_of(transport)
         self._transport: asyncio.Transport = transport
         self._is_closing = self._has_ended = False
         self._unread = 0
         # Set when ``is_writable`` or ``_has_ended`` changes.
-        self._change: asyncio.Event | None = None
+        self._changed = Signal()
         self._parser = RequestParser(server.settings.max_head_size)
         self._exchange: Exchange | None = None
         # Received after the request that is being answered.
         self._queued = b""
         self._is_reading = True
         self._discarded = 0
-        # Read for the first HTTP request: a WebSocket reads its own.
-        self._addresses: Addresses | None = None
+        self._addresses = addresses_of(transport)
         # The one time-out of the reading side that runs.
         self._timer: Deadlines[HTTP1] | None = None
         server.connections.add(self)
@@ -199,9 +199,6 @@ class HTTP1(asyncio.Protocol):
 
     def _begin(self, head: RequestHead) -> None:
         server = self.server
-        if self._addresses is None:
-            self._addresses = addresses_of(self._transport)
-            self.socket = socket_of(self._transport)
         exchange = self._exchange = Exchange(self, head, self._scope_of(head))
         exchange.scope["microws.exchange"] = exchange
         app = server.app if head.target != b"*" else _answer_asterisk
@@ -210,7 +207,7 @@ class HTTP1(asyncio.Protocol):
     def _scope_of(self, head: RequestHead) -> Scope:
         """Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope."""
         server = self.server
-        client, address = self._addresses or (None, None)
+        client, address = self._addresses
         path, _, query = head.target.partition(b"?")
         return {
             "type": "http",
@@ -332,13 +329,7 @@ class HTTP1(asyncio.Protocol):
     async def wait_writable(self) -> None:
         """Wait until the client has read most of what was sent, or has disconnected."""
         while not self.is_writable and not self._has_ended:
-            self._change = self._change or asyncio.Event()
-            await self._change.wait()
-
-    def _report_change(self) -> None:
-        if self._change is not None:
-            self._change.set()
-            self._change = None
+            await self._changed.wait()
 
     async def wait_written(self) -> None:
         """Wait until the system has all that was sent, or the client has disconnected. Not over TLS."""
@@ -356,7 +347,7 @@ class HTTP1(asyncio.Protocol):
         """The client has read most of what it was sent."""
         self.server.writes.stop(self)
         self.is_writable = True
-        self._report_change()
+        self._changed.set()
         if self.on_writable is not None:
             self.on_writable()
         exchange = self._exchange
@@ -384,7 +375,7 @@ class HTTP1(asyncio.Protocol):
             method, target = self._parser.line
             path, _, query = target.partition(b"?")
             scope: Scope = {"type": "http", "method": method.decode(), "raw_path": path, "query_string": query}
-            scope["client"] = addresses_of(self._transport)[0]
+            scope["client"] = self._addresses[0]
             log_access(scope, status, perf_counter())
         self.finish(has_unread=True)
 
@@ -498,7 +489,7 @@ class HTTP1(asyncio.Protocol):
         for deadlines in (self.server.writes, self.server.flushes, self.server.closings):
             deadlines.stop(self)
         self.server.connections.discard(self)
-        self._report_change()
+        self._changed.set()
         # The exchange refers to this object: without this, only the garbage collector would free the two.
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -614,7 +605,7 @@ class Exchange:
             self.connection.write(_CONTINUE)
             self.connection.set_timer(self._server.bodies)
         while True:
-            if self._body:
+            if self._body or (self.is_received and not self._end_delivered):
                 body = b"".join(self._body)
                 self._body.clear()
                 if self._body_size >= _MAX_UNREAD_BODY:
@@ -622,9 +613,6 @@ class Exchange:
                 self._body_size = 0
                 self._end_delivered = self.is_received
                 return {"type": "http.request", "body": body, "more_body": not self.is_received}
-            if self.is_received and not self._end_delivered:
-                self._end_delivered = True
-                return {"type": "http.request", "body": b"", "more_body": False}
             if self._has_ended or self.is_answered or (self._expects_continue and self.status):
                 return {"type": "http.disconnect"}
             if self._change is None:
@@ -771,16 +759,9 @@ class Exchange:
         thread reads each piece.
         """
         await self.send({"type": "http.response.body", "body": b"", "more_body": True})
-        if not self._has_body or self._left != count or self.connection.socket is None or not hasattr(os, "sendfile"):
-            return 0
-        sent = await self._send_file(file, offset, count)
-        self._left -= sent
-        if sent == count:
-            await self.send({"type": "http.response.body", "body": b""})
-        return sent
-
-    async def _send_file(self, file: int, offset: int, count: int) -> int:
         connection = self.connection
+        if not self._has_body or self._left != count or connection.socket is None or not hasattr(os, "sendfile"):
+            return 0
         await connection.wait_written()
         if connection.socket is None:
             return 0
@@ -812,6 +793,9 @@ class Exchange:
                 await asyncio.sleep(0)
         finally:
             os.close(socket)
+        self._left -= sent
+        if sent == count:
+            await self.send({"type": "http.response.body", "body": b""})
         return sent
 
     async def _send_pieces(self, body: memoryview, *, is_last: bool) -> None:

@@ -215,7 +215,6 @@ class _Call:
         self._status: int | None = None
         self._is_answered = False
         self._is_event_stream = False
-        self._is_accepted = False
         self._close_code: int | None = None  # of the server's Close frame
 
     async def run(self, app: ASGIApplication) -> None:
@@ -236,7 +235,7 @@ class _Call:
         if not self._is_answered:
             # If the app has not started a response, Hypercorn sends one.
             self._answered(500 if self._status is None and not self._disconnect else self._status)
-        if self._is_accepted:
+        if self._status == 101:
             code = self._close_code
             ending = Ending("closed by the client" if code is None else f"closed {code}", code)
             log_access(self._scope, self._status, self._began, ending=ending)
@@ -272,9 +271,8 @@ class _Call:
             fields = {bytes(name).lower(): bytes(value) for name, value in event["headers"]}
             self._is_event_stream = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         elif kind == "websocket.accept":
-            self._is_accepted = True
             self._answered(101)
-        elif kind == "websocket.close" and self._is_accepted:
+        elif kind == "websocket.close" and self._status == 101:
             self._close_code = int(event.get("code", 1000))
         elif kind == "websocket.close":
             self._answered(403)
@@ -284,7 +282,7 @@ class _Call:
             await self.drain()
 
     async def drain(self) -> None:
-        if self._is_accepted and not self._disconnect and self._close_code is None:
+        if self._status == 101 and not self._disconnect and self._close_code is None:
             self._close_code = _RESTART["code"]
             self.end(_RESTART)
             async with self._closing:

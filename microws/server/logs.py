@@ -11,7 +11,6 @@ import stat
 import sys
 import threading
 import time
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +35,7 @@ __all__ = [
     "logging_to_stderr",
 ]
 
+_package = logging.getLogger("microws")
 _access = logging.getLogger("microws.access")
 
 # Characters of the access log that one turn of the event loop collects; more are written immediately.
@@ -262,10 +262,14 @@ class _Handler(logging.Handler):
     of an asyncio loop, in threads and on trio, each line is written immediately.
 
     An ``AccessEntry`` needs no record, which takes half the time.
+
+    Args:
+        stream: A file or a terminal. ``None``: the process has no stderr, and everything is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
+        self._stream = stream
         assert self.lock is not None
         self._lock = self.lock  # logging makes it anew, in place, in the child of a fork
         # Lines, and functions that format one when it is written: many in a row take less time than each after another
@@ -302,9 +306,13 @@ class _Handler(logging.Handler):
         with self._lock:
             self._write_lines()
 
-    @abstractmethod
     def write(self, text: str) -> None:
         """Write whole lines. Called with the lock of the handler."""
+        if self._stream is not None:
+            # The disk is full or the stream is closed, and the server has no other place to report it.
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+                self._stream.flush()
 
     def _add(self, line: str | Callable[[], str], size: int, *, may_wait: bool) -> None:
         self._lines.append(line)
@@ -339,21 +347,6 @@ class _Handler(logging.Handler):
             self.write(text)
 
 
-class _StreamHandler(_Handler):
-    """Writes to a file or a terminal; drops everything if the process has no stderr."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        super().__init__()
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        if self._stream is not None:
-            # The disk is full or the stream is closed, and the server has no other place to report it.
-            with suppress(OSError, ValueError):
-                self._stream.write(text)
-                self._stream.flush()
-
-
 def is_pipe(stream: TextIO | None) -> bool:
     """Whether a write to ``stream`` waits for another program. Only on systems where that can be avoided."""
     try:
@@ -379,7 +372,7 @@ class PipeHandler(_Handler):
     """
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__()
+        super().__init__(stream)
         self._encoding = stream.encoding
         self._thread: threading.Thread | None = None
         self._kept: deque[bytes] = deque()
@@ -506,18 +499,13 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _only_handler(level: int) -> _Handler | None:
-    """The handler that takes entries, if no other handler and no filter needs a record."""
-    found: _Handler | None = None
-    logger: logging.Logger | None = _access
-    if _access.filters or _access.disabled:
+    """The handler of this package, if it takes entries, and no other handler and no filter needs a record."""
+    if _access.filters or _access.handlers or not _access.propagate or _package.propagate or len(_package.handlers) > 1:
         return None
-    while logger is not None:
-        for handler in logger.handlers:
-            if found is not None or not isinstance(handler, _Handler) or not handler.takes_entries(level):
-                return None
-            found = handler
-        logger = logger.parent if logger.propagate else None
-    return found
+    for handler in _package.handlers:
+        if isinstance(handler, _Handler) and handler.takes_entries(level):
+            return handler
+    return None
 
 
 class ShortageFilter(logging.Filter):
@@ -560,21 +548,21 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
         process: Add the process id to each line.
     """
     _open_standard_files()
-    handler: _Handler = PipeHandler(sys.stderr) if is_pipe(sys.stderr) else _StreamHandler(sys.stderr)
+    handler: _Handler = PipeHandler(sys.stderr) if is_pipe(sys.stderr) else _Handler(sys.stderr)
     handler.setFormatter((JSONFormatter if settings.log_format == "json" else TextFormatter)(process=process))
-    package, root = logging.getLogger("microws"), logging.getLogger()
+    root = logging.getLogger()
     shortage = ShortageFilter()
     with ExitStack() as undo:
         undo.callback(handler.close)
-        for logger in [package] if root.handlers else [package, root]:
+        for logger in [_package] if root.handlers else [_package, root]:
             undo.callback(logger.setLevel, logger.level)
             undo.callback(logger.removeHandler, handler)
             logger.setLevel(settings.log_level.upper())
             logger.addHandler(handler)
         undo.callback(setattr, _access, "disabled", _access.disabled)
         _access.disabled = not settings.access_log
-        undo.callback(setattr, package, "propagate", package.propagate)
-        package.propagate = False
+        undo.callback(setattr, _package, "propagate", _package.propagate)
+        _package.propagate = False
         for logger in map(logging.getLogger, _VERBOSE):
             undo.callback(logger.setLevel, logger.level)
             logger.setLevel(max(logging.INFO, logger.level))

@@ -10,11 +10,11 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from math import inf
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from microws.server.renewal import Renewal, run_exit_functions
 
@@ -197,16 +197,12 @@ def _wait_for_pools(threads: Iterable[threading.Thread], *, within: float = _GRA
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Make SIGINT and SIGTERM raise ``KeyboardInterrupt``, unless the app or a worker has a handler of its own."""
-    plain: tuple[Any, ...] = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    changed = {number: handler for number, handler in before.items() if handler in plain}
-    try:
-        for number in changed:
-            signal.signal(number, signal.default_int_handler)
+    with ExitStack() as undo:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler):
+                undo.callback(signal.signal, number, handler)
+                signal.signal(number, signal.default_int_handler)
         yield
-    finally:
-        for number, handler in changed.items():
-            signal.signal(number, handler)
 
 
 def _prepare_exit(code: int, renewal: Renewal) -> Callable[[str], NoReturn]:

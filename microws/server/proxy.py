@@ -13,13 +13,10 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 # An address and a port; 0 if the port is unknown.
 Node: TypeAlias = tuple[IPAddress, int]
 
-_FORWARDED: Final = b"forwarded"
-_FOR: Final = b"x-forwarded-for"
-_PROTO: Final = b"x-forwarded-proto"
-_HOST: Final = b"x-forwarded-host"
-_PORT: Final = b"x-forwarded-port"
-_PREFIX: Final = b"x-forwarded-prefix"
-_FIELDS: Final = frozenset({_FORWARDED, _FOR, _PROTO, _HOST, _PORT, _PREFIX})
+_FIELDS: Final = {
+    b"forwarded": "forwarded",
+    **{b"x-forwarded-" + part.encode(): part for part in ("for", "proto", "host", "port", "prefix")},
+}
 
 _SECURE: Final = {"http": "", "ws": "", "https": "s", "wss": "s"}
 
@@ -96,38 +93,38 @@ def forwarded(scope: Scope, proxies: TrustedProxies) -> dict[str, Any]:
 
     Source: RFC 7239; https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/X-Forwarded-For
     """
-    fields: dict[bytes, str] = {}
+    fields: dict[str, str] = {}
     for name, value in scope["headers"]:
         if name in _FIELDS:
-            text = value.decode("latin-1")
+            part, text = _FIELDS[name], value.decode("latin-1")
             # RFC 9110 §5.3: repeated fields are one list.
-            fields[name] = f"{fields[name]},{text}" if name in fields else text
+            fields[part] = f"{fields[part]},{text}" if part in fields else text
     if not fields or not proxies.has_peer_of(scope):
         return {}
-    if fields.keys() & {_FOR, _PROTO, _HOST}:
-        chain = reversed(fields.get(_FOR, "").split(","))
+    if fields.keys() & {"for", "proto", "host"}:
+        chain = reversed(fields.get("for", "").split(","))
         client, _, _ = _trusted_part(({"for": element.strip(" \t")} for element in chain), proxies)
-        proto, host = _last(fields, _PROTO), _last(fields, _HOST)
+        proto, host = _last(fields, "proto"), _last(fields, "host")
     else:
-        elements = _elements_from_the_right(fields.get(_FORWARDED, ""))
+        elements = _elements_from_the_right(fields.get("forwarded", ""))
         client, proto, host = _trusted_part(map(_parse_element, elements), proxies)
     changes: dict[str, Any] = {}
     if client is not None:
         changes["client"] = (str(client[0]), client[1])
     if (secure := _SECURE.get(proto.lower())) is not None:
         changes["scheme"] = ("ws" if scope["type"] == "websocket" else "http") + secure
-    if outer := _outer_host(scope, host, _last(fields, _PORT)):
+    if outer := _outer_host(scope, host, _last(fields, "port")):
         address = _parse_address(scope["client"][0]) if scope.get("client") else None
         if address is not None and address.is_loopback:
             # A page in a browser on this machine can send X-Forwarded-Host too: see App(allowed_hosts=…).
             changes["microws.received_host"] = _own_host(scope)
         changes["headers"] = [(b"host", outer), *((name, value) for name, value in scope["headers"] if name != b"host")]
-    if not scope.get("root_path") and (prefix := _CLEAN_PREFIX.fullmatch(_last(fields, _PREFIX))):
+    if not scope.get("root_path") and (prefix := _CLEAN_PREFIX.fullmatch(_last(fields, "prefix"))):
         changes.update(_below(scope, prefix[1]))
     return changes
 
 
-def _last(fields: dict[bytes, str], name: bytes) -> str:
+def _last(fields: dict[str, str], name: str) -> str:
     return fields.get(name, "").rpartition(",")[2].strip(" \t")
 
 

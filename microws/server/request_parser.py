@@ -301,16 +301,9 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
         if fields[b"expect"].lower() != b"100-continue":
             raise Refused(417, "the only expectation that this server meets is 100-continue")
         expects_continue = length != 0
+    protocol = "1.1" if is_1_1 else "1.0"
     return RequestHead(
-        _METHODS[method],
-        target,
-        "1.1" if is_1_1 else "1.0",
-        headers,
-        fields,
-        keep_alive,
-        length,
-        expects_continue,
-        asks_for_websocket,
+        _METHODS[method], target, protocol, headers, fields, keep_alive, length, expects_continue, asks_for_websocket
     )
 
 

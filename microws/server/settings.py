@@ -9,7 +9,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
 from microws.hints import option_hint
 
 __all__ = [
-    "DEFAULT_MAX_MESSAGE_SIZE",
     "SETTINGS",
     "Address",
     "FileDescriptor",
@@ -25,8 +24,6 @@ __all__ = [
     "parse_size",
     "parse_text",
 ]
-
-DEFAULT_MAX_MESSAGE_SIZE: Final = 1 << 20
 
 _DEFAULT_HOST: Final = "127.0.0.1"
 _DEFAULT_PORT: Final = 8000
@@ -395,10 +392,8 @@ class Settings:
                 "to hypercorn"
             )
         self.server = self.server or ("hypercorn" if self.loop == "trio" else "microws")
-        if self.server == "hypercorn":
-            self._check_hypercorn()
-
-    def _check_hypercorn(self) -> None:
+        if self.server != "hypercorn":
+            return
         if self.keep_alive == 0:
             raise SettingConflict(
                 "{keep_alive}: expected more than 0 seconds with the server hypercorn, which cannot close a connection "

@@ -139,19 +139,8 @@ class _Worker:
     unread: bytes = b""
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
     def is_serving(self) -> bool:
         return self.ready is not None
-
-    def poll(self) -> int | None:
-        """The exit code, once it has ended; that of a signal is negative."""
-        code = self.process.poll()
-        if code is not None:
-            self.share.leave()
-        return code
 
     def read(self) -> bool:
         """Read from the control socket; ``False`` at its end."""
@@ -282,7 +271,7 @@ class _Supervisor:
         elif worker.ready is not None and not was_serving:
             self._failed_starts = 0
             if self._app is not None:
-                _log.info("worker %d serves", worker.pid)
+                _log.info("worker %d serves", worker.process.pid)
             elif worker.ready.spans_processes is False:
                 _log.warning(
                     "%d workers, but the backplane is 'memory': what is published in one worker reaches the "
@@ -294,26 +283,29 @@ class _Supervisor:
     def _check_workers(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            if (code := worker.poll()) is not None:
+            if (code := worker.process.poll()) is not None:
                 self._forget(worker, code)
             elif worker.kill_at(self._settings.worker_timeout) <= now:
                 if worker.is_aborted:
                     pass
                 elif worker.is_serving and not worker.is_stopping:
                     text = "worker %d is killed: it sent nothing for %g s (--worker-timeout); it is blocked or stopped"
-                    _log.error(text, worker.pid, self._settings.worker_timeout)
+                    _log.error(text, worker.process.pid, self._settings.worker_timeout)
                 else:
                     _log.error(
-                        "worker %d does not %s and is killed", worker.pid, "end" if worker.is_stopping else "start"
+                        "worker %d does not %s and is killed",
+                        worker.process.pid,
+                        "end" if worker.is_stopping else "start",
                     )
                 worker.kill()
 
     def _forget(self, worker: _Worker, code: int) -> None:
+        worker.share.leave()
         self._workers.remove(worker)
         if worker.control in self._selector.get_map():
             self._selector.unregister(worker.control)
         worker.control.close()
-        exited = f"worker {worker.pid} {_describe_exit(code)}"
+        exited = f"worker {worker.process.pid} {_describe_exit(code)}"
         if worker.is_stopping or self._stage:
             if code not in (0, -signal.SIGTERM):
                 _log.error("%s", exited)
@@ -468,7 +460,5 @@ def _describe_exit(code: int) -> str:
     """How a process ended, in words that follow its name."""
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    names = {int(number): number.name for number in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"

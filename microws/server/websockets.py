@@ -25,7 +25,6 @@ __all__ = ["ServerWebSocket", "WebSockets", "final_response"]
 
 _log = logging.getLogger("microws.server")
 
-_LIMITS: Final = Limits()
 # Seconds until a client that broke a rule is dropped, in place of the app's ``close_timeout``.
 _FAILURE_TIMEOUT: Final = 0.5
 # Connections that a drain closes in one turn of the event loop, which takes a few milliseconds.
@@ -44,10 +43,8 @@ class ServerWebSocket(SocketConnection):
 
     Args:
         transport, upgrade, shared: See ``SocketConnection``.
+        scope: ASGI scope of the handshake.
         on_lost: Called when the transport has ended.
-
-    Attributes:
-        scope: ASGI scope of the handshake; set before anything else happens.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
@@ -59,11 +56,11 @@ class ServerWebSocket(SocketConnection):
         transport: asyncio.Transport,
         upgrade: Upgrade,
         shared: SharedLimits,
-        *,
+        scope: Scope,
         on_lost: "Callable[[ServerWebSocket], None]",
     ) -> None:
         super().__init__(transport, upgrade, shared)
-        self.scope: Scope = {}
+        self.scope = scope
         self._on_lost = on_lost
         self._began = time.perf_counter()
         self._has_connected = False
@@ -214,12 +211,7 @@ class WebSockets:
     """
 
     def __init__(
-        self,
-        app: ASGIApplication,
-        settings: Settings,
-        *,
-        limits: Limits = _LIMITS,
-        extension: Mapping[str, Any],
+        self, app: ASGIApplication, settings: Settings, *, limits: Limits, extension: Mapping[str, Any]
     ) -> None:
         self._app = app
         self._extension = extension
@@ -250,10 +242,8 @@ class WebSockets:
             early: Data that came behind it.
             state: Lifespan state, a copy for this connection.
         """
-        connection = ServerWebSocket(transport, upgrade, self._shared, on_lost=self._forget)
-        self._open.add(connection)
         client, server = addresses_of(transport)
-        scope = connection.scope = scope_of(
+        scope = scope_of(
             upgrade,
             scheme="ws" if transport.get_extra_info("sslcontext") is None else "wss",
             client=client,
@@ -261,7 +251,10 @@ class WebSockets:
             state=state,
             extensions={"websocket.http.response": {}, "microws": self._extension},
         )
-        scope["microws.connection"] = connection
+        connection = scope["microws.connection"] = ServerWebSocket(
+            transport, upgrade, self._shared, scope, self._forget
+        )
+        self._open.add(connection)
         if early:
             connection.data_received(early)
         refusal = check_upgrade(upgrade)

@@ -27,7 +27,7 @@ from microws.server.logs import logging_to_stderr
 from microws.server.process_end import ProcessEnd
 from microws.server.proxy import ProxyHeaders, TrustedProxies
 from microws.server.renewal import FAILURE, Renewal, this_program
-from microws.server.settings import DEFAULT_MAX_MESSAGE_SIZE, Settings
+from microws.server.settings import Settings
 from microws.server.supervisor import supervise
 from microws.version import __version__
 
@@ -291,13 +291,14 @@ def _prepare(
         extension["max_message_size"] = settings.max_message_size
     served = ProxyHeaders(app, TrustedProxies(settings.forwarded_allow_ips), root_path=settings.root_path)
     own_limit = getattr(app, "max_message_size", None)
-    limit = settings.max_message_size or (own_limit if isinstance(own_limit, int) else DEFAULT_MAX_MESSAGE_SIZE)
+    limits = Limits()
+    limit = settings.max_message_size or (own_limit if isinstance(own_limit, int) else limits.max_message_size)
     if settings.server == "hypercorn" or not _on_asyncio():
         from microws.server.hypercorn import HypercornServer, hypercorn_config
 
         config = hypercorn_config(settings, max_message_size=limit)
         return HypercornServer(served, config, on_trio=not _on_asyncio(), state=state, extension=extension)
-    limits = Limits(max_message_size=limit)
+    limits = limits._replace(max_message_size=limit)
     return AsyncioServer(served, settings, limits=limits, state=state, extension=extension, tls=tls, share=share)
 
 

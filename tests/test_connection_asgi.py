@@ -122,27 +122,6 @@ class TestReading:
             await client.wait_sent(2)
         assert client.texts == ["accept", "close 1000"]
 
-    async def test_several_tasks_may_receive_and_each_message_goes_to_one_of_them(self):
-        got = []
-
-        async def read(ws):
-            async for message in ws:
-                got.append(message)  # noqa: PERF401
-
-        async def view(ws):
-            async with ws, anyio.create_task_group() as tasks:
-                for _ in range(5):
-                    tasks.start_soon(read, ws)
-
-        async with connected(app_of(view), ASGIClient()) as client:
-            await client.wait_sent(1)
-            for n in range(50):
-                client.put(str(n))
-                if n % 7 == 0:
-                    await settle()
-            client.put(DISCONNECT)
-        assert sorted(got, key=int) == [str(n) for n in range(50)]
-
     async def test_a_cancelled_receive_passes_its_turn_to_the_next(self):
         got, first = [], anyio.CancelScope()
 
@@ -681,35 +660,6 @@ class TestSending:
             await client.wait_sent(2 + len(texts))
             client.put(DISCONNECT)
         assert client.texts == ["accept", *texts, "close 1000"]
-
-    async def test_ws_send_and_publish_keep_the_order_of_the_calls(self):
-        async def view(ws):
-            async with ws:
-                for n in range(0, 100, 2):
-                    await ws.send(str(n))
-                    await ws.app.publish("t", str(n + 1))
-
-        client = await serve(app_of(view, subscribe="t", close_timeout=5), sent=102)
-        assert client.texts == ["accept", *map(str, range(100)), "close 1000"]
-
-    async def test_a_burst_in_one_task_reaches_a_client_that_reads(self):
-        async def view(ws):
-            async with ws:
-                async for _ in ws:
-                    pass
-
-        app = app_of(view, subscribe="t")
-        clients = [ASGIClient(), ASGIClient(suspends=False)]
-        async with connected(app, *clients):
-            for client in clients:
-                await client.wait_sent(1)
-            for n in range(600):
-                await app.publish("t", str(n))
-            for client in clients:
-                await client.wait_sent(601)
-                client.put(DISCONNECT)
-        for client in clients:
-            assert client.texts == ["accept", *map(str, range(600))]
 
     @pytest.mark.parametrize("error", [RuntimeError, ValueError])
     async def test_an_error_of_the_server_s_send_is_raised_in_the_view(self, error):

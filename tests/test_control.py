@@ -42,9 +42,9 @@ async def follow(control):
 
 async def test_a_worker_follows_commands_until_the_supervisor_has_ended(ends):
     supervisor, worker = ends
-    supervisor.send(b"23")
+    supervisor.send(b"123")
     supervisor.close()
-    assert await follow(ControlSocket(worker, [])) == [Stage.DRAIN, Stage.FORCED, Stage.DRAIN]
+    assert await follow(ControlSocket(worker, [])) == [Stage.DELAY, Stage.DRAIN, Stage.FORCED, Stage.DRAIN]
 
 
 async def test_a_control_socket_that_is_reset_ends_the_commands(ends):

@@ -122,6 +122,14 @@ def test_control_frames_between_fragments_arrive_before_the_message(parse):
     assert parse(stream + frame(TEXT, b"next")) == [Ping(b"1"), Pong(b"2"), "ab", "next"]
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_small_and_large_fragments_keep_their_order(opcode):
+    pieces = [b"a", b"b" * 20_000, b"c", b"d", b"e" * 20_000, b"f"]
+    stream = part(opcode) + b"".join(part(CONTINUATION, piece) for piece in pieces) + frame(CONTINUATION)
+    whole = b"".join(pieces)
+    assert parse(stream, max_message_size=1 << 20) == [whole.decode() if opcode == TEXT else whole]
+
+
 @EVERY_WAY
 def test_a_character_may_be_cut_by_a_fragment(parse):
     first, second = "a€".encode()[:2], "a€".encode()[2:]

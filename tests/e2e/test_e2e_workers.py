@@ -374,25 +374,6 @@ def test_a_signal_to_the_process_group_counts_once(directory):
         assert len(server.find_lines("^stopped$")) == 2
 
 
-def test_in_the_stop_delay_workers_accept_and_are_not_ready(directory):
-    path = directory / "app.sock"
-    write(directory, APP + "\napp.health()\n")
-    arguments = ("--workers", "2", "--stop-delay", "60", "--bind", "127.0.0.1:0", "--bind", f"unix:{path}")
-    with process(directory, command(*arguments)) as started:
-        server = Server(started)
-        assert get(server.port, "/readyz")[0] == 200
-        # As systemd sends it.
-        os.killpg(started.pid, signal.SIGTERM)
-        server.wait_for_line("info stopping all workers in 60 s")
-        server.wait_for_line("info not ready; draining in 60 s", times=2)
-        assert [get(server.port, "/readyz")[0] for _ in range(20)] == [503] * 20
-        assert get(path, family=socket.AF_UNIX)[0] == 200
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 0
-        assert len(server.find_lines("^stopped$")) == 2
-    assert not path.exists()
-
-
 # The log
 
 

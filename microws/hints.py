@@ -209,7 +209,8 @@ class ForeignName:
         self._advice = advice
 
     def __get__(self, instance: object, owner: type[Any]) -> NoReturn:
-        raise AttributeError(f"{owner.__name__} has no {self._name!r}: {self._advice}")
+        # With a name but no object, Python appends no "Did you mean: 'after_serving'?", which is no better.
+        raise AttributeError(f"{owner.__name__} has no {self._name!r}: {self._advice}", name=self._name)
 
 
 class _ReadOnlyForeignName(ForeignName):

@@ -79,6 +79,12 @@ def test_a_foreign_name_says_what_to_write(look, advice):
     assert str(caught.value).startswith(advice)
 
 
+def test_python_appends_no_guess_to_the_advice():
+    program = "import microws; microws.App().before_serving"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.stderr.endswith(": use @app.on_startup, @app.on_shutdown or @app.lifespan\n")
+
+
 def test_the_advice_of_a_websocket_calls_it_ws():
     with pytest.raises(AttributeError, match=r"^WebSocket has no 'query_params': use ws\.query$"):
         WebSocket.query_params  # noqa: B018

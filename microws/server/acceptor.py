@@ -9,6 +9,8 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 from microws.server.listening import BACKLOG
@@ -42,6 +44,7 @@ _PAUSE: Final = 0.005
 _MAX_PAUSES: Final = 20
 
 
+@dataclass(eq=False)
 class Acceptor:
     """
     Accepts connections from sockets that other workers may accept from as well.
@@ -62,19 +65,15 @@ class Acceptor:
         count_open: How many connections are open; called at each connect if there is a ``share``.
     """
 
-    def __init__(
-        self,
-        protocol_factory: Callable[[], asyncio.BaseProtocol],
-        *,
-        tls: ssl.SSLContext | None = None,
-        share: "Share | None" = None,
-        count_open: Callable[[], int],
-    ) -> None:
-        self._protocol_factory = protocol_factory
+    protocol_factory: Callable[[], asyncio.BaseProtocol]
+    _: KW_ONLY
+    tls: ssl.SSLContext | None = None
+    share: "Share | None" = None
+    count_open: Callable[[], int]
+
+    def __post_init__(self) -> None:
         timeouts = {"ssl_handshake_timeout": _HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
-        self._tls_options: dict[str, Any] = {} if tls is None else {"ssl": tls, **timeouts}
-        self._share = share
-        self._count_open = count_open
+        self._tls_options: dict[str, Any] = {} if self.tls is None else {"ssl": self.tls, **timeouts}
         self._loop: Any = None
         self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
@@ -89,7 +88,7 @@ class Acceptor:
         """Accept from ``sockets``, which listen, until ``close``."""
         self._loop = asyncio.get_running_loop()
         for sock in sockets:
-            if self._share is None:
+            if self.share is None:
                 self._servers.append(await self._create_server(sock))
             else:
                 self._sockets.append(sock)
@@ -106,8 +105,8 @@ class Acceptor:
                 pause.cancel()
             self._loop.remove_reader(sock.fileno())
             sock.close()
-        if self._share is not None:
-            self._share.leave()
+        if self.share is not None:
+            self.share.leave()
 
     async def _create_server(self, sock: socket.socket) -> asyncio.Server:
         constants: Any = importlib.import_module("asyncio.constants")
@@ -119,21 +118,21 @@ class Acceptor:
             start = self._loop.create_unix_server
             if sys.version_info >= (3, 13):
                 options["cleanup_socket"] = False  # the listener removes the file
-        server: asyncio.Server = await start(self._protocol_factory, **options)
+        server: asyncio.Server = await start(self.protocol_factory, **options)
         sock.listen(BACKLOG)
         return server
 
     def _should_pause(self) -> bool:
         """Tell the other workers the count of connections, and return whether they should accept the next one."""
-        if self._share is None:
+        if self.share is None:
             return False
         now = self._loop.time()
         self._recent >>= min(int(now) - self._second, 32)
         self._second = int(now)
-        self._share.write(self._count_open() + len(self._connecting) + self._recent, now)
+        self.share.write(self.count_open() + len(self._connecting) + self._recent, now)
         if self._pauses_left == _MAX_PAUSES:
             self._first_pause_at = now
-        return self._share.is_exceeded(since=0.0 if self._pauses_left > 0 else self._first_pause_at)
+        return self.share.is_exceeded(since=0.0 if self._pauses_left > 0 else self._first_pause_at)
 
     def _accept(self, sock: socket.socket, *, is_resumed: bool = False) -> None:
         for number in range(_ACCEPTS_PER_TURN):
@@ -160,11 +159,9 @@ class Acceptor:
             task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._protocol_factory, connection, **self._tls_options)
-        except OSError:
-            # The client has disconnected or failed in the TLS handshake; the loop has closed the connection.
-            pass
+        # The client may have disconnected or failed in the TLS handshake; then the loop has closed the connection.
+        with suppress(OSError):
+            await self._loop.connect_accepted_socket(self.protocol_factory, connection, **self._tls_options)
 
     def _pause(self, sock: socket.socket, seconds: float) -> None:
         self._loop.remove_reader(sock.fileno())

@@ -198,6 +198,7 @@ class Shutdown:
         control: The supervisor is told of each step. Default: there is no supervisor.
 
     Attributes:
+        control: As above.
         requested: Stop: ``/readyz`` says 503 from now on, and the drain begins after ``Settings.stop_delay``.
         draining: The delay has ended, or there is none: drain, then stop.
         forced: Stop immediately.
@@ -208,7 +209,7 @@ class Shutdown:
         self.draining: anyio.Event = anyio.Event()
         self.forced: anyio.Event = anyio.Event()
         self._end = end
-        self._control = control
+        self.control = control
 
     def request(self) -> None:
         """Ask for the drain. The second request asks to stop immediately."""
@@ -231,8 +232,8 @@ class Shutdown:
         seconds = min(seconds, _FORCED_STEP) if self.forced.is_set() else seconds
         if self._end is not None:
             self._end.limit(seconds)
-        if self._control is not None:
-            self._control.send_limit(seconds)
+        if self.control is not None:
+            self.control.send_limit(seconds)
 
     def finish(self, code: int) -> None:
         """Only the event loop has to end now. If it does not, the process ends all the same, with ``code``."""
@@ -241,13 +242,7 @@ class Shutdown:
 
 
 async def watch_signals(
-    shutdown: Shutdown,
-    end: ProcessEnd,
-    settings: Settings,
-    renewal: Renewal,
-    *,
-    in_worker: bool,
-    task_status: TaskStatus[None],
+    shutdown: Shutdown, end: ProcessEnd, settings: Settings, renewal: Renewal, *, task_status: TaskStatus[None]
 ) -> None:
     """
     Drain at the first signal, and stop immediately at the second one. The third one kills.
@@ -261,9 +256,9 @@ async def watch_signals(
     SIGHUP drains, and has ``renewal`` run the program again; another signal cancels that. If the terminal that the
     server was started in was closed, SIGHUP stops the server.
 
-    Args:
-        in_worker: Stop at SIGTERM, and end immediately at SIGABRT, which the supervisor sends to a worker that has been
-            silent too long. What a terminal sends to the whole process group is ignored: the supervisor passes it on.
+    A worker with a supervisor stops at SIGTERM, and ends immediately at SIGABRT, which the supervisor sends to a worker
+    that has been silent too long. What a terminal sends to the whole process group is ignored: the supervisor passes it
+    on.
     """
     asked = 0
     lines: list[tuple[int, str]] = []  # a signal handler must not log: the interrupted code may hold the log's lock
@@ -303,7 +298,7 @@ async def watch_signals(
             shutdown.limit(settings.stop_delay + settings.drain_timeout)
 
     signals = [*_STOP_SIGNALS, HANGUP] if renewal.handles_hangup else _STOP_SIGNALS
-    if in_worker:
+    if in_worker := shutdown.control is not None:
         signals = [signal.SIGTERM, signal.SIGABRT, *SHARED_SIGNALS]
     with signal_socket(signals, handle_in_worker if in_worker else handle) as received:
         if renewal.hangups and not in_worker:

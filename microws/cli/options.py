@@ -41,8 +41,8 @@ def run_parser() -> Parser:
         usage="microws run [APP] [options]",
         description="Serve an app: microws run chat:app",
         epilog="Every option is also a variable, MICROWS_HOST for --host, and a key of [tool.microws] in "
-        "pyproject.toml. A flag beats the environment, which beats pyproject.toml. PORT and WEB_CONCURRENCY count "
-        "where MICROWS_PORT and MICROWS_WORKERS are not set.",
+        "pyproject.toml. A flag overrides the environment, which overrides pyproject.toml. PORT and WEB_CONCURRENCY "
+        "apply if MICROWS_PORT and MICROWS_WORKERS are not set.",
     )
     for name, option in _OPTIONS.items():
         if name == "app":

@@ -11,7 +11,7 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 
-from microws.connection.tasks import check_function
+from microws.connection.tasks import check_function, task_group
 from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
 from microws.interfaces import Receive, Scope, Send
@@ -155,7 +155,7 @@ class Lifespan:
             self._runs.append(run)
             stack.callback(self._runs.remove, run)
             self._has_run = True
-            group = await stack.enter_async_context(_task_group())
+            group = await stack.enter_async_context(task_group())
             await group.start(run.keep_tasks)
             try:
                 for context in self.contexts:
@@ -194,20 +194,6 @@ class Lifespan:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-@asynccontextmanager
-async def _task_group() -> "AsyncIterator[anyio.abc.TaskGroup]":
-    """A task group that is cancelled at the end of its block, and does not wrap an exception of the block."""
-    failure: Exception | SystemExit | None = None
-    async with anyio.create_task_group() as group:
-        try:
-            yield group
-        except (Exception, SystemExit) as error:
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
 class _MountedLifespan(LifespanRunner):
     """The lifespan of a mounted app. It raises the failures that the server would log."""
 
@@ -229,7 +215,7 @@ def _by_app(outer: Any, mounts: list[Mounted]) -> list[list[Mounted]]:
 async def _run_mounted(mounts: list[Mounted], scope: Scope) -> AsyncIterator[None]:
     name = f"the app mounted at {mounts[0].path}"
     lifespan = _MountedLifespan(mounts[0].endpoint.app, name=name, extensions=scope.get("extensions"))
-    async with _task_group() as group:
+    async with task_group() as group:
         group.start_soon(lifespan.run)
         # The server limits the time of the whole lifespan.
         await lifespan.startup(timeout=inf)

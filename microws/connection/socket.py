@@ -346,11 +346,8 @@ class SocketConnection(Connection, asyncio.Protocol):
         return self.outbox
 
     def wake(self) -> None:
-        if self.state is OPEN and self.outbox is not None:
-            self._write_pending(self.outbox)
-
-    def _write_pending(self, outbox: Outbox) -> None:
-        while self.is_writable and not self.is_lost:
+        outbox = self.outbox
+        while outbox is not None and self.state is OPEN and self.is_writable and not self.is_lost:
             if not outbox:
                 outbox.release()
                 return

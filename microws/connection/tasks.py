@@ -8,7 +8,8 @@ an event loop share the timers of their deadlines.
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 from types import TracebackType
@@ -20,7 +21,7 @@ import anyio.abc
 from microws.connection.deadlines import Deadlines, deadlines_of
 from microws.interfaces import Scope
 
-__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task"]
+__all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task", "task_group"]
 
 # Before 3.12 asyncio.current_task is a function in Python, which takes four times as long as this.
 current_task: Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None] = (
@@ -302,3 +303,17 @@ def check_function(function: object) -> None:
             "expected a function and its arguments, as in start_soon(tick, 1), not its result, as in "
             f"start_soon(tick(1)); got {type(function).__name__}"
         )
+
+
+@asynccontextmanager
+async def task_group() -> "AsyncIterator[anyio.abc.TaskGroup]":
+    """A task group that is cancelled at the end of its block, and does not wrap an exception of the block."""
+    failure: Exception | SystemExit | None = None
+    async with anyio.create_task_group() as group:
+        try:
+            yield group
+        except (Exception, SystemExit) as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

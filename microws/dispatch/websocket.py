@@ -12,7 +12,7 @@ import anyio.abc
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.connection import AppCall, connect
-from microws.connection.tasks import AsyncioTasks, GroupTasks, Tasks
+from microws.connection.tasks import AsyncioTasks, GroupTasks, Tasks, task_group
 from microws.datastructures import Headers
 from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, refused
 from microws.errors import HTTPException, WebSocketDisconnect
@@ -76,15 +76,8 @@ class WebSocketDispatcher(Dispatcher):
     async def _converse_in_group(
         self, scope: Scope, receive: Receive, send: Send, path: str, found: Match | Exception
     ) -> None:
-        unexpected = None
-        async with anyio.create_task_group() as group:
-            try:
-                await self._converse(scope, receive, send, path, found, group)
-            except Exception as error:
-                # Raised outside the group, which would wrap it in an ExceptionGroup.
-                unexpected = error
-        if unexpected is not None:
-            raise unexpected
+        async with task_group() as group:
+            await self._converse(scope, receive, send, path, found, group)
 
     async def _converse(
         self,

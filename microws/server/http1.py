@@ -30,7 +30,7 @@ from anyio.to_thread import run_sync
 from microws.closing import CloseCode
 from microws.connection.connection import Signal
 from microws.connection.deadlines import Deadlines
-from microws.connection.socket import addresses_of, is_ready, socket_of
+from microws.connection.socket import Addresses, addresses_of, is_ready, socket_of
 from microws.interfaces import ASGIApplication, Event, Limits, Receive, Scope, Send
 from microws.page_cache import is_cached
 from microws.server.acceptor import Share
@@ -126,7 +126,7 @@ class HTTP1(asyncio.Protocol):
         # The transport's own methods: a broadcast calls them for each connection.
         self.write: Callable[[bytes | memoryview], None] = transport.write
         self.buffered: Callable[[], int] = transport.get_write_buffer_size
-        self.socket = socket_of(transport)
+        self.socket: int | None = None
         self._transport: asyncio.Transport = transport
         self._is_closing = self._has_ended = False
         self._unread = 0
@@ -138,7 +138,8 @@ class HTTP1(asyncio.Protocol):
         self._queued = b""
         self._is_reading = True
         self._discarded = 0
-        self._addresses = addresses_of(transport)
+        # Read for the first HTTP request: a WebSocket reads its own.
+        self._addresses: Addresses | None = None
         # The one time-out of the reading side that runs.
         self._timer: Deadlines[HTTP1] | None = None
         server.connections.add(self)
@@ -201,6 +202,9 @@ class HTTP1(asyncio.Protocol):
 
     def _begin(self, head: RequestHead) -> None:
         server = self.server
+        if self._addresses is None:
+            self._addresses = addresses_of(self._transport)
+            self.socket = socket_of(self._transport)
         exchange = self._exchange = Exchange(self, head, self._scope_of(head))
         exchange.scope["microws.exchange"] = exchange
         app = server.app if head.target != b"*" else _answer_asterisk
@@ -209,7 +213,7 @@ class HTTP1(asyncio.Protocol):
     def _scope_of(self, head: RequestHead) -> Scope:
         """Source: https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope."""
         server = self.server
-        client, address = self._addresses
+        client, address = self._addresses or (None, None)
         path, _, query = head.target.partition(b"?")
         return {
             "type": "http",
@@ -377,7 +381,7 @@ class HTTP1(asyncio.Protocol):
             method, target = self._parser.line
             path, _, query = target.partition(b"?")
             scope: Scope = {"type": "http", "method": method.decode(), "raw_path": path, "query_string": query}
-            scope["client"] = self._addresses[0]
+            scope["client"] = addresses_of(self._transport)[0]
             log_access(scope, status, perf_counter())
         self.finish(has_unread=True)
 

@@ -500,12 +500,16 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 def _only_handler(level: int) -> _Handler | None:
     """The handler of this package, if it takes entries, and no other handler and no filter needs a record."""
-    if _access.filters or _access.handlers or not _access.propagate or _package.propagate or len(_package.handlers) > 1:
+    if (
+        _access.filters
+        or _access.handlers
+        or not _access.propagate
+        or _package.propagate
+        or len(_package.handlers) != 1
+    ):
         return None
-    for handler in _package.handlers:
-        if isinstance(handler, _Handler) and handler.takes_entries(level):
-            return handler
-    return None
+    [handler] = _package.handlers
+    return handler if isinstance(handler, _Handler) and handler.takes_entries(level) else None
 
 
 class ShortageFilter(logging.Filter):

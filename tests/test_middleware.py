@@ -587,6 +587,6 @@ async def test_a_slow_client_has_close_timeout_for_queued_messages():
     async with serving_websockets(app) as served, await served.connect() as client:
         await client.open()
         await until(lambda: connections and connections[0].state is CLOSING)
-        assert connections[0] in served.websockets._shared.closings[30]
+        assert connections[0] in served.websockets.shared.closings[30]
         assert len((await client.read_frame()).payload) == 8 << 20
         assert (await client.read_close())[0] == 1000

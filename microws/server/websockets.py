@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
@@ -42,26 +42,19 @@ class ServerWebSocket(SocketConnection):
     A connection that an app uses by ASGI events, or takes from ``scope["microws.connection"]`` if it is a microws app.
 
     Args:
-        transport, upgrade, shared: See ``SocketConnection``.
+        transport, upgrade: See ``SocketConnection``.
         scope: ASGI scope of the handshake.
-        on_lost: Called when the transport has ended.
+        websockets: Those of the worker.
 
     Source: https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
 
-    __slots__ = ("_began", "_has_connected", "_on_lost", "_status", "scope")
+    __slots__ = ("_began", "_has_connected", "_status", "_websockets", "scope")
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        upgrade: Upgrade,
-        shared: SharedLimits,
-        scope: Scope,
-        on_lost: "Callable[[ServerWebSocket], None]",
-    ) -> None:
-        super().__init__(transport, upgrade, shared)
+    def __init__(self, transport: asyncio.Transport, upgrade: Upgrade, scope: Scope, websockets: "WebSockets") -> None:
+        super().__init__(transport, upgrade, websockets.shared)
         self.scope = scope
-        self._on_lost = on_lost
+        self._websockets = websockets
         self._began = time.perf_counter()
         self._has_connected = False
         self._status: int | None = None
@@ -114,7 +107,7 @@ class ServerWebSocket(SocketConnection):
         if self._status == _SWITCHING:
             code = int(self.close_code or CloseCode.ABNORMAL_CLOSURE)
             log_access(self.scope, _SWITCHING, self._began, ending=Ending(f"closed {code}", code))
-        self._on_lost(self)
+        self._websockets.forget(self)
         self.scope = {}
 
     def _start_refusal(self, status: int, headers: Headers) -> None:
@@ -208,6 +201,9 @@ class WebSockets:
         settings: Of these, ``ping_interval`` and ``ping_timeout``.
         limits: Limits of a connection whose app sets none.
         extension: Value of ``extensions["microws"]`` in each scope.
+
+    Attributes:
+        shared: Limits and timers of the connections.
     """
 
     def __init__(
@@ -219,7 +215,7 @@ class WebSockets:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_draining = False
-        self._shared = SharedLimits(
+        self.shared = SharedLimits(
             limits,
             pings=Deadlines(settings.ping_interval, self._ping),
             pongs=Deadlines(settings.ping_timeout, self._drop_silent),
@@ -246,9 +242,7 @@ class WebSockets:
         scheme = "ws" if transport.get_extra_info("sslcontext") is None else "wss"
         extensions = {"websocket.http.response": {}, "microws": self._extension}
         scope = scope_of(upgrade, scheme=scheme, client=client, server=server, state=state, extensions=extensions)
-        connection = scope["microws.connection"] = ServerWebSocket(
-            transport, upgrade, self._shared, scope, self._forget
-        )
+        connection = scope["microws.connection"] = ServerWebSocket(transport, upgrade, scope, self)
         self._open.add(connection)
         if early:
             connection.data_received(early)
@@ -290,7 +284,8 @@ class WebSockets:
         for task in self._tasks:
             task.cancel()
 
-    def _forget(self, connection: ServerWebSocket) -> None:
+    def forget(self, connection: ServerWebSocket) -> None:
+        """The connection has ended."""
         self._open.discard(connection)
         self._changed.set()
 
@@ -300,10 +295,10 @@ class WebSockets:
 
     def _ping(self, connection: SocketConnection) -> None:
         connection.ping()
-        if connection.was_heard or connection not in self._shared.pongs:
+        if connection.was_heard or connection not in self.shared.pongs:
             connection.was_heard = False
-            self._shared.pongs.start(connection)
-        self._shared.pings.start(connection)
+            self.shared.pongs.start(connection)
+        self.shared.pings.start(connection)
 
     def _drop_silent(self, connection: SocketConnection) -> None:
         # While reading pauses, an end is not seen. Over TLS what is sent then goes nowhere, without an error.

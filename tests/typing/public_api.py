@@ -679,6 +679,7 @@ async def test_client() -> None:
             assert_type(await method("/"), TestResponse)
         assert_type(await client.request("GET", "/", timeout=1), TestResponse)
         await client.get("/", params={})  # type: ignore[call-arg]
+        _: Callable[[str, str], object] = client.get  # type: ignore[assignment]
 
         async with client.stream("GET", "/events", max_queue=1) as stream:
             assert_type(stream, TestStream)

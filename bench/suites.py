@@ -148,6 +148,8 @@ MEASURES = {
     ),
     "fan1": Measure("deliveries to 1,000, 1 in flight, /s", "fan", [*FAN, "-c", 1000, "-d", 1]),
     "fan8": Measure("deliveries to 1,000, 8 in flight, /s", "fan", [*FAN, "-c", 1000, "-d", 8]),
+    "events1": Measure("events to 1,000 streams, 1 in flight, /s", "fan", [*FAN, *EVENTS, "-c", 1000, "-d", 1]),
+    "events8": Measure("events to 1,000 streams, 8 in flight, /s", "fan", [*FAN, *EVENTS, "-c", 1000, "-d", 8]),
     "fan1-5000": Measure("deliveries to 5,000, 1 in flight, /s", "fan", [*FAN, "-c", 5000, "-d", 1]),
     "fan8-5000": Measure("deliveries to 5,000, 8 in flight, /s", "fan", [*FAN, "-c", 5000, "-d", 8]),
 }
@@ -208,7 +210,7 @@ FRAMEWORK = Suite(
 )
 
 WEBSOCKETS = ("idle", "echo", "connect", "large")
-AS_EVENTS = {"fan": ("-K", "events", "-u", "/events"), "idle": ("-K", "events", "-u", "/events")}
+AS_EVENTS = {"fan": EVENTS, "idle": EVENTS}
 GRANIAN_PACKAGES = ("granian", "uvloop")
 
 SERVER = Suite(
@@ -443,7 +445,7 @@ PEERS = Suite(
     seconds=2,
 )
 
-BEFORE_TESTS = ("echo", "connect", "http", "post", "fan1", "fan8")
+BEFORE_TESTS = ("echo", "connect", "http", "post", "fan1", "fan8", "events1", "events8")
 
 BEFORE = Suite(
     contenders={

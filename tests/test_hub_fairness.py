@@ -1,6 +1,7 @@
 """The hub lets other tasks run, and its cost is bounded: counted in turns and steps, not in seconds."""
 
 import asyncio
+import sys
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -202,6 +203,36 @@ async def test_a_subscriber_that_leaves_during_a_broadcast_delays_no_other():
 
 
 # Cost
+
+
+class Unlisted(dict):
+    """It cannot be iterated, not even by C code, which has no lines."""
+
+    __iter__ = keys = values = items = None
+
+
+async def test_the_cost_of_a_subscription_does_not_depend_on_others():
+    """Counted in lines of microws."""
+    lines, before, payload = Counter(), sys.gettrace(), Codecs().payload("x")
+
+    def trace(frame, *_):
+        lines[others] += frame.f_globals["__name__"].startswith("microws.")
+        return trace
+
+    for others in 10, 10_000:
+        hub, one = RunningHub(), subscriber("one")
+        for number in range(others):
+            hub.subscribe(subscriber(number, has_sink=False), "all", f"topic-{number}")
+        hub._topics, hub._subscribers = Unlisted(hub._topics), Unlisted(hub._subscribers)
+        sys.settrace(trace)
+        try:
+            hub.subscribe(one, "all", "topic-1", "own")
+            hub.deliver("own", payload)
+            hub.unsubscribe(one, "all")
+            hub.leave(one)
+        finally:
+            sys.settrace(before)
+    assert 0 < lines[10] == lines[10_000]
 
 
 async def test_a_subscriber_of_many_topics_leaves_nothing():

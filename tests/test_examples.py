@@ -527,6 +527,13 @@ class TestPages:
         say(page, "report9", label="Report", button="Ask")
         expect(reports.get_by_role("listitem")).to_have_text(['{"report":"Report 1"}', '{"error":"report not found"}'])
 
+    def test_reports_has_an_echo_without_a_token(self, serve, open_tab):
+        page = open_tab(serve("reports").url)
+        echo = page.locator("#echo")
+        expect(echo.get_by_role("status")).to_have_text("Connected")
+        say(page, "hello")
+        expect(echo.get_by_role("listitem")).to_have_text(re.compile(r'\{"message":"hello","date":".+"\}'))
+
     def test_chat_shows_messages_in_every_tab_of_a_room(self, serve, open_tab):
         server = serve("chat")
         ada, ben = open_tab(server.url), open_tab(f"{server.url}/rooms/lobby")

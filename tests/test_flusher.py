@@ -1,9 +1,10 @@
 """Messages published in one turn of the event loop are written at its end, joined and in order."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microws.connection.bulk_writes import MAX_SOCKETS, BulkWriter
@@ -167,12 +168,14 @@ async def test_a_large_broadcast_takes_several_turns_and_keeps_its_order():
 
 async def test_a_write_to_many_waits_while_each_turn_brings_more():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(400)]
-    for text in "abc":
-        flusher.put(published(text), outboxes)
+    for texts in "abc", "def":
+        for text in texts:
+            flusher.put(published(text), outboxes)
+            await turn()
         await turn()
-    await turn()
-    await turn()
-    assert {outbox.sink.writes[0] for outbox in outboxes} == {frames(*"abc")}
+        await turn()
+        assert {outbox.sink.writes.pop() for outbox in outboxes} == {frames(*texts)}
+    assert not any(outbox.sink.writes for outbox in outboxes)
 
 
 async def test_a_write_to_many_waits_for_eight_turns_at_most():
@@ -194,39 +197,47 @@ async def test_large_messages_take_more_turns():
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(100)]
     flusher.put(published("x" * (1 << 20)), outboxes)
     assert flusher.is_behind
-    await turn()
-    assert sum(len(outbox.sink.writes) for outbox in outboxes) < 10
+    while not outboxes[0].sink.writes:
+        await turn()
+    assert sum(len(outbox.sink.writes) for outbox in outboxes) == 3
     while flusher.is_behind:
         await turn()
     assert [len(outbox.sink.writes) for outbox in outboxes] == [1] * 100
+    flusher.put(published("small"), outboxes)
+    assert not flusher.is_behind
 
 
 async def test_what_exceeds_a_turn_leaves_in_the_next_one():
     """Messages that fill the 2.5 MiB of a turn to the byte, with others behind them."""
     flusher = Flusher(BulkWriter().write)
-    for size in (6000, 6144, 6200):
+    for size, first in (6000, 265), (6144, 256), (6200, 255):
         large, others = [connection() for _ in range(256)], [connection() for _ in range(100)]
         flusher.put(published("x" * size), large)
         flusher.put(published("y"), others)
+        while not large[0].sink.writes:
+            await turn()
+        assert sum(len(outbox.sink.writes) for outbox in (*large, *others)) == first
         for _ in range(20):
             await turn()
         assert [len(outbox.sink.writes) for outbox in (*large, *others)] == [1] * 356
 
 
-async def test_a_failed_write_to_one_connection_does_not_touch_the_others(caplog):
+@pytest.mark.parametrize("parts", [1, 2])
+async def test_a_failed_write_to_one_connection_does_not_touch_the_others(caplog, parts):
     def fail(frames):
         raise RuntimeError("write() after write_eof()")
 
     flusher, outboxes = Flusher(BulkWriter().write), [connection() for _ in range(30)]
     outboxes[7].sink.write = fail
-    flusher.put(published("1"), outboxes)
+    for _ in range(parts):
+        flusher.put(published("x" * MAX_PART_BYTES), outboxes)
     for _ in range(20):
         await turn()
     flusher.put(published("2"), outboxes[:7])
     for _ in range(20):
         await turn()
     assert [str(record.exc_info[1]) for record in caplog.records] == ["write() after write_eof()"]
-    assert [len(outbox.sink.writes) for outbox in outboxes] == [2] * 7 + [0] + [1] * 22
+    assert [len(outbox.sink.writes) for outbox in outboxes] == [parts + 1] * 7 + [0] + [parts] * 22
 
 
 async def test_the_parts_of_a_large_batch_are_written_one_by_one():
@@ -238,6 +249,7 @@ async def test_the_parts_of_a_large_batch_are_written_one_by_one():
     await turn()
     assert b"".join(outbox.sink.writes) == frames(*texts)
     assert max(map(len, outbox.sink.writes)) < MAX_PART_BYTES + 100
+    assert flusher.sizes == {10: 1}
     assert not flusher.is_behind
 
 
@@ -272,6 +284,34 @@ async def test_parts_that_the_client_does_not_take_are_queued():
     await turn()
     assert outbox.sink.writes == [frames(texts[0])]
     assert outbox.take() == frames(*texts[1:])
+
+
+def test_no_part_overtakes_a_queued_one():
+    outbox, answers = connection(), iter([True, False, True])
+
+    class Flickering(Sink):
+        is_writable = property(lambda self: next(answers, False))
+
+    outbox.sink = Flickering()
+    for text in "123":
+        outbox.batch = Batch(outbox.batch, published(text * MAX_PART_BYTES))
+    outbox.flush()
+    assert (len(outbox.sink.writes), len(outbox)) == (1, 2)
+
+
+def test_drain_writes_parts_as_far_as_the_client_takes_them():
+    outbox = connection(room=1)
+    outbox.hold()
+    for text in "123":
+        outbox.send_nowait(Frame(text * 40_000))
+    outbox.drain()
+    assert (len(outbox.sink.writes), len(outbox), outbox.batch) == (1, 1, BACKED_UP)
+    outbox.sink.room, outbox.sink.lost_at = 9, 1
+    outbox.drain()
+    assert len(outbox) == 1
+    outbox.sink.lost_at = 9
+    outbox.drain()
+    assert (len(outbox.sink.writes), len(outbox), outbox.batch) == (2, 0, None)
 
 
 async def test_a_client_that_would_miss_a_message_is_closed_with_1013():
@@ -321,6 +361,7 @@ def test_a_batch_of_an_ended_event_loop_delays_no_other_loop():
 
 
 @given(st.lists(st.integers(0, 30_000), min_size=1, max_size=40))
+@example([MAX_PART_BYTES - 1, 1, 1])
 def test_a_batch_has_every_message_once_in_parts_of_bounded_size(sizes):
     batch = None
     messages = [published("x" * size) for size in sizes]
@@ -331,4 +372,11 @@ def test_a_batch_has_every_message_once_in_parts_of_bounded_size(sizes):
     assert len(batch) == len(messages)
     for part in parts:
         assert part.size == sum(message.size for message in part.messages) <= MAX_PART_BYTES
-        assert part.encoded == b"".join(message.encoded for message in part.messages)
+        encoded = part.encoded
+        assert encoded == b"".join(message.encoded for message in part.messages)
+        assert part.encoded is encoded
+    assert all(part.size + later.messages[0].size > MAX_PART_BYTES for part, later in pairwise(parts))
+
+
+def test_an_encoded_frame_is_sent_unchanged():
+    assert Published(Frame(b"x", is_encoded=True), "t", TopicSettings()).encoded == b"x"

@@ -1,8 +1,10 @@
 """The queue of one connection: its order, its limits and its policies."""
 
+from collections import Counter
+
 import pytest
 
-from microws.hub import MAX_BYTES, MAX_MESSAGES, Outbox, Published, TopicSettings
+from microws.hub import BACKED_UP, MAX_BYTES, MAX_MESSAGES, Batch, Outbox, Published, TopicSettings
 from microws.hub.outbox import Outcome
 from microws.interfaces import Frame
 
@@ -70,6 +72,12 @@ def test_an_empty_outbox_takes_a_message_of_any_size(monkeypatch):
     assert texts(outbox) == ["x" * 11]
 
 
+@pytest.mark.parametrize(("waiting", "frame", "has_room"), [(4, "x" * 6, True), (4, "x" * 7, False), (10, "", True)])
+def test_ws_send_has_room_up_to_the_limit_in_bytes(monkeypatch, waiting, frame, has_room):
+    monkeypatch.setattr("microws.hub.outbox.MAX_BYTES", 10)
+    assert filled(TopicSettings(), "x" * waiting).has_room(Frame(frame)) is has_room
+
+
 def test_ws_send_has_room_for_256_messages_of_its_own():
     outbox = filled(TopicSettings(queue=300), *[""] * 300)
     for _ in range(256):
@@ -98,33 +106,55 @@ def test_half_full_is_half_of_the_messages_or_of_the_bytes(monkeypatch, queue, c
     [
         (TopicSettings(2, "close"), "123", "QQR", ["1", "2"]),
         (TopicSettings(2, "drop_oldest"), "1s234", "QSQQQ", ["gap in t", "s", "3", "4"]),
-        (TopicSettings(2, "drop_newest"), "1234-5", "QQDD-Q", ["2", "gap in t", "5"]),
+        (TopicSettings(2, "drop_newest"), "1234-5", "QQDD-Q", ["1", "2", "gap in t", "5"]),
         (TopicSettings(9, "latest"), "12", "QC", ["2"]),
         (TopicSettings(9, "latest"), "12s3", "QCSQ", ["s", "3"]),
         (TopicSettings(9, "latest", "key"), "abacb", "QQQQQ", ["a", "c", "b"]),
         (TopicSettings(2, "latest", "key"), "abc", "QQQ", ["gap in t", "b", "c"]),
-        (TopicSettings(1, "drop_oldest"), "1os2", "QOSQ", ["gap in t", "o", "s", "2"]),
+        (TopicSettings(2, "latest", "key"), "abc.", "QQQQ", ["gap in t", "c", "."]),
+        (TopicSettings(1, "drop_oldest"), "1os2o", "QOSQO", ["gap in t", "gap in other", "s", "2", "o"]),
         (TopicSettings(1, "latest"), "1os2", "QOSQ", ["o", "s", "2"]),
-        (TopicSettings(2, "drop_newest"), "123--s45", "QQD--SQQ", ["s", "gap in t", "4", "5"]),
+        (TopicSettings(1, "drop_newest"), "1o2o--3o", "QODO--QO", ["1", "o", "gap in t", "3", "gap in other", "o"]),
+        (TopicSettings(2, "drop_newest"), "123--s45", "QQD--SQQ", ["1", "2", "s", "gap in t", "4", "5"]),
     ],
 )
-def test_policies_rule_messages_of_their_own_topic_only(settings, put, outcomes, left):
-    """``s`` is sent by ``ws.send``, ``o`` is published to another topic, ``-`` takes the oldest message out."""
+@pytest.mark.parametrize("gaps", [True, False])
+def test_policies_rule_messages_of_their_own_topic_only(settings, put, outcomes, left, gaps):
+    """
+    ``s`` is sent by ``ws.send``, ``o`` is published to another topic, ``-`` takes the oldest message out, ``.`` has no
+    key.
+    """
     names = {"Q": Outcome.QUEUED, "C": Outcome.CONFLATED, "D": Outcome.DROPPED, "R": Outcome.REFUSED}
-    outbox, without_markers = Outbox(marker=marker), Outbox()
-    for each in outbox, without_markers:
-        for text, outcome in zip(put, outcomes, strict=True):
-            if text == "s":
-                each.send_nowait(Frame(text))
-            elif text == "o":
-                each.put_nowait(published(text, TopicSettings(), topic="other"))
-            elif text == "-":
-                each.pop()
-            else:
-                key = text if settings.key else None
-                assert each.put_nowait(published(text, settings, key=key)) is names[outcome]
-    assert texts(outbox) == left
-    assert texts(without_markers) == [text for text in left if "gap" not in text]
+    losses, taken = Counter(), []
+    outbox = Outbox(marker=marker if gaps else None, losses=losses)
+    for text, outcome in zip(put, outcomes, strict=True):
+        if text == "s":
+            outbox.send_nowait(Frame(text))
+        elif text == "o":
+            outbox.put_nowait(published(text, settings, topic="other"))
+        elif text == "-":
+            taken.append(outbox.pop().text)
+        else:
+            key = text if settings.key and text != "." else None
+            assert outbox.put_nowait(published(text, settings, key=key)) is names[outcome]
+    taken += texts(outbox)
+    assert taken == [text for text in left if gaps or "gap" not in text]
+    assert (outbox.size, outbox._counts) == (0, {})
+    lost = sum(text != "-" for text in put) - sum("gap" not in text for text in taken)
+    assert losses == +Counter({settings.overflow: lost})
+
+
+def test_drop_oldest_makes_room_in_bytes_or_drops_the_message(monkeypatch):
+    settings = TopicSettings(9, "drop_oldest")
+    monkeypatch.setattr("microws.hub.outbox.MAX_BYTES", 6)
+    outbox = filled(settings, "12", "34", "56", gaps=False)
+    assert outbox.put_nowait(published("789", settings)) is Outcome.QUEUED
+    assert texts(outbox) == ["56", "789"]
+    full = filled(TopicSettings(), "123456", topic="other")
+    assert full.put_nowait(published("7", settings)) is Outcome.DROPPED
+    full.pop()
+    full.put_nowait(published("8", settings))
+    assert texts(full) == ["gap in t", "8"]
 
 
 def test_a_conflated_message_respects_the_limit_in_bytes(monkeypatch):
@@ -132,6 +162,7 @@ def test_a_conflated_message_respects_the_limit_in_bytes(monkeypatch):
     monkeypatch.setattr("microws.hub.outbox.MAX_BYTES", 4)
     alone = filled(settings, "1")
     assert alone.put_nowait(published("12345", settings)) is Outcome.CONFLATED
+    assert alone.size == 5
     behind = Outbox()
     behind.send_nowait(Frame("abc"))
     assert behind.put_nowait(published("1", settings)) is Outcome.QUEUED
@@ -139,13 +170,59 @@ def test_a_conflated_message_respects_the_limit_in_bytes(monkeypatch):
     assert texts(behind) == ["abc"]
 
 
+def test_a_conflated_message_follows_the_gap_marker_of_its_topic():
+    outbox = filled(TopicSettings(1, "drop_newest"), "1", "2")
+    assert outbox.put_nowait(published("3", TopicSettings(1, "latest"))) is Outcome.QUEUED
+    assert texts(outbox) == ["gap in t", "3"]
+
+
 def test_clear_forgets_messages_and_losses():
     settings = TopicSettings(1, "drop_newest")
     outbox = filled(settings, "1", "2")
     outbox.clear()
     assert (len(outbox), outbox.size) == (0, 0)
+    outbox.send_nowait(Frame("s"))
     assert outbox.put_nowait(published("3", settings)) is Outcome.QUEUED
-    assert texts(outbox) == ["3"]
+    assert texts(outbox) == ["s", "3"]
+
+
+def test_release_waits_for_the_gap_marker():
+    settings = TopicSettings(1, "drop_newest")
+    outbox = filled(settings, "1", "2")
+    outbox.pop()
+    outbox.release()
+    assert outbox.batch is BACKED_UP
+    outbox.put_nowait(published("3", settings))
+    assert texts(outbox) == ["gap in t", "3"]
+    outbox.release()
+    assert outbox.batch is None
+
+
+def test_a_retired_outbox_has_no_batch_again():
+    outbox = Outbox()
+    outbox.batch = Batch(None, published("1", TopicSettings()))
+    outbox.retire()
+    outbox.release()
+    assert outbox.batch is BACKED_UP
+
+
+def test_hold_queues_the_batch_regardless_of_limits():
+    settings, outbox = TopicSettings(1), Outbox()
+    outbox.batch = Batch(Batch(None, published("1", settings)), published("2", settings))
+    assert (outbox.has_waiting, len(outbox)) == (True, 0)
+    outbox.hold()
+    assert (outbox.has_waiting, outbox.batch) == (True, BACKED_UP)
+    assert texts(outbox) == ["1", "2"]
+    assert not outbox.has_waiting
+
+
+def test_without_a_sink_a_batch_is_carried():
+    outbox, carried = Outbox(), []
+    outbox.carry = lambda: carried.append(outbox.batch)
+    outbox.flush()
+    batch = outbox.batch = Batch(None, published("1", TopicSettings()))
+    outbox.flush()
+    assert carried == [batch]
 
 
 def test_progress_changes_when_the_client_takes_something():

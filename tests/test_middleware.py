@@ -525,7 +525,14 @@ def included(app):
     return around
 
 
-SETTINGS = {"max_message_size": 2 << 20, "max_fragments": 3, "compression": True, "close_timeout": 0.1}
+SETTINGS = {
+    "max_message_size": 2 << 20,
+    "max_fragments": 3,
+    "receive_queue": 2,
+    "send_timeout": 0.1,
+    "compression": True,
+    "close_timeout": 0.1,
+}
 AROUND = {"nothing": lambda app: app, "added": added, "plain": Plain, "send": AroundSend, "mounted": mounted}
 
 
@@ -545,6 +552,10 @@ class TestLimits:
                     if message == "close":
                         return
                     await ws.send(str(len(message)))
+                    if message == "read no more":
+                        await anyio.sleep_forever()
+                    while message == "flood":
+                        await ws.send("x" * (1 << 20))
 
         async with serving_websockets(around(app)) as served, await served.connect() as client:
             yield client
@@ -561,6 +572,23 @@ class TestLimits:
         rest = [frame("x", CONTINUATION, final=False) for _ in range(3)]
         await client.send(frame("x", TEXT, final=False), *rest)
         assert (await client.read_close())[0] == 1008
+
+    async def test_receive_queue_applies(self, client):
+        await client.open()
+        await client.send(frame("read no more"))
+        assert await client.read_payloads(1) == [b"12"]
+        sent = 0
+        while client.server.is_reading():
+            await client.send(frame("x"))
+            await anyio.lowlevel.checkpoint()
+            sent += 1
+        assert sent < Limits().receive_queue
+
+    async def test_send_timeout_applies(self, client):
+        await client.open()
+        await client.send(frame("flood"))
+        with anyio.fail_after(Limits().send_timeout / 2):
+            await until(lambda: client.server.is_closing())
 
     async def test_compression_applies(self, client):
         headers = await client.open("/", "sec-websocket-extensions: permessage-deflate")

@@ -14,7 +14,7 @@ from microws.connection.aio import AioContext
 from microws.connection.bulk_writes import MAX_SOCKETS, BulkWriter
 
 has_call = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
-pytestmark = pytest.mark.skipif(not has_call, reason="the system call is Linux's")
+pytestmark = pytest.mark.skipif(not has_call, reason="bulk writes need Linux on x86-64 or AArch64")
 
 
 @pytest.fixture(scope="module")

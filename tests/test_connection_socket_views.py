@@ -210,7 +210,8 @@ async def crowd(count, *, connection=None, **options):
 
 
 in_bulk = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="the system call is Linux's"
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="bulk writes need Linux on x86-64 or AArch64",
 )
 
 

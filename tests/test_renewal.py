@@ -386,7 +386,7 @@ def process(command, directory, output, **options):
 
 needs_setsid = pytest.mark.skipif(
     shutil.which("setsid") is None and os.environ.get("CI") != "true",
-    reason="setsid(1) starts a process in a terminal of its own",
+    reason="setsid(1) is not installed",
 )
 
 

@@ -162,7 +162,7 @@ class TestFromTheStart:
         assert all(first == second and first for first, second in ids)
         assert len(set(ids)) == 3
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no process")
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork")
     def test_processes_forked_with_the_app_create_different_ids(self):
         forked = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=30, check=True)
         assert len(set(forked.stdout.split())) == 2

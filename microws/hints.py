@@ -9,15 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
-__all__ = [
-    "FOREIGN_NAMES",
-    "ForeignName",
-    "add_hints",
-    "did_you_mean",
-    "missing_name",
-    "nearest",
-    "option_hint",
-]
+__all__ = ["FOREIGN_NAMES", "ForeignName", "add_hints", "did_you_mean", "missing_name", "nearest", "option_hint"]
 
 # Options of uvicorn, Hypercorn, Gunicorn, Flask and Quart, and the option of microws that does the same.
 _SAME_OPTION: Final = {
@@ -121,9 +113,7 @@ _TEST_RESPONSE: Final = {
     "get_json": "use response.json()",
     "content_type mimetype": 'use response.headers["content-type"]',
 }
-_TEST_CLIENT: Final = {
-    "websocket_connect ws_connect": "write `async with client.websocket(path) as ws`",
-}
+_TEST_CLIENT: Final = {"websocket_connect ws_connect": "write `async with client.websocket(path) as ws`"}
 _MODULE: Final = {
     "Quart Flask FastAPI Starlette Sanic Microws MicroWS": "use App",
     "Blueprint APIRouter Router Recipe RouteTableDef": "use another App and app.include(other_app, prefix)",

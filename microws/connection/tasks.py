@@ -18,7 +18,7 @@ from typing import Any, Self, TypeAlias
 import anyio
 import anyio.abc
 
-from microws.connection.deadlines import Deadlines, deadlines_of
+from microws.connection.deadlines import deadlines_of
 from microws.interfaces import Scope
 
 __all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task", "task_group"]
@@ -57,7 +57,7 @@ class AsyncioTasks:
         "_loop",
         "_main",
         "_scope",
-        "_warnings",
+        "_seconds_to_warning",
         "was_cancelled",
     )
 
@@ -70,8 +70,9 @@ class AsyncioTasks:
         self._helpers: set[asyncio.Task[None]] | None = None
         self._main: asyncio.Task[Any] | None = None
         self._loop = loop
-        self._warnings: Deadlines[AsyncioTasks] | None = None
-        self._cancel_in(seconds)
+        # From the deadline that follows the end of the connection; 0 after the warning.
+        self._seconds_to_warning = inf
+        self._start(seconds, AsyncioTasks._cancel)
 
     def __enter__(self) -> Self:
         self._main = current_task(self._loop)
@@ -105,21 +106,19 @@ class AsyncioTasks:
 
         If the view still runs after a minute, a warning is logged once.
         """
-        if self._main is None:
+        if self._main is None or not self._seconds_to_warning:
             return
         self._deadlines.stop(self)
-        if seconds == inf:
-            self._is_spared = True
-        if not self._is_spared:
-            self._cancel_in(seconds)
-        if self._warnings is None:
-            self._warnings = deadlines_of(self._loop, _MAX_SECONDS_AFTER_END, AsyncioTasks._warn)
-            self._warnings.start(self)
+        self._is_spared = self._is_spared or seconds == inf
+        if self._is_spared:
+            self._start(_MAX_SECONDS_AFTER_END, AsyncioTasks._warn)
+        else:
+            self._seconds_to_warning = max(_MAX_SECONDS_AFTER_END - seconds, 1)
+            self._start(seconds, AsyncioTasks._cancel)
 
     def spare(self) -> None:
         """Do not cancel the view, which has seen the end."""
         self._is_spared = True
-        self._deadlines.stop(self)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """
@@ -143,8 +142,6 @@ class AsyncioTasks:
         self._has_ended = True
         if not self._is_spared:
             self._deadlines.stop(self)
-        if self._warnings is not None:
-            self._warnings.stop(self)
         # It may refer to the connection, which refers to this object.
         self._scope = {}
         return self._end_helpers() if self._helpers else None
@@ -155,18 +152,23 @@ class AsyncioTasks:
                 task.cancel()
             await asyncio.wait(self._helpers)
 
-    def _cancel_in(self, seconds: float) -> None:
-        self._deadlines = deadlines_of(self._loop, seconds, AsyncioTasks._cancel)
+    def _start(self, seconds: float, on_due: "Callable[[AsyncioTasks], None]") -> None:
+        self._deadlines = deadlines_of(self._loop, seconds, on_due)
         self._deadlines.start(self)
 
     def _cancel(self) -> None:
         # After the view its task belongs to the server again.
-        if self._main is not None:
+        if self._main is None:
+            return
+        if not self._is_spared:
             self._is_spared = self.was_cancelled = True
             self._main.cancel()
+        if self._seconds_to_warning < inf:
+            self._start(self._seconds_to_warning, AsyncioTasks._warn)
 
     def _warn(self) -> None:
         if self._main is not None:
+            self._seconds_to_warning = 0
             _warn_of_view(self._scope)
 
 

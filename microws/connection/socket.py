@@ -539,7 +539,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.socket = None
         shared = self._shared
         # In all of ``closings``: it may have been started before the app set its limits.
-        for deadlines in (shared.pings, shared.pongs, shared.failures, *shared.closings.values()):
+        for deadlines in (shared.pongs, shared.failures, *shared.closings.values()):
             deadlines.stop(self)
         self._end(CloseCode.ABNORMAL_CLOSURE, "")
 

@@ -6,10 +6,9 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-import anyio.abc
 
 from microws.connection.tasks import check_function, task_group
 from microws.hooks import HookList, call_hook, check_hook
@@ -17,6 +16,9 @@ from microws.hub import Hub
 from microws.interfaces import Receive, Scope, Send
 from microws.routing import Mounted, Router
 from microws.server.lifespan import LifespanRunner
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup, TaskStatus
 
 __all__ = ["Lifespan"]
 
@@ -42,11 +44,11 @@ class _Run:
 
     def __init__(self, report: Callable[[Exception], None] | None) -> None:
         self.is_serving = False
-        self.tasks: anyio.abc.TaskGroup | None = None
+        self.tasks: TaskGroup | None = None
         self._report = report
         self._ended = anyio.Event()
 
-    async def keep_tasks(self, *, task_status: "anyio.abc.TaskStatus[None]") -> None:
+    async def keep_tasks(self, *, task_status: "TaskStatus[None]") -> None:
         """Run ``tasks`` until ``stop_tasks``."""
         try:
             async with anyio.create_task_group() as self.tasks:

@@ -91,7 +91,7 @@ def imported_by(*arguments):
 # What an app does not need before it runs, or only with some features, and what takes long to import.
 # anyio imports the module of a name on the name's first use, so annotations with its types are strings.
 NOT_FOR_AN_APP = (
-    "anyio.from_thread anyio.abc._tasks anyio._core._synchronization argparse ctypes decimal difflib email.utils http "
+    "anyio.abc anyio.from_thread anyio._core._synchronization argparse ctypes decimal difflib email.utils http "
     "mimetypes microws.bench microws.cli microws.connection.aio microws.event_stream microws.files microws.forms "
     "microws.health microws.server.logs microws.server.settings microws.server.worker microws.streams "
     "microws.testing secrets tempfile typing_extensions"

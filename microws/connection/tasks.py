@@ -13,13 +13,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import anyio
-import anyio.abc
 
 from microws.connection.deadlines import deadlines_of
 from microws.interfaces import Scope
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 __all__ = ["AsyncioTasks", "GroupTasks", "Tasks", "check_function", "current_task", "task_group"]
 
@@ -182,7 +184,7 @@ class GroupTasks:
         seconds: Seconds until the view's first deadline.
     """
 
-    def __init__(self, group: "anyio.abc.TaskGroup", scope: Scope, seconds: float) -> None:
+    def __init__(self, group: "TaskGroup", scope: Scope, seconds: float) -> None:
         self._group = group
         self._asgi_scope = scope
         self._has_ended = False
@@ -308,7 +310,7 @@ def check_function(function: object) -> None:
 
 
 @asynccontextmanager
-async def task_group() -> "AsyncIterator[anyio.abc.TaskGroup]":
+async def task_group() -> "AsyncIterator[TaskGroup]":
     """A task group that is cancelled at the end of its block, and does not wrap an exception of the block."""
     failure: Exception | SystemExit | None = None
     async with anyio.create_task_group() as group:

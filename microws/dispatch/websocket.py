@@ -4,10 +4,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.abc
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
@@ -27,6 +26,9 @@ from microws.settings import AppSettings
 from microws.state import CLOSED
 from microws.views import MountEndpoint, WebSocketEndpoint, to_response
 from microws.websocket import WebSocket, WebSocketOptions
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 __all__ = ["WebSocketDispatcher"]
 
@@ -86,7 +88,7 @@ class WebSocketDispatcher(Dispatcher):
         send: Send,
         path: str,
         found: Match | Exception,
-        group: "anyio.abc.TaskGroup | None" = None,
+        group: "TaskGroup | None" = None,
     ) -> None:
         # The only coroutine between the app's call and the view's: each message passes through all of them.
         if (await receive())["type"] != "websocket.connect":

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.closing import CloseCode
-from microws.connection.connection import Connection, Signal
+from microws.connection.connection import Connection
 from microws.connection.deadlines import Deadlines
 from microws.deflate import Deflater, negotiate
 from microws.framing.frames import (
@@ -155,7 +155,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._inbox_bytes = 0
         # Of the task in ``receive``, and of those that wait for ``state`` or ``is_writable`` to change.
         self._waiter: asyncio.Future[None] | None = None
-        self._change = Signal()
+        self._change: asyncio.Event | None = None
         self._sends = 0
         self._late_pong: bytes | None = None
         self._controls = 0
@@ -370,18 +370,27 @@ class SocketConnection(Connection, asyncio.Protocol):
             self.write(encode_frame(self._late_pong, PONG))
         self._late_pong = None
         self.is_writable = True
-        self._change.set()
+        self._report_change()
         self.wake()
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken most of what was sent, or has disconnected."""
         while not self.is_writable and self.state is not CLOSED:
-            await self._change.wait()
+            await self._wait_change()
 
     async def wait_answered(self) -> None:
         """Wait until the handshake was answered, or the client has disconnected."""
         while self.state is CONNECTING:
-            await self._change.wait()
+            await self._wait_change()
+
+    async def _wait_change(self) -> None:
+        self._change = self._change or asyncio.Event()
+        await self._change.wait()
+
+    def _report_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
 
     def ping(self) -> None:
         """Send a Ping frame."""
@@ -437,7 +446,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.accepted = True
         self.subprotocol = subprotocol
         self._shared.pings.start(self)
-        self._change.set()
+        self._report_change()
         if self._unread or not self.is_reading:
             self._resume_reading()
         # Unless the client's Close frame came behind its handshake: then the view has a deadline to notice.
@@ -463,7 +472,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         """
         self.state = step(self.state, Action.REJECT)
         self._unread = None
-        self._change.set()
+        self._report_change()
         self.write(head)
 
     def send_body(self, data: bytes) -> None:
@@ -564,7 +573,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             return
         self.state = CLOSED
         self._shared.pings.stop(self)
-        self._change.set()
+        self._report_change()
         # Otherwise this side closed first, and has reported it.
         if self.close_code is None:
             self.close_code, self.close_reason = code, reason

@@ -19,7 +19,7 @@ from hypercorn.config import Config
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.listening import BACKLOG, CIPHERS
-from microws.server.logs import Ending, log_access
+from microws.server.logs import log_access
 from microws.server.request_line import request_line
 from microws.server.settings import Settings
 
@@ -237,9 +237,7 @@ class _Call:
             # If the app has not started a response, Hypercorn sends one.
             self._answered(500 if self._status is None and not self._disconnect else self._status)
         if self._status == 101:
-            code = self._close_code
-            ending = Ending("closed by the client" if code is None else f"closed {code}", code)
-            log_access(self._scope, self._status, self._began, ending=ending)
+            log_access(self._scope, self._status, self._began, close_code=self._close_code or 0)
 
     async def receive(self) -> Event:
         if self._disconnect is None:

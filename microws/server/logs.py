@@ -24,7 +24,6 @@ from microws.server.settings import Settings
 
 __all__ = [
     "AccessEntry",
-    "Ending",
     "JSONFormatter",
     "PipeHandler",
     "ShortageFilter",
@@ -71,13 +70,6 @@ _LEVELS: Final = {logging.DEBUG: "debug", logging.INFO: "info"}
 _encode_json = json.JSONEncoder(default=str).encode
 
 
-class Ending(NamedTuple):
-    """How a WebSocket ended: in words, and its close code if it is known."""
-
-    text: str
-    code: int | None = None
-
-
 class AccessEntry(NamedTuple):
     """
     A line of the access log before it is formatted.
@@ -89,7 +81,7 @@ class AccessEntry(NamedTuple):
             handshake.
         status: ``None`` if there was no response.
         duration_ms: Milliseconds since the request.
-        ending: How a WebSocket ended.
+        close_code: Of a WebSocket that ended; 0 if it is unknown.
     """
 
     created: float
@@ -101,19 +93,21 @@ class AccessEntry(NamedTuple):
     http_version: str
     status: int | None
     duration_ms: float
-    ending: Ending | None
+    close_code: int | None
 
     def parts(self) -> tuple[str, str, str]:
         """The client, the target of the request, and the line."""
         client, target = _client(self.client), logged_target(self.raw_path, self.query_string)
-        outcome = (self.status or "-") if self.ending is None else self.ending.text
+        outcome: object = self.status or "-"
+        if self.close_code is not None:
+            outcome = f"closed {int(self.close_code)}" if self.close_code else "closed by the client"
         line = f'"{self.method} {target} HTTP/{self.http_version}" {outcome} {format_duration(self.duration_ms)}'
         return client, target, f"{client} {line}"
 
 
-def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending | None = None) -> None:
+def log_access(scope: Scope, status: int | None, began: float, *, close_code: int | None = None) -> None:
     """
-    Log the response to a request or a handshake, or with ``ending`` the end of a WebSocket.
+    Log the response to a request or a handshake, or with ``close_code`` the end of a WebSocket.
 
     A probe that got 200 is logged at debug level: probes come every second and would hide the other lines.
 
@@ -124,7 +118,7 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
         scope: The ASGI scope.
         status: The status code; ``None`` if there was no response.
         began: ``time.perf_counter()`` when the request was received.
-        ending: How the WebSocket ended.
+        close_code: Of a WebSocket that ended; 0 if it is unknown.
     """
     level = logging.DEBUG if status == 200 and scope.get("microws.is_probe") else logging.INFO
     if not _access.isEnabledFor(level):
@@ -139,7 +133,7 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
         scope.get("http_version", "1.1"),
         status,
         round((time.perf_counter() - began) * 1000, 1),
-        ending,
+        close_code,
     )
     handler = _only_handler(level)
     if handler is not None:
@@ -154,8 +148,8 @@ def log_access(scope: Scope, status: int | None, began: float, *, ending: Ending
         "status": status,
         "duration_ms": entry.duration_ms,
     }
-    if ending is not None:
-        fields["close_code"] = ending.code
+    if close_code is not None:
+        fields["close_code"] = int(close_code) or None
     # As Logger.info() does, but without looking for the line of code that calls it.
     record = _access.makeRecord(_access.name, level, __file__, 0, "%s", (line,), None, "log_access", {"access": fields})
     _access.handle(record)
@@ -243,7 +237,7 @@ class JSONFormatter(TextFormatter):
         client, target, line = entry.parts()
         process = f'"process": {os.getpid()}, ' if self._names_process else ""
         status = "null" if entry.status is None else entry.status
-        end = "" if entry.ending is None else f', "close_code": {_encode_json(entry.ending.code)}'
+        end = "" if entry.close_code is None else f', "close_code": {_encode_json(entry.close_code or None)}'
         # A third of the time that the encoder takes. A test compares the two.
         return (
             f'{{"time": "{self._format_time(entry.created)}", "level": "{_LEVELS[entry.level]}", '

@@ -14,7 +14,7 @@ from microws.connection.wrapped import WrappedConnection
 from microws.handshake import check_accept, check_headers
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Scope
 from microws.server.failures import ClientDisconnected, log_failure
-from microws.server.logs import Ending, log_access
+from microws.server.logs import log_access
 from microws.server.request_line import request_line
 from microws.server.response_head import check_status, date_line, response_head
 from microws.server.settings import Settings
@@ -105,8 +105,8 @@ class ServerWebSocket(SocketConnection):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         if self._status == _SWITCHING:
-            code = int(self.close_code or CloseCode.ABNORMAL_CLOSURE)
-            log_access(self.scope, _SWITCHING, self._began, ending=Ending(f"closed {code}", code))
+            code = self.close_code or CloseCode.ABNORMAL_CLOSURE
+            log_access(self.scope, _SWITCHING, self._began, close_code=code)
         self._websockets.forget(self)
         self.scope = {}
 

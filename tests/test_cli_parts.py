@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -654,10 +653,3 @@ def test_a_failed_import_is_exit_code_3_with_the_users_frames_alone(directory, c
 def test_ctrl_c_before_it_serves_is_orderly(directory):
     write(directory, chat="raise KeyboardInterrupt\n")
     assert main(["run", "chat"]) == 0
-
-
-def test_python_m_microws_is_the_command():
-    command = [sys.executable, "-m", "microws", "--version"]
-    directory = Path(__file__).parents[1]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=directory, check=False)
-    assert (result.returncode, result.stdout) == (0, f"microws {__version__}\n")

@@ -179,10 +179,6 @@ class TestDumps:
             assert data == b"[%d]" % number
             assert same(loads_json(data), [number])
 
-    def test_an_integer_that_python_cannot_print_is_refused(self):
-        with pytest.raises(ValueError, match=r"^value is an integer of more than 308 digits"):
-            dumps_json(10**5000)
-
     @pytest.mark.parametrize(
         ("value", "message"),
         [
@@ -204,18 +200,12 @@ class TestDumps:
             dumps_json(value)
         assert str(caught.value).startswith(message)
 
-    def test_an_attribute_that_is_not_a_field_is_checked_too(self):
-        point = Point(1)
+    def test_an_attribute_is_checked_and_a_hidden_field_is_neither_sent_nor_checked(self):
+        point = Point(None)
+        assert dumps_json(point) == b'{"x":null}'
         point.extra = NAN
         with pytest.raises(ValueError, match=r"^value\.extra is nan"):
             dumps_json(point)
-
-    def test_none_and_the_word_null_are_accepted(self):
-        value = {"a": None, "null": "null", "b": [None, 1.5, True, 3, {"c": ()}]}
-        assert loads_json(dumps_json(value)) == {**value, "b": [None, 1.5, True, 3, {"c": []}]}
-
-    def test_a_hidden_field_of_a_dataclass_is_neither_sent_nor_checked(self):
-        assert dumps_json(Point(None)) == b'{"x":null}'
 
     @pytest.mark.parametrize(
         "value",
@@ -236,10 +226,8 @@ class TestDumps:
         slow = dumps_json([value, 2**64])
         assert slow == b"[" + dumps_json(value) + b",18446744073709551616]"
 
-    def test_the_value_of_an_enum_member_may_be_a_list(self):
+    def test_an_enum_member_may_be_a_list_and_a_key_of_a_subclass_of_str(self):
         assert dumps_json({"list": Colour.LIST, "size": Size.HUGE}) == b'{"list":[%d],"size":%d}' % (2**70, 2**70)
-
-    def test_a_key_may_be_of_a_subclass_of_str(self):
         assert dumps_json({Word("a"): 1}) == b'{"a":1}'
 
     @pytest.mark.parametrize("key", [1, None, True, 1.5, ("a",), b"a"])
@@ -264,21 +252,14 @@ class TestDumps:
         value = nested(MAX_DEPTH, [1])
         assert dumps_json(value) == b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH
         assert dumps_json(loads_json(dumps_json(value))) == dumps_json(value)
+        siblings = [{}] * 2000 + [2**64]
+        assert loads_json(dumps_json(siblings)) == siblings
 
     def test_a_value_that_is_too_deep_is_refused(self):
         with pytest.raises(
             ValueError, match=r"^JSON is nested at most 1024 levels deep; ….*\[0\] is deeper, or contains itself$"
         ):
             dumps_json(nested(MAX_DEPTH + 1))
-
-    def test_many_siblings_do_not_count_as_depth(self):
-        assert loads_json(dumps_json([{}] * 2000 + [2**64])) == [{}] * 2000 + [2**64]
-
-    def test_a_value_that_contains_itself_is_refused(self):
-        value: dict[str, Any] = {}
-        value["again"] = value
-        with pytest.raises(ValueError, match=r"or contains itself$"):
-            dumps_json(value)
 
     @given(odd_values)
     @example([Level.HIGH, 2**70])
@@ -395,10 +376,6 @@ class TestLoads:
         value = attempt(loads_json, data)
         assert isinstance(value, InvalidMessage) or same(value, json.loads(data.decode()))
 
-    @given(values.map(json.dumps))
-    def test_every_strict_document_decodes(self, text):
-        assert same(loads_json(text), json.loads(text))
-
     @pytest.mark.parametrize(
         "text",
         [
@@ -452,53 +429,35 @@ class TestLoads:
             loads_json("1" * digits)
 
     def test_lists_and_dicts_may_be_nested_1024_deep(self):
-        assert loads_json("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
+        for inner in ("", str(2**70)):
+            text = "[" * MAX_DEPTH + inner + "]" * MAX_DEPTH
+            assert dumps_json(loads_json(text)) == text.encode()
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             with pytest.raises(InvalidMessage, match=r"depth"):
                 loads_json(opening * (MAX_DEPTH + 1) + "1" + closing * (MAX_DEPTH + 1))
 
-    def test_a_long_integer_may_be_as_deep_as_other_values(self):
-        value = loads_json("[" * MAX_DEPTH + str(2**70) + "]" * MAX_DEPTH)
-        assert dumps_json(value) == b"[" * MAX_DEPTH + str(2**70).encode() + b"]" * MAX_DEPTH
-        while isinstance(value, list):
-            (value,) = value
-        assert value == 2**70
 
-
-class TestText:
+class TestBuiltInCodecs:
     @given(texts)
     def test_text_is_sent_and_received_unchanged(self, text):
-        assert TEXT.encode(text) is text
-        assert TEXT.decode(text) is text
+        for codec in (TEXT, AUTO):
+            assert codec.encode(text) is text
+            assert codec.decode(text) is text
 
     @pytest.mark.parametrize("codec", [TEXT, AUTO], ids=["text", "auto"])
     def test_a_lone_surrogate_is_refused(self, codec):
         with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at position 2; send bytes instead$"):
             codec.encode("aé\ud800")
 
-
-class TestBytes:
     @pytest.mark.parametrize("value", [b"a\xff", bytearray(b"a\xff"), memoryview(b"xa\xffx")[1:3], b""])
-    def test_bytes_like_values_are_sent_in_binary_frames(self, value):
-        data = BYTES.encode(value)
-        assert data == bytes(value)
+    @pytest.mark.parametrize("codec", [BYTES, AUTO], ids=["bytes", "auto"])
+    def test_bytes_like_values_are_copied_into_binary_frames(self, codec, value):
+        data, expected = codec.encode(value), bytes(value)
+        if isinstance(value, bytearray):
+            value[:] = b"later"
+        assert data == expected
         assert type(data) is bytes
-        assert BYTES.decode(bytes(value)) == value
-
-    def test_a_later_change_of_a_bytearray_does_not_change_the_message(self):
-        value = bytearray(b"before")
-        data = BYTES.encode(value)
-        value[:] = b"after"
-        assert data == b"before"
-
-
-class TestAuto:
-    def test_the_type_decides_both_ways(self):
-        assert AUTO.encode("é") == "é"
-        assert AUTO.encode(b"a") == b"a"
-        assert AUTO.encode(bytearray(b"")) == b""
-        assert AUTO.decode("a") == "a"
-        assert AUTO.decode(b"") == b""
+        assert codec.decode(data) == data
 
 
 @pytest.mark.parametrize(
@@ -520,16 +479,11 @@ def test_the_other_kind_of_frame_is_refused(codec, payload):
         codec.decode(payload)
 
 
-class TestJSON:
-    @given(values)
-    def test_a_value_travels_in_a_text_frame(self, value):
-        text = JSON.encode(value)
-        assert isinstance(text, str)
-        assert same(JSON.decode(text), value)
-
-    def test_a_malformed_message_is_refused_with_the_decoders_text(self):
-        with pytest.raises(InvalidMessage, match=r"^invalid JSON: .*line 1 column 2"):
-            JSON.decode("[}")
+@given(values)
+def test_a_value_travels_in_a_text_frame(value):
+    text = JSON.encode(value)
+    assert isinstance(text, str)
+    assert same(JSON.decode(text), value)
 
 
 class Reversed:
@@ -592,15 +546,6 @@ class TestCodecs:
             assert codecs.get(name) is codec
             assert codec.name == name
 
-    def test_an_added_codec_is_known_by_its_name(self, codecs):
-        codecs.add("reversed", Reversed())
-        codec = codecs.get("reversed")
-        data = codec.encode({"a": 1})
-        assert data == b'}1 :"a"{'
-        assert codec.decode(data) == {"a": 1}
-        assert codec.name == "reversed"
-        assert codecs.get("reversed") is codec
-
     def test_an_unknown_name_is_refused_with_the_known_and_nearest_names(self, codecs):
         codecs.add("cbor", Doubled())
         message = r"^no value_type 'jsn'; there are 'text', 'bytes', 'json', 'auto', 'cbor'; did you mean 'json'\?$"
@@ -609,15 +554,12 @@ class TestCodecs:
         with pytest.raises(ValueError, match=r"'cbor'$"):
             codecs.get("x" * 10_000)
 
-    def test_msgpack_is_not_available(self, codecs):
-        with pytest.raises(FeatureUnavailable, match=r'^this version has no value_type="msgpack"'):
-            codecs.get("msgpack")
-
-    @pytest.mark.parametrize("value_type", [Point, dict, str, list[int], int | str, Any, None, 1])
-    def test_a_type_as_value_type_is_not_available(self, codecs, value_type):
-        with pytest.raises(FeatureUnavailable, match=r"^this version expects a name as value_type, got ") as caught:
+    @pytest.mark.parametrize("value_type", ["msgpack", Point, str, list[int], int | str, Any, None, 1])
+    def test_msgpack_and_a_type_as_value_type_are_not_available(self, codecs, value_type):
+        with pytest.raises(
+            FeatureUnavailable, match=r"^this version (has no value_type=|expects a name as value_type)"
+        ):
             codecs.get(value_type)
-        assert 'value_type="json"' in str(caught.value)
 
     @pytest.mark.parametrize(
         ("name", "problem"),
@@ -666,36 +608,31 @@ class TestCodecs:
         with pytest.raises(ValueError, match=r"lone surrogate"):
             codec.encode("\ud800")
 
-    def test_a_value_error_of_an_added_codec_is_an_invalid_message(self, codecs):
-        for number, (error, text) in enumerate(
-            [(ValueError("bad"), "bad"), (ValueError(), "invalid message"), (InvalidMessage("own words"), "own words")]
-        ):
-            codecs.add(f"failing-{number}", Failing(error))
-            codec = codecs.get(f"failing-{number}")
-            with pytest.raises(InvalidMessage, match=f"^{text}$"):
-                codec.decode("a")
-            with pytest.raises(ValueError) as caught:  # noqa: PT011
-                codec.encode("a")
-            assert caught.value is error
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [(ValueError("bad"), "bad"), (ValueError(), "invalid message"), (InvalidMessage("own words"), "own words")],
+    )
+    def test_a_value_error_of_an_added_codec_is_an_invalid_message(self, codecs, error, text):
+        codecs.add("failing", Failing(error))
+        codec = codecs.get("failing")
+        with pytest.raises(InvalidMessage, match=f"^{text}$"):
+            codec.decode("a")
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            codec.encode("a")
+        assert caught.value is error
 
     def test_another_error_of_an_added_codec_is_raised(self, codecs):
-        codecs.add("failing", Failing(KeyError("a")))
-        with pytest.raises(KeyError):
-            codecs.get("failing").decode("a")
+        codecs.add("failing", Failing(KeyError("cannot")))
+        for use in (lambda codec: codec.decode("a"), lambda codec: codec.frame(codecs.payload(1))):
+            with pytest.raises(KeyError, match="cannot"):
+                use(codecs.get("failing"))
 
 
 class TestPublishedValues:
-    def test_text_is_kept_as_text(self, codecs):
-        assert codecs.payload("é") == Payload("text", "é".encode())
-
     @pytest.mark.parametrize("value", [b"a", bytearray(b"a"), memoryview(b"a")])
     def test_bytes_are_kept_as_a_copy(self, codecs, value):
         assert codecs.payload(value) == Payload("bytes", b"a")
         assert type(codecs.payload(value).data) is bytes
-
-    @pytest.mark.parametrize("value", [{"a": [1, None]}, [], 1, None, True, Point(1)])
-    def test_any_other_value_is_kept_as_json(self, codecs, value):
-        assert codecs.payload(value) == Payload("json", dumps_json(value))
 
     @pytest.mark.parametrize(
         ("value", "error"), [("\ud800", ValueError), ({"a": NAN}, ValueError), ({"a": {1}}, TypeError), (1j, TypeError)]
@@ -724,11 +661,6 @@ class TestPublishedValues:
         assert framed(codec, codecs.payload({"a": 1})) == (False, b'}1 :"a"{')
         assert framed(codec, codecs.payload("ab")) == (False, b'"ba"')
         assert framed(codec, codecs.payload(b"ab")) == (False, b"ab")
-
-    def test_the_failure_of_an_added_codec_is_raised(self, codecs):
-        codecs.add("failing", Failing(ValueError("cannot")))
-        with pytest.raises(ValueError, match=r"^cannot$"):
-            codecs.get("failing").frame(codecs.payload(1))
 
     def test_a_replaced_json_codec_encodes_published_values_too(self, codecs):
         codecs.add("reversed", Reversed())

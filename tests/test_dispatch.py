@@ -106,24 +106,9 @@ class TestNoRoute:
         assert (response.status, response.body) == (status, body)
         assert {name: response.headers[name] for name in headers} == headers
 
-    @pytest.mark.parametrize(("path", "status", "body"), [("/nowhere", 404, b"Not Found"), ("/http/x", 405, None)])
-    async def test_a_handshake_gets_a_denial(self, path, status, body):
-        rejection = await refusal_of(both_kinds(), path)
-        assert (rejection.status, rejection.code) == (status, 3000 + status)
-        if body is not None:
-            assert rejection.body == body
-        else:
-            assert dict(rejection.headers)["allow"] == self.ALLOW
-
     async def test_over_http2_a_426_has_no_header_that_is_forbidden_there(self):
         [start, *_] = await call(both_kinds(), "/ws/x", http_version="2")
-        assert start["status"] == 426
-        assert not {b"connection", b"upgrade"} & names_of(start)
-
-    async def test_a_view_may_answer_options_itself(self):
-        app = App()
-        app.add_route(lambda: "mine", "/", methods=["OPTIONS"])
-        assert (await ask(app, method="OPTIONS")).text == "mine"
+        assert (start["status"], {b"connection", b"upgrade"} & names_of(start)) == (426, set())
 
     @pytest.mark.parametrize("path", ["/%00", "/http/a%00b", "/ws/a%00b", "/mounted/%00"])
     async def test_a_nul_in_the_path_is_400_for_both_kinds(self, path):
@@ -135,8 +120,12 @@ class TestNoRoute:
         app.mount("/mounted", mounted)
         assert await statuses_of(app, path) == (400, 400)
 
-    async def test_handlers_by_status_answer_them(self):
+    async def test_a_handshake_gets_a_denial_and_handlers_by_status_answer(self):
         app = both_kinds()
+        rejection = await refusal_of(app, "/nowhere")
+        assert (rejection.status, rejection.code, rejection.body) == (404, 3404, b"Not Found")
+        rejection = await refusal_of(app, "/http/x")
+        assert (rejection.status, rejection.code, dict(rejection.headers)["allow"]) == (405, 3405, self.ALLOW)
         app.error_handler(404)(lambda connection, error: ({"lost": connection.path}, 404))
         app.error_handler(405)(lambda connection, error: ("wrong", 405, error.headers))
         assert (await ask(app, "/a b")).json() == {"lost": "/a b"}
@@ -174,9 +163,6 @@ class TestSlashes:
         response = await ask(self.app(), path, client={"root_path": root_path})
         assert (response.status, response.headers["location"]) == (308, location)
 
-    async def test_a_post_is_redirected_with_308_too(self):
-        assert (await ask(self.app(), "/file/", method="POST")).status == 308
-
     @pytest.mark.parametrize("query", [b"a=\\evil", b"a=\x00\r\n b", b"\xff", b"%", b"//evil.example"])
     async def test_no_query_string_makes_an_invalid_location(self, query):
         [start, *_] = await call(self.app(), "/folder", query_string=query)
@@ -184,21 +170,13 @@ class TestSlashes:
         assert start["status"] == 308
         assert re.fullmatch(rb"/folder/\?[!-\[\]-~]*", location)
 
-    async def test_the_setting_turns_it_off(self):
+    async def test_a_post_is_redirected_too_and_the_setting_turns_it_off(self):
+        assert (await ask(self.app(), "/file/", method="POST")).status == 308
         app = self.app(redirect_slashes=False)
         assert [(await ask(app, path)).status for path in ("/folder", "/folder/")] == [404, 200]
 
-    async def test_a_websocket_is_not_redirected(self):
-        assert (await refusal_of(self.app(), "/ws")).status == 404
-
 
 class TestConverters:
-    async def test_a_value_that_the_converter_refuses_does_not_match(self):
-        app = App()
-        app.add_route(lambda number: str(number), "/numbers/{number:int}")
-        assert (await ask(app, "/numbers/7")).text == "7"
-        assert (await ask(app, "/numbers/x")).status == 404
-
     @pytest.mark.parametrize("path", ["/bad/x", "/bad/x/"])
     async def test_another_exception_of_it_is_a_500_for_both_kinds(self, path, caplog):
         def parse(text):
@@ -224,37 +202,35 @@ async def wait(ws, **params):
 class TestErrors:
     """One error has three answers: a response, a rejection, a close."""
 
-    @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 418, 500, 503, 599])
+    @pytest.mark.parametrize("status", [400, 404, 418, 500, 599])
     async def test_an_http_exception_is_its_response_its_rejection_its_close(self, status):
-        app = app_that_raises(lambda: HTTPException(status, "why", headers={"x-a": "b"}))
+        cookies = [("set-cookie", "a=1"), ("set-cookie", "b=2")]
+        app = app_that_raises(lambda: HTTPException(status, "why", headers=cookies))
         response, rejection = await ask(app), await refusal_of(app)
-        assert (response.status, response.text, response.headers["x-a"]) == (status, "why", "b")
+        assert (response.status, response.text, response.headers.getlist("set-cookie")) == (
+            status,
+            "why",
+            ["a=1", "b=2"],
+        )
         assert (rejection.status, rejection.body, rejection.code) == (status, b"why", 3000 + status)
-        assert dict(rejection.headers)["x-a"] == "b"
+        assert [header for header in rejection.headers if header in cookies] == cookies
         for path in AFTER_ACCEPT:
             assert await ending_of(app, path) == (3000 + status, "why")
 
-    @pytest.mark.parametrize(
-        ("path", "method", "status", "error"),
-        [
+    async def test_a_client_that_accepts_or_sends_json_gets_json(self):
+        app, headers = app_that_raises(lambda: HTTPException(409, "taken")), {"accept": "application/json"}
+        for path, method, status, error in (
             ("/", "GET", 409, "taken"),
             ("/nowhere", "GET", 404, "Not Found"),
             ("/", "DELETE", 405, "Method Not Allowed"),
             ("/accepted", "GET", 426, "this path is a WebSocket: connect with a WebSocket client"),
-        ],
-    )
-    async def test_a_client_that_accepts_json_gets_json(self, path, method, status, error):
-        app, headers = app_that_raises(lambda: HTTPException(409, "taken")), {"accept": "application/json"}
-        response = await ask(app, path, method=method, headers=headers)
-        assert (response.status, response.headers["content-type"]) == (status, "application/json")
-        assert response.json() == {"error": error}
-        if path == "/":
-            rejection = await refusal_of(app, headers=headers)
-            assert (rejection.status, rejection.body) == (409, b'{"error":"taken"}')
-            assert dict(rejection.headers)["content-type"] == "application/json"
-
-    async def test_a_client_that_sends_json_gets_json(self):
-        app = app_that_raises(lambda: HTTPException(409, "taken"))
+        ):
+            response = await ask(app, path, method=method, headers=headers)
+            assert (response.status, response.headers["content-type"]) == (status, "application/json")
+            assert response.json() == {"error": error}
+        rejection = await refusal_of(app, headers=headers)
+        assert (rejection.status, rejection.body) == (409, b'{"error":"taken"}')
+        assert dict(rejection.headers)["content-type"] == "application/json"
         assert (await ask(app, method="POST", json=[])).json() == {"error": "taken"}
         assert (await ask(app, method="POST", content=b"x")).text == "taken"
 
@@ -273,12 +249,6 @@ class TestErrors:
         assert (rejection.status, rejection.body) == (404, body)
         for path in AFTER_ACCEPT:
             assert await ending_of(app, path) == (3404, reason)
-
-    async def test_headers_may_be_pairs(self):
-        app = app_that_raises(lambda: HTTPException(401, headers=[("set-cookie", "a=1"), ("set-cookie", "b=2")]))
-        assert (await ask(app)).headers.getlist("set-cookie") == ["a=1", "b=2"]
-        rejection = await refusal_of(app)
-        assert [value for name, value in rejection.headers if name == "set-cookie"] == ["a=1", "b=2"]
 
     @pytest.mark.parametrize("make_error", [lambda: ValueError("secret"), lambda: DomainError("secret")])
     @pytest.mark.parametrize("code", [1011, 4999])
@@ -345,23 +315,20 @@ class TestErrors:
         levels = {(record.levelname, record.getMessage()) for record in caplog.records if record.name == "microws"}
         assert levels == {("DEBUG", "/: the view ended with 4000 bye")}
 
-    @pytest.mark.parametrize("status", [404, 500])
-    async def test_the_only_exception_of_a_group_is_the_error(self, status, caplog):
-        def make_error():
-            error = HTTPException(404, "alone") if status == 404 else ValueError("secret")
-            return ExceptionGroup("", [ExceptionGroup("", [error])])
-
-        app = app_that_raises(make_error)
+    @pytest.mark.parametrize(
+        ("errors", "status", "ending"),
+        [
+            (lambda: [HTTPException(404, "alone")], 404, (3404, "alone")),
+            (lambda: [ValueError("secret")], 500, (1011, "internal error")),
+            (lambda: [HTTPException(404), ValueError("secret")], 500, (1011, "internal error")),
+        ],
+    )
+    async def test_the_only_exception_of_a_group_is_the_error(self, errors, status, ending, caplog):
+        app = app_that_raises(lambda: ExceptionGroup("", [ExceptionGroup("", errors())]))
         assert await statuses_of(app) == (status, status)
-        if status == 404:
-            assert await ending_of(app, "/block") == (3404, "alone")
-            assert not caplog.records
-
-    async def test_several_exceptions_of_a_group_are_an_unexpected_error(self, caplog):
-        app = app_that_raises(lambda: ExceptionGroup("several", [HTTPException(404), ValueError("secret")]))
-        assert (await ask(app)).status == 500
-        assert (await ending_of(app, "/block"))[0] == 1011
-        assert "ValueError: secret" in caplog.text
+        code, reason = await ending_of(app, "/block")
+        assert (code, reason.partition(",")[0]) == ending
+        assert ("ValueError: secret" in caplog.text) == (status == 500)
 
     @pytest.mark.parametrize("method", ["receive", "receive_text", "receive_json"])
     async def test_a_time_out_of_receive_is_one_line_in_the_log(self, method, caplog):
@@ -396,25 +363,23 @@ class TestErrors:
 
         assert await ending_of(app) == (3409, "conflict")
 
-    @pytest.mark.parametrize("ends", ["reject", "close"])
-    async def test_an_error_after_the_rejection_or_close_is_logged(self, ends, caplog):
+    async def test_an_error_after_the_rejection_or_close_is_logged(self, caplog):
         app = App()
 
-        @app.websocket_route("/")
-        async def view(ws):
+        @app.websocket_route("/{ends}")
+        async def view(ws, ends):
             if ends == "reject":
                 await ws.reject(402, "pay")
             else:
                 async with ws:
                     await ws.send("x")
-            raise LookupError("after it")
+            raise LookupError(f"after {ends}")
 
-        if ends == "reject":
-            rejection = await refusal_of(app)
-            assert (rejection.status, rejection.body) == (402, b"pay")
-        else:
-            assert await ask_websocket(app) == "x"
-        assert "LookupError: after it" in caplog.text
+        rejection = await refusal_of(app, "/reject")
+        assert (rejection.status, rejection.body) == (402, b"pay")
+        assert await ask_websocket(app, "/close") == "x"
+        assert "LookupError: after reject" in caplog.text
+        assert "LookupError: after close" in caplog.text
 
     @pytest.mark.parametrize("headers", [{"bad\n": "x"}, {"a": "b\nc"}, {"content-length": "3"}, ["not a pair"]])
     async def test_an_http_exception_with_an_invalid_header_is_a_500(self, headers, caplog):
@@ -464,9 +429,11 @@ class TestErrorHandlers:
     @pytest.mark.parametrize(
         ("answer", "status", "text"), [("x", 200, "x"), (None, 204, ""), (Response("x", 410), 410, "x")]
     )
-    async def test_it_may_return_what_a_view_may(self, answer, status, text):
+    async def test_it_may_return_what_a_view_may(self, answer, status, text, caplog):
         response = await ask(handled(by=lambda request, error: answer))
         assert (response.status, response.text) == (status, text)
+        assert await statuses_of(handled(by=lambda connection, error: object())) == (500, 500)
+        assert "expected str, bytes, dict" in caplog.text
 
     async def test_only_an_exception_that_the_handler_of_500_answers_is_logged(self, caplog):
         assert await statuses_of(handled(by=lambda connection, error: ("expected", 400))) == (400, 400)
@@ -516,6 +483,9 @@ class TestErrorHandlers:
             assert len(caplog.records) == 1
             caplog.clear()
 
+        async def conflict(connection, error):
+            raise HTTPException(409, "conflict")
+
         app = handled(lambda: DomainError("the first"), by=handler)
         response = await ask(app)
         check(response.status, response.text)
@@ -523,21 +493,11 @@ class TestErrorHandlers:
         check(rejection.status, rejection.body.decode())
         for path in AFTER_ACCEPT:
             check(*await ending_of(app, path))
-
-    async def test_it_may_raise_an_http_exception(self, caplog):
-        async def handler(connection, error):
-            raise HTTPException(409, "conflict")
-
-        app = handled(by=handler)
-        assert (await ask(app)).text == "conflict"
-        assert (await refusal_of(app)).body == b"conflict"
-        for path in AFTER_ACCEPT:
-            assert await ending_of(app, path) == (3409, "conflict")
+        # An HTTPException is an answer.
+        app = handled(by=conflict)
+        assert ((await ask(app)).text, (await refusal_of(app)).body) == ("conflict", b"conflict")
+        assert [await ending_of(app, path) for path in AFTER_ACCEPT] == [(3409, "conflict")] * 2
         assert not caplog.records
-
-    async def test_it_must_return_an_answer(self, caplog):
-        assert await statuses_of(handled(by=lambda connection, error: object())) == (500, 500)
-        assert "expected str, bytes, dict" in caplog.text
 
     async def test_if_its_answer_cannot_be_sent_the_default_is(self, tmp_path):
         app = App()
@@ -587,18 +547,6 @@ class TestResponsesThatFail:
             assert await anext(iterator) == b"part"
             with pytest.raises(DomainError, match="within it"):
                 await anext(iterator)
-
-    async def test_so_it_is_with_a_mounted_app(self):
-        async def mounted(scope, receive, send):
-            if scope["path"] == "/mounted/late":
-                await send({"type": "http.response.start", "status": 200, "headers": []})
-            raise DomainError("secret")
-
-        app = App()
-        app.mount("/mounted", mounted)
-        assert (await ask(app, "/mounted/early")).status == 500
-        with pytest.raises(DomainError):
-            await ask(app, "/mounted/late")
 
     async def test_a_disconnect_within_the_request_is_not_an_error(self, caplog):
         app, errors = App(), []
@@ -668,47 +616,22 @@ class TestBodies:
             return str(len(await request.body()))
 
         app.post("/ignore")(lambda: "ignored")
-
-        @app.post("/json")
-        async def json(request):
-            return {"value": await request.json()}
-
-        @app.post("/text")
-        async def text(request):
-            return await request.text()
-
-        @app.post("/form")
-        async def form(request):
-            return dict(await request.form())
-
         return app
 
     @pytest.mark.parametrize(
         ("settings", "content", "status"),
         [
-            ({"max_body_size": 1000}, b"", 200),
             ({"max_body_size": 1000}, b"x" * 1000, 200),
             ({"max_body_size": 1000}, b"x" * 1001, 413),
             # Without a length.
             ({"max_body_size": 1000}, None, 413),
             ({}, b"x" * (1 << 20), 200),
             ({}, b"x" * ((1 << 20) + 1), 413),
-            ({"max_body_size": 0}, b"", 200),
-            ({"max_body_size": 0}, b"x", 413),
         ],
     )
     async def test_a_body_over_the_limit_is_413(self, settings, content, status):
         content = Body(100) if content is None else content
         assert (await ask(self.app(**settings), "/read", method="POST", content=content)).status == status
-
-    async def test_a_length_over_the_limit_is_413_immediately(self):
-        async with self.app(max_body_size=1000).test_client() as client:
-            start = anyio.current_time()
-            options = {"content": Body(1, endless=True), "headers": {"content-length": "1001"}}
-            async with client.stream("POST", "/read", **options) as response:
-                assert response.status == 413
-                assert await anext(response.iter_bytes()) == b"expected a body of at most 1000 bytes"
-                assert anyio.current_time() - start < 0.5
 
     @pytest.mark.parametrize(("path", "status"), [("/ignore", 200), ("/read", 413)])
     async def test_the_rest_is_discarded_before_the_response_ends(self, path, status):
@@ -743,17 +666,6 @@ class TestBodies:
         with anyio.fail_after(0.5):
             await call(self.app(), "/ignore", method="POST", receive=receive)
 
-    async def test_a_mounted_app_reads_its_body_itself(self):
-        async def mounted(scope, receive, send):
-            assert (await receive())["body"] == b"x"
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"mounted"})
-
-        app = App()
-        app.mount("/mounted", mounted)
-        with anyio.fail_after(0.5):
-            assert (await ask(app, "/mounted/", method="POST", content=b"x")).text == "mounted"
-
     async def test_a_client_that_stops_sending_delays_the_end_by_a_second(self):
         answered = []
 
@@ -774,30 +686,9 @@ class TestBodies:
         assert anyio.current_time() - start < 1.5
 
     async def test_a_request_without_a_body_is_not_waited_for(self):
-        async def receive():
-            pytest.fail("the app waits for a body")
-
         app = App()
         app.add_route(lambda: "x", "/")
-        assert len(await call(app, receive=receive)) == 2
-
-    @pytest.mark.parametrize(
-        ("path", "options", "status", "says"),
-        [
-            *[("/json", {"content": body}, 400, "invalid JSON") for body in (b"", b"{", b"NaN", b'"\xff"')],
-            # The content type of JSON does not matter.
-            ("/json", {"content": b"[1]", "headers": {"content-type": "text/plain"}}, 200, '{"value":[1]}'),
-            ("/text", {"content": b"x", "headers": {"content-type": "text/plain; charset=nope"}}, 400, ""),
-            ("/text", {"content": b"\xff", "headers": {"content-type": "text/plain; charset=ascii"}}, 400, ""),
-            ("/form", {"content": b"x"}, 415, ""),
-            ("/form", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, ""),
-            ("/form", {"data": {"a": "b"}}, 200, '{"a":"b"}'),
-        ],
-    )
-    async def test_an_invalid_body_is_400_and_one_that_is_not_a_form_415(self, path, options, status, says):
-        response = await ask(self.app(), path, method="POST", **options)
-        assert response.status == status
-        assert says in response.text
+        assert len(await call(app, receive=lambda: pytest.fail("the app waits for a body"))) == 2
 
 
 UNSAFE = ["POST", "PUT", "PATCH", "DELETE", "PURGE"]
@@ -832,22 +723,15 @@ class TestOriginsOfRequests:
     @pytest.mark.parametrize(
         ("headers", "allowed"),
         [
-            ({"sec-fetch-site": "cross-site"}, False),
             (FOREIGN, False),
-            ({"sec-fetch-site": "same-site"}, False),
             ({"origin": EVIL}, False),
-            ({"origin": "null"}, False),
-            ({"origin": "http://testserver:8000"}, False),
-            ({"origin": "nonsense"}, False),
             ({}, True),
             ({"origin": "http://testserver"}, True),
-            ({"sec-fetch-site": "same-origin", "origin": "http://testserver"}, True),
-            ({"sec-fetch-site": "same-origin"}, True),
-            ({"sec-fetch-site": "none"}, True),
+            ({"sec-fetch-site": "cross-site", "origin": "https://app.example"}, True),
         ],
     )
     async def test_an_unsafe_method_of_a_foreign_page_is_403(self, headers, allowed, caplog):
-        async with guarded().test_client() as client:
+        async with guarded(origins=["https://app.example"]).test_client() as client:
             for method in UNSAFE + SAFE:
                 caplog.clear()
                 response = await client.request(method, "/", headers=headers)
@@ -857,40 +741,15 @@ class TestOriginsOfRequests:
                     assert (response.status, response.text) == (403, "origin not allowed")
                     assert "App(origins=[" in caplog.text
 
-    @pytest.mark.parametrize(
-        ("origins", "origin", "status"),
-        [
-            (["https://app.example"], "https://app.example", 200),
-            (["https://app.example"], EVIL, 403),
-            (["*"], EVIL, 200),
-        ],
-    )
-    async def test_the_setting_allows_other_origins(self, origins, origin, status):
-        headers = {"sec-fetch-site": "cross-site", "origin": origin}
-        assert (await ask(guarded(origins=origins), method="POST", headers=headers)).status == status
-
 
 class TestOriginsOfWebSockets:
     @pytest.mark.parametrize(
-        "origin", ["http://evil.example", "null", "http://testserver:8000", "ftp://testserver", "nonsense", ""]
-    )
-    async def test_a_foreign_page_is_403_and_the_log_says_what_to_write(self, origin, caplog):
-        rejection = await refusal_of(guarded(), origin=origin)
-        assert (rejection.status, rejection.code) == (403, 3403)
-        assert repr(origin) in caplog.text
-        assert "'testserver'" in caplog.text
-        assert "App(origins=[" in caplog.text
-
-    @pytest.mark.parametrize(
         ("route", "app", "origin", "allowed"),
         [
-            *[(None, None, origin, True) for origin in (None, "http://testserver", "http://TESTSERVER")],
-            *[(None, None, origin, True) for origin in ("https://testserver", "http://testserver:80")],
+            (None, None, "http://testserver", True),
+            (None, None, EVIL, False),
             (None, ["https://app.example"], "https://app.example", True),
-            (None, ["https://app.example"], "http://testserver", True),
-            (None, ["https://app.example"], "https://other.example", False),
-            (None, ["https://app.example"], "null", False),
-            *[(None, ["*"], origin, True) for origin in ("https://other.example", "null", "nonsense")],
+            (None, ["https://app.example"], EVIL, False),
             (["https://route.example"], ["https://app.example"], "https://route.example", True),
             (["https://route.example"], ["https://app.example"], "https://app.example", False),
             (["*"], None, "null", True),
@@ -902,9 +761,10 @@ class TestOriginsOfWebSockets:
         if allowed:
             assert await ask_websocket(served, origin=origin) == "in"
             return
-        assert (await refusal_of(served, origin=origin)).status == 403
-        if route:
-            assert caplog.messages[-1].endswith(f'to allow this origin: websocket_route(…, origins=["{origin}"])')
+        rejection = await refusal_of(served, origin=origin)
+        assert (rejection.status, rejection.code) == (403, 3403)
+        where = "App(" if route is None else "websocket_route(…, "
+        assert caplog.messages[-1].endswith(f'to allow this origin: {where}origins=["{origin}"])')
 
 
 async def test_hooks_and_views_do_not_run_for_a_foreign_page():
@@ -940,41 +800,37 @@ ALONE = {"mount": {"origins": False}}
 
 
 class TestOriginsOfMounts:
-    async def test_a_foreign_page_is_403_for_a_mounted_app_too(self, caplog):
+    async def test_a_foreign_page_is_403_and_others_are_allowed(self):
         app = mounting()
-        for method in UNSAFE:
-            response = await ask(app, "/m/x", method=method, headers=FOREIGN)
-            assert (response.status, response.text) == (403, "origin not allowed")
-        rejection = await refusal_of(app, "/m/x", origin=EVIL)
-        assert (rejection.status, rejection.code) == (403, 3403)
-        assert caplog.text.count(f'App(origins=["{EVIL}"])') == len(UNSAFE) + 1
-
-    async def test_safe_methods_own_pages_and_other_clients_are_allowed(self):
-        app = mounting()
-        for method in SAFE:
-            assert (await ask(app, "/m/x", method=method, headers=FOREIGN)).status == 200
-        for headers in ({}, {"origin": "http://testserver"}, {"sec-fetch-site": "same-origin"}):
-            assert (await ask(app, "/m/x", method="POST", headers=headers)).status == 200
-        for origin in (None, "http://testserver"):
-            assert await ask_websocket(app, "/m/x", origin=origin) == "in"
+        await expect(app, "/m/x", 403)
+        assert (await ask(app, "/m/x", headers=FOREIGN)).status == 200
+        assert (await ask(app, "/m/x", method="POST", headers={"origin": "http://testserver"})).status == 200
+        assert await ask_websocket(app, "/m/x", origin="http://testserver") == "in"
 
     @pytest.mark.parametrize(
-        ("app", "path", "status"),
+        ("app", "path", "where"),
         [
             # The app's origins, or the option of the mount.
-            (lambda: mounting(origins=[EVIL]), "/m/x", 200),
-            (lambda: mounting(origins=["*"]), "/m/x", 200),
-            (lambda: mounting(**ALONE), "/m/x", 200),
+            (lambda: mounting(origins=[EVIL]), "/m/x", None),
+            (lambda: mounting(origins=["*"]), "/m/x", None),
+            (lambda: mounting(**ALONE), "/m/x", None),
+            (lambda: mounting(inner(), origins=[]), "/m/x", ""),
             # A mounted app of microws has its own.
-            (lambda: mounting(inner(origins=[]), origins=["*"]), "/m/x", 403),
-            (lambda: mounting(inner(origins=[EVIL])), "/m/x", 200),
+            (lambda: mounting(inner(origins=[EVIL])), "/m/x", None),
+            (lambda: mounting(inner(origins=[]), origins=["*"]), "/m/x", " of the app mounted at /m"),
+            (lambda: mounting(mounting(inner(origins=[]))), "/m/m/x", " of the app mounted at /m/m"),
+            (lambda: mounting(mounting(inner(), origins=[])), "/m/m/x", " of the app mounted at /m"),
             # It takes over nothing if it is mounted without the rule.
-            (lambda: mounting(inner(), origins=["*"], **ALONE), "/m/x", 403),
-            (lambda: mounting(mounting(inner(), **ALONE), origins=["*"]), "/m/m/x", 403),
+            (lambda: mounting(inner(), origins=["*"], **ALONE), "/m/x", " of the app mounted at /m"),
+            (lambda: mounting(mounting(inner(), **ALONE), origins=["*"]), "/m/m/x", " of the app mounted at /m/m"),
         ],
     )
-    async def test_origins_of_the_app_and_of_the_mount(self, app, path, status):
-        await expect(app(), path, status)
+    async def test_origins_of_the_app_and_of_the_mount_and_the_log(self, app, path, where, caplog):
+        """``where`` is None if the page is allowed. Otherwise the log says with it to which app to add the origin."""
+        await expect(app(), path, 200 if where is None else 403)
+        line = f'to allow this origin: App(origins=["{EVIL}"]){where}'
+        told = [message.endswith(line) for message in caplog.messages if "Origin" in message]
+        assert told == ([] if where is None else [True, True])
 
     @pytest.mark.parametrize(("origins", "status"), [(True, 403), (False, 200)])
     async def test_an_included_mount_keeps_its_option(self, origins, status):
@@ -1005,21 +861,6 @@ class TestOriginsOfMounts:
         response = await ask(app, "/m/x", method="POST", headers={"origin": EVIL})
         assert (response.text, response.headers["access-control-allow-origin"]) == ("done", EVIL)
 
-    @pytest.mark.parametrize(
-        ("app", "path", "where"),
-        [
-            (lambda: mounting(inner(), origins=[]), "/m/x", ""),
-            (lambda: mounting(inner(origins=[])), "/m/x", " of the app mounted at /m"),
-            (lambda: mounting(mounting(inner(origins=[]))), "/m/m/x", " of the app mounted at /m/m"),
-            (lambda: mounting(mounting(inner(), origins=[])), "/m/m/x", " of the app mounted at /m"),
-            (lambda: mounting(inner(), **ALONE), "/m/x", " of the app mounted at /m"),
-        ],
-    )
-    async def test_the_log_says_to_which_app_to_add_the_origin(self, app, path, where, caplog):
-        await expect(app(), path, 403)
-        line = f'to allow this origin: App(origins=["{EVIL}"]){where}'
-        assert [message.endswith(line) for message in caplog.messages if "Origin" in message] == [True, True]
-
 
 def subscribing(pattern, subscribe):
     app = App()
@@ -1048,46 +889,26 @@ class TestSubscribe:
                 assert await ws.receive() == "hi"
         assert app.hub.statistics().subscribers == 0
 
-    @pytest.mark.parametrize("room", ["x" * 251, "%0A", "a%7Fb", "%C2%85", "ü" * 126])
-    async def test_an_invalid_topic_is_400_before_accept(self, room):
-        app = subscribing("/{room}", "chat:{room}")
-        rejection = await refusal_of(app, f"/{room}")
-        assert (rejection.status, rejection.code) == (400, 3400)
-        assert rejection.body.startswith(b"invalid topic: expected a topic")
-        assert app.hub.statistics().subscribers == 0
 
-
-@pytest.mark.parametrize(("limit", "size", "closes"), [(None, 11, True), (20, 20, False), (20, 21, True)])
-async def test_a_message_limit_of_the_server_wins(limit, size, closes):
+@pytest.mark.parametrize(("limit", "size", "code"), [(None, 11, 1009), (20, 20, 1000), (20, 21, 1009)])
+async def test_a_message_limit_of_the_server_wins(limit, size, code):
     app = App(max_message_size=10)
 
     @app.websocket_route("/")
     async def view(ws):
         async with ws:
-            await ws.send(str(len(await ws.receive())))
+            await ws.receive()
 
     async def server(scope, receive, send):
         extensions = {**scope.get("extensions", {}), **({"microws": {"max_message_size": limit}} if limit else {})}
         await app({**scope, "extensions": extensions}, receive, send)
 
-    if closes:
-        assert (await ending_of_server(app, server, "x" * size)) == 1009
-    else:
-        async with app.test_client() as client:
-            client.app = server
-            async with client.websocket("/") as ws:
-                await ws.send("x" * size)
-                assert await ws.receive() == str(size)
-
-
-async def ending_of_server(app, server, message):
     async with app.test_client() as client:
         client.app = server
         async with client.websocket("/") as ws:
-            await ws.send(message)
-            with pytest.raises(WebSocketDisconnect) as caught:
-                await ws.receive()
-    return caught.value.code
+            await ws.send("x" * size)
+            await ws.wait_closed()
+            assert ws.close_code == code
 
 
 async def test_a_websocket_that_ends_before_connect_gets_no_answer():
@@ -1131,43 +952,33 @@ class TestOnClose:
             await client.get("/")
         assert log == ["after_request", "stream begins", "stream ends", "plain", "async", "of the hook"]
 
-    @pytest.mark.parametrize(
-        "way",
-        ["answers", "fails", "denies", "is not found", "breaks off", "is a file that is not there", "is too large"],
-    )
+    @pytest.mark.parametrize("way", ["answers", "fails", "denies", "lost", "breaks off", "no file", "too large"])
     async def test_they_are_called_once_after_any_answer(self, way):
         app, log = App(max_body_size=1), []
 
         @app.error_handler(404)
         async def missing(request, error):
-            if way == "is not found":
+            if way == "lost":
                 request.on_close(log.append, way)
             return "missing", 404
 
-        @app.get("/")
+        async def breaks_off():
+            yield "x"
+            raise LookupError
+
         @app.post("/")
         async def view(request):
-            async def source():
-                yield "x"
-                raise LookupError
-
             request.on_close(log.append, way)
-            if way == "fails":
-                raise LookupError
-            if way == "denies":
-                raise HTTPException(403)
-            if way == "breaks off":
-                return StreamingResponse(source())
-            if way == "is a file that is not there":
-                return FileResponse("/nowhere")
-            if way == "is too large":
+            if way in ("fails", "denies"):
+                raise LookupError if way == "fails" else HTTPException(403)
+            if way == "too large":
                 await request.body()
-            return "x"
+            answers = {"breaks off": StreamingResponse(breaks_off()), "no file": FileResponse("/nowhere")}
+            return answers.get(way, "x")
 
         with suppress(Exception):
             async with app.test_client() as client:
-                path = "/no" if way == "is not found" else "/"
-                await client.request("POST" if way == "is too large" else "GET", path, content=b"xx")
+                await client.post("/no" if way == "lost" else "/", content=b"xx")
         assert log == [way]
 
     @pytest.mark.parametrize("when", ["before the response", "within the response"])
@@ -1196,34 +1007,12 @@ class TestOnClose:
                 await called.wait()
             await closed.wait()
 
-    async def test_they_are_called_when_the_request_is_cancelled(self):
-        app, log, called = App(), [], anyio.Event()
-
-        async def close():
-            await checkpoint()
-            log.append("closed")
-
-        @app.get("/")
-        async def view(request):
-            request.on_close(close)
-            request.on_close(close)
-            called.set()
-            await anyio.sleep_forever()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(partial(call, app, receive=anyio.sleep_forever))
-            await called.wait()
-            tasks.cancel_scope.cancel()
-        assert log == ["closed"] * 2
-
-    async def test_a_cancelled_task_of_asyncio_calls_all_and_stays_cancelled(self, anyio_backend_name):
-        if anyio_backend_name != "asyncio":
-            return
+    async def test_a_cancellation_calls_all_and_goes_on(self, anyio_backend_name):
         app, log, called = App(), [], anyio.Event()
 
         async def close(number):
             called.set()
-            await asyncio.sleep(0.01)
+            await anyio.sleep(0.01)
             log.append(number)
 
         @app.get("/")
@@ -1233,14 +1022,22 @@ class TestOnClose:
             request.on_close(close, 1)
             return "x"
 
-        task = asyncio.create_task(call(app, receive=anyio.sleep_forever))
-        await called.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert log == [2, "plain"]
+        if anyio_backend_name == "asyncio":
+            task = asyncio.create_task(call(app, receive=anyio.sleep_forever))
+            await called.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert log == [2, "plain"]
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(call, app, receive=anyio.sleep_forever))
+                await called.wait()
+                tasks.cancel_scope.cancel()
+            assert log == [1, 2, "plain"]
 
-    async def test_all_are_called_even_if_one_fails_or_hangs(self, caplog):
+    @pytest.mark.parametrize("kind", ["http", "websocket"])
+    async def test_all_are_called_even_if_one_fails_or_hangs(self, kind, caplog):
         app, log = App(close_timeout=0.01), []
 
         async def note():
@@ -1252,79 +1049,54 @@ class TestOnClose:
         async def hang():
             await anyio.sleep_forever()
 
-        @app.get("/")
-        async def view(request):
-            request.on_close(note)
-            request.on_close(fail)
-            request.on_close(hang)
-            return "x"
+        def register(connection):
+            for function in (note, fail, hang):
+                connection.on_close(function)
 
-        with suppress(LookupError):
+        app.before_request(register)
+        app.before_websocket(register)
+        app.get("/")(lambda: "x")
+        app.websocket_route("/")(wait)
+
+        async def use():
             async with app.test_client() as client:
-                assert (await client.get("/")).text == "x"
+                if kind == "http":
+                    assert (await client.get("/")).text == "x"
+                else:
+                    async with client.websocket("/"):
+                        pass
+
+        # It leaves the app after the answer.
+        with pytest.raises(LookupError, match="lost"):
+            await use()
         assert log == ["first"]
         # On a busy machine the others take as long as the limit too.
         assert re.search(r"/: \S*hang \(\S+test_dispatch\.py:\d+\) of on_close did not end within 0\.01 s", caplog.text)
         assert re.search(r"/: a function of on_close failed, id [0-9a-f]{8}", caplog.text)
-        assert "LookupError: lost" in caplog.text
 
-    async def test_an_error_leaves_the_app(self):
-        app, events = App(), []
-
-        async def fail():
-            raise LookupError("lost")
-
-        @app.get("/")
-        async def view(request):
-            request.on_close(fail)
-            return "x"
-
-        async def send(event):
-            events.append(event["type"])
-
-        with pytest.raises(LookupError, match="lost"):
-            await call(app, receive=anyio.sleep_forever, send=send)
-        assert events == ["http.response.start", "http.response.body"]
-
-    async def test_they_may_register_more_until_all_have_been_called(self):
+    async def test_they_may_register_more_functions_until_all_have_been_called(self):
         app, log, kept = App(), [], []
 
-        @app.get("/")
-        async def view(request):
+        @app.get("/{more}")
+        async def view(request, more):
             kept.append(request)
-            request.on_close(lambda: request.on_close(log.append, "more"))
-            return "x"
-
-        @app.get("/none")
-        async def none(request):
-            kept.append(request)
-            return "x"
-
-        async with app.test_client() as client:
-            await client.get("/")
-            await client.get("/none")
-        assert log == ["more"]
-        for request in kept:
-            with pytest.raises(RuntimeError, match="after the end"):
-                request.on_close(log.append, "late")
-
-    async def test_it_must_be_a_function_and_the_error_says_what_to_write(self):
-        app = App()
-
-        @app.get("/")
-        async def view(request):
+            if more == "more":
+                request.on_close(lambda: request.on_close(log.append, "more"))
             with pytest.raises(TypeError, match=r"got NoneType; write on_close\(release, slot\), not "):
                 request.on_close(print())
             return "x"
 
         async with app.test_client() as client:
-            assert (await client.get("/")).text == "x"
+            for path in ("/more", "/none"):
+                assert (await client.get(path)).status == 200
+        assert log == ["more"]
+        for request in kept:
+            with pytest.raises(RuntimeError, match="after the end"):
+                request.on_close(log.append, "late")
 
 
 class TestOnCloseOfWebSockets:
-    @pytest.mark.parametrize(
-        "way", ["returns", "fails", "rejects", "is refused", "waits for the disconnect", "is cancelled"]
-    )
+    @pytest.mark.parametrize("way", ["returns", "fails", "rejects", "is refused", "waits", "is cancelled"])
     async def test_they_are_called_once_after_everything_else(self, way):
         app, log = App(close_timeout=0.05), []
 
@@ -1338,9 +1110,7 @@ class TestOnCloseOfWebSockets:
             if way == "is refused":
                 raise HTTPException(403)
 
-        @app.after_websocket
-        async def after(ws):
-            log.append("after_websocket")
+        app.after_websocket(lambda ws: note("after_websocket"))
 
         @app.websocket_route("/")
         async def view(ws):
@@ -1358,7 +1128,7 @@ class TestOnCloseOfWebSockets:
             await checkpoint()
             if way == "fails":
                 raise LookupError
-            if way == "waits for the disconnect":
+            if way == "waits":
                 await ws.wait_closed()
             if way == "is cancelled":
                 await anyio.sleep_forever()
@@ -1369,19 +1139,3 @@ class TestOnCloseOfWebSockets:
                 await ws.close()
         assert [step for step in log if step != "task"] == ["after_websocket", "on_close"]
         assert log[-1] == "on_close"
-
-    async def test_an_error_is_logged(self, caplog):
-        app = App()
-
-        async def fail():
-            raise LookupError("lost")
-
-        @app.websocket_route("/")
-        async def view(ws):
-            async with ws:
-                ws.on_close(fail)
-
-        with suppress(LookupError):
-            async with app.test_client() as client, client.websocket("/") as ws:
-                await ws.wait_closed()
-        assert "/: a function of on_close failed" in caplog.text

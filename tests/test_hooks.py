@@ -1,12 +1,13 @@
 """Hooks: what an app registers around its views, in which order they are called, and what they may do."""
 
 import functools
+from contextlib import suppress
 
 import anyio
 import pytest
 from asking import ask, ask_websocket, ending_of, refusal_of
 
-from microws import App, EventStream, HTTPException, Response
+from microws import App, EventStream, HTTPException, Response, WebSocketRejected
 from microws.hooks import call_hook, check_hook
 
 pytestmark = pytest.mark.anyio
@@ -73,18 +74,14 @@ class TestWhatCannotBeCalled:
             getattr(App(), decorator)(two)
         assert str(caught.value) == f"two(a, b) does not fit @app.{decorator}: it is called as {call}"
 
-    def test_an_error_handler_must_take_the_error(self):
+    def test_it_must_be_a_function_and_an_error_handler_must_take_the_error(self):
         async def not_found(request):
             pass
 
         with pytest.raises(TypeError, match=r"^not_found\(request\) does not fit @app\.error_handler: it is called as"):
             App().error_handler(404)(not_found)
-
-    def test_it_must_be_a_function(self):
         with pytest.raises(TypeError, match=r"^expected a function for @app\.before_request, got 3$"):
             App().before_request(3)
-
-    def test_a_function_without_a_signature_is_allowed(self):
         check_hook(dict, "before_request", "request")
 
     def test_the_hook_itself_is_checked_not_what_it_wraps(self):
@@ -117,24 +114,17 @@ class TestWhatCannotBeCalled:
 
 
 class TestHTTP:
-    async def test_they_run_in_order_and_after_the_view_in_reverse(self):
+    async def test_they_run_in_order_around_the_view_and_after_routing(self):
         log = []
         app = app_with_views(log)
         for name in ("1", "2"):
-            app.before_request(lambda request, name=name: log.append(f"before {name}"))
-            app.after_request(lambda request, response, name=name: log.append(f"after {name}"))
+            app.before_request(lambda request, name=name: log.append(f"before {name} {request.path_params}"))
+            app.after_request(lambda request, response, name=name: log.append(f"after {name} {response.status}"))
         assert (await ask(app, "/x")).text == "x"
-        assert log == ["before 1", "before 2", "view", "after 2", "after 1"]
-
-    async def test_they_run_after_routing_and_see_path_params(self):
-        app, seen = app_with_views(), []
-        app.before_request(lambda request: seen.append(dict(request.path_params)))
-        app.after_request(lambda request, response: seen.append(response.status))
-        await ask(app, "/x")
-        assert seen == [{"name": "x"}, 200]
+        assert log == ["before 1 {'name': 'x'}", "before 2 {'name': 'x'}", "view", "after 2 200", "after 1 200"]
         await ask(app, "/not/there")
         await ask(app, "/x", method="DELETE")
-        assert len(seen) == 2
+        assert len(log) == 5
 
     @pytest.mark.parametrize(
         ("answer", "status", "text"),
@@ -154,18 +144,6 @@ class TestHTTP:
         assert (response.status, response.text) == (status, text)
         assert log == ["after"]
 
-    async def test_an_exception_before_the_view_is_answered(self):
-        log = []
-        app = app_with_views(log)
-
-        @app.before_request
-        async def first(request):
-            raise HTTPException(401, "who are you?", headers={"www-authenticate": "Basic"})
-
-        response = await ask(app, "/x")
-        assert (response.status, response.text, log) == (401, "who are you?", [])
-        assert response.headers["www-authenticate"] == "Basic"
-
     async def test_a_hook_after_the_view_may_change_or_replace_the_response(self):
         app = app_with_views()
 
@@ -180,12 +158,15 @@ class TestHTTP:
         response = await ask(app, "/x")
         assert (response.status, response.text, response.headers["x-seen"]) == (201, "x!", "yes")
 
-    async def test_a_hook_after_the_view_sees_the_answer_to_an_error(self):
+    async def test_a_hook_after_the_view_sees_the_answer_to_an_error(self, caplog):
         app, seen = app_with_views(), []
+        app.before_request(lambda request: object() if request.path == "/wrong" else None)
         app.after_request(lambda request, response: seen.append(response.status))
         await ask(app, "/fails")
         await ask(app, "/x", method="POST", headers={"sec-fetch-site": "cross-site"})
-        assert seen == [500, 403]
+        await ask(app, "/wrong")
+        assert seen == [500, 403, 500]
+        assert "expected str, bytes, dict" in caplog.text
 
     @pytest.mark.parametrize("path", ["/x", "/fails"])
     async def test_an_error_after_the_view_is_answered_and_others_run(self, path, caplog):
@@ -205,12 +186,6 @@ class TestHTTP:
         assert ("ValueError: secret" in caplog.text) == (path == "/fails")
         assert "hook" not in response.text
 
-    async def test_a_hook_must_return_an_answer(self, caplog):
-        app = app_with_views()
-        app.before_request(lambda request: object())
-        assert (await ask(app, "/x")).status == 500
-        assert "expected str, bytes, dict" in caplog.text
-
     async def test_decorators_return_the_function(self):
         app = App()
         for decorator in (app.before_request, app.after_request, app.before_websocket, app.after_websocket):
@@ -218,21 +193,15 @@ class TestHTTP:
 
 
 class TestWebSocket:
-    async def test_they_run_in_order_and_after_the_view_in_reverse(self):
+    async def test_they_run_in_order_around_the_view_and_after_routing(self):
         log = []
         app = app_with_views(log)
         for name in ("1", "2"):
-            app.before_websocket(lambda ws, name=name: log.append(f"before {name}"))
+            app.before_websocket(lambda ws, name=name: log.append(f"before {name} {ws.path_params}"))
             app.after_websocket(lambda ws, name=name: log.append(f"after {name}"))
         assert await ask_websocket(app, "/x") == "x"
-        assert log == ["before 1", "before 2", "view", "after 2", "after 1"]
-
-    async def test_they_run_after_routing_and_see_path_params(self):
-        app, seen = app_with_views(), []
-        app.before_websocket(lambda ws: seen.append(dict(ws.path_params)))
-        await ask_websocket(app, "/x")
         await refusal_of(app, "/not/there")
-        assert seen == [{"name": "x"}]
+        assert log == ["before 1 {'name': 'x'}", "before 2 {'name': 'x'}", "view", "after 2", "after 1"]
 
     @pytest.mark.parametrize(
         ("answer", "status", "body", "content_type"),
@@ -293,37 +262,22 @@ class TestWebSocket:
             await ws.send("secret")
             assert await ws.receive() == "x"
 
-    async def test_a_response_after_accept_is_an_error(self, caplog):
+    async def test_a_stream_or_a_response_after_accept_is_an_error(self, caplog):
         log = []
         app = app_with_views(log)
 
         @app.before_websocket
         async def late(ws):
+            if ws.path == "/stream":
+                return EventStream([])
             await ws.accept()
             return "no", 401
 
         assert (await ending_of(app, "/x"))[0] == 1011
-        assert log == []
         assert "to end it, call ws.close()" in caplog.text
-
-    async def test_a_streaming_answer_is_an_error(self, caplog):
-        app = app_with_views()
-        app.before_websocket(lambda ws: EventStream([]))
-        assert (await refusal_of(app, "/x")).status == 500
+        assert (await refusal_of(app, "/stream")).status == 500
         assert "to reject a handshake, got EventStream" in caplog.text
-
-    async def test_an_error_before_the_view_is_logged_and_answered(self, caplog):
-        log = []
-        app = app_with_views(log)
-
-        @app.before_websocket
-        def fail(ws):
-            raise LookupError("in the hook")
-
-        rejection = await refusal_of(app, "/x")
-        assert (rejection.status, log) == (500, [])
-        assert b"hook" not in rejection.body
-        assert "LookupError: in the hook" in caplog.text
+        assert log == []
 
     @pytest.mark.parametrize("answered", [True, False])
     async def test_an_error_after_the_view_is_logged_and_the_others_still_run(self, answered, caplog):
@@ -348,6 +302,35 @@ class TestWebSocket:
         assert "LookupError: in the hook" in caplog.text
 
 
+async def returns(ws):
+    async with ws:
+        await ws.send("x")
+
+
+async def raises(ws):
+    await ws.accept()
+    raise HTTPException(400, "why")
+
+
+async def rejects(ws):
+    await ws.reject(402)
+
+
+async def waits_for_the_end(ws):
+    async with ws:
+        async for _ in ws:
+            pass
+
+
+async def sleeps(ws):
+    await ws.accept()
+    await anyio.sleep_forever()
+
+
+async def never_accepts(ws):
+    await anyio.sleep_forever()
+
+
 class TestAfterWebSocket:
     """It runs once, however the view ended."""
 
@@ -363,77 +346,36 @@ class TestAfterWebSocket:
 
         return app
 
-    async def test_it_runs_after_a_view_that_returned(self):
-        async def view(ws):
-            async with ws:
-                await ws.send("x")
-
+    @pytest.mark.parametrize(
+        ("view", "accepted", "code"),
+        [
+            (returns, True, 1000),
+            (raises, True, 3400),
+            (rejects, False, 3402),
+            (waits_for_the_end, True, 4001),
+            (sleeps, True, 4001),
+            (never_accepts, False, None),
+        ],
+    )
+    async def test_it_runs_once_after_the_view(self, view, accepted, code):
         log = []
-        await ask_websocket(self.app(view, log))
-        assert log == [(True, 1000)]
-
-    async def test_it_runs_after_a_view_that_raised(self):
-        async def view(ws):
-            await ws.accept()
-            raise HTTPException(400, "why")
-
-        log = []
-        assert await ending_of(self.app(view, log)) == (3400, "why")
-        assert log == [(True, 3400)]
-
-    async def test_it_runs_after_a_view_that_rejected(self):
-        async def view(ws):
-            await ws.reject(402)
-
-        log = []
-        await refusal_of(self.app(view, log))
-        assert log == [(False, 3402)]
+        app = self.app(view, log, close_timeout=0.2, accept_timeout=0.05 if view is never_accepts else 5)
+        async with app.test_client() as client:
+            with suppress(WebSocketRejected):
+                async with client.websocket("/") as ws:
+                    if code == 4001:
+                        await ws.close(4001)
+        assert log == [(accepted, code)]
 
     async def test_it_runs_after_a_hook_that_rejected(self):
-        async def view(ws):
-            pytest.fail("it runs")
-
         log = []
-        app = self.app(view, log)
+        app = self.app(returns, log)
         app.before_websocket(lambda ws: ("no", 401))
         await refusal_of(app)
         assert log == [(False, 3401)]
 
-    async def test_it_runs_after_a_view_that_saw_the_disconnect(self):
-        async def view(ws):
-            async with ws:
-                async for _ in ws:
-                    pass
-
-        log = []
-        async with self.app(view, log).test_client() as client, client.websocket("/") as ws:
-            await ws.close(4001)
-        assert log == [(True, 4001)]
-
-    async def test_it_runs_after_a_view_cancelled_by_the_disconnect(self):
-        async def view(ws):
-            await ws.accept()
-            await anyio.sleep_forever()
-
-        log = []
-        async with self.app(view, log, close_timeout=0.2).test_client() as client, client.websocket("/") as ws:
-            await ws.close(4001)
-        assert log == [(True, 4001)]
-
-    async def test_it_runs_after_a_view_that_did_not_accept_in_time(self):
-        async def view(ws):
-            await anyio.sleep_forever()
-
-        log = []
-        assert (await refusal_of(self.app(view, log, accept_timeout=0.05))).status == 503
-        assert [accepted for accepted, _ in log] == [False]
-
     async def test_a_hook_that_does_not_end_is_cancelled_and_logged(self, caplog):
-        async def view(ws):
-            async with ws:
-                await ws.send("x")
-
-        app = self.app(view, [], close_timeout=0.05)
+        app = self.app(returns, [], close_timeout=0.05)
         app.after_websocket(lambda ws: anyio.sleep_forever())
         await ask_websocket(app)
         assert "the after_websocket hooks did not end in time" in caplog.text

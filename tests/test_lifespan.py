@@ -1,8 +1,7 @@
 """The life of an app: start-up, background tasks, shutdown."""
 
 import asyncio
-import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import anyio
@@ -76,21 +75,9 @@ class TestOrder:
         app.on_startup(note(log, "start 2"))
         app.on_shutdown(note(log, "stop 1"))
         app.on_shutdown(note(log, "stop 2"))
-        async with running(app):
-            log.append("running")
-        up = ["enter a", "enter b", "start 1", "start 2", "running"]
+        assert await events_of(app) == ([{"type": f"lifespan.{phase}.complete"} for phase in PHASES], None)
+        up = ["enter a", "enter b", "start 1", "start 2"]
         assert log == [*up, "stop 1", "stop 2", "leave b", "leave a"]
-
-    async def test_the_server_gets_both_complete_events(self):
-        assert await events_of(App()) == ([{"type": f"lifespan.{phase}.complete"} for phase in PHASES], None)
-
-    async def test_hooks_may_be_plain_functions(self):
-        app, log = App(), []
-        app.on_startup(lambda: log.append("up"))
-        app.on_shutdown(lambda: log.append("down"))
-        async with running(app):
-            assert log == ["up"]
-        assert log == ["up", "down"]
 
     async def test_a_context_gets_the_app_and_may_be_an_async_generator(self):
         app = App()
@@ -104,14 +91,6 @@ class TestOrder:
         async with running(app):
             assert app.state.database == "open"
         assert app.state.database == "closed"
-
-    async def test_an_app_may_run_again(self):
-        app, log = App(), []
-        app.on_startup(note(log, "up"))
-        for _ in range(2):
-            async with running(app):
-                pass
-        assert log == ["up", "up"]
 
     async def test_decorators_return_the_function(self):
         app, hook = App(), note([], "called")
@@ -174,18 +153,6 @@ class TestSeveralRuns:
             await app.publish("t", 1)
             assert await anext(messages) == 1
 
-    async def test_the_server_gets_startup_failed(self):
-        app = App()
-
-        async def second():
-            return await events_of(app)
-
-        async with running(app):
-            [event], error = await anyio.to_thread.run_sync(anyio.run, second)
-        assert event["type"] == "lifespan.startup.failed"
-        assert "got another one: end that run first" in event["message"]
-        assert isinstance(error, RuntimeError)
-
 
 async def end_the_first_before_the_second():
     app = App()
@@ -236,7 +203,7 @@ def test_a_run_in_a_closed_event_loop_does_not_matter():
 
 
 class TestState:
-    async def test_each_connection_gets_the_yielded_state(self):
+    async def test_each_connection_gets_the_yielded_state_of_its_run(self):
         app = App()
 
         @app.lifespan
@@ -261,27 +228,11 @@ class TestState:
 
         async with running(app) as client:
             assert (await client.get("/")).json() == ["DB!", "C", ["ann"]]
+            async with running(app) as inner:
+                assert (await inner.get("/")).json() == ["DB!", "C", ["ann"]]
             assert (await client.get("/")).json() == ["DB!", "C", ["ann", "ann"]]
             async with client.websocket("/") as ws:
                 assert await ws.receive() == ["DB", "C"]
-
-    async def test_each_run_has_its_own_state(self):
-        app = App()
-
-        @app.lifespan
-        async def begin(app):
-            yield {"run": []}
-
-        @app.get("/")
-        async def page(request):
-            request.state.run.append(1)
-            return request.state.run
-
-        async with running(app) as outer:
-            assert (await outer.get("/")).json() == [1]
-            async with running(app) as inner:
-                assert (await inner.get("/")).json() == [1]
-            assert (await outer.get("/")).json() == [1, 1]
 
     async def test_a_context_that_yields_itself_or_none_adds_no_state(self):
         app = App()
@@ -298,16 +249,19 @@ class TestState:
         async with app.running() as state:
             assert state == {}
 
-    async def test_yielded_state_must_be_a_mapping(self):
-        app = App()
+    async def test_a_context_and_its_state_must_be_valid(self):
+        app, invalid = App(), App()
+        invalid.lifespan(lambda app: None)
 
         @app.lifespan
         async def begin(app):
             yield "DB"
 
-        with pytest.raises(TypeError, match=r'got str: write `yield \{"name": value\}`, which views read as request'):
-            async with running(app):
-                pytest.fail("it runs")
+        wrong_state = r'got str: write `yield \{"name": value\}`, which views read as request'
+        for each, message in ((app, wrong_state), (invalid, r".")):
+            with pytest.raises(TypeError, match=message):
+                async with running(each):
+                    pytest.fail("it runs")
 
     async def test_a_server_without_state_is_named(self):
         app = App()
@@ -392,24 +346,17 @@ class TestMountedApps:
             assert (await client.get("/sub/x")).json() == {"db": "sub", "inner": 2, "more": 1}
             assert (await client.get("/")).json() == ["outer", False]
 
-    async def test_a_failed_startup_of_a_mount_names_it_and_ends_the_others(self):
+    @pytest.mark.parametrize("phase", PHASES)
+    async def test_a_failed_mount_is_named_and_the_others_end(self, phase):
         app, log = App(), []
         app.lifespan(context(log, "pool"))
         app.mount("/one", asgi_app(log, "one"))
-        app.mount("/two", asgi_app(log, "two", fail="startup"))
-        [event], error = await events_of(app)
-        assert event["type"] == "lifespan.startup.failed"
-        assert str(error) == "the app mounted at /two: its startup failed: no two"
-        assert log == ["enter pool", "startup one", "startup two", "shutdown one", "leave pool"]
-
-    async def test_a_failed_shutdown_of_a_mount_is_named_and_others_end(self):
-        app, log = App(), []
-        app.mount("/one", asgi_app(log, "one"))
-        app.mount("/two", asgi_app(log, "two", fail="shutdown"))
+        app.mount("/two", asgi_app(log, "two", fail=phase))
         sent, error = await events_of(app)
-        assert [event["type"] for event in sent] == ["lifespan.startup.complete", "lifespan.shutdown.failed"]
-        assert str(error) == "the app mounted at /two: its shutdown failed: no two"
-        assert log[-2:] == ["shutdown two", "shutdown one"]
+        assert sent[-1]["type"] == f"lifespan.{phase}.failed"
+        assert str(error) == f"the app mounted at /two: its {phase} failed: no two"
+        ended = ["shutdown two"] if phase == "shutdown" else []
+        assert log == ["enter pool", "startup one", "startup two", *ended, "shutdown one", "leave pool"]
 
     @pytest.mark.parametrize("mounted", [at_scope, without_answer, returning])
     async def test_a_mounted_app_without_a_lifespan_is_served(self, mounted):
@@ -441,63 +388,41 @@ class TestMountedApps:
             assert await ws.receive() == "from sub"
         assert log == ["enter sub", "leave sub"]
 
-    async def test_the_error_of_a_mounted_app_is_the_cause(self):
+    async def test_the_test_gets_errors_of_its_startup_and_background_tasks(self):
         app, sub = App(), App()
-        sub.on_startup(note([], "start", fail=True))
+        sub.get("/")(lambda: "x")
+        sub.on_startup(lambda: sub.start_soon(note([], "boom", fail=True)))
         app.mount("/sub", sub)
+        async with running(app) as client:
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(LookupError, match="boom"):
+                await client.get("/sub/")
+        sub.on_startup(note([], "start", fail=True))
         with pytest.raises(RuntimeError, match="the app mounted at /sub: its startup failed: start") as caught:
             async with running(app):
                 pytest.fail("it runs")
         assert isinstance(caught.value.__cause__, LookupError)
 
-    async def test_the_test_gets_errors_of_its_background_tasks(self):
-        app, sub = App(), App()
-
-        async def fail():
-            raise LookupError("boom")
-
-        @sub.get("/")
-        async def page():
-            sub.start_soon(fail)
-
-        app.mount("/sub", sub)
-        async with running(app) as client:
-            await client.get("/sub/")
-            await anyio.wait_all_tasks_blocked()
-            with pytest.raises(LookupError, match="boom"):
-                await client.get("/sub/")
-
 
 class TestRunning:
-    async def test_running_starts_and_ends_the_app_and_yields_its_state(self):
+    async def test_running_yields_the_state_and_raises_the_exception_of_its_block(self):
         app, log = App(), []
-        app.on_startup(note(log, "up"))
         app.on_shutdown(note(log, "down"))
 
         @app.lifespan
         async def begin(app):
             yield {"db": 1}
 
-        async with app.running() as state:
-            assert state == {"db": 1}
-            app.start_soon(note(log, "task"))
-            await anyio.wait_all_tasks_blocked()
-        assert log == ["up", "task", "down"]
-
-    async def test_an_exception_of_the_block_is_raised_after_the_shutdown(self):
-        app, log = App(), []
-        app.on_shutdown(note(log, "down"))
-        with pytest.raises(LookupError, match=r"^block$"):
-            async with app.running():
+        async def block():
+            async with app.running() as state:
+                assert state == {"db": 1}
+                app.start_soon(note(log, "task"))
+                await anyio.wait_all_tasks_blocked()
                 raise LookupError("block")
-        assert log == ["down"]
 
-    async def test_a_failed_startup_is_raised(self):
-        app = App()
-        app.on_startup(note([], "start", fail=True))
-        with pytest.raises(LookupError, match="start"):
-            async with app.running():
-                pytest.fail("it runs")
+        with pytest.raises(LookupError, match=r"^block$"):
+            await block()
+        assert log == ["task", "down"]
 
     async def test_running_of_an_included_app_runs_the_including_app(self):
         app, part, log = App(), App(), []
@@ -510,47 +435,36 @@ class TestRunning:
 
 
 class TestFailures:
-    async def test_a_failed_startup_has_the_traceback_and_is_raised(self):
+    @pytest.mark.parametrize("failing", ["b", "start 1"])
+    async def test_a_failed_startup_has_the_traceback_and_is_raised(self, failing):
         app, log = App(), []
         app.lifespan(context(log, "a"))
-        app.on_startup(note(log, "start 1", fail=True))
+        app.lifespan(context(log, "b", fail="enter" if failing == "b" else ""))
+        app.on_startup(note(log, "start 1", fail=failing == "start 1"))
         app.on_startup(note(log, "start 2"))
         app.on_shutdown(note(log, "stop"))
         [event], error = await events_of(app)
         assert event["type"] == "lifespan.startup.failed"
         assert "Traceback" in event["message"]
-        assert "LookupError: start 1" in event["message"]
+        assert f"LookupError: {failing}" in event["message"]
         assert "test_lifespan.py" in event["message"]
-        assert (type(error), str(error)) == (LookupError, "start 1")
-        assert log == ["enter a", "start 1", "leave a"]
+        assert (type(error), str(error)) == (LookupError, failing)
+        started = ["enter a", "enter b"] if failing == "b" else ["enter a", "enter b", "start 1", "leave b"]
+        assert log == [*started, "leave a"]
 
-    async def test_a_startup_that_exits_has_failed(self):
+    @pytest.mark.parametrize("error", [SystemExit("no database"), RuntimeError("no database")])
+    async def test_any_exception_of_a_startup_has_failed_and_keeps_its_cause(self, error):
         app = App()
 
         @app.on_startup
         async def start():
-            raise SystemExit("no database")
+            raise error from ConnectionError("refused")
 
-        [event], error = await events_of(app)
+        [event], raised = await events_of(app)
         assert event["type"] == "lifespan.startup.failed"
-        assert "SystemExit: no database" in event["message"]
-        assert type(error) is SystemExit
-
-    async def test_the_test_client_raises_it_unchanged(self):
-        app = App()
-        app.on_startup(note([], "start", fail=True))
-        with pytest.raises(LookupError, match="start"):
-            async with running(app):
-                pytest.fail("it runs")
-
-    async def test_an_error_in_a_context_fails_the_startup(self):
-        app, log = App(), []
-        app.lifespan(context(log, "a"))
-        app.lifespan(context(log, "b", fail="enter"))
-        sent, error = await events_of(app)
-        assert [event["type"] for event in sent] == ["lifespan.startup.failed"]
-        assert isinstance(error, LookupError)
-        assert log == ["enter a", "enter b", "leave a"]
+        assert f"{type(error).__name__}: no database" in event["message"]
+        assert "ConnectionError: refused" in event["message"]
+        assert raised is error
 
     @pytest.mark.parametrize("failing", ["stop 1", "stop 2", "a", "b"])
     async def test_after_an_error_at_shutdown_all_others_end(self, failing):
@@ -565,24 +479,6 @@ class TestFailures:
         assert str(error) == failing
         assert log == ["enter a", "enter b", "stop 1", "stop 2", "leave b", "leave a"]
 
-    async def test_a_failure_keeps_its_cause(self):
-        app = App()
-
-        @app.on_startup
-        async def connect():
-            raise RuntimeError("no database") from ConnectionError("refused")
-
-        [event], error = await events_of(app)
-        assert "ConnectionError: refused" in event["message"]
-        assert isinstance(error.__cause__, ConnectionError)
-
-    async def test_an_invalid_context_is_named(self):
-        app = App()
-        app.lifespan(lambda app: None)
-        [event], error = await events_of(app)
-        assert event["type"] == "lifespan.startup.failed"
-        assert isinstance(error, TypeError)
-
 
 class TestBackgroundTasks:
     async def test_a_coroutine_is_an_error_that_says_what_to_write(self):
@@ -594,39 +490,37 @@ class TestBackgroundTasks:
 
     @pytest.mark.parametrize("where", ["lifespan", "on_startup", "view"])
     async def test_a_task_may_be_started_anywhere_and_publishes(self, where):
-        app = App()
+        app, asked = App(), anyio.Event()
 
-        async def announce(text):
-            await app.publish("news", text)
+        def start_if(place):
+            if place == where:
+                app.start_soon(announce)
+
+        async def announce():
+            await asked.wait()
+            await app.publish("news", "hi")
 
         @app.lifespan
         async def begin(app):
-            if where == "lifespan":
-                app.start_soon(announce_when_asked)
+            start_if("lifespan")
             yield
 
         @app.on_startup
         async def start():
-            if where == "on_startup":
-                app.start_soon(announce_when_asked)
+            start_if("on_startup")
 
         @app.post("/")
         async def go():
-            if where == "view":
-                app.start_soon(announce_when_asked)
+            start_if("view")
             asked.set()
 
-        async def announce_when_asked():
-            await asked.wait()
-            await announce("hi")
-
-        asked = anyio.Event()
         async with running(app) as client, app.subscribe("news") as messages:
             await client.post("/")
             with anyio.fail_after(5):
                 assert await anext(messages) == "hi"
 
-    async def test_at_shutdown_tasks_end_before_hooks_and_contexts(self):
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_tasks_end_before_hooks_and_contexts_even_if_the_startup_fails(self, fails):
         app, log = App(), []
         app.lifespan(context(log, "pool"))
         app.on_shutdown(note(log, "stop"))
@@ -640,74 +534,48 @@ class TestBackgroundTasks:
                         await anyio.lowlevel.checkpoint()
                 log.append("task ended")
 
-        app.on_startup(lambda: app.start_soon(work))
-        async with running(app):
-            await anyio.wait_all_tasks_blocked()
-        assert log == ["enter pool", "task ended", "stop", "leave pool"]
-
-    async def test_tasks_end_if_the_startup_fails(self):
-        app, log = App(), []
-        app.lifespan(context(log, "pool"))
-
-        async def work():
-            try:
-                await anyio.sleep_forever()
-            finally:
-                log.append("task ended")
-
         @app.on_startup
         async def start():
             app.start_soon(work)
             await anyio.wait_all_tasks_blocked()
-            raise LookupError
+            if fails:
+                raise LookupError
 
-        await events_of(app)
-        assert log == ["enter pool", "task ended", "leave pool"]
+        with suppress(LookupError):
+            async with running(app):
+                pass
+        assert log == ["enter pool", "task ended", *([] if fails else ["stop"]), "leave pool"]
 
-    async def test_an_error_of_a_task_is_logged(self, caplog):
-        app, log = App(), []
+    async def test_an_error_of_a_task_is_logged_and_others_go_on(self, caplog):
+        app, log, go = App(), [], anyio.Event()
 
         async def fail(text):
             raise LookupError(text)
 
         async def go_on():
-            with anyio.fail_after(5):
-                await logged.wait()
+            await go.wait()
             log.append("went on")
 
-        class Watch(logging.Handler):
-            def emit(self, record):
-                logged.set()
-
-        logged, watch = anyio.Event(), Watch()
-        logging.getLogger("microws.lifespan").addHandler(watch)
-        try:
-            async with app.test_client(raise_errors=False):
-                app.start_soon(go_on)
-                app.start_soon(fail, "boom")
-                await logged.wait()
-                await anyio.wait_all_tasks_blocked()
-        finally:
-            logging.getLogger("microws.lifespan").removeHandler(watch)
+        async with app.test_client(raise_errors=False):
+            app.start_soon(go_on)
+            app.start_soon(fail, "boom")
+            await anyio.wait_all_tasks_blocked()
+            assert "fail failed" in caplog.text
+            assert "LookupError: boom" in caplog.text
+            go.set()
+            await anyio.wait_all_tasks_blocked()
         assert log == ["went on"]
-        assert "fail failed" in caplog.text
-        assert "LookupError: boom" in caplog.text
 
-    async def test_without_a_running_app_start_soon_is_an_error(self):
-        app = App()
-        with pytest.raises(RuntimeError, match="call it in @app"):
-            app.start_soon(anyio.sleep, 1)
-
-    async def test_after_the_begin_of_the_shutdown_start_soon_is_an_error(self):
+    async def test_before_and_after_its_run_start_soon_is_an_error(self):
         app, errors = App(), []
 
-        @app.on_shutdown
-        def stop():
-            try:
+        def start():
+            with pytest.raises(RuntimeError, match="call it in @app"):
                 app.start_soon(anyio.sleep, 1)
-            except RuntimeError as error:
-                errors.append(str(error))
+            errors.append(True)
 
+        start()
+        app.on_shutdown(start)
         async with running(app):
             pass
-        assert len(errors) == 1
+        assert errors == [True, True]

@@ -1,15 +1,14 @@
 """ASGI middleware of others around an app, and in it: Sentry, OpenTelemetry, and what wraps ``send``."""
 
 import inspect
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
-import h11
+import httpx
 import pytest
 import sentry_sdk
 from asgiref.compatibility import guarantee_single_callable, is_double_callable
-from asking import ask, ask_websocket, ending_of, refusal_of
+from asking import ask, ask_websocket, ending_of
 from byte_client import CONTINUATION, TEXT, frame
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
@@ -60,18 +59,12 @@ def app_with_views():
 class TestDetection:
     @pytest.mark.parametrize("middleware", [SentryAsgiMiddleware, OpenTelemetryMiddleware, ForEitherVersion])
     async def test_other_middleware_detects_the_app_as_asgi_3(self, middleware):
-        app = app_with_views()
+        app, around = app_with_views(), App()
         app.add_middleware(middleware)
-        assert (await ask(app, "/users/7")).json() == {"number": 7}
-        assert await ask_websocket(app, "/rooms/a") == "a"
-
-    @pytest.mark.parametrize("middleware", [SentryAsgiMiddleware, OpenTelemetryMiddleware, ForEitherVersion])
-    async def test_the_app_is_detected_as_asgi_3(self, middleware):
-        app = app_with_views()
-        around = App()
         around.mount("/", middleware(app))
-        assert (await ask(around, "/users/7")).json() == {"number": 7}
-        assert await ask_websocket(around, "/rooms/a") == "a"
+        for each in (app, around):
+            assert (await ask(each, "/users/7")).json() == {"number": 7}
+            assert await ask_websocket(each, "/rooms/a") == "a"
 
     async def test_middleware_gets_an_async_function(self):
         app, given = app_with_views(), []
@@ -122,99 +115,9 @@ ERROR = KeyError("secret")
 
 
 class TestUnexpectedExceptions:
-    @pytest.mark.parametrize("error", [KeyError("x"), Frozen(3)])
-    async def test_an_exception_of_a_view_is_raised_after_the_answer(self, error):
-        app, log = watched_app()
-
-        @app.get("/")
-        async def fails():
-            raise error
-
-        assert (await ask(app)).status == 500
-        assert log == [500, BODY, error]
-
-    async def test_the_first_exception_of_hooks_is_raised(self):
-        app, log = watched_app()
-
-        @app.get("/")
-        async def fails():
-            raise KeyError("first")
-
-        @app.after_request
-        async def fails_too(request, response):
-            raise ValueError("second")
-
-        assert (await ask(app)).status == 500
-        assert [repr(item) for item in log[2:]] == ["KeyError('first')"]
-
-    async def test_the_only_exception_of_a_task_group_is_raised(self):
-        app, log = watched_app()
-
-        async def fail():
-            raise ERROR
-
-        @app.get("/")
-        async def fails():
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(fail)
-
-        await ask(app)
-        assert log == [500, BODY, ERROR]
-
-    async def test_an_exception_of_a_websocket_view_is_raised_at_its_end(self):
-        app, log = watched_app()
-
-        @app.websocket_route("/")
-        async def fails(ws):
-            async with ws:
-                raise ERROR
-
-        assert (await ending_of(app))[0] == 1011
-        assert log == ["websocket.accept", 1011, ERROR]
-
-    async def test_an_exception_before_accept_is_raised(self):
-        app, log = watched_app()
-
-        @app.websocket_route("/")
-        async def fails(ws):
-            raise ERROR
-
-        assert (await refusal_of(app)).status == 500
-        assert log == [500, "websocket.http.response.body", ERROR]
-
-    async def test_an_exception_of_a_task_of_the_view_is_raised(self):
-        app, log = watched_app()
-
-        async def fail():
-            raise ERROR
-
-        @app.websocket_route("/")
-        async def waits(ws):
-            async with ws:
-                ws.start_soon(fail)
-                async for _ in ws:
-                    pass
-
-        assert (await ending_of(app))[0] == 1011
-        assert log == ["websocket.accept", 1011, ERROR]
-
-    async def test_an_exception_of_a_hook_after_the_websocket_is_raised(self):
-        app, log = watched_app()
-
-        @app.websocket_route("/")
-        async def closes(ws):
-            async with ws:
-                pass
-
-        @app.after_websocket
-        async def fails(ws):
-            raise ERROR
-
-        assert (await ending_of(app))[0] == 1000
-        assert log == ["websocket.accept", 1000, ERROR]
-
-    @pytest.mark.parametrize("error", [HTTPException(404), InvalidMessage("no"), LookupError("expected")])
-    async def test_an_exception_that_a_handler_answers_is_not_raised(self, error):
+    @staticmethod
+    def failing(error):
+        """An app whose views raise ``error``, and what its middleware sees."""
         app, log = watched_app()
 
         @app.get("/")
@@ -225,6 +128,34 @@ class TestUnexpectedExceptions:
         async def fails_too(ws):
             async with ws:
                 raise error
+
+        return app, log
+
+    @pytest.mark.parametrize("error", [ERROR, ExceptionGroup("", [ERROR])])
+    async def test_an_exception_of_a_view_is_raised_after_the_answer(self, error):
+        app, log = self.failing(error)
+        assert (await ask(app)).status == 500
+        assert (await ending_of(app))[0] == 1011
+        assert log == [500, BODY, ERROR, "websocket.accept", 1011, ERROR]
+
+    async def test_an_exception_whose_attributes_cannot_be_set_is_raised_too(self):
+        app, log = self.failing(Frozen(3))
+        assert (await ask(app)).status == 500
+        assert log == [500, BODY, Frozen(3)]
+
+    async def test_the_first_exception_of_hooks_is_raised(self):
+        app, log = self.failing(ERROR)
+
+        @app.after_request
+        async def fails_too(request, response):
+            raise ValueError("second")
+
+        assert (await ask(app)).status == 500
+        assert log == [500, BODY, ERROR]
+
+    @pytest.mark.parametrize("error", [HTTPException(404), InvalidMessage("no"), LookupError("expected")])
+    async def test_an_exception_that_a_handler_answers_is_not_raised(self, error):
+        app, log = self.failing(error)
 
         @app.error_handler(LookupError)
         @app.error_handler(InvalidMessage)
@@ -238,31 +169,14 @@ class TestUnexpectedExceptions:
         assert not any(isinstance(item, Exception) for item in log)
 
     async def test_the_handler_of_500_answers_and_the_exception_is_raised(self):
-        app, log = watched_app()
-
-        @app.get("/")
-        async def fails():
-            raise ERROR
-
-        @app.websocket_route("/")
-        async def fails_too(ws):
-            async with ws:
-                raise ERROR
-
-        @app.error_handler(500)
-        async def apologize(connection, error):
-            return "sorry", 503
-
+        app, log = self.failing(ERROR)
+        app.error_handler(500)(lambda connection, error: ("sorry", 503))
         assert (await ask(app)).text == "sorry"
         await ending_of(app)
         assert log == [503, BODY, ERROR, "websocket.accept", 1011, ERROR]
 
     async def test_an_exception_of_a_handler_is_raised(self):
-        app, log = watched_app()
-
-        @app.get("/")
-        async def fails():
-            raise LookupError
+        app, log = self.failing(LookupError())
 
         @app.error_handler(LookupError)
         async def fails_too(request, error):
@@ -286,45 +200,25 @@ class TestUnexpectedExceptions:
         assert log == [502 if answers else 500, BODY, ERROR]
 
 
-@asynccontextmanager
-async def one_connection(port):
-    """Requests on one connection: what it yields sends one, and returns the status of the answer."""
-    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-        client = h11.Connection(h11.CLIENT)
-
-        async def get(path):
-            await stream.send(client.send(h11.Request(method="GET", target=path, headers=[("host", "x")])))
-            client.send(h11.EndOfMessage())
-            status = None
-            with anyio.fail_after(10):
-                while not isinstance(event := client.next_event(), h11.EndOfMessage):
-                    if event is h11.NEED_DATA:
-                        client.receive_data(await stream.receive())
-                    else:
-                        status = getattr(event, "status_code", status)
-            client.start_next_cycle()
-            return status
-
-        yield get
-
-
 class TestUnexpectedExceptionsOnTheServer:
     @pytest.mark.parametrize("server", ["microws", "hypercorn"])
     async def test_an_exception_is_logged_once_and_the_connection_continues(self, server, caplog, anyio_backend_name):
         if server == "microws" and anyio_backend_name == "trio":
             return
         app = App()
+        app.get("/works")(lambda: "works")
 
         @app.get("/fails")
         async def fails():
             raise KeyError("fails")
 
-        @app.get("/works")
-        async def works():
-            return "works"
-
-        async with serving(app, server=server) as served, one_connection(served.port) as get:
-            assert [await get("/fails"), await get("/works"), await get("/fails")] == [500, 200, 500]
+        answers = []
+        async with serving(app, server=server) as served, httpx.AsyncClient(trust_env=False) as client:
+            for path in ("fails", "works", "fails"):
+                answer = await client.get(f"http://127.0.0.1:{served.port}/{path}")
+                connection = answer.extensions["network_stream"].get_extra_info("client_addr")
+                answers.append((answer.status_code, connection))
+        assert answers == [(status, answers[0][1]) for status in (500, 200, 500)]
         assert [(record.name, record.levelname) for record in failures(caplog)] == [("microws.errors", "ERROR")] * 2
 
 
@@ -372,26 +266,9 @@ def failing_app():
 
 
 class TestMonitoring:
-    async def test_sentry_gets_the_exceptions_of_views(self, sentry):
-        app = failing_app()
-        app.add_middleware(SentryAsgiMiddleware)
-        await ask(app, "/users/7")
-        await ending_of(app, "/rooms/a")
-        assert [event["exception"]["values"][0]["type"] for event in sentry] == ["KeyError", "KeyError"]
-
-    async def test_opentelemetry_gets_the_exceptions_of_views(self, tracing):
+    async def test_opentelemetry_gets_the_exceptions_of_views_and_a_hook_names_the_span(self, tracing):
         provider, spans = tracing
         app = failing_app()
-        app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider)
-        await ask(app, "/users/7")
-        await ending_of(app, "/rooms/a")
-        assert [span.status.status_code for span in spans()] == [StatusCode.ERROR] * 2
-        # It ends an HTTP span with the response.
-        assert [event.attributes["exception.type"] for span in spans() for event in span.events] == ["KeyError"]
-
-    async def test_a_hook_names_the_span_of_opentelemetry(self, tracing):
-        provider, spans = tracing
-        app = app_with_views()
         app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider)
 
         @app.before_request
@@ -399,7 +276,11 @@ class TestMonitoring:
             trace.get_current_span().update_name(f"{request.method} {request.scope['route'].path}")
 
         await ask(app, "/users/7")
-        assert [span.name for span in spans()] == ["GET /users/{number:int}"]
+        await ending_of(app, "/rooms/a")
+        assert spans()[0].name == "GET /users/{number:int}"
+        assert [span.status.status_code for span in spans()] == [StatusCode.ERROR] * 2
+        # It ends an HTTP span with the response.
+        assert [event.attributes["exception.type"] for span in spans() for event in span.events] == ["KeyError"]
 
 
 class Naming:
@@ -417,12 +298,11 @@ class Naming:
 
 class TestTheNameOfTheRoute:
     async def test_the_scope_has_route_view_parameters_and_app(self):
-        app, log = App(), []
+        app, inner, log = App(), App(), []
         app.add_middleware(Naming, log=log)
-
-        @app.get("/users/{number:int}")
-        def user(number):
-            return "a user"
+        user = app.get("/users/{number:int}")(lambda number: "a user")
+        item = inner.get("/items")(lambda: "an item")
+        app.include(inner, "/api")
 
         @app.websocket_route("/rooms/{room}")
         async def talk(ws, room):
@@ -431,18 +311,14 @@ class TestTheNameOfTheRoute:
 
         await ask(app, "/users/7")
         await ask_websocket(app, "/rooms/a")
+        await ask(app, "/api/items")
+        await ask(app, "/nowhere")
         assert log == [
             ("/users/{number:int}", user, {"number": 7}, app),
             ("/rooms/{room}", talk, {"room": "a"}, app),
+            ("/api/items", item, {}, app),
+            (None, None, None, app),
         ]
-
-    async def test_the_pattern_of_an_included_app_has_its_prefix(self):
-        app, inner, log = App(), App(), []
-        app.add_middleware(Naming, log=log)
-        view = inner.get("/users/{number:int}")(lambda number: "a user")
-        app.include(inner, "/api")
-        await ask(app, "/api/users/7")
-        assert log == [("/api/users/{number:int}", view, {"number": 7}, app)]
 
     async def test_a_mount_has_its_prefix_and_its_app_its_routes(self):
         app, inner, log, log_of_inner = App(), app_with_views(), [], []
@@ -455,12 +331,6 @@ class TestTheNameOfTheRoute:
         assert [entry[0] for entry in log_of_inner] == ["/users/{number:int}", "/rooms/{room}"]
         assert {entry[3] for entry in log_of_inner} == {inner}
 
-    async def test_without_a_route_the_scope_has_the_app_only(self):
-        app, log = App(), []
-        app.add_middleware(Naming, log=log)
-        await ask(app, "/nowhere")
-        assert log == [(None, None, None, app)]
-
     async def test_path_params_of_an_outer_app_are_kept(self):
         app, log = App(), []
         app.add_middleware(Naming, log=log)
@@ -470,12 +340,15 @@ class TestTheNameOfTheRoute:
         await ask(around, "/users/7")
         assert log[0][2] == {"tenant": "a", "number": 7}
 
-    async def test_sentry_names_its_transactions_by_view_or_by_route(self, sentry):
+    async def test_sentry_gets_exceptions_and_names_its_transactions_by_view_or_by_route(self, sentry):
         for style, name in [("endpoint", "test_middleware.failing_app.<locals>.fails"), ("url", "/users/{number:int}")]:
             app = failing_app()
             app.add_middleware(SentryAsgiMiddleware, transaction_style=style)
             await ask(app, "/users/7")
-            assert sentry.pop()["transaction"] == name
+            await ending_of(app, "/rooms/a")
+            assert [event["exception"]["values"][0]["type"] for event in sentry] == ["KeyError", "KeyError"]
+            assert sentry[0]["transaction"] == name
+            sentry.clear()
 
     async def test_opentelemetry_labels_its_metrics_by_route(self):
         reader = InMemoryMetricReader()
@@ -560,18 +433,17 @@ class TestLimits:
         async with serving_websockets(around(app)) as served, await served.connect() as client:
             yield client
 
-    async def test_max_message_size_applies(self, client):
+    @pytest.mark.parametrize("limit", ["max_message_size", "max_fragments"])
+    async def test_max_message_size_and_max_fragments_apply(self, client, limit):
         await client.open()
-        await client.send(frame("x" * (2 << 20)))
-        assert await client.read_payloads(1) == [b"2097152"]
-        await client.send(frame("x" * ((2 << 20) + 1)))
-        assert (await client.read_close())[0] == 1009
-
-    async def test_max_fragments_applies(self, client):
-        await client.open()
-        rest = [frame("x", CONTINUATION, final=False) for _ in range(3)]
-        await client.send(frame("x", TEXT, final=False), *rest)
-        assert (await client.read_close())[0] == 1008
+        if limit == "max_message_size":
+            await client.send(frame("x" * (2 << 20)))
+            assert await client.read_payloads(1) == [b"2097152"]
+            await client.send(frame("x" * ((2 << 20) + 1)))
+        else:
+            rest = [frame("x", CONTINUATION, final=False) for _ in range(3)]
+            await client.send(frame("x", TEXT, final=False), *rest)
+        assert (await client.read_close())[0] == (1009 if limit == "max_message_size" else 1008)
 
     async def test_receive_queue_applies(self, client):
         await client.open()

@@ -41,30 +41,24 @@ class TestSending:
         assert sent.headers["content-length"] == str(len(expected))
         assert sent.headers.get("content-type") == content_type
 
-    @pytest.mark.parametrize(
-        ("options", "content_type"),
-        [
-            ({"headers": {"Content-Type": "text/css"}}, "text/css"),
-            ({"content_type": "text/css"}, "text/css"),
-            ({"headers": {"content-type": "text/xml"}, "content_type": "text/css"}, "text/css"),
-        ],
-    )
-    async def test_a_given_content_type_is_kept(self, options, content_type):
-        assert (await send(Response("x", **options))).headers.getlist("content-type") == [content_type]
+    async def test_a_given_content_type_is_kept(self):
+        for options in (
+            {"headers": {"Content-Type": "text/css"}},
+            {"content_type": "text/css"},
+            {"headers": {"content-type": "text/xml"}, "content_type": "text/css"},
+        ):
+            assert (await send(Response("x", **options))).headers.getlist("content-type") == ["text/css"]
 
     async def test_head_has_the_same_headers_and_no_body(self):
-        got, head = await send(Response("abc")), await send(Response("abc"), method="HEAD")
-        assert head.headers == got.headers
-        assert head.body == b""
-
-    async def test_a_response_to_head_sends_no_body(self):
-        sent = []
+        sent, scope = [], {"type": "http", "method": "HEAD"}
 
         async def keep(event):
             sent.append(event)
 
-        await Response("abc")({"type": "http", "method": "HEAD"}, None, keep)
+        await Response("abc")(scope, None, keep)
         assert sent[1] == {"type": "http.response.body", "body": b""}
+        got, head = await send(Response("abc")), await send(Response("abc"), method="HEAD")
+        assert head.headers == got.headers
 
     @pytest.mark.parametrize("status", [204, 304])
     async def test_a_status_without_a_body_has_no_length(self, status):
@@ -72,9 +66,6 @@ class TestSending:
         assert sent.status == status
         assert sent.body == b""
         assert "content-length" not in sent.headers
-
-    async def test_a_status_may_be_an_http_status(self):
-        assert (await send(Response(status=HTTPStatus.NOT_FOUND))).status == 404
 
     async def test_status_headers_and_body_can_be_changed_until_it_is_sent(self):
         response = Response("abc")
@@ -98,26 +89,18 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         "header",
-        [
-            ("a b", "1"),
-            ("", "1"),
-            ("a", "1\r\nb: 2"),
-            ("a", "\0"),
-            ("a", "€"),
-            ("Content-Length", "1"),
-            ("Transfer-Encoding", "x"),
-        ],
-    )
+        [("a b", "1"), ("", "1"), ("a", "1\r\nb: 2"), ("a", "\0"), ("a", "€"), ("Content-Length", "1"),
+         ("Transfer-Encoding", "x")],
+    )  # fmt: skip
     def test_an_invalid_header_is_an_error_wherever_it_is_set(self, header):
-        name, value = header
-        with pytest.raises(ValueError, match=r".+"):
-            Response(headers=[header])
-        with pytest.raises(ValueError, match=r".+"):
-            Response(headers={name: value})
-        with pytest.raises(ValueError, match=r".+"):
-            Response().headers[name] = value
-        with pytest.raises(ValueError, match=r".+"):
-            Response().headers.add(name, value)
+        for set_it in (
+            lambda: Response(headers=[header]),
+            lambda: Response(headers=dict([header])),
+            lambda: Response().headers.__setitem__(*header),
+            lambda: Response().headers.add(*header),
+        ):
+            with pytest.raises(ValueError, match=r".+"):
+                set_it()
 
 
 class TestResponseHeaders:
@@ -176,14 +159,10 @@ class TestCookies:
 class TestJSON:
     @pytest.mark.parametrize("value", [{"a": [1, "ü"]}, [], None, "text", 2**70])
     async def test_any_value_can_be_decoded_again(self, value):
-        sent = await send(JSONResponse(value, 201, {"x-a": "1"}))
-        assert sent.json() == value
-        assert sent.status == 201
+        sent = await send(JSONResponse(value, HTTPStatus.CREATED, {"x-a": "1"}))
+        assert (sent.json(), sent.status, sent.headers["x-a"]) == (value, 201, "1")
         assert sent.headers["content-type"] == "application/json"
-        assert sent.headers["x-a"] == "1"
-
-    async def test_a_json_content_type_is_kept(self):
-        sent = await send(JSONResponse({}, headers={"content-type": "application/problem+json"}))
+        sent = await send(JSONResponse(value, headers={"content-type": "application/problem+json"}))
         assert sent.headers["content-type"] == "application/problem+json"
 
     def test_a_value_that_json_cannot_encode_is_named(self):
@@ -212,38 +191,20 @@ class TestRedirect:
         assert sent.headers["location"] == sent_as
         assert sent.headers["content-length"] == "0"
 
-    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    async def test_a_redirect_has_any_redirect_status(self, status):
-        assert (await send(RedirectResponse("/", status, {"x-a": "1"}))).status == status
-
-    @pytest.mark.parametrize("status", [200, 300, 304, 400])
-    def test_another_status_of_a_redirect_is_an_error(self, status):
-        with pytest.raises(ValueError, match="redirect's status"):
-            RedirectResponse("/", status)
+    async def test_a_redirect_has_any_redirect_status(self):
+        for status in (301, 302, 303, 307, 308):
+            assert (await send(RedirectResponse("/", status))).status == status
+        for status in (200, 300, 304, 400):
+            with pytest.raises(ValueError, match="redirect's status"):
+                RedirectResponse("/", status)
 
     @pytest.mark.parametrize(
         "location",
-        [
-            "//evil.example",
-            "///evil.example",
-            "/\\evil.example",
-            "\\\\evil.example",
-            "/\t/evil.example",
-            "\n//evil.example",
-            " //evil.example",
-            "/a\r\nset-cookie: x=1",
-            "/\x7f",
-            "evil.example",
-            "",
-            "?a=b",
-            "javascript:alert(1)",
-            "data:text/html,x",
-            "http:evil.example",
-            "https:///evil.example",
-            "https:\\\\evil.example",
-            "ftp://evil.example",
-        ],
-    )
+        ["//evil.example", "///evil.example", "/\\evil.example", "\\\\evil.example", "/\t/evil.example",
+         "\n//evil.example", " //evil.example", "/a\r\nset-cookie: x=1", "/\x7f", "evil.example", "", "?a=b",
+         "javascript:alert(1)", "data:text/html,x", "http:evil.example", "https:///evil.example",
+         "https:\\\\evil.example", "ftp://evil.example"],
+    )  # fmt: skip
     def test_a_path_that_a_browser_reads_as_a_host_is_an_error(self, location):
         with pytest.raises(ValueError, match="exactly one slash"):
             RedirectResponse(location)

@@ -116,12 +116,10 @@ class TestStreaming:
 
         assert (await send(StreamingResponse(generate()))).body == b"a"
 
-    @pytest.mark.parametrize("source", ["text", b"bytes", {"a": 1}, None, 1])
-    def test_a_source_that_cannot_be_iterated_is_refused(self, source):
-        with pytest.raises(TypeError, match="expected an iterator"):
-            StreamingResponse(source)
-
-    def test_a_bad_status_or_header_is_refused(self):
+    def test_a_bad_source_status_or_header_is_refused(self):
+        for source in ("text", b"bytes", {"a": 1}, None, 1):
+            with pytest.raises(TypeError, match="expected an iterator"):
+                StreamingResponse(source)
         with pytest.raises(ValueError, match="200 to 599"):
             StreamingResponse([], 101)
         with pytest.raises(ValueError, match="content-length"):
@@ -169,22 +167,11 @@ class TestStreaming:
 
 class TestErrors:
     @pytest.mark.parametrize("kind", [StreamingResponse, EventStream])
-    async def test_after_an_error_of_the_source_the_response_has_no_end(self, kind):
-        async def broken():
-            yield "a"
-            raise LookupError("lost")
-
-        server = Server()
-        with pytest.raises(LookupError, match="lost"):
-            await server.run(kind(broken()))
-        assert b"a" in server.body
-        assert not server.complete
-
     @pytest.mark.parametrize("in_thread", [False, True])
     @pytest.mark.parametrize(
         "error", [LookupError("lost"), ConnectionResetError("the database's"), ExceptionGroup("own", [LookupError()])]
     )
-    async def test_an_error_of_the_source_is_raised_as_it_is(self, error, in_thread):
+    async def test_an_error_of_the_source_is_raised_and_the_response_has_no_end(self, kind, error, in_thread):
         def broken():
             yield "a"
             raise error from KeyError("why")
@@ -193,28 +180,31 @@ class TestErrors:
             for item in broken():
                 yield item
 
+        server = Server()
         with pytest.raises(type(error)) as caught:
-            await Server().run(StreamingResponse(broken() if in_thread else async_broken()))
+            await server.run(kind(broken() if in_thread else async_broken()))
         assert caught.value is error
         assert isinstance(caught.value.__cause__, KeyError)
+        assert b"a" in server.body
+        assert not server.complete
 
-    async def test_a_chunk_that_is_neither_text_nor_bytes_is_refused(self):
-        async def values():
-            yield {"a": 1}
-
+    async def test_a_value_that_cannot_be_sent_is_refused(self):
         with pytest.raises(TypeError, match="EventStream sends values as JSON"):
-            await Server().run(StreamingResponse(values()))
+            await Server().run(StreamingResponse([{"a": 1}]))
+        with pytest.raises(TypeError, match="object"):
+            await Server().run(EventStream([object()]))
 
 
 @pytest.mark.parametrize("kind", [StreamingResponse, EventStream])
 class TestLeaving:
     @pytest.mark.parametrize("pause", [checkpoint, anyio.sleep_forever])
     async def test_a_source_ends_when_the_client_disconnects(self, kind, pause):
-        source = Source(pause=pause)
-        async with TestClient(kind(source), lifespan=False) as client:
-            async with client.stream("GET", "/") as response:
-                assert await anext(response.iter_bytes())
-            assert source.closed.is_set()
+        for method, options in (("GET", {}), ("POST", {"content": b"unread"})):
+            source = Source(pause=pause)
+            async with TestClient(kind(source), lifespan=False) as client:
+                async with client.stream(method, "/", **options) as response:
+                    assert await anext(response.iter_bytes())
+                assert source.closed.is_set()
 
     async def test_a_source_that_never_waits_ends_when_the_client_disconnects(self, kind):
         async def never():
@@ -285,29 +275,27 @@ class TestLeaving:
         assert caught.group_contains(LookupError, match="lost")
         assert not caught.group_contains(GeneratorExit)
 
-    async def test_a_generator_in_a_thread_is_closed(self, kind):
-        closed = []
+    @pytest.mark.parametrize("when", ["within", "before"])
+    async def test_a_generator_in_a_thread_is_started_and_closed(self, kind, when):
+        steps = []
 
         def source():
             try:
+                steps.append("begins")
                 while True:
                     yield "a"
             finally:
-                closed.append(True)
+                steps.append("finally")
 
         server = Server()
+        if when == "before":
+            server.leaves.set()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.run, kind(source()))
-            await server.wait_for(b"a")
-            server.leaves.set()
-        assert closed
-
-    async def test_an_unread_request_body_is_ignored(self, kind):
-        source = Source()
-        async with TestClient(kind(source), lifespan=False) as client:
-            async with client.stream("POST", "/", content=b"unread") as response:
-                await anext(response.iter_bytes())
-            assert source.closed.is_set()
+            if when == "within":
+                await server.wait_for(b"a")
+                server.leaves.set()
+        assert steps == ["begins", "finally"]
 
     async def test_a_slow_client_makes_the_source_wait(self, kind):
         source = Source()
@@ -379,22 +367,19 @@ class Cleaning:
 class TestCleaningUp:
     """Wherever a source is when it is cancelled or closed, its ``finally`` and ``async with`` may wait."""
 
-    async def test_when_the_client_disconnects(self, response, kind):
+    @pytest.mark.parametrize("when", ["before the first chunk", "within"])
+    async def test_when_the_client_disconnects(self, response, kind, when):
         source = Cleaning(kind)
         server = Server()
+        if when != "within":
+            server.leaves.set()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.run, response(source))
-            await source.waits.wait()
-            server.leaves.set()
+            if when == "within":
+                await source.waits.wait()
+                server.leaves.set()
         assert source.steps == ["finally", "exit"]
-        assert not server.complete
-
-    async def test_when_the_client_disconnected_before_the_first_chunk(self, response, kind):
-        source = Cleaning(kind)
-        server = Server()
-        server.leaves.set()
-        await server.run(response(source))
-        assert source.steps == ["finally", "exit"]
+        assert when != "within" or not server.complete
 
     async def test_when_the_headers_cannot_be_sent(self, response, kind):
         async def broken_send(event):
@@ -521,34 +506,15 @@ class TestLimits:
             await server.run(StreamingResponse(source()))
         assert not server.complete
 
-    async def test_a_generator_in_a_thread_starts_even_if_the_client_disconnected(self):
-        steps = []
-
-        def source():
-            try:
-                steps.append("begins")
-                yield "x"
-            finally:
-                steps.append("finally")
-
-        server = Server()
-        server.leaves.set()
-        await server.run(StreamingResponse(source()))
-        assert steps == ["begins", "finally"]
-
 
 class TestEventStream:
-    async def test_headers_turn_caches_and_proxy_buffers_off(self):
-        async with TestClient(EventStream(numbers(0)), lifespan=False) as client:
-            headers = (await client.get("/")).headers
+    async def test_headers_turn_caches_and_proxy_buffers_off_unless_replaced(self):
+        headers = (await send(EventStream(numbers(0)))).headers
         assert headers["content-type"] == "text/event-stream"
         assert headers["cache-control"] == "no-store"
         assert headers["x-accel-buffering"] == "no"
-
-    async def test_headers_may_be_added_and_replaced(self):
         headers = EventStream([], headers=Headers([(b"cache-control", b"no-cache"), (b"x-a", b"1")])).headers
-        assert headers.getlist("cache-control") == ["no-cache"]
-        assert headers["x-a"] == "1"
+        assert (headers.getlist("cache-control"), headers["x-a"]) == (["no-cache"], "1")
 
     async def test_events_text_and_other_values_are_sent(self):
         async def source():
@@ -600,24 +566,13 @@ class TestEventStream:
                 sending.clear()
             await server.send(event)
 
-        async def source():
-            for number in range(5):
-                yield str(number)
-
         with anyio.fail_after(5):
-            await EventStream(source(), keepalive=0.005)(server.scope, server.receive, slow_send)
+            await EventStream(numbers(5), keepalive=0.005)(server.scope, server.receive, slow_send)
         events = server.body.replace(b": keepalive\n\n", b"")
         assert events == OPENING + b"".join(b"data: %d\n\n" % number for number in range(5))
-
-    async def test_a_stream_that_is_not_silent_has_no_comments(self):
-        async with TestClient(EventStream(numbers(100)), lifespan=False) as client:
-            assert b"keepalive" not in (await client.get("/")).body
+        assert b"keepalive" not in (await send(EventStream(numbers(100)))).body
 
     @pytest.mark.parametrize("keepalive", [0, -1, float("nan")])
     def test_a_keepalive_of_0_or_less_is_refused(self, keepalive):
         with pytest.raises(ValueError, match="seconds above 0"):
             EventStream([], keepalive=keepalive)
-
-    async def test_an_item_without_a_json_form_is_refused(self):
-        with pytest.raises(TypeError, match="object"):
-            await Server().run(EventStream([object()]))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from microws.event_stream import EventStream, ServerSentEvent
     from microws.files import FileResponse
     from microws.forms import UploadFile
-    from microws.interfaces import Codec, Receipt
+    from microws.interfaces import Codec, Receipt, Subscribed
     from microws.requests import Request
     from microws.responses import JSONResponse, RedirectResponse, Response
     from microws.streams import StreamingResponse
@@ -72,6 +72,7 @@ __all__ = [
     "ServerSentEvent",
     "State",
     "StreamingResponse",
+    "Subscribed",
     "TooManySubscriptions",
     "UploadFile",
     "WebSocket",
@@ -90,7 +91,7 @@ if not TYPE_CHECKING:
         "event_stream": ("EventStream", "ServerSentEvent"),
         "files": ("FileResponse",),
         "forms": ("UploadFile",),
-        "interfaces": ("Codec", "Receipt"),
+        "interfaces": ("Codec", "Receipt", "Subscribed"),
         "requests": ("Request",),
         "responses": ("JSONResponse", "RedirectResponse", "Response"),
         "streams": ("StreamingResponse",),

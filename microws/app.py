@@ -1,6 +1,6 @@
 """The app: registers views, hooks and settings, and passes requests on to the rest of microws."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -12,7 +12,7 @@ from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_mounted, wrap
-from microws.hub import MAX_MESSAGES, Hub, OverflowPolicy, TopicSettings
+from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
 from microws.requests import Request
@@ -84,7 +84,12 @@ class App:
             for example on a developer's machine: a page whose name resolves to this server (DNS rebinding) has the same
             origin. Default: any.
         error_close_code: Close code after an unexpected exception. Default 1011.
-        hub: The backplane. Default ``"memory"``, for one process.
+        hub: What carries published messages. ``"memory"``: this process alone; with ``--workers``, a hub process that
+            ``microws run`` starts brings them to all workers. ``"local"``: always that process, even with one worker.
+            ``"local:PATH"``: its socket and log are in this directory, so that clients also resume after a full stop
+            and start. ``--hub`` and ``MICROWS_HUB`` override it. Default ``"memory"``.
+        history_bytes: The size of the log that all topics with history share. The oldest messages make room. Default
+            64 MiB; memory is used as the log fills.
         redirect_slashes: Redirect with 308 if only the other form of a path, with or without a slash at the end,
             exists. Default: yes.
         debug: Show unexpected exceptions to clients. Default: no.
@@ -117,6 +122,7 @@ class App:
         allowed_hosts: Sequence[str] | None = None,
         error_close_code: int = 1011,
         hub: str = "memory",
+        history_bytes: int = HISTORY_BYTES,
         redirect_slashes: bool = True,
         debug: bool = False,
         json_default: Callable[[Any], Any] | None = None,
@@ -135,9 +141,9 @@ class App:
         self._middleware: list[Middleware] = []
         self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
-        self._hub = Hub(self._codecs, hub, write=BulkWriter().write)
-        self._lifespan = Lifespan(self._hub, self._router)
-        self.spans_processes: bool = self._hub.spans_processes
+        self.hub_url: str = hub
+        self._hub = Hub(self._codecs, MemoryBackplane(history_bytes), write=BulkWriter().write)
+        self._lifespan = Lifespan(self._hub, self._router, hub_url=hub, history_bytes=history_bytes)
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
         self._templates = Templates(self._directory / templates, url_for=self.url_for)
@@ -570,7 +576,7 @@ class App:
         queue: int = MAX_MESSAGES,
         overflow: OverflowPolicy = "close",
         key: str | Callable[[Any], Any] | None = None,
-        history: int | None = None,
+        history: int = 0,
         ttl: float | None = None,
     ) -> None:
         """
@@ -585,18 +591,18 @@ class App:
             key: With ``"latest"``: a field of the message, or a plain function of it that returns a hashable or JSON
                 value. If the function fails, ``publish`` raises its exception and delivers nothing. Default: all
                 messages have the same key.
-            history, ttl: Not in this version.
+            history: Maximum messages of the topic that a client may have missed and still gets: see ``since`` of
+                ``ws.subscribe`` and ``app.stream``. With ``"latest"``: the keys whose newest message is kept. Default:
+                none.
+            ttl: Seconds for which the client gets them. Default: as long as the log has them.
 
         Raises:
             ValueError: A setting is invalid.
-            FeatureUnavailable: ``history`` or ``ttl`` is set.
         """
-        if history is not None or ttl is not None:
-            raise FeatureUnavailable("this version has no history: use app.topic without history= and ttl=")
         self._check_registering()
-        self._hub.configure(pattern, TopicSettings(queue, overflow, key))
+        self._hub.configure(pattern, TopicSettings(queue, overflow, key, history, ttl))
 
-    async def publish(self, topic: str, value: Any) -> Receipt:
+    async def publish(self, topic: str, value: Any, *, skip: str | None = None, key: str | None = None) -> Receipt:
         """
         Send ``value`` to every subscriber of ``topic``, encoded for its ``send_type``.
 
@@ -605,17 +611,34 @@ class App:
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
             value: ``str``, ``bytes``, or a value that JSON supports. ``bytes`` is always a binary frame.
+            skip: The ``ws.id`` of a connection that does not get it. ``ws.publish`` skips its own.
+            key: Names the message, on a topic with history: if the history has a message of the topic with this key,
+                nothing is published, and the receipt has the position of that message. So a publish may be repeated.
+                Default: each call publishes.
 
         Returns:
             ``Receipt(subscribers, id)``: the number of subscribers of this process that the message reached, and its
             position, which is ``None`` without history.
 
         Raises:
-            TypeError, ValueError: The topic is invalid, or JSON does not support the value. Nothing was delivered.
+            TypeError, ValueError: The topic or key is invalid, or JSON does not support the value. Nothing was
+                delivered.
             RuntimeError: The app is not running, or runs in another event loop. In another thread, use
                 ``publish_from_thread``.
         """
-        return await self.hub.publish(topic, value)
+        return await self.hub.publish(topic, value, skip=skip, key=key)
+
+    async def position(self, topic: str) -> str:
+        """
+        Return where a topic with history is now: the position of its last message, for ``since``.
+
+        Read it before the data that a page shows, and send it with the page. A client that subscribes from there gets
+        every message that is not in the data.
+
+        Raises:
+            TypeError, ValueError: The topic is invalid, or has no history.
+        """
+        return await self.hub.position(topic)
 
     def publish_from_thread(self, topic: str, value: Any) -> Receipt:
         """
@@ -626,18 +649,23 @@ class App:
         """
         return self.hub.publish_from_thread(topic, value)
 
-    def subscribe(self, *topics: str) -> Subscription:
+    def subscribe(self, *topics: str, since: str | Mapping[str, str | None] | None = None) -> Subscription:
         """
         Read topics in the app: ``async with app.subscribe("chat:1") as messages:``, then ``async for`` over
         ``messages``.
 
-        ``messages.topic`` is the topic of the last message that was read.
+        ``messages.topic`` is the topic of the last message that was read, and ``messages.position`` its position.
+
+        Args:
+            topics: One or several topics.
+            since: As of ``ws.subscribe``. If the history does not have all that was missed, the first read raises
+                ``Overflow``.
 
         Raises:
             TypeError, ValueError: A topic is invalid. Raised on entering.
             RuntimeError: The app is not running, or runs in another event loop. Raised on entering.
         """
-        return Subscription(self.hub, self._root._codecs.get("json"), topics)
+        return Subscription(self.hub, self._root._codecs.get("json"), topics, since)
 
     def stream(self, *topics: str, event: "EventName" = None, since: str | None = None) -> "Stream":
         """
@@ -649,19 +677,19 @@ class App:
             topics: One or several topics.
             event: The type of the events, for ``addEventListener`` in a browser: a ``str``, or a function of the topic,
                 which is called once for each of ``topics``. Default: no type, for ``onmessage`` in a browser and htmx.
-            since: A position. This version has no history, so only ``None`` is valid.
+            since: The id of an event. The client first gets what was published after it to topics with history; or an
+                event of the type ``gap``, if the history does not have all of that any more. ``"start"``: all of the
+                history. Default: the client's ``Last-Event-ID``, which a browser's ``EventSource`` sends when it
+                reconnects.
 
         Raises:
             TypeError, ValueError: A topic or ``event`` is invalid.
-            FeatureUnavailable: ``since`` is set.
 
         Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
         """
         from microws.event_stream import Stream
 
-        if since is not None:
-            raise FeatureUnavailable("this version has no history: use app.stream without since=")
-        return Stream(self.hub, self._root._codecs.get("text"), topics, event)
+        return Stream(self.hub, self._root._codecs.get("text"), topics, event, since)
 
     def members(self, topic: str) -> Any:
         """Presence. Not in this version: raises ``FeatureUnavailable``."""

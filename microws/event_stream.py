@@ -9,7 +9,7 @@ it.
 import asyncio
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -20,9 +20,21 @@ import anyio
 
 from microws.codec import MessageCodec, dumps_json
 from microws.connection.deadlines import deadlines_of
+from microws.datastructures import Headers
 from microws.errors import Overflow
 from microws.handshake import HeadersLike
-from microws.hub import FrameCodec, Hub, Outbox, Published, Subscriber, TopicSettings, check_topic, running_loop
+from microws.hub import (
+    FrameCodec,
+    Hub,
+    Outbox,
+    Published,
+    Subscriber,
+    TopicSettings,
+    check_topic,
+    join_positions,
+    running_loop,
+    split_positions,
+)
 from microws.interfaces import Event, Frame, Payload, Receive, Scope, Send, Sink
 from microws.streams import Source, StreamingResponse, body_part, send_until_disconnect
 from microws.subscription import TopicQueue
@@ -94,13 +106,18 @@ class ServerSentEvent:
 
 @final
 class _EventCodec:
-    """Frames published values as events of one type, for a response that is sent in chunks or not."""
+    """
+    Frames published values as events of one type, for a response that is sent in chunks or not.
 
-    __slots__ = ("__weakref__", "_head", "_is_chunked")
+    ``token`` makes an event's id of the payload, if the stream has several topics. Default: its position.
+    """
 
-    def __init__(self, event: str | None, *, is_chunked: bool) -> None:
+    __slots__ = ("__weakref__", "_head", "_is_chunked", "_token")
+
+    def __init__(self, event: str | None, *, is_chunked: bool, token: Callable[[Payload], str] | None = None) -> None:
         self._head = b"data: " if event is None else f"event: {event}\ndata: ".encode()
         self._is_chunked = is_chunked
+        self._token = token
 
     def frame(self, payload: Payload) -> Frame:
         """A text message as it is, ``bytes`` as base64, anything else as JSON."""
@@ -108,17 +125,36 @@ class _EventCodec:
         if b"\n" in data or b"\r" in data:
             data = _END_OF_ENCODED_LINE.sub(b"\ndata: ", data)
         event = self._head + data + b"\n\n"
+        token = payload.position if self._token is None else self._token(payload)
+        if token is not None:
+            event = b"id: %b\n%b" % (token.encode(), event)
         return Frame(_as_chunk(event) if self._is_chunked else event, is_encoded=True)
 
 
-_codecs: WeakValueDictionary[tuple[str | None, bool], _EventCodec] = WeakValueDictionary()
+_codecs: WeakValueDictionary[tuple[str | None, bool, Hub | None, tuple[str, ...]], _EventCodec] = WeakValueDictionary()
 
 
-def event_codec(event: str | None, *, is_chunked: bool) -> FrameCodec:
-    """The codec of an event's type: all streams share it, so that a published message is framed once for all."""
-    return _codecs.get((event, is_chunked)) or _codecs.setdefault(
-        (event, is_chunked), _EventCodec(event, is_chunked=is_chunked)
-    )
+def event_codec(
+    event: str | None, *, is_chunked: bool, hub: Hub | None = None, topics: tuple[str, ...] = ()
+) -> FrameCodec:
+    """
+    The codec of an event's type: all streams share it, so that a published message is framed once for all.
+
+    Args:
+        hub, topics: Those of a stream of several topics with history: an id holds the positions of all. Default: an id
+            is the position of the message.
+    """
+    key = event, is_chunked, hub, topics
+    codec = _codecs.get(key)
+    if codec is None:
+        token = None if hub is None else partial(_token, topics, hub.known_position)
+        codec = _codecs[key] = _EventCodec(event, is_chunked=is_chunked, token=token)
+    return codec
+
+
+def _token(topics: tuple[str, ...], known: Callable[[str], str | None], payload: Payload) -> str:
+    """The id of a message in a stream of several topics, whose other positions are ``known``."""
+    return join_positions(payload.position if topic == payload.topic else known(topic) for topic in topics)
 
 
 def _as_chunk(data: bytes) -> bytes:
@@ -129,6 +165,28 @@ def _as_chunk(data: bytes) -> bytes:
 # Two forms each, as they are and as a chunk: index them with ``is_chunked``.
 _KEEPALIVES: Final = (KEEPALIVE, _as_chunk(KEEPALIVE))
 _GAPS: Final = (Frame(GAP, is_encoded=True), Frame(_as_chunk(GAP), is_encoded=True))
+
+
+def _announcement(
+    topics: tuple[str, ...],
+    is_chunked: bool,
+    positions: Mapping[str, str],
+    asked: Collection[str],
+    lost: Collection[str],
+) -> list[Published]:
+    """
+    What a stream with history begins with; see ``Announce``.
+
+    A client that comes back too late gets an event of the type ``gap``. A new one gets an id alone: it sends that when
+    it comes back, even if it has got no event.
+    """
+    token = join_positions(positions.get(topic) for topic in topics)
+    if lost:
+        events = [ServerSentEvent({"topic": topic, "gap": True}, event="gap", id=token).encoded for topic in lost]
+    else:
+        events = [] if asked else [f"id: {token}\n\n".encode()]
+    frames = [Frame(_as_chunk(event) if is_chunked else event, is_encoded=True) for event in events]
+    return [Published(frame, "", TopicSettings(), is_gap=True) for frame in frames]
 
 
 def _gap_marker(topic: str, settings: TopicSettings, *, is_chunked: bool) -> Published:
@@ -145,9 +203,16 @@ class Stream:
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
-    __slots__ = ("_codec", "_events", "_hub", "_queue")
+    __slots__ = ("_codec", "_events", "_hub", "_queue", "since")
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], event: EventName) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        codec: MessageCodec,
+        topics: tuple[str, ...],
+        event: EventName,
+        since: str | None = None,
+    ) -> None:
         if not topics:
             raise TypeError("expected at least one topic, got none: app.stream(topic)")
         for topic in topics:
@@ -156,10 +221,11 @@ class Stream:
         self._hub = hub
         self._codec = codec
         self._queue: TopicQueue | None = None
+        self.since = since
 
-    def attach(self, *, is_chunked: bool, refuse: Callable[[int, str], None]) -> Subscriber:
+    def subscriber(self, *, is_chunked: bool, refuse: Callable[[int, str], None]) -> Subscriber:
         """
-        Subscribe a response. Its outbox gets encoded events.
+        The subscriber of a response. Its outbox gets encoded events.
 
         Args:
             is_chunked: Whether each event is also a chunk of HTTP/1.1.
@@ -170,18 +236,40 @@ class Stream:
         """
         hub = self._hub
         hub.loop.check("anyio.from_thread.run(function), where the `async def` function sends the response")
-        codecs = {topic: event_codec(event, is_chunked=is_chunked) for topic, event in self._events.items()}
+        topics = tuple(self._events)
+        has_token = len(topics) > 1 and any(hub.settings(topic).history for topic in topics)
+        shared: tuple[Hub | None, tuple[str, ...]] = (hub, topics) if has_token else (None, ())
+        codecs = {
+            topic: event_codec(event, is_chunked=is_chunked, hub=shared[0], topics=shared[1])
+            for topic, event in self._events.items()
+        }
         distinct = set(codecs.values())
         outbox = Outbox(marker=partial(_gap_marker, is_chunked=is_chunked), losses=hub.losses)
-        subscriber = Subscriber(
+        return Subscriber(
             id=f"events-{next(_numbers)}",
             codec=codecs if len(distinct) > 1 else distinct.pop(),
             outbox=outbox,
             wake=outbox.drain,
             refuse=refuse,
+            announce=partial(_announcement, topics, is_chunked),
         )
-        hub.subscribe(subscriber, *codecs)
-        return subscriber
+
+    async def attach(self, subscriber: Subscriber, last_event_id: str | None, *, is_chunked: bool) -> None:
+        """Subscribe a response. ``last_event_id`` counts if ``app.stream`` was not given ``since``."""
+        topics = tuple(self._events)
+        since = split_positions(topics, self.since or last_event_id)
+        if since is not None and len(topics) > 1:
+            # Until it has all that it missed, its ids have the positions that it has reached.
+            reached = dict(since)
+
+            def token(payload: Payload) -> str:
+                reached[payload.topic] = payload.position
+                return _token(topics, reached.get, payload)
+
+            subscriber.replay_codecs = {
+                topic: _EventCodec(event, is_chunked=is_chunked, token=token) for topic, event in self._events.items()
+            }
+        await self._hub.subscribe(subscriber, *topics, since=since)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Unsubscribe a response, and forget what is in its outbox."""
@@ -189,13 +277,15 @@ class Stream:
         subscriber.outbox.clear()
 
     def __aiter__(self) -> "Stream":
-        self._queue = self._queue or TopicQueue(self._hub, self._codec, tuple(self._events))
-        self._queue.open()
         return self
 
     async def __anext__(self) -> ServerSentEvent:
+        topics = tuple(self._events)
+        if self._queue is None:
+            self._queue = TopicQueue(self._hub, self._codec, topics)
+            await self._queue.open(split_positions(topics, self.since))
         try:
-            message = None if self._queue is None else await self._queue.get()
+            message = await self._queue.get()
         except Overflow:
             await self.aclose()
             message = None
@@ -203,12 +293,13 @@ class Stream:
             raise StopAsyncIteration
         frame = message.frame
         data = frame.text if frame.is_text else b64encode(frame.data).decode()
-        return ServerSentEvent(data, event=self._events[message.topic])
+        position = message.position if len(topics) == 1 else None
+        return ServerSentEvent(data, event=self._events[message.topic], id=position)
 
     async def aclose(self) -> None:
         """End the iteration and its subscription."""
-        if self._queue is not None:
-            self._queue.close()
+        self._queue = self._queue or TopicQueue(self._hub, self._codec, tuple(self._events))
+        self._queue.close()
 
 
 def _event_name(event: EventName, topic: str) -> str | None:
@@ -275,7 +366,8 @@ class EventStream(StreamingResponse):
             events = _DirectEvents(source, self._keepalive, exchange)
         else:
             events = _PortableEvents(source, self._keepalive)
-        return events.send(self._start(), receive, send)
+        last_event_id = Headers(scope["headers"]).get("last-event-id")
+        return events.send(self._start(), receive, send, last_event_id)
 
     async def _send_source(self, source: Source, receive: Receive, send: Send) -> bool:
         lock = anyio.Lock(fast_acquire=True)
@@ -328,8 +420,7 @@ class _TopicEvents:
         self._sink: Sink | None = sink
         self._is_chunked = is_chunked
         self._stream = stream
-        # Before the head of the response: what is published once the client has it is for the client.
-        subscriber = stream.attach(is_chunked=is_chunked, refuse=self._refuse)
+        subscriber = stream.subscriber(is_chunked=is_chunked, refuse=self._refuse)
         self._subscriber: Subscriber | None = subscriber
         self._outbox = subscriber.outbox
 
@@ -340,6 +431,11 @@ class _TopicEvents:
         sink = self._outbox.sink
         if sink is not None and sink.is_writable and not sink.is_lost and not self._outbox.has_waiting:
             sink.write(_KEEPALIVES[self._is_chunked])
+
+    async def _attach(self, last_event_id: str | None) -> None:
+        """Subscribe. Before the head of the response: what is published once the client has it is for the client."""
+        assert self._subscriber is not None
+        await self._stream.attach(self._subscriber, last_event_id, is_chunked=self._is_chunked)
 
     def _start(self) -> None:
         """From now on the outbox writes to the sink."""
@@ -384,9 +480,10 @@ class _PortableEvents(_TopicEvents):
         self.is_writable = self._has_ended = self._has_left = False
         super().__init__(stream, keepalive, self, is_chunked=False)
 
-    async def send(self, start: Event, receive: Receive, send: Send) -> None:
+    async def send(self, start: Event, receive: Receive, send: Send, last_event_id: str | None) -> None:
         """Send the response, until the client disconnects or would miss a message."""
         try:
+            await self._attach(last_event_id)
             await send(start)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send_events, send, tasks.cancel_scope)
@@ -486,9 +583,10 @@ class _DirectEvents(_TopicEvents):
         self._end = asyncio.get_running_loop().create_future()
         super().__init__(stream, keepalive, exchange.connection, is_chunked=exchange.takes_chunks)
 
-    async def send(self, start: Event, receive: Receive, send: Send) -> None:
+    async def send(self, start: Event, receive: Receive, send: Send, last_event_id: str | None) -> None:
         """Send the response, until the client disconnects or would miss a message."""
         try:
+            await self._attach(last_event_id)
             await send(start)
             # It would be kept for the whole life of the stream.
             del start

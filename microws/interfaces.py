@@ -9,7 +9,6 @@ __all__ = [
     "TOKEN",
     "ASGIApplication",
     "Application",
-    "Backplane",
     "BoundView",
     "Codec",
     "Event",
@@ -22,6 +21,7 @@ __all__ = [
     "Scope",
     "Send",
     "Sink",
+    "Subscribed",
     "mark_reported",
     "reported_id",
 ]
@@ -131,10 +131,14 @@ class Payload(NamedTuple):
     Attributes:
         kind: ``"text"``: a ``str`` value in UTF-8. ``"bytes"``: binary. ``"json"``: any other value, as JSON.
         data: The encoded value.
+        topic: What it was published to.
+        position: Of the message; ``None`` on a topic without history.
     """
 
     kind: Literal["text", "bytes", "json"]
     data: bytes
+    topic: str = ""
+    position: str | None = None
 
 
 class Receipt(NamedTuple):
@@ -148,6 +152,23 @@ class Receipt(NamedTuple):
 
     subscribers: int
     id: str | None = None
+
+
+class Subscribed(NamedTuple):
+    """
+    The result of ``subscribe``.
+
+    Attributes:
+        recovered: Whether every message after ``since`` is delivered. ``False`` without ``since``.
+        position: Where the topic was when the subscription began; of several topics, a dict. ``None`` for a topic
+            without history. What is published after it is delivered.
+        lost: The topics of ``since`` whose missed messages are not all in the history any more. They are delivered from
+            ``position`` on.
+    """
+
+    recovered: bool
+    position: str | dict[str, str | None] | None = None
+    lost: tuple[str, ...] = ()
 
 
 class Codec(Protocol):
@@ -168,13 +189,6 @@ class Codec(Protocol):
 
     def decode(self, data: Any, /) -> Any:
         """Decode the ``str`` or ``bytes`` of a frame. The text of a ``ValueError`` becomes the close reason."""
-
-
-class Backplane(Protocol):
-    """Carries each publish to every process, and passes it to ``Hub.deliver``, in the same order everywhere."""
-
-    async def publish(self, topic: str, payload: Payload, *, skip: str | None = None) -> Receipt:
-        """Carry ``payload`` to the subscribers of ``topic`` in every process, except the one with the id ``skip``."""
 
 
 class Sink(Protocol):

@@ -85,14 +85,17 @@ class Lifespan:
     Args:
         hub: The app's; it publishes during a run.
         router: Its mounted apps are run, too.
+        hub_url, history_bytes: As in ``App``.
     """
 
-    def __init__(self, hub: Hub, router: Router) -> None:
+    def __init__(self, hub: Hub, router: Router, *, hub_url: str, history_bytes: int) -> None:
         self.contexts: list[Callable[[Any], AbstractAsyncContextManager[Any]]] = []
         self.on_startup: HookList = HookList("on_startup")
         self.on_shutdown: HookList = HookList("on_shutdown")
         self._hub = hub
         self._router = router
+        self._hub_url = hub_url
+        self._history_bytes = history_bytes
         self._runs: list[_Run] = []
         self._has_run = False
 
@@ -148,7 +151,9 @@ class Lifespan:
         Args:
             app: The argument of the contexts.
             scope: ASGI's, or an empty one. Its ``state`` is updated with the mappings that the contexts yield, and is
-                yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks.
+                yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks;
+                ``["open_hub"]`` with the app's ``hub`` and ``history_bytes``: it returns the path of the hub process's
+                socket, or ``None`` if this process is alone.
         """
         extension = (scope.get("extensions") or {}).get("microws") or {}
         run = _Run(extension.get("report_error"))
@@ -157,7 +162,10 @@ class Lifespan:
             self._runs.append(run)
             stack.callback(self._runs.remove, run)
             self._has_run = True
+            self._connect_hub(extension.get("open_hub"))
             group = await stack.enter_async_context(task_group())
+            await group.start(self._hub.backplane.run)
+            stack.push_async_callback(self._hub.backplane.aclose)
             await group.start(run.keep_tasks)
             try:
                 for context in self.contexts:
@@ -194,6 +202,21 @@ class Lifespan:
             await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
             raise
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _connect_hub(self, open_hub: Callable[[str, int], str | None] | None) -> None:
+        """Let the hub use the backplane that the server has."""
+        if open_hub is None:
+            if self._hub_url.startswith("local"):
+                raise RuntimeError(
+                    f"expected the server of microws for hub={self._hub_url!r}, got another one: use `microws run`"
+                )
+            return
+        path = open_hub(self._hub_url, self._history_bytes)
+        if path is not None:
+            # Imported here, because an app in one process does not need it.
+            from microws.local.client import LocalBackplane
+
+            self._hub.use(LocalBackplane(path))
 
 
 class _MountedLifespan(LifespanRunner):

@@ -9,6 +9,8 @@ from microws.closing import check_close
 from microws.codec import JSONDefault, check_json_default
 from microws.cors import CORS
 from microws.handshake import check_hosts_setting, check_origins_setting
+from microws.hub import MIN_BYTES
+from microws.hub_url import check_hub
 from microws.interfaces import Limits
 
 __all__ = ["AppSettings"]
@@ -38,6 +40,7 @@ class AppSettings:
     allowed_hosts: Sequence[str] | None
     error_close_code: int
     hub: str
+    history_bytes: int
     debug: bool
     json_default: JSONDefault | None
     threads: int
@@ -50,12 +53,16 @@ class AppSettings:
         _check_count("max_body_size", values["max_body_size"], minimum=0)
         for name in ("send_timeout", "accept_timeout", "close_timeout"):
             _check_seconds(name, values[name])
+        _check_count("history_bytes", values["history_bytes"], minimum=MIN_BYTES)
+        if values["history_bytes"] % 4096:
+            raise ValueError(f"history_bytes: expected a multiple of 4096, got {values['history_bytes']}")
         _check_count("error_close_code", values["error_close_code"], minimum=1000)
         check_close(values["error_close_code"], "")
         if not isinstance(values["compression"], bool):
             raise TypeError(f"compression: expected True or False, got {values['compression']!r}")
         if not isinstance(values["hub"], str):
             raise TypeError(f'hub: expected the name of a backplane, such as "memory", got {values["hub"]!r}')
+        check_hub(values["hub"])
         if values["json_default"] is not None:
             check_json_default(values["json_default"])
         values["origins"] = check_origins_setting(values["origins"])

@@ -1,5 +1,6 @@
 """Topics read by the app itself: ``app.subscribe``, a bounded queue to iterate."""
 
+from collections.abc import Mapping
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -31,19 +32,21 @@ class TopicQueue:
         self._topics = topics
         self._is_open = False
         self._overflowed = False
+        self._has_lost = False
         self._arrived: anyio.Event | None = None
         self._outbox = Outbox(marker=_gap, losses=hub.losses)
         self._subscriber = Subscriber(
             id=f"app-{next(_numbers)}", codec=codec, outbox=self._outbox, wake=self._wake, refuse=self._refuse
         )
 
-    def open(self) -> None:
-        """Subscribe."""
+    async def open(self, since: str | Mapping[str, str | None] | None = None) -> None:
+        """Subscribe; see ``Hub.subscribe``."""
         self._hub.loop.check(
             "anyio.from_thread.run(function), where the `async def` function reads the topics in the app's event loop"
         )
-        self._hub.subscribe(self._subscriber, *self._topics)
         self._is_open = True
+        subscribed = await self._hub.subscribe(self._subscriber, *self._topics, since=since)
+        self._has_lost = bool(subscribed.lost)
 
     def close(self) -> None:
         """Unsubscribe, and forget what is queued."""
@@ -59,12 +62,15 @@ class TopicQueue:
         Raises:
             Overflow: Messages were lost here. The next call goes on behind them.
         """
+        if self._has_lost:
+            self._has_lost = False
+            raise Overflow(f"messages of {', '.join(self._topics)} after since= are not in the history any more")
         while not self._outbox:
             if not self._is_open:
                 return None
             if self._overflowed:
                 self._overflowed = False
-                self.open()
+                await self.open()
                 raise self._overflow()
             self._arrived = self._arrived or anyio.Event()
             await self._arrived.wait()
@@ -107,17 +113,26 @@ class Subscription:
 
     Attributes:
         topic: The topic of the message that was read last; ``""`` before the first.
+        position: Its position, for ``since=``; ``None`` on a topic without history.
     """
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        codec: MessageCodec,
+        topics: tuple[str, ...],
+        since: str | Mapping[str, str | None] | None = None,
+    ) -> None:
         if not topics:
             raise TypeError("expected at least one topic, got none: app.subscribe(topic)")
         self.topic: str = ""
+        self.position: str | None = None
         self._codec = codec
+        self._since = since
         self._queue = TopicQueue(hub, codec, topics)
 
     async def __aenter__(self) -> Self:
-        self._queue.open()
+        await self._queue.open(self._since)
         return self
 
     async def __aexit__(
@@ -132,6 +147,6 @@ class Subscription:
         message = await self._queue.get()
         if message is None:
             raise RuntimeError("read a subscription within its block: `async with app.subscribe(topic) as messages:`")
-        self.topic = message.topic
+        self.topic, self.position = message.topic, message.position
         frame = message.frame
         return self._codec.decode(frame.text) if frame.is_text else frame.data

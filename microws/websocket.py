@@ -19,8 +19,8 @@ from microws.connection.tasks import check_function
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
-from microws.hub import Hub, Outbox, Subscriber, check_topic
-from microws.interfaces import Application, Event, Receipt, Scope
+from microws.hub import LIVE_CODEC, SUBPROTOCOL, Announce, FrameCodec, Hub, Outbox, Subscriber, check_topic
+from microws.interfaces import Application, Event, Receipt, Scope, Subscribed
 from microws.requests import BaseRequest, Closers
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
@@ -48,6 +48,8 @@ class WebSocketOptions:
         subprotocols: What the route speaks, the preferred one first.
         catch_disconnect, on_invalid: As in ``App.websocket_route``.
         max_subscriptions: As in ``App``.
+        topic_codec: Frames what is published.
+        announce: See ``Subscriber``.
     """
 
     hub: Hub
@@ -61,6 +63,8 @@ class WebSocketOptions:
     catch_disconnect: bool
     on_invalid: Literal["close", "skip"]
     max_subscriptions: int
+    topic_codec: FrameCodec
+    announce: Announce | None
 
 
 class WebSocket(BaseRequest):
@@ -77,7 +81,17 @@ class WebSocket(BaseRequest):
     one ``ws``. It sends their messages in the order of the calls.
     """
 
-    __slots__ = ("_connection", "_end_returned", "_failure", "_helpers", "_id", "_options", "_skipped", "_subscriber")
+    __slots__ = (
+        "_connection",
+        "_end_returned",
+        "_failure",
+        "_helpers",
+        "_id",
+        "_options",
+        "_skipped",
+        "_subscriber",
+        "subscribed",
+    )
 
     def __init__(
         self,
@@ -102,6 +116,8 @@ class WebSocket(BaseRequest):
         self._end_returned = False
         self._skipped = 0
         self._connection = connection
+        # What the ``subscribe=`` of the route gave; ``None`` without it.
+        self.subscribed: Subscribed | None = None
 
     # Attributes
 
@@ -170,6 +186,11 @@ class WebSocket(BaseRequest):
             subprotocol = choose_subprotocol(offered, self._options.subprotocols)
             if subprotocol is None:
                 _log.info("%r: %s", self.path, explain_no_subprotocol(offered, self._options.subprotocols))
+        if self._options.topic_codec is LIVE_CODEC and subprotocol != SUBPROTOCOL:
+            raise ValueError(
+                f"expected the subprotocol {SUBPROTOCOL!r}, which the client offers, got {subprotocol!r}: write "
+                f"subprotocols=[{subprotocol!r}] at the route"
+            )
         raw = []
         if subprotocol is not None or headers is not None:
             raw = check_accept(subprotocol=subprotocol, offered=self.subprotocols, headers=headers)
@@ -416,43 +437,55 @@ class WebSocket(BaseRequest):
 
     # Topics
 
-    async def subscribe(self, *topics: str, since: str | None = None, presence: Any = None) -> None:
+    async def subscribe(
+        self, *topics: str, since: str | Mapping[str, str | None] | None = None, presence: Any = None
+    ) -> Subscribed:
         """
         Get every message that is published to ``topics`` from now on. Before ``accept`` they are kept until then.
 
         The end of the connection unsubscribes. To subscribe twice to a topic is the same as once.
 
+        With ``since`` the client first gets what was published to a topic with history after that position, as fast as
+        it takes it, then what is published from now on, without a gap and without a duplicate. If the history does not
+        have all of that any more, it gets only what is published from now on, and ``recovered`` is ``False``.
+
         Args:
             topics: Each 1 to 255 UTF-8 bytes, without control characters.
-            since, presence: For history and presence, which this version does not have.
+            since: A position of the topic: ``Receipt.id``, ``Subscribed.position``, ``app.position(topic)``, or what a
+                client sends back. Of several topics a dict. ``"start"``: all of the history. Default: only what is
+                published from now on.
+            presence: Not in this version.
+
+        Returns:
+            ``Subscribed(recovered, position, lost)``.
 
         Raises:
-            FeatureUnavailable: ``since`` or ``presence`` was given.
+            FeatureUnavailable: ``presence`` was given.
             TypeError, ValueError: An invalid topic; no topic is subscribed.
             TooManySubscriptions: More topics than ``App(max_subscriptions=…)``; no topic is subscribed. If the view
                 does not catch it, the connection is closed with 1008.
             WebSocketDisconnect: The connection has ended.
         """
-        if since is not None:
-            raise FeatureUnavailable("this version has no history: subscribe without since=")
         if presence is not None:
             raise FeatureUnavailable("this version has no presence: subscribe without presence=")
         if not topics:
             raise TypeError("subscribe takes at least one topic")
         if self.closed:
             raise self._connection.unusable("subscribe")
+        options = self._options
         if self._subscriber is None:
-            self._options.hub.loop.check("anyio.from_thread.run(ws.subscribe, topic)")
+            options.hub.loop.check("anyio.from_thread.run(ws.subscribe, topic)")
             self._subscriber = Subscriber(
                 id=self.id,
-                codec=self._options.send_codec,
+                codec=options.topic_codec,
                 outbox=self._connection.ensure_outbox(),
                 wake=self._connection.wake,
                 refuse=self._connection.close_now,
-                max_topics=self._options.max_subscriptions,
+                max_topics=options.max_subscriptions,
+                announce=options.announce,
             )
-            self._connection.unsubscribe = partial(self._options.hub.leave, self._subscriber)
-        self._options.hub.subscribe(self._subscriber, *topics)
+            self._connection.unsubscribe = partial(options.hub.leave, self._subscriber)
+        return await options.hub.subscribe(self._subscriber, *topics, since=since)
 
     async def unsubscribe(self, *topics: str) -> None:
         """

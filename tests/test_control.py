@@ -62,7 +62,7 @@ async def test_heartbeats_and_limits_follow_ready(ends):
             tasks.start_soon(control.send_heartbeats, 0.01)
             control.send_limit(1)
             await anyio.sleep(0.05)
-            control.send_ready(Ready("chat:app", None))
+            control.send_ready(Ready("chat:app"))
             control.send_limit(12.5)
             lines = b""
             while not lines.endswith(b"\n\n"):
@@ -70,7 +70,7 @@ async def test_heartbeats_and_limits_follow_ready(ends):
                 lines += supervisor.recv(1000)
             tasks.cancel_scope.cancel()
     ready, limit, heartbeat = lines.split(b"\n")[:3]
-    assert (json.loads(ready), limit, heartbeat) == ({"app": "chat:app", "spans_processes": None}, b"12.5", b"")
+    assert (json.loads(ready), limit, heartbeat) == ({"app": "chat:app"}, b"12.5", b"")
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
@@ -79,7 +79,7 @@ async def test_a_supervisor_that_does_not_read_blocks_no_worker(ends, has_ended)
     control = ControlSocket(worker, [])
     if has_ended:
         supervisor.close()
-    control.send_ready(Ready("chat:app", None))
+    control.send_ready(Ready("chat:app"))
     for _ in range(10_000):
         control.send_limit(1)
 
@@ -93,7 +93,7 @@ async def test_the_programs_of_a_worker_inherit_nothing_of_its_supervisor():
         numbers = [worker.detach(), os.dup(listening.fileno())]
         for number in numbers:
             os.set_inheritable(number, True)
-        environ = {"HOME": "/"} | worker_variable(numbers[0], numbers[1:], share)
+        environ = {"HOME": "/"} | worker_variable(numbers[0], numbers[1:], share, "/tmp")
         signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
         supervisor.close()  # a supervisor that has ended counts
         control = ControlSocket.from_environment(environ)

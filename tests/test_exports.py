@@ -36,6 +36,7 @@ APP = {
     "lifespan",
     "members",
     "mount",
+    "position",
     "on_shutdown",
     "on_startup",
     "patch",

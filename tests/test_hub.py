@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from microws.codec import BYTES, JSON, MAX_DEPTH, TEXT, Codecs, dumps_json, loads_json
 from microws.connection.bulk_writes import BulkWriter
-from microws.errors import FeatureUnavailable
 from microws.hub import Hub, Outbox, Subscriber, TopicSettings, check_topic
 from microws.interfaces import Receipt
 
@@ -25,8 +24,14 @@ pytestmark = pytest.mark.anyio
 class RunningHub(Hub):
     """A hub that runs in the event loop of the test."""
 
-    def __init__(self, url="memory", *, codecs=None):
-        super().__init__(codecs or Codecs(), url, write=BulkWriter().write)
+    def __init__(self, *, codecs=None):
+        super().__init__(codecs or Codecs(), write=BulkWriter().write)
+
+    def subscribe(self, subscriber, *topics):
+        """In one process, and without history, it never waits."""
+        with pytest.raises(StopIteration) as subscribed:
+            super().subscribe(subscriber, *topics).send(None)
+        return subscribed.value.value
 
     def configure(self, pattern, **settings):
         super().configure(pattern, TopicSettings(**settings))
@@ -34,6 +39,9 @@ class RunningHub(Hub):
     async def publish(self, topic, value, *, skip=None):
         self.loop.attach()
         return await super().publish(topic, value, skip=skip)
+
+    def deliver_value(self, topic, value):
+        return self.deliver(Codecs().payload(value, topic))
 
 
 class Color(Enum):
@@ -229,7 +237,7 @@ class TestLeaving:
     def test_subscribing_twice_is_subscribing_once(self, hub):
         reader = Reader(hub, "t", "t")
         hub.subscribe(reader.subscriber, "t")
-        assert hub.deliver("t", Codecs().payload(1)) == 1
+        assert hub.deliver_value("t", 1) == 1
         hub.unsubscribe(reader.subscriber, "t")
         assert_empty(hub)
         assert reader.subscriber.topics == set()
@@ -263,7 +271,7 @@ class TestLeaving:
                 hub.unsubscribe(readers[number].subscriber, topic)
                 expected[topic].discard(number)
         for topic, numbers in expected.items():
-            assert hub.deliver(topic, Codecs().payload(1)) == len(numbers)
+            assert hub.deliver_value(topic, 1) == len(numbers)
         counts = [sum(number in numbers for numbers in expected.values()) for number in range(4)]
         assert [len(reader.take()) for reader in readers] == counts
         assert hub.statistics().subscribers == sum(count > 0 for count in counts)
@@ -305,16 +313,15 @@ class TestSettings:
             ({"key": "symbol"}, 'expected key= with overflow="latest" only'),
             ({"overflow": "latest", "key": 7}, "a field's name or a function"),
             ({"overflow": "latest", "key": coroutine}, "a plain function, because"),
+            ({"history": -1}, "a number of messages, 0 or more, got -1"),
+            ({"history": 2.5}, "a number of messages, 0 or more"),
+            ({"history": 1, "ttl": 0}, "a number of seconds greater than 0, got 0"),
+            ({"ttl": 300}, r"expected ttl= with history= only"),
         ],
     )
     def test_an_invalid_setting_is_refused(self, hub, options, message):
         with pytest.raises(ValueError, match=message):
             hub.configure("t", **options)
-
-    @pytest.mark.parametrize("url", ["local", "redis://localhost", "rediss://x", "nats://x", "kafka://x"])
-    def test_a_backplane_that_this_version_does_not_have_is_refused(self, url):
-        with pytest.raises((FeatureUnavailable, ValueError), match=r'hub="memory"'):
-            RunningHub(url)
 
 
 class TestOverflow:

@@ -213,7 +213,7 @@ class Unlisted(dict):
 
 async def test_the_cost_of_a_subscription_does_not_depend_on_others():
     """Counted in lines of microws."""
-    lines, before, payload = Counter(), sys.gettrace(), Codecs().payload("x")
+    lines, before, payload = Counter(), sys.gettrace(), Codecs().payload("x", "own")
 
     def trace(frame, *_):
         lines[others] += frame.f_globals["__name__"].startswith("microws.")
@@ -227,7 +227,7 @@ async def test_the_cost_of_a_subscription_does_not_depend_on_others():
         sys.settrace(trace)
         try:
             hub.subscribe(one, "all", "topic-1", "own")
-            hub.deliver("own", payload)
+            hub.deliver(payload)
             hub.unsubscribe(one, "all")
             hub.leave(one)
         finally:
@@ -305,7 +305,7 @@ def test_batches_of_an_ended_event_loop_block_no_later_publisher(backend):
     audience(hub, 100, "t")
 
     async def leave():
-        hub.deliver("t", Codecs().payload("x" * MIB))
+        hub.deliver_value("t", "x" * MIB)
 
     async def publish():
         with anyio.fail_after(5):

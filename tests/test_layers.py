@@ -15,9 +15,9 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures hints version",
-    1: "callables codec/ cookies deflate forms framing/ handshake page_cache routing state upgrade",
+    1: "callables codec/ cookies deflate forms framing/ handshake hub_url page_cache routing state upgrade",
     2: "bench/ cors hub/ requests responses templates testing/ threads",
-    3: "answers connection/ streams",
+    3: "answers connection/ local/ streams",
     4: "files hooks server/ settings subscription websocket",
     5: "event_stream views",
     6: "dispatch/ health lifespan",
@@ -41,6 +41,7 @@ DEFERRED = {
     "app -> health",
     "app -> server.worker",
     "app -> testing",
+    "lifespan -> local.client",
     "requests -> forms",
     "connection.bulk_writes -> connection.aio",  # with ctypes, which only many sockets of one topic need
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
@@ -52,8 +53,8 @@ FOR_TYPES = {"app -> event_stream", "app -> server.settings", "app -> testing", 
 # Floors that these packages may import from besides themselves; they know nothing of apps.
 OUTSIDE = ("server/", "bench/")
 OUTSIDE_FLOORS = (0, 1)
-# The connection of a WebSocket, and what it stands on.
-BELOW_THE_SERVER = ("connection/", "hub/")
+# The connection of a WebSocket, and the hub.
+BELOW_THE_SERVER = ("connection/", "hub/", "local/")
 
 
 class Import(NamedTuple):

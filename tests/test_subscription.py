@@ -1,11 +1,12 @@
 """Topics read by the app itself: as a queue, and as server-sent events."""
 
 from base64 import b64encode
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
-from microws import App, EventStream, FeatureUnavailable, Overflow
+from microws import App, EventStream, Overflow
 from microws.event_stream import ServerSentEvent
 
 pytestmark = pytest.mark.anyio
@@ -146,28 +147,58 @@ class TestQueues:
         assert app.hub.statistics().subscribers == 0
 
 
+@asynccontextmanager
+async def reading(stream):
+    """The list of the events that a task reads from ``stream``; after the block, all of them."""
+    events = []
+
+    async def read():
+        events.extend([event async for event in stream])
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            yield events
+            await anyio.wait_all_tasks_blocked()
+            await stream.aclose()
+
+
 class TestStreams:
     async def test_events_have_the_message_and_no_type(self, app):
-        stream = aiter(app.stream("t"))
-        for value in ("text", {"a": 1}, b"\xff\0", 7):
-            await app.publish("t", value)
-        events = await take(stream, 4)
+        async with reading(app.stream("t")) as events:
+            for value in ("text", {"a": 1}, b"\xff\0", 7):
+                await app.publish("t", value)
         assert all(isinstance(event, ServerSentEvent) and event.event is None for event in events)
         assert events[0].encoded == b"data: text\n\n"
         assert [event.data for event in events] == ["text", '{"a":1}', b64encode(b"\xff\0").decode(), "7"]
-        await stream.aclose()
-        with anyio.fail_after(5), pytest.raises(StopAsyncIteration):
-            await anext(stream)
         assert app.hub.statistics().topics == 0
 
     async def test_the_iteration_ends_where_a_message_was_lost(self, app):
         app.topic("t", queue=2)
-        stream = aiter(app.stream("t"))
-        for n in range(4):
-            await app.publish("t", n)
+        stream = app.stream("t")
         with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anext, stream)
+                await anyio.wait_all_tasks_blocked()
+                await app.publish("t", "first")
+            for n in range(4):
+                await app.publish("t", n)
             assert [event.data async for event in stream] == ["0", "1"]
         assert app.hub.statistics().topics == 0
+
+    async def test_a_closed_stream_has_ended(self, app):
+        stream = aiter(app.stream("t"))
+        await stream.aclose()
+        with anyio.fail_after(5), pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    async def test_history_is_read_from_a_position_on_and_events_have_ids(self, app):
+        app.topic("t", history=10)
+        ids = [(await app.publish("t", n)).id for n in range(4)]
+        async with reading(app.stream("t", since=ids[1])) as events:
+            ids.append((await app.publish("t", 4)).id)
+        assert [(event.data, event.id) for event in events] == list(zip("234", ids[2:], strict=True))
 
     @pytest.mark.parametrize(
         ("event", "expected"),
@@ -179,13 +210,11 @@ class TestStreams:
         ],
     )
     async def test_events_of_several_topics_have_the_type_of_event(self, app, event, expected):
-        stream = aiter(app.stream("t", "u", event=event))
-        for n, topic in enumerate("tut"):
-            await app.publish(topic, n)
-        events = await take(stream, 3)
+        async with reading(app.stream("t", "u", event=event)) as events:
+            for n, topic in enumerate("tut"):
+                await app.publish(topic, n)
         assert [event.event for event in events] == expected
         assert [event.data for event in events] == ["0", "1", "2"]
-        await stream.aclose()
         assert app.hub.statistics().topics == 0
 
     @pytest.mark.parametrize(
@@ -197,11 +226,10 @@ class TestStreams:
             (("a",), {"event": 7}, "expected event=None, a str or a function of the topic that returns one, got 7"),
             (("a",), {"event": lambda topic: 7}, "got 7"),
             (("a",), {"event": "two\nlines"}, "without line ends"),
-            (("a",), {"since": "x-1"}, "no history: use app.stream without since="),
         ],
     )
     async def test_an_invalid_topic_or_type_is_refused_before_the_response(self, app, topics, options, complaint):
-        with pytest.raises((TypeError, ValueError, FeatureUnavailable), match=complaint):
+        with pytest.raises((TypeError, ValueError), match=complaint):
             app.stream(*topics, **options)
 
     async def test_the_client_gets_what_is_published_after_the_head_until_it_leaves(self, app):

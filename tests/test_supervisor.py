@@ -26,7 +26,7 @@ control = socket.socket(fileno=int(os.environ["MICROWS_SUPERVISOR"].split()[1]))
 supervisor = os.getppid()
 
 def ready():
-    control.send(b'{"app": "fake:app", "spans_processes": true}\\n')
+    control.send(b'{"app": "fake:app"}\\n')
 
 def ask(name):
     os.kill(supervisor, getattr(signal, name))

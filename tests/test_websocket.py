@@ -1001,9 +1001,12 @@ class TestTopics:
                 await ws.unsubscribe("")
             with pytest.raises(ValueError, match="control characters"):
                 await ws.publish("\0", 1)
-            for option in ("since", "presence"):
-                with pytest.raises(FeatureUnavailable, match=f"without {option}="):
-                    await ws.subscribe("t", **{option: "x"})
+            with pytest.raises(FeatureUnavailable, match="without presence="):
+                await ws.subscribe("t", presence="x")
+            with pytest.raises(TypeError, match="since= as a dict of 2 topics"):
+                await ws.subscribe("t", "u", since="x")
+            with pytest.raises(ValueError, match="since= with topics that are subscribed, got 'u'"):
+                await ws.subscribe("t", since={"u": "x"})
             notes.append(app.hub.statistics().topics)
             await ws.accept()
 

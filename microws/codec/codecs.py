@@ -253,21 +253,22 @@ class Codecs:
         hint = did_you_mean(value_type, self._by_name)
         raise ValueError(f"no value_type {_cut(value_type)}; there are {', '.join(map(repr, self._by_name))}{hint}")
 
-    def payload(self, value: Any) -> Payload:
+    def payload(self, value: Any, topic: str = "") -> Payload:
         """
         Encode a published value in its canonical form, which each process turns into frames.
 
         Args:
+            topic: What it is published to.
             value: ``bytes``, ``bytearray`` and ``memoryview`` are binary, ``str`` is text, anything else is JSON.
 
         Raises:
             TypeError, ValueError: It cannot be encoded.
         """
         if isinstance(value, str):
-            return Payload("text", _utf8(value))
+            return Payload("text", _utf8(value), topic)
         if isinstance(value, BYTES_LIKE):
-            return Payload("bytes", bytes(value))
-        return Payload("json", self._dump_json(value))
+            return Payload("bytes", bytes(value), topic)
+        return Payload("json", self._dump_json(value), topic)
 
     def _load_json(self, text: str) -> Any:
         return self._by_name["json"].decode(text)

@@ -17,7 +17,17 @@ from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, 
 from microws.errors import HTTPException, WebSocketDisconnect
 from microws.handshake import Refusal, check_handshake_origin
 from microws.hooks import Hooks, call_hook
-from microws.hub import Hub, Outbox, running_loop, topic_marker
+from microws.hub import (
+    LIVE_CODEC,
+    SUBPROTOCOL,
+    Hub,
+    Outbox,
+    gap_announcement,
+    live_announcement,
+    running_loop,
+    split_positions,
+    topic_marker,
+)
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
 from microws.requests import OVER
 from microws.responses import Response
@@ -52,7 +62,7 @@ class WebSocketDispatcher(Dispatcher):
         self._hub = hub
         self._codecs = codecs
         self._limits = settings.limits
-        self._options: dict[WebSocketEndpoint, WebSocketOptions] = {}
+        self._options: dict[tuple[WebSocketEndpoint, bool], WebSocketOptions] = {}
         self._missing = WebSocketEndpoint(hooks=hooks, function=_no_view, pattern=Pattern("", ()))
 
     def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> Awaitable[None]:
@@ -99,7 +109,8 @@ class WebSocketDispatcher(Dispatcher):
         if isinstance(found, Match):
             endpoint, params = found.route.endpoint, found.params or {}
             name_route(scope, found.route, endpoint.function, params)
-        options = self._options.get(endpoint) or self._make_options(endpoint)
+        is_live = SUBPROTOCOL in (scope.get("subprotocols") or ()) and not endpoint.subprotocols
+        options = self._options.get((endpoint, is_live)) or self._make_options(endpoint, is_live=is_live)
         seconds = self._limits.accept_timeout
         if group is None:
             tasks: Tasks = AsyncioTasks(asyncio.get_running_loop(), scope, seconds)
@@ -205,8 +216,9 @@ class WebSocketDispatcher(Dispatcher):
     @staticmethod
     async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
         topics = [template.format(**ws.path_params) for template in templates]
+        since = split_positions(topics, ws.query.get("since")) if b"since=" in ws.scope["query_string"] else None
         try:
-            await ws.subscribe(*topics)
+            ws.subscribed = await ws.subscribe(*topics, since=since)
         except ValueError as error:
             raise HTTPException(400, f"invalid topic: {error}") from None
 
@@ -249,21 +261,24 @@ class WebSocketDispatcher(Dispatcher):
         found = self._resolve("websocket", "GET", {"path": path, "root_path": root_path})
         return found.route.endpoint.codecs(self._codecs) if isinstance(found, Match) else None
 
-    def _make_options(self, endpoint: WebSocketEndpoint) -> WebSocketOptions:
+    def _make_options(self, endpoint: WebSocketEndpoint, *, is_live: bool) -> WebSocketOptions:
         hub, codecs = self._hub, self._codecs
         receive_codec, send_codec = endpoint.codecs(codecs)
-        options = self._options[endpoint] = WebSocketOptions(
+        has_gaps = endpoint.gaps or is_live
+        options = self._options[endpoint, is_live] = WebSocketOptions(
             hub=hub,
             codecs=codecs,
             cors=self._settings.cors,
-            make_outbox=partial(Outbox, marker=topic_marker if endpoint.gaps else None, losses=hub.losses),
+            make_outbox=partial(Outbox, marker=topic_marker if has_gaps else None, losses=hub.losses),
             closing_for=partial(self._closing_for, endpoint.hooks),
             receive_codec=receive_codec,
             send_codec=send_codec,
-            subprotocols=tuple(endpoint.subprotocols),
+            subprotocols=(SUBPROTOCOL,) if is_live else tuple(endpoint.subprotocols),
             catch_disconnect=endpoint.catch_disconnect,
             on_invalid=endpoint.on_invalid,
             max_subscriptions=self._settings.max_subscriptions,
+            topic_codec=LIVE_CODEC if is_live else send_codec,
+            announce=live_announcement if is_live else gap_announcement if has_gaps else None,
         )
         return options
 

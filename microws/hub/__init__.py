@@ -3,11 +3,16 @@ The hub: one message to many connections of this process. It knows no socket and
 
 ``hub`` has the subscribers, publishes and delivers; ``topics`` checks names and settings. ``published`` is a message
 for many connections, and a batch of them; ``outbox`` is the queue of one connection, with the policies for one that
-does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a publish to other processes; ``loop`` is
-the event loop that the app runs in.
+does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a publish to other processes, ``log``
+keeps what was published, and ``history`` lets a subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event
+loop that the app runs in.
 """
 
-from microws.hub.hub import FrameCodec, Hub, Statistics, Subscriber
+from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane
+from microws.hub.history import FrameCodec, join_positions, split_positions
+from microws.hub.hub import Announce, Hub, Statistics, Subscriber
+from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement
+from microws.hub.log import MIN_BYTES, START
 from microws.hub.loop import running_loop
 from microws.hub.outbox import MAX_BYTES, Outbox, close_too_slow
 from microws.hub.published import (
@@ -19,16 +24,24 @@ from microws.hub.published import (
     Published,
     TopicSettings,
 )
-from microws.hub.topics import check_topic, topic_marker
+from microws.hub.topics import check_topic, gap_announcement, topic_marker
 
 __all__ = [
     "BACKED_UP",
+    "HISTORY_BYTES",
+    "LIVE_CODEC",
     "MAX_BYTES",
     "MAX_MESSAGES",
     "MAX_PART_BYTES",
+    "MIN_BYTES",
+    "START",
+    "SUBPROTOCOL",
+    "Announce",
+    "Backplane",
     "Batch",
     "FrameCodec",
     "Hub",
+    "MemoryBackplane",
     "Outbox",
     "OverflowPolicy",
     "Published",
@@ -37,6 +50,10 @@ __all__ = [
     "TopicSettings",
     "check_topic",
     "close_too_slow",
+    "gap_announcement",
+    "join_positions",
+    "live_announcement",
     "running_loop",
+    "split_positions",
     "topic_marker",
 ]

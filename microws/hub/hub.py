@@ -10,25 +10,31 @@ import asyncio
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
 from itertools import islice
 from math import inf
 from threading import get_ident
-from typing import Any, NamedTuple, Protocol
+from time import time
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio.lowlevel
 
-from microws.codec import Codecs
+from microws.closing import CloseCode, check_close
+from microws.codec import Codecs, dumps_json
 from microws.errors import TooManySubscriptions
-from microws.hub.backplane import open_backplane
+from microws.hub.backplane import Backplane, MemoryBackplane
 from microws.hub.flush import Flusher, WriteMany
+from microws.hub.history import FrameCodec, Missed, Resume, Window
+from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import Published, TopicSettings
-from microws.hub.topics import check_settings, check_topic, expression_of, key_of
-from microws.interfaces import Frame, Payload, Receipt
+from microws.hub.topics import MAX_TOPIC_BYTES, check_settings, check_topic, expression_of, key_of
+from microws.interfaces import Payload, Receipt, Subscribed
 
-__all__ = ["FrameCodec", "Hub", "Statistics", "Subscriber"]
+__all__ = ["Announce", "Hub", "Statistics", "Subscriber"]
 
 # How long ``publish`` yields to outboxes that fill up: at most 32 rounds of four turns of the event loop. A server
 # needs some turns to send a message; an outbox from which nothing was taken in a round belongs to a slow client.
@@ -76,12 +82,35 @@ class Statistics(NamedTuple):
     flush_sizes: dict[str, int]
 
 
-class FrameCodec(Protocol):
-    """What the hub needs of a connection's codec."""
+class ClusterStatistics(NamedTuple):
+    """
+    What ``await hub.cluster_statistics()`` counts in all workers.
 
-    def frame(self, payload: Payload) -> Frame:
-        """Encode a published payload as a frame."""
-        ...
+    Attributes:
+        workers: Workers that answered.
+        connections: WebSockets that are open or being opened.
+        topics: Topics with subscribers, and their number.
+    """
+
+    workers: int
+    connections: int
+    topics: dict[str, int]
+
+
+class Announce(Protocol):
+    """Tells a subscriber of the beginning of its topics with history."""
+
+    def __call__(
+        self, positions: Mapping[str, str], asked: Collection[str], lost: Collection[str], /
+    ) -> Iterable[Published]:
+        """
+        The messages to send first.
+
+        Args:
+            positions: By topic: what is published after it is delivered.
+            asked: The topics of which the subscriber named a position.
+            lost: Those of them whose history does not have all that was missed.
+        """
 
 
 class Subscriber:
@@ -95,13 +124,28 @@ class Subscriber:
         wake: Called after a message was queued.
         refuse: Called with a close code and a reason when the subscriber would miss a message.
         max_topics: The most topics that it may subscribe to. Default: unlimited.
+        announce: Makes what is sent before the messages of a topic with history. Default: nothing.
 
     Attributes:
         topics: Those that it is subscribed to.
+        replay_codecs: Those for what it missed, if they are others.
+        resume: What it still has to get of topics with history, before it gets what is published.
         has_left: It gets no more messages, even if some topics still list it.
     """
 
-    __slots__ = ("codec", "has_left", "id", "max_topics", "outbox", "refuse", "topics", "wake")
+    __slots__ = (
+        "announce",
+        "codec",
+        "has_left",
+        "id",
+        "max_topics",
+        "outbox",
+        "refuse",
+        "replay_codecs",
+        "resume",
+        "topics",
+        "wake",
+    )
 
     def __init__(
         self,
@@ -112,6 +156,7 @@ class Subscriber:
         wake: Callable[[], None],
         refuse: Callable[[int, str], None],
         max_topics: float = inf,
+        announce: Announce | None = None,
     ) -> None:
         self.id: str = id
         self.codec: FrameCodec | dict[str, FrameCodec] = codec
@@ -119,7 +164,10 @@ class Subscriber:
         self.wake: Callable[[], None] = wake
         self.refuse: Callable[[int, str], None] = refuse
         self.max_topics: float = max_topics
+        self.announce: Announce | None = announce
         self.topics: set[str] = set()
+        self.replay_codecs: Mapping[str, FrameCodec] | None = None
+        self.resume: Resume | None = None
         self.has_left: bool = False
 
     def codec_of(self, topic: str) -> FrameCodec:
@@ -127,15 +175,43 @@ class Subscriber:
         codec = self.codec
         return codec[topic] if isinstance(codec, dict) else codec
 
+    def replay_codec_of(self, topic: str) -> FrameCodec:
+        """The codec for what was missed of ``topic``."""
+        return self.codec_of(topic) if self.replay_codecs is None else self.replay_codecs[topic]
+
 
 class _Topic:
-    __slots__ = ("groups", "settings")
+    """A topic with subscribers in this process. ``position`` and ``place`` are of its last message, with history."""
+
+    __slots__ = ("groups", "is_confirmed", "place", "position", "resuming", "settings", "window")
 
     def __init__(self, settings: TopicSettings) -> None:
         self.settings = settings
         # Subscribers with one codec share a message. A dict keeps the order of subscribing; adding and removing are
         # O(1).
         self.groups: dict[FrameCodec, dict[Outbox, Subscriber]] = {}
+        # Whether the backplane delivers the topic here, and its position is known.
+        self.is_confirmed = False
+        self.position: str | None = None
+        self.place = -1
+        self.window: Window | None = None
+        self.resuming = 0
+
+    def open_window(self) -> Window:
+        """The window, for one more subscriber that resumes."""
+        if self.window is None or self.window.is_idle(time()):
+            self.window = Window(self.settings)
+        self.window.resumes += 1
+        return self.window
+
+    def note(self, entry: Entry) -> None:
+        """A message with a position is delivered."""
+        self.position, self.place = entry.payload.position, entry.place
+        if self.window is not None:
+            if self.window.is_idle(entry.time):
+                self.window = None
+            else:
+                self.window.add(entry)
 
 
 class Hub:
@@ -146,25 +222,19 @@ class Hub:
 
     Args:
         codecs: The app's codecs.
-        url: The backplane; this version has ``"memory"``.
+        backplane: Carries what is published. Default: to this process alone.
         write: Writes the same bytes to many connections.
 
     Attributes:
+        backplane: As above. It may be replaced until the hub is used.
         connections: WebSockets that are open or being opened; the dispatcher counts them.
         loop: The event loop that the app runs in.
         losses: Messages that subscribers did not get, by reason.
-
-    Raises:
-        FeatureUnavailable: This version does not have the backplane of ``url``.
-        ValueError: There is no such backplane.
     """
 
-    # Whether a publish in one process reaches the subscribers of other processes.
-    spans_processes = False
-
-    def __init__(self, codecs: Codecs, url: str = "memory", *, write: WriteMany) -> None:
+    def __init__(self, codecs: Codecs, backplane: Backplane | None = None, *, write: WriteMany) -> None:
         self._codecs = codecs
-        self._backplane = open_backplane(url, self.deliver)
+        self.use(backplane or MemoryBackplane())
         self._patterns: list[tuple[re.Pattern[str], TopicSettings]] = []
         self._topics: dict[str, _Topic] = {}
         self._subscribers: dict[str, Subscriber] = {}
@@ -181,6 +251,11 @@ class Hub:
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.connections = 0
         self.losses: Counter[str] = Counter()
+
+    def use(self, backplane: Backplane) -> None:
+        """Let ``backplane`` carry what is published. Not while the hub has subscribers."""
+        self.backplane = backplane
+        backplane.start(self)
 
     def configure(self, pattern: str, settings: TopicSettings) -> None:
         """
@@ -203,14 +278,26 @@ class Hub:
 
     def settings(self, topic: str) -> TopicSettings:
         """The settings of the first pattern that matches ``topic``, or the defaults."""
+        known = self._topics.get(topic)
+        if known is not None:
+            return known.settings
         for pattern, settings in self._patterns:
             if pattern.fullmatch(topic):
                 return settings
-        return TopicSettings()
+        return _DEFAULTS
 
-    def subscribe(self, subscriber: Subscriber, *topics: str) -> None:
+    async def subscribe(
+        self, subscriber: Subscriber, *topics: str, since: str | Mapping[str, str | None] | None = None
+    ) -> Subscribed:
         """
         Deliver what is published to ``topics`` from now on. Subscribing a second time changes nothing.
+
+        It waits until the backplane delivers the topics to this process. What was missed is queued behind what is
+        pending, as fast as the client takes it, and before what is published from now on.
+
+        Args:
+            since: The position from which on one topic was missed, or a position for each of several; ``"start"`` for
+                all of its history. Default: nothing was missed.
 
         Raises:
             TypeError, ValueError: An invalid topic; then no topic is subscribed.
@@ -222,16 +309,71 @@ class Hub:
             count = len(subscriber.topics.union(topics))
             if count > subscriber.max_topics:
                 raise TooManySubscriptions(count, int(subscriber.max_topics))
+        positions = _positions(topics, since) if since else _NO_POSITIONS
         if subscriber.has_left:
             self._leave_some(subscriber, len(subscriber.topics))
             subscriber.has_left = False
-        for topic in topics:
+        added = [topic for topic in dict.fromkeys(topics) if topic not in subscriber.topics]
+        is_waiting = False
+        for topic in added:
             entry = self._topics.get(topic)
             if entry is None:
                 entry = self._topics[topic] = _Topic(self.settings(topic))
-            entry.groups.setdefault(subscriber.codec_of(topic), {})[subscriber.outbox] = subscriber
+                entry.is_confirmed = not (self.backplane.spans_processes or entry.settings.history)
+            if topic in positions and entry.settings.history:
+                # It joins the groups when it has what it missed.
+                entry.resuming += 1
+                is_waiting = True
+            else:
+                entry.groups.setdefault(subscriber.codec_of(topic), {})[subscriber.outbox] = subscriber
             subscriber.topics.add(topic)
             self._subscribers[subscriber.id] = subscriber
+            is_waiting = is_waiting or not entry.is_confirmed
+        missed: dict[str, Missed] = {}
+        if is_waiting:
+            try:
+                for topic in added:
+                    await self._confirm(topic)
+                missed = await self._recover(
+                    subscriber, {topic: positions[topic] for topic in added if topic in positions}
+                )
+            except BaseException:
+                for topic in added:
+                    self._remove(subscriber, topic)
+                raise
+        known = {topic: self._position_in(topic, missed) for topic in topics}
+        asked = [topic for topic in positions if topic in added]
+        lost = tuple(topic for topic in asked if topic not in missed or not missed[topic].recovered)
+        if subscriber.announce is not None:
+            begun = {topic: position for topic in added if (position := known[topic]) is not None}
+            if begun and subscriber.topics:
+                messages = subscriber.announce(begun, asked, lost)
+                subscriber.outbox.hold()
+                subscriber.outbox.feed(messages)
+                subscriber.wake()
+        if subscriber.resume is not None:
+            subscriber.resume.begin()
+            subscriber.wake()
+        is_recovered = bool(positions) and not lost
+        return Subscribed(is_recovered, known[topics[0]] if len(known) == 1 else known, lost)
+
+    def known_position(self, topic: str) -> str | None:
+        """The position of the last message of ``topic`` that was delivered here."""
+        entry = self._topics.get(topic)
+        return None if entry is None else entry.position
+
+    async def _confirm(self, topic: str) -> None:
+        """Wait until the backplane delivers ``topic`` to this process."""
+        entry = self._topics.get(topic)
+        if entry is None or entry.is_confirmed:
+            return
+        position, place = await self.backplane.subscribe(topic)
+        entry.is_confirmed = True
+        if entry.settings.history and place >= entry.place:
+            entry.position, entry.place = position, place
+
+    def _position_in(self, topic: str, missed: Mapping[str, Missed]) -> str | None:
+        return missed[topic].position if topic in missed else self.known_position(topic)
 
     def unsubscribe(self, subscriber: Subscriber, *topics: str) -> None:
         """Deliver no more messages of ``topics``. One that was not subscribed is ignored."""
@@ -284,18 +426,95 @@ class Hub:
         if topic not in subscriber.topics:
             return
         subscriber.topics.discard(topic)
-        groups = self._topics[topic].groups
+        entry = self._topics[topic]
         codec = subscriber.codec_of(topic)
-        group = groups[codec]
-        del group[subscriber.outbox]
-        if not group:
-            del groups[codec]
-            if not groups:
-                del self._topics[topic]
+        group = entry.groups.get(codec)
+        if group is not None and subscriber.outbox in group:
+            del group[subscriber.outbox]
+            if not group:
+                del entry.groups[codec]
+        else:
+            entry.resuming -= 1
+            if subscriber.resume is not None:
+                subscriber.resume.drop(topic)
+        if not entry.groups and not entry.resuming:
+            del self._topics[topic]
+            self.backplane.unsubscribe(topic)
         if not subscriber.topics and not subscriber.has_left:
             del self._subscribers[subscriber.id]
 
-    async def publish(self, topic: str, value: Any, *, skip: str | None = None) -> Receipt:
+    # What was missed
+
+    async def _recover(self, subscriber: Subscriber, positions: Mapping[str, str]) -> dict[str, Missed]:
+        """Let ``subscriber`` catch up on the topics of ``positions``."""
+        found: dict[str, Missed] = {}
+        for topic, since in positions.items():
+            entry = self._topics.get(topic)
+            if entry is None or not entry.settings.history:
+                continue
+            window = entry.open_window()
+            try:
+                found[topic] = await self._missed(topic, window, entry.settings, since)
+            except BaseException:
+                window.leave()
+                raise
+            if self._topics.get(topic) is not entry or topic not in subscriber.topics:
+                window.leave()  # it has unsubscribed meanwhile
+                continue
+            if subscriber.resume is None:
+                join, lose = partial(self._join, subscriber), partial(self._lose, subscriber)
+                subscriber.resume = Resume(subscriber.outbox, join=join, lose=lose)
+            codec = subscriber.replay_codec_of(topic)
+            subscriber.resume.add(topic, entry.settings, codec, window, found[topic])
+        return found
+
+    async def _missed(self, topic: str, window: Window, settings: TopicSettings, since: str) -> Missed:
+        """What a subscriber at ``since`` has missed. One read of the log serves all that resume a topic at a time."""
+        by_key = settings.overflow == "latest"
+        if not by_key:
+            if not window.is_read:
+                read = await self.backplane.read(topic, START, history=settings.history + 1, ttl=None, by_key=False)
+                window.fill(read.entries)
+            if (missed := window.missed(since)) is not None:
+                return missed
+        read = await self.backplane.read(topic, since, history=settings.history, ttl=settings.ttl, by_key=by_key)
+        return Missed(read.recovered, read.place, since if read.recovered else read.position, read.entries)
+
+    def _join(self, subscriber: Subscriber, topics: Sequence[str]) -> None:
+        for topic in topics:
+            entry = self._topics[topic]
+            entry.resuming -= 1
+            entry.groups.setdefault(subscriber.codec_of(topic), {})[subscriber.outbox] = subscriber
+        subscriber.resume = None
+
+    def lose(self, topics: Iterable[str] | None = None) -> None:
+        """
+        Tell the subscribers of ``topics``, by default of all, that messages were lost here.
+
+        A client that asked for gap markers gets one, and later messages. The connection of another is closed with 1012,
+        so that it comes back.
+        """
+        for subscriber in list(self._subscribers.values()):
+            if subscriber.resume is not None and (topics is None or any(map(subscriber.resume.__contains__, topics))):
+                subscriber.refuse(CloseCode.SERVICE_RESTART, "messages were lost")
+        for topic in list(self._topics if topics is None else topics):
+            entry = self._topics.get(topic)
+            if entry is None:
+                continue
+            entry.window, entry.position, entry.place = None, None, -1
+            for group in list(entry.groups.values()):
+                for subscriber in list(group.values()):
+                    self._lose(subscriber, topic)
+
+    def _lose(self, subscriber: Subscriber, topic: str) -> bool:
+        self.losses["lost"] += 1
+        if not subscriber.outbox.put_gap(topic, self.settings(topic)):
+            subscriber.refuse(CloseCode.SERVICE_RESTART, "messages were lost")
+            return False
+        subscriber.wake()
+        return True
+
+    async def publish(self, topic: str, value: Any, *, skip: str | None = None, key: str | None = None) -> Receipt:
         """
         Send ``value`` to every subscriber of ``topic``. Never waits for a slow client.
 
@@ -307,9 +526,12 @@ class Hub:
             topic: 1 to 255 UTF-8 bytes without control characters.
             value: ``str``, ``bytes``, or a value that JSON can represent.
             skip: The id of a connection that does not get it.
+            key: Names the message: if the history has one of the topic with this key, nothing is published. Default:
+                each call is another message.
 
         Raises:
-            TypeError, ValueError: An invalid topic, or JSON cannot represent the value. Nothing was delivered.
+            PublishTimeout: The message may or may not have been published.
+            TypeError, ValueError: An invalid topic or key, or JSON cannot represent the value. Nothing was delivered.
             RuntimeError: The app does not run, or runs in another event loop.
         """
         # Comparing threads takes 30 ns; asking for the running loop is a system call until Python 3.12.
@@ -317,10 +539,31 @@ class Hub:
             self.loop.check("app.publish_from_thread(topic, value)")
         if type(topic) is not str or topic not in self._topics:
             check_topic(topic)
-        payload = self._codecs.payload(value)
+        payload = self._codecs.payload(value, topic)
         self._published += 1
         self._deliveries_since_yield += _PUBLISH_COST
-        receipt = await self._backplane.publish(topic, payload, skip=skip)
+        settings = self.settings(topic)
+        if settings.history:
+            receipt = await self.backplane.publish(
+                payload, skip=skip, has_history=True, key=_checked(key), conflation=self._conflation(settings, payload)
+            )
+        elif key is not None:
+            raise ValueError(f"expected a topic with history for key=, got {topic!r}: app.topic(pattern, history=100)")
+        else:
+            if self.backplane.spans_processes:
+                self._key(settings, payload)  # it raises here, and not in other processes
+            receipt = await self.backplane.publish(payload, skip=skip)
+        if self.is_busy:
+            await self.relax()
+        return receipt
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether ``relax`` would yield."""
+        return bool(self._crowded or self._deliveries_since_yield >= _MAX_DELIVERIES or self._flusher.is_behind)
+
+    async def relax(self) -> None:
+        """Yield to other tasks after many deliveries, and to outboxes that fill up though their clients keep up."""
         if self._deliveries_since_yield >= _MAX_DELIVERIES or self._flusher.is_behind:
             self._deliveries_since_yield = 0
             await anyio.lowlevel.checkpoint()
@@ -328,7 +571,6 @@ class Hub:
                 await anyio.lowlevel.checkpoint()
         if self._crowded:
             await self._yield_to_crowded()
-        return receipt
 
     async def _yield_to_crowded(self) -> None:
         crowded, self._crowded = self._crowded, []
@@ -357,29 +599,45 @@ class Hub:
         """
         return self.loop.publish_from_thread(self.publish, topic, value)
 
-    def deliver(self, topic: str, payload: Payload, skip: str | None = None) -> int:
-        """
-        Put ``payload`` into the outbox of each subscriber of ``topic``. Never waits.
-
-        This is the only way into the outboxes for a published message: one way means one order.
-
-        Returns:
-            The number of outboxes that took it.
-        """
+    def reach(self, topic: str, skip: str | None) -> int:
+        """The number of subscribers that ``topic`` has in this process now, without ``skip``."""
         entry = self._topics.get(topic)
         if entry is None:
             return 0
         skipped = self._subscribers.get(skip) if skip is not None else None
-        key = self._key(entry.settings, payload)
+        count = entry.resuming + sum(map(len, entry.groups.values()))
+        return count - (skipped is not None and topic in skipped.topics)
+
+    def deliver(self, payload: Payload, skip: str | None = None, entry: Entry | None = None) -> int:
+        """
+        Put ``payload`` into the outbox of each subscriber of its topic. Never waits.
+
+        This is the only way into the outboxes for a published message: one way means one order.
+
+        Args:
+            entry: What the log has of it, on a topic with history.
+
+        Returns:
+            The number of outboxes that took it.
+        """
+        topic = self._topics.get(payload.topic)
+        if topic is None:
+            return 0
+        if entry is not None:
+            if entry.place <= topic.place:
+                return 0  # it was delivered before a cut of the backplane
+            topic.note(entry)
+        skipped = self._subscribers.get(skip) if skip is not None else None
+        key = self._key(topic.settings, payload)
         reached = 0
         # A copy: a subscriber that is refused is removed from its group.
-        for codec, group in tuple(entry.groups.items()):
+        for codec, group in tuple(topic.groups.items()):
             outboxes: Collection[Outbox] = group
             if skipped is not None and skipped.outbox in group:
                 outboxes = [outbox for outbox in group if outbox is not skipped.outbox]
                 if not outboxes:
                     continue
-            message = self._frame(codec, topic, payload, entry.settings, key)
+            message = self._frame(codec, payload, topic.settings, key)
             if message is None:
                 unreached = [group[outbox] for outbox in outboxes if not group[outbox].has_left]
                 self.losses["unencodable"] += len(unreached)
@@ -411,6 +669,56 @@ class Hub:
             self._crowded.append((outbox, message.settings))
         return True
 
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """
+        The answer of this process to a question of ``cluster_statistics`` or ``disconnect`` in any process.
+
+        Returns:
+            Of ``{"statistics": true}``: ``statistics()`` as a dict, with ``"topics"`` as a dict of topics and numbers
+            of subscribers. Of ``{"disconnect": …}``: the number of connections that it closed.
+        """
+        if "disconnect" in question:
+            return self._disconnect(**question["disconnect"])
+        topics = {topic: self.reach(topic, None) for topic in self._topics}
+        return self.statistics()._asdict() | {"topics": topics}
+
+    async def cluster_statistics(self) -> ClusterStatistics:
+        """
+        What ``statistics`` counts in all workers, in sum.
+
+        A worker that does not answer within 2 seconds is left out.
+        """
+        answers = await self.backplane.ask({"statistics": True})
+        topics: Counter[str] = Counter()
+        for answer in answers:
+            topics.update(answer["topics"])
+        return ClusterStatistics(len(answers), sum(answer["connections"] for answer in answers), dict(topics))
+
+    async def disconnect(
+        self,
+        *,
+        topic: str | None = None,
+        id: str | None = None,  # noqa: A002
+        code: int = 1000,
+        reason: str = "",
+    ) -> int:
+        """Close every connection that subscribes to ``topic``, or the one with this id, in all workers."""
+        if (topic is None) == (id is None):
+            raise TypeError("expected topic= or id=, and not both")
+        if topic is not None:
+            check_topic(topic)
+        check_close(code, reason)
+        question = {"topic": topic, "id": id, "code": code, "reason": reason}
+        return sum(await self.backplane.ask({"disconnect": question}))
+
+    def _disconnect(self, topic: str | None, id: str | None, code: int, reason: str) -> int:  # noqa: A002
+        found = [
+            subscriber for subscriber in self._subscribers.values() if subscriber.id == id or topic in subscriber.topics
+        ]
+        for subscriber in found:
+            subscriber.refuse(code, reason)
+        return len(found)
+
     def statistics(self) -> Statistics:
         """Count what happened in this process so far, and what is pending now. O(subscribers)."""
         queues = [subscriber.outbox.count for subscriber in self._subscribers.values()]
@@ -430,6 +738,29 @@ class Hub:
             flush_sizes=dict(flush_sizes),
         )
 
+    def _conflation(self, settings: TopicSettings, payload: Payload) -> bytes:
+        """The conflation key as the log has it; empty without one."""
+        if settings.overflow != "latest":
+            return b""
+        key = self._key(settings, payload)
+        try:
+            encoded = dumps_json(key)
+        except (TypeError, ValueError):
+            encoded = repr(key).encode()
+        return encoded if len(encoded) <= MAX_TOPIC_BYTES else sha256(encoded).digest()
+
+    async def position(self, topic: str) -> str:
+        """
+        The position of the last message of ``topic``.
+
+        Raises:
+            TypeError, ValueError: An invalid topic, or one without history.
+        """
+        check_topic(topic)
+        if not self.settings(topic).history:
+            raise ValueError(f"expected a topic with history, got {topic!r}: write app.topic(pattern, history=100)")
+        return await self.backplane.position(topic)
+
     def _key(self, settings: TopicSettings, payload: Payload) -> Any:
         """What the message is conflated by; ``None`` for a message without the field."""
         if settings.overflow != "latest" or settings.key is None:
@@ -442,10 +773,36 @@ class Hub:
         return key_of(settings, value)
 
     @staticmethod
-    def _frame(codec: FrameCodec, topic: str, payload: Payload, settings: TopicSettings, key: Any) -> Published | None:
+    def _frame(codec: FrameCodec, payload: Payload, settings: TopicSettings, key: Any) -> Published | None:
         try:
-            return Published(codec.frame(payload), topic, settings, key=key)
+            return Published(codec.frame(payload), payload.topic, settings, key=key, position=payload.position)
         except Exception:
             # A codec of the app that cannot encode what JSON can. The publisher did nothing wrong.
-            _log.exception("a message on %r cannot be encoded for some of its subscribers; they are closed", topic)
+            text = "a message on %r cannot be encoded for some of its subscribers; they are closed"
+            _log.exception(text, payload.topic)
             return None
+
+
+_DEFAULTS: Final = TopicSettings()
+_NO_POSITIONS: Final[Mapping[str, str]] = {}
+
+
+def _positions(topics: Sequence[str], since: str | Mapping[str, str | None]) -> Mapping[str, str]:
+    """The position of each topic of which something was missed."""
+    if isinstance(since, str):
+        if since != START and len(topics) > 1:
+            raise TypeError(f"expected since= as a dict of {len(topics)} topics and their positions, got a str")
+        return dict.fromkeys(topics, since)
+    unknown = [topic for topic in since if topic not in topics]
+    if unknown:
+        raise ValueError(f"expected since= with topics that are subscribed, got {unknown[0]!r}")
+    return {topic: position for topic, position in since.items() if position}
+
+
+def _checked(key: str | None) -> bytes:
+    """The key of a message, encoded."""
+    if key is None:
+        return b""
+    if type(key) is not str or not 0 < len(key.encode()) <= MAX_TOPIC_BYTES:
+        raise ValueError(f"expected key= as a str of 1 to {MAX_TOPIC_BYTES} UTF-8 bytes, got {key!r}")
+    return key.encode()

@@ -8,7 +8,7 @@ messages of that topic.
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from math import inf
 from typing import Final
@@ -69,6 +69,8 @@ class Outbox:
             if messages do not leave in batches now: they are queued. Without a ``sink`` or ``carry`` that is always so.
         sink: Where batches are written to.
         carry: Called when ``batch`` is to leave and there is no ``sink``. Never waits.
+        refill: Called when the last queued message was taken out, while the subscriber catches up: queues the next
+            ones that it missed.
         progress_at_last_yield: ``progress`` when publishers last yielded for this outbox in vain.
         size: Payload bytes of the queued messages.
 
@@ -86,6 +88,7 @@ class Outbox:
         "batch",
         "carry",
         "progress_at_last_yield",
+        "refill",
         "sink",
         "size",
     )
@@ -99,6 +102,7 @@ class Outbox:
         self.batch: Batch | None = BACKED_UP
         self.sink: Sink | None = None
         self.carry: Callable[[], None] | None = None
+        self.refill: Callable[[], None] | None = None
         self.progress_at_last_yield: tuple[int, int] | None = None
         self._items = _NO_ITEMS
         # Queued messages by topic, without gap markers.
@@ -144,6 +148,19 @@ class Outbox:
         """Queue a frame of ``ws.send``. Never waits; the caller waited for ``has_room``."""
         self._append(Published(frame, _NO_TOPIC, _NO_SETTINGS))
 
+    def feed(self, messages: Iterable[Published]) -> None:
+        """Queue messages that the subscriber missed. No policy rules them: ``refill`` brings some at a time."""
+        for message in messages:
+            self._append(message)
+
+    def put_gap(self, topic: str, settings: TopicSettings) -> bool:
+        """Queue the gap marker of ``topic``. ``False``: the client did not ask for gap markers."""
+        if self._marker is None:
+            return False
+        self.hold()
+        self._append(self._marker(topic, settings))
+        return True
+
     def put_nowait(self, message: Published) -> Outcome:
         """
         Queue a published message by the policy of its topic. Never waits.
@@ -177,6 +194,8 @@ class Outbox:
         message = self._items.popleft()
         self._taken += 1
         self._uncount(message)
+        if self.refill is not None and not self._items:
+            self.refill()
         return message
 
     def pop(self) -> Frame:
@@ -257,6 +276,7 @@ class Outbox:
     def clear(self) -> None:
         """Forget all pending messages, and queue what comes later."""
         self.batch = BACKED_UP
+        self.refill = None
         self._items = _NO_ITEMS
         self._counts.clear()
         self._gaps = _NO_TOPICS

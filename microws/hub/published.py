@@ -26,11 +26,16 @@ class TopicSettings(NamedTuple):
         overflow: What happens to the next one.
         key: For ``"latest"``: a field name, or a function of the message. An outbox keeps only the newest message of
             each key. ``None``: all messages of the topic have the same key.
+        history: The most messages that a subscriber may have missed and still gets; with ``"latest"``, the keys whose
+            newest message is kept. 0: none.
+        ttl: The age in seconds up to which it gets them. ``None``: any.
     """
 
     queue: int = MAX_MESSAGES
     overflow: OverflowPolicy = "close"
     key: str | Callable[[Any], Any] | None = None
+    history: int = 0
+    ttl: float | None = None
 
 
 @final
@@ -44,12 +49,20 @@ class Published:
         settings: The topic's.
         key: What ``"latest"`` compares.
         is_gap: Whether this is a gap marker, which tells the client that messages of ``topic`` were lost here.
+        position: The position of the message, on a topic with history.
     """
 
-    __slots__ = ("_encoded", "frame", "is_gap", "key", "settings", "size", "topic")
+    __slots__ = ("_encoded", "frame", "is_gap", "key", "position", "settings", "size", "topic")
 
     def __init__(
-        self, frame: Frame, topic: str, settings: TopicSettings, *, key: Any = None, is_gap: bool = False
+        self,
+        frame: Frame,
+        topic: str,
+        settings: TopicSettings,
+        *,
+        key: Any = None,
+        is_gap: bool = False,
+        position: str | None = None,
     ) -> None:
         self.frame: Frame = frame
         self.topic: str = topic
@@ -57,6 +70,7 @@ class Published:
         self.key: Any = key
         self.size: int = frame.size
         self.is_gap: bool = is_gap
+        self.position: str | None = position
         self._encoded: bytes | None = None
 
     @property

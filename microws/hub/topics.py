@@ -2,14 +2,23 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from math import inf
 from typing import Any, get_args
 
 from microws.codec import dumps_json
 from microws.hub.published import OverflowPolicy, Published, TopicSettings
 from microws.interfaces import Frame
 
-__all__ = ["MAX_TOPIC_BYTES", "check_settings", "check_topic", "expression_of", "key_of", "topic_marker"]
+__all__ = [
+    "MAX_TOPIC_BYTES",
+    "check_settings",
+    "check_topic",
+    "expression_of",
+    "gap_announcement",
+    "key_of",
+    "topic_marker",
+]
 
 MAX_TOPIC_BYTES = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -42,6 +51,11 @@ def topic_marker(topic: str, settings: TopicSettings) -> Published:
     return Published(Frame(dumps_json({"topic": topic, "gap": True}), is_text=True), topic, settings, is_gap=True)
 
 
+def gap_announcement(positions: Mapping[str, str], asked: Collection[str], lost: Collection[str]) -> list[Published]:
+    """The gap markers of topics whose missed messages are lost; see ``Announce``."""
+    return [topic_marker(topic, TopicSettings()) for topic in lost]
+
+
 def check_settings(settings: TopicSettings) -> None:
     """
     Refuse invalid settings of a topic.
@@ -49,7 +63,7 @@ def check_settings(settings: TopicSettings) -> None:
     Raises:
         ValueError: An invalid setting.
     """
-    queue, overflow, key = settings
+    queue, overflow, key, history, ttl = settings
     if overflow not in get_args(OverflowPolicy):
         raise ValueError(f"expected overflow to be one of {', '.join(get_args(OverflowPolicy))}, got {overflow!r}")
     if type(queue) is not int or queue < 1:
@@ -58,6 +72,12 @@ def check_settings(settings: TopicSettings) -> None:
         raise ValueError(f'expected key= with overflow="latest" only, got it with "{overflow}"')
     if key is not None and not isinstance(key, str) and not callable(key):
         raise ValueError(f"expected key to be a field's name or a function, got {key!r}")
+    if type(history) is not int or history < 0:
+        raise ValueError(f"expected history to be a number of messages, 0 or more, got {history!r}")
+    if ttl is not None and not 0 < ttl < inf:
+        raise ValueError(f"expected ttl to be a number of seconds greater than 0, got {ttl!r}")
+    if ttl is not None and not history:
+        raise ValueError("expected ttl= with history= only: write app.topic(pattern, history=100, ttl=300)")
     if inspect.iscoroutinefunction(key):
         raise ValueError(f"expected key to be a plain function, because publish does not wait for it, got {key!r}")
 

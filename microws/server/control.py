@@ -22,6 +22,7 @@ from microws.server.settings import Settings
 __all__ = [
     "SHARED_SIGNALS",
     "ControlSocket",
+    "HubRequest",
     "Ready",
     "Shutdown",
     "Stage",
@@ -33,7 +34,7 @@ __all__ = [
 _log = logging.getLogger("microws.server")
 
 # The worker's end of the control socket (inode and number), the listening sockets, the shared memory, and a place in
-# it, such as "90210 7 3,4 5 0".
+# it, such as "90210 7 3,4 5 0 /tmp/microws-x".
 _VARIABLE: Final = "MICROWS_SUPERVISOR"
 
 # A terminal sends these to the whole process group: the supervisor handles them, and its workers ignore them.
@@ -63,44 +64,59 @@ class Stage(enum.IntEnum):
     FORCED = 3
 
 
+class HubRequest(NamedTuple):
+    """
+    What a worker sends its supervisor to get a hub process.
+
+    Attributes:
+        path: The directory of the hub; ``None`` for the temporary one of the supervisor.
+        history_bytes: The size of a new log.
+    """
+
+    path: str | None
+    history_bytes: int
+
+
 class Ready(NamedTuple):
     """
     What a worker sends its supervisor as soon as it serves.
 
     Attributes:
         app: What the log calls the app.
-        spans_processes: Whether what one worker publishes reaches the connections of the others; ``None``: unknown.
     """
 
     app: str
-    spans_processes: bool | None
 
 
-def worker_variable(control: int, sockets: Sequence[int], share: Share) -> dict[str, str]:
-    """The variable by which ``ControlSocket.from_environment`` finds these file descriptors."""
+def worker_variable(control: int, sockets: Sequence[int], share: Share, hub: str) -> dict[str, str]:
+    """The variable by which ``ControlSocket.from_environment`` finds these file descriptors, and the directory."""
     inode = os.fstat(control).st_ino
-    return {_VARIABLE: f"{inode} {control} {','.join(map(str, sockets))} {share.memory} {share.place}"}
+    return {_VARIABLE: f"{inode} {control} {','.join(map(str, sockets))} {share.memory} {share.place} {hub}"}
 
 
 class ControlSocket:
     """
     The worker's end of the socket between it and its supervisor.
 
-    The worker sends lines: a ``Ready`` as JSON, then empty lines as heartbeats, and at the end a number of seconds for
-    each step of the shutdown. The supervisor sends a digit for each ``Stage``, and closes its end when it ends, however
-    it ends.
+    The worker sends lines: a ``HubRequest`` as JSON if it needs a hub process, a ``Ready`` as JSON, then empty lines as
+    heartbeats, and at the end a number of seconds for each step of the shutdown. The supervisor sends a digit for each
+    ``Stage``, and closes its end when it ends, however it ends.
 
     Args:
         sock: This end.
         listening: The bound sockets. The supervisor and the other workers have them as well.
         share: This worker's share of the connections. Default: it accepts all that it gets.
+        hub: The directory of the hub process, if the worker asks for one.
 
     Attributes:
-        share: As above.
+        share, hub: As above.
     """
 
-    def __init__(self, sock: socket.socket, listening: Sequence[socket.socket], *, share: Share | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, listening: Sequence[socket.socket], *, share: Share | None = None, hub: str = ""
+    ) -> None:
         self.share = share
+        self.hub = hub
         self._sock = sock
         self._listening = listening
         self._is_ready = False
@@ -120,10 +136,10 @@ class ControlSocket:
             environ: Default: the process's own.
         """
         environ = os.environ if environ is None else environ
-        numbers = environ.pop(_VARIABLE, "").split(" ")
-        if len(numbers) != 5 or not _has_file(numbers[1], numbers[0]):
+        numbers = environ.pop(_VARIABLE, "").split(" ", 5)
+        if len(numbers) != 6 or not _has_file(numbers[1], numbers[0]):
             return None
-        _, control, listening, memory, place = numbers
+        _, control, listening, memory, place, hub = numbers
         sockets = [socket.socket(fileno=int(number)) for number in (control, *listening.split(","))]
         share = Share(int(memory), int(place))
         os.close(share.memory)
@@ -134,11 +150,15 @@ class ControlSocket:
             signal.signal(number, lambda *_: None)
         # The supervisor has blocked them until this process handles them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SHARED_SIGNALS)
-        return cls(sockets[0], sockets[1:], share=share)
+        return cls(sockets[0], sockets[1:], share=share, hub=hub)
 
     def listeners(self, *, secure: bool) -> list[Listener]:
         """The sockets. Closing them takes nothing from the other workers, and removes no Unix socket's file."""
         return [Listener(sock, secure=secure) for sock in self._listening]
+
+    def ask_for_hub(self, request: HubRequest) -> None:
+        """Have the supervisor run a hub process, unless it does."""
+        self._send(json.dumps({"hub": request}))
 
     def send_ready(self, ready: Ready) -> None:
         """Tell the supervisor that clients can connect."""

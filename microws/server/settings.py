@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
 
+from microws.errors import FeatureUnavailable
 from microws.hints import option_hint
+from microws.hub_url import check_hub
 
 __all__ = [
     "SETTINGS",
@@ -58,6 +60,14 @@ class FileDescriptor(NamedTuple):
 
 
 Address: TypeAlias = InternetAddress | UnixPath | FileDescriptor
+
+
+def _hub(value: str) -> str:
+    try:
+        return check_hub(value)
+    except FeatureUnavailable as error:
+        raise ValueError(str(error)) from None
+
 
 _BIND_FORMS = "expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N"
 
@@ -273,6 +283,7 @@ _LogFormat: TypeAlias = Literal["text", "json"]
 class RunOptions(TypedDict, total=False):
     """The types that ``App.run`` accepts for each setting, besides host and port."""
 
+    hub: str | None
     bind: str | Sequence[str]
     workers: int
     worker_timeout: float
@@ -358,6 +369,9 @@ class Settings:
     )
     # As nginx's `keepalive_timeout`, and longer than the 60 of common load balancers.
     keep_alive: float = _seconds(75, "close a connection after this long without a request; 0: after each response")
+    hub: str | None = _setting(
+        None, _hub, "URL", "what carries published messages: memory, local or local:PATH; default: what the app says"
+    )
     # The file's owner and group may connect.
     unix_mode: int = _setting("0660", _unix_mode, "MODE", "permissions of the socket file of unix:PATH")
     # For platforms that send requests for a moment after SIGTERM. Ctrl-C has no delay; a second signal ends it.

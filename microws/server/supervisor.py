@@ -7,6 +7,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +15,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Final
 
 from microws.errors import FeatureUnavailable
+from microws.local.directory import HubDirectory, HubDirectoryError
 from microws.server.acceptor import Share, make_shared_memory
-from microws.server.control import SHARED_SIGNALS, Ready, Stage, signal_socket, worker_variable
+from microws.server.control import SHARED_SIGNALS, HubRequest, Ready, Stage, signal_socket, worker_variable
+from microws.server.hub_keeper import HubKeeper
 from microws.server.listening import Listener, ListenError
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import REACTION_TIMEOUT
@@ -122,6 +126,7 @@ class _Worker:
         since: When it was started; as soon as it serves, when it began to.
         last_read: When it last sent something.
         ready: What it has sent when it began to serve.
+        hub_request: Which hub process it needs, if any.
         is_stopping: It was told to stop.
         is_aborted: It was told by SIGABRT to log where it is blocked, and to end.
     """
@@ -134,6 +139,7 @@ class _Worker:
     since: float
     last_read: float
     ready: Ready | None = None
+    hub_request: HubRequest | None = None
     is_stopping: bool = False
     is_aborted: bool = False
     unread: bytes = b""
@@ -150,7 +156,9 @@ class _Worker:
         self.last_read = time.monotonic()
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
-            if self.ready is None:
+            if line.startswith(b'{"hub"'):
+                self.hub_request = HubRequest(*json.loads(line)["hub"])
+            elif self.ready is None:
                 self.ready = Ready(**json.loads(line))
                 self.since = self.last_read
                 if not self.is_stopping:
@@ -198,6 +206,9 @@ class _Supervisor:
         self._sockets = [listener.sock.fileno() for listener in listeners]
         self._renewal = renewal
         self._max_workers = 2 * settings.workers + 1  # while workers are renewed
+        # The directory of the hub process, unless the app names another one; and the process, once a worker needs it.
+        self._hub = tempfile.mkdtemp(prefix="microws-")
+        self._keeper: HubKeeper | None = None
         self._memory = make_shared_memory(self._max_workers)
         self._places = set(range(self._max_workers))
         self._selector = selectors.DefaultSelector()
@@ -238,6 +249,7 @@ class _Supervisor:
                                     signals[number]()
                     if time.monotonic() >= self._drain_at:
                         self._enter(Stage.DRAIN)
+                    self._check_hub()
                     self._check_workers()
                     self._start_and_stop()
             finally:
@@ -245,6 +257,10 @@ class _Supervisor:
                 for worker in self._workers:
                     worker.control.close()
                 os.close(self._memory)
+                if self._keeper is not None:
+                    self._keeper.close()
+                with suppress(OSError):
+                    Path(self._hub).rmdir()
         return self._exit_code
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
@@ -268,17 +284,32 @@ class _Supervisor:
         if not worker.read():
             # SIGCHLD tells whether the worker itself has ended.
             self._selector.unregister(worker.control)
-        elif worker.ready is not None and not was_serving:
+            return
+        if worker.hub_request is not None and self._keeper is None:
+            self._start_hub(worker.hub_request)
+        if worker.ready is not None and not was_serving:
             self._failed_starts = 0
             if self._app is not None:
                 _log.info("worker %d serves", worker.process.pid)
-            elif worker.ready.spans_processes is False:
-                _log.warning(
-                    "%d workers, but the backplane is 'memory': what is published in one worker reaches the "
-                    "connections of that worker only. An app that publishes needs --workers 1",
-                    self._settings.workers,
-                )
             self._app = self._app or worker.ready.app
+
+    def _start_hub(self, request: HubRequest) -> None:
+        is_temporary = request.path is None
+        try:
+            directory = HubDirectory(request.path or self._hub, request.history_bytes, is_temporary=is_temporary)
+        except HubDirectoryError as error:
+            _log.error("%s", error)
+            self._give_up(1)
+            return
+        self._keeper = HubKeeper(directory)
+        _log.info("hub process at local:%s", directory.path)
+
+    def _check_hub(self) -> None:
+        if self._keeper is None or self._keeper.has_failed:
+            return
+        self._keeper.check()
+        if self._keeper.has_failed and not self._stage:
+            self._give_up(1)
 
     def _check_workers(self) -> None:
         now = time.monotonic()
@@ -438,7 +469,7 @@ class _Supervisor:
                     control = theirs.fileno()
                     process = subprocess.Popen(
                         self._renewal.command or (),
-                        env=self._renewal.environ | worker_variable(control, self._sockets, share),
+                        env=self._renewal.environ | worker_variable(control, self._sockets, share, self._hub),
                         pass_fds=[control, *self._sockets, share.memory],
                     )
             except OSError as error:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib.util
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -17,9 +18,11 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
+from microws.hub_url import directory_of
 from microws.interfaces import ASGIApplication, Limits
+from microws.local.directory import socket_path
 from microws.server.acceptor import Acceptor, Share
-from microws.server.control import ControlSocket, Ready, Shutdown, Stage, watch_signals
+from microws.server.control import ControlSocket, HubRequest, Ready, Shutdown, Stage, watch_signals
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.lifespan import LifespanRunner
 from microws.server.listening import Listener, ListenError, tls_context
@@ -125,7 +128,7 @@ def run(
         renewal = renewal or stack.enter_context(closing(Renewal(this_program())))
         if control is not None:
             stack.callback(control.close)
-        elif settings.workers > 1:
+        elif settings.workers > 1 or str(settings.hub or getattr(app, "hub_url", "")).startswith("local"):
             return supervise(settings, renewal)
         stack.enter_context(logging_to_stderr(settings, process=control is not None))
         try:
@@ -236,7 +239,8 @@ async def serve(
     Returns:
         The exit code, as from ``run``.
     """
-    lifespan = LifespanRunner(app)
+    extensions = {"microws": {"open_hub": partial(_open_hub, settings, control)}}
+    lifespan = LifespanRunner(app, extensions=extensions)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lifespan.run)
         started = await _unless(shutdown.requested, lambda: lifespan.startup(timeout=settings.startup_timeout))
@@ -259,7 +263,7 @@ async def serve(
                 urls = ", ".join(listener.url for listener in listeners)
                 _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
             else:
-                control.send_ready(Ready(name, getattr(app, "spans_processes", None)))
+                control.send_ready(Ready(name))
             task_status.started()
             await shutdown.requested.wait()
             await _delay(server, shutdown, settings)
@@ -274,6 +278,26 @@ async def serve(
         shutdown.finish(code)
         tasks.cancel_scope.cancel()
     return code
+
+
+def _open_hub(settings: Settings, control: ControlSocket | None, url: str, history_bytes: int) -> str | None:
+    """
+    Have the supervisor run the hub process that an app needs.
+
+    Args:
+        url, history_bytes: The app's.
+
+    Returns:
+        The path of its socket; ``None``: published messages stay in this process.
+    """
+    if control is None or settings.hub == "memory":
+        return None
+    path = directory_of(settings.hub or url)
+    control.ask_for_hub(HubRequest(path, history_bytes))
+    directory = path or control.hub
+    # For the programs that the app starts.
+    os.environ["MICROWS_HUB"] = f"local:{directory}"
+    return socket_path(directory)
 
 
 def _prepare(

@@ -120,7 +120,7 @@ class TestClient:
                 "type": "lifespan",
                 "asgi": {"version": "3.0", "spec_version": "2.0"},
                 "state": self._state,
-                "extensions": {"microws": {"report_error": self._failures.append}}
+                "extensions": {"microws": {"report_error": self._failures.append, "open_hub": lambda url, size: None}}
                 if self._settings.raise_errors
                 else {},
             }

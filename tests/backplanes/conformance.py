@@ -8,13 +8,13 @@ import pytest
 from microws.interfaces import Payload, Receipt
 
 PAYLOADS = [
-    Payload("text", b"hi"),
-    Payload("text", "€ \U0001f600".encode()),
-    Payload("text", b""),
-    Payload("bytes", bytes(range(256))),
-    Payload("bytes", b""),
-    Payload("bytes", bytes(1 << 20)),
-    Payload("json", b'{"a":[1,null,"\\u0000"]}'),
+    Payload("text", b"hi", "t"),
+    Payload("text", "€ \U0001f600".encode(), "t"),
+    Payload("text", b"", "t"),
+    Payload("bytes", bytes(range(256)), "t"),
+    Payload("bytes", b"", "t"),
+    Payload("bytes", bytes(1 << 20), "t"),
+    Payload("json", b'{"a":[1,null,"\\u0000"]}', "t"),
 ]
 TOPICS = ["t", "chat:1/ü *?[]", "x" * 255]
 
@@ -28,8 +28,8 @@ class Process:
         self._subscribers = subscribers
         self._changed = anyio.Event()
 
-    def deliver(self, topic, payload, skip=None):
-        self.delivered.append((topic, payload, skip))
+    def deliver(self, payload, skip=None, entry=None):
+        self.delivered.append((payload.topic, payload, skip))
         self._changed.set()
         self._changed = anyio.Event()
         return self._subscribers
@@ -51,8 +51,8 @@ class BackplaneConformance:
 
     processes = 1
 
-    def connect(self, deliver):
-        """An async context manager with the backplane of one process, which hands what comes to ``deliver``."""
+    def connect(self, receiver):
+        """An async context manager with the backplane of one process, which delivers to ``receiver``."""
         raise NotImplementedError
 
     @asynccontextmanager
@@ -62,7 +62,7 @@ class BackplaneConformance:
             stop, ready = anyio.Event(), [anyio.Event() for _ in processes]
 
             async def run(process, is_ready):
-                async with self.connect(process.deliver) as backplane:
+                async with self.connect(process) as backplane:
                     process.publish = backplane.publish
                     is_ready.set()
                     await stop.wait()
@@ -78,33 +78,34 @@ class BackplaneConformance:
     @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: f"{payload.kind}-{len(payload.data)}")
     async def test_a_payload_arrives_unchanged_in_every_process(self, payload):
         async with self.cluster() as processes:
-            await processes[0].publish("t", payload)
+            await processes[0].publish(payload)
             for process in processes:
                 assert await process.wait_delivered(1) == [("t", payload, None)]
 
     @pytest.mark.parametrize("topic", TOPICS, ids=len)
     async def test_any_topic_arrives(self, topic):
         async with self.cluster() as processes:
-            await processes[-1].publish(topic, PAYLOADS[0])
+            payload = PAYLOADS[0]._replace(topic=topic)
+            await processes[-1].publish(payload)
             for process in processes:
-                assert await process.wait_delivered(1) == [(topic, PAYLOADS[0], None)]
+                assert await process.wait_delivered(1) == [(topic, payload, None)]
 
     async def test_skip_arrives_in_every_process(self):
         async with self.cluster() as processes:
-            await processes[0].publish("t", PAYLOADS[0], skip="connection-1")
+            await processes[0].publish(PAYLOADS[0], skip="connection-1")
             for process in processes:
                 assert await process.wait_delivered(1) == [("t", PAYLOADS[0], "connection-1")]
 
     async def test_the_receipt_counts_the_subscribers_of_this_process(self):
         async with self.cluster(subscribers=7) as processes:
-            assert await processes[0].publish("t", PAYLOADS[0]) == Receipt(7, None)
+            assert await processes[0].publish(PAYLOADS[0]) == Receipt(7, None)
 
     async def test_messages_of_each_publisher_arrive_once_and_in_order(self):
         async with self.cluster() as processes:
 
             async def publish(name, process):
                 for n in range(200):
-                    await process.publish("t", Payload("text", f"{name} {n}".encode()))
+                    await process.publish(Payload("text", f"{name} {n}".encode(), "t"))
 
             async with anyio.create_task_group() as tasks:
                 for name in ("a", "b", "c"):
@@ -117,6 +118,6 @@ class BackplaneConformance:
     async def test_publishes_one_after_another_are_in_order_across_topics(self):
         async with self.cluster() as processes:
             for n in range(50):
-                await processes[0].publish("tu"[n % 2], Payload("json", b"%d" % n))
+                await processes[0].publish(Payload("json", b"%d" % n, "tu"[n % 2]))
             for process in processes:
                 assert [int(payload.data) for _, payload, _ in await process.wait_delivered(50)] == list(range(50))

@@ -330,10 +330,8 @@ def test_workers_speak_tls_and_log_their_process_id(directory):
         access = json.loads(server.wait_for_line('.*"path".*')[0])
         assert (access["process"], access["status"]) == (pid, 101)
         assert server.stop() == 0
-        [warning] = server.find_lines(".*backplane.*")
-        warning = json.loads(warning[0])
-        assert warning["level"] == "warning"
-        assert warning["message"].startswith("2 workers, but the backplane is 'memory'")
+        [line] = server.find_lines(".*hub process.*")
+        assert json.loads(line[0])["message"].startswith("hub process at local:")
 
 
 def test_a_script_may_serve_with_several_workers(directory):

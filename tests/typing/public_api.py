@@ -354,7 +354,7 @@ async def topics() -> None:
             assert_type(message, Any)
     assert_type(app.state, State)
     assert_type(app.hub.statistics().topics, int)
-    assert_type(app.spans_processes, bool)
+    assert_type(app.hub_url, str)
     await app.publish("chat:1")  # type: ignore[call-arg]
     await app.publish(1, "x")  # type: ignore[arg-type]
     async for _ in app.publish("chat:1", "x"):  # type: ignore[attr-defined]

@@ -1,0 +1,474 @@
+"""
+The ``local`` backplane in one process: its end of the socket to the hub process.
+
+What is published is kept until the hub process has it in its log. After a cut the client connects again, says up to
+where it has the log, gets what it missed, and sends again what was not acknowledged; the log knows what it has already.
+"""
+
+import json
+import logging
+import socket
+import struct
+from collections import deque
+from collections.abc import Mapping
+from itertools import count
+from os import urandom
+from time import monotonic
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from microws.errors import PublishTimeout
+from microws.hub import running_loop
+from microws.hub.backplane import Place, Receiver
+from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Log, Replay, read_record
+from microws.interfaces import Payload, Receipt
+from microws.local.wire import (
+    ACK,
+    ANSWER,
+    ASK,
+    HELLO,
+    LENGTH,
+    PROTOCOL,
+    PUBLISH,
+    READ,
+    REQUEST,
+    STORED,
+    WELCOME,
+    Op,
+    frame,
+)
+
+__all__ = ["LocalBackplane"]
+
+_MAX_READ: Final = 256 << 10
+# Bytes that the hub process has not acknowledged, above which publishers wait.
+_MAX_PENDING: Final = 1 << 20
+# Seconds after which ``publish`` and the others raise, and between two looks at that.
+_TIMEOUT: Final = 2.0
+_CHECK_INTERVAL: Final = 0.25
+# Seconds after which a topic that has no subscribers here is not delivered any more.
+_LINGER: Final = 5.0
+# Seconds between attempts to connect, and until the first one must succeed.
+_RETRY: Final = 0.02
+_FIRST_CONNECT: Final = 10.0
+
+_log = logging.getLogger("microws.hub")
+
+
+class _Pending:
+    """A message, or a question, that the hub process has not acknowledged or answered."""
+
+    __slots__ = ("answer", "deadline", "frame", "skip", "waiter")
+
+    def __init__(self, data: bytes, *, skip: str | None = None, waits: bool = True) -> None:
+        self.frame = data
+        self.skip = skip
+        self.waiter = anyio.Event() if waits else None
+        self.answer: tuple[int, bytes] | None = None
+        self.deadline = monotonic() + _TIMEOUT
+
+    async def wait(self) -> tuple[int, bytes]:
+        """Wait for the answer: a place or count, and what follows."""
+        assert self.waiter is not None
+        await self.waiter.wait()
+        if self.answer is None:
+            raise PublishTimeout(f"expected an answer of the hub process within {_TIMEOUT:g} s, got none")
+        return self.answer
+
+    def resolve(self, number: int, tail: bytes = b"") -> None:
+        """Let ``wait`` return this."""
+        self.answer = number, tail
+        if self.waiter is not None:
+            self.waiter.set()
+
+    def end(self) -> None:
+        """It takes too long: let ``wait`` raise."""
+        if self.waiter is not None:
+            self.waiter.set()
+
+
+class LocalBackplane:
+    """
+    Carries what is published through the hub process of this machine.
+
+    Args:
+        path: Of the hub process's Unix socket.
+        serves: Whether this process serves an app. Otherwise it only publishes and reads.
+    """
+
+    spans_processes = True
+
+    def __init__(self, path: str, *, serves: bool = True) -> None:
+        self._path = path
+        self._serves = serves
+        self._id = int.from_bytes(urandom(5), "little") | 1
+        self._numbers = count(1)
+        self._numbers_of_requests = count(1)
+        self._receiver: Receiver
+        self._sock: socket.socket | None = None
+        # What is sent at the end of this turn of the event loop, and what the socket has not taken.
+        self._is_welcome = False
+        self._output: list[bytes] = []
+        self._rest = b""
+        self._is_flush_due = False
+        self._blocked = anyio.Event()
+        self._pending_bytes = 0
+        self._room = anyio.Event()
+        # In the order of their numbers.
+        self._unacknowledged: dict[int, _Pending] = {}
+        self._order: deque[int] = deque()
+        self._requests: dict[int, _Pending] = {}
+        self._topics: set[str] = set()
+        # Topics without subscribers here, and when they are given up; the oldest first.
+        self._left: dict[str, float] = {}
+        self._replies: dict[int, list[Any]] = {}
+        self._reply_arrived = anyio.Event()
+        # The log that this process knows, the place up to which it has that, and the largest message.
+        self._log_id = self._place = self._largest = 0
+        self._names: dict[bytes, str] = {}
+
+    def start(self, receiver: Receiver) -> None:
+        """See ``Backplane``."""
+        self._receiver = receiver
+
+    # The connection
+
+    async def run(self, *, task_status: "anyio.abc.TaskStatus[None] | None" = None) -> None:
+        """
+        See ``Backplane``.
+
+        Raises:
+            RuntimeError: There is no hub process at the path.
+        """
+        self._room = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            with anyio.move_on_after(_FIRST_CONNECT) as limit:
+                sock = await self._connect()
+            if limit.cancelled_caught:
+                raise RuntimeError(f"expected a hub process at {self._path}, got none")
+            while True:
+                try:
+                    await self._talk(sock, task_status)
+                finally:
+                    self._sock, self._is_welcome = None, False
+                    sock.close()
+                task_status = None
+                _log.warning("the hub process has ended; connecting again")
+                sock = await self._connect()
+
+    async def _connect(self) -> socket.socket:
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                sock.connect(self._path)
+            except OSError:
+                # No hub process, or it does not accept fast enough.
+                sock.close()
+                await anyio.sleep(_RETRY)
+            else:
+                return sock
+
+    async def _talk(self, sock: socket.socket, task_status: "anyio.abc.TaskStatus[None] | None") -> None:
+        self._sock = sock
+        self._rest = b""
+        self._output = [
+            frame(HELLO, Op.HELLO, PROTOCOL, self._serves, self._id, self._log_id, self._place),
+            *(_request(Op.SUBSCRIBE, 0, topic) for topic in self._topics),
+            frame(LENGTH, Op.BEGIN),
+        ]
+        self._is_welcome = False
+        self._blocked = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._write, sock)
+            self._flush()
+            parts: list[bytes] = []
+            missing = 0
+            while True:
+                try:
+                    data = sock.recv(_MAX_READ)
+                except BlockingIOError:
+                    await anyio.wait_readable(sock)
+                    continue
+                except OSError:
+                    data = b""
+                if not data:
+                    tasks.cancel_scope.cancel()
+                    return
+                missing -= len(data)
+                parts.append(data)
+                if missing > 0:
+                    continue
+                data = b"".join(parts) if len(parts) > 1 else data
+                at, missing = await self._read(data, task_status)
+                parts = [data[at:]] if at < len(data) else []
+
+    async def _read(self, data: bytes, task_status: "anyio.abc.TaskStatus[None] | None") -> tuple[int, int]:
+        """Follow the frames in ``data``. Returns how far, and how many bytes of the next frame are missing."""
+        receiver = self._receiver
+        at, size = 0, len(data)
+        length = LENGTH.size
+        while size - at >= LENGTH.size:
+            length, op = LENGTH.unpack_from(data, at)
+            if size - at < length:
+                break
+            if op < Op.HELLO:
+                self._deliver(data, at)
+                if receiver.is_busy:
+                    await receiver.relax()
+            else:
+                self._follow(op, data[at : at + length])
+                if op == Op.WELCOME and task_status is not None:
+                    task_status.started()
+            at += length
+        rest = size - at
+        return at, (length if rest >= LENGTH.size else LENGTH.size) - rest
+
+    def _deliver(self, data: bytes, at: int) -> None:
+        length, kind, topic_size, key_size, conflation_size, size, place, publisher, number, *_ = HEAD.unpack_from(
+            data, at
+        )
+        pending = self._unacknowledged.get(number) if publisher == self._id else None
+        skip = None if pending is None else pending.skip
+        if kind & HAS_HISTORY:
+            entry = read_record(data, at)
+            self._receiver.deliver(entry.payload, skip, entry)
+            if pending is not None:
+                pending.resolve(place, (entry.payload.position or "").encode())
+        else:
+            start = at + HEAD.size
+            encoded = data[start : start + topic_size]
+            topic = self._names.get(encoded)
+            if topic is None:
+                if len(self._names) > len(self._topics) + 1024:
+                    self._names.clear()
+                topic = self._names[encoded] = encoded.decode()
+            start += topic_size + key_size + conflation_size
+            self._receiver.deliver(Payload(KINDS[kind], data[start : start + size], topic), skip)
+        self._place = place + length
+
+    def _follow(self, op: int, data: bytes) -> None:
+        """Follow a frame that is not a message."""
+        if op == Op.ACK:
+            _, _, number, self._place = ACK.unpack(data)
+            self._acknowledge(number)
+        elif op == Op.STORED:
+            pending = self._unacknowledged.get(STORED.unpack_from(data)[2])
+            if pending is not None:
+                pending.resolve(0, data[STORED.size :])
+        elif op == Op.ANSWER:
+            _, _, number, place, reached = ANSWER.unpack_from(data)
+            self._place = max(self._place, reached)
+            if (request := self._requests.pop(number, None)) is not None:
+                request.resolve(place, data[ANSWER.size :])
+        elif op == Op.ASKED:
+            answer = self._receiver.answer(json.loads(data[ASK.size :]))
+            self._put(frame(ASK, Op.REPLY, *ASK.unpack_from(data)[2:], tail=json.dumps(answer).encode()))
+        elif op == Op.REPLY:
+            replies = self._replies.get(ASK.unpack_from(data)[3])
+            if replies is not None:
+                replies.append(json.loads(data[ASK.size :]))
+                self._reply_arrived.set()
+                self._reply_arrived = anyio.Event()
+        elif op == Op.LOST:
+            self._place = REQUEST.unpack_from(data)[3]
+            _log.error("messages were lost: this process fell behind the log of the hub, or the log was lost")
+            self._receiver.lose()
+        elif op == Op.WELCOME:
+            _, _, _, log_id, size, number, place = WELCOME.unpack(data)
+            self._log_id, self._largest = log_id, Log.largest(size)
+            self._place = place
+            self._is_welcome = True
+            for sent, pending in self._unacknowledged.items():
+                if sent > number:
+                    self._put(pending.frame)
+            for request in self._requests.values():
+                self._put(request.frame)
+
+    def _acknowledge(self, number: int) -> None:
+        while self._order and self._order[0] <= number:
+            self._pending_bytes -= len(self._unacknowledged.pop(self._order.popleft()).frame)
+        self._room.set()
+        self._room = anyio.Event()
+
+    def _put(self, data: bytes) -> None:
+        """Send ``data`` at the end of this turn of the event loop; on trio, now."""
+        if not self._is_welcome:
+            return  # it is sent with the others, in their order
+        self._output.append(data)
+        if self._is_flush_due:
+            return
+        loop = running_loop()
+        if loop is None:
+            self._flush()
+        else:
+            self._is_flush_due = True
+            loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        if self._sock is None:
+            return
+        data = b"".join([self._rest, *self._output])
+        self._output.clear()
+        try:
+            sent = self._sock.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(data)  # the reader learns of it
+        self._rest = data[sent:]
+        if self._rest:
+            self._blocked.set()
+
+    async def _write(self, sock: socket.socket) -> None:
+        """Send what the socket did not take."""
+        while True:
+            await self._blocked.wait()
+            self._blocked = anyio.Event()
+            await anyio.wait_writable(sock)
+            self._flush()
+
+    async def _watch(self) -> None:
+        """End what waits too long, and give up topics without subscribers."""
+        while True:
+            await anyio.sleep(_CHECK_INTERVAL)
+            now = monotonic()
+            for number, request in list(self._requests.items()):
+                if request.deadline > now:
+                    break
+                del self._requests[number]
+                request.end()
+            for pending in self._unacknowledged.values():
+                if pending.deadline > now:
+                    break
+                pending.end()
+            for topic, deadline in list(self._left.items()):
+                if deadline > now:
+                    break
+                del self._left[topic]
+                self._topics.discard(topic)
+                self._put(_request(Op.UNSUBSCRIBE, 0, topic))
+
+    # See ``Backplane``
+
+    async def publish(
+        self,
+        payload: Payload,
+        *,
+        skip: str | None = None,
+        has_history: bool = False,
+        key: bytes = b"",
+        conflation: bytes = b"",
+    ) -> Receipt:
+        """See ``Backplane``. Without history it only waits if the hub process does not keep up."""
+        kind, data, topic, _ = payload
+        encoded = topic.encode()
+        fields = KINDS.index(kind), has_history, len(encoded), len(key), len(conflation), 0
+        tail = b"".join((encoded, key, conflation, data))
+        size = PUBLISH.size + len(tail)
+        if self._largest and HEAD.size + len(tail) + 8 > self._largest:
+            raise ValueError(
+                f"expected a message of at most {self._largest - HEAD.size - len(encoded) - 8} bytes, got {len(data)}: "
+                "App(history_bytes=…) sets the size of the log, which holds four of the largest messages"
+            )
+        if self._pending_bytes and self._pending_bytes + size > _MAX_PENDING:
+            await self._wait_for_room(size)
+        subscribers = self._receiver.reach(topic, skip)
+        number = next(self._numbers)
+        pending = _Pending(PUBLISH.pack(size, Op.PUBLISH, *fields, number) + tail, skip=skip, waits=has_history)
+        self._unacknowledged[number] = pending
+        self._order.append(number)
+        self._pending_bytes += size
+        self._put(pending.frame)
+        if not has_history:
+            return Receipt(subscribers)
+        return Receipt(subscribers, (await pending.wait())[1].decode())
+
+    async def _wait_for_room(self, size: int) -> None:
+        with anyio.move_on_after(_TIMEOUT):
+            while self._pending_bytes and self._pending_bytes + size > _MAX_PENDING:
+                await self._room.wait()
+            return
+        raise PublishTimeout(
+            f"expected the hub process to keep up, got none of its acknowledgements for {_TIMEOUT:g} s"
+        )
+
+    async def subscribe(self, topic: str) -> Place:
+        """See ``Backplane``."""
+        self._left.pop(topic, None)
+        self._topics.add(topic)
+        place, position = await self._ask_hub(Op.SUBSCRIBE, topic)
+        return position.decode(), place
+
+    def unsubscribe(self, topic: str) -> None:
+        """See ``Backplane``. The hub process is told some seconds later, because subscribers come and go."""
+        if topic in self._topics:
+            self._left.pop(topic, None)
+            self._left[topic] = monotonic() + _LINGER
+
+    async def read(self, topic: str, since: str | None, *, history: int, ttl: float | None, by_key: bool) -> Replay:
+        """See ``Backplane``."""
+        encoded = topic.encode()
+        number = next(self._numbers_of_requests)
+        tail = encoded + (since or "").encode("utf-8", "replace")
+        data = frame(READ, Op.READ, len(encoded), number, history, ttl or 0.0, by_key, tail=tail)
+        place, answer = await self._wait_for(number, data)
+        at = answer.index(b"\0")
+        position = answer[:at].decode()
+        is_recovered = answer[at + 1 : at + 2] == b"1"
+        at += 2
+        entries = []
+        while at < len(answer):
+            entries.append(read_record(answer, at))
+            at += LENGTH.unpack_from(answer, at)[0]
+        return Replay(tuple(entries), is_recovered, position, place)
+
+    async def position(self, topic: str) -> str:
+        """See ``Backplane``."""
+        return (await self._ask_hub(Op.POSITION, topic))[1].decode()
+
+    async def claim(self, key: str, ttl: float) -> bool:
+        """See ``Backplane``."""
+        return bool((await self._ask_hub(Op.CLAIM, key, struct.pack("=d", ttl)))[0])
+
+    async def ask(self, question: Mapping[str, Any]) -> list[Any]:
+        """See ``Backplane``."""
+        number = next(self._numbers_of_requests)
+        replies = self._replies[number] = []
+        try:
+            data = frame(ASK, Op.ASK, self._id, number, tail=json.dumps(question).encode())
+            asked, _ = await self._wait_for(number, data)
+            with anyio.move_on_after(_TIMEOUT):
+                while len(replies) < asked:
+                    await self._reply_arrived.wait()
+            return replies
+        finally:
+            del self._replies[number]
+
+    async def aclose(self) -> None:
+        """See ``Backplane``."""
+        with anyio.move_on_after(_TIMEOUT):
+            while self._unacknowledged:
+                await self._room.wait()
+
+    async def _ask_hub(self, op: Op, name: str, tail: bytes = b"") -> tuple[int, bytes]:
+        number = next(self._numbers_of_requests)
+        return await self._wait_for(number, _request(op, number, name, tail))
+
+    async def _wait_for(self, number: int, data: bytes) -> tuple[int, bytes]:
+        request = self._requests[number] = _Pending(data)
+        self._put(data)
+        try:
+            return await request.wait()
+        finally:
+            self._requests.pop(number, None)
+
+
+def _request(op: Op, number: int, name: str, tail: bytes = b"") -> bytes:
+    encoded = name.encode()
+    return frame(REQUEST, op, len(encoded), number, tail=encoded + tail)

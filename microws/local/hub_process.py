@@ -1,0 +1,368 @@
+"""
+The hub process: writes what clients publish into the log, then tells those that subscribe to it.
+
+It has one thread and one place that waits. A client that does not read costs nothing but its place in the log: when it
+reads again, the log has what it missed. Only what is committed is told. So the process may be killed at any point; the
+next one goes on with the same log.
+"""
+
+import selectors
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import Final, final
+
+from microws.hub.log import KINDS, START, Log
+from microws.interfaces import Payload
+from microws.local.wire import (
+    ACK,
+    ANSWER,
+    ASK,
+    HELLO,
+    LENGTH,
+    MAX_FRAME,
+    PROTOCOL,
+    PUBLISH,
+    READ,
+    REQUEST,
+    STORED,
+    WELCOME,
+    Op,
+    frame,
+)
+
+__all__ = ["HubProcess"]
+
+# The most that is read from a client, or sent to it, before the others have their turn.
+_MAX_BYTES: Final = 256 << 10
+# Records of the log that are looked at for a client that is behind, before the others have their turn.
+_MAX_RECORDS: Final = 4096
+# A claim in the log: until when, by whom, and the number of the request.
+_CLAIM: Final = struct.Struct("=dQQ")
+
+
+@final
+class _Client:
+    """
+    One client.
+
+    Attributes:
+        id: The client's; 0 before ``HELLO``.
+        serves: Whether it serves an app, and so answers what others ask.
+        topics: Those that it subscribes to, in UTF-8.
+        place: Everything before it was sent, or is not for this client; ``None`` before ``BEGIN``.
+        log_id, known: The log that it knows, and the place up to which it has that.
+        input, missing: What has come of a frame, and how many bytes are missing.
+        output: What its socket has not taken.
+        requests: Frames that are answered once everything before them was sent.
+        number: Of its last message; and ``acknowledged``, the one up to which it was told.
+        stored: Numbers and places of messages of which it gets no record.
+    """
+
+    __slots__ = (
+        "acknowledged", "id", "input", "known", "log_id", "missing", "number", "output", "place", "requests", "serves",
+        "sock", "stored", "topics",
+    )  # fmt: skip
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.id = 0
+        self.serves = False
+        self.topics: set[bytes] = set()
+        self.place: int | None = None
+        self.log_id = self.known = 0
+        self.input: list[bytes] = []
+        self.missing = 0
+        self.output = b""
+        self.requests: list[tuple[int, bytes]] = []
+        self.number = self.acknowledged = 0
+        self.stored: list[tuple[int, int]] = []
+
+
+@final
+class HubProcess:
+    """
+    Serves the clients of a hub.
+
+    Args:
+        listener: A listening Unix socket.
+        log: Nobody else writes it.
+        supervisor: A socket. A byte on it asks for the end. Its end means that the supervisor has ended; then this
+            process ends with its last client.
+    """
+
+    def __init__(self, listener: socket.socket, log: Log, supervisor: socket.socket) -> None:
+        self._listener = listener
+        self._log = log
+        self._supervisor = supervisor
+        self._is_orphan = self._is_ending = False
+        self._selector = selectors.DefaultSelector()
+        self._clients: dict[int, _Client] = {}
+        # Records of this turn with their topics, and the place of the first.
+        self._batch: list[tuple[bytes, bytes]] = []
+        self._batch_place = log.end
+        for sock in (listener, supervisor):
+            sock.setblocking(False)
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Serve until the supervisor asks for the end, or has ended with all clients. Closes the log."""
+        is_busy = False
+        while not self._is_ending and not (self._is_orphan and not self._clients):
+            is_busy = self.turn(0 if is_busy else None)
+        self._log.close()
+
+    def turn(self, timeout: float | None) -> bool:
+        """
+        Wait until something happens, and do what follows from it.
+
+        Returns:
+            Whether more can be done without waiting.
+        """
+        self._batch_place = self._log.end
+        writable = []
+        for key, events in self._selector.select(timeout):
+            client: _Client | None = key.data
+            if client is None:
+                self._accept() if key.fileobj is self._listener else self._follow_supervisor()
+                continue
+            if events & selectors.EVENT_WRITE:
+                writable.append(client)
+            if events & selectors.EVENT_READ:
+                self._read(client)
+        # Before anything is told: what was told is in the log.
+        self._log.commit()
+        for client in writable:
+            self._flush(client)
+        for client in list(self._clients.values()):
+            if not client.output and client.place is not None:
+                self._serve(client, client.place)
+        self._batch.clear()
+        end = self._log.end
+        return any(
+            client.place is not None and not client.output and client.place < end for client in self._clients.values()
+        )
+
+    # What comes in
+
+    def _accept(self) -> None:
+        # None may be left, or no descriptor: then the client waits.
+        with suppress(OSError):
+            sock, _ = self._listener.accept()
+            sock.setblocking(False)
+            client = self._clients[sock.fileno()] = _Client(sock)
+            self._selector.register(sock, selectors.EVENT_READ, client)
+
+    def _follow_supervisor(self) -> None:
+        data = b""
+        with suppress(OSError):
+            data = self._supervisor.recv(16)
+        if data:
+            self._is_ending = True
+        else:
+            self._is_orphan = True
+            self._selector.unregister(self._supervisor)
+
+    def _read(self, client: _Client) -> None:
+        data = b""
+        try:
+            data = client.sock.recv(_MAX_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        if not data:
+            self._drop(client)
+            return
+        client.missing -= len(data)
+        if client.input:
+            client.input.append(data)
+            if client.missing > 0:
+                return
+            data = b"".join(client.input)
+        at, size = 0, len(data)
+        length = LENGTH.size
+        while size - at >= LENGTH.size:
+            length, op = LENGTH.unpack_from(data, at)
+            if not LENGTH.size <= length <= MAX_FRAME:
+                self._drop(client)
+                return
+            if size - at < length:
+                break
+            if op == Op.PUBLISH:
+                self._publish(client, data, at)
+            elif not self._follow(client, op, data[at : at + length]):
+                self._drop(client)
+                return
+            at += length
+        rest = size - at
+        client.input = [data[at:]] if rest else []
+        client.missing = (length if rest >= LENGTH.size else LENGTH.size) - rest
+
+    def _publish(self, client: _Client, data: bytes, at: int) -> None:
+        _, _, kind, has_history, topic_size, key_size, conflation_size, _, number = PUBLISH.unpack_from(data, at)
+        length = LENGTH.unpack_from(data, at)[0]
+        if number <= client.number:
+            return  # sent again after a cut
+        client.number = number
+        end = at + length
+        at += PUBLISH.size
+        topic = data[at : at + topic_size]
+        at += topic_size
+        key = data[at : at + key_size]
+        at += key_size
+        conflation = data[at : at + conflation_size]
+        place, record = self._log.append(
+            topic, Payload(KINDS[kind], data[at + conflation_size : end]), publisher=client.id, number=number,
+            has_history=bool(has_history), key=key, conflation=conflation,
+        )  # fmt: skip
+        if record:
+            self._batch.append((topic, record))
+        if has_history and (not record or topic not in client.topics):
+            client.stored.append((number, place))
+
+    def _follow(self, client: _Client, op: int, data: bytes) -> bool:
+        """Do what a frame other than ``PUBLISH`` asks for. ``False``: the client speaks another protocol."""
+        if op == Op.SUBSCRIBE:
+            client.topics.add(data[REQUEST.size :])
+            client.requests.append((op, data))
+        elif op == Op.UNSUBSCRIBE:
+            client.topics.discard(data[REQUEST.size :])
+        elif op == Op.HELLO:
+            _, _, protocol, serves, client.id, client.log_id, client.known = HELLO.unpack(data)
+            client.serves = bool(serves)
+            client.number = client.acknowledged = self._log.number_of(client.id)
+            return bool(protocol == PROTOCOL)
+        elif op == Op.BEGIN:
+            self._begin(client)
+        elif op == Op.ASK:
+            self._ask(client, data)
+        elif op == Op.REPLY:
+            asker = ASK.unpack_from(data)[2]
+            for other in self._clients.values():
+                if other.id == asker:
+                    self._send(other, data)
+        else:
+            client.requests.append((op, data))
+        return True
+
+    def _begin(self, client: _Client) -> None:
+        log = self._log
+        knows_log = client.log_id == log.id
+        place = client.place = client.known if knows_log else log.end
+        size = log.size
+        self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, log.id, size, client.number, place))
+        if client.log_id and not knows_log:
+            self._send(client, frame(REQUEST, Op.LOST, 0, place))
+
+    def _ask(self, client: _Client, data: bytes) -> None:
+        _, _, _, number = ASK.unpack_from(data)
+        asked = [other for other in self._clients.values() if other.serves]
+        for other in asked:
+            self._send(other, frame(ASK, Op.ASKED, client.id, number, tail=data[ASK.size :]))
+        self._send(client, frame(ANSWER, Op.ANSWER, number, len(asked), client.known))
+
+    # What goes out
+
+    def _serve(self, client: _Client, place: int) -> None:
+        """Send what ``client`` has not got yet, from ``place`` on, as much as one turn may take."""
+        log = self._log
+        end = log.end
+        output = []
+        for number, stored in client.stored:
+            output.append(frame(STORED, Op.STORED, number, tail=log.position_at(stored).encode()))
+        client.stored.clear()
+        if place < end:
+            if place < log.begin:
+                output.append(frame(REQUEST, Op.LOST, 0, end))
+                place = end
+            elif place == self._batch_place:
+                topics = client.topics
+                output += [record for topic, record in self._batch if topic in topics]
+                place = end
+            else:
+                place = self._catch_up(client, place, output)
+            client.place = place
+        if place == end:
+            if client.number != client.acknowledged:
+                client.acknowledged = client.number
+                output.append(frame(ACK, Op.ACK, client.number, end))
+            if client.requests:
+                output += [self._answer(client, op, data) for op, data in client.requests]
+                client.requests.clear()
+        if output:
+            self._send(client, b"".join(output))
+
+    def _catch_up(self, client: _Client, place: int, output: list[bytes]) -> int:
+        """Copy what ``client`` has not got from the log into ``output``. Returns how far that reached."""
+        log, topics = self._log, client.topics
+        size = 0
+        for count, (at, following, topic) in enumerate(log.records(place)):
+            if topic in topics:
+                output.append(bytes(log.record(at)))
+                size += following - at
+            elif log.source(at)[0] == client.id:
+                # It may have ended before it was told.
+                output.append(frame(STORED, Op.STORED, log.source(at)[1], tail=log.position_at(at).encode()))
+            if size >= _MAX_BYTES or count >= _MAX_RECORDS:
+                return following
+        return log.end
+
+    def _answer(self, client: _Client, op: int, data: bytes) -> bytes:
+        log = self._log
+        if op == Op.READ:
+            _, _, topic_size, number, history, ttl, by_key = READ.unpack_from(data)
+            topic = data[READ.size : READ.size + topic_size]
+            since = data[READ.size + topic_size :].decode()
+            found = log.find(topic, since, history=history, ttl=ttl or None, by_key=bool(by_key))
+            tail = b"%b\0%d" % (found.position.encode(), found.recovered)
+            tail += b"".join(bytes(log.record(place)) for place in found.entries)
+            return frame(ANSWER, Op.ANSWER, number, found.place, log.end, tail=tail)
+        _, _, size, number = REQUEST.unpack_from(data)
+        name = data[REQUEST.size : REQUEST.size + size]
+        if op == Op.CLAIM:
+            (ttl,) = struct.unpack("=d", data[REQUEST.size + size :])
+            return frame(ANSWER, Op.ANSWER, number, self._claim(client, name, number, ttl), log.end)
+        found = log.find(name, None, history=0)
+        return frame(ANSWER, Op.ANSWER, number, found.place, log.end, tail=found.position.encode())
+
+    def _claim(self, client: _Client, name: bytes, number: int, ttl: float) -> bool:
+        topic = b"\0claim\0" + name
+        now = time.time()
+        for entry in self._log.read(topic, START, history=1).entries:
+            until, claimer, request = _CLAIM.unpack(entry.payload.data)
+            if until > now:
+                # The same request comes again after a cut.
+                return bool((claimer, request) == (client.id, number))
+        payload = Payload("bytes", _CLAIM.pack(now + ttl, client.id, number))
+        self._log.append(topic, payload, publisher=0, number=0)
+        self._log.commit()
+        return True
+
+    def _send(self, client: _Client, data: bytes) -> None:
+        is_idle = not client.output
+        client.output += data
+        if is_idle:
+            self._flush(client)
+
+    def _flush(self, client: _Client) -> None:
+        if not client.output or client.sock.fileno() < 0:
+            return
+        try:
+            sent = client.sock.send(client.output)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # Its end is read next.
+            client.output = b""
+            return
+        client.output = client.output[sent:]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.output else 0)
+        if self._selector.get_key(client.sock).events != events:
+            self._selector.modify(client.sock, events, client)
+
+    def _drop(self, client: _Client) -> None:
+        self._selector.unregister(client.sock)
+        del self._clients[client.sock.fileno()]
+        client.sock.close()

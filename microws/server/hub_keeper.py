@@ -1,0 +1,112 @@
+"""The hub process of a supervisor: forked, and started again with the same log if it ends."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from typing import Final, final
+
+from microws.local.directory import HubDirectory
+from microws.local.hub_process import HubProcess
+
+__all__ = ["HubKeeper"]
+
+_log = logging.getLogger("microws.server")
+
+# Deaths in a row, each within so many seconds of its start, after which the hub process is given up.
+_MAX_EARLY_DEATHS: Final = 5
+_STABLE_AFTER: Final = 5.0
+# Seconds that it has to end.
+_EXIT_TIMEOUT: Final = 2.0
+
+
+@final
+class HubKeeper:
+    """
+    Runs the hub process. A fork takes some milliseconds; a new interpreter would take half a second.
+
+    Args:
+        directory: Of the hub. The supervisor holds the socket and the log, so that they outlive the process.
+
+    Attributes:
+        directory: As above.
+        has_failed: It ended too often and is not started again.
+    """
+
+    def __init__(self, directory: HubDirectory) -> None:
+        self.directory = directory
+        self.has_failed = False
+        self._early_deaths = 0
+        self._fork()
+
+    def _fork(self) -> None:
+        self._since = time.monotonic()
+        self._control, theirs = socket.socketpair()
+        # Otherwise the child would write it once more.
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid:
+            theirs.close()
+            return
+        code = 1
+        try:
+            _become_child(keep=(self.directory.listener.fileno(), self.directory.log_file, theirs.fileno()))
+            HubProcess(self.directory.listener, self.directory.log(), theirs).run()
+            code = 0
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            # Nothing of the supervisor's is cleaned up here.
+            os._exit(code)
+
+    def check(self) -> None:
+        """Start the process again if it has ended."""
+        if self.has_failed:
+            return
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if not pid:
+            return
+        self._control.close()
+        is_early = time.monotonic() - self._since < _STABLE_AFTER
+        self._early_deaths = self._early_deaths + 1 if is_early else 0
+        reason = f"the hub process {pid} ended with {os.waitstatus_to_exitcode(status)}"
+        if self._early_deaths >= _MAX_EARLY_DEATHS:
+            self.has_failed = True
+            _log.critical("%s, %d times in a row soon after its start", reason, self._early_deaths)
+            return
+        self._fork()
+        _log.error("%s; another one goes on with its log", reason)
+
+    def close(self) -> None:
+        """End the process, after the last worker."""
+        if not self.has_failed:
+            with suppress(OSError):
+                self._control.send(b"e")
+            deadline = time.monotonic() + _EXIT_TIMEOUT
+            while not os.waitpid(self._pid, os.WNOHANG)[0]:
+                if time.monotonic() > deadline:
+                    _log.error("the hub process does not end and is killed")
+                    os.kill(self._pid, signal.SIGKILL)
+                    os.waitpid(self._pid, 0)
+                    break
+                time.sleep(0.005)
+            self._control.close()
+        self.directory.close()
+
+
+def _become_child(*, keep: tuple[int, ...]) -> None:
+    """Let go of everything that the supervisor has. Signals are the supervisor's: it ends this process last."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    begin = 3
+    for kept in sorted(keep):
+        os.closerange(begin, kept)
+        begin = kept + 1
+    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))

@@ -63,6 +63,9 @@ class HubDirectory:
         try:
             self.log_file = _unnamed_file(self.path) if is_temporary else self._open_log()
             os.ftruncate(self.log_file, Log.block_size(history_bytes))
+            if not is_temporary and hasattr(os, "posix_fallocate"):
+                # Otherwise a full disk would end the hub process, by SIGBUS, when it writes.
+                os.posix_fallocate(self.log_file, 0, Log.block_size(history_bytes))
             self.listener = self._listen()
         except OSError as error:
             raise HubDirectoryError(f"cannot use {self.path} for the hub: {error}") from error

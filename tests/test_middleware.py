@@ -409,6 +409,22 @@ SETTINGS = {
 AROUND = {"nothing": lambda app: app, "added": added, "plain": Plain, "send": AroundSend, "mounted": mounted}
 
 
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+async def test_accept_timeout_ends_with_the_accept(around):
+    app = App(accept_timeout=0.05)
+
+    @app.websocket_route("/")
+    async def view(ws):
+        async with ws:
+            await anyio.sleep(0.1)
+            await ws.send("still here")
+
+    async with serving_websockets(around(app)) as served, await served.connect() as client:
+        await client.open()
+        assert await client.read_payloads(1) == [b"still here"]
+
+
 @pytest.mark.parametrize("around", [*AROUND.values(), included], ids=[*AROUND, "included"])
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_BACKENDS.values(), ids=ASYNCIO_BACKENDS)
 class TestLimits:

@@ -453,8 +453,8 @@ class _Supervisor:
                 _log.info("all %d workers are new", len(serving))
             else:
                 urls = ", ".join(listener.url for listener in self._listeners)
-                text = "microws %s serving %s on %s with %d workers (Ctrl-C stops)"
-                _log.info(text, __version__, self._app, urls, len(serving))
+                workers = "1 worker" if len(serving) == 1 else f"{len(serving)} workers"
+                _log.info("microws %s serving %s on %s with %s (Ctrl-C stops)", __version__, self._app, urls, workers)
 
     def _start(self) -> None:
         with ExitStack() as undo:

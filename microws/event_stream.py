@@ -181,16 +181,24 @@ def _announcement(
     it comes back, even if it has got no event.
     """
     token = join_positions(positions.get(topic) for topic in topics)
-    if lost:
-        events = [ServerSentEvent({"topic": topic, "gap": True}, event="gap", id=token).encoded for topic in lost]
-    else:
-        events = [] if asked else [f"id: {token}\n\n".encode()]
+    events = [_gap_event(topic, token) for topic in lost]
+    if not asked:
+        events = [f"id: {token}\n\n".encode()]
     frames = [Frame(_as_chunk(event) if is_chunked else event, is_encoded=True) for event in events]
     return [Published(frame, "", TopicSettings(), is_gap=True) for frame in frames]
 
 
+def _gap_event(topic: str, token: str | None = None) -> bytes:
+    return ServerSentEvent({"topic": topic, "gap": True}, event="gap", id=token).encoded
+
+
 def _gap_marker(topic: str, settings: TopicSettings, *, is_chunked: bool) -> Published:
-    return Published(_GAPS[is_chunked], topic, settings, is_gap=True)
+    """An event on a topic with history, whose clients rely on getting all; otherwise a comment."""
+    frame = _GAPS[is_chunked]
+    if settings.history:
+        event = _gap_event(topic)
+        frame = Frame(_as_chunk(event) if is_chunked else event, is_encoded=True)
+    return Published(frame, topic, settings, is_gap=True)
 
 
 class Stream:

@@ -513,6 +513,18 @@ class TestOnTheOwnServer:
             assert numbers == list(range(len(numbers)))
             assert b": gap" not in parts[gap + 1 :]
 
+    async def test_a_loss_on_a_topic_with_history_is_an_event(self):
+        app = event_app()
+        app.topic("t", history=10)
+        async with serving(app) as served, browsing(served) as browser:
+            await app.publish("t", "before")
+            app.hub.lose()
+            await app.publish("t", "behind")
+            await browser.read_until(b"behind")
+            before, gap, _ = browser.body.removeprefix(OPENING).split(b"\n\n")[1:4]
+            assert before.endswith(b"data: before")
+            assert gap == b'event: gap\ndata: {"topic":"t","gap":true}'
+
     async def test_cors_and_hooks_keep_the_direct_way(self):
         app = event_app(origins=["https://a.example"])
         calls = []

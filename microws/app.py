@@ -691,6 +691,37 @@ class App:
 
         return Stream(self.hub, self._root._codecs.get("text"), topics, event, since)
 
+    async def disconnect(
+        self,
+        *,
+        topic: str | None = None,
+        id: str | None = None,  # noqa: A002
+        code: int = 1000,
+        reason: str = "",
+    ) -> int:
+        """
+        Close every connection that subscribes to ``topic``, or the one with this ``ws.id``, in all workers.
+
+        For example, subscribe each connection of a user to ``user:42``, and close all of them when the user logs out.
+        Clients first get what was published before. An event stream ends without code and reason; a browser then
+        requests it again. Blocks of ``app.subscribe`` are not connections and go on.
+
+        Args:
+            topic, id: Give one of them.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own codes.
+            reason: At most 123 bytes in UTF-8.
+
+        Returns:
+            The number of connections that were closed. It lacks those of a worker that does not answer within 2
+            seconds.
+
+        Raises:
+            TypeError, ValueError: The topic, code or reason is invalid, or not one of ``topic`` and ``id`` was given.
+            RuntimeError: The app is not running, or runs in another event loop.
+            PublishTimeout: The hub process does not answer.
+        """
+        return await self.hub.disconnect(topic=topic, id=id, code=code, reason=reason)
+
     def members(self, topic: str) -> Any:
         """Presence. Not in this version: raises ``FeatureUnavailable``."""
         raise FeatureUnavailable("this version has no presence: app.members is not available")

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
+from microws.closing import CloseCode
 from microws.codec import MessageCodec, dumps_json
 from microws.connection.deadlines import deadlines_of
 from microws.datastructures import Headers
@@ -262,9 +263,23 @@ class Stream:
             announce=partial(_announcement, topics, is_chunked),
         )
 
-    async def attach(self, subscriber: Subscriber, last_event_id: str | None, *, is_chunked: bool) -> None:
-        """Subscribe a response. ``last_event_id`` counts if ``app.stream`` was not given ``since``."""
+    async def attach(
+        self,
+        subscriber: Subscriber,
+        last_event_id: str | None,
+        *,
+        is_chunked: bool,
+        disconnect: Callable[[int, str], None],
+    ) -> None:
+        """
+        Subscribe a response.
+
+        Args:
+            last_event_id: Counts if ``app.stream`` was not given ``since``.
+            disconnect: Ends the response for ``Hub.disconnect``.
+        """
         topics = tuple(self._events)
+        self._hub.disconnects[subscriber.id] = disconnect
         since = split_positions(topics, self.since or last_event_id)
         if since is not None and len(topics) > 1:
             # Until it has all that it missed, its ids have the positions that it has reached.
@@ -281,6 +296,7 @@ class Stream:
 
     def detach(self, subscriber: Subscriber) -> None:
         """Unsubscribe a response, and forget what is in its outbox."""
+        self._hub.disconnects.pop(subscriber.id, None)
         self._hub.leave(subscriber)
         subscriber.outbox.clear()
 
@@ -290,7 +306,7 @@ class Stream:
     async def __anext__(self) -> ServerSentEvent:
         topics = tuple(self._events)
         if self._queue is None:
-            self._queue = TopicQueue(self._hub, self._codec, topics)
+            self._queue = TopicQueue(self._hub, self._codec, topics, is_connection=True)
             await self._queue.open(split_positions(topics, self.since))
         try:
             message = await self._queue.get()
@@ -443,7 +459,9 @@ class _TopicEvents:
     async def _attach(self, last_event_id: str | None) -> None:
         """Subscribe. Before the head of the response: what is published once the client has it is for the client."""
         assert self._subscriber is not None
-        await self._stream.attach(self._subscriber, last_event_id, is_chunked=self._is_chunked)
+        await self._stream.attach(
+            self._subscriber, last_event_id, is_chunked=self._is_chunked, disconnect=self._disconnect
+        )
 
     def _start(self) -> None:
         """From now on the outbox writes to the sink."""
@@ -457,6 +475,11 @@ class _TopicEvents:
         self._outbox.clear()
         if self._sink is not None:
             self._sink.close(code, reason)
+
+    def _disconnect(self, _code: int, reason: str) -> None:
+        """End the response after what was published before. A client of HTTP learns neither code nor reason."""
+        if self._sink is not None:
+            self._sink.close(CloseCode.TRY_AGAIN_LATER, reason)
 
     def _detach(self) -> None:
         """Unsubscribe."""
@@ -529,17 +552,16 @@ class _PortableEvents(_TopicEvents):
 
     async def _next(self) -> bytes:
         """Wait for what is to be sent next; empty at the end."""
-        if self._has_ended:
-            return b""
-        self._body = b""
-        waiter = self._waiter = anyio.Event() if self._loop is None else self._loop.create_future()
-        self.is_writable = True
-        try:
-            self._outbox.drain()
-            await (waiter if isinstance(waiter, asyncio.Future) else waiter.wait())
-        finally:
-            self.is_writable = False
-        return self._body
+        if not self._has_ended:
+            waiter = self._waiter = anyio.Event() if self._loop is None else self._loop.create_future()
+            self.is_writable = True
+            try:
+                self._outbox.drain()
+                await (waiter if isinstance(waiter, asyncio.Future) else waiter.wait())
+            finally:
+                self.is_writable = False
+        body, self._body = self._body, b""
+        return body
 
     async def _keep_alive(self) -> None:
         while True:
@@ -556,7 +578,8 @@ class _PortableEvents(_TopicEvents):
         self._resume()
 
     def close(self, code: int, reason: str) -> None:
-        """End the response."""
+        """End the response after what is pending."""
+        self._body += self._outbox.take_all()
         self._end()
         self._detach()
 

@@ -25,10 +25,14 @@ class TopicQueue:
         hub: Of the topics.
         codec: Frames the messages.
         topics: One or more.
+        is_connection: Whether ``Hub.disconnect`` ends it, as if a message was lost. Default: no.
     """
 
-    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...]) -> None:
+    def __init__(
+        self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], *, is_connection: bool = False
+    ) -> None:
         self._hub = hub
+        self._is_connection = is_connection
         self._topics = topics
         self._is_open = False
         self._overflowed = False
@@ -45,11 +49,14 @@ class TopicQueue:
             "anyio.from_thread.run(function), where the `async def` function reads the topics in the app's event loop"
         )
         self._is_open = True
+        if self._is_connection:
+            self._hub.disconnects[self._subscriber.id] = self._refuse
         subscribed = await self._hub.subscribe(self._subscriber, *self._topics, since=since)
         self._has_lost = bool(subscribed.lost)
 
     def close(self) -> None:
         """Unsubscribe, and forget what is queued."""
+        self._hub.disconnects.pop(self._subscriber.id, None)
         self._hub.leave(self._subscriber)
         self._outbox.clear()
         self._is_open = self._overflowed = False

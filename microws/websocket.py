@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import count
 from os import urandom
 from types import TracebackType
@@ -126,6 +126,9 @@ class WebSocket(BaseRequest):
         """Unique name of this connection. It has a random part, so that it also differs between processes."""
         if not self._id:
             self._id = f"{_process()}-{next(_numbers)}"
+            if not self.closed:
+                self._options.hub.disconnects[self._id] = self._disconnect
+                self._connection.unsubscribe = self._leave
         return self._id
 
     @property
@@ -248,6 +251,18 @@ class WebSocket(BaseRequest):
         connection.mark_close_seen()
         connection.close(code, reason)
         await connection.wait_close_sent()
+
+    def _disconnect(self, code: int, reason: str) -> None:
+        """Close for ``Hub.disconnect``. Never waits."""
+        connection = self._connection
+        (connection.close_now if connection.state is CONNECTING else connection.close)(code, reason)
+
+    def _leave(self) -> None:
+        """The connection ends: it is not in the hub any more."""
+        hub = self._options.hub
+        del hub.disconnects[self._id]
+        if self._subscriber is not None:
+            hub.leave(self._subscriber)
 
     async def __aenter__(self) -> Self:
         if not self._connection.accepted:
@@ -484,7 +499,6 @@ class WebSocket(BaseRequest):
                 max_topics=options.max_subscriptions,
                 announce=options.announce,
             )
-            self._connection.unsubscribe = partial(options.hub.leave, self._subscriber)
         return await options.hub.subscribe(self._subscriber, *topics, since=since)
 
     async def unsubscribe(self, *topics: str) -> None:

@@ -28,6 +28,7 @@ APP = {
     "before_request",
     "before_websocket",
     "delete",
+    "disconnect",
     "error_handler",
     "get",
     "health",

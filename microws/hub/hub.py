@@ -228,6 +228,8 @@ class Hub:
     Attributes:
         backplane: As above. It may be replaced until the hub is used.
         connections: WebSockets that are open or being opened; the dispatcher counts them.
+        disconnects: By id, the function that closes a connection with a code and a reason: of each event stream, and of
+            each WebSocket whose id was read. Never waits.
         loop: The event loop that the app runs in.
         losses: Messages that subscribers did not get, by reason.
     """
@@ -250,6 +252,7 @@ class Hub:
         self._leaving: deque[Subscriber] = deque()
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.connections = 0
+        self.disconnects: dict[str, Callable[[int, str], None]] = {}
         self.losses: Counter[str] = Counter()
 
     def use(self, backplane: Backplane) -> None:
@@ -702,7 +705,14 @@ class Hub:
         code: int = 1000,
         reason: str = "",
     ) -> int:
-        """Close every connection that subscribes to ``topic``, or the one with this id, in all workers."""
+        """
+        Close every connection that subscribes to ``topic``, or the one with this id, in all workers.
+
+        Raises:
+            TypeError, ValueError: An invalid argument.
+            RuntimeError: The app does not run, or runs in another event loop.
+        """
+        self.loop.check("anyio.from_thread.run(function), where the `async def` function calls app.disconnect")
         if (topic is None) == (id is None):
             raise TypeError("expected topic= or id=, and not both")
         if topic is not None:
@@ -712,11 +722,11 @@ class Hub:
         return sum(await self.backplane.ask({"disconnect": question}))
 
     def _disconnect(self, topic: str | None, id: str | None, code: int, reason: str) -> int:  # noqa: A002
-        found = [
-            subscriber for subscriber in self._subscribers.values() if subscriber.id == id or topic in subscriber.topics
-        ]
-        for subscriber in found:
-            subscriber.refuse(code, reason)
+        ids = [id] if topic is None else [each.id for each in self._subscribers.values() if topic in each.topics]
+        # An ``app.subscribe`` block is not a connection.
+        found = [disconnect for each in ids if (disconnect := self.disconnects.get(each or "")) is not None]
+        for disconnect in found:
+            disconnect(code, reason)
         return len(found)
 
     def statistics(self) -> Statistics:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ClientDisconnect,
         FeatureUnavailable,
         HTTPException,
+        HubUnavailable,
         InvalidMessage,
         MicrowsError,
         Overflow,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from microws.event_stream import EventStream, ServerSentEvent
     from microws.files import FileResponse
     from microws.forms import UploadFile
+    from microws.hub_connection import connect_hub
     from microws.interfaces import Codec, Receipt, Subscribed
     from microws.requests import Request
     from microws.responses import JSONResponse, RedirectResponse, Response
@@ -57,6 +59,7 @@ __all__ = [
     "FileResponse",
     "HTTPException",
     "Headers",
+    "HubUnavailable",
     "InvalidMessage",
     "JSONResponse",
     "MicrowsError",
@@ -78,6 +81,7 @@ __all__ = [
     "WebSocket",
     "WebSocketDisconnect",
     "WebSocketRejected",
+    "connect_hub",
 ]
 
 # Type checkers read the imports above, and take every name to exist in a module that has a `__getattr__`.
@@ -91,6 +95,7 @@ if not TYPE_CHECKING:
         "event_stream": ("EventStream", "ServerSentEvent"),
         "files": ("FileResponse",),
         "forms": ("UploadFile",),
+        "hub_connection": ("connect_hub",),
         "interfaces": ("Codec", "Receipt", "Subscribed"),
         "requests": ("Request",),
         "responses": ("JSONResponse", "RedirectResponse", "Response"),

@@ -13,6 +13,7 @@ Every exception that microws raises, in one tree.
     ├── Overflow                  a subscription was read too slowly
     ├── TooManySubscriptions      a connection would exceed App(max_subscriptions=…)
     ├── PublishTimeout            TimeoutError: the message may or may not have been published
+    ├── HubUnavailable            ConnectionError: no hub process answers where one is expected
     ├── RoutingError              ValueError: an invalid pattern or name, or two routes that conflict
     └── FeatureUnavailable        NotImplementedError: this version does not have the feature
 
@@ -27,6 +28,7 @@ __all__ = [
     "ClientDisconnect",
     "FeatureUnavailable",
     "HTTPException",
+    "HubUnavailable",
     "InvalidMessage",
     "MicrowsError",
     "Overflow",
@@ -160,6 +162,10 @@ class TooManySubscriptions(MicrowsError):
 
 class PublishTimeout(MicrowsError, TimeoutError):
     """The backplane did not answer in time: the message may or may not have been published."""
+
+
+class HubUnavailable(MicrowsError, ConnectionError):
+    """No hub process is where one is expected, none of its workers answers, or it is of another version of microws."""
 
 
 class ReceiveTimeout(TimeoutError):

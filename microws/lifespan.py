@@ -153,7 +153,7 @@ class Lifespan:
             scope: ASGI's, or an empty one. Its ``state`` is updated with the mappings that the contexts yield, and is
                 yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks;
                 ``["open_hub"]`` with the app's ``hub`` and ``history_bytes``: it returns the path of the hub process's
-                socket, or ``None`` if this process is alone.
+                socket, or ``None`` if this process is alone. ``["mount"]`` is where the app is mounted.
         """
         extension = (scope.get("extensions") or {}).get("microws") or {}
         run = _Run(extension.get("report_error"))
@@ -162,7 +162,7 @@ class Lifespan:
             self._runs.append(run)
             stack.callback(self._runs.remove, run)
             self._has_run = True
-            self._connect_hub(extension.get("open_hub"))
+            self._connect_hub(extension.get("open_hub"), extension.get("mount", ""))
             group = await stack.enter_async_context(task_group())
             await group.start(self._hub.backplane.run)
             stack.push_async_callback(self._hub.backplane.aclose)
@@ -203,8 +203,8 @@ class Lifespan:
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _connect_hub(self, open_hub: Callable[[str, int], str | None] | None) -> None:
-        """Let the hub use the backplane that the server has."""
+    def _connect_hub(self, open_hub: Callable[[str, int], str | None] | None, mount: str) -> None:
+        """Let the hub use the backplane that the server has. Apps that are mounted share it, but no topics."""
         if open_hub is None:
             if self._hub_url.startswith("local"):
                 raise RuntimeError(
@@ -216,7 +216,7 @@ class Lifespan:
             # Imported here, because an app in one process does not need it.
             from microws.local.client import LocalBackplane
 
-            self._hub.use(LocalBackplane(path))
+            self._hub.use(LocalBackplane(path, mount=mount))
 
 
 class _MountedLifespan(LifespanRunner):
@@ -238,8 +238,13 @@ def _by_app(outer: Any, mounts: list[Mounted]) -> list[list[Mounted]]:
 
 @asynccontextmanager
 async def _run_mounted(mounts: list[Mounted], scope: Scope) -> AsyncIterator[None]:
-    name = f"the app mounted at {mounts[0].path}"
-    lifespan = _MountedLifespan(mounts[0].endpoint.app, name=name, extensions=scope.get("extensions"))
+    path = mounts[0].path
+    name = f"the app mounted at {path}"
+    outer = scope.get("extensions") or {}
+    extension = outer.get("microws") or {}
+    # An app that is mounted at several places runs once, with the first of them as its name in the hub.
+    extensions = {**outer, "microws": {**extension, "mount": extension.get("mount", "") + (path or "/")}}
+    lifespan = _MountedLifespan(mounts[0].endpoint.app, name=name, extensions=extensions)
     async with task_group() as group:
         group.start_soon(lifespan.run)
         # The server limits the time of the whole lifespan.

@@ -28,9 +28,7 @@ class TopicQueue:
         is_connection: Whether ``Hub.disconnect`` ends it, as if a message was lost. Default: no.
     """
 
-    def __init__(
-        self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], *, is_connection: bool = False
-    ) -> None:
+    def __init__(self, hub: Hub, codec: MessageCodec, topics: tuple[str, ...], *, is_connection: bool = False) -> None:
         self._hub = hub
         self._is_connection = is_connection
         self._topics = topics

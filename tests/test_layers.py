@@ -19,7 +19,7 @@ FLOORS = {
     2: "bench/ cors hub/ requests responses templates testing/ threads",
     3: "answers connection/ local/ streams",
     4: "files hooks server/ settings subscription websocket",
-    5: "event_stream views",
+    5: "event_stream hub_connection views",
     6: "dispatch/ health lifespan",
     7: "app",
     8: "__init__",

@@ -24,7 +24,7 @@ from microws.hub.published import (
     Published,
     TopicSettings,
 )
-from microws.hub.topics import check_topic, gap_announcement, topic_marker
+from microws.hub.topics import check_topic, encode_key, gap_announcement, topic_marker
 
 __all__ = [
     "BACKED_UP",
@@ -50,6 +50,7 @@ __all__ = [
     "TopicSettings",
     "check_topic",
     "close_too_slow",
+    "encode_key",
     "gap_announcement",
     "join_positions",
     "live_announcement",

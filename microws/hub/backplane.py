@@ -127,8 +127,12 @@ class Backplane(Protocol):
         """
         ...
 
-    async def ask(self, question: Mapping[str, Any]) -> list[Any]:
-        """The answers of all processes to ``question``, which JSON can carry. One that does not answer is left out."""
+    async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
+        """
+        The answers of all processes to ``question``, which JSON can carry. One that does not answer is left out.
+
+        With ``first`` it returns as soon as one has answered.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -212,7 +216,7 @@ class MemoryBackplane:
         self._claims[key] = now + ttl
         return True
 
-    async def ask(self, question: Mapping[str, Any]) -> list[Any]:
+    async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""
         return [self._receiver.answer(question)]
 

@@ -9,6 +9,7 @@ event loop or, if the client does not keep up, into the queue.
 import asyncio
 import logging
 import re
+from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,16 @@ from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import Published, TopicSettings
-from microws.hub.topics import MAX_TOPIC_BYTES, check_settings, check_topic, expression_of, key_of
+from microws.hub.topics import (
+    MAX_TOPIC_BYTES,
+    check_settings,
+    check_topic,
+    encode_key,
+    expression_of,
+    key_of,
+    settings_from_json,
+    settings_to_json,
+)
 from microws.interfaces import Payload, Receipt, Subscribed
 
 __all__ = ["Announce", "Hub", "Statistics", "Subscriber"]
@@ -278,6 +288,10 @@ class Hub:
     def include(self, other: "Hub") -> None:
         """Add the patterns of ``other`` after those of this hub."""
         self._patterns.extend(other._patterns)  # noqa: SLF001 - of the same class
+
+    def learn(self, settings: Iterable[Sequence[Any]]) -> None:
+        """Have the patterns of a hub in another process, which ``answer`` gave."""
+        self._patterns = [(re.compile(each[0], re.DOTALL), settings_from_json(each[1:])) for each in settings]
 
     def settings(self, topic: str) -> TopicSettings:
         """The settings of the first pattern that matches ``topic``, or the defaults."""
@@ -546,12 +560,12 @@ class Hub:
         self._published += 1
         self._deliveries_since_yield += _PUBLISH_COST
         settings = self.settings(topic)
+        name = b"" if key is None else encode_key(key, topic, settings)
         if settings.history:
+            conflation = self._conflation(settings, payload)
             receipt = await self.backplane.publish(
-                payload, skip=skip, has_history=True, key=_checked(key), conflation=self._conflation(settings, payload)
+                payload, skip=skip, has_history=True, key=name, conflation=conflation
             )
-        elif key is not None:
-            raise ValueError(f"expected a topic with history for key=, got {topic!r}: app.topic(pattern, history=100)")
         else:
             if self.backplane.spans_processes:
                 self._key(settings, payload)  # it raises here, and not in other processes
@@ -674,14 +688,25 @@ class Hub:
 
     def answer(self, question: Mapping[str, Any]) -> Any:
         """
-        The answer of this process to a question of ``cluster_statistics`` or ``disconnect`` in any process.
+        The answer of this process to a question of ``cluster_statistics``, ``disconnect`` or ``connect_hub``.
 
         Returns:
             Of ``{"statistics": true}``: ``statistics()`` as a dict, with ``"topics"`` as a dict of topics and numbers
-            of subscribers. Of ``{"disconnect": …}``: the number of connections that it closed.
+            of subscribers. Of ``{"disconnect": …}``: the number of connections that it closed. Of ``{"settings":
+            true}``: what ``learn`` takes. Of ``{"conflation": …}``, the kind, the data in base64 and the topic of a
+            payload: ``{"conflation": …}`` in base64, or ``{"error": …}``.
         """
         if "disconnect" in question:
             return self._disconnect(**question["disconnect"])
+        if "settings" in question:
+            return [(pattern.pattern, *settings_to_json(settings)) for pattern, settings in self._patterns]
+        if "conflation" in question:
+            kind, data, topic = question["conflation"]
+            try:
+                conflation = self._conflation(self.settings(topic), Payload(kind, b64decode(data), topic))
+            except Exception as error:  # of the app's function
+                return {"error": f"{type(error).__name__}: {error}"}
+            return {"conflation": b64encode(conflation).decode()}
         topics = {topic: self.reach(topic, None) for topic in self._topics}
         return self.statistics()._asdict() | {"topics": topics}
 
@@ -807,12 +832,3 @@ def _positions(topics: Sequence[str], since: str | Mapping[str, str | None]) -> 
     if unknown:
         raise ValueError(f"expected since= with topics that are subscribed, got {unknown[0]!r}")
     return {topic: position for topic, position in since.items() if position}
-
-
-def _checked(key: str | None) -> bytes:
-    """The key of a message, encoded."""
-    if key is None:
-        return b""
-    if type(key) is not str or not 0 < len(key.encode()) <= MAX_TOPIC_BYTES:
-        raise ValueError(f"expected key= as a str of 1 to {MAX_TOPIC_BYTES} UTF-8 bytes, got {key!r}")
-    return key.encode()

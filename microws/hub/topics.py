@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Any, get_args
 
@@ -14,9 +14,12 @@ __all__ = [
     "MAX_TOPIC_BYTES",
     "check_settings",
     "check_topic",
+    "encode_key",
     "expression_of",
     "gap_announcement",
     "key_of",
+    "settings_from_json",
+    "settings_to_json",
     "topic_marker",
 ]
 
@@ -80,6 +83,35 @@ def check_settings(settings: TopicSettings) -> None:
         raise ValueError("expected ttl= with history= only: write app.topic(pattern, history=100, ttl=300)")
     if inspect.iscoroutinefunction(key):
         raise ValueError(f"expected key to be a plain function, because publish does not wait for it, got {key!r}")
+
+
+def encode_key(key: object, topic: str, settings: TopicSettings) -> bytes:
+    """
+    The key of a message of ``topic``, as the log has it.
+
+    Raises:
+        ValueError: An invalid key, or the topic has no history.
+    """
+    if not settings.history:
+        raise ValueError(f"expected a topic with history for key=, got {topic!r}: app.topic(pattern, history=100)")
+    if type(key) is not str or not 0 < len(key.encode()) <= MAX_TOPIC_BYTES:
+        raise ValueError(f"expected key= as a str of 1 to {MAX_TOPIC_BYTES} UTF-8 bytes, got {key!r}")
+    return key.encode()
+
+
+def settings_to_json(settings: TopicSettings) -> tuple[Any, ...]:
+    """The settings for another process; a function stays in this one."""
+    return settings._replace(key=True) if callable(settings.key) else settings  # type: ignore[arg-type]
+
+
+def settings_from_json(fields: Sequence[Any]) -> TopicSettings:
+    """What ``settings_to_json`` was given. Without the function, each message has a key of its own."""
+    queue, overflow, key, history, ttl = fields
+    return TopicSettings(queue, overflow, _own_key if key is True else key, history, ttl)
+
+
+def _own_key(_value: Any) -> object:
+    return object()
 
 
 # Types of which two values can be compared without failing and without taking long.

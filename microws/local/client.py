@@ -20,10 +20,10 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from microws.errors import PublishTimeout
+from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import running_loop
 from microws.hub.backplane import Place, Receiver
-from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Log, Replay, read_record
+from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Entry, Log, Replay, read_record
 from microws.interfaces import Payload, Receipt
 from microws.local.wire import (
     ACK,
@@ -37,6 +37,7 @@ from microws.local.wire import (
     REQUEST,
     STORED,
     WELCOME,
+    WELCOME_PROTOCOL,
     Op,
     frame,
 )
@@ -96,20 +97,27 @@ class LocalBackplane:
 
     Args:
         path: Of the hub process's Unix socket.
-        serves: Whether this process serves an app. Otherwise it only publishes and reads.
+        serves: Whether this process serves an app. Otherwise it only publishes and reads, each ``publish`` waits until
+            the log has the message, and a missing hub process is an error at once.
+        mount: Where the app is mounted, if it is not the outermost one: its topics, claims and questions are separate
+            from those of other apps.
     """
 
     spans_processes = True
 
-    def __init__(self, path: str, *, serves: bool = True) -> None:
+    def __init__(self, path: str, *, serves: bool = True, mount: str = "") -> None:
         self._path = path
         self._serves = serves
+        # Before each name. A topic has no control characters.
+        self._prefix = f"{mount}\0".encode() if mount else b""
         self._id = int.from_bytes(urandom(5), "little") | 1
         self._numbers = count(1)
         self._numbers_of_requests = count(1)
         self._receiver: Receiver
         self._sock: socket.socket | None = None
         # What is sent at the end of this turn of the event loop, and what the socket has not taken.
+        # Whether the hub process is of another version; and whether it has answered ``HELLO``.
+        self._is_foreign = False
         self._is_welcome = False
         self._output: list[bytes] = []
         self._rest = b""
@@ -141,34 +149,41 @@ class LocalBackplane:
         See ``Backplane``.
 
         Raises:
-            RuntimeError: There is no hub process at the path.
+            HubUnavailable: There is no hub process at the path, or one of another version of microws.
         """
         self._room = anyio.Event()
+        with anyio.move_on_after(_FIRST_CONNECT) as limit:
+            sock = await self._connect(is_first=True)
+        if limit.cancelled_caught:
+            raise HubUnavailable(f"expected a hub process at {self._path}, got none")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
-            with anyio.move_on_after(_FIRST_CONNECT) as limit:
-                sock = await self._connect()
-            if limit.cancelled_caught:
-                raise RuntimeError(f"expected a hub process at {self._path}, got none")
             while True:
                 try:
                     await self._talk(sock, task_status)
                 finally:
                     self._sock, self._is_welcome = None, False
                     sock.close()
-                task_status = None
+                if self._is_foreign:
+                    tasks.cancel_scope.cancel()
+                    break
+                if self._log_id:
+                    task_status = None
                 _log.warning("the hub process has ended; connecting again")
                 sock = await self._connect()
+        raise HubUnavailable(f"expected a hub process of this version of microws at {self._path}, got one of another")
 
-    async def _connect(self) -> socket.socket:
+    async def _connect(self, *, is_first: bool = False) -> socket.socket:
         while True:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
                 sock.connect(self._path)
-            except OSError:
-                # No hub process, or it does not accept fast enough.
+            except OSError as error:
                 sock.close()
+                if is_first and not (self._serves or isinstance(error, BlockingIOError)):
+                    raise HubUnavailable(f"expected a server with its hub at {self._path}, got: {error}") from None
+                # No hub process, or it does not accept fast enough.
                 await anyio.sleep(_RETRY)
             else:
                 return sock
@@ -177,8 +192,8 @@ class LocalBackplane:
         self._sock = sock
         self._rest = b""
         self._output = [
-            frame(HELLO, Op.HELLO, PROTOCOL, self._serves, self._id, self._log_id, self._place),
-            *(_request(Op.SUBSCRIBE, 0, topic) for topic in self._topics),
+            frame(HELLO, Op.HELLO, PROTOCOL, self._serves, self._id, self._log_id, self._place, tail=self._prefix),
+            *(self._request(Op.SUBSCRIBE, 0, topic) for topic in self._topics),
             frame(LENGTH, Op.BEGIN),
         ]
         self._is_welcome = False
@@ -205,6 +220,9 @@ class LocalBackplane:
                     continue
                 data = b"".join(parts) if len(parts) > 1 else data
                 at, missing = await self._read(data, task_status)
+                if self._is_foreign:
+                    tasks.cancel_scope.cancel()
+                    return
                 parts = [data[at:]] if at < len(data) else []
 
     async def _read(self, data: bytes, task_status: "anyio.abc.TaskStatus[None] | None") -> tuple[int, int]:
@@ -222,7 +240,7 @@ class LocalBackplane:
                     await receiver.relax()
             else:
                 self._follow(op, data[at : at + length])
-                if op == Op.WELCOME and task_status is not None:
+                if op == Op.WELCOME and self._is_welcome and task_status is not None:
                     task_status.started()
             at += length
         rest = size - at
@@ -235,7 +253,7 @@ class LocalBackplane:
         pending = self._unacknowledged.get(number) if publisher == self._id else None
         skip = None if pending is None else pending.skip
         if kind & HAS_HISTORY:
-            entry = read_record(data, at)
+            entry = self._read_record(data, at)
             self._receiver.deliver(entry.payload, skip, entry)
             if pending is not None:
                 pending.resolve(place, (entry.payload.position or "").encode())
@@ -246,7 +264,7 @@ class LocalBackplane:
             if topic is None:
                 if len(self._names) > len(self._topics) + 1024:
                     self._names.clear()
-                topic = self._names[encoded] = encoded.decode()
+                topic = self._names[encoded] = encoded[len(self._prefix) :].decode()
             start += topic_size + key_size + conflation_size
             self._receiver.deliver(Payload(KINDS[kind], data[start : start + size], topic), skip)
         self._place = place + length
@@ -279,6 +297,9 @@ class LocalBackplane:
             _log.error("messages were lost: this process fell behind the log of the hub, or the log was lost")
             self._receiver.lose()
         elif op == Op.WELCOME:
+            if WELCOME_PROTOCOL.unpack_from(data)[0] != PROTOCOL:
+                self._is_foreign = True
+                return
             _, _, _, log_id, size, number, place = WELCOME.unpack(data)
             self._log_id, self._largest = log_id, Log.largest(size)
             self._place = place
@@ -291,7 +312,10 @@ class LocalBackplane:
 
     def _acknowledge(self, number: int) -> None:
         while self._order and self._order[0] <= number:
-            self._pending_bytes -= len(self._unacknowledged.pop(self._order.popleft()).frame)
+            pending = self._unacknowledged.pop(self._order.popleft())
+            self._pending_bytes -= len(pending.frame)
+            if pending.answer is None:
+                pending.resolve(0)
         self._room.set()
         self._room = anyio.Event()
 
@@ -352,7 +376,7 @@ class LocalBackplane:
                     break
                 del self._left[topic]
                 self._topics.discard(topic)
-                self._put(_request(Op.UNSUBSCRIBE, 0, topic))
+                self._put(self._request(Op.UNSUBSCRIBE, 0, topic))
 
     # See ``Backplane``
 
@@ -367,7 +391,7 @@ class LocalBackplane:
     ) -> Receipt:
         """See ``Backplane``. Without history it only waits if the hub process does not keep up."""
         kind, data, topic, _ = payload
-        encoded = topic.encode()
+        encoded = self._prefix + topic.encode()
         fields = KINDS.index(kind), has_history, len(encoded), len(key), len(conflation), 0
         tail = b"".join((encoded, key, conflation, data))
         size = PUBLISH.size + len(tail)
@@ -380,14 +404,15 @@ class LocalBackplane:
             await self._wait_for_room(size)
         subscribers = self._receiver.reach(topic, skip)
         number = next(self._numbers)
-        pending = _Pending(PUBLISH.pack(size, Op.PUBLISH, *fields, number) + tail, skip=skip, waits=has_history)
+        waits = has_history or not self._serves
+        pending = _Pending(PUBLISH.pack(size, Op.PUBLISH, *fields, number) + tail, skip=skip, waits=waits)
         self._unacknowledged[number] = pending
         self._order.append(number)
         self._pending_bytes += size
         self._put(pending.frame)
-        if not has_history:
+        if not waits:
             return Receipt(subscribers)
-        return Receipt(subscribers, (await pending.wait())[1].decode())
+        return Receipt(subscribers, (await pending.wait())[1].decode() or None)
 
     async def _wait_for_room(self, size: int) -> None:
         with anyio.move_on_after(_TIMEOUT):
@@ -413,7 +438,7 @@ class LocalBackplane:
 
     async def read(self, topic: str, since: str | None, *, history: int, ttl: float | None, by_key: bool) -> Replay:
         """See ``Backplane``."""
-        encoded = topic.encode()
+        encoded = self._prefix + topic.encode()
         number = next(self._numbers_of_requests)
         tail = encoded + (since or "").encode("utf-8", "replace")
         data = frame(READ, Op.READ, len(encoded), number, history, ttl or 0.0, by_key, tail=tail)
@@ -424,7 +449,7 @@ class LocalBackplane:
         at += 2
         entries = []
         while at < len(answer):
-            entries.append(read_record(answer, at))
+            entries.append(self._read_record(answer, at))
             at += LENGTH.unpack_from(answer, at)[0]
         return Replay(tuple(entries), is_recovered, position, place)
 
@@ -436,7 +461,7 @@ class LocalBackplane:
         """See ``Backplane``."""
         return bool((await self._ask_hub(Op.CLAIM, key, struct.pack("=d", ttl)))[0])
 
-    async def ask(self, question: Mapping[str, Any]) -> list[Any]:
+    async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""
         number = next(self._numbers_of_requests)
         replies = self._replies[number] = []
@@ -444,7 +469,7 @@ class LocalBackplane:
             data = frame(ASK, Op.ASK, self._id, number, tail=json.dumps(question).encode())
             asked, _ = await self._wait_for(number, data)
             with anyio.move_on_after(_TIMEOUT):
-                while len(replies) < asked:
+                while len(replies) < (min(asked, 1) if first else asked):
                     await self._reply_arrived.wait()
             return replies
         finally:
@@ -458,7 +483,7 @@ class LocalBackplane:
 
     async def _ask_hub(self, op: Op, name: str, tail: bytes = b"") -> tuple[int, bytes]:
         number = next(self._numbers_of_requests)
-        return await self._wait_for(number, _request(op, number, name, tail))
+        return await self._wait_for(number, self._request(op, number, name, tail))
 
     async def _wait_for(self, number: int, data: bytes) -> tuple[int, bytes]:
         request = self._requests[number] = _Pending(data)
@@ -468,7 +493,13 @@ class LocalBackplane:
         finally:
             self._requests.pop(number, None)
 
+    def _request(self, op: Op, number: int, name: str, tail: bytes = b"") -> bytes:
+        encoded = self._prefix + name.encode()
+        return frame(REQUEST, op, len(encoded), number, tail=encoded + tail)
 
-def _request(op: Op, number: int, name: str, tail: bytes = b"") -> bytes:
-    encoded = name.encode()
-    return frame(REQUEST, op, len(encoded), number, tail=encoded + tail)
+    def _read_record(self, data: bytes, at: int) -> Entry:
+        entry = read_record(data, at)
+        if not self._prefix:
+            return entry
+        topic = entry.payload.topic[len(self._prefix.decode()) :]
+        return entry._replace(payload=entry.payload._replace(topic=topic))

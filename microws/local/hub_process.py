@@ -50,6 +50,7 @@ class _Client:
     Attributes:
         id: The client's; 0 before ``HELLO``.
         serves: Whether it serves an app, and so answers what others ask.
+        prefix: What its names begin with. Only clients with the same one are asked.
         topics: Those that it subscribes to, in UTF-8.
         place: Everything before it was sent, or is not for this client; ``None`` before ``BEGIN``.
         log_id, known: The log that it knows, and the place up to which it has that.
@@ -61,14 +62,15 @@ class _Client:
     """
 
     __slots__ = (
-        "acknowledged", "id", "input", "known", "log_id", "missing", "number", "output", "place", "requests", "serves",
-        "sock", "stored", "topics",
+        "acknowledged", "id", "input", "known", "log_id", "missing", "number", "output", "place", "prefix", "requests",
+        "serves", "sock", "stored", "topics",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.id = 0
         self.serves = False
+        self.prefix = b""
         self.topics: set[bytes] = set()
         self.place: int | None = None
         self.log_id = self.known = 0
@@ -230,10 +232,12 @@ class HubProcess:
         elif op == Op.UNSUBSCRIBE:
             client.topics.discard(data[REQUEST.size :])
         elif op == Op.HELLO:
-            _, _, protocol, serves, client.id, client.log_id, client.known = HELLO.unpack(data)
-            client.serves = bool(serves)
+            _, _, protocol, serves, client.id, client.log_id, client.known = HELLO.unpack_from(data)
+            client.serves, client.prefix = bool(serves), data[HELLO.size :]
             client.number = client.acknowledged = self._log.number_of(client.id)
-            return bool(protocol == PROTOCOL)
+            if protocol != PROTOCOL:
+                self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, 0, 0, 0, 0))
+                return False
         elif op == Op.BEGIN:
             self._begin(client)
         elif op == Op.ASK:
@@ -258,7 +262,7 @@ class HubProcess:
 
     def _ask(self, client: _Client, data: bytes) -> None:
         _, _, _, number = ASK.unpack_from(data)
-        asked = [other for other in self._clients.values() if other.serves]
+        asked = [other for other in self._clients.values() if other.serves and other.prefix == client.prefix]
         for other in asked:
             self._send(other, frame(ASK, Op.ASKED, client.id, number, tail=data[ASK.size :]))
         self._send(client, frame(ANSWER, Op.ANSWER, number, len(asked), client.known))

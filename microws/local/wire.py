@@ -14,7 +14,7 @@ from typing import Final
 
 __all__ = [
     "ACK", "ANSWER", "ASK", "HELLO", "LENGTH", "MAX_FRAME", "PROTOCOL", "PUBLISH", "READ", "REQUEST", "STORED",
-    "WELCOME", "Op", "frame",
+    "WELCOME", "WELCOME_PROTOCOL", "Op", "frame",
 ]  # fmt: skip
 
 # Changes with every change of the frames or of the records.
@@ -49,11 +49,12 @@ class Op(IntEnum):
 # Of every frame: its length, and what it is.
 LENGTH: Final = struct.Struct("=IH")
 # Protocol, whether it serves an app, the client's id, the id of the log that it knows (0: none), and the place after
-# the last record that it has.
+# the last record that it has. What its names begin with follows.
 HELLO: Final = struct.Struct("=IHHIQQQ")
 # Protocol; the id of the log, and its size; the last number of the client that the log has; and the place in the log
-# after which the records follow.
+# after which the records follow. A version of another protocol reads the first field, which stays where it is.
 WELCOME: Final = struct.Struct("=IHHQQQQ")
+WELCOME_PROTOCOL: Final = struct.Struct("=6xH")
 # The kind of the payload; whether the topic has history; lengths of topic, key and conflation key, which follow with
 # the payload; the number.
 PUBLISH: Final = struct.Struct("=IHBBHHHHQ")

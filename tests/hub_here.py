@@ -1,0 +1,47 @@
+"""A hub process as a thread, and apps that use it in place of the processes of `microws run --workers`."""
+
+import socket
+import threading
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+
+from microws.local.directory import HubDirectory, socket_path
+from microws.local.hub_process import HubProcess
+from microws.server.lifespan import LifespanRunner
+
+HISTORY_BYTES = 1 << 20
+
+
+@contextmanager
+def hub_in_thread(path):
+    """A hub process at ``path``, whose name is at most some 90 bytes."""
+    directory = HubDirectory(str(path), HISTORY_BYTES, is_temporary=True)
+    ours, theirs = socket.socketpair()
+    process = HubProcess(directory.listener, directory.log(), theirs)
+    thread = threading.Thread(target=process.run)
+    thread.start()
+    try:
+        yield str(path)
+    finally:
+        ours.send(b"e")
+        thread.join(10)
+        assert not thread.is_alive()
+        ours.close()
+        theirs.close()
+        directory.close()
+
+
+@asynccontextmanager
+async def serving_from(path, app):
+    """The lifespan of ``app``, in the place of a worker that uses the hub at ``path``."""
+    extensions = {"microws": {"open_hub": lambda url, history_bytes: socket_path(path)}}
+    lifespan = LifespanRunner(app, extensions=extensions)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lifespan.run)
+        assert await lifespan.startup(timeout=10)
+        try:
+            yield app
+        finally:
+            with anyio.CancelScope(shield=True):
+                await lifespan.shutdown(timeout=10)

@@ -24,7 +24,7 @@ import microws.subscription
 import microws.testing
 from microws.requests import BaseRequest
 
-__all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "generate", "main"]
+__all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "PUBLISH_OPTIONS", "generate", "main"]
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -92,7 +92,13 @@ def main() -> None:
 
 def generate(page: str) -> str:
     """Return ``page`` with new generated parts."""
-    for name, part in (("python", _classes), ("options", _options), ("bench options", _bench_options)):
+    parts = {
+        "python": _classes,
+        "options": _options,
+        "publish options": _publish_options,
+        "bench options": _bench_options,
+    }
+    for name, part in parts.items():
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = page.partition(begin)
         _, _, after = rest.partition(end)
@@ -247,6 +253,10 @@ def _options() -> str:
     return _table(OPTIONS)
 
 
+def _publish_options() -> str:
+    return _table(PUBLISH_OPTIONS)
+
+
 def _bench_options() -> str:
     return _table(BENCH_OPTIONS)
 
@@ -264,6 +274,7 @@ def _read_options(command: str) -> Iterator[str]:
 
 
 OPTIONS = list(_read_options("run"))
+PUBLISH_OPTIONS = list(_read_options("publish"))
 BENCH_OPTIONS = list(_read_options("bench"))
 
 if __name__ == "__main__":

@@ -407,7 +407,14 @@ class App:
 
         self.add_route(StaticFiles(self._directory / directory).static, f"{prefix.rstrip('/')}/{{path:path}}")
 
-    def health(self, *, live: str = "/healthz", ready: str = "/readyz", check: Callable[[], Any] | None = None) -> None:
+    def health(
+        self,
+        *,
+        live: str = "/healthz",
+        ready: str = "/readyz",
+        check: Callable[[], Any] | None = None,
+        hub: bool = False,
+    ) -> None:
         """
         Add two routes for the probes of load balancers and Kubernetes. Hooks do not see them.
 
@@ -419,6 +426,9 @@ class App:
                 server stops or ``check`` fails, so that a load balancer sends no clients.
             check: Called without arguments for each probe of ``ready``. It fails if it raises, returns ``False`` or
                 takes over 5 seconds. A plain function runs in a worker thread. A failure is logged, not sent.
+            hub: Also respond with 503 if the hub process does not answer within half a second. Clients that are
+                connected get no messages from other workers then, and new ones cannot subscribe. ``microws run`` starts
+                a hub process that has ended within milliseconds. Default: no.
 
         Raises:
             RoutingError: A pattern is invalid, or another route hides it.
@@ -427,7 +437,10 @@ class App:
         from microws.health import Health
 
         self._check_registering()
-        Health(lambda: self._root._lifespan.is_serving, check).register(self._router, live=live, ready=ready)
+        has_hub = (lambda: self._root._hub.is_connected()) if hub else None
+        Health(lambda: self._root._lifespan.is_serving, check, has_hub=has_hub).register(
+            self._router, live=live, ready=ready
+        )
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """

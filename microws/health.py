@@ -3,7 +3,7 @@
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
@@ -39,16 +39,24 @@ class Health:
     Args:
         is_serving: Whether the app has started, and its shutdown has not begun.
         check: Must succeed for the app to be ready.
+        has_hub: Must return ``True``. Default: the app is ready without its hub.
 
     Raises:
         TypeError: ``check`` cannot be called without arguments.
     """
 
-    def __init__(self, is_serving: Callable[[], bool], check: Callable[[], Any] | None) -> None:
+    def __init__(
+        self,
+        is_serving: Callable[[], bool],
+        check: Callable[[], Any] | None,
+        *,
+        has_hub: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         if check is not None:
             check_hook(check, "health")
         self._is_serving = is_serving
         self._check = check
+        self._has_hub = has_hub
         self._late: threading.Event | None = None
         self._was_ready = True
 
@@ -81,23 +89,29 @@ class Health:
         return self._is_serving() and not (is_draining and is_draining())
 
     async def _passes(self) -> bool:
-        """Whether the check passes. Its first failure is logged, and its next success."""
+        """Whether nothing keeps the app from being ready. The first failure is logged, and the next success."""
+        reason, error = await self._obstacle()
+        if self._was_ready and reason:
+            _log.warning("not ready: %s", reason, exc_info=error)
+        elif not (self._was_ready or reason):
+            _log.info(
+                "ready again: the %s", "hub process answers" if self._check is None else "check of app.health passes"
+            )
+        self._was_ready = not reason
+        return self._was_ready
+
+    async def _obstacle(self) -> tuple[str, Exception | None]:
+        if self._has_hub is not None and not await self._has_hub():
+            return "the hub process does not answer", None
         if self._check is None:
-            return True
-        error: Exception | None = None
+            return "", None
         try:
             with anyio.fail_after(CHECK_TIMEOUT):
-                is_ready = await self._call(self._check) is not False
-        except Exception as failure:
-            is_ready, error = False, failure
-        if self._was_ready and not is_ready:
-            _log.warning(
-                "not ready: the check of app.health %s", "failed" if error else "returned False", exc_info=error
-            )
-        elif is_ready and not self._was_ready:
-            _log.info("ready again: the check of app.health passes")
-        self._was_ready = is_ready
-        return is_ready
+                if await self._call(self._check) is False:
+                    return "the check of app.health returned False", None
+        except Exception as error:
+            return "the check of app.health failed", error
+        return "", None
 
     async def _call(self, check: Callable[[], Any]) -> Any:
         if is_async(check):

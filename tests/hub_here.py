@@ -15,8 +15,8 @@ HISTORY_BYTES = 1 << 20
 
 @contextmanager
 def hub_in_thread(path):
-    """A hub process at ``path``, whose name is at most some 90 bytes."""
-    directory = HubDirectory(str(path), HISTORY_BYTES, is_temporary=True)
+    """A hub process at ``path``. At the end it disconnects its clients."""
+    directory = HubDirectory(str(path), HISTORY_BYTES)
     ours, theirs = socket.socketpair()
     process = HubProcess(directory.listener, directory.log(), theirs)
     thread = threading.Thread(target=process.run)
@@ -27,6 +27,8 @@ def hub_in_thread(path):
         ours.send(b"e")
         thread.join(10)
         assert not thread.is_alive()
+        for client in process._clients.values():
+            client.sock.close()
         ours.close()
         theirs.close()
         directory.close()

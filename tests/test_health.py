@@ -2,10 +2,12 @@
 
 import logging
 import threading
+from contextlib import AsyncExitStack
 
 import anyio
 import httpx
 import pytest
+from hub_here import hub_in_thread, serving_from
 from worker_here import serving
 
 import microws.health
@@ -280,3 +282,38 @@ async def test_probes_that_succeed_are_in_the_access_log_at_debug_level_only(cap
         ("INFO", "/fails", 503),
         ("INFO", "/nothing", 404),
     ]
+
+
+# The hub process
+
+
+async def test_an_app_is_ready_without_a_hub_process_in_memory_alone():
+    assert (await ready(make_app(hub=True))).status == 200
+
+
+async def status_without_lifespan(app, path):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://testserver") as client:
+        return (await client.get(path)).status_code
+
+
+async def test_an_app_is_not_ready_while_its_hub_process_does_not_answer(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "microws")
+    app, other = make_app(hub=True), make_app()
+
+    async def statuses():
+        return [await status_without_lifespan(each, "/readyz") for each in (app, other)]
+
+    async with AsyncExitStack() as stack:
+        with hub_in_thread(tmp_path) as path:
+            for each in (app, other):
+                await stack.enter_async_context(serving_from(path, each))
+            assert await statuses() == [200, 200]
+        assert await statuses() == [503, 200]
+        assert await status_without_lifespan(app, "/healthz") == 200
+        assert await statuses() == [503, 200]
+        with hub_in_thread(tmp_path):
+            with anyio.fail_after(10):
+                while await statuses() != [200, 200]:
+                    pass
+    told = [text for text in messages(caplog, logging.INFO, logging.WARNING) if "ready" in text]
+    assert told == ["not ready: the hub process does not answer", "ready again: the hub process answers"]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from microws import App
 from microws.codec import BYTES, JSON, MAX_DEPTH, TEXT, Codecs, dumps_json, loads_json
 from microws.connection.bulk_writes import BulkWriter
 from microws.hub import Hub, Outbox, Subscriber, TopicSettings, check_topic
@@ -458,10 +459,23 @@ class TestStatistics:
             "queued": 3,
             "largest_queue": 2,
             "flush_sizes": {},
+            "history_bytes": 0,
+            "history_dropped": 0,
         }
         a.take()
         b.take()
         assert (hub.statistics().queued, hub.statistics().largest_queue) == (0, 0)
+
+    async def test_the_history_in_memory_is_counted(self):
+        app = App(history_bytes=1 << 16)
+        app.topic("t", history=10)
+        async with app.running():
+            for _ in range(5):
+                await app.publish("t", bytes(1 << 14 - 1))
+            statistics, cluster = app.hub.statistics(), await app.hub.cluster_statistics()
+        assert (1 << 15) < statistics.history_bytes <= 1 << 16
+        assert statistics.history_dropped == 0
+        assert (cluster.workers, cluster[-2:]) == (1, (statistics.history_bytes, statistics.history_dropped))
 
     async def test_writes_are_counted_by_the_next_power_of_two(self, hub):
         hub._flusher.sizes.update({1: 5, 2: 1, 3: 1, 4: 1, 5: 1, 100: 2})

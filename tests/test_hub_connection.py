@@ -7,7 +7,7 @@ import threading
 import anyio
 import anyio.to_thread
 import pytest
-from hub_here import hub_in_thread, serving_from
+from hub_here import HISTORY_BYTES, hub_in_thread, serving_from
 
 from microws import App, FeatureUnavailable, HubUnavailable, Overflow, Receipt, connect_hub
 from microws.local.directory import socket_path
@@ -333,6 +333,17 @@ class TestMounts:
                 statistics = await app.hub.cluster_statistics()
                 assert (statistics.workers, statistics.topics) == (1, topics)
             assert await outer.disconnect(topic="t") == 0
+
+
+async def test_cluster_statistics_have_the_log_of_the_hub_process(path, app):
+    before = await app.hub.cluster_statistics()
+    for _ in range(5):
+        await app.publish("chat:1", bytes(HISTORY_BYTES // 5))
+    after = await app.hub.cluster_statistics()
+    assert before.history_bytes < HISTORY_BYTES // 5 < after.history_bytes <= HISTORY_BYTES
+    assert (before.history_dropped, after.history_dropped) == (0, 1)
+    statistics = app.hub.statistics()
+    assert (statistics.history_bytes, statistics.history_dropped) == (0, 0)
 
 
 def test_a_worker_answers_with_plain_json():

@@ -32,6 +32,7 @@ DEFERRED = {
     # Each subcommand is imported when it is chosen.
     "cli -> cli.bench",
     "cli -> cli.options",
+    "cli -> cli.publish",
     "cli -> cli.run",
     "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs

@@ -9,7 +9,11 @@ from microws.version import __version__
 
 __all__ = ["command_parser", "main"]
 
-_COMMANDS = {"run": "serve an app", "bench": "measure how much a WebSocket server can do"}
+_COMMANDS = {
+    "run": "serve an app",
+    "publish": "publish a message to the clients of a running server",
+    "bench": "measure how much a WebSocket server can do",
+}
 _COMMANDS_TO_COME = ("connect", "dev")
 # What other programs call `run`.
 _SERVE = ("runserver", "serve", "server", "start", "up")
@@ -25,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 after an orderly end, SIGTERM and Ctrl-C included; 1 if the app did not start, the server could
-        not listen, or the measurement failed; 2 for a mistake in the command; 3 if the app cannot be loaded.
+        not listen, the message was not published, or the measurement failed; 2 for a mistake in the command; 3 if the
+        app cannot be loaded.
     """
     try:
         return _run(arguments)
@@ -37,11 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command_parser(command: str | None) -> Parser:
-    """The parser of ``microws run`` or ``microws bench``; ``None``: of ``microws`` without a command."""
+    """The parser of a command; ``None``: of ``microws`` without one."""
     if command == "run":
         from microws.cli.options import run_parser
 
         return run_parser()
+    if command == "publish":
+        from microws.cli.publish import publish_parser
+
+        return publish_parser()
     if command == "bench":
         from microws.cli.bench import bench_parser
 
@@ -78,6 +87,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stderr.write(parser.format_help())
         return _USAGE
     flags = _parse(command, options)
+    if command == "publish":
+        from microws.cli.publish import publish
+
+        return publish(flags)
     if command == "bench":
         from microws.cli.bench import bench
 
@@ -95,7 +108,7 @@ def _parse(command: str, options: list[str]) -> dict[str, object]:
     from microws.hints import did_you_mean, option_hint
 
     word = unknown[0].partition("=")[0]
-    if command == "bench":
+    if command != "run":
         hint = did_you_mean(word, parser.flags)
     else:
         names = {flag.removeprefix("--").replace("-", "_"): flag for flag in parser.flags}

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import anyio
 
-from microws.hub.log import Entry, Log, Replay
+from microws.hub.log import Entry, Log, LogUsage, Replay
 from microws.interfaces import Payload, Receipt
 
 __all__ = ["HISTORY_BYTES", "Backplane", "MemoryBackplane", "Place", "Receiver"]
@@ -135,6 +135,14 @@ class Backplane(Protocol):
         """
         ...
 
+    def usage(self) -> LogUsage:
+        """How full the log is that this process has: 0 if another one has it."""
+        ...
+
+    async def ask_for_usage(self) -> LogUsage:
+        """How full the log is, wherever it is."""
+        ...
+
     async def aclose(self) -> None:
         """Send what is pending, and stop."""
         ...
@@ -219,6 +227,14 @@ class MemoryBackplane:
     async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""
         return [self._receiver.answer(question)]
+
+    def usage(self) -> LogUsage:
+        """See ``Backplane``."""
+        return LogUsage(0, 0) if self._made is None else self._made.usage
+
+    async def ask_for_usage(self) -> LogUsage:
+        """See ``Backplane``."""
+        return self.usage()
 
     async def aclose(self) -> None:
         """Nothing is pending."""

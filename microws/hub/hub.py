@@ -12,6 +12,7 @@ import re
 from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -20,11 +21,12 @@ from threading import get_ident
 from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
+import anyio
 import anyio.lowlevel
 
 from microws.closing import CloseCode, check_close
 from microws.codec import Codecs, dumps_json
-from microws.errors import TooManySubscriptions
+from microws.errors import PublishTimeout, TooManySubscriptions
 from microws.hub.backplane import Backplane, MemoryBackplane
 from microws.hub.flush import Flusher, WriteMany
 from microws.hub.history import FrameCodec, Missed, Resume, Window
@@ -58,6 +60,8 @@ _PUBLISH_COST = 64
 # turn of the event loop: one or two milliseconds.
 _MAX_LEFT_AT_ONCE = 16
 _MAX_LEFT_IN_A_TURN = 1 << 11
+# Seconds that a hub process has to answer a probe. Kubernetes gives its probes 1.
+_PROBE_TIMEOUT = 0.5
 _log = logging.getLogger("microws.hub")
 
 
@@ -78,6 +82,8 @@ class Statistics(NamedTuple):
         flush_sizes: How many writes had one published message (``"1"``), two (``"2"``), up to four (``"4"``), and so
             on: of WebSockets on this package's own server, and of event streams. Other servers get one message at a
             time.
+        history_bytes: Bytes of the log that are in use. 0 if a hub process has the log: see ``cluster_statistics``.
+        history_dropped: Messages that made room for others in that log so far.
     """
 
     connections: int
@@ -90,6 +96,8 @@ class Statistics(NamedTuple):
     queued: int
     largest_queue: int
     flush_sizes: dict[str, int]
+    history_bytes: int
+    history_dropped: int
 
 
 class ClusterStatistics(NamedTuple):
@@ -100,11 +108,15 @@ class ClusterStatistics(NamedTuple):
         workers: Workers that answered.
         connections: WebSockets that are open or being opened.
         topics: Topics with subscribers, and their number.
+        history_bytes: Bytes of the log that are in use, by all topics of all apps; see ``App(history_bytes=…)``.
+        history_dropped: Messages that made room for others in the log, since the app or the hub process started.
     """
 
     workers: int
     connections: int
     topics: dict[str, int]
+    history_bytes: int
+    history_dropped: int
 
 
 class Announce(Protocol):
@@ -720,7 +732,9 @@ class Hub:
         topics: Counter[str] = Counter()
         for answer in answers:
             topics.update(answer["topics"])
-        return ClusterStatistics(len(answers), sum(answer["connections"] for answer in answers), dict(topics))
+        connections = sum(answer["connections"] for answer in answers)
+        usage = await self.backplane.ask_for_usage()
+        return ClusterStatistics(len(answers), connections, dict(topics), usage.bytes, usage.dropped)
 
     async def disconnect(
         self,
@@ -757,6 +771,7 @@ class Hub:
     def statistics(self) -> Statistics:
         """Count what happened in this process so far, and what is pending now. O(subscribers)."""
         queues = [subscriber.outbox.count for subscriber in self._subscribers.values()]
+        usage = self.backplane.usage()
         flush_sizes: Counter[str] = Counter()
         for count, writes in sorted(self._flusher.sizes.items()):
             flush_sizes[str(1 << (count - 1).bit_length())] += writes
@@ -771,6 +786,8 @@ class Hub:
             queued=sum(queues),
             largest_queue=max(queues, default=0),
             flush_sizes=dict(flush_sizes),
+            history_bytes=usage.bytes,
+            history_dropped=usage.dropped,
         )
 
     def _conflation(self, settings: TopicSettings, payload: Payload) -> bytes:
@@ -795,6 +812,15 @@ class Hub:
         if not self.settings(topic).history:
             raise ValueError(f"expected a topic with history, got {topic!r}: write app.topic(pattern, history=100)")
         return await self.backplane.position(topic)
+
+    async def is_connected(self) -> bool:
+        """Whether the backplane reaches other processes: its hub process answers within half a second."""
+        if not self.backplane.spans_processes:
+            return True
+        with suppress(PublishTimeout), anyio.move_on_after(_PROBE_TIMEOUT):
+            await self.backplane.position("health")
+            return True
+        return False
 
     def _key(self, settings: TopicSettings, payload: Payload) -> Any:
         """What the message is conflated by; ``None`` for a message without the field."""

@@ -29,6 +29,7 @@ __all__ = [
     "START",
     "Entry",
     "Log",
+    "LogUsage",
     "Replay",
     "Written",
     "position_of",
@@ -117,6 +118,19 @@ def read_record(data: bytes | memoryview, at: int) -> Entry:
     position = position_of(offset, place, publisher, number)
     payload = Payload(KINDS[kind & ~HAS_HISTORY], bytes(data[body : body + size]), name, position)
     return Entry(place, payload, bytes(data[at:body]), written)
+
+
+class LogUsage(NamedTuple):
+    """
+    How full a log is.
+
+    Attributes:
+        bytes: Of the ring, in use.
+        dropped: See ``Log``.
+    """
+
+    bytes: int
+    dropped: int
 
 
 class Replay(NamedTuple):
@@ -237,6 +251,11 @@ class Log:
     def begin(self) -> int:
         """The place of the oldest message."""
         return self._header[_AT_BEGIN]
+
+    @property
+    def usage(self) -> LogUsage:
+        """How full it is."""
+        return LogUsage(self.end - self.begin, self.dropped)
 
     # Writing
 

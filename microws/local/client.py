@@ -23,7 +23,7 @@ import anyio.lowlevel
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import running_loop
 from microws.hub.backplane import Place, Receiver
-from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Entry, Log, Replay, read_record
+from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Entry, Log, LogUsage, Replay, read_record
 from microws.interfaces import Payload, Receipt
 from microws.local.wire import (
     ACK,
@@ -36,6 +36,7 @@ from microws.local.wire import (
     READ,
     REQUEST,
     STORED,
+    USAGE,
     WELCOME,
     WELCOME_PROTOCOL,
     Op,
@@ -474,6 +475,14 @@ class LocalBackplane:
             return replies
         finally:
             del self._replies[number]
+
+    def usage(self) -> LogUsage:
+        """See ``Backplane``."""
+        return LogUsage(0, 0)
+
+    async def ask_for_usage(self) -> LogUsage:
+        """See ``Backplane``."""
+        return LogUsage(*USAGE.unpack((await self._ask_hub(Op.USAGE, ""))[1]))
 
     async def aclose(self) -> None:
         """See ``Backplane``."""

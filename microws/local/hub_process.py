@@ -27,6 +27,7 @@ from microws.local.wire import (
     READ,
     REQUEST,
     STORED,
+    USAGE,
     WELCOME,
     Op,
     frame,
@@ -328,6 +329,8 @@ class HubProcess:
         if op == Op.CLAIM:
             (ttl,) = struct.unpack("=d", data[REQUEST.size + size :])
             return frame(ANSWER, Op.ANSWER, number, self._claim(client, name, number, ttl), log.end)
+        if op == Op.USAGE:
+            return frame(ANSWER, Op.ANSWER, number, 0, log.end, tail=USAGE.pack(*log.usage))
         found = log.find(name, None, history=0)
         return frame(ANSWER, Op.ANSWER, number, found.place, log.end, tail=found.position.encode())
 

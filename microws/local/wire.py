@@ -14,7 +14,7 @@ from typing import Final
 
 __all__ = [
     "ACK", "ANSWER", "ASK", "HELLO", "LENGTH", "MAX_FRAME", "PROTOCOL", "PUBLISH", "READ", "REQUEST", "STORED",
-    "WELCOME", "WELCOME_PROTOCOL", "Op", "frame",
+    "USAGE", "WELCOME", "WELCOME_PROTOCOL", "Op", "frame",
 ]  # fmt: skip
 
 # Changes with every change of the frames or of the records.
@@ -37,6 +37,7 @@ class Op(IntEnum):
     CLAIM = 1031
     ASK = 1032
     REPLY = 1033
+    USAGE = 1034
     # From the hub.
     WELCOME = 2048
     ACK = 2049
@@ -71,6 +72,8 @@ ASK: Final = struct.Struct("=IHxxQQ")
 # The number of the request; the topic's place, or a count; and the place up to which the client has the log. A position
 # follows; of ``READ`` also a zero byte, ``1`` if everything was recovered, else ``0``, and the records.
 ANSWER: Final = struct.Struct("=IHxxQqQ")
+# What follows the answer to ``USAGE``, a request without a name: bytes of the log in use, and messages dropped.
+USAGE: Final = struct.Struct("=QQ")
 
 
 def frame(head: struct.Struct, op: Op, *fields: float, tail: bytes = b"") -> bytes:

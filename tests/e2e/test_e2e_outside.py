@@ -1,0 +1,247 @@
+"""Two workers, and what reaches both: other programs that publish, disconnects, and the hub process itself."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from serving import LIMIT
+from supervising import supervised, write
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from microws import HubUnavailable, connect_hub
+
+APP = """
+import os
+
+from microws import App, EventStream
+
+app = App()
+admin = App()
+app.mount("/admin", admin)
+app.health(hub=True)
+app.topic("chat:*", history=100)
+app.topic("price:*", overflow="latest", key=lambda value: value["symbol"], history=10)
+
+
+async def read(ws, topic):
+    async with ws:
+        await ws.send(f"{os.getpid()} {ws.id}")
+        await ws.wait_closed()
+
+
+app.add_websocket_route(read, "/{topic}", subscribe="{topic}")
+admin.add_websocket_route(read, "/{topic}", subscribe="{topic}")
+
+
+@app.websocket_route("/named")
+async def named(ws):
+    await read(ws, None)
+
+
+@app.get("/events/{topic}")
+async def events(topic):
+    return EventStream(app.stream(topic))
+
+
+@app.get("/hub")
+async def hub():
+    return os.environ["MICROWS_HUB"]
+
+
+@app.post("/disconnect")
+async def disconnect(request):
+    return str(await app.disconnect(**await request.json(), code=4001, reason="bye"))
+
+
+@app.get("/statistics")
+async def statistics():
+    return (await app.hub.cluster_statistics())._asdict()
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("outside")
+    write(directory, APP)
+    with supervised(directory, "--workers", "2") as server:
+        server.wait_for_line("worker .* serves")
+        server.hub = server.wait_for_line(r"hub process at (local:\S+)")[1]
+        yield server
+        assert server.stop() == 0
+
+
+def request(server, path, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
+    with contextlib.closing(connection):
+        data = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, data, {"content-type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def one_each(stack, server, path):
+    """A WebSocket and its id in each of the two workers."""
+    websockets = {}
+    end = time.monotonic() + LIMIT
+    while len(websockets) < 2 and time.monotonic() < end:
+        with contextlib.ExitStack() as unless_new:
+            ws = unless_new.enter_context(connect(f"{server.ws_url}{path}", proxy=None))
+            pid, name = ws.recv(timeout=LIMIT).split()
+            if pid not in websockets:
+                websockets[pid] = ws, name
+                stack.push(unless_new.pop_all())
+    assert len(websockets) == 2
+    return list(websockets.values())
+
+
+def publish(server, *arguments, hub=None, **options):
+    """``microws publish``: exit code, output and errors."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MICROWS_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "microws", "publish", *arguments],
+        env=clean | {"MICROWS_HUB": hub or server.hub},
+        capture_output=True,
+        timeout=3 * LIMIT,
+        check=False,
+        **options,
+    )
+    return done.returncode, done.stdout.decode().strip(), done.stderr.decode().strip()
+
+
+def hub_process_of(server):
+    """The child of the supervisor that was forked: its environment is that of the supervisor."""
+    environment = Path(f"/proc/{server.pid}/environ").read_bytes()
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    [pid] = [int(pid) for pid in children if Path(f"/proc/{pid}/environ").read_bytes() == environment]
+    return pid
+
+
+def ending_of(ws):
+    with pytest.raises(ConnectionClosed) as caught:
+        ws.recv(timeout=LIMIT)
+    return caught.value.rcvd.code, caught.value.rcvd.reason
+
+
+def test_the_command_publishes_to_the_clients_of_all_workers(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"\0in a file")
+    with contextlib.ExitStack() as stack:
+        clients = [ws for ws, _ in one_each(stack, server, "/chat:1")]
+        code, position, errors = publish(server, "chat:1", '{"a": [1]}', "--json", "--key", "k")
+        assert (code, errors) == (0, "")
+        assert re.fullmatch(r"[0-9a-f]+-[0-9a-f.]+", position)
+        assert publish(server, "chat:1", "again", "--key", "k") == (0, position, "")
+        assert publish(server, "chat:1", "--file", "-", input=b"\0from stdin")[0] == 0
+        assert publish(server, "chat:1", "--file", str(tmp_path / "file"))[0] == 0
+        assert publish(server, "chat:1", '"text"')[0] == 0
+        for ws in clients:
+            got = [ws.recv(timeout=LIMIT) for _ in range(4)]
+            assert got == ['{"a":[1]}', b"\0from stdin", b"\0in a file", '"text"']
+
+
+def test_a_topic_without_history_has_no_position_to_print(server):
+    with contextlib.ExitStack() as stack:
+        clients = [ws for ws, _ in one_each(stack, server, "/news")]
+        assert publish(server, "news", "hello", "--hub", server.hub, hub="local:nowhere") == (0, "", "")
+        assert [ws.recv(timeout=LIMIT) for ws in clients] == ["hello", "hello"]
+
+
+def test_a_mounted_app_has_topics_of_its_own(server):
+    with contextlib.ExitStack() as stack:
+        outer = [ws for ws, _ in one_each(stack, server, "/news")]
+        mounted = [ws for ws, _ in one_each(stack, server, "/admin/news")]
+        assert publish(server, "news", "for admin", "--mount", "/admin") == (0, "", "")
+        assert publish(server, "news", "for all") == (0, "", "")
+        assert [ws.recv(timeout=LIMIT) for ws in (*mounted, *outer)] == ["for admin"] * 2 + ["for all"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["news", "x", "--hub", "local:/nowhere"], 1, "error: expected a server with its hub at /nowhere/hub.sock"),
+        (["news", "x", "--hub", "redis://h"], 2, "error: this version has no 'redis' backplane"),
+        (["news", "x", "--key", "k"], 2, "error: expected a topic with history for key=, got 'news'"),
+        (["price:1", "{}", "--json"], 2, "error: expected a message that key= of app.topic takes, got KeyError"),
+    ],
+)
+def test_the_command_fails_with_its_reason_and_exit_code(server, arguments, code, error):
+    got, output, errors = publish(server, *arguments)
+    assert (got, output) == (code, "")
+    assert errors.startswith(error)
+    assert "\n" not in errors
+
+
+def test_a_program_of_another_kind_publishes_and_the_workers_name_the_hub(server):
+    assert request(server, "/hub") == (200, server.hub)
+    with contextlib.ExitStack() as stack:
+        clients = [ws for ws, _ in one_each(stack, server, "/chat:2")]
+        hub = stack.enter_context(connect_hub(server.hub))
+        position = hub.position("chat:2")
+        receipts = [hub.publish("chat:2", number) for number in range(10)]
+        assert hub.position("chat:2") == receipts[-1].id != position
+        for ws in clients:
+            assert [ws.recv(timeout=LIMIT) for _ in range(10)] == [str(number) for number in range(10)]
+
+
+def test_a_disconnect_reaches_the_connections_of_all_workers(server):
+    with contextlib.ExitStack() as stack:
+        clients = [ws for ws, _ in one_each(stack, server, "/user:42")]
+        named = one_each(stack, server, "/named")
+        events = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
+        stack.callback(events.close)
+        events.request("GET", "/events/user:42")
+        response = events.getresponse()
+        assert response.readline() == b":\n"
+        assert publish(server, "user:42", "last words")[0] == 0
+        assert request(server, "/disconnect", {"topic": "user:42"}) == (200, "3")
+        assert request(server, "/disconnect", {"topic": "user:42"}) == (200, "0")
+        for ws in clients:
+            assert ws.recv(timeout=LIMIT) == "last words"
+            assert ending_of(ws) == (4001, "bye")
+        assert response.read() == b"data: last words\n\n"
+        for ws, name in named:
+            assert request(server, "/disconnect", {"id": name}) == (200, "1")
+            assert ending_of(ws) == (4001, "bye")
+
+
+def test_a_hub_process_that_is_stopped_or_killed_is_noticed_and_replaced(server):
+    pid = hub_process_of(server)
+    with contextlib.ExitStack() as stack:
+        clients = [ws for ws, _ in one_each(stack, server, "/chat:3")]
+        hub = stack.enter_context(connect_hub(server.hub))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert request(server, "/readyz")[0] == 503
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGKILL)
+        receipt = hub.publish("chat:3", "after it")
+        assert [ws.recv(timeout=LIMIT) for ws in clients] == ["after it"] * 2
+        assert receipt.id == hub.position("chat:3")
+        assert request(server, "/readyz")[0] == 200
+        assert json.loads(request(server, "/statistics")[1])["workers"] == 2
+
+
+def test_after_the_end_of_the_server_nothing_is_published(tmp_path):
+    write(tmp_path, APP)
+    path = tmp_path / "hub"
+    with supervised(tmp_path, "--hub", f"local:{path}") as server:
+        server.hub = f"local:{path}"
+        code, position, _ = publish(server, "chat:1", "kept")
+        assert (code, bool(position)) == (0, True)
+        assert server.stop() == 0
+        code, _, errors = publish(server, "chat:1", "too late")
+        assert code == 1
+        assert "expected a server with its hub at" in errors
+        with pytest.raises(HubUnavailable), connect_hub(server.hub):
+            pass
+    with supervised(tmp_path, "--hub", f"local:{path}"), connect_hub(f"local:{path}") as hub:
+        assert hub.position("chat:1") == position

@@ -20,6 +20,7 @@ import microws
 import microws.cli
 import microws.errors
 import microws.hub
+import microws.hub_connection
 import microws.subscription
 import microws.testing
 from microws.requests import BaseRequest
@@ -28,8 +29,8 @@ __all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "PUBLISH_OPTIONS", "generate",
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
-# Heading -> its classes, in this order.
-CLASSES: dict[str, list[type[Any]]] = {
+# Heading -> its classes and functions, in this order.
+CLASSES: dict[str, list[Any]] = {
     "App": [microws.App],
     "WebSocket": [microws.WebSocket],
     "Request": [microws.Request, microws.UploadFile],
@@ -42,7 +43,18 @@ CLASSES: dict[str, list[type[Any]]] = {
         microws.EventStream,
         microws.ServerSentEvent,
     ],
-    "Topics": [microws.Receipt, microws.Subscribed, microws.subscription.Subscription, microws.hub.Statistics],
+    "Topics": [
+        microws.Receipt,
+        microws.Subscribed,
+        microws.subscription.Subscription,
+        microws.hub.Statistics,
+        microws.hub.ClusterStatistics,
+    ],
+    "Other programs": [
+        microws.connect_hub,
+        microws.hub_connection.HubConnection,
+        microws.hub_connection.BlockingHubConnection,
+    ],
     "Codecs": [microws.Codec],
     "Small containers": [microws.Headers, microws.MultiDict, microws.URL, microws.State],
     "Errors": [getattr(microws, name) for name in microws.errors.__all__],
@@ -66,6 +78,9 @@ _NOT_CONSTRUCTED = {
     microws.Subscribed,
     microws.subscription.Subscription,
     microws.hub.Statistics,
+    microws.hub.ClusterStatistics,
+    microws.hub_connection.HubConnection,
+    microws.hub_connection.BlockingHubConnection,
     microws.Codec,
     microws.testing.TestWebSocket,
     microws.testing.TestResponse,
@@ -77,6 +92,7 @@ _NOT_CONSTRUCTED = {
 _INTERNAL = {
     microws.WebSocket: {"failure", "finish", "reject_with", "run"},
     microws.Request: {"body_complete", "drain", "receive_event"},
+    microws.hub_connection.HubConnection: {"close", "open"},
     microws.Codec: {"frames"},
 }
 
@@ -117,7 +133,11 @@ def _classes() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _class(cls: type[Any]) -> Iterator[str]:
+def _class(cls: Any) -> Iterator[str]:
+    if inspect.isfunction(cls):
+        yield f"```text\n{_wrapped(cls.__name__, _signature(cls))}\n```"
+        yield _markdown(cls.__doc__ or "")
+        return
     if cls not in _NOT_CONSTRUCTED and (signature := _constructor(cls)) is not None:
         yield f"```text\n{_wrapped(cls.__name__, signature)}\n```"
     yield _markdown(_docstring(cls), without=("Args",) if cls in _NOT_CONSTRUCTED else ())

@@ -262,6 +262,16 @@ class Application(Protocol):
     def publish_from_thread(self, topic: str, value: Any) -> Receipt:
         """``publish`` from a worker thread."""
 
+    async def disconnect(
+        self,
+        *,
+        topic: str | None = None,
+        id: str | None = None,  # noqa: A002
+        code: int = 1000,
+        reason: str = "",
+    ) -> int:
+        """Close the connections of a topic, or of an id."""
+
     def subscribe(self, *topics: str) -> AbstractAsyncContextManager[Messages]:
         """Read topics as a queue."""
 

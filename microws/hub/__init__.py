@@ -10,7 +10,7 @@ loop that the app runs in.
 
 from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane
 from microws.hub.history import FrameCodec, join_positions, split_positions
-from microws.hub.hub import Announce, Hub, Statistics, Subscriber
+from microws.hub.hub import Announce, ClusterStatistics, Hub, Statistics, Subscriber
 from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement
 from microws.hub.log import MIN_BYTES, START
 from microws.hub.loop import running_loop
@@ -39,6 +39,7 @@ __all__ = [
     "Announce",
     "Backplane",
     "Batch",
+    "ClusterStatistics",
     "FrameCodec",
     "Hub",
     "MemoryBackplane",

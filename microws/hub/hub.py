@@ -46,7 +46,7 @@ from microws.hub.topics import (
 )
 from microws.interfaces import Payload, Receipt, Subscribed
 
-__all__ = ["Announce", "Hub", "Statistics", "Subscriber"]
+__all__ = ["Announce", "ClusterStatistics", "Hub", "Statistics", "Subscriber"]
 
 # How long ``publish`` yields to outboxes that fill up: at most 32 rounds of four turns of the event loop. A server
 # needs some turns to send a message; an outbox from which nothing was taken in a round belongs to a slow client.

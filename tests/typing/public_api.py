@@ -26,6 +26,7 @@ from microws import (
     FileResponse,
     Headers,
     HTTPException,
+    HubUnavailable,
     InvalidMessage,
     JSONResponse,
     MicrowsError,
@@ -46,7 +47,9 @@ from microws import (
     WebSocket,
     WebSocketDisconnect,
     WebSocketRejected,
+    connect_hub,
 )
+from microws.hub_connection import BlockingHubConnection, HubConnection
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.requests import Address
 from microws.responses import ResponseHeaders
@@ -352,6 +355,10 @@ async def topics() -> None:
     async with app.subscribe("chat:1", "chat:2") as messages:
         async for message in messages:
             assert_type(message, Any)
+    assert_type(await app.disconnect(topic="user:42", code=4001, reason="logged out"), int)
+    assert_type(await app.disconnect(id="1"), int)
+    await app.disconnect("user:42")  # type: ignore[call-arg]
+    assert_type((await app.hub.cluster_statistics()).history_bytes, int)
     assert_type(app.state, State)
     assert_type(app.hub.statistics().topics, int)
     assert_type(app.hub_url, str)
@@ -359,6 +366,32 @@ async def topics() -> None:
     await app.publish(1, "x")  # type: ignore[arg-type]
     async for _ in app.publish("chat:1", "x"):  # type: ignore[attr-defined]
         pass
+
+
+async def another_program() -> None:
+    async with connect_hub("local:/run/chat", mount="/admin", json_default=str) as hub:
+        assert_type(hub, HubConnection)
+        assert_type(await hub.publish("chat:1", {"any": "value"}, key="1"), Receipt)
+        assert_type(await hub.position("chat:1"), str)
+        async with hub.subscribe("chat:1", "chat:2", since={"chat:1": "start"}) as messages:
+            async for message in messages:
+                assert_type(message, Any)
+            assert_type(messages.position, str | None)
+
+
+def cron_job() -> None:
+    try:
+        with connect_hub() as hub:
+            assert_type(hub, BlockingHubConnection)
+            assert_type(hub.publish("chat:1", b"any", key="1"), Receipt)
+            assert_type(hub.position("chat:1"), str)
+            hub.subscribe("chat:1")  # type: ignore[attr-defined]
+    except (HubUnavailable, PublishTimeout):
+        pass
+    connect_hub(mount=1)  # type: ignore[arg-type]
+
+
+app.health(hub=True)
 
 
 @app.get("/events")
@@ -376,6 +409,7 @@ async def topics_of_a_blueprint(request: Request) -> EventStream:
         async for message in messages:
             assert_type(message, Any)
             assert_type(messages.topic, str)
+    assert_type(await request.app.disconnect(topic="chat:1"), int)
     assert_type(request.app.publish_from_thread("chat:1", "x"), Receipt)
     return EventStream(request.app.stream("chat:1", "chat:2", event="chat"))
 

@@ -57,8 +57,8 @@ _TIME: Final = struct.Struct("=56xd")
 # The header: words of 8 bytes. A page of 4,096 bytes.
 _WORDS: Final = 512
 _MAGIC: Final = int.from_bytes(b"microws1", "little")
-_AT_MAGIC, _AT_SIZE, _AT_ID, _AT_BEGIN, _AT_END, _AT_APPLIED, _AT_FLOOR, _AT_BOOT, _AT_CLEAN = range(9)
-# Publishers: three words each, the id, the last number, and the place of its record.
+_AT_MAGIC, _AT_SIZE, _AT_ID, _AT_BEGIN, _AT_END, _AT_APPLIED, _AT_LAST, _AT_FLOOR, _AT_BOOT, _AT_CLEAN = range(10)
+# Publishers: three words each, the id, the last number, and the place of its record plus 1.
 _AT_PUBLISHERS: Final = 16
 _PUBLISHERS: Final = (_WORDS - _AT_PUBLISHERS) // 3
 
@@ -189,6 +189,7 @@ class Log:
         "_end",
         "_header",
         "_keys",
+        "_last",
         "_latest",
         "_memory",
         "_new_keys",
@@ -226,6 +227,8 @@ class Log:
         self.id = header[_AT_ID]
         self.dropped = 0
         self._end = header[_AT_END]
+        # The place after the beginning of the last record, or 0.
+        self._last = header[_AT_LAST]
         # Topics whose last record is known, by name and by slot, and what the indexes miss: see ``commit``.
         self._topics: dict[bytes, _Topic] = {}
         self._owners: dict[int, _Topic] = {}
@@ -308,22 +311,21 @@ class Log:
         record = b"".join((head, topic, key, conflation, data, b"\0" * padding))
         at = place % self.size
         self._ring[at : at + length] = record
-        entry.place = place + 1
+        self._last = entry.place = place + 1
         self._end = place + length
         self._dirty[topic] = entry
         if publisher:
             self._numbers[publisher] = (number, place)
         if key:
             self._new_keys.append((place, topic, key))
-        if conflation:
-            if entry.offset == 1:
-                self._latest[topic] = {}
-            if (latest := self._latest.get(topic)) is not None:
-                latest.pop(conflation, None)
-                latest[conflation] = place
-                oldest = next(iter(latest))
-                if latest[oldest] < self._header[_AT_BEGIN]:
-                    del latest[oldest]
+        if conflation and entry.offset == 1:
+            self._latest[topic] = {}
+        if (latest := self._latest.get(topic)) is not None:
+            latest.pop(conflation, None)
+            latest[conflation] = place
+            oldest = next(iter(latest))
+            if latest[oldest] < self._header[_AT_BEGIN]:
+                del latest[oldest]
         return Written(place, record)
 
     def commit(self) -> None:
@@ -358,11 +360,13 @@ class Log:
         return position_of(head[9], head[6], head[7], head[8])
 
     def position(self, topic: bytes) -> str:
-        """The position of the topic's last message, or where the log is now if it has none."""
+        """The position of the topic's last message. If it has none: one that names the last message of all."""
         entry = self._topics.get(topic) or self._find_topic(topic)
-        if not entry.place or entry.place <= self.begin:
-            return f"0-{self.end:x}.{self.id:x}"
-        return self.position_at(entry.place - 1)
+        if entry.place and entry.place > self.begin:
+            return self.position_at(entry.place - 1)
+        if not self._last:
+            return f"0-0.{self.id:x}"
+        return position_of(0, self._last - 1, *self.source(self._last - 1))
 
     def read(
         self, topic: bytes, since: str | None, *, history: int, ttl: float | None = None, by_key: bool = False
@@ -404,6 +408,11 @@ class Log:
                     return nothing
                 break
             places.append(place)
+        else:
+            # Before the floor, the index may have forgotten the topic once, and begun another chain.
+            is_doubtful = since != START and after < self._header[_AT_FLOOR]
+            if is_doubtful and not any(place < after for place in self._chain(last)):
+                return nothing
         return Replay(tuple(reversed(places)), True, nothing.position, nothing.place)
 
     def entry(self, place: int) -> Entry:
@@ -467,6 +476,7 @@ class Log:
         """Update the indexes with what the process before has committed, and did not get to."""
         for place, _, topic in self.records(max(self._header[_AT_APPLIED], self.begin)):
             head = HEAD.unpack_from(self._ring, place % self.size)
+            self._last = place + 1
             self._dirty[topic] = _Topic(place + 1, head[9], None)
             if head[7]:
                 self._numbers[head[7]] = (head[8], place)
@@ -487,7 +497,7 @@ class Log:
                 at = self._new_publisher(publisher)
             if number > header[at + 1]:
                 header[at + 1] = number
-            header[at + 2] = place
+            header[at + 2] = place + 1
         for place, topic, key in self._new_keys:
             if place >= begin:
                 slot, _, _ = _probe(self._keys, _hash_key(topic, key), begin, lambda _: False)
@@ -495,6 +505,7 @@ class Log:
         self._dirty.clear()
         self._numbers.clear()
         self._new_keys.clear()
+        header[_AT_LAST] = self._last
         header[_AT_APPLIED] = self._end
         if len(self._latest) > _MAX_CACHED:
             self._latest.clear()
@@ -572,15 +583,14 @@ class Log:
         offset, place, publisher = (int(part, 16) for part in matched.group(1, 2, 3))
         number = matched.group(4)
         if number is None:
-            is_known = not offset and publisher == self.id and max(self.begin, self._header[_AT_FLOOR]) <= place
-            return place if is_known and place <= self.end else None
-        # A client may send any place. Only a record of this topic has these numbers there.
+            return 0 if not offset and not place and publisher == self.id and not self.begin else None
+        # A client may send any place. Only the record that is meant has these numbers there.
         if not self.begin <= place < self.end or place % 8 or self.size - place % self.size < HEAD.size:
             return None
         head = HEAD.unpack_from(self._ring, place % self.size)
-        if head[6:10] != (place, publisher, int(number, 16), offset) or not self._is_of(topic, place):
+        if head[6:9] != (place, publisher, int(number, 16)):
             return None
-        return place + 1
+        return place + 1 if not offset or (head[9] == offset and self._is_of(topic, place)) else None
 
     def _chain(self, last: int) -> Iterator[int]:
         """The places of a topic's records, from the one at ``last - 1`` back."""

@@ -6,6 +6,7 @@ reads again, the log has what it missed. Only what is committed is told. So the 
 next one goes on with the same log.
 """
 
+import os
 import selectors
 import socket
 import struct
@@ -343,7 +344,8 @@ class HubProcess:
                 # The same request comes again after a cut.
                 return bool((claimer, request) == (client.id, number))
         payload = Payload("bytes", _CLAIM.pack(now + ttl, client.id, number))
-        self._log.append(topic, payload, publisher=0, number=0)
+        # Of no publisher. Its number makes it another one than any that stood at this place in a lost tail.
+        self._log.append(topic, payload, publisher=0, number=int.from_bytes(os.urandom(7), "little"))
         self._log.commit()
         return True
 

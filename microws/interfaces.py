@@ -147,7 +147,8 @@ class Receipt(NamedTuple):
 
     Attributes:
         subscribers: Subscriptions of this process that the message reached.
-        id: The position of the message; ``None`` on a topic without history.
+        id: The position of the message; ``None`` on a topic without history, and if a hub process that ended did not
+            come to tell it.
     """
 
     subscribers: int

@@ -40,6 +40,9 @@ __all__ = ["HubProcess"]
 _MAX_BYTES: Final = 256 << 10
 # Records of the log that are looked at for a client that is behind, before the others have their turn.
 _MAX_RECORDS: Final = 4096
+# A client that gets nothing is told how far it has the log after this part of the log. Otherwise, after a cut, it would
+# seem to have missed what was overwritten.
+_TOLD_PARTS: Final = 8
 # A claim in the log: until when, by whom, and the number of the request.
 _CLAIM: Final = struct.Struct("=dQQ")
 
@@ -60,12 +63,13 @@ class _Client:
         output: What its socket has not taken.
         requests: Frames that are answered once everything before them was sent.
         number: Of its last message; and ``acknowledged``, the one up to which it was told.
-        stored: Numbers and places of messages of which it gets no record.
+        told: The place up to which it was told that it has the log, apart from records.
+        stored: Its last messages with history: number, place, and topic; ``None`` if it gets no record for sure.
     """
 
     __slots__ = (
         "acknowledged", "id", "input", "known", "log_id", "missing", "number", "output", "place", "prefix", "requests",
-        "serves", "sock", "stored", "topics",
+        "serves", "sock", "stored", "told", "topics",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket) -> None:
@@ -81,7 +85,8 @@ class _Client:
         self.output = b""
         self.requests: list[tuple[int, bytes]] = []
         self.number = self.acknowledged = 0
-        self.stored: list[tuple[int, int]] = []
+        self.told = 0
+        self.stored: list[tuple[int, int, bytes | None]] = []
 
 
 @final
@@ -223,8 +228,8 @@ class HubProcess:
         )  # fmt: skip
         if record:
             self._batch.append((topic, record))
-        if has_history and (not record or topic not in client.topics):
-            client.stored.append((number, place))
+        if has_history:
+            client.stored.append((number, place, topic if record else None))
 
     def _follow(self, client: _Client, op: int, data: bytes) -> bool:
         """Do what a frame other than ``PUBLISH`` asks for. ``False``: the client speaks another protocol."""
@@ -236,7 +241,8 @@ class HubProcess:
         elif op == Op.HELLO:
             _, _, protocol, serves, client.id, client.log_id, client.known = HELLO.unpack_from(data)
             client.serves, client.prefix = bool(serves), data[HELLO.size :]
-            client.number = client.acknowledged = self._log.number_of(client.id)
+            # The process before this one may have ended before it acknowledged it.
+            client.number = self._log.number_of(client.id)
             if protocol != PROTOCOL:
                 self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, 0, 0, 0, 0))
                 return False
@@ -256,7 +262,7 @@ class HubProcess:
     def _begin(self, client: _Client) -> None:
         log = self._log
         knows_log = client.log_id == log.id
-        place = client.place = client.known if knows_log else log.end
+        place = client.place = client.told = client.known if knows_log else log.end
         size = log.size
         self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, log.id, size, client.number, place))
         if client.log_id and not knows_log:
@@ -276,8 +282,9 @@ class HubProcess:
         log = self._log
         end = log.end
         output = []
-        for number, stored in client.stored:
-            output.append(frame(STORED, Op.STORED, number, tail=log.position_at(stored).encode()))
+        for number, stored, topic in client.stored:
+            if topic not in client.topics and stored >= log.begin:
+                output.append(frame(STORED, Op.STORED, number, tail=log.position_at(stored).encode()))
         client.stored.clear()
         if place < end:
             if place < log.begin:
@@ -291,8 +298,8 @@ class HubProcess:
                 place = self._catch_up(client, place, output)
             client.place = place
         if place == end:
-            if client.number != client.acknowledged:
-                client.acknowledged = client.number
+            if client.number != client.acknowledged or end - client.told > log.size // _TOLD_PARTS:
+                client.acknowledged, client.told = client.number, end
                 output.append(frame(ACK, Op.ACK, client.number, end))
             if client.requests:
                 output += [self._answer(client, op, data) for op, data in client.requests]

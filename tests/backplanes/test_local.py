@@ -1,0 +1,310 @@
+"""The backplane of several processes of one machine passes the suite, with the log in memory and in a file."""
+
+import signal
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import pytest
+from conformance import BackplaneConformance, text
+from hubs import LIMIT, Process, hub_process, kill_at_line
+
+from microws.errors import PublishTimeout
+from microws.hub import log
+from microws.hub.log import MIN_BYTES
+from microws.interfaces import Payload, Receipt
+from microws.local import client
+from microws.local import hub_process as hub_process_module
+from microws.local.client import LocalBackplane
+
+pytestmark = pytest.mark.anyio
+
+
+class TestInMemory(BackplaneConformance):
+    processes = 3
+
+    @pytest.fixture(autouse=True)
+    def hub(self, tmp_path):
+        with hub_process(tmp_path / "hub", is_temporary=True) as self.hub:
+            yield
+
+    def connect(self):
+        return LocalBackplane(self.hub.path)
+
+
+class TestInAFile(TestInMemory):
+    @pytest.fixture(autouse=True)
+    def hub(self, tmp_path):
+        with hub_process(tmp_path / "hub") as self.hub:
+            yield
+
+    @pytest.fixture(params=[("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+    def anyio_backend(self, request):
+        return request.param
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+        yield hub
+
+
+@pytest.fixture
+def small_hub(tmp_path):
+    with hub_process(tmp_path / "hub", is_temporary=True, history_bytes=MIN_BYTES) as hub:
+        yield hub
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """What waits for the hub process gives up soon."""
+    assert client._TIMEOUT == 2
+    monkeypatch.setattr(client, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(client, "_CHECK_INTERVAL", 0.02)
+
+
+@asynccontextmanager
+async def connected(hub, *subscriptions):
+    """A process for each tuple of topics, which it subscribes to."""
+    processes = [Process(LocalBackplane(hub.path)) for _ in subscriptions]
+    async with anyio.create_task_group() as tasks:
+        for process, topics in zip(processes, subscriptions, strict=True):
+            process.backplane.start(process)
+            await tasks.start(lambda process=process, *, task_status: process.backplane.run(task_status=task_status))
+            for topic in topics:
+                await process.backplane.subscribe(topic)
+        with anyio.fail_after(3 * LIMIT):
+            yield processes
+        tasks.cancel_scope.cancel()
+
+
+async def publish(process, value, topic="t", **options):
+    with anyio.fail_after(LIMIT):
+        return await process.backplane.publish(text(value, topic), **{"has_history": True} | options)
+
+
+# Interest
+
+
+async def test_a_topic_is_delivered_to_processes_that_subscribe(hub):
+    async with connected(hub, ("t", "end"), ("end",)) as (one, other):
+        await publish(one, 1)
+        await publish(other, 2)
+        await publish(other, "end", "end")
+        await one.wait_delivered(3)
+        await other.wait_delivered(1)
+        assert one.texts == ["1", "2", "end"]
+        assert other.texts == ["end"]
+
+
+async def test_a_topic_that_was_left_is_given_up_after_a_while(hub, monkeypatch):
+    assert client._LINGER == 5
+    monkeypatch.setattr(client, "_LINGER", 0.1)
+    monkeypatch.setattr(client, "_CHECK_INTERVAL", 0.02)
+    async with connected(hub, ("t", "end"), ()) as (one, other):
+        one.backplane.unsubscribe("t")
+        await publish(other, "lingers")
+        await one.wait_delivered(1)
+        with anyio.fail_after(LIMIT):
+            while "t" in one.backplane._topics:
+                await anyio.lowlevel.checkpoint()
+        await publish(one, "gone")
+        await publish(other, "gone")
+        await publish(other, "end", "end")
+        await one.wait_until(lambda one: one.texts[-1] == "end")
+        assert one.texts == ["lingers", "end"]
+        await one.backplane.subscribe("t")
+        await publish(other, "again")
+        await one.wait_until(lambda one: one.texts[-1] == "again")
+
+
+# A hub process that does not answer
+
+
+async def test_what_waits_for_a_stopped_hub_process_raises(hub, short):
+    async with connected(hub, ("t",)) as [process]:
+        backplane = process.backplane
+        hub.signal(signal.SIGSTOP)
+        for ask in (
+            partial(backplane.publish, text("late"), has_history=True),
+            partial(backplane.subscribe, "u"),
+            partial(backplane.read, "t", "start", history=1, ttl=None, by_key=False),
+            partial(backplane.position, "t"),
+            partial(backplane.claim, "k", 60),
+            partial(backplane.ask, {}),
+        ):
+            began = anyio.current_time()
+            with pytest.raises(PublishTimeout, match="expected"), anyio.fail_after(LIMIT):
+                await ask()
+            assert anyio.current_time() - began >= 0.3
+        hub.signal(signal.SIGCONT)
+        # It was not lost.
+        await process.wait_delivered(1)
+        await publish(process, "next")
+        assert process.texts == ["late", "next"]
+
+
+async def test_without_history_a_publish_waits_for_room_only(hub, short):
+    async with connected(hub, ("t",)) as [process]:
+        hub.signal(signal.SIGSTOP)
+        payload = Payload("bytes", bytes(100_000), "t")
+        for _ in range(10):
+            assert await process.backplane.publish(payload) == Receipt(1)
+        with pytest.raises(PublishTimeout, match="keep up"), anyio.fail_after(LIMIT):
+            await process.backplane.publish(payload)
+        hub.signal(signal.SIGCONT)
+        await process.wait_delivered(10)
+        with anyio.fail_after(LIMIT):
+            await process.backplane.publish(payload)
+        assert len(await process.wait_delivered(11)) == 11
+
+
+async def test_a_stopped_hub_process_answers_late_for_others_only(hub, short):
+    async with connected(hub, (), ()) as (one, other):
+        hub.signal(signal.SIGSTOP)
+        with pytest.raises(PublishTimeout):
+            await one.backplane.claim("k", 60)
+        hub.signal(signal.SIGCONT)
+        # The claim was made, and its caller does not know.
+        assert not await other.backplane.claim("k", 60)
+
+
+# A hub process that is killed
+
+
+async def test_after_a_kill_everything_goes_on_and_nobody_is_told(hub):
+    async with connected(hub, ("t", "u"), ("t",)) as (one, other):
+        for number in range(10):
+            await publish(one, number)
+            await publish(other, number, "u")
+            await hub.kill()
+        assert await one.backplane.claim("k", 60)
+        await hub.kill()
+        assert not await other.backplane.claim("k", 60)
+        await one.wait_delivered(20)
+        await other.wait_delivered(10)
+        assert one.texts == [str(number // 2) for number in range(20)]
+        assert other.texts == [str(number) for number in range(10)]
+        assert one.losses == other.losses == []
+
+
+async def test_a_process_that_got_nothing_for_long_is_not_told_of_a_loss(small_hub):
+    """Whatever was published to other topics meanwhile."""
+    async with connected(small_hub, ("quiet",), ()) as (one, other):
+        for _ in range(100):
+            await publish(other, "x" * 2_000)
+        await small_hub.kill()
+        await publish(other, "hi", "quiet")
+        await one.wait_delivered(1)
+        assert (one.texts, one.losses) == (["hi"], [])
+
+
+async def test_after_a_kill_there_is_room_again(hub, short):
+    """Its acknowledgements may be lost with it."""
+    async with connected(hub, ()) as [process]:
+        hub.signal(signal.SIGSTOP)
+        payload = Payload("bytes", bytes(500_000), "t")
+        for _ in range(2):
+            await process.backplane.publish(payload)
+        hub.signal(signal.SIGCONT)
+        await hub.kill()
+        with anyio.fail_after(LIMIT):
+            await process.backplane.aclose()
+        assert not process.backplane._unacknowledged
+
+
+async def kill_at_lines(path, step):
+    """
+    The hub process is killed at every n-th line from a publish on, again and again, until it gets to the end.
+
+    Each message arrives once, in one order; each publisher is told of it; nobody is told of a loss.
+    """
+    armed = step
+
+    def run(process):
+        kill_at_line(process, armed, b"first of %d;" % armed, hub_process_module, log)
+
+    with hub_process(path, is_temporary=True, run=run) as hub:
+        async with connected(hub, ("t", "n"), ("t", "n", "u")) as (one, other):
+            expected = []
+            is_killed = True
+            while is_killed:
+                line, starts, ids = armed, hub.starts, {}
+                armed += step  # the next process
+
+                async def send(name, process, topic="t", ids=ids, line=line, **options):
+                    ids[name] = (await publish(process, f"{name} of {line};", topic, **options)).id
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(partial(send, "first", one, key=b"%d" % line))
+                    tasks.start_soon(partial(send, "same", one, key=b"%d" % line))
+                    tasks.start_soon(partial(send, "second", one, "u"))
+                    tasks.start_soon(partial(send, "third", one, "n", has_history=False))
+                    tasks.start_soon(partial(send, "fourth", other))
+                    tasks.start_soon(partial(send, "fifth", other, "alone"))
+                    while len(ids) < 6:
+                        hub.check()
+                        await anyio.sleep(0.001)
+                expected += [f"{name} of {line};" for name in ("first", "fourth", "third")]
+                await one.wait_delivered(len(expected))
+                await other.wait_delivered(len(expected) // 3 * 4)
+                hub.check()
+                is_killed = hub.starts > starts
+                assert len({ids[name] for name in ("first", "second", "fourth", "fifth")} - {None}) == 4
+                assert ids["same"] in (ids["first"], None)
+            for process in (one, other):
+                assert sorted(each for each in process.texts if "second" not in each) == sorted(expected)
+                assert process.losses == []
+                await process.backplane.aclose()
+                assert not process.backplane._unacknowledged
+            for topic in "tn":
+                orders = [
+                    [payload.data for payload, _, _ in process.delivered if payload.topic == topic]
+                    for process in (one, other)
+                ]
+                assert orders[0] == orders[1]
+    assert line > 150
+
+
+async def test_a_kill_between_commit_and_forward_loses_and_doubles_nothing(tmp_path):
+    await kill_at_lines(tmp_path / "hub", 23)
+
+
+# A log that is lost
+
+
+async def test_everybody_is_told_of_a_lost_log(tmp_path):
+    with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+        async with connected(hub, ("t",), ("t",)) as processes:
+            position = (await publish(processes[0], 1)).id
+            for process in processes:
+                await process.wait_delivered(1)
+            # As if the machine had ended meanwhile: another run of it, and a log that nobody closed.
+            hub.directory.log()._discard()
+            await hub.kill()
+            for process in processes:
+                await process.wait_until(lambda process: process.losses)
+            await publish(processes[1], 2)
+            for process in processes:
+                await process.wait_delivered(2)
+                assert (process.texts, process.losses) == (["1", "2"], [1])
+                found = await process.backplane.read("t", position, history=10, ttl=None, by_key=False)
+                assert not found.recovered
+
+
+async def test_a_process_that_was_overtaken_by_the_log_is_told(small_hub):
+    async with connected(small_hub, ("t",), ()) as (one, other):
+        one.is_busy = True
+        gate = anyio.Event()
+        one.relax = gate.wait
+        for number in range(600):
+            await publish(other, f"{number} " + "x" * 2_000)
+        gate.set()
+        one.is_busy = False
+        await one.wait_until(lambda one: one.losses)
+        await publish(other, "end")
+        await one.wait_until(lambda one: one.texts[-1] == "end")
+        numbers = [int(each.split()[0]) for each in one.texts[:-1]]
+        first = numbers[: one.losses[0]]
+        assert first == list(range(len(first)))
+        assert numbers == sorted(set(numbers))

@@ -357,7 +357,7 @@ def a_batch(random):
     ]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_kill_at_any_line_loses_and_doubles_nothing(seed):
     line = 0
     is_killed = True
@@ -366,7 +366,7 @@ def test_a_kill_at_any_line_loses_and_doubles_nothing(seed):
         random = Random(seed)
         model = a_full_ring(random)
         is_killed = model.kill(a_batch(random), line, line * 7 % 100 + 1).is_killed
-        if line % 4 == seed:
+        if line % 6 == seed:
             model.check()
     assert line > 100
 

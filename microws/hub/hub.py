@@ -484,6 +484,10 @@ class Hub:
             window = entry.open_window()
             try:
                 found[topic] = await self._missed(topic, window, entry.settings, since)
+                while entry.window is not window:
+                    # Messages were lost meanwhile, and the window with them.
+                    window = entry.open_window()
+                    found[topic] = await self._missed(topic, window, entry.settings, since)
             except BaseException:
                 window.leave()
                 raise
@@ -530,7 +534,8 @@ class Hub:
             entry = self._topics.get(topic)
             if entry is None:
                 continue
-            entry.window, entry.position, entry.place = None, None, -1
+            # The next subscriber asks for the position again.
+            entry.window, entry.position, entry.place, entry.is_confirmed = None, None, -1, False
             for group in list(entry.groups.values()):
                 for subscriber in list(group.values()):
                     self._lose(subscriber, topic)

@@ -1,0 +1,163 @@
+"""
+A process of a cluster: publishes, subscribes, leaves and comes back, and writes down all that it is told.
+
+The records are lines of JSON, each with its reader first:
+
+- ``["begin", reader, topic, since, recovered, position]``: it subscribes.
+- ``["got", reader, topic, text, position, time]``, ``["told", reader, topic]``: a message; that some were lost here.
+- ``["end", reader, topic]``: it leaves.
+- ``["sent", topic, text]``, ``["ack", topic, text, position]``: a publish, and its answer.
+"""
+
+import json
+import random
+import sys
+from time import monotonic
+
+import anyio
+
+from microws import App, PublishTimeout
+from microws.hub import Outbox, Published, Subscriber
+from microws.interfaces import Frame
+from microws.local.client import LocalBackplane
+
+# The last message of each topic.
+END = "the end"
+
+
+class Member:
+    """
+    Args:
+        name: Of this process.
+        path: Of the hub's socket.
+        topics: By name: the number of readers.
+        publishers: Tasks that publish to random topics.
+        pause: Seconds between two messages of a publisher.
+        back: Of readers: the position that each comes back with, by topic.
+        stay: Seconds after which a reader leaves to come back, about. 0: it stays.
+        history: The topics'.
+    """
+
+    def __init__(
+        self, name, path, topics, *, publishers=4, pause=0.01, back=None, stay=0.0, history=1_000, queue=4_096
+    ):
+        self.name = name
+        self.topics = topics
+        self.publishers = publishers
+        self.pause = pause
+        self.back = back or {}
+        self.stay = stay
+        self.random = random.Random(name)
+        self.app = App()
+        self.app.topic("*", history=history, queue=queue)
+        self.app.hub.use(LocalBackplane(path))
+        self.stopped = anyio.Event()
+        self.number = 0
+        self.readers = sum(topics.values())
+
+    def note(self, *record):
+        sys.stdout.write(json.dumps(record) + "\n")
+
+    async def run(self):
+        async with self.app.running(), anyio.create_task_group() as tasks:
+            tasks.start_soon(self.flush)
+            for topic, count in self.topics.items():
+                for number in range(count):
+                    tasks.start_soon(Reader(self, f"{self.name}.{topic}.{number}", topic).run, self.back.get(topic))
+            async with anyio.create_task_group() as publishing:
+                await anyio.to_thread.run_sync(sys.stdin.readline)
+                for _ in range(self.publishers):
+                    publishing.start_soon(self.publish)
+                await anyio.to_thread.run_sync(sys.stdin.readline)
+                self.stopped.set()
+            self.note("stopped")
+
+    async def flush(self):
+        """What it has written down outlives a kill."""
+        while not self.stopped.is_set() or self.readers:
+            sys.stdout.flush()
+            await anyio.sleep(0.02)
+
+    async def publish(self):
+        while not self.stopped.is_set():
+            topic = self.random.choice(list(self.topics))
+            self.number += 1
+            text = f"{self.name}.{self.number} {monotonic():.6f}"
+            self.note("sent", topic, text)
+            try:
+                receipt = await self.app.publish(topic, text)
+            except PublishTimeout:
+                continue
+            self.note("ack", topic, text, receipt.id)
+            await anyio.sleep(self.pause * 2 * self.random.random())
+
+
+class Reader:
+    def __init__(self, member, name, topic):
+        self.member = member
+        self.name = name
+        self.topic = topic
+        self.position = None
+        self.is_refused = False
+        self.arrived = anyio.Event()
+
+    async def run(self, since):
+        member = self.member
+        while True:
+            outbox = Outbox(marker=_gap if member.random.random() < 0.5 else None)
+            subscriber = Subscriber(
+                id=self.name,
+                codec=member.app.hub._codecs.get("text"),
+                outbox=outbox,
+                wake=self.wake,
+                refuse=self.refuse,
+            )
+            self.is_refused = False
+            try:
+                subscribed = await member.app.hub.subscribe(subscriber, self.topic, since=since)
+            except PublishTimeout:
+                continue
+            recovered = subscribed.recovered if since else None
+            member.note("begin", self.name, self.topic, since, recovered, subscribed.position)
+            self.position = since if recovered else subscribed.position
+            until = monotonic() + 2 * member.stay * member.random.random() if member.stay else float("inf")
+            while not self.is_refused and (monotonic() < until or member.stopped.is_set()):
+                if not outbox:
+                    with anyio.move_on_after(None if until == float("inf") else 0.05):
+                        await self.arrived.wait()
+                    continue
+                message = outbox.pop_published()
+                if message.is_gap:
+                    member.note("told", self.name, self.topic)
+                    continue
+                text = message.frame.text
+                self.position = message.position
+                member.note("got", self.name, self.topic, text, message.position, monotonic())
+                if text == END:
+                    member.readers -= 1
+                    return
+            member.app.hub.leave(subscriber)
+            if self.is_refused:
+                member.note("told", self.name, self.topic)
+            member.note("end", self.name, self.topic)
+            since = self.position
+            if member.stay:
+                await anyio.sleep(member.stay * member.random.random() / 2)
+
+    def wake(self):
+        self.arrived.set()
+        self.arrived = anyio.Event()
+
+    def refuse(self, code, reason):
+        self.is_refused = True
+        self.wake()
+
+
+def _gap(topic, settings):
+    return Published(Frame(""), topic, settings, is_gap=True)
+
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[1])
+    anyio.run(Member(**options).run, backend_options={"use_uvloop": options["name"].startswith("u")})
+    sys.stdout.flush()

@@ -65,6 +65,11 @@ class HubHere:
     def signal(self, number):
         os.kill(self.pid, number)
 
+    def end(self):
+        """SIGKILL. ``check`` finds it dead."""
+        self.signal(signal.SIGKILL)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
     def check(self):
         """Start the process again if it has ended, however often it has."""
         self.keeper._early_deaths = 0

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from microws import App, Overflow
+from microws import App, Overflow, PublishTimeout
 from microws.hub.backplane import MemoryBackplane
 
 pytestmark = pytest.mark.anyio
@@ -81,3 +81,65 @@ async def test_a_loss_while_a_subscriber_of_others_resumes_leaves_no_hole(app):
         while not got or got[-1] != "end":
             got += await take(messages, 1)
         assert got == [*range(1, reads + 1), "end"]
+
+
+async def test_subscribers_that_resume_together_share_the_reads_of_the_log(app):
+    empty = await app.position("t")
+    first = (await app.publish("t", 1)).id
+    await app.publish("t", 2)
+    gates, reads, got = [anyio.Event(), anyio.Event()], [], []
+
+    async def before_answer(found):
+        reads.append(found)
+        await gates[len(reads) - 1].wait()
+
+    app.hub.backplane.before_answer = before_answer
+
+    async def read(since):
+        async with app.subscribe("t", since=since) as messages:
+            got.append(await take(messages, 1 if since == first else 2))
+
+    async with anyio.create_task_group() as tasks:
+        for since in [first, empty] * 10:
+            tasks.start_soon(read, since)
+        # Of the window, and of a position that is not in it.
+        for number, gate in enumerate(gates, start=1):
+            await anyio.wait_all_tasks_blocked()
+            assert len(reads) == number
+            gate.set()
+    assert sorted(got) == [[1, 2]] * 10 + [[2]] * 10
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_read_that_fails_fails_for_all_and_a_cancelled_one_for_none(app, fails):
+    since = (await app.publish("t", 1)).id
+    await app.publish("t", 2)
+    gate, results = anyio.Event(), []
+
+    async def before_answer(found):
+        await gate.wait()
+        if fails:
+            raise PublishTimeout("no answer")
+
+    app.hub.backplane.before_answer = before_answer
+
+    async def read(scope):
+        with scope:
+            try:
+                async with app.subscribe("t", since=since) as messages:
+                    results.append(await take(messages, 1))
+            except PublishTimeout as error:
+                results.append(str(error))
+
+    scopes = [anyio.CancelScope() for _ in range(3)]
+    async with anyio.create_task_group() as tasks:
+        for scope in scopes:
+            tasks.start_soon(read, scope)
+            await anyio.wait_all_tasks_blocked()
+        if not fails:
+            scopes[0].cancel()
+            await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert results == ["no answer"] * 3 if fails else [[2]] * 2
+    assert not app.hub._topics

@@ -6,13 +6,15 @@ that moment, and without waiting, the subscriber joins the live ones: nothing is
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from time import time
 from typing import Final, Protocol, final
 
-from microws.hub.log import START, Entry
+import anyio
+
+from microws.hub.log import START, Entry, Replay
 from microws.hub.outbox import Outbox
 from microws.hub.published import MAX_PART_BYTES, Published, TopicSettings
 from microws.interfaces import Frame, Payload
@@ -50,6 +52,18 @@ def split_positions(topics: Sequence[str], token: str | None) -> dict[str, str |
 
 
 @final
+class _Read:
+    """A read of the log that has begun, and what came of it. Neither a replay nor an error: it was cancelled."""
+
+    __slots__ = ("ended", "error", "replay")
+
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+        self.replay: Replay | None = None
+        self.error: Exception | None = None
+
+
+@final
 class Window:
     """
     The last messages of a topic with history, in this process, while subscribers resume.
@@ -62,12 +76,23 @@ class Window:
         resumes: Subscribers that resume now.
     """
 
-    __slots__ = ("_chunks", "_entries", "_idle_since", "_places", "_settings", "forgotten", "is_read", "resumes")
+    __slots__ = (
+        "_chunks",
+        "_entries",
+        "_idle_since",
+        "_places",
+        "_reads",
+        "_settings",
+        "forgotten",
+        "is_read",
+        "resumes",
+    )
 
     def __init__(self, settings: TopicSettings) -> None:
         self._settings = settings
         self._entries: list[Entry] = []
         self._places: dict[str, int] = {}
+        self._reads: dict[str, _Read] = {}
         # The place of the newest message that is not here any more.
         self.forgotten = -1
         self._idle_since = time()
@@ -84,6 +109,25 @@ class Window:
         """A subscriber does not resume any more."""
         self.resumes -= 1
         self._idle_since = time()
+
+    async def read(self, since: str, read: Callable[[], Awaitable[Replay]]) -> Replay:
+        """What ``read`` returns. Subscribers that ask for the same position meanwhile get that, too."""
+        while (known := self._reads.get(since)) is not None:
+            await known.ended.wait()
+            if known.error is not None:
+                raise known.error
+            if known.replay is not None:
+                return known.replay
+        mine = self._reads[since] = _Read()
+        try:
+            mine.replay = await read()
+            return mine.replay
+        except Exception as error:
+            mine.error = error
+            raise
+        finally:
+            del self._reads[since]
+            mine.ended.set()
 
     def fill(self, entries: Sequence[Entry]) -> None:
         """Put what the log had before what was delivered since."""

@@ -506,11 +506,18 @@ class Hub:
         by_key = settings.overflow == "latest"
         if not by_key:
             if not window.is_read:
-                read = await self.backplane.read(topic, START, history=settings.history + 1, ttl=None, by_key=False)
-                window.fill(read.entries)
+                history = settings.history + 1
+                read = await window.read(
+                    START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=False)
+                )
+                if not window.is_read:
+                    window.fill(read.entries)
             if (missed := window.missed(since)) is not None:
                 return missed
-        read = await self.backplane.read(topic, since, history=settings.history, ttl=settings.ttl, by_key=by_key)
+        history, ttl = settings.history, settings.ttl
+        read = await window.read(
+            since, partial(self.backplane.read, topic, since, history=history, ttl=ttl, by_key=by_key)
+        )
         return Missed(read.recovered, read.place, since if read.recovered else read.position, read.entries)
 
     def _join(self, subscriber: Subscriber, topics: Sequence[str]) -> None:

@@ -110,7 +110,7 @@ class HubProcess:
         self._clients: dict[int, _Client] = {}
         # Records of this turn with their topics, and the place of the first.
         self._batch: list[tuple[bytes, bytes]] = []
-        self._batch_place = log.end
+        self._batch_place = self._first_end = log.end
         for sock in (listener, supervisor):
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ)
@@ -261,7 +261,8 @@ class HubProcess:
 
     def _begin(self, client: _Client) -> None:
         log = self._log
-        knows_log = client.log_id == log.id
+        # What a client knows it has from processes before this one. If that goes further, the tail of the log is lost.
+        knows_log = client.log_id == log.id and client.known <= self._first_end
         place = client.place = client.told = client.known if knows_log else log.end
         size = log.size
         self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, log.id, size, client.number, place))

@@ -1,5 +1,6 @@
 """The backplane of several processes of one machine passes the suite, with the log in memory and in a file."""
 
+import os
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from microws.errors import PublishTimeout
 from microws.hub import log
 from microws.hub.log import MIN_BYTES
 from microws.interfaces import Payload, Receipt
-from microws.local import client
+from microws.local import client, directory
 from microws.local import hub_process as hub_process_module
 from microws.local.client import LocalBackplane
 
@@ -269,29 +270,44 @@ async def kill_at_lines(path, step):
 
 
 async def test_a_kill_between_commit_and_forward_loses_and_doubles_nothing(tmp_path):
-    await kill_at_lines(tmp_path / "hub", 23)
+    await kill_at_lines(tmp_path / "hub", 1 if os.environ.get("CHAOS") == "whole" else 23)
 
 
 # A log that is lost
 
 
-async def test_everybody_is_told_of_a_lost_log(tmp_path):
-    with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+@pytest.mark.parametrize("is_tail", [False, True], ids=["another run of the machine", "an older copy"])
+async def test_everybody_is_told_of_a_lost_log(tmp_path, monkeypatch, is_tail):
+    """The machine ended meanwhile; or somebody took a copy of the file, whose places are used again."""
+    with hub_process(tmp_path / "hub") as hub:
         async with connected(hub, ("t",), ("t",)) as processes:
-            position = (await publish(processes[0], 1)).id
+            kept = (await publish(processes[0], "kept")).id
+            file = hub.directory.log_file
+            size = os.fstat(file).st_size
+            copy = os.pread(file, size, 0)
+            lost = [(await publish(processes[0], number)).id for number in range(3)]
+            empty = await processes[0].backplane.position("empty")
             for process in processes:
-                await process.wait_delivered(1)
-            # As if the machine had ended meanwhile: another run of it, and a log that nobody closed.
-            hub.directory.log()._discard()
-            await hub.kill()
+                await process.wait_delivered(4)
+            hub.end()
+            if is_tail:
+                os.pwrite(file, copy, 0)
+            else:
+                monkeypatch.setattr(directory, "boot_of_machine", lambda: 7)
+            await hub.wait_started(2)
             for process in processes:
                 await process.wait_until(lambda process: process.losses)
-            await publish(processes[1], 2)
+            after = [(await publish(processes[1], f"after {number}")).id for number in range(3)]
             for process in processes:
-                await process.wait_delivered(2)
-                assert (process.texts, process.losses) == (["1", "2"], [1])
-                found = await process.backplane.read("t", position, history=10, ttl=None, by_key=False)
-                assert not found.recovered
+                await process.wait_delivered(7)
+                assert process.losses == [4]
+                assert process.texts[4:] == ["after 0", "after 1", "after 2"]
+            assert not set(after) & set(lost)
+            for position in (*lost, kept, empty):
+                for topic in ("t", "empty"):
+                    read = processes[0].backplane.read
+                    found = await read(topic, position, history=10, ttl=None, by_key=False)
+                    assert found.recovered == (is_tail and (position, topic) == (kept, "t"))
 
 
 async def test_a_process_that_was_overtaken_by_the_log_is_told(small_hub):

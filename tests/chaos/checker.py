@@ -171,16 +171,12 @@ class Found(NamedTuple):
     recovered: int
     arrivals: dict
 
-    def times_to_next(self, kills):
-        """For each kill: how long it took until all members had a message that was published after it, in ms."""
-        times = []
-        for kill in kills:
-            firsts = [
-                min((arrived for arrived, sent in arrivals if sent > kill), default=float("inf"))
-                for arrivals in self.arrivals.values()
-            ]
-            times.append(1000 * (max(firsts) - kill))
-        return times
+    def times_to_next(self, kills, *, of=max):
+        """For each kill: how many ms it took until all members had a message that was published after it."""
+        return [
+            1000 * of(min(arrived for arrived, sent in each if sent > kill) - kill for each in self.arrivals.values())
+            for kill in kills
+        ]
 
 
 def check(records_of, living):

@@ -35,11 +35,12 @@ class Member:
         pause: Seconds between two messages of a publisher.
         back: Of readers: the position that each comes back with, by topic.
         stay: Seconds after which a reader leaves to come back, about. 0: it stays.
-        history: The topics'.
+        history, queue: The topics'.
+        size: Of each message, in bytes, at least.
     """
 
     def __init__(
-        self, name, path, topics, *, publishers=4, pause=0.01, back=None, stay=0.0, history=1_000, queue=4_096
+        self, name, path, topics, *, publishers=4, pause=0.01, back=None, stay=0.0, history=1_000, queue=256, size=0
     ):
         self.name = name
         self.topics = topics
@@ -47,6 +48,7 @@ class Member:
         self.pause = pause
         self.back = back or {}
         self.stay = stay
+        self.padding = " " + "x" * size
         self.random = random.Random(name)
         self.app = App()
         self.app.topic("*", history=history, queue=queue)
@@ -82,7 +84,7 @@ class Member:
         while not self.stopped.is_set():
             topic = self.random.choice(list(self.topics))
             self.number += 1
-            text = f"{self.name}.{self.number} {monotonic():.6f}"
+            text = f"{self.name}.{self.number} {monotonic():.6f}{self.padding}"
             self.note("sent", topic, text)
             try:
                 receipt = await self.app.publish(topic, text)

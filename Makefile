@@ -8,7 +8,7 @@ TEST   := $(BIN)/python -m pytest
 # Most tests wait for sockets or clocks, so use more processes than cores.
 WORKERS ?= 6
 # Tests with processes, browsers and other packages, and random searches. They take long and add no coverage.
-SERVERS := tests/clients tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py \
+SERVERS := tests/clients tests/chaos tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py \
 	tests/test_testing_plugins.py
 SEARCHES := tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py tests/test_fuzz.py
 # Servers stop differently since Python 3.12, so `make endurance` runs on this Python as well.
@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run fmt lint types mypy pyright test compiled-tests cover docs examples autobahn autobahn-full \
-	servers endurance fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
+	servers endurance chaos fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,6 +106,10 @@ autobahn-full: setup  ## Run every Autobahn case, including speed and compressio
 
 endurance: setup $(if $(SECOND_PYTHON),$(SECOND)/.ready)  ## Attack the server and print the figures: ten minutes
 	MICROWS_ENDURANCE=whole MICROWS_TEST_PYTHON=$(if $(SECOND_PYTHON),$(abspath $(SECOND))/bin/python) $(TEST) -q tests/endurance
+
+chaos: setup  ## Kill, stop and overtake the processes of a hub, and print the figures: three minutes
+	CHAOS=whole $(TEST) -q tests/chaos
+	CHAOS=whole $(TEST) -q tests/backplanes/test_local.py -k kill
 
 $(SECOND)/.ready: pyproject.toml $(VENV)/.ready
 	$(SECOND_PYTHON) --version || { echo "endurance needs a Python 3.13: make endurance SECOND_PYTHON=python3.13, or SECOND_PYTHON= for none"; exit 1; }

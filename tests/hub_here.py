@@ -14,9 +14,9 @@ HISTORY_BYTES = 1 << 20
 
 
 @contextmanager
-def hub_in_thread(path):
+def hub_in_thread(path, *, history_bytes=HISTORY_BYTES):
     """A hub process at ``path``. At the end it disconnects its clients."""
-    directory = HubDirectory(str(path), HISTORY_BYTES)
+    directory = HubDirectory(str(path), history_bytes)
     ours, theirs = socket.socketpair()
     process = HubProcess(directory.listener, directory.log(), theirs)
     thread = threading.Thread(target=process.run)

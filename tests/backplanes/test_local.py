@@ -8,7 +8,8 @@ from functools import partial
 import anyio
 import pytest
 from conformance import BackplaneConformance, text
-from hubs import LIMIT, Process, hub_process, kill_at_line
+from hub_here import hub_in_thread
+from hubs import HISTORY_BYTES, LIMIT, Process, hub_process, kill_at_line
 
 from microws.errors import PublishTimeout
 from microws.hub import log
@@ -17,6 +18,7 @@ from microws.interfaces import Payload, Receipt
 from microws.local import client, directory
 from microws.local import hub_process as hub_process_module
 from microws.local.client import LocalBackplane
+from microws.local.directory import socket_path
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +44,18 @@ class TestInAFile(TestInMemory):
     @pytest.fixture(params=[("asyncio", {"use_uvloop": False})], ids=["asyncio"])
     def anyio_backend(self, request):
         return request.param
+
+
+class TestInAThread(TestInAFile):
+    """Its lines count for the coverage of the tests."""
+
+    @pytest.fixture(autouse=True)
+    def hub(self, tmp_path):
+        with hub_in_thread(tmp_path / "hub", history_bytes=HISTORY_BYTES) as self.path:
+            yield
+
+    def connect(self):
+        return LocalBackplane(socket_path(self.path))
 
 
 @pytest.fixture

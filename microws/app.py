@@ -88,8 +88,8 @@ class App:
             ``microws run`` starts brings them to all workers. ``"local"``: always that process, even with one worker.
             ``"local:PATH"``: its socket and log are in this directory, so that clients also resume after a full stop
             and start. ``--hub`` and ``MICROWS_HUB`` override it. Default ``"memory"``.
-        history_bytes: The size of the log that all topics with history share. The oldest messages make room. Default
-            64 MiB; memory is used as the log fills.
+        history_bytes: The size of the log, which all topics with history share; with a hub process, all topics. The
+            oldest messages make room. Default 64 MiB; memory is used as the log fills.
         redirect_slashes: Redirect with 308 if only the other form of a path, with or without a slash at the end,
             exists. Default: yes.
         debug: Show unexpected exceptions to clients. Default: no.
@@ -619,7 +619,8 @@ class App:
         """
         Send ``value`` to every subscriber of ``topic``, encoded for its ``send_type``.
 
-        This never waits for a subscriber. ``topic`` sets what happens to a slow one.
+        This never waits for a subscriber. ``topic`` sets what happens to a slow one. With several workers, it waits
+        until the hub process has the message, if the topic has history.
 
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
@@ -630,14 +631,17 @@ class App:
                 Default: each call publishes.
 
         Returns:
-            ``Receipt(subscribers, id)``: the number of subscribers of this process that the message reached, and its
-            position, which is ``None`` without history.
+            ``Receipt(subscribers, id)``: the number of subscribers of this process that the message reached; with
+            several workers, those that there are now, without ``skip``. And its position, which is ``None`` without
+            history.
 
         Raises:
             TypeError, ValueError: The topic or key is invalid, or JSON does not support the value. Nothing was
                 delivered.
             RuntimeError: The app is not running, or runs in another event loop. In another thread, use
                 ``publish_from_thread``.
+            PublishTimeout: The hub process did not answer within 2 seconds. The message may have been published, or may
+                be published later. To publish it once, repeat the call with the same ``key``.
         """
         return await self.hub.publish(topic, value, skip=skip, key=key)
 

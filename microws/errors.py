@@ -161,7 +161,7 @@ class TooManySubscriptions(MicrowsError):
 
 
 class PublishTimeout(MicrowsError, TimeoutError):
-    """The backplane did not answer in time: the message may or may not have been published."""
+    """The hub process did not answer in time: the message may have been published, or may be published later."""
 
 
 class HubUnavailable(MicrowsError, ConnectionError):

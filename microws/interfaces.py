@@ -146,9 +146,10 @@ class Receipt(NamedTuple):
     The result of ``publish``.
 
     Attributes:
-        subscribers: Subscriptions of this process that the message reached.
-        id: The position of the message; ``None`` on a topic without history, and if a hub process that ended did not
-            come to tell it.
+        subscribers: Subscribers of this process that the message reached; with several workers, those that it had when
+            ``publish`` was called.
+        id: The position of the message; ``None`` on a topic without history, or if the hub process ended before it told
+            the position.
     """
 
     subscribers: int

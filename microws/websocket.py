@@ -79,6 +79,10 @@ class WebSocket(BaseRequest):
 
     After the end of the connection, every call raises ``WebSocketDisconnect`` immediately. Any number of tasks may use
     one ``ws``. It sends their messages in the order of the calls.
+
+    Attributes:
+        subscribed: What ``subscribe`` returned for the topics of the route, with ``since`` from the query; ``None``
+            without ``subscribe=`` on the route.
     """
 
     __slots__ = (
@@ -116,7 +120,6 @@ class WebSocket(BaseRequest):
         self._end_returned = False
         self._skipped = 0
         self._connection = connection
-        # What the ``subscribe=`` of the route gave; ``None`` without it.
         self.subscribed: Subscribed | None = None
 
     # Attributes

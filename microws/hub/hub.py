@@ -571,7 +571,7 @@ class Hub:
                 each call is another message.
 
         Raises:
-            PublishTimeout: The message may or may not have been published.
+            PublishTimeout: The message may have been published, or may be published later.
             TypeError, ValueError: An invalid topic or key, or JSON cannot represent the value. Nothing was delivered.
             RuntimeError: The app does not run, or runs in another event loop.
         """

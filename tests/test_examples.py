@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,27 +13,43 @@ from datetime import datetime, timedelta
 import httpx
 import pytest
 from playwright.sync_api import expect
-from serving import LIMIT, ROOT, browsing, serving
+from serving import LIMIT, ROOT, browsing, running, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-EXAMPLES = ("echo", "ping_pong", "broadcast", "reports", "chat", "duplex")
+EXAMPLES = ("echo", "ping_pong", "broadcast", "reports", "chat", "duplex", "notify", "ticker")
 TOKEN = "let-me-in"
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\">'\"</script>&{{ 7 * 7 }}"
 
 
 @pytest.fixture(scope="module")
-def serve():
+def serve(tmp_path_factory):
     """Start the server of an example when the first test needs it."""
     with ExitStack() as stack:
         servers = {}
+        directory = tmp_path_factory.mktemp("notify")
+        environments = {
+            "reports": {"REPORTS_TOKEN": TOKEN},
+            "duplex": {"REPORTS_TOKEN": TOKEN},
+            "notify": notify_environment(directory),
+            "ticker": {"WEB_CONCURRENCY": "2"},
+        }
 
         def serve(name):
             if name not in servers:
-                servers[name] = stack.enter_context(serving(f"examples/{name}.py", REPORTS_TOKEN=TOKEN))
+                servers[name] = stack.enter_context(serving(f"examples/{name}.py", **environments.get(name, {})))
             return servers[name]
 
+        serve.environments = environments
         yield serve
+
+
+def notify_environment(directory):
+    return {
+        "WEB_CONCURRENCY": "2",
+        "MICROWS_HUB": f"local:{directory}/hub",
+        "NOTIFY_DATABASE": f"{directory}/notify.db",
+    }
 
 
 @pytest.fixture
@@ -73,7 +90,7 @@ def rejection_of(server, path, **options):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_docstring_has_the_command(name):
     text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
-    assert f"\n    microws run examples/{name}.py\n" in text
+    assert re.search(rf"\n    microws run examples/{name}\.py( --.*)?\n", text)
 
 
 class TestEcho:
@@ -420,6 +437,125 @@ class TestDuplex:
         assert result.stdout.endswith('{"lines":1000}\n')
 
 
+class TestNotify:
+    example = "notify"
+
+    @staticmethod
+    def log_in(server, name):
+        """The headers of a client that has logged in."""
+        response = httpx.post(f"{server.url}/login/{name}", timeout=LIMIT)
+        return {"Cookie": f"session={response.cookies['session']}"}
+
+    @staticmethod
+    def notify(server, user, text, headers):
+        response = httpx.post(f"{server.url}/notify/{user}", content=text, headers=headers, timeout=LIMIT)
+        assert response.status_code == 204
+
+    @staticmethod
+    @contextmanager
+    def events(server, headers):
+        """The id and data of the server-sent events."""
+
+        def parse(lines):
+            event = {}
+            for line in lines:
+                name, _, value = line.partition(": ")
+                event[name] = value
+                if not line and "data" in event:
+                    yield event["id"], json.loads(event["data"])
+
+        with httpx.stream("GET", f"{server.url}/events", headers=headers, timeout=LIMIT) as response:
+            assert response.status_code == 200
+            yield parse(response.iter_lines())
+
+    def test_notification_reaches_clients_of_every_worker(self, server):
+        ada, ben = self.log_in(server, "every"), self.log_in(server, "ben")
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(joined(server, "/ws", additional_headers=ada)) for _ in range(6)]
+            events = stack.enter_context(self.events(server, ada))
+            other = stack.enter_context(joined(server, "/ws", additional_headers=ben))
+            server.wait_for_line(r'"WebSocket /ws .* 101 ', times=7)
+            workers = {match[1] for match in server.find_lines(r' \[(\d+)\] .*"WebSocket /ws .* 101 ')}
+            assert len(workers) == 2
+            self.notify(server, "every", "hello", ben)
+            self.notify(server, "ben", "for Ben", ada)
+            assert [receive(ws) for ws in sockets] == [{"from": "ben", "text": "hello"}] * 6
+            assert next(events)[1] == {"from": "ben", "text": "hello"}
+            assert receive(other) == {"from": "every", "text": "for Ben"}
+
+    def test_client_that_returns_gets_what_it_missed(self, server):
+        ada = self.log_in(server, "missed")
+        with joined(server, "/ws", additional_headers=ada, subprotocols=["microws.v1"]) as ws:
+            position = receive(ws)["id"]
+        for number in range(3):
+            self.notify(server, "missed", f"{number}", ada)
+        with joined(server, f"/ws?since={position}", additional_headers=ada, subprotocols=["microws.v1"]) as ws:
+            assert receive(ws)["recovered"] is True
+            assert [receive(ws)["data"]["text"] for _ in range(3)] == ["0", "1", "2"]
+        with self.events(server, ada | {"Last-Event-ID": position}) as events:
+            received = [next(events) for _ in range(3)]
+            assert [data["text"] for _, data in received] == ["0", "1", "2"]
+        with self.events(server, ada | {"Last-Event-ID": received[1][0]}) as events:
+            assert next(events)[1]["text"] == "2"
+
+    def test_script_notifies_from_outside(self, server, serve):
+        ada = self.log_in(server, "outside")
+        with self.events(server, ada) as events:
+            subprocess.run(
+                [sys.executable, ROOT / "examples" / "notify_send.py", "outside", "héllo"],
+                env=os.environ | serve.environments["notify"],
+                timeout=LIMIT,
+                check=True,
+            )
+            assert next(events)[1] == {"from": "a script", "text": "héllo"}
+
+    def test_log_out_closes_all_connections_of_the_user(self, server):
+        ada, again, ben = (self.log_in(server, name) for name in ("leaving", "leaving", "staying"))
+        live = {"subprotocols": ["microws.v1"]}
+        with ExitStack() as stack:
+            sockets = [
+                stack.enter_context(joined(server, "/ws", additional_headers=headers, **live))
+                for headers in (ada, again, ada, again)
+            ]
+            events = stack.enter_context(self.events(server, ada))
+            other = stack.enter_context(joined(server, "/ws", additional_headers=ben, **live))
+            for ws in (*sockets, other):
+                receive(ws)
+            response = httpx.post(f"{server.url}/logout", headers=again, timeout=LIMIT)
+            assert response.json() == {"connections": 5}
+            assert [closing_of(ws) for ws in sockets] == [(4401, "logged out")] * 4
+            assert list(events) == []
+            self.notify(server, "staying", "hello", ben)
+            assert receive(other)["data"]["text"] == "hello"
+        with joined(server, "/ws", additional_headers=ada) as ws:
+            assert closing_of(ws) == (4401, "log in first")
+
+    @pytest.mark.parametrize(("method", "path"), [("GET", "/events"), ("POST", "/logout"), ("POST", "/notify/ada")])
+    def test_client_that_is_not_logged_in_gets_401(self, server, method, path):
+        for headers in ({}, {"Cookie": "session=guess"}):
+            response = httpx.request(method, server.url + path, headers=headers, timeout=LIMIT)
+            assert (response.status_code, response.text) == (401, "log in first")
+
+
+class TestTicker:
+    example = "ticker"
+
+    def test_each_tick_comes_once_from_two_workers(self, server):
+        with joined(server, "/ws?since=start") as ada, joined(server, "/ws?since=start") as ben:
+            ticks = [receive(ada) for _ in range(4)]
+            assert ticks == [receive(ben) for _ in range(4)]
+        steps = [tick["step"] for tick in ticks]
+        assert steps == list(range(steps[0], steps[0] + 4))
+
+    def test_new_client_gets_the_newest_price_of_each_symbol(self, server):
+        with joined(server, "/ws?since=start") as ws:
+            for _ in range(3):
+                symbols = set(receive(ws)["prices"])
+        with httpx.stream("GET", f"{server.url}/prices", timeout=LIMIT) as response:
+            prices = TestBroadcast.parse(response.iter_lines())
+            assert {next(prices)["symbol"] for _ in symbols} == symbols
+
+
 @pytest.fixture(scope="module")
 def browser():
     expect.set_options(timeout=LIMIT * 1000)
@@ -565,6 +701,70 @@ class TestPages:
         expect(ada.get_by_role("listitem")).to_have_text([f"{name} joined", f"{name} {HOSTILE}"])
         expect(ada.locator("img")).to_have_count(0)
         expect(ada).to_have_title(f"{HOSTILE} – Chat")
+
+    def test_notify_shows_missed_notifications_and_logs_out(self, open_tab, tmp_path):
+        with serving("examples/notify.py", **notify_environment(tmp_path)) as server:
+            tabs = [open_tab(server.url) for _ in range(2)]
+            for page in tabs:
+                page.get_by_label("Your name").fill("Ada")
+                page.get_by_role("button", name="Log in").click()
+            for page in tabs:
+                for status in page.get_by_role("status").all():
+                    expect(status).to_have_text("Connected")
+            self.send_notification(tabs[0], HOSTILE)
+            self.expect_notifications(tabs, [HOSTILE])
+            server.signal(signal.SIGHUP)
+            for page in tabs:
+                for status in page.get_by_role("status").all():
+                    expect(status).to_contain_text("Disconnected")
+            self.send_notification(tabs[1], "while away")
+            self.expect_notifications(tabs, ["while away", HOSTILE])
+            tabs[0].get_by_role("button", name="Log out everywhere").click()
+            for page in tabs:
+                expect(page.get_by_role("button", name="Log in")).to_be_visible()
+                expect(page.locator("main")).to_be_hidden()
+                expect(page).to_have_title("Notifications")
+
+    @staticmethod
+    def send_notification(page, text):
+        page.get_by_label("To").fill("Ada")
+        say(page, text, label="Text", button="Notify")
+
+    @staticmethod
+    def expect_notifications(tabs, texts):
+        for page in tabs:
+            for panel in ("#socket", "#events"):
+                expect(page.locator(f"{panel} li")).to_have_text([f"Ada{text}" for text in texts])
+
+    @pytest.mark.parametrize("fault", ["cut", "deploy", "kill"])
+    def test_ticker_misses_no_tick(self, open_tab, fault):
+        command = [sys.executable, "-m", "microws", "run", "examples/ticker.py", "--port", "0", "--workers", "2"]
+        with running(command) as server:
+            page = connected(open_tab(server.url))
+            expect(page.locator("#ticks")).not_to_have_text("0")
+            if fault == "cut":
+                page.get_by_role("button").click()
+            elif fault == "deploy":
+                server.signal(signal.SIGHUP)
+            else:
+                for number, worker in enumerate(self.workers_of(server), 2):
+                    os.kill(worker, signal.SIGKILL)
+                    server.wait_for_line(r" worker \d+ serves", times=number)
+            expect(page.get_by_role("status")).to_contain_text("Disconnected")
+            expect(page.locator("#missed")).not_to_have_text("0")
+            expect(page.get_by_role("status")).to_have_text("Connected")
+            assert page.locator("#gaps").text_content() == "0"
+            assert page.locator("#duplicates").text_content() == "0"
+            assert server.stop() == 0
+
+    @staticmethod
+    def workers_of(server):
+        """The process IDs of two workers, from their log lines."""
+        for _ in range(100):
+            httpx.get(server.url, timeout=LIMIT)
+            if len(workers := {int(match[1]) for match in server.find_lines(r" \[(\d+)\] ")}) == 2:
+                return workers
+        pytest.fail("\n".join(server.output))
 
     @pytest.mark.parametrize("name", ["echo", "broadcast", "reports", "chat"])
     def test_page_shows_a_lost_connection_and_reconnects(self, open_tab, name):

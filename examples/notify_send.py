@@ -9,9 +9,10 @@ The hub of the server is that of MICROWS_HUB, or local:/tmp/notify. In a shell, 
 """
 
 import argparse
+import sys
 from os import environ
 
-from microws import connect_hub
+from microws import HubUnavailable, connect_hub
 
 
 def main():
@@ -19,8 +20,11 @@ def main():
     parser.add_argument("user")
     parser.add_argument("text")
     arguments = parser.parse_args()
-    with connect_hub(environ.get("MICROWS_HUB") or "local:/tmp/notify") as hub:
-        hub.publish(f"user:{arguments.user}", {"from": "a script", "text": arguments.text})
+    try:
+        with connect_hub(environ.get("MICROWS_HUB") or "local:/tmp/notify") as hub:
+            hub.publish(f"user:{arguments.user}", {"from": "a script", "text": arguments.text})
+    except HubUnavailable as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

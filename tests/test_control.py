@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from microws.server.acceptor import Share, make_shared_memory
-from microws.server.control import SHARED_SIGNALS, ControlSocket, Ready, Stage, worker_variable
+from microws.server.control import SHARED_SIGNALS, ControlSocket, HubRequest, Ready, Stage, worker_variable
 
 pytestmark = pytest.mark.anyio
 
@@ -52,6 +52,17 @@ async def test_a_control_socket_that_is_reset_ends_the_commands(ends):
     worker.send(b"unread data makes the end a reset")
     supervisor.close()
     assert await follow(ControlSocket(worker, [])) == [Stage.DRAIN]
+
+
+@pytest.mark.parametrize(("path", "directory"), [(None, "/temporary"), ("/run/chat", "/run/chat")])
+async def test_all_apps_of_a_worker_have_one_hub(ends, path, directory):
+    supervisor, worker = ends
+    control = ControlSocket(worker, [], hub="/temporary")
+    for asked in (path, None, directory):
+        assert control.ask_for_hub(HubRequest(asked, 1 << 20)) == directory
+    with pytest.raises(ValueError, match=f"expected one hub for all apps, got local:/other besides local:{directory}"):
+        control.ask_for_hub(HubRequest("/other", 1 << 20))
+    assert json.loads(supervisor.recv(4096)) == {"hub": [path, 1 << 20]}
 
 
 async def test_heartbeats_and_limits_follow_ready(ends):

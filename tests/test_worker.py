@@ -391,6 +391,13 @@ def test_run_logs_a_problem_with_its_address_or_files_in_one_line(capfd, tmp_pat
     assert "--certfile" in no_certificate
 
 
+def test_a_hub_process_for_a_mounted_app_alone_is_refused(capfd):
+    app = App()
+    app.mount("/live", App(hub="local"))
+    assert run(app, port=0) == 1
+    assert "expected hub= at the outermost app, got hub='local' at a mounted one" in capfd.readouterr().err
+
+
 def test_run_logs_json_one_object_a_line(capfd):
     async def app(scope, receive, send):
         await receive()

@@ -117,6 +117,7 @@ class ControlSocket:
     ) -> None:
         self.share = share
         self.hub = hub
+        self._has_hub = False
         self._sock = sock
         self._listening = listening
         self._is_ready = False
@@ -156,9 +157,26 @@ class ControlSocket:
         """The sockets. Closing them takes nothing from the other workers, and removes no Unix socket's file."""
         return [Listener(sock, secure=secure) for sock in self._listening]
 
-    def ask_for_hub(self, request: HubRequest) -> None:
-        """Have the supervisor run a hub process, unless it does."""
-        self._send(json.dumps({"hub": request}))
+    def ask_for_hub(self, request: HubRequest) -> str:
+        """
+        Have the supervisor run a hub process, unless it does.
+
+        Returns:
+            Its directory.
+
+        Raises:
+            ValueError: This worker has asked for another directory.
+        """
+        if not self._has_hub:
+            self._has_hub = True
+            self.hub = request.path or self.hub
+            self._send(json.dumps({"hub": request}))
+        elif request.path not in (None, self.hub):
+            raise ValueError(
+                f"expected one hub for all apps, got local:{request.path} besides local:{self.hub}: write hub= at the "
+                "outermost app"
+            )
+        return self.hub
 
     def send_ready(self, ready: Ready) -> None:
         """Tell the supervisor that clients can connect."""

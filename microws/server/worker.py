@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import anyio
@@ -289,12 +290,16 @@ def _open_hub(settings: Settings, control: ControlSocket | None, url: str, histo
 
     Returns:
         The path of its socket; ``None``: published messages stay in this process.
+
+    Raises:
+        ValueError: A mounted app wants a hub of its own.
     """
-    if control is None or settings.hub == "memory":
+    if settings.hub == "memory" or (control is None and not url.startswith("local")):
         return None
+    if control is None:
+        raise ValueError(f"expected hub= at the outermost app, got hub={url!r} at a mounted one")
     path = directory_of(settings.hub or url)
-    control.ask_for_hub(HubRequest(path, history_bytes))
-    directory = path or control.hub
+    directory = control.ask_for_hub(HubRequest(None if path is None else str(Path(path).absolute()), history_bytes))
     # For the programs that the app starts.
     os.environ["MICROWS_HUB"] = f"local:{directory}"
     return socket_path(directory)

@@ -140,12 +140,17 @@ def kill_at_line(hub_process, line, message, *modules):
 
 
 class Process:
-    """One process of those that a backplane connects: its backplane, and what its hub was told."""
+    """
+    One process of those that a backplane connects: its backplane, and what its hub was told.
+
+    ``keeps`` says whether its topics have history.
+    """
 
     _names = count()
 
-    def __init__(self, backplane):
+    def __init__(self, backplane, *, keeps=True):
         self.backplane = backplane
+        self.keeps = keeps
         self.name = next(self._names)
         self.subscribers = 1
         self.delivered = []
@@ -158,6 +163,9 @@ class Process:
         self.delivered.append((payload, skip, entry))
         self._change()
         return self.subscribers
+
+    def has_history(self, topic):
+        return self.keeps
 
     def reach(self, topic, skip):
         return self.subscribers

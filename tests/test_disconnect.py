@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from microws import App, EventStream, WebSocketDisconnect
+from microws import App, EventStream, WebSocketDisconnect, WebSocketRejected
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +93,33 @@ async def test_a_websocket_that_is_not_accepted_yet_is_rejected():
             assert await app.disconnect(id=app.state.ids[0]) == 1
             app.state.answered.set()
     assert not app.hub.disconnects
+
+
+async def test_a_websocket_that_still_gets_what_it_missed_is_closed():
+    app = App()
+    app.topic("t", history=10)
+    subscribed, answered = anyio.Event(), anyio.Event()
+
+    @app.websocket_route("/")
+    async def read(ws):
+        await ws.subscribe("t", since="start")
+        subscribed.set()
+        await answered.wait()
+        async with ws:
+            await ws.wait_closed()
+
+    async with app.test_client() as client, anyio.create_task_group() as tasks:
+        await app.publish("t", 1)
+
+        async def connect():
+            with pytest.raises(WebSocketRejected):
+                await client.websocket("/").__aenter__()
+
+        tasks.start_soon(connect)
+        with anyio.fail_after(5):
+            await subscribed.wait()
+            assert await app.disconnect(topic="t") == 1
+            answered.set()
 
 
 @pytest.mark.parametrize("path", ["/events/t", "/generated/t"])

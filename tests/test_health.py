@@ -1,13 +1,14 @@
 """What probes are told: by the test client, and by a server that starts, serves and drains."""
 
 import logging
+import signal
 import threading
-from contextlib import AsyncExitStack
 
 import anyio
 import httpx
 import pytest
-from hub_here import hub_in_thread, serving_from
+from hub_here import serving_from
+from hubs import hub_process
 from worker_here import serving
 
 import microws.health
@@ -303,17 +304,15 @@ async def test_an_app_is_not_ready_while_its_hub_process_does_not_answer(tmp_pat
     async def statuses():
         return [await status_without_lifespan(each, "/readyz") for each in (app, other)]
 
-    async with AsyncExitStack() as stack:
-        with hub_in_thread(tmp_path) as path:
-            for each in (app, other):
-                await stack.enter_async_context(serving_from(path, each))
+    with hub_process(tmp_path) as hub:
+        path = hub.directory.path
+        async with serving_from(path, app), serving_from(path, other):
             assert await statuses() == [200, 200]
-        assert await statuses() == [503, 200]
-        assert await status_without_lifespan(app, "/healthz") == 200
-        assert await statuses() == [503, 200]
-        with hub_in_thread(tmp_path):
-            with anyio.fail_after(10):
-                while await statuses() != [200, 200]:
-                    pass
+            hub.signal(signal.SIGSTOP)
+            assert await statuses() == [503, 200]
+            assert await status_without_lifespan(app, "/healthz") == 200
+            assert await statuses() == [503, 200]
+            hub.signal(signal.SIGCONT)
+            assert await statuses() == [200, 200]
     told = [text for text in messages(caplog, logging.INFO, logging.WARNING) if "ready" in text]
     assert told == ["not ready: the hub process does not answer", "ready again: the hub process answers"]

@@ -11,11 +11,9 @@ from hub_here import HISTORY_BYTES, hub_in_thread, serving_from
 
 from microws import App, FeatureUnavailable, HubUnavailable, Overflow, Receipt, connect_hub
 from microws.local.directory import socket_path
-from microws.local.wire import WELCOME, Op, frame
+from microws.local.wire import ACK, HELLO, LENGTH, PROTOCOL, PUBLISH, WELCOME, Op, frame
 
 pytestmark = pytest.mark.anyio
-
-POSITION = r"[0-9a-f]+-[0-9a-f.]+"
 
 
 @pytest.fixture
@@ -256,6 +254,16 @@ class TestConnecting:
                 listener.listen()
                 await connect(tmp_path)
 
+    async def test_a_worker_that_does_not_answer_delays_nothing(self, path, app):
+        with socket.socket(socket.AF_UNIX) as worker:
+            worker.connect(socket_path(path))
+            worker.sendall(frame(HELLO, Op.HELLO, PROTOCOL, 1, 7, 0, 0) + frame(LENGTH, Op.BEGIN))
+            assert WELCOME.unpack(worker.recv(WELCOME.size, socket.MSG_WAITALL))[1] == Op.WELCOME
+            # Less than the 2 seconds after which an answer does not count.
+            with anyio.fail_after(1.5):
+                async with connect_hub(f"local:{path}") as hub:
+                    await hub.publish("rank:1", {"name": "a"})
+
     async def test_a_hub_of_another_version_is_an_error(self, tmp_path):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(socket_path(str(tmp_path)))
@@ -333,6 +341,63 @@ class TestMounts:
                 statistics = await app.hub.cluster_statistics()
                 assert (statistics.workers, statistics.topics) == (1, topics)
             assert await outer.disconnect(topic="t") == 0
+
+
+class TestVersions:
+    """Two versions of an app share a hub process during a deploy."""
+
+    async def test_history_is_what_the_receiving_version_has(self, path):
+        async with serving_from(path, App()) as old, serving_from(path, make_app()) as new:
+            async with old.subscribe("chat:1") as old_messages, new.subscribe("chat:1") as new_messages:
+                assert (await old.publish("chat:1", 1)).id is None
+                assert await take(old_messages) == await take(new_messages) == [1]
+                receipt = await new.publish("chat:1", 2)
+                assert await take(old_messages) == await take(new_messages) == [2]
+                assert (old_messages.position, new_messages.position) == (None, receipt.id)
+                await old.publish("chat:1", 3)
+                assert await take(new_messages) == [3]
+                assert new_messages.position == await new.position("chat:1")
+            async with new.subscribe("chat:1", since=receipt.id) as messages:
+                assert await take(messages) == [3]
+
+    async def test_a_connection_reads_with_the_settings_that_it_has_when_it_subscribes(self, path, monkeypatch):
+        monkeypatch.setattr("microws.hub_connection._SETTINGS_LAST", 0)
+        app = App()
+        async with serving_from(path, app), connect_hub(f"local:{path}") as hub:
+            async with hub.subscribe("chat:1") as messages:
+                await hub.publish("chat:1", 1)
+                assert await take(messages) == [1]
+                assert messages.position is None
+            app.topic("chat:*", history=100)
+            async with hub.subscribe("chat:1") as messages:
+                receipt = await hub.publish("chat:1", 2)
+                assert await take(messages) == [2]
+                assert messages.position == receipt.id is not None
+
+    async def test_a_message_that_has_no_key_here_is_delivered(self, path, caplog):
+        other = App()
+        async with (
+            serving_from(path, make_app()) as app,
+            serving_from(path, other),
+            app.subscribe("live:1") as messages,
+        ):
+            await other.publish("live:1", {"title": "new"})
+            assert await take(messages) == [{"title": "new"}]
+            await app.publish("live:1", {"name": "a"})
+            assert await take(messages) == [{"name": "a"}]
+        assert "has no key" in caplog.text
+
+
+def test_a_message_is_acknowledged_after_a_cut_that_hid_it(path):
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(socket_path(path))
+            sock.sendall(frame(HELLO, Op.HELLO, PROTOCOL, 0, 7, 0, 0) + frame(LENGTH, Op.BEGIN))
+            # The second time, the log has it.
+            sock.sendall(frame(PUBLISH, Op.PUBLISH, 0, 0, 1, 0, 0, 0, 1, tail=b"tx"))
+            for struct, op in ((WELCOME, Op.WELCOME), (ACK, Op.ACK)):
+                assert struct.unpack(sock.recv(struct.size, socket.MSG_WAITALL))[1] == op
 
 
 async def test_cluster_statistics_have_the_log_of_the_hub_process(path, app):

@@ -32,6 +32,10 @@ class Receiver(Protocol):
         """Deliver a message to the subscribers of this process, without the one whose id is ``skip``."""
         ...
 
+    def has_history(self, topic: str) -> bool:
+        """Whether ``deliver`` takes an ``entry`` of ``topic``."""
+        ...
+
     def reach(self, topic: str, skip: str | None) -> int:
         """The number of subscribers that ``topic`` has in this process now, without ``skip``."""
         ...

@@ -640,6 +640,10 @@ class Hub:
         """
         return self.loop.publish_from_thread(self.publish, topic, value)
 
+    def has_history(self, topic: str) -> bool:
+        """Whether ``topic`` has history."""
+        return self.settings(topic).history > 0
+
     def reach(self, topic: str, skip: str | None) -> int:
         """The number of subscribers that ``topic`` has in this process now, without ``skip``."""
         entry = self._topics.get(topic)
@@ -669,7 +673,14 @@ class Hub:
                 return 0  # it was delivered before a cut of the backplane
             topic.note(entry)
         skipped = self._subscribers.get(skip) if skip is not None else None
-        key = self._key(topic.settings, payload)
+        try:
+            key = self._key(topic.settings, payload)
+        except Exception:
+            if not self.backplane.spans_processes:
+                raise
+            # The publisher's version of the app has another function.
+            _log.exception("a message on %r has no key; no other message takes its place", payload.topic)
+            key = object()
         reached = 0
         # A copy: a subscriber that is refused is removed from its group.
         for codec, group in tuple(topic.groups.items()):
@@ -773,12 +784,20 @@ class Hub:
         return sum(await self.backplane.ask({"disconnect": question}))
 
     def _disconnect(self, topic: str | None, id: str | None, code: int, reason: str) -> int:  # noqa: A002
-        ids = [id] if topic is None else [each.id for each in self._subscribers.values() if topic in each.topics]
+        ids = [id] if topic is None else self._ids_of(topic)
         # An ``app.subscribe`` block is not a connection.
         found = [disconnect for each in ids if (disconnect := self.disconnects.get(each or "")) is not None]
         for disconnect in found:
             disconnect(code, reason)
         return len(found)
+
+    def _ids_of(self, topic: str) -> list[str]:
+        entry = self._topics.get(topic)
+        if entry is None:
+            return []
+        if entry.resuming:
+            return [each.id for each in self._subscribers.values() if topic in each.topics]
+        return [each.id for group in entry.groups.values() for each in group.values() if not each.has_left]
 
     def statistics(self) -> Statistics:
         """Count what happened in this process so far, and what is pending now. O(subscribers)."""

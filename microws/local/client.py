@@ -23,7 +23,7 @@ import anyio.lowlevel
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import running_loop
 from microws.hub.backplane import Place, Receiver
-from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Entry, Log, LogUsage, Replay, read_record
+from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Entry, Log, LogUsage, Replay, position_of, read_record
 from microws.interfaces import Payload, Receipt
 from microws.local.wire import (
     ACK,
@@ -137,7 +137,8 @@ class LocalBackplane:
         self._reply_arrived = anyio.Event()
         # The log that this process knows, the place up to which it has that, and the largest message.
         self._log_id = self._place = self._largest = 0
-        self._names: dict[bytes, str] = {}
+        # What names stand for: the topic, and whether it has history here.
+        self._names: dict[bytes, tuple[str, bool]] = {}
 
     def start(self, receiver: Receiver) -> None:
         """See ``Backplane``."""
@@ -248,26 +249,29 @@ class LocalBackplane:
         return at, (length if rest >= LENGTH.size else LENGTH.size) - rest
 
     def _deliver(self, data: bytes, at: int) -> None:
-        length, kind, topic_size, key_size, conflation_size, size, place, publisher, number, *_ = HEAD.unpack_from(
-            data, at
+        length, kind, topic_size, key_size, conflation_size, size, place, publisher, number, offset, *_ = (
+            HEAD.unpack_from(data, at)
         )
         pending = self._unacknowledged.get(number) if publisher == self._id else None
         skip = None if pending is None else pending.skip
-        if kind & HAS_HISTORY:
+        start = at + HEAD.size
+        encoded = data[start : start + topic_size]
+        known = self._names.get(encoded)
+        if known is None:
+            if len(self._names) > len(self._topics) + 1024:
+                self._names.clear()
+            topic = encoded[len(self._prefix) :].decode()
+            known = self._names[encoded] = topic, self._receiver.has_history(topic)
+        topic, has_history = known
+        # As this process has it: the publisher may be of another version of the app.
+        if has_history:
             entry = self._read_record(data, at)
             self._receiver.deliver(entry.payload, skip, entry)
-            if pending is not None:
-                pending.resolve(place, (entry.payload.position or "").encode())
         else:
-            start = at + HEAD.size
-            encoded = data[start : start + topic_size]
-            topic = self._names.get(encoded)
-            if topic is None:
-                if len(self._names) > len(self._topics) + 1024:
-                    self._names.clear()
-                topic = self._names[encoded] = encoded[len(self._prefix) :].decode()
             start += topic_size + key_size + conflation_size
-            self._receiver.deliver(Payload(KINDS[kind], data[start : start + size], topic), skip)
+            self._receiver.deliver(Payload(KINDS[kind & ~HAS_HISTORY], data[start : start + size], topic), skip)
+        if pending is not None and kind & HAS_HISTORY:
+            pending.resolve(place, position_of(offset, place, publisher, number).encode())
         self._place = place + length
 
     def _follow(self, op: int, data: bytes) -> None:
@@ -428,6 +432,7 @@ class LocalBackplane:
         """See ``Backplane``."""
         self._left.pop(topic, None)
         self._topics.add(topic)
+        self._names.pop(self._prefix + topic.encode(), None)
         place, position = await self._ask_hub(Op.SUBSCRIBE, topic)
         return position.decode(), place
 

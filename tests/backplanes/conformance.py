@@ -7,7 +7,7 @@ import anyio
 import pytest
 from hubs import LIMIT, Process
 
-from microws.hub.log import START
+from microws.hub.log import HEAD, START
 from microws.interfaces import Payload, Receipt
 
 CONTENTS = [
@@ -61,9 +61,9 @@ class BackplaneConformance:
         raise NotImplementedError
 
     @asynccontextmanager
-    async def cluster(self, *topics):
-        """Processes that subscribe to the topics."""
-        processes = [Process(self.connect()) for _ in range(self.processes)]
+    async def cluster(self, *topics, keeps=True):
+        """Processes that subscribe to the topics, which have history if they are kept."""
+        processes = [Process(self.connect(), keeps=keeps) for _ in range(self.processes)]
         async with anyio.create_task_group() as tasks:
             for process in processes:
                 process.backplane.start(process)
@@ -95,7 +95,7 @@ class BackplaneConformance:
     @HISTORY
     @pytest.mark.parametrize("content", CONTENTS, ids=lambda content: f"{content[0]}-{len(content[1])}")
     async def test_a_payload_arrives_unchanged_in_every_process(self, content, has_history):
-        async with self.cluster("t") as processes:
+        async with self.cluster("t", keeps=has_history) as processes:
             receipt = await processes[0].backplane.publish(Payload(*content, "t"), has_history=has_history)
             for process in processes:
                 [(payload, skip, entry)] = await process.wait_delivered(1)
@@ -155,6 +155,14 @@ class BackplaneConformance:
             if has_history:
                 found = await self.read(processes[0], START, history=1000)
                 assert [entry.payload.data for entry in found.entries] == orders[0][0]
+
+    async def test_the_log_tells_how_full_it_is(self):
+        async with self.cluster() as processes:
+            before = await processes[-1].backplane.ask_for_usage()
+            await self.publish(processes[0], range(3))
+            after = await processes[-1].backplane.ask_for_usage()
+            assert after.bytes - before.bytes > 3 * HEAD.size
+            assert after.dropped == before.dropped == 0
 
     async def test_a_message_with_a_key_is_published_once(self):
         async with self.cluster("t", "u") as processes:

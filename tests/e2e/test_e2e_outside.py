@@ -230,6 +230,21 @@ def test_a_hub_process_that_is_stopped_or_killed_is_noticed_and_replaced(server)
         assert json.loads(request(server, "/statistics")[1])["workers"] == 2
 
 
+def test_what_is_acknowledged_arrives_once_and_in_order_though_the_hub_is_killed(server):
+    with contextlib.ExitStack() as stack:
+        clients = {topic: [ws for ws, _ in one_each(stack, server, f"/{topic}")] for topic in ("chat:4", "news:4")}
+        hub = stack.enter_context(connect_hub(server.hub))
+        for number in range(300):
+            if number % 100 == 50:
+                # A hub process that ends soon after its start counts towards giving up: three are not too many.
+                os.kill(hub_process_of(server), signal.SIGKILL)
+            for topic in clients:
+                hub.publish(topic, number)
+        for websockets in clients.values():
+            for ws in websockets:
+                assert [ws.recv(timeout=LIMIT) for _ in range(300)] == [str(number) for number in range(300)]
+
+
 def test_after_the_end_of_the_server_nothing_is_published(tmp_path):
     write(tmp_path, APP)
     path = tmp_path / "hub"

@@ -694,10 +694,10 @@ class App:
             topics: One or several topics.
             event: The type of the events, for ``addEventListener`` in a browser: a ``str``, or a function of the topic,
                 which is called once for each of ``topics``. Default: no type, for ``onmessage`` in a browser and htmx.
-            since: The id of an event. The client first gets what was published after it to topics with history; or an
-                event of the type ``gap``, if the history does not have all of that any more. ``"start"``: all of the
-                history. Default: the client's ``Last-Event-ID``, which a browser's ``EventSource`` sends when it
-                reconnects.
+            since: The id of an event, for a new client. It first gets what was published after that to topics with
+                history; or an event of the type ``gap``, if the history does not have all of it any more. ``"start"``:
+                all of the history. Default: nothing. A client that reconnects, and so sends ``Last-Event-ID``, gets
+                what was published after that id.
 
         Raises:
             TypeError, ValueError: A topic or ``event`` is invalid.

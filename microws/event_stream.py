@@ -55,6 +55,9 @@ _OPENING = b":\n"
 KEEPALIVE = b": keepalive\n\n"
 GAP = b": gap\n\n"
 
+# A position that no log knows.
+_UNKNOWN: Final = "?"
+
 _numbers = count(1)
 
 
@@ -126,8 +129,8 @@ class _EventCodec:
         if b"\n" in data or b"\r" in data:
             data = _END_OF_ENCODED_LINE.sub(b"\ndata: ", data)
         event = self._head + data + b"\n\n"
-        token = payload.position if self._token is None else self._token(payload)
-        if token is not None:
+        if payload.position is not None:
+            token = payload.position if self._token is None else self._token(payload)
             event = b"id: %b\n%b" % (token.encode(), event)
         return Frame(_as_chunk(event) if self._is_chunked else event, is_encoded=True)
 
@@ -275,20 +278,28 @@ class Stream:
         Subscribe a response.
 
         Args:
-            last_event_id: Counts if ``app.stream`` was not given ``since``.
+            last_event_id: What the client has got, if it reconnects. Default: ``since`` of ``app.stream`` counts.
             disconnect: Ends the response for ``Hub.disconnect``.
         """
         topics = tuple(self._events)
         self._hub.disconnects[subscriber.id] = disconnect
-        since = split_positions(topics, self.since or last_event_id)
+        since = split_positions(topics, last_event_id or self.since)
         if since is not None and len(topics) > 1:
+            # It was not known what the client had of these topics.
+            since |= {topic: _UNKNOWN for topic in topics if not since[topic] and self._hub.settings(topic).history}
             # Until it has all that it missed, its ids have the positions that it has reached.
-            reached = dict(since)
+            reached: dict[str, str | None] = {}
+            announce = partial(_announcement, topics, is_chunked)
+
+            def begin(positions: Mapping[str, str], asked: Collection[str], lost: Collection[str]) -> list[Published]:
+                reached.update(positions)
+                return announce(positions, asked, lost)
 
             def token(payload: Payload) -> str:
                 reached[payload.topic] = payload.position
                 return _token(topics, reached.get, payload)
 
+            subscriber.announce = begin
             subscriber.replay_codecs = {
                 topic: _EventCodec(event, is_chunked=is_chunked, token=token) for topic, event in self._events.items()
             }
@@ -306,8 +317,13 @@ class Stream:
     async def __anext__(self) -> ServerSentEvent:
         topics = tuple(self._events)
         if self._queue is None:
-            self._queue = TopicQueue(self._hub, self._codec, topics, is_connection=True)
-            await self._queue.open(split_positions(topics, self.since))
+            queue = TopicQueue(self._hub, self._codec, topics, is_connection=True)
+            try:
+                await queue.open(split_positions(topics, self.since))
+            except BaseException:
+                queue.close()
+                raise
+            self._queue = queue
         try:
             message = await self._queue.get()
         except Overflow:
@@ -347,7 +363,8 @@ class EventStream(StreamingResponse):
 
     With ``app.stream(…)`` as source, a published message is encoded once for all clients, and each client has a queue
     with the limits and the policy of ``app.topic``. The response ends where the client would miss a message. If the
-    policy drops messages, a comment, ``: gap``, tells the client before the next one.
+    policy drops messages, a comment, ``: gap``, tells the client before the next one; of a topic with history, an event
+    of the type ``gap``.
 
     Args:
         source: What ``app.stream`` returns; an async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or

@@ -46,10 +46,10 @@ class TopicQueue:
         self._hub.loop.check(
             "anyio.from_thread.run(function), where the `async def` function reads the topics in the app's event loop"
         )
-        self._is_open = True
         if self._is_connection:
             self._hub.disconnects[self._subscriber.id] = self._refuse
         subscribed = await self._hub.subscribe(self._subscriber, *self._topics, since=since)
+        self._is_open = True
         self._has_lost = bool(subscribed.lost)
 
     def close(self) -> None:
@@ -75,7 +75,11 @@ class TopicQueue:
                 return None
             if self._overflowed:
                 self._overflowed = False
-                await self.open()
+                try:
+                    await self.open()
+                except BaseException:
+                    self._overflowed = True
+                    raise
                 raise self._overflow()
             self._arrived = self._arrived or anyio.Event()
             await self._arrived.wait()

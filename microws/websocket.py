@@ -479,7 +479,7 @@ class WebSocket(BaseRequest):
 
         Raises:
             FeatureUnavailable: ``presence`` was given.
-            TypeError, ValueError: An invalid topic; no topic is subscribed.
+            TypeError, ValueError: An invalid topic, or ``since`` of another type; no topic is subscribed.
             TooManySubscriptions: More topics than ``App(max_subscriptions=…)``; no topic is subscribed. If the view
                 does not catch it, the connection is closed with 1008.
             WebSocketDisconnect: The connection has ended.
@@ -502,7 +502,10 @@ class WebSocket(BaseRequest):
                 max_topics=options.max_subscriptions,
                 announce=options.announce,
             )
-        return await options.hub.subscribe(self._subscriber, *topics, since=since)
+        subscribed = await options.hub.subscribe(self._subscriber, *topics, since=since)
+        if self.closed:
+            raise self._connection.unusable("subscribe")
+        return subscribed
 
     async def unsubscribe(self, *topics: str) -> None:
         """

@@ -106,7 +106,8 @@ class Backplane(Protocol):
         The first subscriber of ``topic`` in this process: deliver its messages. A second call changes nothing.
 
         Returns:
-            Where the topic is. What is published after it is delivered.
+            Where the topic is. What is published after it is delivered; what was published before it and is delivered
+            at all, was delivered before this returns.
         """
         ...
 
@@ -115,7 +116,12 @@ class Backplane(Protocol):
         ...
 
     async def read(self, topic: str, since: str | None, *, history: int, ttl: float | None, by_key: bool) -> Replay:
-        """What was published to ``topic`` after ``since``; see ``Log.read``."""
+        """
+        What was published to ``topic`` after ``since``; see ``Log.read``.
+
+        If the topic is subscribed, all of that was delivered before this returns, and so was the message that ``since``
+        names.
+        """
         ...
 
     async def position(self, topic: str) -> str:

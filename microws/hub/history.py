@@ -1,31 +1,38 @@
 """
 Resuming: what a subscriber missed, then what is published meanwhile, then live.
 
-The outbox paces it: whenever nothing is queued, ``Resume.refill`` queues the next messages, until none is missing. At
-that moment, and without waiting, the subscriber joins the live ones: nothing is missing between, nothing comes twice.
+The outbox paces it: whenever it has sent what ``Resume.refill`` queued, that queues the next messages, until none is
+missing. At that moment, and without waiting, the subscriber joins the live ones: nothing is missing between, nothing
+comes twice.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from time import time
-from typing import Final, Protocol, final
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, final
 
 import anyio
 
-from microws.hub.log import START, Entry, Replay
+from microws.hub.log import START, Entry, Replay, place_of
 from microws.hub.outbox import Outbox
 from microws.hub.published import MAX_PART_BYTES, Published, TopicSettings
 from microws.interfaces import Frame, Payload
 
-__all__ = ["FrameCodec", "Missed", "Resume", "Window", "join_positions", "split_positions"]
+__all__ = ["FrameCodec", "Missed", "Resume", "SharedCalls", "Window", "join_positions", "split_positions"]
+
+T = TypeVar("T")
 
 _place = attrgetter("place")
 # The most messages that are queued at once, so that one slow event loop turn stays short.
 _MAX_CHUNK: Final = 256
-# Seconds for which a window is kept when nobody resumes: clients that lost a server come back one after the other.
-_IDLE: Final = 5.0
+# The most bytes of chunks that a window keeps for the subscribers that come to the same place.
+_MAX_CHUNK_BYTES: Final = 4 << 20
+# What a chunk takes besides its messages, in bytes.
+_CHUNK_COST: Final = 1 << 10
+# The conflation key of messages that were missed: it differs from that of every other message.
+_REPLAYED: Final = object()
 
 
 class FrameCodec(Protocol):
@@ -52,15 +59,48 @@ def split_positions(topics: Sequence[str], token: str | None) -> dict[str, str |
 
 
 @final
-class _Read:
-    """A read of the log that has begun, and what came of it. Neither a replay nor an error: it was cancelled."""
+class _Running(Generic[T]):
+    """A call that has begun, and what came of it. Neither results nor an error: it was cancelled."""
 
-    __slots__ = ("ended", "error", "replay")
+    __slots__ = ("ended", "error", "results")
 
     def __init__(self) -> None:
         self.ended = anyio.Event()
-        self.replay: Replay | None = None
+        self.results: list[T] = []
         self.error: Exception | None = None
+
+
+@final
+class SharedCalls(Generic[T]):
+    """Calls that one task makes for all that need the same meanwhile. If it is cancelled, another one calls."""
+
+    __slots__ = ("_running",)
+
+    def __init__(self) -> None:
+        self._running: dict[str, _Running[T]] = {}
+
+    async def call(self, key: str, function: Callable[[], Awaitable[T]]) -> T:
+        """What ``function`` returns or raises, here or in the task that calls it for ``key`` now."""
+        while (running := self._running.get(key)) is not None:
+            await running.ended.wait()
+            if running.error is not None:
+                raise running.error
+            if running.results:
+                return running.results[0]
+        running = self._running[key] = _Running()
+        try:
+            result = await function()
+            running.results.append(result)
+            return result
+        except Exception as error:
+            running.error = error
+            raise
+        finally:
+            del self._running[key]
+            running.ended.set()
+
+
+_Chunk: TypeAlias = tuple[list[Published], int]
 
 
 @final
@@ -68,182 +108,190 @@ class Window:
     """
     The last messages of a topic with history, in this process, while subscribers resume.
 
+    With ``overflow="latest"`` it has the newest message of each conflation key.
+
     Args:
         settings: The topic's.
+        on_idle: Called when the last subscriber does not resume any more.
 
     Attributes:
-        is_read: It has all that the log had.
+        is_by_key: Whether it has only the newest message of each key.
+        is_read: It has what the log had.
+        reads: Of the log, by position.
         resumes: Subscribers that resume now.
+        forgotten: The place of the newest message that is not here any more.
     """
 
     __slots__ = (
         "_chunks",
         "_entries",
-        "_idle_since",
+        "_newest",
+        "_on_idle",
         "_places",
-        "_reads",
         "_settings",
+        "_size",
         "forgotten",
+        "is_by_key",
         "is_read",
+        "reads",
         "resumes",
     )
 
-    def __init__(self, settings: TopicSettings) -> None:
+    def __init__(self, settings: TopicSettings, on_idle: Callable[[], None]) -> None:
         self._settings = settings
+        self.is_by_key: bool = settings.overflow == "latest"
+        self._on_idle = on_idle
         self._entries: list[Entry] = []
         self._places: dict[str, int] = {}
-        self._reads: dict[str, _Read] = {}
-        # The place of the newest message that is not here any more.
+        # By conflation key, with ``overflow="latest"``.
+        self._newest: dict[bytes, int] = {}
+        # Chunks that were encoded for all subscribers that come to the same place, and their bytes.
+        self._chunks: dict[tuple[FrameCodec, bool, int], _Chunk] = {}
+        self._size = 0
         self.forgotten = -1
-        self._idle_since = time()
-        # Full chunks, encoded once for all subscribers that are at the same place.
-        self._chunks: dict[tuple[FrameCodec, bool, int], tuple[list[Published], int]] = {}
         self.is_read = False
+        self.reads: SharedCalls[Replay] = SharedCalls()
         self.resumes = 0
-
-    def is_idle(self, now: float) -> bool:
-        """Whether nobody has resumed for some seconds."""
-        return not self.resumes and now - self._idle_since > _IDLE
 
     def leave(self) -> None:
         """A subscriber does not resume any more."""
         self.resumes -= 1
-        self._idle_since = time()
-
-    async def read(self, since: str, read: Callable[[], Awaitable[Replay]]) -> Replay:
-        """What ``read`` returns. Subscribers that ask for the same position meanwhile get that, too."""
-        while (known := self._reads.get(since)) is not None:
-            await known.ended.wait()
-            if known.error is not None:
-                raise known.error
-            if known.replay is not None:
-                return known.replay
-        mine = self._reads[since] = _Read()
-        try:
-            mine.replay = await read()
-            return mine.replay
-        except Exception as error:
-            mine.error = error
-            raise
-        finally:
-            del self._reads[since]
-            mine.ended.set()
+        if not self.resumes:
+            self._on_idle()
 
     def fill(self, entries: Sequence[Entry]) -> None:
         """Put what the log had before what was delivered since."""
         first = self._entries[0].place if self._entries else None
-        before = [entry for entry in entries if first is None or entry.place < first]
+        before = [
+            entry for entry in entries if (first is None or entry.place < first) and entry.key not in self._newest
+        ]
         self._entries[:0] = before
-        self._places.update((entry.payload.position or "", entry.place) for entry in before)
+        for entry in before:
+            self._note(entry)
         self.is_read = True
 
     def add(self, entry: Entry) -> None:
         """Add a message that is delivered now."""
         entries = self._entries
+        if (older := self._newest.get(entry.key)) is not None:
+            index = bisect_left(entries, older, key=_place)
+            self._forget(index, index + 1)
         entries.append(entry)
-        self._places[entry.payload.position or ""] = entry.place
+        self._note(entry)
         limit = self._settings.history + 1
         if len(entries) > 2 * limit:
-            for old in entries[:-limit]:
-                del self._places[old.payload.position or ""]
             self.forgotten = entries[-limit - 1].place
-            del entries[:-limit]
-            self._chunks.clear()
+            self._forget(0, len(entries) - limit)
+
+    def _note(self, entry: Entry) -> None:
+        self._places[entry.payload.position or ""] = entry.place
+        if self.is_by_key:
+            self._newest[entry.key] = entry.place
+
+    def _forget(self, start: int, end: int) -> None:
+        for old in self._entries[start:end]:
+            del self._places[old.payload.position or ""]
+            self._newest.pop(old.key, None)
+        del self._entries[start:end]
+        self._chunks.clear()
+        self._size = 0
 
     def missed(self, since: str) -> "Missed | None":
-        """What follows the message that ``since`` names; ``None`` if that is not here."""
+        """What follows the message that ``since`` names; ``None`` if only the log can tell."""
+        entries, history, ttl = self._entries, self._settings.history, self._settings.ttl
+        allowed = max(0, len(entries) - history)
+        if ttl is not None:
+            oldest = time() - ttl
+            while allowed < len(entries) and entries[allowed].time < oldest:
+                allowed += 1
+        # The place before the oldest message that may be delivered.
+        begin = max(self.forgotten, entries[allowed - 1].place) if allowed else self.forgotten
+        if since == START:
+            return Missed(self, True, begin, since)
         place = self._places.get(since)
-        if since == START:
-            place = -1
-        if place is None:
+        if self.is_by_key:
+            return None if place is None else Missed(self, True, max(place, begin), since)
+        if place is not None and allowed <= bisect_right(entries, place, key=_place):
+            return Missed(self, True, place, since)
+        if place is None and (len(entries) <= history or place_of(since) > entries[-1].place):
             return None
-        history, ttl = self._settings.history, self._settings.ttl
-        first = bisect_right(self._entries, place, key=_place)
-        oldest = 0.0 if ttl is None else time() - ttl
-        allowed = max(first, len(self._entries) - history)
-        while allowed < len(self._entries) and self._entries[allowed].time < oldest:
-            allowed += 1
-        if since == START:
-            reached = self._entries[allowed - 1].place if allowed else -1
-            return Missed(True, max(reached, self.forgotten), since)
-        if allowed == first:
-            return Missed(True, place, since)
-        last = self._entries[-1]
-        return Missed(False, last.place, last.payload.position or "")
+        return Missed(self, False, entries[-1].place, entries[-1].payload.position or "")
 
-    def chunk(self, codec: FrameCodec, reached: int, *, is_joined: bool) -> tuple[list[Published], int] | None:
+    def has_lost(self, reached: int) -> bool:
+        """Whether some messages after the place ``reached`` are not here any more."""
+        return reached < self.forgotten and not self.is_by_key
+
+    def chunk(self, codec: FrameCodec, reached: int, *, is_joined: bool, is_shared: bool) -> _Chunk:
         """
         The messages after the place ``reached``, and the place that they reach: as many as one write may send.
 
         Args:
             codec: Frames them.
             is_joined: They leave as bytes, so one ``Published`` has them all.
+            is_shared: Other subscribers have the codec, too.
 
-        Returns:
-            ``None`` if some of them are not here any more.
+        Raises:
+            Exception: The codec cannot encode one of them.
         """
-        if reached < self.forgotten:
-            return None
+        entries = self._entries
+        if not entries or reached >= entries[-1].place:
+            return [], reached
         known = self._chunks.get((codec, is_joined, reached))
         if known is not None:
             return known
-        first = bisect_right(self._entries, reached, key=_place)
-        messages, count = encode(codec, self._settings, self._entries, first, is_joined=is_joined)
-        if not messages:
-            return messages, reached
-        last = first + count
-        chunk = messages, self._entries[last - 1].place
-        if last < len(self._entries):
+        first = bisect_right(entries, reached, key=_place)
+        messages, end, size = self._encode(codec, first)
+        if is_joined and len(messages) > 1:
+            joined = Frame(b"".join(message.encoded for message in messages), is_encoded=True)
+            messages = [Published(joined, messages[0].topic, self._settings, key=_REPLAYED)]
+        chunk = messages, entries[end - 1].place
+        if is_shared:
+            if self._size > _MAX_CHUNK_BYTES:
+                self._chunks.clear()
+                self._size = 0
+            self._size += size + _CHUNK_COST
             self._chunks[codec, is_joined, reached] = chunk
         return chunk
 
-
-def encode(
-    codec: FrameCodec, settings: TopicSettings, entries: Sequence[Entry], first: int, *, is_joined: bool
-) -> tuple[list[Published], int]:
-    """``entries`` from the index ``first`` on as messages, as many as one write may send; and their number."""
-    messages: list[Published] = []
-    size = 0
-    for entry in entries[first : first + _MAX_CHUNK]:
-        payload = entry.payload
-        messages.append(Published(codec.frame(payload), payload.topic, settings, position=payload.position))
-        size += messages[-1].size
-        if size >= MAX_PART_BYTES:
-            break
-    count = len(messages)
-    if is_joined and count > 1:
-        joined = Frame(b"".join(message.encoded for message in messages), is_encoded=True)
-        messages = [Published(joined, messages[0].topic, settings)]
-    return messages, count
+    def _encode(self, codec: FrameCodec, first: int) -> tuple[list[Published], int, int]:
+        """The entries from the index ``first`` on as messages; the index of the next one; and their bytes."""
+        settings = self._settings
+        messages: list[Published] = []
+        size = 0
+        for entry in self._entries[first : first + _MAX_CHUNK]:
+            payload = entry.payload
+            message = Published(codec.frame(payload), payload.topic, settings, key=_REPLAYED, position=payload.position)
+            messages.append(message)
+            size += message.size
+            if size >= MAX_PART_BYTES:
+                break
+        return messages, first + len(messages), size
 
 
-@dataclass(slots=True)
-class Missed:
+class Missed(NamedTuple):
     """
     What a subscriber missed of one topic.
 
     Attributes:
+        window: Has it.
         recovered: Whether all of it is delivered.
         reached: The place in the log after which it gets everything.
         position: The position of that place.
-        entries: What it gets before the messages that the window has after ``reached``.
-        index: Of the first entry that it has not got.
     """
 
+    window: Window
     recovered: bool
     reached: int
     position: str
-    entries: Sequence[Entry] = ()
-    index: int = 0
 
 
 @dataclass(slots=True)
 class _Part:
     topic: str
-    settings: TopicSettings
     codec: FrameCodec
+    is_shared: bool
     window: Window
-    missed: Missed
+    reached: int
 
 
 @final
@@ -255,22 +303,41 @@ class Resume:
         outbox: The subscriber's.
         join: Called with the topics at the end: from then on the subscriber gets what is published.
         lose: Called with a topic of which the subscriber would miss messages. ``True``: it was told, and goes on.
+        fail: Called with a topic of which a message cannot be encoded.
     """
 
-    __slots__ = ("_join", "_lose", "_outbox", "_parts")
+    __slots__ = ("_fail", "_join", "_lose", "_outbox", "_parts")
 
-    def __init__(self, outbox: Outbox, *, join: Callable[[Sequence[str]], None], lose: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        join: Callable[[Sequence[str]], None],
+        lose: Callable[[str], bool],
+        fail: Callable[[str], None],
+    ) -> None:
         self._outbox = outbox
         self._join = join
         self._lose = lose
+        self._fail = fail
         self._parts: dict[str, _Part] = {}
 
-    def __contains__(self, topic: object) -> bool:
-        return topic in self._parts
+    @property
+    def topics(self) -> Iterable[str]:
+        """Those on which it catches up."""
+        return self._parts.keys()
 
-    def add(self, topic: str, settings: TopicSettings, codec: FrameCodec, window: Window, missed: Missed) -> None:
-        """Catch up on one more topic. Its window has been told."""
-        self._parts[topic] = _Part(topic, settings, codec, window, missed)
+    def add(self, topic: str, codec: FrameCodec, missed: Missed, *, is_shared: bool) -> None:
+        """
+        Catch up on one more topic.
+
+        Args:
+            topic: Its window counts this subscriber.
+            codec: Frames its messages.
+            missed: Of the topic.
+            is_shared: Other subscribers have the codec, too.
+        """
+        self._parts[topic] = _Part(topic, codec, is_shared, missed.window, missed.reached)
 
     def drop(self, topic: str) -> None:
         """Do not catch up on a topic any more."""
@@ -282,33 +349,43 @@ class Resume:
         """Queue the first messages, behind those that are pending."""
         self._outbox.hold()
         self._outbox.refill = self.refill
-        if not self._outbox:
+        if not self._outbox.is_fed:
             self.refill()
+
+    def end(self) -> None:
+        """Queue nothing more."""
+        self._outbox.refill = None
+        for topic in list(self._parts):
+            self.drop(topic)
 
     def refill(self) -> None:
         """Queue the next messages; or, if none is missing, let the subscriber get what is published from now on."""
         outbox = self._outbox
-        is_joined = outbox.sink is not None
         for part in list(self._parts.values()):
-            missed = part.missed
-            if missed.index < len(missed.entries):
-                messages, count = encode(part.codec, part.settings, missed.entries, missed.index, is_joined=is_joined)
-                missed.index += count
-                outbox.feed(messages)
-                return
-            chunk = part.window.chunk(part.codec, missed.reached, is_joined=is_joined)
+            chunk = self._chunk(part)
             if chunk is None:
-                if not self._lose(part.topic):
-                    return
-                # Told; it goes on with what the window still has.
-                missed.reached = part.window.forgotten
-                chunk = part.window.chunk(part.codec, missed.reached, is_joined=is_joined) or ([], missed.reached)
-            messages, missed.reached = chunk
+                return
+            messages, part.reached = chunk
             if messages:
+                # The other topics are next.
+                self._parts[part.topic] = self._parts.pop(part.topic)
                 outbox.feed(messages)
                 return
-        outbox.refill = None
         topics = list(self._parts)
-        for topic in topics:
-            self.drop(topic)
+        self.end()
         self._join(topics)
+
+    def _chunk(self, part: _Part) -> _Chunk | None:
+        """The next messages of a topic. ``None``: the subscriber was refused."""
+        window = part.window
+        if window.has_lost(part.reached):
+            if not self._lose(part.topic):
+                return None
+            # Told; it goes on with what the window still has.
+            part.reached = window.forgotten
+        try:
+            is_joined = self._outbox.sink is not None
+            return window.chunk(part.codec, part.reached, is_joined=is_joined, is_shared=part.is_shared)
+        except Exception:
+            self._fail(part.topic)
+            return None

@@ -18,7 +18,6 @@ from hashlib import sha256
 from itertools import islice
 from math import inf
 from threading import get_ident
-from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
@@ -27,9 +26,9 @@ import anyio.lowlevel
 from microws.closing import CloseCode, check_close
 from microws.codec import Codecs, dumps_json
 from microws.errors import PublishTimeout, TooManySubscriptions
-from microws.hub.backplane import Backplane, MemoryBackplane
+from microws.hub.backplane import Backplane, MemoryBackplane, Place
 from microws.hub.flush import Flusher, WriteMany
-from microws.hub.history import FrameCodec, Missed, Resume, Window
+from microws.hub.history import FrameCodec, Missed, Resume, SharedCalls, Window
 from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
@@ -60,6 +59,8 @@ _PUBLISH_COST = 64
 # turn of the event loop: one or two milliseconds.
 _MAX_LEFT_AT_ONCE = 16
 _MAX_LEFT_IN_A_TURN = 1 << 11
+# Seconds for which a window is kept when nobody resumes: clients that lost a server come back one after the other.
+_WINDOW_IDLE = 5.0
 # Seconds that a hub process has to answer a probe. Kubernetes gives its probes 1.
 _PROBE_TIMEOUT = 0.5
 _log = logging.getLogger("microws.hub")
@@ -152,6 +153,7 @@ class Subscriber:
         topics: Those that it is subscribed to.
         replay_codecs: Those for what it missed, if they are others.
         resume: What it still has to get of topics with history, before it gets what is published.
+        subscribing: While a call of ``Hub.subscribe`` waits; set at its end.
         has_left: It gets no more messages, even if some topics still list it.
     """
 
@@ -165,6 +167,7 @@ class Subscriber:
         "refuse",
         "replay_codecs",
         "resume",
+        "subscribing",
         "topics",
         "wake",
     )
@@ -190,6 +193,7 @@ class Subscriber:
         self.topics: set[str] = set()
         self.replay_codecs: Mapping[str, FrameCodec] | None = None
         self.resume: Resume | None = None
+        self.subscribing: anyio.Event | None = None
         self.has_left: bool = False
 
     def codec_of(self, topic: str) -> FrameCodec:
@@ -197,43 +201,81 @@ class Subscriber:
         codec = self.codec
         return codec[topic] if isinstance(codec, dict) else codec
 
-    def replay_codec_of(self, topic: str) -> FrameCodec:
-        """The codec for what was missed of ``topic``."""
-        return self.codec_of(topic) if self.replay_codecs is None else self.replay_codecs[topic]
-
 
 class _Topic:
     """A topic with subscribers in this process. ``position`` and ``place`` are of its last message, with history."""
 
-    __slots__ = ("groups", "is_confirmed", "place", "position", "resuming", "settings", "window")
+    __slots__ = (
+        "_timer",
+        "confirming",
+        "groups",
+        "is_confirmed",
+        "losses",
+        "place",
+        "position",
+        "settings",
+        "waiting",
+        "window",
+    )
 
-    def __init__(self, settings: TopicSettings) -> None:
+    def __init__(self, settings: TopicSettings, *, is_confirmed: bool) -> None:
         self.settings = settings
-        # Subscribers with one codec share a message. A dict keeps the order of subscribing; adding and removing are
-        # O(1).
+        # Whether the backplane delivers the topic here, and its position is known; and while it is asked to.
+        self.is_confirmed = is_confirmed
+        self.confirming: SharedCalls[Place] | None = None
+        self.losses = 0
+        # By codec, because it makes one message for all. A dict keeps the order of subscribing; adding and removing
+        # are O(1).
         self.groups: dict[FrameCodec, dict[Outbox, Subscriber]] = {}
-        # Whether the backplane delivers the topic here, and its position is known.
-        self.is_confirmed = False
+        # Subscribers that wait until they are in a group.
+        self.waiting = 0
         self.position: str | None = None
         self.place = -1
         self.window: Window | None = None
-        self.resuming = 0
+        # Ends the window.
+        self._timer: asyncio.TimerHandle | None = None
 
     def open_window(self) -> Window:
         """The window, for one more subscriber that resumes."""
-        if self.window is None or self.window.is_idle(time()):
-            self.window = Window(self.settings)
+        self._stop_timer()
+        if self.window is None:
+            self.window = Window(self.settings, self._close_window_later)
         self.window.resumes += 1
         return self.window
+
+    def _close_window_later(self) -> None:
+        """Nobody resumes. On trio the window is closed at once."""
+        if self.window is None or self.window.resumes:
+            return
+        self._stop_timer()
+        loop = running_loop()
+        if loop is None:
+            self.window = None
+        else:
+            self._timer = loop.call_later(_WINDOW_IDLE, self.close_window)
+
+    def close_window(self) -> None:
+        """Keep no messages here any more."""
+        self._stop_timer()
+        self.window = None
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def note(self, entry: Entry) -> None:
         """A message with a position is delivered."""
         self.position, self.place = entry.payload.position, entry.place
         if self.window is not None:
-            if self.window.is_idle(entry.time):
-                self.window = None
-            else:
-                self.window.add(entry)
+            self.window.add(entry)
+
+    def forget(self) -> None:
+        """Messages were lost here: the log may be another one."""
+        self.close_window()
+        self.position, self.place = None, -1
+        self.losses += 1
+        self.is_confirmed = self.is_confirmed and not self.settings.history
 
 
 class Hub:
@@ -322,68 +364,66 @@ class Hub:
         Deliver what is published to ``topics`` from now on. Subscribing a second time changes nothing.
 
         It waits until the backplane delivers the topics to this process. What was missed is queued behind what is
-        pending, as fast as the client takes it, and before what is published from now on.
+        pending, as fast as the client takes it, and before what is published from now on. If the subscriber leaves
+        meanwhile, it is not subscribed.
 
         Args:
             since: The position from which on one topic was missed, or a position for each of several; ``"start"`` for
                 all of its history. Default: nothing was missed.
 
         Raises:
-            TypeError, ValueError: An invalid topic; then no topic is subscribed.
+            TypeError, ValueError: An invalid topic or position; then no topic is subscribed.
             TooManySubscriptions: More than ``subscriber.max_topics``; then no topic is subscribed.
         """
         for topic in topics:
             check_topic(topic)
+        positions = _NO_POSITIONS if since is None or since == "" else _positions(topics, since)
+        if subscriber.has_left:
+            self._leave_some(subscriber, len(subscriber.topics))
+            subscriber.has_left = False
+        # One call at a time waits: so one that is cancelled ends no subscription of another.
+        while subscriber.subscribing is not None:
+            await subscriber.subscribing.wait()
+            if subscriber.has_left:
+                return _NOT_SUBSCRIBED
         if len(subscriber.topics) + len(topics) > subscriber.max_topics:
             count = len(subscriber.topics.union(topics))
             if count > subscriber.max_topics:
                 raise TooManySubscriptions(count, int(subscriber.max_topics))
-        positions = _positions(topics, since) if since else _NO_POSITIONS
-        if subscriber.has_left:
-            self._leave_some(subscriber, len(subscriber.topics))
-            subscriber.has_left = False
         added = [topic for topic in dict.fromkeys(topics) if topic not in subscriber.topics]
         is_waiting = False
         for topic in added:
             entry = self._topics.get(topic)
             if entry is None:
-                entry = self._topics[topic] = _Topic(self.settings(topic))
-                entry.is_confirmed = not (self.backplane.spans_processes or entry.settings.history)
-            if topic in positions and entry.settings.history:
-                # It joins the groups when it has what it missed.
-                entry.resuming += 1
-                is_waiting = True
-            else:
-                entry.groups.setdefault(subscriber.codec_of(topic), {})[subscriber.outbox] = subscriber
+                settings = self.settings(topic)
+                is_confirmed = not (self.backplane.spans_processes or settings.history)
+                entry = self._topics[topic] = _Topic(settings, is_confirmed=is_confirmed)
+            is_waiting = is_waiting or not self._is_ready(topic, positions, {})
+            entry.waiting += 1
             subscriber.topics.add(topic)
             self._subscribers[subscriber.id] = subscriber
-            is_waiting = is_waiting or not entry.is_confirmed
-        missed: dict[str, Missed] = {}
-        if is_waiting:
-            try:
-                for topic in added:
-                    await self._confirm(topic)
-                missed = await self._recover(
-                    subscriber, {topic: positions[topic] for topic in added if topic in positions}
-                )
-            except BaseException:
-                for topic in added:
-                    self._remove(subscriber, topic)
-                raise
-        known = {topic: self._position_in(topic, missed) for topic in topics}
+        missed = await self._prepare(subscriber, added, positions) if is_waiting else {}
+        if subscriber.has_left:
+            return _NOT_SUBSCRIBED
+        # Some may have been unsubscribed meanwhile.
+        added = [topic for topic in added if topic in subscriber.topics]
+        self._join(subscriber, [topic for topic in added if topic not in missed])
+        known = {topic: missed[topic].position if topic in missed else self.known_position(topic) for topic in topics}
         asked = [topic for topic in positions if topic in added]
-        lost = tuple(topic for topic in asked if topic not in missed or not missed[topic].recovered)
+        lost = tuple(
+            topic
+            for topic in asked
+            if positions[topic] != START and (topic not in missed or not missed[topic].recovered)
+        )
         if subscriber.announce is not None:
             begun = {topic: position for topic in added if (position := known[topic]) is not None}
-            if begun and subscriber.topics:
-                messages = subscriber.announce(begun, asked, lost)
+            if begun and (messages := subscriber.announce(begun, asked, lost)):
                 subscriber.outbox.hold()
                 subscriber.outbox.feed(messages)
                 subscriber.wake()
-        if subscriber.resume is not None:
-            subscriber.resume.begin()
-            subscriber.wake()
-        is_recovered = bool(positions) and not lost
+        if missed:
+            self._resume(subscriber, missed)
+        is_recovered = bool(positions) and len(asked) == len(positions) and not lost
         return Subscribed(is_recovered, known[topics[0]] if len(known) == 1 else known, lost)
 
     def known_position(self, topic: str) -> str | None:
@@ -391,18 +431,63 @@ class Hub:
         entry = self._topics.get(topic)
         return None if entry is None else entry.position
 
-    async def _confirm(self, topic: str) -> None:
-        """Wait until the backplane delivers ``topic`` to this process."""
-        entry = self._topics.get(topic)
-        if entry is None or entry.is_confirmed:
-            return
-        position, place = await self.backplane.subscribe(topic)
-        entry.is_confirmed = True
-        if entry.settings.history and place >= entry.place:
-            entry.position, entry.place = position, place
+    def _is_ready(self, topic: str, positions: Mapping[str, str], missed: Mapping[str, Missed]) -> bool:
+        """Whether a subscriber with ``positions``, of which ``missed`` is known, need not wait for ``topic``."""
+        entry = self._topics[topic]
+        if not entry.is_confirmed:
+            return False
+        if topic not in positions or not entry.settings.history:
+            return True
+        return topic in missed and missed[topic].window is entry.window
 
-    def _position_in(self, topic: str, missed: Mapping[str, Missed]) -> str | None:
-        return missed[topic].position if topic in missed else self.known_position(topic)
+    async def _prepare(
+        self, subscriber: Subscriber, topics: Sequence[str], positions: Mapping[str, str]
+    ) -> dict[str, Missed]:
+        """Wait until the backplane delivers ``topics`` to this process, and find what was missed of them."""
+        missed: dict[str, Missed] = {}
+        done = subscriber.subscribing = anyio.Event()
+
+        def is_waiting_for(topic: str) -> bool:
+            return not subscriber.has_left and topic in subscriber.topics
+
+        try:
+            # More than once, if messages are lost here meanwhile.
+            while unready := [
+                topic for topic in topics if is_waiting_for(topic) and not self._is_ready(topic, positions, missed)
+            ]:
+                for topic in filter(is_waiting_for, unready):
+                    entry = self._topics[topic]
+                    await self._confirm(topic, entry)
+                    if topic in missed:
+                        missed.pop(topic).window.leave()
+                    if topic in positions and entry.settings.history:
+                        missed[topic] = await self._find_missed(topic, entry, positions[topic])
+        except BaseException:
+            for topic in topics:
+                self._remove(subscriber, topic)
+            for found in missed.values():
+                found.window.leave()
+            raise
+        finally:
+            subscriber.subscribing = None
+            done.set()
+        for topic in [topic for topic in missed if not is_waiting_for(topic)]:
+            missed.pop(topic).window.leave()
+        return missed
+
+    async def _confirm(self, topic: str, entry: _Topic) -> None:
+        """Wait until the backplane delivers ``topic`` to this process."""
+        if entry.is_confirmed:
+            return
+        confirming = entry.confirming = entry.confirming or SharedCalls()
+        while not entry.is_confirmed:
+            losses = entry.losses
+            position, place = await confirming.call(str(losses), partial(self.backplane.subscribe, topic))
+            if entry.losses == losses:
+                entry.is_confirmed = True
+                if entry.settings.history and place >= entry.place:
+                    entry.position, entry.place = position, place
+        entry.confirming = None
 
     def unsubscribe(self, subscriber: Subscriber, *topics: str) -> None:
         """Deliver no more messages of ``topics``. One that was not subscribed is ignored."""
@@ -420,8 +505,12 @@ class Hub:
         """
         if subscriber.has_left:
             return
+        if subscriber.resume is not None:
+            subscriber.resume.end()
+            subscriber.resume = None
         if len(subscriber.topics) <= _MAX_LEFT_AT_ONCE or (loop := running_loop()) is None:
             self._leave_some(subscriber, len(subscriber.topics))
+            subscriber.has_left = True
             return
         subscriber.has_left = True
         subscriber.outbox.retire()
@@ -463,10 +552,11 @@ class Hub:
             if not group:
                 del entry.groups[codec]
         else:
-            entry.resuming -= 1
+            entry.waiting -= 1
             if subscriber.resume is not None:
                 subscriber.resume.drop(topic)
-        if not entry.groups and not entry.resuming:
+        if not entry.groups and not entry.waiting:
+            entry.close_window()
             del self._topics[topic]
             self.backplane.unsubscribe(topic)
         if not subscriber.topics and not subscriber.has_left:
@@ -474,85 +564,97 @@ class Hub:
 
     # What was missed
 
-    async def _recover(self, subscriber: Subscriber, positions: Mapping[str, str]) -> dict[str, Missed]:
-        """Let ``subscriber`` catch up on the topics of ``positions``."""
-        found: dict[str, Missed] = {}
-        for topic, since in positions.items():
-            entry = self._topics.get(topic)
-            if entry is None or not entry.settings.history:
-                continue
-            window = entry.open_window()
-            try:
-                found[topic] = await self._missed(topic, window, entry.settings, since)
-                while entry.window is not window:
-                    # Messages were lost meanwhile, and the window with them.
-                    window = entry.open_window()
-                    found[topic] = await self._missed(topic, window, entry.settings, since)
-            except BaseException:
-                window.leave()
-                raise
-            if self._topics.get(topic) is not entry or topic not in subscriber.topics:
-                window.leave()  # it has unsubscribed meanwhile
-                continue
-            if subscriber.resume is None:
-                join, lose = partial(self._join, subscriber), partial(self._lose, subscriber)
-                subscriber.resume = Resume(subscriber.outbox, join=join, lose=lose)
-            codec = subscriber.replay_codec_of(topic)
-            subscriber.resume.add(topic, entry.settings, codec, window, found[topic])
-        return found
+    async def _find_missed(self, topic: str, entry: _Topic, since: str) -> Missed:
+        """
+        What a subscriber at ``since`` has missed. The window counts it.
 
-    async def _missed(self, topic: str, window: Window, settings: TopicSettings, since: str) -> Missed:
-        """What a subscriber at ``since`` has missed. One read of the log serves all that resume a topic at a time."""
+        One read of the log serves all that resume a topic at a time.
+        """
+        settings = entry.settings
         by_key = settings.overflow == "latest"
-        if not by_key:
+        window = entry.open_window()
+        try:
             if not window.is_read:
-                history = settings.history + 1
-                read = await window.read(
-                    START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=False)
+                history = settings.history if by_key else settings.history + 1
+                read = await window.reads.call(
+                    START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=by_key)
                 )
                 if not window.is_read:
                     window.fill(read.entries)
             if (missed := window.missed(since)) is not None:
                 return missed
-        history, ttl = settings.history, settings.ttl
-        read = await window.read(
-            since, partial(self.backplane.read, topic, since, history=history, ttl=ttl, by_key=by_key)
-        )
-        return Missed(read.recovered, read.place, since if read.recovered else read.position, read.entries)
+            history, ttl = settings.history, settings.ttl
+            read = await window.reads.call(
+                since, partial(self.backplane.read, topic, since, history=history, ttl=ttl, by_key=by_key)
+            )
+        except BaseException:
+            window.leave()
+            raise
+        if not read.recovered:
+            return Missed(window, False, read.place, read.position)
+        return Missed(window, True, read.entries[0].place - 1 if read.entries else read.place, since)
 
-    def _join(self, subscriber: Subscriber, topics: Sequence[str]) -> None:
+    def _resume(self, subscriber: Subscriber, missed: Mapping[str, Missed]) -> None:
+        """Let ``subscriber`` catch up."""
+        resume = subscriber.resume
+        if resume is None:
+            resume = subscriber.resume = Resume(
+                subscriber.outbox,
+                join=partial(self._end_resume, subscriber),
+                lose=partial(self._lose, subscriber),
+                fail=partial(self._fail, subscriber),
+            )
+        codecs = subscriber.replay_codecs
+        for topic, found in missed.items():
+            codec = subscriber.codec_of(topic) if codecs is None else codecs[topic]
+            resume.add(topic, codec, found, is_shared=codecs is None)
+        resume.begin()
+        subscriber.wake()
+
+    def _end_resume(self, subscriber: Subscriber, topics: Sequence[str]) -> None:
+        subscriber.resume = subscriber.replay_codecs = None
+        self._join(subscriber, topics)
+
+    def _join(self, subscriber: Subscriber, topics: Iterable[str]) -> None:
+        """Deliver to ``subscriber`` from now on."""
         for topic in topics:
             entry = self._topics[topic]
-            entry.resuming -= 1
+            entry.waiting -= 1
             entry.groups.setdefault(subscriber.codec_of(topic), {})[subscriber.outbox] = subscriber
-        subscriber.resume = None
+
+    def _fail(self, subscriber: Subscriber, topic: str) -> None:
+        _log.exception(_UNENCODABLE, topic)
+        self.losses["unencodable"] += 1
+        subscriber.refuse(CloseCode.INTERNAL_ERROR, "message cannot be encoded")
 
     def lose(self, topics: Iterable[str] | None = None) -> None:
         """
         Tell the subscribers of ``topics``, by default of all, that messages were lost here.
 
-        A client that asked for gap markers gets one, and later messages. The connection of another is closed with 1012,
-        so that it comes back.
+        A client that asked for gap markers gets one, and later messages. The connection of another, and of one that is
+        still getting what it missed, is closed with 1012, so that it comes back.
         """
+        lost = dict.fromkeys(self._topics if topics is None else topics)
         for subscriber in list(self._subscribers.values()):
-            if subscriber.resume is not None and (topics is None or any(map(subscriber.resume.__contains__, topics))):
+            if subscriber.resume is not None and not lost.keys().isdisjoint(subscriber.resume.topics):
+                self.losses["lost"] += 1
                 subscriber.refuse(CloseCode.SERVICE_RESTART, "messages were lost")
-        for topic in list(self._topics if topics is None else topics):
+        for topic in lost:
             entry = self._topics.get(topic)
             if entry is None:
                 continue
-            # The next subscriber asks for the position again.
-            entry.window, entry.position, entry.place, entry.is_confirmed = None, None, -1, False
+            entry.forget()
             for group in list(entry.groups.values()):
                 for subscriber in list(group.values()):
-                    self._lose(subscriber, topic)
+                    if self._lose(subscriber, topic):
+                        subscriber.wake()
 
     def _lose(self, subscriber: Subscriber, topic: str) -> bool:
+        """Tell ``subscriber`` of a loss. ``True``: by a gap marker."""
         self.losses["lost"] += 1
         if not subscriber.outbox.put_gap(topic, self.settings(topic)):
             subscriber.refuse(CloseCode.SERVICE_RESTART, "messages were lost")
             return False
-        subscriber.wake()
         return True
 
     async def publish(self, topic: str, value: Any, *, skip: str | None = None, key: str | None = None) -> Receipt:
@@ -650,7 +752,7 @@ class Hub:
         if entry is None:
             return 0
         skipped = self._subscribers.get(skip) if skip is not None else None
-        count = entry.resuming + sum(map(len, entry.groups.values()))
+        count = entry.waiting + sum(map(len, entry.groups.values()))
         return count - (skipped is not None and topic in skipped.topics)
 
     def deliver(self, payload: Payload, skip: str | None = None, entry: Entry | None = None) -> int:
@@ -795,7 +897,7 @@ class Hub:
         entry = self._topics.get(topic)
         if entry is None:
             return []
-        if entry.resuming:
+        if entry.waiting:
             return [each.id for each in self._subscribers.values() if topic in each.topics]
         return [each.id for group in entry.groups.values() for each in group.values() if not each.has_left]
 
@@ -870,17 +972,22 @@ class Hub:
             return Published(codec.frame(payload), payload.topic, settings, key=key, position=payload.position)
         except Exception:
             # A codec of the app that cannot encode what JSON can. The publisher did nothing wrong.
-            text = "a message on %r cannot be encoded for some of its subscribers; they are closed"
-            _log.exception(text, payload.topic)
+            _log.exception(_UNENCODABLE, payload.topic)
             return None
 
 
+_UNENCODABLE: Final = "a message on %r cannot be encoded for some of its subscribers; they are closed"
+_NOT_SUBSCRIBED: Final = Subscribed(recovered=False)
 _DEFAULTS: Final = TopicSettings()
 _NO_POSITIONS: Final[Mapping[str, str]] = {}
 
 
 def _positions(topics: Sequence[str], since: str | Mapping[str, str | None]) -> Mapping[str, str]:
     """The position of each topic of which something was missed."""
+    # It may be what a client has sent.
+    named = since.values() if isinstance(since, Mapping) else [since]
+    if not all(position is None or isinstance(position, str) for position in named):
+        raise TypeError(f"expected since= as a position, or as a dict of topics and positions, got {since!r}")
     if isinstance(since, str):
         if since != START and len(topics) > 1:
             raise TypeError(f"expected since= as a dict of {len(topics)} topics and their positions, got a str")

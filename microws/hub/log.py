@@ -32,6 +32,7 @@ __all__ = [
     "LogUsage",
     "Replay",
     "Written",
+    "place_of",
     "position_of",
     "read_record",
 ]
@@ -76,6 +77,12 @@ _POSITION: Final = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})\.([0-9a-f]{1,1
 def position_of(offset: int, place: int, publisher: int, number: int) -> str:
     """The position of a message: its offset, and what only this message has."""
     return f"{offset:x}-{place:x}.{publisher:x}.{number:x}"
+
+
+def place_of(position: str) -> int:
+    """The place that a position names, whether or not the log has it; -1 if it is no position."""
+    matched = _POSITION.fullmatch(position)
+    return -1 if matched is None else int(matched.group(2), 16)
 
 
 class Written(NamedTuple):

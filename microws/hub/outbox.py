@@ -69,8 +69,8 @@ class Outbox:
             if messages do not leave in batches now: they are queued. Without a ``sink`` or ``carry`` that is always so.
         sink: Where batches are written to.
         carry: Called when ``batch`` is to leave and there is no ``sink``. Never waits.
-        refill: Called when the last queued message was taken out, while the subscriber catches up: queues the next
-            ones that it missed.
+        refill: Called when the last message of ``feed`` was taken out, while the subscriber catches up: queues the
+            next ones that it missed.
         progress_at_last_yield: ``progress`` when publishers last yielded for this outbox in vain.
         size: Payload bytes of the queued messages.
 
@@ -79,6 +79,7 @@ class Outbox:
 
     __slots__ = (
         "_counts",
+        "_fed",
         "_gaps",
         "_is_retired",
         "_items",
@@ -110,6 +111,8 @@ class Outbox:
         # Topics whose last message was dropped: their gap marker goes before their next message.
         self._gaps = _NO_TOPICS
         self.size: int = 0
+        # The last message of ``feed``, while it is queued.
+        self._fed: Published | None = None
         self._taken = 0
         self._is_retired = False
         self._marker = marker
@@ -148,10 +151,16 @@ class Outbox:
         """Queue a frame of ``ws.send``. Never waits; the caller waited for ``has_room``."""
         self._append(Published(frame, _NO_TOPIC, _NO_SETTINGS))
 
+    @property
+    def is_fed(self) -> bool:
+        """Whether messages of ``feed`` are queued."""
+        return self._fed is not None
+
     def feed(self, messages: Iterable[Published]) -> None:
         """Queue messages that the subscriber missed. No policy rules them: ``refill`` brings some at a time."""
         for message in messages:
             self._append(message)
+            self._fed = message
 
     def put_gap(self, topic: str, settings: TopicSettings) -> bool:
         """Queue the gap marker of ``topic``. ``False``: the client did not ask for gap markers."""
@@ -194,7 +203,7 @@ class Outbox:
         message = self._items.popleft()
         self._taken += 1
         self._uncount(message)
-        if self.refill is not None and not self._items:
+        if self.refill is not None and self._fed is None:
             self.refill()
         return message
 
@@ -212,7 +221,8 @@ class Outbox:
         return b"".join(frames)
 
     def take_all(self) -> bytes:
-        """Take all messages out, those in ``batch`` too."""
+        """Take all queued messages out, those in ``batch`` too. The connection ends: ``refill`` brings no more."""
+        self.refill = None
         parts = self.batch.parts if self.batch else []
         self.batch = BACKED_UP
         return b"".join([self.take(), *[part.encoded for part in parts]])
@@ -276,7 +286,7 @@ class Outbox:
     def clear(self) -> None:
         """Forget all pending messages, and queue what comes later."""
         self.batch = BACKED_UP
-        self.refill = None
+        self.refill = self._fed = None
         self._items = _NO_ITEMS
         self._counts.clear()
         self._gaps = _NO_TOPICS
@@ -297,6 +307,8 @@ class Outbox:
 
     def _uncount(self, message: Published) -> None:
         self.size -= message.size
+        if message is self._fed:
+            self._fed = None
         if not message.is_gap:
             self._counts[message.topic] -= 1
             if not self._counts[message.topic]:

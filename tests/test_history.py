@@ -1,0 +1,924 @@
+"""What a subscriber missed, at the hub: contiguous from its position on, or it is told; and nothing is left behind."""
+
+import asyncio
+import gc
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import microws.hub.hub
+from microws.codec import Codecs
+from microws.errors import PublishTimeout
+from microws.hub import Hub, MemoryBackplane, Outbox, Published, Subscriber, TopicSettings
+from microws.hub.history import Resume, Window, join_positions, split_positions
+from microws.interfaces import Frame, Subscribed
+
+pytestmark = pytest.mark.anyio
+
+GAP = "gap"
+
+
+class LineCodec:
+    """Frames a value as a line, and counts the frames."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def frame(self, payload):
+        self.calls += 1
+        return Frame(b"%b %b\n" % (payload.topic.encode(), payload.data), is_encoded=True)
+
+
+CODEC = LineCodec()
+
+
+class LateBackplane(MemoryBackplane):
+    """Of several processes. While ``gate`` is held, its calls wait; then they raise ``error`` or do their work."""
+
+    spans_processes = True
+
+    def __init__(self):
+        super().__init__(1 << 20)
+        self.calls = Counter()
+        self.gate = None
+        self.error = None
+
+    def hold(self):
+        self.gate = anyio.Event()
+
+    def let(self):
+        gate, self.gate = self.gate, None
+        gate.set()
+
+    async def _pass(self, name):
+        self.calls[name] += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def publish(self, payload, **options):
+        await self._pass("publish")
+        return await super().publish(payload, **options)
+
+    async def subscribe(self, topic):
+        await self._pass("subscribe")
+        return await super().subscribe(topic)
+
+    async def read(self, topic, since, **options):
+        await self._pass("read")
+        return await super().read(topic, since, **options)
+
+    def forget(self):
+        """Lose the log."""
+        self._made = None
+
+
+class Wire:
+    """The sink of an outbox: a client that takes ``room`` writes."""
+
+    socket = None
+    is_lost = False
+
+    def __init__(self, room, close):
+        self.room = room
+        self.close = close
+        self.written = []
+
+    @property
+    def is_writable(self):
+        return self.room > 0
+
+    def write(self, frames):
+        self.room -= 1
+        self.written.append(bytes(frames))
+
+    def buffered(self):
+        return 0
+
+
+class Reader:
+    """A subscriber. Without ``room`` its messages are taken from its outbox one by one."""
+
+    numbers = iter(range(10**9))
+
+    def __init__(self, hub, *, room=None, codec=CODEC, marks=False, announce=None):
+        self.hub = hub
+        self.refusals = []
+        self.lines = []
+        self.outbox = Outbox(marker=self._mark if marks else None, losses=hub.losses)
+        self.wire = None
+        if room is not None:
+            self.wire = self.outbox.sink = Wire(room, self.refuse)
+            self.outbox.release()
+        self.subscriber = Subscriber(
+            id=f"reader-{next(self.numbers)}",
+            codec=codec,
+            outbox=self.outbox,
+            wake=self.outbox.drain,
+            refuse=self.refuse,
+            announce=announce,
+        )
+
+    @staticmethod
+    def _mark(topic, settings):
+        return Published(Frame(b"%b gap\n" % topic.encode(), is_encoded=True), topic, settings, is_gap=True)
+
+    def refuse(self, code, reason):
+        self.refusals.append(code)
+        self.outbox.clear()
+        self.hub.leave(self.subscriber)
+
+    async def subscribe(self, *topics, since=None):
+        return await self.hub.subscribe(self.subscriber, *topics, since=since)
+
+    def take(self, count=10**9):
+        """Let the client take some messages, or writes. All that it has got so far, as ``(topic, value)``."""
+        if self.wire is None:
+            while self.outbox and count > 0:
+                self.lines += self.outbox.pop_published().encoded.decode().splitlines()
+                count -= 1
+        else:
+            self.wire.room += count
+            self.outbox.drain()
+            self.lines += b"".join(self.wire.written).decode().splitlines()
+            self.wire.written.clear()
+        return [line.split(" ", 1) for line in self.lines]
+
+    def values(self, topic="t"):
+        """Its values of one topic; ``"gap"`` for a gap marker."""
+        return [GAP if value == GAP else int(value) for name, value in self.take() if name == topic]
+
+
+class RunningHub(Hub):
+    def __init__(self, backplane=None):
+        super().__init__(Codecs(), backplane, write=lambda data, sinks: [sink.write(data) for sink in sinks])
+        self.loop.attach()
+
+    def configure(self, pattern, **settings):
+        super().configure(pattern, TopicSettings(**settings))
+
+    async def publish_all(self, values, topic="t"):
+        """The positions of the messages."""
+        return [(await self.publish(topic, value)).id for value in values]
+
+
+@pytest.fixture
+async def hub():
+    return RunningHub()
+
+
+@pytest.fixture
+async def late():
+    hub = RunningHub(LateBackplane())
+    hub.configure("*", history=10)
+    return hub
+
+
+def assert_empty(hub):
+    assert hub._topics == hub._subscribers == {}
+
+
+@asynccontextmanager
+async def calling(function, *args, **options):
+    """A task that calls ``function``, once it waits. At the end of the block it has ended; ``result`` is of it."""
+
+    class Call:
+        scope = anyio.CancelScope()
+        result = error = None
+
+    async def run():
+        with Call.scope:
+            try:
+                Call.result = await function(*args, **options)
+            except Exception as error:
+                Call.error = error
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+            yield Call
+
+
+class TestPositions:
+    async def test_since_a_position_what_followed_it_comes_and_then_what_is_published(self, hub):
+        hub.configure("t", history=10)
+        positions = await hub.publish_all(range(5))
+        reader = Reader(hub)
+        assert await reader.subscribe("t", since=positions[1]) == Subscribed(True, positions[1], ())
+        await hub.publish("t", 5)
+        assert reader.values() == [2, 3, 4, 5]
+
+    async def test_exactly_history_messages_may_be_missed(self, hub):
+        hub.configure("t", history=3)
+        positions = await hub.publish_all(range(10))
+        for missed in range(6):
+            reader = Reader(hub)
+            subscribed = await reader.subscribe("t", since=positions[9 - missed])
+            assert subscribed.recovered == (missed <= 3)
+            assert subscribed.lost == (() if missed <= 3 else ("t",))
+            assert reader.values() == (list(range(10 - missed, 10)) if missed <= 3 else [])
+            assert subscribed.position == positions[9 - missed if missed <= 3 else 9]
+
+    @pytest.mark.parametrize("before", [0, 3])
+    async def test_since_start_all_of_the_history_comes(self, hub, before):
+        hub.configure("t", history=3)
+        await hub.publish_all(range(before))
+        first = Reader(hub)
+        assert (await first.subscribe("t", since="start")).recovered
+        await hub.publish_all(range(before, 8))
+        second = Reader(hub)
+        assert (await second.subscribe("t", since="start")).recovered
+        assert (first.values(), second.values()) == (list(range(8)), [5, 6, 7])
+
+    async def test_a_topic_that_was_empty_has_a_position(self, hub):
+        hub.configure("t", history=3)
+        position = await hub.position("t")
+        await hub.publish_all(range(2))
+        reader = Reader(hub)
+        assert (await reader.subscribe("t", since=position)).recovered
+        assert reader.values() == [0, 1]
+
+    @pytest.mark.parametrize("history", [3, 100])
+    async def test_a_position_that_the_log_does_not_know_is_lost(self, hub, history):
+        hub.configure("*", history=history)
+        positions = await hub.publish_all(range(5))
+        [other] = await hub.publish_all([0], "other")
+        for since in ("x", "0-0", "1-0.1.1", positions[4][:-1], "0" + positions[0] + "1", other, "start_", "€" * 500):
+            reader = Reader(hub)
+            subscribed = await reader.subscribe("t", since=since)
+            assert subscribed == Subscribed(False, positions[4], ("t",))
+            await hub.publish("t", 5)
+            assert reader.values() == [5]
+            hub.leave(reader.subscriber)
+            positions[4] = await hub.position("t")
+
+    async def test_what_is_older_than_ttl_is_lost(self, hub):
+        hub.configure("t", history=10, ttl=1e-9)
+        hub.configure("u", history=10, ttl=60)
+        for topic, expected in (("t", []), ("u", [1, 2])):
+            positions = await hub.publish_all(range(3), topic)
+            readers = Reader(hub), Reader(hub), Reader(hub)
+            assert (await readers[0].subscribe(topic, since=positions[0])).recovered == bool(expected)
+            assert (await readers[1].subscribe(topic, since=positions[2])).recovered
+            assert (await readers[2].subscribe(topic, since="start")).recovered
+            assert [reader.values(topic) for reader in readers] == [expected, [], expected and [0, *expected]]
+
+    @pytest.mark.parametrize("since", [5, b"x", ["t"], {"t": 5}, {"t": ["x"]}, True])
+    async def test_since_of_another_type_is_refused_before_anything_is_subscribed(self, hub, since):
+        hub.configure("t", history=10)
+        with pytest.raises(TypeError, match="expected since= as a position, or as a dict"):
+            await Reader(hub).subscribe("t", since=since)
+        assert_empty(hub)
+
+    async def test_an_empty_position_means_that_nothing_was_missed(self, hub):
+        hub.configure("t", history=10)
+        positions = await hub.publish_all(range(3))
+        for since in (None, "", {}, {"t": None}, {"t": ""}):
+            reader = Reader(hub)
+            assert await reader.subscribe("t", since=since) == Subscribed(False, positions[2], ())
+            assert reader.values() == []
+
+    async def test_topics_without_history_are_lost_but_for_start(self, hub):
+        hub.configure("t", history=10)
+        [position] = await hub.publish_all([1])
+        reader, other = Reader(hub), Reader(hub)
+        subscribed = await reader.subscribe("t", "u", since={"t": position, "u": "x"})
+        assert subscribed == Subscribed(False, {"t": position, "u": None}, ("u",))
+        assert (await other.subscribe("t", "u", since="start")).recovered
+        await hub.publish_all([2], "u")
+        assert (reader.values("u"), other.values("u"), other.values()) == ([2], [2], [1])
+
+    async def test_subscribing_again_recovers_nothing(self, hub):
+        hub.configure("t", history=10)
+        [position, _] = await hub.publish_all(range(2))
+        reader = Reader(hub)
+        await reader.subscribe("t")
+        subscribed = await reader.subscribe("t", since=position)
+        assert (subscribed.recovered, subscribed.lost, reader.values()) == (False, (), [])
+
+    def test_one_token_has_the_positions_of_several_topics(self):
+        topics = ["a", "b", "c"]
+        assert split_positions(topics, join_positions(["1", None, "3"])) == {"a": "1", "b": None, "c": "3"}
+        assert split_positions(topics, "1_2") == dict.fromkeys(topics, "1_2")
+        assert split_positions(topics, "start") == dict.fromkeys(topics, "start")
+        assert split_positions(topics, "") is split_positions(topics, None) is None
+
+
+class TestPace:
+    @pytest.mark.parametrize("room", [None, 0])
+    async def test_a_slow_client_holds_one_chunk(self, hub, room):
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(2000))
+        reader = Reader(hub, room=room)
+        await reader.subscribe("t", since=positions[0])
+        assert 0 < reader.outbox.count <= 256
+        published = 2000
+        with anyio.fail_after(5):
+            while len(reader.lines) < published - 1:
+                if published < 2100:
+                    await hub.publish("t", published)
+                    published += 1
+                reader.take(7 if room is None else 1)
+                assert reader.outbox.count <= 256
+                await anyio.lowlevel.checkpoint()
+        assert reader.values() == list(range(1, published))
+        assert reader.subscriber.resume is None
+        hub.leave(reader.subscriber)
+        assert_empty(hub)
+
+    @pytest.mark.parametrize("room", [None, 0])
+    async def test_a_client_that_falls_out_of_the_window_is_told_in_its_place(self, hub, room):
+        hub.configure("t", history=300)
+        positions = await hub.publish_all(range(301))
+        reader, plain = Reader(hub, room=room, marks=True), Reader(hub, room=room)
+        await reader.subscribe("t", since=positions[0])
+        await plain.subscribe("t", since=positions[0])
+        await hub.publish_all(range(301, 2000))
+        values = reader.values()
+        gap = values.index(GAP)
+        assert values[:gap] == list(range(1, gap + 1))
+        assert values[gap + 1 :] == list(range(values[gap + 1], 2000))
+        assert plain.values() == values[:gap]
+        assert (reader.refusals, plain.refusals) == ([], [1012])
+        hub.leave(reader.subscriber)
+        assert_empty(hub)
+
+    async def test_a_busy_topic_does_not_keep_another_from_catching_up(self, hub):
+        hub.configure("t", history=2000)
+        hub.configure("busy", overflow="drop_oldest", queue=10)
+        positions = await hub.publish_all(range(1000))
+        reader = Reader(hub)
+        await reader.subscribe("busy")
+        await reader.subscribe("t", since=positions[0])
+        for n in range(2000):
+            await hub.publish("busy", n)
+            assert reader.outbox
+            reader.take(1)
+        await hub.publish("t", 1000)
+        assert reader.values() == list(range(1, 1001))
+
+    async def test_several_topics_take_turns(self, hub):
+        hub.configure("*", history=2000)
+        since = {topic: (await hub.publish_all(range(1000), topic))[0] for topic in "tu"}
+        reader = Reader(hub)
+        await reader.subscribe("t", "u", since=since)
+        reader.take(600)
+        assert {topic for topic, _ in reader.take(0)} == {"t", "u"}
+        assert reader.values("t") == reader.values("u") == list(range(1, 1000))
+
+    async def test_what_leaves_at_the_end_of_a_connection_is_what_was_queued(self, hub):
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(2000))
+        reader = Reader(hub, room=0)
+        await reader.subscribe("t", since=positions[0])
+        queued = reader.outbox.count
+        assert len(reader.outbox.take_all().splitlines()) == 256
+        assert queued == 1  # joined
+        assert not reader.outbox
+
+    @pytest.mark.parametrize("topics", [1, 40])
+    async def test_one_that_leaves_gets_no_more(self, hub, topics):
+        hub.configure("*", history=2000)
+        since = {f"t{n}": (await hub.publish_all(range(300), f"t{n}"))[0] for n in range(topics)}
+        reader = Reader(hub)
+        await reader.subscribe(*since, since=since)
+        hub.leave(reader.subscriber)
+        assert len(reader.take()) <= 256
+        assert reader.outbox.refill is None
+        with anyio.fail_after(5):
+            while hub._topics:
+                await anyio.lowlevel.checkpoint()
+        assert_empty(hub)
+
+    async def test_one_that_unsubscribes_gets_what_was_queued(self, hub):
+        hub.configure("*", history=2000)
+        since = {topic: (await hub.publish_all(range(1000), topic))[0] for topic in "tu"}
+        reader = Reader(hub)
+        await reader.subscribe("t", "u", since=since)
+        hub.unsubscribe(reader.subscriber, "t")
+        assert reader.values("t") == list(range(1, 257))
+        assert reader.values("u") == list(range(1, 1000))
+
+    async def test_a_message_that_cannot_be_encoded_ends_the_connection(self, hub, caplog):
+        class Failing(LineCodec):
+            def frame(self, payload):
+                if payload.data == b"300":
+                    raise ValueError("no form for it")
+                return super().frame(payload)
+
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(1000))
+        reader = Reader(hub, codec=Failing())
+        await reader.subscribe("t", since=positions[0])
+        assert reader.values() == list(range(1, 257))
+        assert (reader.refusals, hub.losses) == ([1011], {"unencodable": 1})
+        assert "cannot be encoded" in caplog.text
+        assert_empty(hub)
+
+
+class TestSharing:
+    async def test_subscribers_at_one_place_share_the_frames(self, hub):
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(1000))
+        await Reader(hub, room=0).subscribe("t", since=positions[0])
+        codec = LineCodec()
+        readers = [Reader(hub, codec=codec, room=10**9) for _ in range(20)]
+        for reader in readers:
+            await reader.subscribe("t", since=positions[99])
+        assert codec.calls == 900
+        assert all(reader.values() == list(range(100, 1000)) for reader in readers)
+
+    async def test_chunks_that_nobody_shares_are_not_kept(self, hub):
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(1000))
+        slow, reader = Reader(hub), Reader(hub)
+        for each in (slow, reader):
+            each.subscriber.replay_codecs = {"t": LineCodec()}
+            await each.subscribe("t", since=positions[0])
+        assert reader.values() == list(range(1, 1000))
+        assert not hub._topics["t"].window._chunks
+
+    async def test_what_is_kept_for_sharing_is_limited(self, hub):
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(500))
+        await Reader(hub, room=0).subscribe("t", since=positions[0])
+        for n, position in enumerate(positions):
+            reader = Reader(hub, codec=LineCodec())
+            await reader.subscribe("t", since=position)
+            assert reader.values() == list(range(n + 1, 500))
+        window = hub._topics["t"].window
+        kept = sum(message.size for messages, _ in window._chunks.values() for message in messages)
+        assert 0 < kept < 5 << 20
+
+    async def test_the_log_is_read_once_for_all_that_come_at_a_time(self, late):
+        await late.publish_all(range(20))
+        positions = [(await late.backplane.read("t", "start", history=9, ttl=None, by_key=False)).entries[0]]
+        since = positions[0].payload.position
+        late.backplane.calls.clear()
+        late.backplane.hold()
+        readers = [Reader(late) for _ in range(50)]
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                for reader in readers:
+                    tasks.start_soon(lambda reader: reader.subscribe("t", since=since), reader)
+                await anyio.wait_all_tasks_blocked()
+                late.backplane.let()
+        assert late.backplane.calls == {"subscribe": 1, "read": 1}
+        # Neither for one that comes later, nor for a position that is not in the history.
+        for position in (since, "x", "1-0.1.1"):
+            await Reader(late).subscribe("t", since=position)
+        assert late.backplane.calls == {"subscribe": 1, "read": 1}
+        assert all(reader.values() == list(range(12, 20)) for reader in readers)
+
+    async def test_if_the_one_that_reads_is_cancelled_another_reads(self, late):
+        [since, *_] = await late.publish_all(range(5))
+        late.backplane.hold()
+        first, second = Reader(late), Reader(late)
+        async with (
+            calling(first.subscribe, "t", since=since) as one,
+            calling(second.subscribe, "t", since=since) as two,
+        ):
+            one.scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            late.backplane.let()
+        assert two.result.recovered
+        assert second.values() == [1, 2, 3, 4]
+        assert len(late._subscribers) == 1
+
+    async def test_if_the_backplane_takes_too_long_all_that_wait_are_told(self, late):
+        late.backplane.hold()
+        first, second = Reader(late), Reader(late)
+        async with calling(first.subscribe, "t") as one, calling(second.subscribe, "t") as two:
+            late.backplane.error = PublishTimeout("no answer")
+            late.backplane.let()
+        assert type(one.error) is type(two.error) is PublishTimeout
+        assert late.backplane.calls["subscribe"] == 1
+        assert_empty(late)
+        late.backplane.error = None
+        assert (await first.subscribe("t")).position
+
+
+class TestWaiting:
+    async def test_nothing_comes_before_subscribe_has_returned_and_nothing_is_missing_after(self, late):
+        [since, *_] = await late.publish_all(range(3))
+        late.backplane.hold()
+        reader = Reader(late)
+        async with calling(reader.subscribe, "t", since=since) as call:
+            await MemoryBackplane.publish(late.backplane, Codecs().payload(3, "t"), has_history=True)
+            assert reader.values() == []
+            late.backplane.let()
+        assert call.result.recovered
+        await late.publish("t", 4)
+        assert reader.values() == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize("since", [None, "start"])
+    @pytest.mark.parametrize("end", ["cancel", "leave", "unsubscribe", "refuse"])
+    async def test_one_that_goes_while_it_waits_leaves_nothing(self, late, since, end):
+        await late.publish_all(range(3))
+        announced = []
+        reader = Reader(late, announce=lambda *args: announced.append(args) or [])
+        for turns in range(3):
+            late.backplane.hold()
+            async with calling(reader.subscribe, "t", "u", since=since) as call:
+                for _ in range(turns):
+                    gate, late.backplane.gate = late.backplane.gate, anyio.Event()
+                    gate.set()
+                    await anyio.wait_all_tasks_blocked()
+                if call.result is not None:
+                    break
+                if end == "cancel":
+                    call.scope.cancel()
+                elif end == "leave":
+                    late.leave(reader.subscriber)
+                elif end == "refuse":
+                    reader.refuse(1012, "")
+                else:
+                    late.unsubscribe(reader.subscriber, "t", "u")
+                await anyio.wait_all_tasks_blocked()
+                if late.backplane.gate is not None:
+                    late.backplane.let()
+            if call.result is not None:
+                assert not call.result.recovered
+            assert reader.outbox.refill is reader.subscriber.resume is reader.subscriber.subscribing is None
+            assert not reader.outbox
+            assert_empty(late)
+            assert not announced
+        assert turns
+
+    async def test_a_cancelled_call_ends_no_subscription_of_another(self, late):
+        reader = Reader(late)
+        late.backplane.hold()
+        async with calling(reader.subscribe, "t") as one, calling(reader.subscribe, "t", "u") as two:
+            one.scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            late.backplane.let()
+        assert set(two.result.position) == {"t", "u"}
+        assert reader.subscriber.topics == {"t", "u"}
+        await late.publish_all([1])
+        assert reader.values() == [1]
+
+    async def test_two_calls_at_once_bring_each_topic_once(self, late):
+        since = {topic: (await late.publish_all(range(5), topic))[0] for topic in "tu"}
+        announced = []
+        reader = Reader(late, announce=lambda positions, *_: announced.append(list(positions)) or [])
+        late.backplane.hold()
+        async with (
+            calling(reader.subscribe, "t", since=since["t"]) as one,
+            calling(reader.subscribe, "t", "u", since=since) as two,
+        ):
+            late.backplane.let()
+        assert (one.result.recovered, two.result.recovered) == (True, False)
+        assert (two.result.lost, announced) == ((), [["t"], ["u"]])
+        assert reader.values("t") == reader.values("u") == [1, 2, 3, 4]
+
+    async def test_one_that_left_while_another_call_waited_is_not_subscribed(self, late):
+        reader = Reader(late)
+        late.backplane.hold()
+        async with calling(reader.subscribe, "t"), calling(reader.subscribe, "u") as two:
+            late.leave(reader.subscriber)
+            late.backplane.let()
+        assert two.result == Subscribed(False, None, ())
+        assert_empty(late)
+
+    async def test_one_that_comes_back_while_it_waited_is_subscribed_anew(self, late):
+        [since, *_] = await late.publish_all(range(3))
+        reader = Reader(late)
+        late.backplane.hold()
+        async with calling(reader.subscribe, "t", since=since) as one:
+            late.leave(reader.subscriber)
+            async with calling(reader.subscribe, "t") as two:
+                late.backplane.let()
+        await late.publish("t", 3)
+        assert not one.result.recovered
+        assert two.result.position == since.replace("1-", "3-", 1) or two.result.position
+        assert reader.values() == [3]
+
+    async def test_publishers_at_once_over_a_late_backplane_bring_one_order(self, late):
+        [since] = await late.publish_all([0])
+        readers = [Reader(late) for _ in range(3)]
+        await readers[0].subscribe("t")
+        late.backplane.hold()
+        receipts = []
+
+        async def publish(value):
+            receipts.append((await late.publish("t", value), value))
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                for value in range(1, 6):
+                    tasks.start_soon(publish, value)
+                tasks.start_soon(lambda: readers[1].subscribe("t", since=since))
+                await anyio.wait_all_tasks_blocked()
+                for value in range(6, 9):
+                    tasks.start_soon(publish, value)
+                await anyio.wait_all_tasks_blocked()
+                late.backplane.let()
+        await readers[2].subscribe("t", since=since)
+        assert readers[0].values() == readers[1].values() == readers[2].values()
+        assert sorted(readers[0].values()) == list(range(1, 9))
+        by_offset = sorted((int(receipt.id.split("-")[0], 16), value) for receipt, value in receipts)
+        assert [value for _, value in by_offset] == readers[0].values()
+
+
+class TestLosses:
+    async def test_a_loss_during_the_read_is_seen(self, late):
+        [since, *_] = await late.publish_all(range(5))
+        reader = Reader(late)
+        late.backplane.hold()
+        async with calling(reader.subscribe, "t", since=since) as call:
+            gate, late.backplane.gate = late.backplane.gate, anyio.Event()
+            gate.set()
+            await anyio.wait_all_tasks_blocked()
+            assert late.backplane.calls["read"] == 1
+            late.lose()
+            late.backplane.forget()
+            late.backplane.let()
+        assert call.result.lost == ("t",)
+        await late.publish("t", 9)
+        assert reader.values() == [9]
+
+    async def test_after_a_loss_all_are_told_and_positions_are_known_again(self, late):
+        [since, *_] = await late.publish_all(range(5))
+        marked, plain, resuming = Reader(late, marks=True), Reader(late), Reader(late, marks=True)
+        await marked.subscribe("t")
+        await plain.subscribe("t")
+        await resuming.subscribe("t", since=since)
+        late.backplane.forget()
+        late.lose(iter(["t", "u"]))
+        assert (marked.refusals, plain.refusals, resuming.refusals) == ([], [1012], [1012])
+        subscribed = await Reader(late).subscribe("t")
+        assert subscribed.position == await late.position("t")
+        await late.publish("t", 5)
+        assert marked.values() == [GAP, 5]
+
+    async def test_a_backplane_that_delivers_again_after_a_cut_brings_nothing_twice(self, late):
+        await late.publish_all(range(3))
+        reader = Reader(late)
+        await reader.subscribe("t", since="start")
+        for entry in (await late.backplane.read("t", "start", history=9, ttl=None, by_key=False)).entries:
+            late.deliver(entry.payload, None, entry)
+        assert reader.values() == [0, 1, 2]
+
+
+class TestLatest:
+    async def test_the_newest_of_each_key_comes_in_order(self, hub):
+        hub.configure("t", history=3, overflow="latest", key="k")
+        positions = [(await hub.publish("t", {"k": k, "n": n})).id for n, k in enumerate("abcabd")]
+        for since, expected in (("start", [3, 4, 5]), (positions[3], [4, 5]), (positions[0], [3, 4, 5])):
+            reader = Reader(hub)
+            assert (await reader.subscribe("t", since=since)).recovered
+            assert [line.rpartition(":")[2] for _, line in reader.take()] == [f"{n}}}" for n in expected]
+        assert not (await Reader(hub).subscribe("t", since="x")).recovered
+
+    async def test_a_slow_client_gets_the_newest_and_is_not_told(self, hub):
+        hub.configure("t", history=1, overflow="latest")
+        hub.configure("other", history=1000)
+        since = {"other": (await hub.publish_all(range(500), "other"))[0], "t": "start"}
+        await hub.publish("t", -1)
+        reader = Reader(hub)
+        await reader.subscribe("other", "t", since=since)
+        await hub.publish_all(range(100))
+        assert reader.values() == [-1, 99] or reader.values() == [99]
+        assert (reader.refusals, hub.losses) == ([], {})
+
+    async def test_what_was_missed_is_not_conflated_with_what_has_no_key(self, hub):
+        hub.configure("t", history=10, overflow="latest", key="k")
+        hub.configure("other", history=10)
+        await hub.publish("t", {"k": 1})
+        reader = Reader(hub)
+        await reader.subscribe("t", since="start")
+        hub.unsubscribe(reader.subscriber, "t")
+        await reader.subscribe("t")
+        await hub.publish("t", {})
+        assert [line for _, line in reader.take()] == ['{"k":1}', "{}"]
+
+    async def test_the_log_is_read_once(self, late):
+        late._patterns.clear()
+        late.configure("*", history=3, overflow="latest")
+        await late.publish_all(range(3))
+        readers = [Reader(late) for _ in range(3)]
+        for reader in readers:
+            await reader.subscribe("t", since="start")
+        assert [reader.values() for reader in readers] == [[2]] * 3
+        assert late.backplane.calls["read"] == 1
+
+
+class TestMemory:
+    async def test_a_window_ends_when_nobody_resumes(self, hub, monkeypatch):
+        monkeypatch.setattr(microws.hub.hub, "_WINDOW_IDLE", 0.01)
+        hub.configure("t", history=10)
+        await hub.publish_all(range(3))
+        reader, slow = Reader(hub), Reader(hub)
+        await slow.subscribe("t", since="start")
+        await reader.subscribe("t", since="start")
+        reader.take()
+        assert hub._topics["t"].window is not None
+        slow.take()
+        with anyio.fail_after(5):
+            while hub._topics["t"].window is not None:
+                await anyio.lowlevel.checkpoint()
+        await hub.publish("t", 3)
+        late = Reader(hub)
+        await late.subscribe("t", since="start")
+        assert late.values() == [0, 1, 2, 3]
+        assert reader.values() == [0, 1, 2, 3]
+
+    async def test_nothing_is_kept_after_the_last_has_left(self, hub):
+        hub.configure("t", history=10)
+        await hub.publish_all(range(3))
+        gc.collect()
+        gc.disable()
+        try:
+            readers = [Reader(hub) for _ in range(3)]
+            for reader in readers:
+                await reader.subscribe("t", since="start")
+            readers[0].take()
+            assert count_objects() == {Window: 1, Resume: 2}
+            for reader in readers:
+                hub.leave(reader.subscriber)
+            assert count_objects() == {}
+        finally:
+            gc.enable()
+        assert_empty(hub)
+
+
+def count_objects():
+    return Counter(type(item) for item in gc.get_objects() if type(item) in (Window, Resume))
+
+
+# A search
+
+
+TOPICS = {
+    "a": {"history": 4},
+    "b": {"history": 300},
+    "c": {"history": 4, "queue": 3, "overflow": "drop_oldest"},
+    "d": {"history": 4, "queue": 3, "overflow": "drop_newest"},
+    "e": {"history": 4, "queue": 3},
+}
+topics = st.sampled_from(list(TOPICS))
+readers = st.integers(0, 5)
+sinces = st.none() | st.just("start") | st.just("x") | st.integers(0, 8)
+ACTIONS = st.one_of(
+    st.tuples(st.just("publish"), topics, st.sampled_from([1, 1, 2, 5, 20, 400])),
+    st.tuples(st.just("subscribe"), readers, st.dictionaries(topics, sinces, min_size=1)),
+    st.tuples(st.just("take"), readers, st.integers(1, 6)),
+    st.tuples(st.just("unsubscribe"), readers, topics),
+    st.tuples(st.just("cancel"), readers),
+    st.tuples(st.just("leave"), readers),
+    st.tuples(st.just("hold")),
+    st.tuples(st.just("answer")),
+    st.tuples(st.just("lose")),
+    st.tuples(st.just("turn")),
+)
+
+
+ANY = -2
+
+
+class Search:
+    """Some readers, and what each of them is owed."""
+
+    def __init__(self):
+        self.backplane = LateBackplane()
+        self.hub = RunningHub(self.backplane)
+        for topic, settings in TOPICS.items():
+            self.hub.configure(topic, **settings)
+        self.readers = [Reader(self.hub, room=room, marks=marks) for room in (None, 0) for marks in (False, True, True)]
+        self.tasks = []
+        self.calls = {reader: [] for reader in self.readers}
+        # By reader and topic: the value after which it is owed everything; until it has unsubscribed.
+        self.owed = {reader: {} for reader in self.readers}
+        self.first = {}
+        self.tried = {reader: set() for reader in self.readers}
+        self.published = Counter()
+        self.positions = {}
+
+    async def run(self, actions):
+        for name, *arguments in actions:
+            await getattr(self, name)(*arguments)
+        if self.backplane.gate is not None:
+            self.backplane.let()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.turn()
+        for reader in self.readers:
+            self.judge(reader)
+            self.hub.leave(reader.subscriber)
+        assert_empty(self.hub)
+
+    async def publish(self, topic, count):
+        # Without the gate: in the order of the log, whoever waits.
+        for _ in range(count):
+            payload = Codecs().payload(self.published[topic], topic)
+            self.published[topic] += 1
+            receipt = await MemoryBackplane.publish(self.backplane, payload, has_history=True)
+            self.positions.setdefault(topic, []).append(receipt.id)
+
+    async def subscribe(self, number, wanted):
+        reader = self.readers[number]
+        wanted = {topic: since for topic, since in wanted.items() if topic not in self.tried[reader]}
+        if not wanted or reader.refusals:
+            return
+        self.tried[reader].update(wanted)
+        since = {}
+        for topic, back in wanted.items():
+            known = self.positions.get(topic, [])
+            if isinstance(back, int):
+                back = known[-1 - back] if back < len(known) else None
+            since[topic] = back
+        task = asyncio.create_task(self._subscribe(reader, since))
+        self.tasks.append(task)
+        self.calls[reader].append(task)
+
+    async def _subscribe(self, reader, since):
+        subscribed = await reader.subscribe(*since, since=since)
+        positions = subscribed.position if len(since) > 1 else dict.fromkeys(since, subscribed.position)
+        for topic, position in since.items():
+            if topic not in reader.subscriber.topics:
+                continue
+            known = self.positions.get(topic, [])
+            history = TOPICS[topic]["history"]
+            if position in (None, "x"):
+                assert (topic in subscribed.lost) == (position == "x")
+                start = known.index(positions[topic]) if positions[topic] in known else -1
+                assert start == len(known) - 1
+            elif position == "start":
+                assert topic not in subscribed.lost
+                # It may get more, or be told: what was published since the read.
+                self.first[reader, topic] = max(0, len(known) - history)
+                start = ANY
+            else:
+                missed = len(known) - 1 - known.index(position)
+                assert (topic in subscribed.lost) == (missed > history)
+                start = len(known) - 1 if missed > history else known.index(position)
+            self.owed[reader][topic] = start
+
+    async def take(self, number, count):
+        self.readers[number].take(count)
+
+    async def unsubscribe(self, number, topic):
+        self.hub.unsubscribe(self.readers[number].subscriber, topic)
+        if topic in self.owed[self.readers[number]]:
+            self.owed[self.readers[number]][topic] = None
+
+    async def cancel(self, number):
+        if calls := [task for task in self.calls[self.readers[number]] if not task.done()]:
+            calls[0].cancel()
+
+    async def leave(self, number):
+        reader = self.readers[number]
+        self.hub.leave(reader.subscriber)
+        self.owed[reader] = dict.fromkeys(self.owed[reader])
+        self.tried[reader] = set(TOPICS)
+
+    async def hold(self):
+        if self.backplane.gate is None:
+            self.backplane.hold()
+
+    async def answer(self):
+        if self.backplane.gate is not None:
+            gate, self.backplane.gate = self.backplane.gate, anyio.Event()
+            gate.set()
+            await self.turn()
+
+    async def lose(self):
+        """The process was cut off, and told; the log is as before."""
+        self.hub.lose()
+
+    async def turn(self):
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def judge(self, reader):
+        for topic in TOPICS:
+            values = reader.values(topic)
+            owed = self.owed[reader].get(topic)
+            assert values == [] or topic in self.owed[reader]
+            last, is_told = (None if owed == ANY else owed), False
+            if owed == ANY and values:
+                assert values[0] == GAP or values[0] <= self.first[reader, topic]
+            for value in values:
+                if value == GAP:
+                    is_told = True
+                    continue
+                assert last is None or value == last + 1 or (is_told and value > last)
+                last, is_told = value, False
+            if owed is not None and not reader.refusals and not is_told:
+                expected = None if owed == ANY and not self.published[topic] else self.published[topic] - 1
+                assert last == expected or "drop" in TOPICS[topic].get("overflow", "")
+            assert GAP not in values or reader.outbox._marker is not None
+
+
+@given(st.lists(ACTIONS, max_size=40))
+@example([("publish", "a", 5), ("subscribe", 1, {"a": 2, "b": None}), ("publish", "a", 20), ("take", 1, 2)])
+def test_every_stream_is_contiguous_until_the_subscriber_is_told(actions):
+    async def run():
+        await Search().run(actions)
+
+    asyncio.run(run())

@@ -441,7 +441,7 @@ def test_the_log_knows_the_numbers_of_the_publishers_that_wrote_last():
 def test_a_message_over_a_quarter_of_the_ring_is_refused():
     log = Log(mmap(-1, Log.block_size(MIN_BYTES)), MIN_BYTES)
     largest = Log.largest(MIN_BYTES) - module.HEAD.size - 1
-    assert log.append(b"a", Payload("bytes", bytes(largest)), publisher=1, number=1).record
+    assert log.append(b"a", Payload("bytes", bytes(largest)), publisher=1, number=1)[1]
     with pytest.raises(ValueError, match=f"at most {largest} bytes, got {largest + 1}"):
         log.append(b"a", Payload("bytes", bytes(largest + 1)), publisher=1, number=2)
 

@@ -31,7 +31,6 @@ __all__ = [
     "Log",
     "LogUsage",
     "Replay",
-    "Written",
     "place_of",
     "position_of",
     "read_record",
@@ -50,6 +49,8 @@ START: Final = "start"
 HEAD: Final = struct.Struct("=IHHHHIQQQQQd")
 _KIND_OF_PADDING: Final = 0xFFFF
 _PADDING: Final = struct.Struct("=IH")
+# By length: what makes the length of a record a multiple of 8.
+_FILLERS: Final = tuple(bytes(length) for length in range(8))
 # Single fields of the head.
 _LENGTH: Final = struct.Struct("=I")
 _TOPIC_LENGTH: Final = struct.Struct("=6xH")
@@ -76,26 +77,13 @@ _POSITION: Final = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})\.([0-9a-f]{1,1
 
 def position_of(offset: int, place: int, publisher: int, number: int) -> str:
     """The position of a message: its offset, and what only this message has."""
-    return f"{offset:x}-{place:x}.{publisher:x}.{number:x}"
+    return "%x-%x.%x.%x" % (offset, place, publisher, number)  # in a third of the time of an f-string
 
 
 def place_of(position: str) -> int:
     """The place that a position names, whether or not the log has it; -1 if it is no position."""
     matched = _POSITION.fullmatch(position)
     return -1 if matched is None else int(matched.group(2), 16)
-
-
-class Written(NamedTuple):
-    """
-    What ``Log.append`` made.
-
-    Attributes:
-        place: Of the message in the log.
-        record: Its bytes there; empty if the log had the message already.
-    """
-
-    place: int
-    record: bytes
 
 
 class Entry(NamedTuple):
@@ -196,6 +184,7 @@ class Log:
         "_end",
         "_header",
         "_keys",
+        "_largest",
         "_last",
         "_latest",
         "_memory",
@@ -234,6 +223,7 @@ class Log:
         self.id = header[_AT_ID]
         self.dropped = 0
         self._end = header[_AT_END]
+        self._largest = self.largest(history_bytes)
         # The place after the beginning of the last record, or 0.
         self._last = header[_AT_LAST]
         # Topics whose last record is known, by name and by slot, and what the indexes miss: see ``commit``.
@@ -279,7 +269,7 @@ class Log:
         has_history: bool = True,
         key: bytes = b"",
         conflation: bytes = b"",
-    ) -> Written:
+    ) -> tuple[int, bytes]:
         """
         Add a message behind the others. ``commit`` makes it last.
 
@@ -291,32 +281,48 @@ class Log:
             key: If the log has a message of the topic with this key, nothing is added.
             conflation: The conflation key.
 
+        Returns:
+            Its place in the log, and its bytes there; they are empty if the log had the message already.
+
         Raises:
             ValueError: The message is larger than a quarter of the ring.
         """
+        kind = KINDS.index(payload.kind) | (HAS_HISTORY if has_history else 0)
+        data = b"".join((topic, key, conflation, payload.data))
+        return self.write(publisher, number, kind, len(topic), len(key), len(conflation), data)
+
+    def write(
+        self, publisher: int, number: int, kind: int, topic_size: int, key_size: int, conflation_size: int, data: bytes
+    ) -> tuple[int, bytes]:
+        """``append`` what is encoded already: ``data`` is topic, key, conflation key and payload, in one piece."""
+        topic = data[:topic_size]
+        sizes = topic_size + key_size + conflation_size
+        key = data[topic_size : sizes - conflation_size]
         if key and (found := self._find_key(topic, key)) is not None:
-            return Written(found, b"")
-        kind, data, _, _ = payload
-        length = HEAD.size + len(topic) + len(key) + len(conflation) + len(data)
-        padding = -length % 8
-        length += padding
-        if length > self.largest(self.size):
+            return found, b""
+        filler = _FILLERS[-(HEAD.size + len(data)) % 8]
+        length = HEAD.size + len(data) + len(filler)
+        if length > self._largest:
             raise ValueError(
-                f"expected a message of at most {self.size // _LARGEST - HEAD.size - len(topic)} bytes, got "
-                f"{len(data)}: App(history_bytes=…) sets the size of the log, which holds four of the largest messages"
+                f"expected a message of at most {self._largest - HEAD.size - topic_size} bytes, got "
+                f"{len(data) - sizes}: App(history_bytes=…) sets the size of the log, which holds four of the largest "
+                "messages"
             )
-        if (self._end - self.end + length) * _LARGEST > self.size:
+        header = self._header
+        if self._end - header[_AT_END] + length > self._largest:
             self.commit()  # it would overwrite what is not committed
         entry = self._topics.get(topic) or self._find_topic(topic)
-        self._make_room(length)
+        at = self._end % self.size
+        if at + length > self.size or self._end + length - self.size > header[_AT_BEGIN]:
+            self._make_room(length)
+            at = self._end % self.size
         place = self._end
         entry.offset += 1
         head = HEAD.pack(
-            length, KINDS.index(kind) | has_history << 8, len(topic), len(key), len(conflation), len(data), place,
-            publisher, number, entry.offset, entry.place, time(),
+            length, kind, topic_size, key_size, conflation_size, len(data) - sizes, place, publisher, number,
+            entry.offset, entry.place, time(),
         )  # fmt: skip
-        record = b"".join((head, topic, key, conflation, data, b"\0" * padding))
-        at = place % self.size
+        record = head + data + filler
         self._ring[at : at + length] = record
         self._last = entry.place = place + 1
         self._end = place + length
@@ -325,15 +331,16 @@ class Log:
             self._numbers[publisher] = (number, place)
         if key:
             self._new_keys.append((place, topic, key))
+        conflation = data[sizes - conflation_size : sizes]
         if conflation and entry.offset == 1:
             self._latest[topic] = {}
         if (latest := self._latest.get(topic)) is not None:
             latest.pop(conflation, None)
             latest[conflation] = place
             oldest = next(iter(latest))
-            if latest[oldest] < self._header[_AT_BEGIN]:
+            if latest[oldest] < header[_AT_BEGIN]:
                 del latest[oldest]
-        return Written(place, record)
+        return place, record
 
     def commit(self) -> None:
         """Make what was appended last, whatever happens to this process from now on."""

@@ -397,7 +397,7 @@ class LocalBackplane:
         """See ``Backplane``. Without history it only waits if the hub process does not keep up."""
         kind, data, topic, _ = payload
         encoded = self._prefix + topic.encode()
-        fields = KINDS.index(kind), has_history, len(encoded), len(key), len(conflation), 0
+        kinds = KINDS.index(kind) | (HAS_HISTORY if has_history else 0)
         tail = b"".join((encoded, key, conflation, data))
         size = PUBLISH.size + len(tail)
         if self._largest and HEAD.size + len(tail) + 8 > self._largest:
@@ -410,7 +410,8 @@ class LocalBackplane:
         subscribers = self._receiver.reach(topic, skip)
         number = next(self._numbers)
         waits = has_history or not self._serves
-        pending = _Pending(PUBLISH.pack(size, Op.PUBLISH, *fields, number) + tail, skip=skip, waits=waits)
+        data = PUBLISH.pack(size, Op.PUBLISH, kinds, len(encoded), len(key), len(conflation), number) + tail
+        pending = _Pending(data, skip=skip, waits=waits)
         self._unacknowledged[number] = pending
         self._order.append(number)
         self._pending_bytes += size

@@ -56,9 +56,8 @@ HELLO: Final = struct.Struct("=IHHIQQQ")
 # after which the records follow. A version of another protocol reads the first field, which stays where it is.
 WELCOME: Final = struct.Struct("=IHHQQQQ")
 WELCOME_PROTOCOL: Final = struct.Struct("=6xH")
-# The kind of the payload; whether the topic has history; lengths of topic, key and conflation key, which follow with
-# the payload; the number.
-PUBLISH: Final = struct.Struct("=IHBBHHHHQ")
+# The kind as in a record; lengths of topic, key and conflation key, which follow with the payload; the number.
+PUBLISH: Final = struct.Struct("=IHHHHHxxQ")
 # A number that the answer repeats, and the length of the topic or key, which follows.
 REQUEST: Final = struct.Struct("=IHHQ")
 # The same; then history, ttl (0: any), and whether by key. Topic and position follow.

@@ -72,12 +72,14 @@ MIN_BYTES: Final = 1 << 16
 # The most of the ring that one message may take.
 _LARGEST: Final = 4
 
+# An f-string takes twice as long.
+_POSITION_FORMAT: Final = "%x-%x.%x.%x"
 _POSITION: Final = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})\.([0-9a-f]{1,16})(?:\.([0-9a-f]{1,16}))?")
 
 
 def position_of(offset: int, place: int, publisher: int, number: int) -> str:
     """The position of a message: its offset, and what only this message has."""
-    return "%x-%x.%x.%x" % (offset, place, publisher, number)  # in a third of the time of an f-string
+    return _POSITION_FORMAT % (offset, place, publisher, number)
 
 
 def place_of(position: str) -> int:

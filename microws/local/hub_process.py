@@ -43,7 +43,7 @@ _MAX_RECORDS: Final = 4096
 # A client that gets nothing is told how far it has the log after this part of the log. Otherwise, after a cut, it would
 # seem to have missed what was overwritten.
 _TOLD_PARTS: Final = 8
-# As a number: a comparison with a member of an enum takes five times as long.
+# As a number: a look at a member of an enum takes five times as long.
 _PUBLISH: Final = int(Op.PUBLISH)
 # A claim in the log: until when, by whom, and the number of the request.
 _CLAIM: Final = struct.Struct("=dQQ")

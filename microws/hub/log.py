@@ -47,6 +47,7 @@ START: Final = "start"
 # and the number that it gave the message; the offset in the topic; the place of the topic's record before it plus 1,
 # or 0; and the time in Unix seconds.
 HEAD: Final = struct.Struct("=IHHHHIQQQQQd")
+_HEAD_SIZE: Final = HEAD.size
 _KIND_OF_PADDING: Final = 0xFFFF
 _PADDING: Final = struct.Struct("=IH")
 # By length: what makes the length of a record a multiple of 8.
@@ -108,7 +109,7 @@ class Entry(NamedTuple):
 def read_record(data: bytes | memoryview, at: int) -> Entry:
     """The message of the record that begins at ``at``."""
     _, kind, topic, key, conflation, size, place, publisher, number, offset, _, written = HEAD.unpack_from(data, at)
-    at += HEAD.size
+    at += _HEAD_SIZE
     name = str(data[at : at + topic], "utf-8")
     at += topic + key
     body = at + conflation
@@ -195,6 +196,7 @@ class Log:
         "_owners",
         "_publishers",
         "_ring",
+        "_ring_at",
         "_slots",
         "_topics",
         "dropped",
@@ -218,6 +220,7 @@ class Log:
         self._keys = view[at : at + slots * 8].cast("Q")
         at += slots * 8
         self._ring = view[at : at + history_bytes]
+        self._ring_at = at
         if header[_AT_MAGIC] != _MAGIC or (not header[_AT_CLEAN] and header[_AT_BOOT] != boot):
             self._discard()
         header[_AT_BOOT] = boot
@@ -291,41 +294,43 @@ class Log:
         """
         kind = KINDS.index(payload.kind) | (HAS_HISTORY if has_history else 0)
         data = b"".join((topic, key, conflation, payload.data))
-        return self.write(publisher, number, kind, len(topic), len(key), len(conflation), data)
+        return self.write(publisher, number, kind, topic, len(key), len(conflation), data)
 
     def write(
-        self, publisher: int, number: int, kind: int, topic_size: int, key_size: int, conflation_size: int, data: bytes
+        self, publisher: int, number: int, kind: int, topic: bytes, key_size: int, conflation_size: int, data: bytes
     ) -> tuple[int, bytes]:
         """``append`` what is encoded already: ``data`` is topic, key, conflation key and payload, in one piece."""
-        topic = data[:topic_size]
-        sizes = topic_size + key_size + conflation_size
-        key = data[topic_size : sizes - conflation_size]
+        sizes = len(topic) + key_size + conflation_size
+        key = data[len(topic) : len(topic) + key_size] if key_size else b""
         if key and (found := self._find_key(topic, key)) is not None:
             return found, b""
-        filler = _FILLERS[-(HEAD.size + len(data)) % 8]
-        length = HEAD.size + len(data) + len(filler)
+        length = _HEAD_SIZE + len(data)
+        filler = -length % 8
+        length += filler
         if length > self._largest:
             raise ValueError(
-                f"expected a message of at most {self._largest - HEAD.size - topic_size} bytes, got "
+                f"expected a message of at most {self._largest - _HEAD_SIZE - len(topic)} bytes, got "
                 f"{len(data) - sizes}: App(history_bytes=…) sets the size of the log, which holds four of the largest "
                 "messages"
             )
-        header = self._header
-        if self._end - header[_AT_END] + length > self._largest:
+        header, size, place = self._header, self.size, self._end
+        if place - header[_AT_END] + length > self._largest:
             self.commit()  # it would overwrite what is not committed
         entry = self._topics.get(topic) or self._find_topic(topic)
-        at = self._end % self.size
-        if at + length > self.size or self._end + length - self.size > header[_AT_BEGIN]:
+        at = place % size
+        if at + length > size or place + length - size > header[_AT_BEGIN]:
             self._make_room(length)
-            at = self._end % self.size
-        place = self._end
+            place = self._end
+            at = place % size
         entry.offset += 1
         head = HEAD.pack(
-            length, kind, topic_size, key_size, conflation_size, len(data) - sizes, place, publisher, number,
+            length, kind, len(topic), key_size, conflation_size, len(data) - sizes, place, publisher, number,
             entry.offset, entry.place, time(),
         )  # fmt: skip
-        record = head + data + filler
-        self._ring[at : at + length] = record
+        record = head + data + _FILLERS[filler]
+        # A slice of the memory itself, because a slice of a view makes another view.
+        at += self._ring_at
+        self._memory[at : at + length] = record
         self._last = entry.place = place + 1
         self._end = place + length
         self._dirty[topic] = entry
@@ -333,7 +338,7 @@ class Log:
             self._numbers[publisher] = (number, place)
         if key:
             self._new_keys.append((place, topic, key))
-        conflation = data[sizes - conflation_size : sizes]
+        conflation = data[sizes - conflation_size : sizes] if conflation_size else b""
         if conflation and entry.offset == 1:
             self._latest[topic] = {}
         if (latest := self._latest.get(topic)) is not None:
@@ -446,7 +451,7 @@ class Log:
             at = place % size
             length, kind = _PADDING.unpack_from(ring, at)
             if kind != _KIND_OF_PADDING:
-                topic = at + HEAD.size
+                topic = at + _HEAD_SIZE
                 yield place, place + length, bytes(ring[topic : topic + _TOPIC_LENGTH.unpack_from(ring, at)[0]])
             place += length
 
@@ -574,7 +579,7 @@ class Log:
     def _is_of(self, topic: bytes, place: int) -> bool:
         at = place % self.size
         length: int = _TOPIC_LENGTH.unpack_from(self._ring, at)[0]
-        return bytes(self._ring[at + HEAD.size : at + HEAD.size + length]) == topic
+        return bytes(self._ring[at + _HEAD_SIZE : at + _HEAD_SIZE + length]) == topic
 
     def _has_key(self, topic: bytes, key: bytes, place: int) -> bool:
         return self._is_of(topic, place) and self._key_at(place) == key
@@ -582,13 +587,13 @@ class Log:
     def _key_at(self, place: int) -> bytes:
         at = place % self.size
         _, _, topic, key, *_ = HEAD.unpack_from(self._ring, at)
-        at += HEAD.size + topic
+        at += _HEAD_SIZE + topic
         return bytes(self._ring[at : at + key])
 
     def _conflation_at(self, place: int) -> bytes:
         at = place % self.size
         _, _, topic, key, conflation, *_ = HEAD.unpack_from(self._ring, at)
-        at += HEAD.size + topic + key
+        at += _HEAD_SIZE + topic + key
         return bytes(self._ring[at : at + conflation])
 
     def _place_of(self, topic: bytes, position: str) -> int | None:
@@ -601,7 +606,7 @@ class Log:
         if number is None:
             return 0 if not offset and not place and publisher == self.id and not self.begin else None
         # A client may send any place. Only the record that is meant has these numbers there.
-        if not self.begin <= place < self.end or place % 8 or self.size - place % self.size < HEAD.size:
+        if not self.begin <= place < self.end or place % 8 or self.size - place % self.size < _HEAD_SIZE:
             return None
         head = HEAD.unpack_from(self._ring, place % self.size)
         if head[6:9] != (place, publisher, int(number, 16)):

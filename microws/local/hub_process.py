@@ -111,12 +111,13 @@ class HubProcess:
         self._is_orphan = self._is_ending = False
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
-        # Records of this turn with their topics, and the place of the first.
-        self._batch: list[tuple[bytes, bytes]] = []
-        # For the clients that subscribe to all topics of these records: the topics, and the records in one piece.
-        self._batch_topics: set[bytes] = set()
-        self._whole_batch = b""
+        # Records of this turn with their topics, and the place of the first; and for clients that subscribe to all of
+        # these topics, the records in one piece.
+        self._batch: list[bytes] = []
+        self._batch_topics: list[bytes] = []
         self._batch_place = self._first_end = log.end
+        self._all_topics: set[bytes] = set()
+        self._whole_batch = b""
         for sock in (listener, supervisor):
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ)
@@ -148,14 +149,15 @@ class HubProcess:
                 self._read(client)
         # Before anything is told: what was told is in the log.
         self._log.commit()
-        self._batch_topics = {topic for topic, _ in self._batch}
-        self._whole_batch = b"".join([record for _, record in self._batch])
+        self._all_topics = set(self._batch_topics)
+        self._whole_batch = b"".join(self._batch)
         for client in writable:
             self._flush(client)
         for client in list(self._clients.values()):
             if not client.output and client.place is not None:
                 self._serve(client, client.place)
         self._batch.clear()
+        self._batch_topics.clear()
         end = self._log.end
         return any(
             client.place is not None and not client.output and client.place < end for client in self._clients.values()
@@ -199,10 +201,10 @@ class HubProcess:
                 return
             data = b"".join(client.input)
         at, size = 0, len(data)
-        length = LENGTH.size
-        while size - at >= LENGTH.size:
+        length = least = LENGTH.size
+        while size - at >= least:
             length, op = LENGTH.unpack_from(data, at)
-            if not LENGTH.size <= length <= MAX_FRAME:
+            if not least <= length <= MAX_FRAME:
                 self._drop(client)
                 return
             if size - at < length:
@@ -215,7 +217,7 @@ class HubProcess:
             at += length
         rest = size - at
         client.input = [data[at:]] if rest else []
-        client.missing = (length if rest >= LENGTH.size else LENGTH.size) - rest
+        client.missing = (length if rest >= least else least) - rest
 
     def _publish(self, client: _Client, data: bytes, at: int) -> None:
         length, _, kind, topic_size, key_size, conflation_size, number = PUBLISH.unpack_from(data, at)
@@ -223,10 +225,11 @@ class HubProcess:
             return  # sent again after a cut
         client.number = number
         body = data[at + PUBLISH.size : at + length]
-        place, record = self._log.write(client.id, number, kind, topic_size, key_size, conflation_size, body)
         topic = body[:topic_size]
+        place, record = self._log.write(client.id, number, kind, topic, key_size, conflation_size, body)
         if record:
-            self._batch.append((topic, record))
+            self._batch.append(record)
+            self._batch_topics.append(topic)
         if kind & HAS_HISTORY:
             client.stored.append((number, place, topic if record else None))
 
@@ -292,10 +295,11 @@ class HubProcess:
                 place = end
             elif place == self._batch_place:
                 topics = client.topics
-                if self._batch_topics <= topics:
+                if self._all_topics <= topics:
                     output.append(self._whole_batch)
                 else:
-                    output += [record for topic, record in self._batch if topic in topics]
+                    batch = zip(self._batch_topics, self._batch, strict=True)
+                    output += [record for topic, record in batch if topic in topics]
                 place = end
             else:
                 place = self._catch_up(client, place, output)

@@ -23,7 +23,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run fmt lint types mypy pyright test compiled-tests cover docs examples autobahn autobahn-full \
-	servers endurance chaos fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub overhead check clean
+	servers endurance chaos fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub bench-cluster-setup \
+	bench-cluster overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -139,6 +140,14 @@ bench-peers: bench-setup  ## Compare the fan-out with 11 others and with floors,
 
 bench-hub: setup  ## Check the promises of the hub under load: a quarter of an hour
 	$(BIN)/python bench/hub.py
+
+bench-cluster-setup: setup  ## Install the peers of bench-cluster; redis-server comes from the system
+	$(BIN)/python -m pip install --quiet --group bench-cluster
+	command -v redis-server || echo "redis-server not found: the peers that need it are not measured"
+
+bench-cluster: setup  ## Measure the hub process, and compare 4 workers with one and with peers over Redis: ten minutes
+	$(BIN)/python bench/cluster.py
+	$(BIN)/python bench/run.py --suite cluster
 
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py

@@ -17,6 +17,7 @@
 //     -J            publishes JSON, by POST over one keep-alive connection: the next one when the last is answered
 //     -r RATE       publishes so many a second, for SECONDS, and waits for the last; count and latencies are then those
 //                   of deliveries, not of messages that all have. No warm-up
+//     -O TEXT       each subscriber sends it when it is open, and may get messages without a number
 //     -x STALLED    so many of the subscribers do not read until the end; then it tells what became of them
 //   loadgen flood   -p PORT -u SUBSCRIBE_PATH -U PUBLISH_PATH -c SUBSCRIBERS -k BYTES -t SECONDS
 //                                                                 publishes what the app takes, to subscribers that
@@ -57,7 +58,7 @@ static pid_t server_pids[MAX_SERVER_PROCESSES];
 static int server_pid_count;
 static bool is_binary, is_json;
 static enum { WEBSOCKET, EVENTS, HTTP } kind;  // of the connections of `idle`, and of the subscribers of `fan`
-static const char *path = "/", *publish_path = "";
+static const char *path = "/", *publish_path = "", *opening = "";
 
 // ---- time, failure, latencies
 
@@ -802,7 +803,7 @@ static void stalled_closed(Connection *c) {
 }
 
 static void fan_message(Connection *c, const uint8_t *message, size_t size) {
-  if (c == &publisher) return;
+  if (c == &publisher || (*opening && !memchr(message, '#', size))) return;
   uint32_t number = number_of(message, size);
   if (c->is_slow) {
     stalled_message(c, number);
@@ -921,13 +922,15 @@ static void run_fan(void) {
   subscribers = new_connections(connection_count);
   for (int i = 0; i < stalled_count; i++) subscribers[i].is_slow = true;
   open_all(subscribers, connection_count, path);
+  for (int i = 0; *opening && i < connection_count; i++)
+    send_all(&subscribers[i], frame, make_frame(frame, TEXT, (const uint8_t *)opening, strlen(opening)));
   for (int i = 0; i < stalled_count; i++) watch(&subscribers[i], EPOLL_CTL_DEL, 0);
   if (is_json) {
     start(&publisher, publish_path);
   } else {
     open_all(&publisher, 1, publish_path);
   }
-  run_for(0.3);
+  run_for(*opening ? 2 : 0.3);
   Elapsed elapsed;
   if (rate) {
     elapsed = measure_rate();
@@ -1148,7 +1151,7 @@ static int usage(void) {
           "usage: loadgen echo|http|post|connect|idle|fan|flood -p PORT -u PATH -c CONNECTIONS [-t SECONDS]\n"
           "               [-w WARM_UP_SECONDS] [-s MESSAGE_BYTES] [-b] [-r RATE] [-P SERVER_PID]...\n"
           "               [-K websocket|events|http]\n"
-          "               [-U PUBLISH_PATH [-d IN_FLIGHT] [-J] [-x STALLED] [-k BYTES_A_SECOND]]\n");
+          "               [-U PUBLISH_PATH [-d IN_FLIGHT] [-J] [-O TEXT] [-x STALLED] [-k BYTES_A_SECOND]]\n");
   return 2;
 }
 
@@ -1164,7 +1167,7 @@ int main(int count, char **arguments) {
     if (!strcmp(arguments[1], modes[i].name)) run = modes[i].run;
   if (!run) return usage();
   optind = 2;
-  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:Jr:x:k:K:")) != -1;) switch (option) {
+  for (int option; (option = getopt(count, arguments, "p:u:U:c:d:t:w:s:bP:JO:r:x:k:K:")) != -1;) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publish_path = optarg; break;
@@ -1175,6 +1178,7 @@ int main(int count, char **arguments) {
       case 's': message_size = atoi(optarg); break;
       case 'b': is_binary = true; break;
       case 'J': is_json = true; break;
+      case 'O': opening = optarg; break;
       case 'r': rate = atof(optarg); break;
       case 'x': stalled_count = atoi(optarg); break;
       case 'k': bytes_a_second = atof(optarg); break;

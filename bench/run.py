@@ -81,6 +81,7 @@ class Bench:
                 )
                 stack.callback(server.stop)
                 server.wait_ready()
+                server.wait_idle()  # all of its processes have started
             except ServerError as error:
                 print(f"{name} does not start: {error}", file=sys.stderr)
                 self._record(type="start", round=round_, contender=name, error=str(error))

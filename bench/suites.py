@@ -150,6 +150,13 @@ MEASURES = {
     "fan8": Measure("deliveries to 1,000, 8 in flight, /s", "fan", [*FAN, "-c", 1000, "-d", 8]),
     "events1": Measure("events to 1,000 streams, 1 in flight, /s", "fan", [*FAN, *EVENTS, "-c", 1000, "-d", 1]),
     "events8": Measure("events to 1,000 streams, 8 in flight, /s", "fan", [*FAN, *EVENTS, "-c", 1000, "-d", 8]),
+    "fan-p99": Measure(
+        "99th percentile of 10 messages a second to 1,000, ms",
+        "fan",
+        [*FAN, "-c", 1000, "-r", 10],
+        kind="latency",
+        seconds=2,
+    ),
     "fan1-5000": Measure("deliveries to 5,000, 1 in flight, /s", "fan", [*FAN, "-c", 5000, "-d", 1]),
     "fan8-5000": Measure("deliveries to 5,000, 8 in flight, /s", "fan", [*FAN, "-c", 5000, "-d", 8]),
 }
@@ -460,4 +467,61 @@ BEFORE = Suite(
     together=True,
 )
 
-SUITES = {"framework": FRAMEWORK, "server": SERVER, "peers": PEERS, "before": BEFORE}
+BY_POST = {"fan": ("-u", "/json/sub", "-U", "/json/pub", "-J")}
+CLUSTER_WORKERS = ["--workers", "4"]
+
+
+def over_redis(command, *environment):
+    return ["env", *environment, *python("bench.apps.with_redis"), *command, *CLUSTER_WORKERS]
+
+
+def channels(layer):
+    app = uvicorn("bench.apps.channels_app:app")
+    return over_redis(app, f"CHANNEL_LAYER=channels_redis.{layer}")
+
+
+CHANNELS_PACKAGES = ("channels", "channels-redis", "redis", *UVICORN_PACKAGES)
+PEERS_OVER_REDIS = {
+    "litestar": Contender(
+        "Litestar channels on uvicorn",
+        over_redis(uvicorn("bench.apps.litestar_redis:app")),
+        ("litestar", "redis", *UVICORN_PACKAGES),
+        options=BY_POST,
+    ),
+    "channels": Contender(
+        "channels_redis on uvicorn", channels("core.RedisChannelLayer"), CHANNELS_PACKAGES, options=BY_POST
+    ),
+    "channels-pubsub": Contender(
+        "channels_redis, Pub/Sub, on uvicorn",
+        channels("pubsub.RedisPubSubChannelLayer"),
+        CHANNELS_PACKAGES,
+        options=BY_POST,
+    ),
+    "socketio": Contender(
+        "python-socketio on uvicorn",
+        over_redis(uvicorn("bench.apps.socketio_app:app")),
+        ("python-socketio", "redis", *UVICORN_PACKAGES),
+        options={"fan": ("-u", "/socket.io/?EIO=4&transport=websocket", "-U", "/json/pub", "-J", "-O", "40")},
+    ),
+}
+
+CLUSTER = Suite(
+    contenders={
+        "one": Contender("microws, one worker", microws_run(MICROWS, "uvloop"), MICROWS_PACKAGES, options=BY_POST),
+        "microws": Contender(
+            "microws, 4 workers", [*microws_run(MICROWS, "uvloop"), *CLUSTER_WORKERS], MICROWS_PACKAGES, options=BY_POST
+        ),
+        **PEERS_OVER_REDIS,
+    },
+    tables=(Table(("fan1", "fan8", "fan-p99"), "one"),),
+    goals=[
+        Goal("fan1", "microws", 0.85, ("one",)),
+        Goal("fan8", "microws", 0.85, ("one",)),
+        *(Goal(test, "microws", 1.00, (*PEERS_OVER_REDIS,)) for test in ("fan1", "fan8", "fan-p99")),
+    ],
+    on_request=frozenset(),
+    slices=2,
+    seconds=2,
+)
+
+SUITES = {"framework": FRAMEWORK, "server": SERVER, "peers": PEERS, "cluster": CLUSTER, "before": BEFORE}

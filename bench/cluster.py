@@ -37,9 +37,9 @@ GOALS = {
 }
 TITLES = {
     "rate": "messages/s",
-    "hub": "µs of the hub process per message",
-    "receiving": "µs of a receiving process per message",
-    "publishing": "µs of the publishing process per message",
+    "hub": "CPU time of the hub process per message, µs",
+    "receiving": "CPU time of a receiving process per message, µs",
+    "publishing": "CPU time of the publishing process per message, µs",
     "p50": "median time of a publish, µs",
 }
 
@@ -213,8 +213,9 @@ def main():
                 is_met = is_met and is_good
                 limit = "at least" if is_rate else "at most"
                 verdict = f" ({'met' if is_good else '**MISSED**'}: {limit} {goal:,g})"
-            print(f"- {name}: {value:,.0f}" if value >= 100 else f"- {name}: {value:.2f}", TITLES[figure] + verdict)
-        print(f"  other processes used {min(foreign):.0%} to {max(foreign):.0%} of a core")
+            digits = 0 if value >= 100 else 2
+            print(f"- {name}, {TITLES[figure]}: {value:,.{digits}f}{verdict}", flush=True)
+        print(f"  Other processes used {min(foreign):.0%} to {max(foreign):.0%} of a core meanwhile.", flush=True)
     if not is_met:
         sys.exit(1)
 

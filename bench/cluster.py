@@ -49,9 +49,10 @@ class Counter:
 
     is_busy = False
 
-    def __init__(self):
+    def __init__(self, awaited, *, has_history):
         self.count = 0
-        self.awaited = 0
+        self.awaited = awaited
+        self.has_history = lambda topic: has_history
         self.arrived = asyncio.Event()
 
     def deliver(self, payload, skip=None, entry=None):
@@ -111,8 +112,7 @@ def measure(publish, count, size):
     hub = Child(lambda: HubProcess(directory.listener, directory.log(), of_hub).run())
 
     async def work(is_publisher):
-        receiver = Counter()
-        receiver.awaited = count
+        receiver = Counter(count, has_history=publish is not publish_all)
         backplane = LocalBackplane(socket_path(directory.path))
         backplane.start(receiver)
         running = asyncio.create_task(backplane.run())

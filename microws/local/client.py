@@ -307,11 +307,10 @@ class LocalBackplane:
         return at, (length if rest >= LENGTH.size else LENGTH.size) - rest
 
     def _deliver(self, data: bytes, at: int) -> None:
-        length, kind, topic_size, key_size, conflation_size, size, place, publisher, number, offset, *_ = (
-            HEAD.unpack_from(data, at)
-        )
+        (
+            length, kind, topic_size, key_size, conflation_size, size, place, publisher, number, offset, _, written
+        ) = HEAD.unpack_from(data, at)  # fmt: skip
         pending = self._awaited.get(number) if publisher == self._id else None
-        skip = None if pending is None else pending.skip
         start = at + HEAD.size
         encoded = data[start : start + topic_size]
         known = self._names.get(encoded)
@@ -320,14 +319,14 @@ class LocalBackplane:
                 self._names.clear()
             topic = encoded[len(self._prefix) :].decode()
             known = self._names[encoded] = topic, self._receiver.has_history(topic)
-        topic, has_history = known
         # As this process has it: the publisher may be of another version of the app.
-        if has_history:
-            entry = self._read_record(data, at)
-            self._receiver.deliver(entry.payload, skip, entry)
-        else:
-            start += topic_size + key_size + conflation_size
-            self._receiver.deliver(Payload(KINDS[kind & ~HAS_HISTORY], data[start : start + size], topic), skip)
+        topic, has_history = known
+        start += topic_size + key_size
+        body = start + conflation_size
+        position = position_of(offset, place, publisher, number) if has_history else None
+        payload = Payload(KINDS[kind & ~HAS_HISTORY], data[body : body + size], topic, position)
+        entry = Entry(place, payload, data[start:body], written) if has_history else None
+        self._receiver.deliver(payload, None if pending is None else pending.skip, entry)
         if pending is not None and kind & HAS_HISTORY:
             pending.resolve(place, position_of(offset, place, publisher, number).encode())
         self._place = place + length

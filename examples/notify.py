@@ -73,11 +73,11 @@ async def notify(request, name):
 
 @app.websocket_route("/ws")
 async def socket(ws):
-    user = ws.state.user
-    if user is not None:
-        await ws.subscribe(f"user:{user}", since=ws.query.get("since"))
+    if ws.state.user is not None:
+        await ws.subscribe(f"user:{ws.state.user}", since=ws.query.get("since"))
+        await run_sync(load_user, ws)  # again, because the user may have logged out meanwhile
     async with ws:
-        if user is None:
+        if ws.state.user is None:
             await ws.close(4401, "log in first")
         await ws.wait_closed()
 

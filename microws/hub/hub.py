@@ -398,23 +398,21 @@ class Hub:
                 settings = self.settings(topic)
                 is_confirmed = not (self.backplane.spans_processes or settings.history)
                 entry = self._topics[topic] = _Topic(settings, is_confirmed=is_confirmed)
-            is_waiting = is_waiting or not self._is_ready(topic, positions, {})
+            is_waiting = is_waiting or not entry.is_confirmed or (topic in positions and entry.settings.history > 0)
             entry.waiting += 1
             subscriber.topics.add(topic)
             self._subscribers[subscriber.id] = subscriber
-        missed = await self._prepare(subscriber, added, positions) if is_waiting else {}
-        if subscriber.has_left:
-            return _NOT_SUBSCRIBED
-        # Some may have been unsubscribed meanwhile.
-        added = [topic for topic in added if topic in subscriber.topics]
-        self._join(subscriber, [topic for topic in added if topic not in missed])
+        missed = _NO_MISSED
+        if is_waiting:
+            missed = await self._prepare(subscriber, added, positions)
+            if subscriber.has_left:
+                return _NOT_SUBSCRIBED
+            # Some may have been unsubscribed meanwhile.
+            added = [topic for topic in added if topic in subscriber.topics]
+        self._join(subscriber, [topic for topic in added if topic not in missed] if missed else added)
         known = {topic: missed[topic].position if topic in missed else self.known_position(topic) for topic in topics}
-        asked = [topic for topic in positions if topic in added]
-        lost = tuple(
-            topic
-            for topic in asked
-            if positions[topic] != START and (topic not in missed or not missed[topic].recovered)
-        )
+        asked = [topic for topic in positions if topic in added] if positions else []
+        lost = tuple(topic for topic in asked if positions[topic] != START and not _is_recovered(topic, missed))
         if subscriber.announce is not None:
             begun = {topic: position for topic in added if (position := known[topic]) is not None}
             if begun and (messages := subscriber.announce(begun, asked, lost)):
@@ -979,7 +977,12 @@ class Hub:
 _UNENCODABLE: Final = "a message on %r cannot be encoded for some of its subscribers; they are closed"
 _NOT_SUBSCRIBED: Final = Subscribed(recovered=False)
 _DEFAULTS: Final = TopicSettings()
+_NO_MISSED: Final[Mapping[str, Missed]] = {}
 _NO_POSITIONS: Final[Mapping[str, str]] = {}
+
+
+def _is_recovered(topic: str, missed: Mapping[str, Missed]) -> bool:
+    return topic in missed and missed[topic].recovered
 
 
 def _positions(topics: Sequence[str], since: str | Mapping[str, str | None]) -> Mapping[str, str]:

@@ -360,6 +360,11 @@ class HTTP1(asyncio.Protocol):
             self.on_writable()
         exchange = self._exchange
         if exchange is not None and exchange.is_answered and exchange.is_received:
+            # Not now: if the connection ends with this response, asyncio would call ``connection_lost`` twice.
+            asyncio.get_running_loop().call_soon(self._next_after, exchange)
+
+    def _next_after(self, exchange: "Exchange") -> None:
+        if self._exchange is exchange:
             self._next()
 
     def _watch_progress(self, deadlines: "Deadlines[HTTP1]") -> None:

@@ -360,6 +360,7 @@ class TestPace:
             await hub.publish("busy", n)
             assert reader.outbox
             reader.take(1)
+        assert reader.subscriber.resume is None
         await hub.publish("t", 1000)
         assert reader.values() == list(range(1, 1001))
 

@@ -787,7 +787,7 @@ class App:
         root_path = options.get("root_path", "")
         return TestClient(self, codecs=lambda path: self._websocket.codecs_of(path, root_path=root_path), **options)
 
-    def running(self) -> AbstractAsyncContextManager[dict[str, Any]]:
+    def running(self, *, mount: str = "") -> AbstractAsyncContextManager[dict[str, Any]]:
         """
         Start the app on entering and stop it on leaving, for an app that another framework serves.
 
@@ -805,14 +805,18 @@ class App:
 
         Enter and leave it in the same task.
 
+        Args:
+            mount: Names the app in the hub process, if several apps run in this way: each has topics of its own.
+
         Returns:
             A context manager. It yields a dict of everything that the contexts of ``@app.lifespan`` have yielded.
 
         Raises:
             RuntimeError: The app runs in another event loop.
+            ValueError: Another app runs with this ``mount``.
             Exception: The exception of a startup or shutdown hook.
         """
-        return self._root._lifespan.run(self._root, {"state": {}})
+        return self._root._lifespan.run(self._root, {"state": {}, "extensions": {"microws": {"mount": mount}}})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""

@@ -253,7 +253,8 @@ def connect_hub(
     Args:
         url: ``local:PATH``, where PATH is the directory of the hub. The log of ``microws run`` names it. Default: the
             variable ``MICROWS_HUB``, which programs that the app starts have.
-        mount: Where the ``App`` is mounted whose topics are meant, such as ``/admin``. Default: the outermost app.
+        mount: Where the ``App`` is mounted whose topics are meant, such as ``/admin``, or the ``mount`` of
+            ``app.running``. Default: the outermost app.
         json_default: As of ``App``.
 
     Raises:

@@ -1,8 +1,32 @@
 """What ``App(hub=)``, ``--hub`` and ``MICROWS_HUB`` take: the name of what carries published messages."""
 
+from contextvars import ContextVar
+from typing import Final, Protocol
+
 from microws.errors import FeatureUnavailable
 
-__all__ = ["check_hub", "directory_of"]
+__all__ = ["OPEN_HUB", "HubOpener", "check_hub", "directory_of"]
+
+
+class HubOpener(Protocol):
+    """Has the server run the hub process that an app needs."""
+
+    def __call__(self, url: str, history_bytes: int, name: str, owner: object, /) -> str | None:
+        """
+        Open the hub.
+
+        Args:
+            url, history_bytes: The app's.
+            name: Of the app in the hub process; empty for the outermost one.
+            owner: What has this name alone.
+
+        Returns:
+            The path of the hub process's socket; ``None`` if this process is alone.
+        """
+
+
+# That of the server around this. Not in the scope of a lifespan, because another framework may serve the app.
+OPEN_HUB: Final[ContextVar[HubOpener | None]] = ContextVar("OPEN_HUB", default=None)
 
 
 def check_hub(url: str) -> str:

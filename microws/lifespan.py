@@ -13,6 +13,7 @@ import anyio
 from microws.connection.tasks import check_function, task_group
 from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
+from microws.hub_url import OPEN_HUB
 from microws.interfaces import Receive, Scope, Send
 from microws.routing import Mounted, Router
 from microws.server.lifespan import LifespanRunner
@@ -151,9 +152,8 @@ class Lifespan:
         Args:
             app: The argument of the contexts.
             scope: ASGI's, or an empty one. Its ``state`` is updated with the mappings that the contexts yield, and is
-                yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks;
-                ``["open_hub"]`` with the app's ``hub`` and ``history_bytes``: it returns the path of the hub process's
-                socket, or ``None`` if this process is alone. ``["mount"]`` is where the app is mounted.
+                yielded. ``extensions["microws"]["report_error"]`` is called with exceptions of background tasks.
+                ``["mount"]`` is where the app is mounted.
         """
         extension = (scope.get("extensions") or {}).get("microws") or {}
         run = _Run(extension.get("report_error"))
@@ -162,7 +162,7 @@ class Lifespan:
             self._runs.append(run)
             stack.callback(self._runs.remove, run)
             self._has_run = True
-            self._connect_hub(extension.get("open_hub"), extension.get("mount", ""))
+            self._connect_hub(extension.get("mount", ""))
             group = await stack.enter_async_context(task_group())
             await group.start(self._hub.backplane.run)
             stack.push_async_callback(self._hub.backplane.aclose)
@@ -203,15 +203,16 @@ class Lifespan:
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _connect_hub(self, open_hub: Callable[[str, int], str | None] | None, mount: str) -> None:
+    def _connect_hub(self, mount: str) -> None:
         """Let the hub use the backplane that the server has. Apps that are mounted share it, but no topics."""
+        open_hub = OPEN_HUB.get()
         if open_hub is None:
             if self._hub_url.startswith("local"):
                 raise RuntimeError(
                     f"expected the server of microws for hub={self._hub_url!r}, got another one: use `microws run`"
                 )
             return
-        path = open_hub(self._hub_url, self._history_bytes)
+        path = open_hub(self._hub_url, self._history_bytes, mount, self._hub)
         if path is not None:
             # Imported here, because an app in one process does not need it.
             from microws.local.client import LocalBackplane

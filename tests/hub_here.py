@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
+from microws.hub_url import OPEN_HUB
 from microws.local.directory import HubDirectory, socket_path
 from microws.local.hub_process import HubProcess
 from microws.server.lifespan import LifespanRunner
@@ -37,10 +38,11 @@ def hub_in_thread(path, *, history_bytes=HISTORY_BYTES):
 @asynccontextmanager
 async def serving_from(path, app):
     """The lifespan of ``app``, in the place of a worker that uses the hub at ``path``."""
-    extensions = {"microws": {"open_hub": lambda url, history_bytes: socket_path(path)}}
-    lifespan = LifespanRunner(app, extensions=extensions)
+    lifespan = LifespanRunner(app)
     async with anyio.create_task_group() as tasks:
+        token = OPEN_HUB.set(lambda *_: socket_path(path))
         tasks.start_soon(lifespan.run)
+        OPEN_HUB.reset(token)
         assert await lifespan.startup(timeout=10)
         try:
             yield app

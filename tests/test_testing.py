@@ -879,6 +879,15 @@ async def send_late(client):
 
 class TestErrorsOfAnyApp:
     @pytest.mark.parametrize("raise_errors", [True, False])
+    async def test_a_test_is_one_process_whatever_the_hub_of_the_app(self, raise_errors):
+        app = App(hub="local:/nowhere")
+        async with app.test_client(raise_errors=raise_errors), app.subscribe("t") as messages:
+            await app.publish("t", 1)
+            assert await anext(messages) == 1
+        with pytest.raises(RuntimeError, match="use `microws run`"):
+            await app.running().__aenter__()
+
+    @pytest.mark.parametrize("raise_errors", [True, False])
     @pytest.mark.parametrize("use", [lambda client: client.get("/"), open_stream, open_websocket])
     async def test_an_exception_before_the_answer_is_always_raised(self, use, raise_errors):
         async with client_of_steps(LookupError("crash"), raise_errors=raise_errors) as client:

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
-from microws.hub_url import directory_of
+from microws.hub_url import OPEN_HUB, directory_of
 from microws.interfaces import ASGIApplication, Limits
 from microws.local.directory import socket_path
 from microws.server.acceptor import Acceptor, Share
@@ -240,8 +240,8 @@ async def serve(
     Returns:
         The exit code, as from ``run``.
     """
-    extensions = {"microws": {"open_hub": partial(_open_hub, settings, control)}}
-    lifespan = LifespanRunner(app, extensions=extensions)
+    OPEN_HUB.set(partial(_open_hub, settings, control, {}))
+    lifespan = LifespanRunner(app)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lifespan.run)
         started = await _unless(shutdown.requested, lambda: lifespan.startup(timeout=settings.startup_timeout))
@@ -281,23 +281,33 @@ async def serve(
     return code
 
 
-def _open_hub(settings: Settings, control: ControlSocket | None, url: str, history_bytes: int) -> str | None:
+def _open_hub(
+    settings: Settings,
+    control: ControlSocket | None,
+    owners: dict[str, object],
+    url: str,
+    history_bytes: int,
+    name: str,
+    owner: object,
+) -> str | None:
     """
-    Have the supervisor run the hub process that an app needs.
+    Have the supervisor run the hub process that an app needs. See ``HubOpener``.
 
     Args:
-        url, history_bytes: The app's.
-
-    Returns:
-        The path of its socket; ``None``: published messages stay in this process.
+        owners: By name, those that have asked for it.
 
     Raises:
-        ValueError: A mounted app wants a hub of its own.
+        ValueError: A mounted app wants a hub of its own, or two apps have one name.
     """
     if settings.hub == "memory" or (control is None and not url.startswith("local")):
         return None
     if control is None:
         raise ValueError(f"expected hub= at the outermost app, got hub={url!r} at a mounted one")
+    if owners.setdefault(name, owner) is not owner:
+        raise ValueError(
+            "expected one App with app.running() in this process, got two, whose topics would be the same: write "
+            'app.running(mount="/live") with another name for each'
+        )
     path = directory_of(settings.hub or url)
     directory = control.ask_for_hub(HubRequest(None if path is None else str(Path(path).absolute()), history_bytes))
     # For the programs that the app starts.

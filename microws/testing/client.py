@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 import anyio
 
+from microws.hub_url import OPEN_HUB
 from microws.interfaces import ASGIApplication, Event, Scope
 from microws.testing.calls import AppCall, CallSettings, CallTasks, add_note, end_block
 from microws.testing.cookies import CookieJar
@@ -120,14 +121,17 @@ class TestClient:
                 "type": "lifespan",
                 "asgi": {"version": "3.0", "spec_version": "2.0"},
                 "state": self._state,
-                "extensions": {"microws": {"report_error": self._failures.append, "open_hub": lambda url, size: None}}
+                "extensions": {"microws": {"report_error": self._failures.append}}
                 if self._settings.raise_errors
                 else {},
             }
             # What leaves the lifespan is always kept.
             settings = self._settings._replace(raise_errors=True)
             self._lifespan = AppCall("lifespan", scope, Rules("lifespan"), settings)
+            # Whatever the app's hub= is: the test is one process.
+            token = OPEN_HUB.set(lambda *_: None)
             tasks.start_soon(self._lifespan.run, self.app, name="lifespan")
+            OPEN_HUB.reset(token)
             try:
                 await self._startup(self._lifespan)
             except BaseException as error:

@@ -245,6 +245,41 @@ def test_what_is_acknowledged_arrives_once_and_in_order_though_the_hub_is_killed
                 assert [ws.recv(timeout=LIMIT) for _ in range(300)] == [str(number) for number in range(300)]
 
 
+FRAMEWORK = APP.replace('app.mount("/admin", admin)', "").replace("app = ", "live = ", 1)
+FRAMEWORK = (
+    FRAMEWORK.replace("@app", "@live").replace("app.", "live.")
+    + """
+
+async def app(scope, receive, send):
+    if scope["type"] != "lifespan":
+        await live(scope, receive, send)
+        return
+    await receive()
+    async with live.running(), admin.running(mount="/admin"):
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+"""
+)
+
+
+def test_two_apps_that_another_framework_serves_need_two_names(tmp_path):
+    write(tmp_path, FRAMEWORK, before=', admin.running(mount="/admin")', after=", App().running()")
+    with supervised(tmp_path, "--workers", "2") as server:
+        server.wait_for_line(r"expected one App with app.running\(\) in this process, got two", times=2)
+
+
+def test_an_app_that_another_framework_serves_has_the_hub_of_the_server(tmp_path):
+    write(tmp_path, FRAMEWORK)
+    with supervised(tmp_path, "--workers", "2") as server, contextlib.ExitStack() as stack:
+        server.wait_for_line("worker .* serves")
+        server.hub = server.wait_for_line(r"hub process at (local:\S+)")[1]
+        clients = [ws for ws, _ in one_each(stack, server, "/news")]
+        assert publish(server, "news", "hello") == (0, "", "")
+        assert [ws.recv(timeout=LIMIT) for ws in clients] == ["hello", "hello"]
+        assert json.loads(request(server, "/statistics")[1])["workers"] == 2
+
+
 def test_after_the_end_of_the_server_nothing_is_published(tmp_path):
     write(tmp_path, APP)
     path = tmp_path / "hub"

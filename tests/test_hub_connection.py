@@ -11,7 +11,7 @@ from hub_here import HISTORY_BYTES, hub_in_thread, serving_from
 
 from microws import App, FeatureUnavailable, HubUnavailable, Overflow, Receipt, connect_hub
 from microws.local.directory import socket_path
-from microws.local.wire import ACK, HELLO, LENGTH, PROTOCOL, PUBLISH, WELCOME, Op, frame
+from microws.local.wire import HELLO, LENGTH, PROTOCOL, WELCOME, Op, frame
 
 pytestmark = pytest.mark.anyio
 
@@ -386,18 +386,6 @@ class TestVersions:
             await app.publish("live:1", {"name": "a"})
             assert await take(messages) == [{"name": "a"}]
         assert "has no key" in caplog.text
-
-
-def test_a_message_is_acknowledged_after_a_cut_that_hid_it(path):
-    for _ in range(2):
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(5)
-            sock.connect(socket_path(path))
-            sock.sendall(frame(HELLO, Op.HELLO, PROTOCOL, 0, 7, 0, 0) + frame(LENGTH, Op.BEGIN))
-            # The second time, the log has it.
-            sock.sendall(frame(PUBLISH, Op.PUBLISH, 0, 0, 1, 0, 0, 0, 1, tail=b"tx"))
-            for struct, op in ((WELCOME, Op.WELCOME), (ACK, Op.ACK)):
-                assert struct.unpack(sock.recv(struct.size, socket.MSG_WAITALL))[1] == op
 
 
 async def test_cluster_statistics_have_the_log_of_the_hub_process(path, app):

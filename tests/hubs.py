@@ -6,7 +6,6 @@ import sys
 import warnings
 from contextlib import contextmanager, suppress
 from itertools import count
-from pathlib import Path
 
 import anyio
 
@@ -30,8 +29,6 @@ class HubHere:
     """
 
     def __init__(self, path, *, history_bytes=HISTORY_BYTES, is_temporary=False, run=None):
-        if is_temporary:
-            Path(path).mkdir(mode=0o700)
         self.run = run
         self.starts = 0
         self.directory = HubDirectory(str(path), history_bytes, is_temporary=is_temporary)

@@ -43,7 +43,7 @@ class HubDirectory:
     Args:
         path: It is created with mode 0700 if it is missing.
         history_bytes: The size of the ring of a new log.
-        is_temporary: ``close`` removes the directory, and the log is in memory. Default: no.
+        is_temporary: It is new, ``close`` removes it, and the log is in memory. Default: no.
 
     Attributes:
         path: As above.
@@ -61,6 +61,8 @@ class HubDirectory:
         self.history_bytes = history_bytes
         self.path = str(Path(path).absolute())
         try:
+            if is_temporary:
+                Path(self.path).mkdir(mode=0o700)
             self.log_file = _unnamed_file(self.path) if is_temporary else self._open_log()
             os.ftruncate(self.log_file, Log.block_size(history_bytes))
             if not is_temporary and hasattr(os, "posix_fallocate"):
@@ -77,12 +79,13 @@ class HubDirectory:
     def close(self) -> None:
         """Let another process have the directory. Removes the socket, and a temporary directory."""
         self.listener.close()
-        os.close(self.log_file)
         with suppress(OSError):
             Path(socket_path(self.path)).unlink()
         if self._is_temporary:
             with suppress(OSError):
                 Path(self.path).rmdir()
+        # The lock ends with it.
+        os.close(self.log_file)
 
     def _open_log(self) -> int:
         directory = Path(self.path)

@@ -102,13 +102,16 @@ class HubProcess:
         log: Nobody else writes it.
         supervisor: A socket. A byte on it asks for the end. Its end means that the supervisor has ended; then this
             process ends with its last client.
+
+    Attributes:
+        is_orphan: The supervisor has ended.
     """
 
     def __init__(self, listener: socket.socket, log: Log, supervisor: socket.socket) -> None:
         self._listener = listener
         self._log = log
         self._supervisor = supervisor
-        self._is_orphan = self._is_ending = False
+        self.is_orphan = self._is_ending = False
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
         # Records of this turn with their topics, and the place of the first; and for clients that subscribe to all of
@@ -125,7 +128,7 @@ class HubProcess:
     def run(self) -> None:
         """Serve until the supervisor asks for the end, or has ended with all clients. Closes the log."""
         is_busy = False
-        while not self._is_ending and not (self._is_orphan and not self._clients):
+        while not self._is_ending and not (self.is_orphan and not self._clients):
             is_busy = self.turn(0 if is_busy else None)
         self._log.close()
 
@@ -180,7 +183,7 @@ class HubProcess:
         if data:
             self._is_ending = True
         else:
-            self._is_orphan = True
+            self.is_orphan = True
             self._selector.unregister(self._supervisor)
 
     def _read(self, client: _Client) -> None:

@@ -55,12 +55,15 @@ class HubKeeper:
         code = 1
         try:
             _become_child(keep=(self.directory.listener.fileno(), self.directory.log_file, theirs.fileno()))
-            HubProcess(self.directory.listener, self.directory.log(), theirs).run()
+            process = HubProcess(self.directory.listener, self.directory.log(), theirs)
+            process.run()
+            if process.is_orphan:
+                self.directory.close()
             code = 0
         except BaseException:
             os.write(2, traceback.format_exc().encode())
         finally:
-            # Nothing of the supervisor's is cleaned up here.
+            # Nothing else of the supervisor's is cleaned up here.
             os._exit(code)
 
     def check(self) -> None:

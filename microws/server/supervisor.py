@@ -207,7 +207,7 @@ class _Supervisor:
         self._renewal = renewal
         self._max_workers = 2 * settings.workers + 1  # while workers are renewed
         # The directory of the hub process, unless the app names another one; and the process, once a worker needs it.
-        self._hub = tempfile.mkdtemp(prefix="microws-")
+        self._hub = str(Path(tempfile.gettempdir()) / f"microws-{os.urandom(6).hex()}")
         self._keeper: HubKeeper | None = None
         self._memory = make_shared_memory(self._max_workers)
         self._places = set(range(self._max_workers))
@@ -259,8 +259,6 @@ class _Supervisor:
                 os.close(self._memory)
                 if self._keeper is not None:
                     self._keeper.close()
-                with suppress(OSError):
-                    Path(self._hub).rmdir()
         return self._exit_code
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import socket
-import struct
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -22,7 +21,9 @@ import pytest
 from serving import LIMIT, Server
 from supervising import command, process
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from microws.hub.log import _AT_BOOT
 
 pytestmark = [
     pytest.mark.anyio,
@@ -57,7 +58,7 @@ async def statistics(request):
     return {"connections": [answer["connections"] for answer in answers]}
 
 
-@app.websocket_route("/live/{topic}", subscribe="{topic}", subprotocols=["microws.v1"])
+@app.websocket_route("/live/{topic}", subscribe="{topic}")
 async def live(ws, topic):
     async with ws:
         async for message in ws:
@@ -75,19 +76,22 @@ def free_port():
         return sock.getsockname()[1]
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Where the servers make their temporary directories."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setenv("TMPDIR", str(path))
+    return path
+
+
 @contextmanager
 def serving(directory, *, port, hub=None, workers=4):
     (directory / "chat.py").write_text(APP.replace("**OPTIONS", "" if hub is None else f"hub={hub!r}"))
-    temporary = directory / "tmp"
-    temporary.mkdir(exist_ok=True)
-    os.environ["TMPDIR"] = str(temporary)
-    try:
-        with process(directory, command("--workers", str(workers), "--no-access-log", port=port)) as started:
-            server = Server(started)
-            server.pid = started.pid
-            yield server
-    finally:
-        del os.environ["TMPDIR"]
+    with process(directory, command("--workers", str(workers), "--no-access-log", port=port)) as started:
+        server = Server(started)
+        server.pid = started.pid
+        yield server
 
 
 def children(pid):
@@ -121,6 +125,11 @@ def is_running(pid):
         return False
 
 
+async def wait_ended(pid):
+    while is_running(pid):  # noqa: ASYNC110 - a process tells only its parent of its end
+        await anyio.sleep(0.005)
+
+
 class Client:
     """A page: it shows what it gets, and comes back when its connection ends."""
 
@@ -133,6 +142,7 @@ class Client:
         self.away = []
         self.refused = []
         self.gaps = 0
+        self.codes = []
         self.is_here = anyio.Event()
 
     async def run(self):
@@ -146,9 +156,9 @@ class Client:
                         if left is not None:
                             self.away.append(time.monotonic() - left)
                             left = None
-            except ConnectionClosed:
-                pass
-            except (OSError, TimeoutError, InvalidStatus) as error:
+            except ConnectionClosed as error:
+                self.codes.append(None if error.rcvd is None else error.rcvd.code)
+            except (OSError, TimeoutError, InvalidHandshake) as error:
                 self.refused.append(error)
                 await anyio.sleep(0.05)
             left = left or time.monotonic()
@@ -202,13 +212,13 @@ class Load:
                     number += 1
                     try:
                         await self.publish(http, f"message {number}")
-                    except httpx.TransportError:
+                    except (httpx.TransportError, httpx.HTTPStatusError):
                         self.unsure.append(number)
                     await anyio.sleep(self.pause)
 
     async def publish(self, http, text):
         response = await http.post("/publish/t", content=text)
-        assert response.status_code == 200
+        response.raise_for_status()
         self.published[place_of(response.json()["id"])] = text
 
 
@@ -261,7 +271,7 @@ def report(capfd):
     return report
 
 
-async def test_a_message_reaches_the_sockets_of_all_workers(tmp_path):
+async def test_a_message_reaches_the_sockets_of_all_workers(tmp_path, temporary):
     port = free_port()
     with serving(tmp_path, port=port) as server:
         async with clients_of(port, 20) as (clients, load):
@@ -272,7 +282,7 @@ async def test_a_message_reaches_the_sockets_of_all_workers(tmp_path):
             await clients[0].wait_until(lambda client: len(client.got) > 20)
             await judge(clients, load)
         assert server.stop() == 0
-        assert not list((tmp_path / "tmp").iterdir())
+        assert not list(temporary.iterdir())
 
 
 async def test_a_worker_is_killed_and_its_clients_come_back(tmp_path, report):
@@ -338,10 +348,8 @@ async def test_clients_resume_after_a_full_stop_and_start(tmp_path, report, is_p
                 server.wait()
                 with (tmp_path / "hub" / "log").open("r+b") as log:
                     # Another run of the machine.
-                    log.seek(8 * 8)
-                    [boot] = struct.unpack("=Q", log.read(8))
-                    log.seek(8 * 8)
-                    log.write(struct.pack("=Q", boot ^ 1))
+                    log.seek(8 * _AT_BOOT)
+                    log.write(bytes(8))
             else:
                 assert await anyio.to_thread.run_sync(server.stop) == 0
             for client in clients:
@@ -361,7 +369,7 @@ async def test_clients_resume_after_a_full_stop_and_start(tmp_path, report, is_p
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["log"]
 
 
-async def test_a_hub_process_that_ends_again_and_again_ends_the_server(tmp_path):
+async def test_a_hub_process_that_ends_again_and_again_ends_the_server(tmp_path, temporary):
     port = free_port()
     with serving(tmp_path, port=port) as server:
         async with clients_of(port, 8) as (clients, _):
@@ -375,23 +383,26 @@ async def test_a_hub_process_that_ends_again_and_again_ends_the_server(tmp_path)
             for client in clients:
                 await client.wait_until(lambda client: client.refused)
     assert server.find_lines("critical .* 5 times in a row soon after its start")
-    assert not list((tmp_path / "tmp").iterdir())
-    assert not server.find_lines("Traceback")
+    assert not list(temporary.iterdir())
+    # The publishers were told.
+    errors = server.find_lines(r"^[\w.]+(Error|Timeout): ")
+    assert all(found[0] == "microws.errors.PublishTimeout: " for found in errors)
 
 
-async def test_after_the_supervisor_the_workers_end_then_the_hub_process(tmp_path):
+async def test_after_the_supervisor_the_workers_end_then_the_hub_process(tmp_path, temporary):
     port = free_port()
     with serving(tmp_path, port=port) as server:
         async with clients_of(port, 8) as (clients, _):
             workers, [hub] = children(server.pid)
             assert len(workers) == 4
-            assert list((tmp_path / "tmp").iterdir())
+            assert list(temporary.iterdir())
             os.kill(server.pid, signal.SIGKILL)
             with anyio.fail_after(2 * LIMIT):
-                while is_running(hub):
-                    is_last = not any(map(is_running, workers))
-                    await anyio.sleep(0.005)
-            assert is_last or not any(map(is_running, workers))
-            for client in clients:
-                await client.wait_until(lambda client: client.refused)
-        assert not list((tmp_path / "tmp").iterdir())
+                await wait_ended(hub)
+                # All clients were told to come back before.
+                for client in clients:
+                    await client.wait_until(lambda client: client.refused)
+                    assert set(client.codes) == {1012}
+                for worker in workers:
+                    await wait_ended(worker)
+        assert not list(temporary.iterdir())

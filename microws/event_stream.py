@@ -233,7 +233,7 @@ class Stream:
         self._hub = hub
         self._codec = codec
         self._queue: TopicQueue | None = None
-        self.since = since
+        self.since: str | None = since
 
     def subscriber(self, *, is_chunked: bool, refuse: Callable[[int, str], None]) -> Subscriber:
         """

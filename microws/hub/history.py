@@ -148,10 +148,10 @@ class Window:
         # Chunks that were encoded for all subscribers that come to the same place, and their bytes.
         self._chunks: dict[tuple[FrameCodec, bool, int], _Chunk] = {}
         self._size = 0
-        self.forgotten = -1
-        self.is_read = False
+        self.forgotten: int = -1
+        self.is_read: bool = False
         self.reads: SharedCalls[Replay] = SharedCalls()
-        self.resumes = 0
+        self.resumes: int = 0
 
     def leave(self) -> None:
         """A subscriber does not resume any more."""

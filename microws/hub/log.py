@@ -210,7 +210,7 @@ class Log:
         header = self._header = view[: _WORDS * 8].cast("Q")
         if header[_AT_MAGIC] and header[_AT_MAGIC] != _MAGIC:
             raise ValueError("expected a log of this version of microws, got another file")
-        self.size = history_bytes
+        self.size: int = history_bytes
         if header[_AT_SIZE] not in (0, history_bytes):
             raise ValueError(f"expected a log of {history_bytes} bytes, got one of {header[_AT_SIZE]}")
         slots = _slots_for(history_bytes)
@@ -225,8 +225,8 @@ class Log:
             self._discard()
         header[_AT_BOOT] = boot
         header[_AT_CLEAN] = 0
-        self.id = header[_AT_ID]
-        self.dropped = 0
+        self.id: int = header[_AT_ID]
+        self.dropped: int = 0
         self._end = header[_AT_END]
         self._largest = self.largest(history_bytes)
         # The place after the beginning of the last record, or 0.

@@ -58,17 +58,17 @@ class HubDirectory:
 
     def __init__(self, path: str, history_bytes: int, *, is_temporary: bool = False) -> None:
         self._is_temporary = is_temporary
-        self.history_bytes = history_bytes
-        self.path = str(Path(path).absolute())
+        self.history_bytes: int = history_bytes
+        self.path: str = str(Path(path).absolute())
         try:
             if is_temporary:
                 Path(self.path).mkdir(mode=0o700)
-            self.log_file = _unnamed_file(self.path) if is_temporary else self._open_log()
+            self.log_file: int = _unnamed_file(self.path) if is_temporary else self._open_log()
             os.ftruncate(self.log_file, Log.block_size(history_bytes))
             if not is_temporary and hasattr(os, "posix_fallocate"):
                 # Otherwise a full disk would end the hub process, by SIGBUS, when it writes.
                 os.posix_fallocate(self.log_file, 0, Log.block_size(history_bytes))
-            self.listener = self._listen()
+            self.listener: socket.socket = self._listen()
         except OSError as error:
             raise HubDirectoryError(f"cannot use {self.path} for the hub: {error}") from error
 

@@ -116,7 +116,7 @@ class ControlSocket:
         self, sock: socket.socket, listening: Sequence[socket.socket], *, share: Share | None = None, hub: str = ""
     ) -> None:
         self.share = share
-        self.hub = hub
+        self.hub: str = hub
         self._has_hub = False
         self._sock = sock
         self._listening = listening

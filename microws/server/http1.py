@@ -952,7 +952,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.websockets = WebSockets(self.app, settings, limits=self.limits, extension=self.extension)
+        self.websockets: WebSockets = WebSockets(self.app, settings, limits=self.limits, extension=self.extension)
         self.connections: set[HTTP1] = set()
         self.handshakes: WeakSet[HTTP1] = WeakSet()
         self.exchanges: dict[Exchange, asyncio.Task[None]] = {}

@@ -215,7 +215,7 @@ class WebSockets:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_draining = False
-        self.shared = SharedLimits(
+        self.shared: SharedLimits = SharedLimits(
             limits,
             pings=Deadlines(settings.ping_interval, self._ping),
             pongs=Deadlines(settings.ping_timeout, self._drop_silent),

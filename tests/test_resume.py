@@ -31,10 +31,10 @@ class LateBackplane(MemoryBackplane):
         return await super().subscribe(topic)
 
 
-def make_app(**options):
-    app = App(**options)
+def make_app(*, history=5000):
+    app = App()
     app.topic("plain")
-    app.topic("*", history=5000)
+    app.topic("*", history=history)
     app.views = []
 
     @app.websocket_route("/ws", subscribe="t")
@@ -310,6 +310,40 @@ class TestSockets:
             numbers, closed = await self.read(ws)
             assert (closed, numbers) == (code, list(range(len(numbers))))
             assert len(numbers) < 2500
+
+    @pytest.mark.parametrize("is_wrapped", [False, True])
+    async def test_a_client_that_falls_out_of_the_window_is_closed_after_what_it_got(self, is_wrapped):
+        app = make_app(history=2000)
+        if is_wrapped:
+            wrap(app)
+        async with self.resuming(app, 2000) as (ws, outbox, _):
+            await wait_until(lambda: outbox.count)
+            await publish(app, [f"{n} {self.TEXT}" for n in range(2000, 7000)])
+            numbers, code = await self.read(ws)
+            assert (code, numbers) == (1012, list(range(len(numbers))))
+            assert 0 < len(numbers) < 2500
+            # Nothing follows the Close frame.
+            await ws.send(CloseConnection(1012))
+            with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
+                await ws.stream.receive()
+
+    async def test_an_event_stream_that_falls_out_of_the_window_gets_an_event(self):
+        app = make_app(history=2000)
+        async with self.connected(app, "/all") as (_, sock):
+            await publish(app, [f"{n} {self.TEXT}" for n in range(2000)])
+            async with await anyio.abc.SocketStream.from_socket(sock) as stream:
+                await stream.send(b"GET /all HTTP/1.1\r\nhost: x\r\n\r\n")
+                await wait_until(lambda: app.hub.statistics().queued)
+                await publish(app, [f"{n} {self.TEXT}" for n in range(2000, 7000)])
+                data = bytearray()
+                while b"data: 6999 " not in data[-100_000:]:
+                    data += await stream.receive()
+                before, gap, after = data.partition(b'event: gap\ndata: {"topic":"t","gap":true}\n\n')
+                assert gap
+                numbers = [int(part.split()[0]) for part in before.split(b"data: ")[1:]]
+                assert numbers == list(range(len(numbers)))
+                numbers = [int(part.split()[0]) for part in after.split(b"data: ")[1:]]
+                assert numbers == list(range(numbers[0], 7000))
 
     async def test_an_event_stream_is_paced_and_its_end_does_not_send_the_rest(self, app):
         async with self.connected(app, "/all") as (served, sock):

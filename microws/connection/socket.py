@@ -351,7 +351,10 @@ class SocketConnection(Connection, asyncio.Protocol):
             if not outbox:
                 outbox.release()
                 return
-            self.write(outbox.take(MAX_PART_BYTES))
+            data = outbox.take(MAX_PART_BYTES)
+            if self.state is not OPEN:
+                return  # it was refused, because it would have missed a message behind these
+            self.write(data)
             if self._senders:
                 self._admit_senders()
 

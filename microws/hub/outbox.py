@@ -248,7 +248,10 @@ class Outbox:
             if not self._items:
                 self.release()
                 return
-            sink.write(self.take(MAX_PART_BYTES))
+            data = self.take(MAX_PART_BYTES)
+            if self.sink is not sink or sink.is_lost:
+                return  # it was refused, because it would have missed a message behind these
+            sink.write(data)
 
     def flush(self) -> None:
         """

@@ -161,6 +161,7 @@ class HubProcess:
                 self._serve(client, client.place)
         self._batch.clear()
         self._batch_topics.clear()
+        self._whole_batch = b""
         end = self._log.end
         return any(
             client.place is not None and not client.output and client.place < end for client in self._clients.values()

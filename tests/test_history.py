@@ -471,11 +471,63 @@ class TestSharing:
                 await anyio.wait_all_tasks_blocked()
                 late.backplane.let()
         assert late.backplane.calls == {"subscribe": 1, "read": 1}
-        # Neither for one that comes later, nor for a position that is not in the history.
-        for position in (since, "x", "1-0.1.1"):
+        # Not for one that comes later; once for all others.
+        for position, reads in ((since, 1), ("x", 2), ("1-0.1.1", 2), ("start", 2)):
             await Reader(late).subscribe("t", since=position)
-        assert late.backplane.calls == {"subscribe": 1, "read": 1}
+            assert late.backplane.calls == {"subscribe": 1, "read": reads}
         assert all(reader.values() == list(range(12, 20)) for reader in readers)
+
+    @pytest.mark.parametrize("overflow", ["close", "latest"])
+    async def test_a_lone_one_reads_what_it_missed_and_no_more(self, late, overflow):
+        late._patterns.clear()
+        late.configure("*", history=10, overflow=overflow)
+        positions = await late.publish_all(range(20))
+        reader = Reader(late)
+        await reader.subscribe("t", since=positions[17])
+        assert len(late._topics["t"].window._entries) == (2 if overflow == "close" else 1)
+        # Another one missed more, and another one less.
+        others = Reader(late), Reader(late)
+        for other, missed in zip(others, (9, 1), strict=True):
+            assert (await other.subscribe("t", since=positions[19 - missed])).recovered
+        assert late.backplane.calls["read"] == (2 if overflow == "close" else 4)
+        if overflow == "close":
+            assert reader.values() == [18, 19]
+            assert [other.values() for other in others] == [list(range(11, 20)), [19]]
+        else:
+            assert [each.values() for each in (reader, *others)] == [[19]] * 3
+
+    async def test_a_message_that_is_not_delivered_here_yet_is_known_to_the_log(self, late):
+        """The client had it from a process that is ahead of this one."""
+        await late.publish_all(range(20))
+        await Reader(late).subscribe("t", since="start")
+        log = late.backplane._log
+        place = log.append(b"t", Codecs().payload(20, "t"), publisher=1, number=1)[0]
+        log.commit()
+        entry = log.entry(place)
+        read = late.backplane.read
+
+        async def deliver_and_read(*arguments, **options):
+            late.deliver(entry.payload, None, entry)
+            return await read(*arguments, **options)
+
+        late.backplane.read = deliver_and_read
+        reader = Reader(late)
+        assert (await reader.subscribe("t", since=entry.payload.position)).recovered
+        await late.publish("t", 21)
+        assert reader.values() == [21]
+
+    async def test_what_is_shared_is_of_the_newest_of_each_key(self, hub):
+        hub.configure("t", history=10, overflow="latest", key="k")
+        for n, k in enumerate("abc"):
+            await hub.publish("t", {"k": k, "n": n})
+        slow, codec = Reader(hub, room=0), LineCodec()
+        await slow.subscribe("t", since="start")
+        for n, expected in ((3, ["2}", "3}"]), (4, ["2}", "4}"])):
+            await hub.publish("t", {"k": "a", "n": n})
+            await hub.publish("t", {"k": "b", "n": n})
+            reader = Reader(hub, codec=codec)
+            await reader.subscribe("t", since="start")
+            assert [line.rpartition(":")[2] for _, line in reader.take()] == [*expected, f"{n}}}"]
 
     async def test_if_the_one_that_reads_is_cancelled_another_reads(self, late):
         [since, *_] = await late.publish_all(range(5))

@@ -116,7 +116,8 @@ class Window:
 
     Attributes:
         is_by_key: Whether it has only the newest message of each key.
-        is_read: It has what the log had.
+        first_since: The first position that the log was asked for.
+        is_read: It has all of the history.
         reads: Of the log, by position.
         resumes: Subscribers that resume now.
         forgotten: The place of the newest message that is not here any more.
@@ -130,6 +131,7 @@ class Window:
         "_places",
         "_settings",
         "_size",
+        "first_since",
         "forgotten",
         "is_by_key",
         "is_read",
@@ -149,6 +151,7 @@ class Window:
         self._chunks: dict[tuple[FrameCodec, bool, int], _Chunk] = {}
         self._size = 0
         self.forgotten: int = -1
+        self.first_since: str | None = None
         self.is_read: bool = False
         self.reads: SharedCalls[Replay] = SharedCalls()
         self.resumes: int = 0
@@ -159,16 +162,20 @@ class Window:
         if not self.resumes:
             self._on_idle()
 
-    def fill(self, entries: Sequence[Entry]) -> None:
-        """Put what the log had before what was delivered since."""
+    def note(self, since: str, reached: int) -> None:
+        """The log has told the place of a position."""
+        self._places[since] = reached
+
+    def fill(self, entries: Sequence[Entry], *, is_all: bool = False) -> None:
+        """Put what the log had, or the end of that, before what is here."""
         first = self._entries[0].place if self._entries else None
         before = [
             entry for entry in entries if (first is None or entry.place < first) and entry.key not in self._newest
         ]
         self._entries[:0] = before
         for entry in before:
-            self._note(entry)
-        self.is_read = True
+            self._keep(entry)
+        self.is_read = self.is_read or is_all
 
     def add(self, entry: Entry) -> None:
         """Add a message that is delivered now."""
@@ -177,20 +184,20 @@ class Window:
             index = bisect_left(entries, older, key=_place)
             self._forget(index, index + 1)
         entries.append(entry)
-        self._note(entry)
+        self._keep(entry)
         limit = self._settings.history + 1
         if len(entries) > 2 * limit:
             self.forgotten = entries[-limit - 1].place
             self._forget(0, len(entries) - limit)
 
-    def _note(self, entry: Entry) -> None:
+    def _keep(self, entry: Entry) -> None:
         self._places[entry.payload.position or ""] = entry.place
         if self.is_by_key:
             self._newest[entry.key] = entry.place
 
     def _forget(self, start: int, end: int) -> None:
         for old in self._entries[start:end]:
-            del self._places[old.payload.position or ""]
+            self._places.pop(old.payload.position or "", None)
             self._newest.pop(old.key, None)
         del self._entries[start:end]
         self._chunks.clear()
@@ -207,13 +214,13 @@ class Window:
         # The place before the oldest message that may be delivered.
         begin = max(self.forgotten, entries[allowed - 1].place) if allowed else self.forgotten
         if since == START:
-            return Missed(self, True, begin, since)
+            return Missed(self, True, begin, since) if self.is_read else None
         place = self._places.get(since)
         if self.is_by_key:
             return None if place is None else Missed(self, True, max(place, begin), since)
         if place is not None and allowed <= bisect_right(entries, place, key=_place):
             return Missed(self, True, place, since)
-        if place is None and (len(entries) <= history or place_of(since) > entries[-1].place):
+        if place is None and (not self.is_read or len(entries) <= history or place_of(since) > entries[-1].place):
             return None
         return Missed(self, False, entries[-1].place, entries[-1].payload.position or "")
 

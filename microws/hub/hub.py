@@ -566,21 +566,25 @@ class Hub:
         """
         What a subscriber at ``since`` has missed. The window counts it.
 
-        One read of the log serves all that resume a topic at a time.
+        The first one reads what it missed: most topics have one. If another position comes, all of the history is read,
+        once for all.
         """
         settings = entry.settings
         by_key = settings.overflow == "latest"
         window = entry.open_window()
         try:
-            if not window.is_read:
-                history = settings.history if by_key else settings.history + 1
-                read = await window.reads.call(
-                    START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=by_key)
-                )
-                if not window.is_read:
-                    window.fill(read.entries)
             if (missed := window.missed(since)) is not None:
                 return missed
+            if since == START or window.first_since not in (None, since):
+                if not window.is_read:
+                    history = settings.history if by_key else settings.history + 1
+                    read = await window.reads.call(
+                        START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=by_key)
+                    )
+                    window.fill(read.entries, is_all=True)
+                if (missed := window.missed(since)) is not None:
+                    return missed
+            window.first_since = since
             history, ttl = settings.history, settings.ttl
             read = await window.reads.call(
                 since, partial(self.backplane.read, topic, since, history=history, ttl=ttl, by_key=by_key)
@@ -590,7 +594,10 @@ class Hub:
             raise
         if not read.recovered:
             return Missed(window, False, read.place, read.position)
-        return Missed(window, True, read.entries[0].place - 1 if read.entries else read.place, since)
+        reached = read.entries[0].place - 1 if read.entries else read.place
+        window.fill(read.entries)
+        window.note(since, reached)
+        return Missed(window, True, reached, since)
 
     def _resume(self, subscriber: Subscriber, missed: Mapping[str, Missed]) -> None:
         """Let ``subscriber`` catch up."""

@@ -33,13 +33,13 @@ from microws.local.wire import (
     HELLO,
     LENGTH,
     PROTOCOL,
+    PROTOCOL_OF,
     PUBLISH,
     READ,
     REQUEST,
     STORED,
     USAGE,
     WELCOME,
-    WELCOME_PROTOCOL,
     Op,
     frame,
 )
@@ -359,7 +359,7 @@ class LocalBackplane:
             _log.error("messages were lost: this process fell behind the log of the hub, or the log was lost")
             self._receiver.lose()
         elif op == Op.WELCOME:
-            if WELCOME_PROTOCOL.unpack_from(data)[0] != PROTOCOL:
+            if PROTOCOL_OF.unpack_from(data)[0] != PROTOCOL:
                 self._is_foreign = True
                 return
             _, _, _, log_id, size, number, place = WELCOME.unpack(data)

@@ -1,22 +1,26 @@
 """Where a hub is: a directory with the socket of the hub process, and with the log if that outlives the process."""
 
-import fcntl
 import os
 import socket
 import stat
+import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from mmap import mmap
 from pathlib import Path
 from typing import Final, final
 
 from microws.hub.log import Log
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["HubDirectory", "HubDirectoryError", "boot_of_machine", "socket_path"]
 
 _SOCKET: Final = "hub.sock"
 _LOG: Final = "log"
 _BACKLOG: Final = 128
+_OTHER_HAS_IT: Final = "expected {} for this server alone, but another one has it: give each its own directory"
 
 
 class HubDirectoryError(Exception):
@@ -60,21 +64,28 @@ class HubDirectory:
         self._is_temporary = is_temporary
         self.history_bytes: int = history_bytes
         self.path: str = str(Path(path).absolute())
+        # Once: each process of this hub goes on with the log.
+        self._boot = boot_of_machine()
         try:
-            if is_temporary:
-                Path(self.path).mkdir(mode=0o700)
-            self.log_file: int = _unnamed_file(self.path) if is_temporary else self._open_log()
-            os.ftruncate(self.log_file, Log.block_size(history_bytes))
-            if not is_temporary and hasattr(os, "posix_fallocate"):
-                # Otherwise a full disk would end the hub process, by SIGBUS, when it writes.
-                os.posix_fallocate(self.log_file, 0, Log.block_size(history_bytes))
-            self.listener: socket.socket = self._listen()
+            with ExitStack() as undo:
+                if is_temporary:
+                    Path(self.path).mkdir(mode=0o700)
+                    undo.callback(Path(self.path).rmdir)
+                self.log_file: int = _unnamed_file(self.path) if is_temporary else self._open_log()
+                undo.callback(os.close, self.log_file)
+                os.ftruncate(self.log_file, Log.block_size(history_bytes))
+                if not is_temporary and hasattr(os, "posix_fallocate"):
+                    # Otherwise a full disk would end the hub process, by SIGBUS, when it writes.
+                    os.posix_fallocate(self.log_file, 0, Log.block_size(history_bytes))
+                self.listener: socket.socket = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                self._listen()
+                undo.pop_all()
         except OSError as error:
             raise HubDirectoryError(f"cannot use {self.path} for the hub: {error}") from error
 
     def log(self) -> Log:
         """The log. For the process that writes it."""
-        return Log(mmap(self.log_file, 0), self.history_bytes, boot=boot_of_machine())
+        return Log(mmap(self.log_file, 0), self.history_bytes, boot=self._boot)
 
     def close(self) -> None:
         """Let another process have the directory. Removes the socket, and a temporary directory."""
@@ -97,14 +108,15 @@ class HubDirectory:
             raise HubDirectoryError(
                 f"expected {directory} to be closed to other users, got mode {0o700 | mode:o}: chmod 700 {directory}"
             )
+        if _is_served(socket_path(self.path)):
+            # It may be the temporary directory of another server, which has no file to lock.
+            raise HubDirectoryError(_OTHER_HAS_IT.format(directory))
         number = os.open(directory / _LOG, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(number)
-            raise HubDirectoryError(
-                f"expected {directory} for this server alone, but another one has it: give each its own directory"
-            ) from None
+            raise HubDirectoryError(_OTHER_HAS_IT.format(directory)) from None
         if os.fstat(number).st_size not in (0, Log.block_size(self.history_bytes)):
             os.close(number)
             raise HubDirectoryError(
@@ -113,18 +125,29 @@ class HubDirectory:
             )
         return number
 
-    def _listen(self) -> socket.socket:
+    def _listen(self) -> None:
         path = socket_path(self.path)
         # Nobody else has the directory, so a file there was left by a process that was killed.
         Path(path).unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
-            listener.bind(path)
+            self.listener.bind(path)
         finally:
             os.umask(before)
-        listener.listen(_BACKLOG)
-        return listener
+        self.listener.listen(_BACKLOG)
+
+
+def _is_served(path: str) -> bool:
+    """Whether a process listens on this Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:
+            pass  # it does not accept fast enough
+    return True
 
 
 def _unnamed_file(directory: str) -> int:

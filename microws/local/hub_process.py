@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
+from math import inf
 from typing import Final, final
 
 from microws.hub.log import HAS_HISTORY, START, Log
@@ -24,6 +25,7 @@ from microws.local.wire import (
     LENGTH,
     MAX_FRAME,
     PROTOCOL,
+    PROTOCOL_OF,
     PUBLISH,
     READ,
     REQUEST,
@@ -43,6 +45,8 @@ _MAX_RECORDS: Final = 4096
 # A client that gets nothing is told how far it has the log after this part of the log. Otherwise, after a cut, it would
 # seem to have missed what was overwritten.
 _TOLD_PARTS: Final = 8
+# Seconds between two attempts to accept a client while no descriptor is left.
+_ACCEPT_PAUSE: Final = 0.1
 # As a number: a look at a member of an enum takes five times as long.
 _PUBLISH: Final = int(Op.PUBLISH)
 # A claim in the log: until when, by whom, and the number of the request.
@@ -101,7 +105,7 @@ class HubProcess:
         listener: A listening Unix socket.
         log: Nobody else writes it.
         supervisor: A socket. A byte on it asks for the end. Its end means that the supervisor has ended; then this
-            process ends with its last client.
+            process ends with the last worker. Other programs would keep the directory from the next server.
 
     Attributes:
         is_orphan: The supervisor has ended.
@@ -112,6 +116,8 @@ class HubProcess:
         self._log = log
         self._supervisor = supervisor
         self.is_orphan = self._is_ending = False
+        # When the listener, which waits for a descriptor, is looked at again.
+        self._accept_at = inf
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
         # Records of this turn with their topics, and the place of the first; and for clients that subscribe to all of
@@ -126,9 +132,9 @@ class HubProcess:
             self._selector.register(sock, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Serve until the supervisor asks for the end, or has ended with all clients. Closes the log."""
+        """Serve until the supervisor asks for the end, or has ended with all workers. Closes the log."""
         is_busy = False
-        while not self._is_ending and not (self.is_orphan and not self._clients):
+        while not self._is_ending and not (self.is_orphan and not self._serves_workers):
             is_busy = self.turn(0 if is_busy else None)
         self._log.close()
 
@@ -140,6 +146,8 @@ class HubProcess:
             Whether more can be done without waiting.
         """
         self._batch_place = self._log.end
+        if self._accept_at < inf:
+            timeout = self._accept_later(timeout)
         writable = []
         for key, events in self._selector.select(timeout):
             client: _Client | None = key.data
@@ -167,15 +175,34 @@ class HubProcess:
             client.place is not None and not client.output and client.place < end for client in self._clients.values()
         )
 
+    @property
+    def _serves_workers(self) -> bool:
+        return any(client.serves for client in self._clients.values())
+
     # What comes in
 
     def _accept(self) -> None:
-        # None may be left, or no descriptor: then the client waits.
-        with suppress(OSError):
+        try:
             sock, _ = self._listener.accept()
-            sock.setblocking(False)
-            client = self._clients[sock.fileno()] = _Client(sock)
-            self._selector.register(sock, selectors.EVENT_READ, client)
+        except BlockingIOError:
+            return
+        except OSError:
+            # No descriptor is left. The listener stays readable, and would end each wait at once.
+            self._selector.unregister(self._listener)
+            self._accept_at = time.monotonic() + _ACCEPT_PAUSE
+            return
+        sock.setblocking(False)
+        client = self._clients[sock.fileno()] = _Client(sock)
+        self._selector.register(sock, selectors.EVENT_READ, client)
+
+    def _accept_later(self, timeout: float | None) -> float | None:
+        """Listen again, if it is time. Returns for how long to wait otherwise."""
+        left = self._accept_at - time.monotonic()
+        if left > 0:
+            return left if timeout is None else timeout
+        self._accept_at = inf
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        return timeout
 
     def _follow_supervisor(self) -> None:
         data = b""
@@ -245,13 +272,13 @@ class HubProcess:
         elif op == Op.UNSUBSCRIBE:
             client.topics.discard(data[REQUEST.size :])
         elif op == Op.HELLO:
-            _, _, protocol, serves, client.id, client.log_id, client.known = HELLO.unpack_from(data)
+            if PROTOCOL_OF.unpack_from(data)[0] != PROTOCOL:
+                self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, 0, 0, 0, 0))
+                return False
+            _, _, _, serves, client.id, client.log_id, client.known = HELLO.unpack_from(data)
             client.serves, client.prefix = bool(serves), data[HELLO.size :]
             # The process before this one may have ended before it acknowledged it.
             client.number = self._log.number_of(client.id)
-            if protocol != PROTOCOL:
-                self._send(client, frame(WELCOME, Op.WELCOME, PROTOCOL, 0, 0, 0, 0))
-                return False
         elif op == Op.BEGIN:
             self._begin(client)
         elif op == Op.ASK:

@@ -13,8 +13,8 @@ from enum import IntEnum
 from typing import Final
 
 __all__ = [
-    "ACK", "ANSWER", "ASK", "HELLO", "LENGTH", "MAX_FRAME", "PROTOCOL", "PUBLISH", "READ", "REQUEST", "STORED",
-    "USAGE", "WELCOME", "WELCOME_PROTOCOL", "Op", "frame",
+    "ACK", "ANSWER", "ASK", "HELLO", "LENGTH", "MAX_FRAME", "PROTOCOL", "PROTOCOL_OF", "PUBLISH", "READ", "REQUEST",
+    "STORED", "USAGE", "WELCOME", "Op", "frame",
 ]  # fmt: skip
 
 # Changes with every change of the frames or of the records.
@@ -53,9 +53,10 @@ LENGTH: Final = struct.Struct("=IH")
 # the last record that it has. What its names begin with follows.
 HELLO: Final = struct.Struct("=IHHIQQQ")
 # Protocol; the id of the log, and its size; the last number of the client that the log has; and the place in the log
-# after which the records follow. A version of another protocol reads the first field, which stays where it is.
+# after which the records follow.
 WELCOME: Final = struct.Struct("=IHHQQQQ")
-WELCOME_PROTOCOL: Final = struct.Struct("=6xH")
+# The first field of both, which stays where it is: a version of another protocol reads it alone.
+PROTOCOL_OF: Final = struct.Struct("=6xH")
 # The kind as in a record; lengths of topic, key and conflation key, which follow with the payload; the number.
 PUBLISH: Final = struct.Struct("=IHHHHHxxQ")
 # A number that the answer repeats, and the length of the topic or key, which follows.

@@ -4,14 +4,14 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
-from contextlib import suppress
-from typing import Final, final
+from contextlib import ExitStack, suppress
+from typing import Final, NoReturn, final
 
 from microws.local.directory import HubDirectory
 from microws.local.hub_process import HubProcess
+from microws.server.control import SHARED_SIGNALS
 
 __all__ = ["HubKeeper"]
 
@@ -22,6 +22,9 @@ _MAX_EARLY_DEATHS: Final = 5
 _STABLE_AFTER: Final = 5.0
 # Seconds that it has to end.
 _EXIT_TIMEOUT: Final = 2.0
+
+# The supervisor handles them: it ends the hub process last.
+_SIGNALS: Final = (*SHARED_SIGNALS, signal.SIGTERM)
 
 
 @final
@@ -34,7 +37,10 @@ class HubKeeper:
 
     Attributes:
         directory: As above.
-        has_failed: It ended too often and is not started again.
+        has_failed: It has ended, and is not started again: it ended too often, or the system starts no process.
+
+    Raises:
+        OSError: The system starts no process.
     """
 
     def __init__(self, directory: HubDirectory) -> None:
@@ -45,17 +51,24 @@ class HubKeeper:
 
     def _fork(self) -> None:
         self._since = time.monotonic()
-        self._control, theirs = socket.socketpair()
-        # Otherwise the child would write it once more.
-        sys.stderr.flush()
-        self._pid = os.fork()
-        if self._pid:
-            theirs.close()
-            return
+        ours, theirs = socket.socketpair()
+        with ExitStack() as undo, theirs, ExitStack() as unblock:
+            undo.enter_context(ours)
+            # A signal that the child gets before it ignores them would reach the supervisor a second time.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            unblock.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+            self._pid = os.fork()
+            if not self._pid:
+                self._run(theirs)
+            undo.pop_all()
+        self._control = ours
+
+    def _run(self, supervisor: socket.socket) -> NoReturn:
+        """Be the hub process."""
         code = 1
         try:
-            _become_child(keep=(self.directory.listener.fileno(), self.directory.log_file, theirs.fileno()))
-            process = HubProcess(self.directory.listener, self.directory.log(), theirs)
+            _become_child(keep=(self.directory.listener.fileno(), self.directory.log_file, supervisor.fileno()))
+            process = HubProcess(self.directory.listener, self.directory.log(), supervisor)
             process.run()
             if process.is_orphan:
                 self.directory.close()
@@ -81,7 +94,12 @@ class HubKeeper:
             self.has_failed = True
             _log.critical("%s, %d times in a row soon after its start", reason, self._early_deaths)
             return
-        self._fork()
+        try:
+            self._fork()
+        except OSError as error:
+            self.has_failed = True
+            _log.critical("%s, and no other one can be started: %s", reason, error)
+            return
         _log.error("%s; another one goes on with its log", reason)
 
     def close(self) -> None:
@@ -102,9 +120,9 @@ class HubKeeper:
 
 
 def _become_child(*, keep: tuple[int, ...]) -> None:
-    """Let go of everything that the supervisor has. Signals are the supervisor's: it ends this process last."""
+    """Let go of everything that the supervisor has."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -15,7 +15,7 @@ from microws.errors import PublishTimeout
 from microws.hub import log
 from microws.hub.log import MIN_BYTES
 from microws.interfaces import Payload, Receipt
-from microws.local import client, directory
+from microws.local import client
 from microws.local import hub_process as hub_process_module
 from microws.local.client import LocalBackplane
 from microws.local.directory import socket_path
@@ -307,7 +307,7 @@ async def test_everybody_is_told_of_a_lost_log(tmp_path, monkeypatch, is_tail):
             if is_tail:
                 os.pwrite(file, copy, 0)
             else:
-                monkeypatch.setattr(directory, "boot_of_machine", lambda: 7)
+                monkeypatch.setattr(hub.directory, "_boot", 7)
             await hub.wait_started(2)
             for process in processes:
                 await process.wait_until(lambda process: process.losses)

@@ -1,0 +1,197 @@
+"""The directory of a hub, and the process that the supervisor keeps there."""
+
+import errno
+import importlib
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from hubs import HISTORY_BYTES, LIMIT, hub_process
+
+from microws.local import directory as directory_module
+from microws.local.directory import HubDirectory, HubDirectoryError, socket_path
+from microws.local.wire import HELLO, LENGTH, PROTOCOL, PROTOCOL_OF, Op, frame
+from microws.server import hub_keeper
+from microws.server.control import signal_socket
+
+OTHER_HAS_IT = "for this server alone, but another one has it"
+
+
+def connect(path):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(LIMIT)
+    sock.connect(path)
+    return sock
+
+
+def hello(*, serves=True):
+    return frame(HELLO, Op.HELLO, PROTOCOL, serves, 7, 0, 0) + frame(LENGTH, Op.BEGIN)
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def is_served(path):
+    with connect(path) as sock:
+        sock.send(hello())
+        return len(sock.recv(64)) == 40
+
+
+# The directory
+
+
+@pytest.mark.parametrize("is_temporary", [False, True], ids=["with a log", "temporary"])
+def test_a_second_server_takes_no_directory_from_the_first_one(tmp_path, is_temporary):
+    with hub_process(tmp_path / "hub", is_temporary=is_temporary) as hub:
+        files = sorted(Path(hub.directory.path).iterdir())
+        with pytest.raises(HubDirectoryError, match=OTHER_HAS_IT):
+            HubDirectory(hub.directory.path, HISTORY_BYTES)
+        assert sorted(Path(hub.directory.path).iterdir()) == files
+        assert is_served(hub.path)
+
+
+def test_the_socket_of_a_killed_server_is_replaced(tmp_path):
+    path = tmp_path / "hub"
+    path.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(socket_path(str(path)))
+    with hub_process(path) as hub:
+        assert is_served(hub.path)
+
+
+def test_nothing_is_left_of_a_directory_that_cannot_be_used(tmp_path):
+    path = tmp_path / ("x" * 120)
+    before = open_files()
+    with pytest.raises(HubDirectoryError, match="AF_UNIX path too long"):
+        HubDirectory(str(path), HISTORY_BYTES, is_temporary=True)
+    assert not path.exists()
+    assert open_files() == before
+
+
+def test_a_directory_that_others_may_enter_is_refused(tmp_path):
+    path = tmp_path / "hub"
+    path.mkdir(mode=0o755)
+    with pytest.raises(HubDirectoryError, match=r"closed to other users, got mode 755: chmod 700"):
+        HubDirectory(str(path), HISTORY_BYTES)
+
+
+def test_the_log_survives_its_process_where_the_system_does_not_name_its_run(tmp_path, monkeypatch):
+    numbers = iter(range(1, 10))
+    monkeypatch.setattr(directory_module, "boot_of_machine", lambda: next(numbers))
+    directory = HubDirectory(str(tmp_path / "hub"), HISTORY_BYTES)
+    try:
+        first = directory.log()
+        assert directory.log().id == first.id
+    finally:
+        directory.close()
+
+
+def test_windows_imports_the_server(monkeypatch):
+    for name in ("fcntl", "termios"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("SIGHUP", "pthread_sigmask"):
+        monkeypatch.delattr(signal, name)
+    monkeypatch.setattr(sys, "platform", "win32")
+    for name in [name for name in sys.modules if name.startswith("microws")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("microws.server.worker")
+
+
+# The process
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+        yield hub
+
+
+def test_a_client_of_another_version_is_told_whatever_else_it_sends(hub):
+    with connect(hub.path) as sock:
+        sock.send(struct.pack("=IHH", 8, Op.HELLO, PROTOCOL + 1))
+        assert PROTOCOL_OF.unpack_from(sock.recv(64))[0] == PROTOCOL
+        assert sock.recv(64) == b""
+    hub.check()
+    assert hub.starts == 1
+
+
+def test_a_client_without_a_descriptor_waits_and_the_process_does_too(tmp_path):
+    def run(process):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+        process.run()
+
+    with hub_process(tmp_path / "hub", is_temporary=True, run=run) as hub:
+        socks = [connect(hub.path) for _ in range(12)]
+        for sock in socks:
+            sock.send(hello())
+        assert len(socks[0].recv(64)) == 40
+        socks[-1].settimeout(0.3)
+        before = cpu_time(hub.pid)
+        with pytest.raises(TimeoutError):
+            socks[-1].recv(64)
+        assert cpu_time(hub.pid) - before < 0.1
+        for sock in socks[:-1]:
+            sock.close()
+        socks[-1].settimeout(LIMIT)
+        assert len(socks[-1].recv(64)) == 40
+        socks[-1].close()
+
+
+def cpu_time(pid):
+    """Seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_signal_to_the_group_reaches_the_supervisor_once(tmp_path, monkeypatch):
+    become_child = hub_keeper._become_child
+
+    def interrupted(**options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        become_child(**options)
+
+    monkeypatch.setattr(hub_keeper, "_become_child", interrupted)
+    with signal_socket([signal.SIGTERM]) as received:
+        with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+            assert is_served(hub.path)
+        with pytest.raises(BlockingIOError):
+            received.recv(1)
+
+
+def test_a_process_that_cannot_be_started_ends_the_keeper_in_order(hub, monkeypatch, caplog):
+    def fail():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    hub.end()
+    monkeypatch.setattr(os, "fork", fail)
+    hub.check()
+    assert hub.keeper.has_failed
+    assert "ended with -9, and no other one can be started: [Errno 11] Resource temporarily" in caplog.text
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_the_process_needs_no_stderr(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+        assert is_served(hub.path)
+
+
+@pytest.mark.parametrize("serves", [False, True], ids=["another program", "a worker"])
+def test_without_its_supervisor_the_process_ends_with_the_last_worker(hub, serves):
+    with connect(hub.path) as program, connect(hub.path) as worker:
+        program.send(hello(serves=False))
+        worker.send(hello(serves=serves))
+        assert (len(program.recv(64)), len(worker.recv(64))) == (40, 40)
+        hub.keeper._control.close()
+        if serves:
+            program.send(frame(LENGTH, Op.BEGIN))
+            assert len(program.recv(64)) == 40
+            worker.close()
+        assert program.recv(64) == b""
+    assert not Path(hub.path).exists()

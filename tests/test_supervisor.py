@@ -1,9 +1,11 @@
 """The supervisor, with workers that only pretend to serve and so start fast."""
 
+import os
 import re
 import selectors
 import signal
 import sys
+import tempfile
 import threading
 import time
 
@@ -447,3 +449,43 @@ def test_an_address_that_is_not_available_is_exit_code_1(run):
     code, [line] = run("", port=None, bind="fd://999")
     assert code == 1
     assert "fd://999 is not a socket of this process" in line
+
+
+# The hub process
+
+
+def test_a_directory_of_the_hub_that_cannot_be_used_ends_the_server_and_is_logged_once(run):
+    source = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+control.send(b'{"hub": ["/dev/null/hub", 65536]}\\n')
+control.recv(1)
+ready()
+time.sleep(0.3)
+"""
+    code, log = run(source)
+    assert code == 1
+    assert [line for line in log if "hub" in line] == [
+        "error cannot use /dev/null/hub for the hub: [Errno 20] Not a directory: '/dev/null/hub'"
+    ]
+
+
+def test_a_hub_process_that_cannot_be_started_ends_the_server(run, monkeypatch, directory):
+    def fail():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    code, log = run("control.send(b'{\"hub\": [null, 65536]}\\n')\nfollow()\n")
+    assert code == 1
+    assert log == ["error no hub process can be started: [Errno 11] Resource temporarily unavailable"]
+    assert not list(directory.glob("microws-*"))
+
+
+def test_a_server_without_a_temporary_directory_serves_what_needs_none(run, monkeypatch):
+    def fail():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "gettempdir", fail)
+        code, _ = run("if number == 2: ask('SIGTERM')\nready()\nfollow()\n")
+    assert code == 0

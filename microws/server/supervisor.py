@@ -207,7 +207,7 @@ class _Supervisor:
         self._renewal = renewal
         self._max_workers = 2 * settings.workers + 1  # while workers are renewed
         # The directory of the hub process, unless the app names another one; and the process, once a worker needs it.
-        self._hub = str(Path(tempfile.gettempdir()) / f"microws-{os.urandom(6).hex()}")
+        self._hub = str(_temporary_directory() / f"microws-{os.urandom(6).hex()}")
         self._keeper: HubKeeper | None = None
         self._memory = make_shared_memory(self._max_workers)
         self._places = set(range(self._max_workers))
@@ -283,7 +283,7 @@ class _Supervisor:
             # SIGCHLD tells whether the worker itself has ended.
             self._selector.unregister(worker.control)
             return
-        if worker.hub_request is not None and self._keeper is None:
+        if worker.hub_request is not None and self._keeper is None and not self._stage:
             self._start_hub(worker.hub_request)
         if worker.ready is not None and not was_serving:
             self._failed_starts = 0
@@ -299,7 +299,13 @@ class _Supervisor:
             _log.error("%s", error)
             self._give_up(1)
             return
-        self._keeper = HubKeeper(directory)
+        try:
+            self._keeper = HubKeeper(directory)
+        except OSError as error:
+            _log.error("no hub process can be started: %s", error)
+            directory.close()
+            self._give_up(1)
+            return
         _log.info("hub process at local:%s", directory.path)
 
     def _check_hub(self) -> None:
@@ -483,6 +489,14 @@ class _Supervisor:
 
     def _active(self) -> list[_Worker]:
         return [worker for worker in self._workers if not worker.is_stopping]
+
+
+def _temporary_directory() -> Path:
+    """Where temporary files are. If no such directory can be written, only what needs one fails."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/tmp")
 
 
 def _describe_exit(code: int) -> str:

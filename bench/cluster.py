@@ -14,6 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import uvloop
 from sampling import Watch, wait_calm
@@ -27,6 +29,7 @@ from microws.local.hub_process import HubProcess
 WORKERS = 4
 BURST = 8  # messages after which the publisher yields, as a hub does
 TASKS = 64
+TIME_LIMIT = 60  # seconds, for one round
 
 # By figure: what it is, and its goal. Of a rate more is better, of all others less.
 GOALS = {
@@ -69,81 +72,89 @@ class Counter:
 
 
 class Child:
-    """A forked process that runs a function. ``result`` waits for its end."""
+    """A forked process that calls a function with this object."""
 
-    def __init__(self, function, *arguments):
+    def __init__(self, function):
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid:
             os.close(writer)
             self._output = os.fdopen(reader)
             return
+        self._input = writer
         try:
-            os.write(writer, json.dumps(function(*arguments)).encode())
+            function(self)
         except BaseException as error:
             os.write(2, f"{error!r}\n".encode())
         finally:
             os._exit(0)
 
-    def result(self):
-        with self._output:
-            result = self._output.read()
+    def tell(self, message):
+        """Called in the process."""
+        os.write(self._input, json.dumps(message).encode() + b"\n")
+
+    def next_message(self):
+        """What the process tells next. Raises if it has ended instead."""
+        return json.loads(self._output.readline() or sys.exit("a process ended early"))
+
+    def wait(self):
+        self._output.close()
         os.waitpid(self.pid, 0)
-        return json.loads(result)
 
     def cpu_seconds(self):
         # Linux makes the clock of a process from its id: clock_getcpuclockid(3).
         return time.clock_gettime(~self.pid << 3 | 2)
 
 
-def measure(publish, count, size):
-    """
-    Have one process publish ``count`` messages, which all receive.
-
-    Args:
-        publish: An async function with a backplane, the payload and the count. What it returns is added to the result.
-
-    Returns:
-        By name, what was measured.
-    """
-    directory = HubDirectory(tempfile.mkdtemp(), HISTORY_BYTES, is_temporary=True)
-    control, of_hub = socket.socketpair()
-    ready, start = os.pipe(), os.pipe()
-    hub = Child(lambda: HubProcess(directory.listener, directory.log(), of_hub).run())
-
-    async def work(is_publisher):
-        receiver = Counter(count, has_history=publish is not publish_all)
-        backplane = LocalBackplane(socket_path(directory.path))
-        backplane.start(receiver)
-        running = asyncio.create_task(backplane.run())
+async def work(child, path, start, test, *, is_publisher):
+    """Subscribe, say so, wait for the end of the pipe ``start``, then publish or not, and receive all messages."""
+    receiver = Counter(test.count, has_history=test.has_history)
+    backplane = LocalBackplane(path)
+    backplane.start(receiver)
+    async with asyncio.timeout(TIME_LIMIT), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(backplane.run())
         await backplane.subscribe("topic")
-        os.write(ready[1], b"r")
-        os.read(start[0], 1)
+        child.tell("ready")
+        os.read(start, 1)
         began, cpu = time.monotonic(), time.process_time()
-        more = await publish(backplane, Payload("text", b"x" * size, "topic"), count) if is_publisher else {}
+        payload = Payload("text", b"x" * test.size, "topic")
+        more = await test.publish(backplane, payload, test.count) if is_publisher else {}
         await receiver.arrived.wait()
-        figures = {"seconds": time.monotonic() - began, "cpu": (time.process_time() - cpu) / count * 1e6, **more}
+        used = time.process_time() - cpu
+        child.tell({"seconds": time.monotonic() - began, "cpu": used / test.count * 1e6, **more})
         await backplane.aclose()
         running.cancel()
-        return figures
 
-    workers = [Child(lambda is_publisher: uvloop.run(work(is_publisher)), n == 0) for n in range(WORKERS)]
-    for _ in workers:
-        os.read(ready[0], 1)
+
+def measure(test, path):
+    """Have one process publish what all receive, with a hub in the new directory ``path``. Returns figures by name."""
+    directory = HubDirectory(path, HISTORY_BYTES, is_temporary=True)
+    control, of_hub = socket.socketpair()
+    hub = Child(lambda _: HubProcess(directory.listener, directory.log(), of_hub).run())
+    start, end_of_start = os.pipe()
+
+    def run_worker(child, is_publisher):
+        os.close(end_of_start)
+        uvloop.run(work(child, socket_path(directory.path), start, test, is_publisher=is_publisher))
+
+    workers = [Child(lambda child, n=n: run_worker(child, n == 0)) for n in range(WORKERS)]
+    for worker in workers:
+        worker.next_message()
     before = hub.cpu_seconds()
-    os.write(start[1], b"s" * WORKERS)
-    publishing, *receiving = [worker.result() for worker in workers]
+    os.close(end_of_start)
+    publishing, *receiving = [worker.next_message() for worker in workers]
     in_hub = hub.cpu_seconds() - before
+    for worker in workers:
+        worker.wait()
     control.send(b"e")
-    hub.result()
+    hub.wait()
     directory.close()
-    for end in (*ready, *start):
-        os.close(end)
+    os.close(start)
     control.close()
     of_hub.close()
     return publishing | {
-        "rate": count / max(worker["seconds"] for worker in (publishing, *receiving)),
-        "hub": in_hub / count * 1e6,
+        "rate": test.count / max(worker["seconds"] for worker in (publishing, *receiving)),
+        "hub": in_hub / test.count * 1e6,
         "publishing": publishing["cpu"],
         "receiving": statistics.mean(worker["cpu"] for worker in receiving),
     }
@@ -177,11 +188,28 @@ async def publish_from_tasks(backplane, payload, count):
     return {}
 
 
+class Test(NamedTuple):
+    """
+    What is published.
+
+    Attributes:
+        publish: An async function with a backplane, a payload and the count. What it returns is added to the figures.
+        count: Of the messages.
+        size: Of each in bytes.
+        has_history: Whether the topic has history.
+    """
+
+    publish: Callable
+    count: int
+    size: int = 64
+    has_history: bool = False
+
+
 TESTS = {
-    "64 B": (publish_all, 100_000, 64),
-    "1 KiB": (publish_all, 50_000, 1024),
-    "acknowledged, 1 task": (publish_alone, 2_000, 64),
-    f"acknowledged, {TASKS} tasks": (publish_from_tasks, 50_048, 64),
+    "64 B": Test(publish_all, 100_000),
+    "1 KiB": Test(publish_all, 50_000, 1024),
+    "acknowledged, 1 task": Test(publish_alone, 2_000, has_history=True),
+    f"acknowledged, {TASKS} tasks": Test(publish_from_tasks, 50_048, has_history=True),
 }
 
 
@@ -202,7 +230,8 @@ def main():
             if not arguments.no_wait:
                 wait_calm(cores)
             watch = Watch(cores, [])
-            samples.append(measure(*TESTS[name]))
+            with tempfile.TemporaryDirectory() as parent:
+                samples.append(measure(TESTS[name], f"{parent}/hub"))
             foreign.append(watch.foreign())
         for figure, goal in GOALS[name].items():
             is_rate = figure == "rate"

@@ -130,10 +130,16 @@ def measure(test, path):
     """Have one process publish what all receive, with a hub in the new directory ``path``. Returns figures by name."""
     directory = HubDirectory(path, HISTORY_BYTES, is_temporary=True)
     control, of_hub = socket.socketpair()
-    hub = Child(lambda _: HubProcess(directory.listener, directory.log(), of_hub).run())
+
+    def run_hub(_):
+        control.close()  # so that the hub ends if this process does
+        HubProcess(directory.listener, directory.log(), of_hub).run()
+
+    hub = Child(run_hub)
     start, end_of_start = os.pipe()
 
     def run_worker(child, is_publisher):
+        control.close()
         os.close(end_of_start)
         uvloop.run(work(child, socket_path(directory.path), start, test, is_publisher=is_publisher))
 

@@ -427,6 +427,66 @@ def test_a_position_that_names_nothing_is_not_recovered(position):
     assert found.position == "1-0.1.1"
 
 
+class Written:
+    """A log, and the positions of what was written to it."""
+
+    def __init__(self):
+        self.memory = mmap(-1, Log.block_size(MIN_BYTES))
+        self.log = Log(self.memory, MIN_BYTES)
+        self.number = 0
+
+    def write(self, topic, size=0):
+        self.number += 1
+        payload = Payload("bytes", bytes(size))
+        self.log.append(topic.encode(), payload, publisher=1, number=self.number)
+        self.log.commit()
+        return self.log.position(topic.encode())
+
+    def read(self, topic, since):
+        return self.log.read(topic.encode(), since, history=ANY)
+
+
+def test_the_index_may_forget_a_topic_but_not_that_it_did():
+    """Too many topics share its slot. The next process does not find what was published to it before."""
+    written = Written()
+    topic, *others = CROWDED
+    empty = written.log.position(topic.encode())
+    positions = [written.write(topic), written.write(topic)]
+    for other in others:
+        written.write(other)
+    written.log = Log(written.memory, MIN_BYTES)
+    forgotten = written.log.position(topic.encode())
+    assert forgotten.startswith("0-")
+    last = written.write(topic)
+    assert not any(written.read(topic, position).recovered for position in (empty, *positions))
+    assert [len(written.read(topic, position).entries) for position in (forgotten, last)] == [1, 0]
+    assert written.read(topic, forgotten).recovered
+
+
+def test_the_position_of_an_empty_topic_stays_when_the_log_is_opened_again():
+    written = Written()
+    written.write("a")
+    position = written.log.position(b"b")
+    written.log.close()
+    written.log = Log(written.memory, MIN_BYTES)
+    assert written.log.position(b"b") == position
+    assert written.read("b", position).recovered
+
+
+def test_what_is_left_of_a_message_behind_the_beginning_is_not_recovered():
+    """The end of the ring is passed over, because the next message does not fit there."""
+    written = Written()
+    for _ in range(4):
+        written.write("b", 16_000)
+    positions = [written.write("a") for _ in range(10)]
+    for _ in range(5):
+        written.write("b", 16_000)
+    # They are in the memory, and lost.
+    place = int(positions[4].partition("-")[2].partition(".")[0], 16)
+    assert read_record(written.memory, place + len(written.memory) - MIN_BYTES).payload.position == positions[4]
+    assert not any(written.read("a", position).recovered for position in positions)
+
+
 def test_the_log_knows_the_numbers_of_the_publishers_that_wrote_last():
     memory = mmap(-1, Log.block_size(MIN_BYTES))
     log = Log(memory, MIN_BYTES)

@@ -50,24 +50,32 @@ def whole(whole, part):
     return whole if WHOLE else part
 
 
-async def test_hub_is_killed_under_load(tmp_path, report):
+@pytest.mark.parametrize("is_saturated", [False, True], ids=["steady", "saturated"])
+async def test_hub_is_killed_under_load(tmp_path, report, is_saturated):
     """No message is lost, doubled or out of order, and nobody is told."""
+    if is_saturated and not WHOLE:
+        pytest.skip("make chaos runs it")
     rng = random.Random(SEED)
     async with cluster(tmp_path, is_temporary=True, history_bytes=64 * MIB) as made:
-        await made.start(NAMES, {"t": 1, "u": 1}, publishers=whole(32, 8), pause=whole(0.0, 0.01))
+        publishers, pause = (32, 0.0) if is_saturated else (8, 0.01)
+        await made.start(NAMES, {"t": 1, "u": 1}, publishers=publishers, pause=pause)
         kills, began = [], monotonic()
         for _ in range(whole(20, 4)):
             await anyio.sleep(0.3 + 0.3 * rng.random())
             kills.append(await made.kill_hub())
-        await anyio.sleep(0.3)
+        await anyio.sleep(1)
+        took = monotonic() - began
         found = await made.finish()
     assert found.told == found.resumed == 0
-    assert found.acknowledged == found.sent
-    assert found.delivered == len(NAMES) * (found.sent + 2)
+    # A publish may time out on a busy machine: then it reached all processes or none.
+    assert is_saturated or found.acknowledged == found.sent
+    reached, rest = divmod(found.delivered, len(NAMES))
+    assert not rest
+    assert found.acknowledged <= reached - 2 <= found.sent
     everywhere, anywhere = found.times_to_next(kills), found.times_to_next(kills, of=min)
     report(
-        f"{len(kills)} kills of the hub, {found.sent} messages in {monotonic() - began:.0f} s: next message after "
-        f"{describe(anywhere)}; everywhere {describe(everywhere)}"
+        f"{len(kills)} kills of the hub, {found.sent / took:.0f} messages/s: next message after {describe(anywhere)}; "
+        f"in all processes after {describe(everywhere)}"
     )
 
 

@@ -20,6 +20,8 @@ __all__ = ["HubDirectory", "HubDirectoryError", "boot_of_machine", "socket_path"
 _SOCKET: Final = "hub.sock"
 _LOG: Final = "log"
 _BACKLOG: Final = 128
+# Of a Unix socket. Source: unix(7) of Linux, 107; macOS has 103.
+_MAX_PATH: Final = 103
 _OTHER_HAS_IT: Final = "expected {} for this server alone, but another one has it: give each its own directory"
 
 
@@ -132,6 +134,13 @@ class HubDirectory:
         before = os.umask(0o177)
         try:
             self.listener.bind(path)
+        except OSError as error:
+            if len(os.fsencode(path)) > _MAX_PATH:
+                raise HubDirectoryError(
+                    f"expected the path of a Unix socket with at most {_MAX_PATH} bytes, got {path}: choose a shorter "
+                    "local:PATH, or a shorter TMPDIR"
+                ) from error
+            raise
         finally:
             os.umask(before)
         self.listener.listen(_BACKLOG)

@@ -11,6 +11,7 @@ from serving import LIMIT, Server
 
 APP = """
 import os
+import sys
 
 import anyio
 
@@ -27,7 +28,9 @@ def who(request):
 
 @app.get("/slow/{seconds:float}")
 async def slow(request, seconds):
-    print("slow", flush=True)
+    # One write: a line of the log may come between two.
+    sys.stdout.write("slow\\n")
+    sys.stdout.flush()
     await anyio.sleep(seconds)
     return "done"
 

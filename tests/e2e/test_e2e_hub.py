@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -77,12 +78,11 @@ def free_port():
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    """Where the servers make their temporary directories."""
-    path = tmp_path / "temporary"
-    path.mkdir()
-    monkeypatch.setenv("TMPDIR", str(path))
-    return path
+def temporary(monkeypatch):
+    """Where the servers make their temporary directories. Its path is short, as that of a Unix socket must be."""
+    with tempfile.TemporaryDirectory(prefix="hub-") as path:
+        monkeypatch.setenv("TMPDIR", path)
+        yield Path(path)
 
 
 @contextmanager

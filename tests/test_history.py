@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import microws.hub.hub
+import microws.hub.subscribers
 from microws.codec import Codecs
 from microws.errors import PublishTimeout
 from microws.hub import Hub, MemoryBackplane, Outbox, Published, Subscriber, TopicSettings
@@ -764,7 +764,7 @@ class TestLatest:
 
 class TestMemory:
     async def test_a_window_ends_when_nobody_resumes(self, hub, monkeypatch):
-        monkeypatch.setattr(microws.hub.hub, "_WINDOW_IDLE", 0.01)
+        monkeypatch.setattr(microws.hub.subscribers, "_WINDOW_IDLE", 0.01)
         hub.configure("t", history=10)
         await hub.publish_all(range(3))
         reader, slow = Reader(hub), Reader(hub)

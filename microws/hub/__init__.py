@@ -1,16 +1,16 @@
 """
 The hub: one message to many connections of this process. It knows no socket and no server.
 
-``hub`` has the subscribers, publishes and delivers; ``topics`` checks names and settings. ``published`` is a message
-for many connections, and a batch of them; ``outbox`` is the queue of one connection, with the policies for one that
-does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a publish to other processes, ``log``
-keeps what was published, and ``history`` lets a subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event
-loop that the app runs in.
+``hub`` publishes and delivers to ``subscribers``; ``statistics`` is what it counts, and ``topics`` checks names and
+settings. ``published`` is a message for many connections, and a batch of them; ``outbox`` is the queue of one
+connection, with the policies for one that does not keep up; ``flush`` decides when batches leave. ``backplane`` carries
+a publish to other processes, ``log`` keeps what was published, and ``history`` lets a subscriber resume; ``live`` is
+``microws.v1``. ``loop`` is the event loop that the app runs in.
 """
 
 from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane
 from microws.hub.history import FrameCodec, join_positions, split_positions
-from microws.hub.hub import Announce, ClusterStatistics, Hub, Statistics, Subscriber
+from microws.hub.hub import Hub
 from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement
 from microws.hub.log import MIN_BYTES, START
 from microws.hub.loop import running_loop
@@ -24,6 +24,8 @@ from microws.hub.published import (
     Published,
     TopicSettings,
 )
+from microws.hub.statistics import ClusterStatistics, Statistics
+from microws.hub.subscribers import Announce, Subscriber
 from microws.hub.topics import check_topic, encode_key, gap_announcement, topic_marker
 
 __all__ = [

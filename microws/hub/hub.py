@@ -16,9 +16,8 @@ from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from itertools import islice
-from math import inf
 from threading import get_ident
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -26,13 +25,15 @@ import anyio.lowlevel
 from microws.closing import CloseCode, check_close
 from microws.codec import Codecs, dumps_json
 from microws.errors import PublishTimeout, TooManySubscriptions
-from microws.hub.backplane import Backplane, MemoryBackplane, Place
+from microws.hub.backplane import Backplane, MemoryBackplane
 from microws.hub.flush import Flusher, WriteMany
-from microws.hub.history import FrameCodec, Missed, Resume, SharedCalls, Window
+from microws.hub.history import FrameCodec, Missed, Resume, SharedCalls
 from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import Published, TopicSettings
+from microws.hub.statistics import ClusterStatistics, Statistics
+from microws.hub.subscribers import Subscriber, Topic
 from microws.hub.topics import (
     MAX_TOPIC_BYTES,
     check_settings,
@@ -45,7 +46,7 @@ from microws.hub.topics import (
 )
 from microws.interfaces import Payload, Receipt, Subscribed
 
-__all__ = ["Announce", "ClusterStatistics", "Hub", "Statistics", "Subscriber"]
+__all__ = ["Hub"]
 
 # How long ``publish`` yields to outboxes that fill up: at most 32 rounds of four turns of the event loop. A server
 # needs some turns to send a message; an outbox from which nothing was taken in a round belongs to a slow client.
@@ -59,223 +60,9 @@ _PUBLISH_COST = 64
 # turn of the event loop: one or two milliseconds.
 _MAX_LEFT_AT_ONCE = 16
 _MAX_LEFT_IN_A_TURN = 1 << 11
-# Seconds for which a window is kept when nobody resumes: clients that lost a server come back one after the other.
-_WINDOW_IDLE = 5.0
 # Seconds that a hub process has to answer a probe. Kubernetes gives its probes 1.
 _PROBE_TIMEOUT = 0.5
 _log = logging.getLogger("microws.hub")
-
-
-class Statistics(NamedTuple):
-    """
-    What ``hub.statistics()`` counts in this process.
-
-    Attributes:
-        connections: WebSockets that are open or being opened.
-        topics: Topics that have subscribers.
-        subscribers: WebSockets, event streams and ``app.subscribe`` blocks with a subscription.
-        subscriptions: Pairs of subscriber and topic.
-        published: Calls of ``publish`` so far.
-        delivered: Messages put into an outbox so far.
-        dropped: Messages that were not delivered, by reason: an overflow policy, or ``"unencodable"``.
-        queued: Messages pending in outboxes now.
-        largest_queue: Messages in the longest outbox now.
-        flush_sizes: How many writes had one published message (``"1"``), two (``"2"``), up to four (``"4"``), and so
-            on: of WebSockets on this package's own server, and of event streams. Other servers get one message at a
-            time.
-        history_bytes: Bytes of the log that are in use. 0 if a hub process has the log: see ``cluster_statistics``.
-        history_dropped: Messages that made room for others in that log so far.
-    """
-
-    connections: int
-    topics: int
-    subscribers: int
-    subscriptions: int
-    published: int
-    delivered: int
-    dropped: dict[str, int]
-    queued: int
-    largest_queue: int
-    flush_sizes: dict[str, int]
-    history_bytes: int
-    history_dropped: int
-
-
-class ClusterStatistics(NamedTuple):
-    """
-    What ``await hub.cluster_statistics()`` counts in all workers.
-
-    Attributes:
-        workers: Workers that answered.
-        connections: WebSockets that are open or being opened.
-        topics: Topics with subscribers, and their number.
-        history_bytes: Bytes of the log that are in use, by all topics of all apps; see ``App(history_bytes=…)``.
-        history_dropped: Messages that made room for others in the log, since the app or the hub process started.
-    """
-
-    workers: int
-    connections: int
-    topics: dict[str, int]
-    history_bytes: int
-    history_dropped: int
-
-
-class Announce(Protocol):
-    """Tells a subscriber of the beginning of its topics with history."""
-
-    def __call__(
-        self, positions: Mapping[str, str], asked: Collection[str], lost: Collection[str], /
-    ) -> Iterable[Published]:
-        """
-        The messages to send first.
-
-        Args:
-            positions: By topic: what is published after it is delivered.
-            asked: The topics of which the subscriber named a position.
-            lost: Those of them whose history does not have all that was missed.
-        """
-
-
-class Subscriber:
-    """
-    One receiver of published messages.
-
-    Args:
-        id: Unique in this process; what ``publish(skip=…)`` names.
-        codec: Frames each payload; subscribers with the same codec share the frame. A dict has one for each topic.
-        outbox: Where messages are put.
-        wake: Called after a message was queued.
-        refuse: Called with a close code and a reason when the subscriber would miss a message.
-        max_topics: The most topics that it may subscribe to. Default: unlimited.
-        announce: Makes what is sent before the messages of a topic with history. Default: nothing.
-
-    Attributes:
-        topics: Those that it is subscribed to.
-        replay_codecs: Those for what it missed, if they are others.
-        resume: What it still has to get of topics with history, before it gets what is published.
-        subscribing: While a call of ``Hub.subscribe`` waits; set at its end.
-        has_left: It gets no more messages, even if some topics still list it.
-    """
-
-    __slots__ = (
-        "announce",
-        "codec",
-        "has_left",
-        "id",
-        "max_topics",
-        "outbox",
-        "refuse",
-        "replay_codecs",
-        "resume",
-        "subscribing",
-        "topics",
-        "wake",
-    )
-
-    def __init__(
-        self,
-        *,
-        id: str,  # noqa: A002
-        codec: FrameCodec | dict[str, FrameCodec],
-        outbox: Outbox,
-        wake: Callable[[], None],
-        refuse: Callable[[int, str], None],
-        max_topics: float = inf,
-        announce: Announce | None = None,
-    ) -> None:
-        self.id: str = id
-        self.codec: FrameCodec | dict[str, FrameCodec] = codec
-        self.outbox: Outbox = outbox
-        self.wake: Callable[[], None] = wake
-        self.refuse: Callable[[int, str], None] = refuse
-        self.max_topics: float = max_topics
-        self.announce: Announce | None = announce
-        self.topics: set[str] = set()
-        self.replay_codecs: Mapping[str, FrameCodec] | None = None
-        self.resume: Resume | None = None
-        self.subscribing: anyio.Event | None = None
-        self.has_left: bool = False
-
-    def codec_of(self, topic: str) -> FrameCodec:
-        """The codec for ``topic``."""
-        codec = self.codec
-        return codec[topic] if isinstance(codec, dict) else codec
-
-
-class _Topic:
-    """A topic with subscribers in this process. ``position`` and ``place`` are of its last message, with history."""
-
-    __slots__ = (
-        "_timer",
-        "confirming",
-        "groups",
-        "is_confirmed",
-        "losses",
-        "place",
-        "position",
-        "settings",
-        "waiting",
-        "window",
-    )
-
-    def __init__(self, settings: TopicSettings, *, is_confirmed: bool) -> None:
-        self.settings = settings
-        # Whether the backplane delivers the topic here, and its position is known; and while it is asked to.
-        self.is_confirmed = is_confirmed
-        self.confirming: SharedCalls[Place] | None = None
-        self.losses = 0
-        # By codec, because it makes one message for all. A dict keeps the order of subscribing; adding and removing
-        # are O(1).
-        self.groups: dict[FrameCodec, dict[Outbox, Subscriber]] = {}
-        # Subscribers that wait until they are in a group.
-        self.waiting = 0
-        self.position: str | None = None
-        self.place = -1
-        self.window: Window | None = None
-        # Ends the window.
-        self._timer: asyncio.TimerHandle | None = None
-
-    def open_window(self) -> Window:
-        """The window, for one more subscriber that resumes."""
-        self._stop_timer()
-        if self.window is None:
-            self.window = Window(self.settings, self._close_window_later)
-        self.window.resumes += 1
-        return self.window
-
-    def _close_window_later(self) -> None:
-        """Nobody resumes. On trio the window is closed at once."""
-        if self.window is None or self.window.resumes:
-            return
-        self._stop_timer()
-        loop = running_loop()
-        if loop is None:
-            self.window = None
-        else:
-            self._timer = loop.call_later(_WINDOW_IDLE, self.close_window)
-
-    def close_window(self) -> None:
-        """Keep no messages here any more."""
-        self._stop_timer()
-        self.window = None
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def note(self, entry: Entry) -> None:
-        """A message with a position is delivered."""
-        self.position, self.place = entry.payload.position, entry.place
-        if self.window is not None:
-            self.window.add(entry)
-
-    def forget(self) -> None:
-        """Messages were lost here: the log may be another one."""
-        self.close_window()
-        self.position, self.place = None, -1
-        self.losses += 1
-        self.is_confirmed = self.is_confirmed and not self.settings.history
 
 
 class Hub:
@@ -302,7 +89,7 @@ class Hub:
         self._codecs = codecs
         self.use(backplane or MemoryBackplane())
         self._patterns: list[tuple[re.Pattern[str], TopicSettings]] = []
-        self._topics: dict[str, _Topic] = {}
+        self._topics: dict[str, Topic] = {}
         self._subscribers: dict[str, Subscriber] = {}
         self._published = 0
         self._delivered = 0
@@ -397,7 +184,7 @@ class Hub:
             if entry is None:
                 settings = self.settings(topic)
                 is_confirmed = not (self.backplane.spans_processes or settings.history)
-                entry = self._topics[topic] = _Topic(settings, is_confirmed=is_confirmed)
+                entry = self._topics[topic] = Topic(settings, is_confirmed=is_confirmed)
             is_waiting = is_waiting or not entry.is_confirmed or (topic in positions and entry.settings.history > 0)
             entry.waiting += 1
             subscriber.topics.add(topic)
@@ -473,7 +260,7 @@ class Hub:
             missed.pop(topic).window.leave()
         return missed
 
-    async def _confirm(self, topic: str, entry: _Topic) -> None:
+    async def _confirm(self, topic: str, entry: Topic) -> None:
         """Wait until the backplane delivers ``topic`` to this process."""
         if entry.is_confirmed:
             return
@@ -562,7 +349,7 @@ class Hub:
 
     # What was missed
 
-    async def _find_missed(self, topic: str, entry: _Topic, since: str) -> Missed:
+    async def _find_missed(self, topic: str, entry: Topic, since: str) -> Missed:
         """
         What a subscriber at ``since`` has missed. The window counts it.
 

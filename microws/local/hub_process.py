@@ -115,7 +115,8 @@ class HubProcess:
         self._listener = listener
         self._log = log
         self._supervisor = supervisor
-        self.is_orphan = self._is_ending = False
+        self.is_orphan: bool = False
+        self._is_ending = False
         # When the listener, which waits for a descriptor, is looked at again.
         self._accept_at = inf
         self._selector = selectors.DefaultSelector()

@@ -959,14 +959,14 @@ class ServerState:
         self.is_stopping: bool = not settings.keep_alive
         self.is_draining: bool = False
         self.on_end: Callable[[], None] | None = None
-        self.heads = Deadlines(_HEAD_TIMEOUT, HTTP1.time_out)
-        self.bodies = Deadlines(settings.body_timeout, HTTP1.time_out)
-        self.idle = Deadlines(settings.keep_alive, HTTP1.close_idle)
-        self.rechecks = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
-        self.discards = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
-        self.writes = Deadlines(settings.write_timeout, HTTP1.check_progress)
-        self.flushes = Deadlines(_FLUSH_INTERVAL, HTTP1.close_when_read)
-        self.closings = Deadlines(_CLOSE_TIMEOUT, HTTP1.end_linger)
+        self.heads: Deadlines[HTTP1] = Deadlines(_HEAD_TIMEOUT, HTTP1.time_out)
+        self.bodies: Deadlines[HTTP1] = Deadlines(settings.body_timeout, HTTP1.time_out)
+        self.idle: Deadlines[HTTP1] = Deadlines(settings.keep_alive, HTTP1.close_idle)
+        self.rechecks: Deadlines[HTTP1] = Deadlines(_RECHECK_INTERVAL, HTTP1.close_idle)
+        self.discards: Deadlines[HTTP1] = Deadlines(_DISCARD_TIMEOUT, HTTP1.finish)
+        self.writes: Deadlines[HTTP1] = Deadlines(settings.write_timeout, HTTP1.check_progress)
+        self.flushes: Deadlines[HTTP1] = Deadlines(_FLUSH_INTERVAL, HTTP1.close_when_read)
+        self.closings: Deadlines[HTTP1] = Deadlines(_CLOSE_TIMEOUT, HTTP1.end_linger)
 
     def ended(self, exchange: Exchange, _: asyncio.Task[None] | None = None) -> None:
         """The app has ended."""

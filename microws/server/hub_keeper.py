@@ -45,7 +45,7 @@ class HubKeeper:
 
     def __init__(self, directory: HubDirectory) -> None:
         self.directory = directory
-        self.has_failed = False
+        self.has_failed: bool = False
         self._early_deaths = 0
         self._fork()
 

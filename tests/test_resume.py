@@ -121,6 +121,22 @@ class TestWebSockets:
                 for n in expected:
                     assert json.loads(await ws.receive()) == {"topic": "t", "id": positions[n], "data": n}
 
+    @pytest.mark.parametrize(
+        ("declared", "chosen"),
+        [(["microws.v1"], "microws.v1"), (["microws.v1", "own"], "microws.v1"), (["own", "microws.v1"], "own")],
+    )
+    async def test_a_route_may_name_microws_v1_among_its_subprotocols(self, app, client, declared, chosen):
+        @app.websocket_route("/declared", subscribe="t", subprotocols=declared)
+        async def view(ws):
+            async with ws:
+                await ws.wait_closed()
+
+        async with client.websocket("/declared", subprotocols=["own", "microws.v1"]) as ws:
+            assert ws.subprotocol == chosen
+            await publish(app, [1])
+            first = json.loads(await ws.receive())
+            assert (first["recovered"] is False) if chosen == "microws.v1" else (first == 1)
+
     async def test_the_end_of_the_connection_ends_subscribe(self, app, client):
         app.hub.use(backplane := LateBackplane())
         ended = []

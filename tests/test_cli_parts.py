@@ -611,6 +611,11 @@ def test_a_mistake_is_one_line_and_its_exit_code(capsys, arguments, code, line):
     assert shown.startswith("error: ")
 
 
+def test_an_interrupted_publish_does_not_say_that_the_server_has_the_message(monkeypatch):
+    monkeypatch.setattr("microws.cli.publish.connect_hub", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert main(["publish", "t", "v", "--hub", "local:x"]) == 1
+
+
 def test_a_loop_that_is_not_installed_is_a_usage_error(directory, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "trio", None)
     write(directory, chat=APP)

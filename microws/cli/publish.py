@@ -59,6 +59,8 @@ def publish(flags: Mapping[str, Any]) -> int:
     except (HubUnavailable, PublishTimeout) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 1
     except (FeatureUnavailable, TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
     if receipt.id is not None:

@@ -261,9 +261,12 @@ async def kill_at_lines(path, step):
                     while len(ids) < 6:
                         hub.check()
                         await anyio.sleep(0.001)
-                expected += [f"{name} of {line};" for name in ("first", "fourth", "third")]
-                await one.wait_delivered(len(expected))
-                await other.wait_delivered(len(expected) // 3 * 4)
+                    # It may be killed between the acknowledgement and the other process.
+                    tasks.start_soon(hub.keep)
+                    expected += [f"{name} of {line};" for name in ("first", "fourth", "third")]
+                    await one.wait_delivered(len(expected))
+                    await other.wait_delivered(len(expected) // 3 * 4)
+                    tasks.cancel_scope.cancel()
                 hub.check()
                 is_killed = hub.starts > starts
                 # The two of one key have one position, which the second may not have come to know.

@@ -15,7 +15,7 @@ from hubs import HISTORY_BYTES, LIMIT, hub_process
 
 from microws.local import directory as directory_module
 from microws.local.directory import HubDirectory, HubDirectoryError, socket_path
-from microws.local.wire import HELLO, LENGTH, PROTOCOL, PROTOCOL_OF, Op, frame
+from microws.local.wire import ANSWER, ASK, HELLO, LENGTH, PROTOCOL, PROTOCOL_OF, Op, frame
 from microws.server import hub_keeper
 from microws.server.control import signal_socket
 
@@ -27,6 +27,13 @@ def connect(path):
     sock.settimeout(LIMIT)
     sock.connect(path)
     return sock
+
+
+def receive(sock, size):
+    data = b""
+    while len(data) < size:
+        data += sock.recv(size - len(data))
+    return data
 
 
 def hello(*, serves=True):
@@ -195,3 +202,22 @@ def test_without_its_supervisor_the_process_ends_with_the_last_worker(hub, serve
             worker.close()
         assert program.recv(64) == b""
     assert not Path(hub.path).exists()
+
+
+def test_a_worker_that_does_not_read_is_not_asked_until_it_does(hub):
+    with connect(hub.path) as worker, connect(hub.path) as program:
+        worker.send(hello())
+        program.send(hello(serves=False))
+        assert (len(worker.recv(64)), len(program.recv(64))) == (40, 40)
+
+        def ask():
+            program.sendall(frame(ASK, Op.ASK, 7, 1, tail=bytes(64 << 10)))
+            return ANSWER.unpack(receive(program, ANSWER.size))[3]
+
+        questions = 0
+        while ask():
+            questions += 1
+        # What the socket takes, and 256 KiB.
+        assert 4 < questions < 200
+        receive(worker, questions * (ASK.size + (64 << 10)))
+        assert ask() == 1

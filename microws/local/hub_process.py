@@ -305,7 +305,12 @@ class HubProcess:
 
     def _ask(self, client: _Client, data: bytes) -> None:
         _, _, _, number = ASK.unpack_from(data)
-        asked = [other for other in self._clients.values() if other.serves and other.prefix == client.prefix]
+        # One that does not read, such as a stopped worker, is left out: questions are not in the log.
+        asked = [
+            other
+            for other in self._clients.values()
+            if other.serves and other.prefix == client.prefix and len(other.output) < _MAX_BYTES
+        ]
         for other in asked:
             self._send(other, frame(ASK, Op.ASKED, client.id, number, tail=data[ASK.size :]))
         self._send(client, frame(ANSWER, Op.ANSWER, number, len(asked), client.known))

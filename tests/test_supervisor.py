@@ -469,6 +469,29 @@ time.sleep(0.3)
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "size", "warnings"), [("hub", 1 << 16, 0), ("hub", 1 << 17, 1), ("other", 1 << 16, 1)]
+)
+def test_new_code_with_another_hub_is_logged(run, directory, path, size, warnings):
+    source = f"""
+path, size = ("hub", 1 << 16) if number == 1 else ({path!r}, {size})
+control.send(b'{{"hub": ["%s/%s", %d]}}\\n' % ({str(directory)!r}.encode(), path.encode(), size))
+ready()
+if number == 2:
+    time.sleep(0.2)
+    ask("SIGTERM")
+follow()
+"""
+    code, log = run(source)
+    assert code == 0
+    text = (
+        "warning the new code has another hub= or history_bytes=; until the server is started again, they stay "
+        f"local:{directory}/hub and 65536"
+    )
+    assert log.count(text) == warnings
+    assert not [line for line in log if line.startswith("warning") and line != text]
+
+
 def test_a_hub_process_that_cannot_be_started_ends_the_server(run, monkeypatch, directory):
     def fail():
         raise BlockingIOError(11, "Resource temporarily unavailable")

@@ -126,7 +126,7 @@ class _Worker:
         since: When it was started; as soon as it serves, when it began to.
         last_read: When it last sent something.
         ready: What it has sent when it began to serve.
-        hub_request: Which hub process it needs, if any.
+        hub_request: Which hub process it has just asked for, if any.
         is_stopping: It was told to stop.
         is_aborted: It was told by SIGABRT to log where it is blocked, and to end.
     """
@@ -283,13 +283,27 @@ class _Supervisor:
             # SIGCHLD tells whether the worker itself has ended.
             self._selector.unregister(worker.control)
             return
-        if worker.hub_request is not None and self._keeper is None and not self._stage:
-            self._start_hub(worker.hub_request)
+        if worker.hub_request is not None and not self._stage:
+            self._take_hub_request(worker.hub_request)
+            worker.hub_request = None
         if worker.ready is not None and not was_serving:
             self._failed_starts = 0
             if self._app is not None:
                 _log.info("worker %d serves", worker.process.pid)
             self._app = self._app or worker.ready.app
+
+    def _take_hub_request(self, request: HubRequest) -> None:
+        if self._keeper is None:
+            self._start_hub(request)
+            return
+        directory = self._keeper.directory
+        if (request.path or self._hub, request.history_bytes) != (directory.path, directory.history_bytes):
+            _log.warning(
+                "the new code has another hub= or history_bytes=; "
+                "until the server is started again, they stay local:%s and %d",
+                directory.path,
+                directory.history_bytes,
+            )
 
     def _start_hub(self, request: HubRequest) -> None:
         is_temporary = request.path is None

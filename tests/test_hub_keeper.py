@@ -1,12 +1,12 @@
 """The directory of a hub, and the process that the supervisor keeps there."""
 
 import errno
-import importlib
 import os
 import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,12 +72,13 @@ def test_the_socket_of_a_killed_server_is_replaced(tmp_path):
         assert is_served(hub.path)
 
 
-def test_nothing_is_left_of_a_directory_that_cannot_be_used(tmp_path):
+@pytest.mark.parametrize("is_temporary", [False, True], ids=["with a log", "temporary"])
+def test_no_file_stays_open_and_no_temporary_directory_is_left_if_it_cannot_be_used(tmp_path, is_temporary):
     path = tmp_path / ("x" * 120)
     before = open_files()
     with pytest.raises(HubDirectoryError, match="choose a shorter local:PATH"):
-        HubDirectory(str(path), HISTORY_BYTES, is_temporary=True)
-    assert not path.exists()
+        HubDirectory(str(path), HISTORY_BYTES, is_temporary=is_temporary)
+    assert path.exists() != is_temporary
     assert open_files() == before
 
 
@@ -99,15 +100,15 @@ def test_the_log_survives_its_process_where_the_system_does_not_name_its_run(tmp
         directory.close()
 
 
-def test_windows_imports_the_server(monkeypatch):
-    for name in ("fcntl", "termios"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in ("SIGHUP", "pthread_sigmask"):
-        monkeypatch.delattr(signal, name)
-    monkeypatch.setattr(sys, "platform", "win32")
-    for name in [name for name in sys.modules if name.startswith("microws")]:
-        monkeypatch.delitem(sys.modules, name)
-    importlib.import_module("microws.server.worker")
+def test_windows_imports_the_server():
+    program = """
+import asyncio, signal, sys, anyio
+sys.modules["fcntl"] = sys.modules["termios"] = None
+del signal.SIGHUP, signal.pthread_sigmask
+sys.platform = "win32"
+import microws.server.worker
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=6 * LIMIT)
 
 
 # The process

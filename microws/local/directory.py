@@ -152,10 +152,10 @@ def _is_served(path: str) -> bool:
         probe.setblocking(False)
         try:
             probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
         except BlockingIOError:
             pass  # it does not accept fast enough
+        except OSError:
+            return False
     return True
 
 

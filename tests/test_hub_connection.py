@@ -264,6 +264,15 @@ class TestConnecting:
                 async with connect_hub(f"local:{path}") as hub:
                     await hub.publish("rank:1", {"name": "a"})
 
+    async def test_a_question_of_another_version_ends_no_worker(self, path, app, monkeypatch, caplog):
+        monkeypatch.setattr("microws.local.client._TIMEOUT", 0.3)
+        async with connect_hub(f"local:{path}") as hub:
+            assert await hub._backplane.ask({"disconnect": {"unknown": 1}}) == []
+            assert "a question of another process cannot be answered" in caplog.text
+            assert len(await hub._backplane.ask({"statistics": True})) == 1
+        with anyio.fail_after(5):
+            assert (await app.publish("chat:1", 1)).id is not None
+
     async def test_a_hub_of_another_version_is_an_error(self, tmp_path):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(socket_path(str(tmp_path)))

@@ -346,8 +346,13 @@ class LocalBackplane:
             if (request := self._requests.pop(number, None)) is not None:
                 request.resolve(place, data[ANSWER.size :])
         elif op == Op.ASKED:
-            answer = self._receiver.answer(json.loads(data[ASK.size :]))
-            self._put(frame(ASK, Op.REPLY, *ASK.unpack_from(data)[2:], tail=json.dumps(answer).encode()))
+            try:
+                answer = json.dumps(self._receiver.answer(json.loads(data[ASK.size :])))
+            except Exception:
+                # Of a program with another version. The next question may be one that this process knows.
+                _log.exception("a question of another process cannot be answered")
+                return
+            self._put(frame(ASK, Op.REPLY, *ASK.unpack_from(data)[2:], tail=answer.encode()))
         elif op == Op.REPLY:
             replies = self._replies.get(ASK.unpack_from(data)[3])
             if replies is not None:

@@ -89,6 +89,14 @@ def test_a_directory_that_others_may_enter_is_refused(tmp_path):
         HubDirectory(str(path), HISTORY_BYTES)
 
 
+def test_a_log_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "hub"
+    path.mkdir(mode=0o700)
+    (path / "log").write_bytes(b"microws0".ljust(4096, bytes(1)))
+    with pytest.raises(HubDirectoryError, match="expected a log of this version of microws in"):
+        HubDirectory(str(path), HISTORY_BYTES)
+
+
 def test_the_log_survives_its_process_where_the_system_does_not_name_its_run(tmp_path, monkeypatch):
     numbers = iter(range(1, 10))
     monkeypatch.setattr(directory_module, "boot_of_machine", lambda: next(numbers))

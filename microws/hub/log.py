@@ -25,6 +25,7 @@ __all__ = [
     "HAS_HISTORY",
     "HEAD",
     "KINDS",
+    "MAGIC",
     "MIN_BYTES",
     "START",
     "Entry",
@@ -59,7 +60,8 @@ _TIME: Final = struct.Struct("=56xd")
 
 # The header: words of 8 bytes. A page of 4,096 bytes.
 _WORDS: Final = 512
-_MAGIC: Final = int.from_bytes(b"microws1", "little")
+# At the beginning of the header.
+MAGIC: Final = int.from_bytes(b"microws1", "little")
 _AT_MAGIC, _AT_SIZE, _AT_ID, _AT_BEGIN, _AT_END, _AT_APPLIED, _AT_LAST, _AT_FLOOR, _AT_BOOT, _AT_CLEAN = range(10)
 # Publishers: three words each, the id, the last number, and the place of its record plus 1.
 _AT_PUBLISHERS: Final = 16
@@ -208,7 +210,7 @@ class Log:
         self._memory = memory
         view = memoryview(memory)
         header = self._header = view[: _WORDS * 8].cast("Q")
-        if header[_AT_MAGIC] and header[_AT_MAGIC] != _MAGIC:
+        if header[_AT_MAGIC] and header[_AT_MAGIC] != MAGIC:
             raise ValueError("expected a log of this version of microws, got another file")
         self.size: int = history_bytes
         if header[_AT_SIZE] not in (0, history_bytes):
@@ -221,7 +223,7 @@ class Log:
         at += slots * 8
         self._ring = view[at : at + history_bytes]
         self._ring_at = at
-        if header[_AT_MAGIC] != _MAGIC or (not header[_AT_CLEAN] and header[_AT_BOOT] != boot):
+        if header[_AT_MAGIC] != MAGIC or (not header[_AT_CLEAN] and header[_AT_BOOT] != boot):
             self._discard()
         header[_AT_BOOT] = boot
         header[_AT_CLEAN] = 0
@@ -474,7 +476,7 @@ class Log:
         header.cast("B")[:] = bytes(header.nbytes)
         header[_AT_SIZE] = self.size
         header[_AT_ID] = int.from_bytes(urandom(5), "little") | 1
-        header[_AT_MAGIC] = _MAGIC
+        header[_AT_MAGIC] = MAGIC
 
     def _make_room(self, length: int) -> None:
         """Let ``length`` bytes behind the end be free, in one piece: begin after the records that are there."""

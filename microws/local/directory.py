@@ -10,7 +10,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Final, final
 
-from microws.hub.log import Log
+from microws.hub.log import MAGIC, Log
 
 if sys.platform != "win32":
     import fcntl
@@ -59,7 +59,7 @@ class HubDirectory:
 
     Raises:
         HubDirectoryError: The directory belongs to another user, or another process has it; or its log has another
-            size.
+            size, or is one of another version.
     """
 
     def __init__(self, path: str, history_bytes: int, *, is_temporary: bool = False) -> None:
@@ -119,6 +119,12 @@ class HubDirectory:
         except BlockingIOError:
             os.close(number)
             raise HubDirectoryError(_OTHER_HAS_IT.format(directory)) from None
+        if int.from_bytes(os.pread(number, 8, 0), sys.byteorder) not in (0, MAGIC):
+            os.close(number)
+            raise HubDirectoryError(
+                f"expected a log of this version of microws in {directory}, got another file: remove the file {_LOG!r} "
+                "with the history in it"
+            )
         if os.fstat(number).st_size not in (0, Log.block_size(self.history_bytes)):
             os.close(number)
             raise HubDirectoryError(

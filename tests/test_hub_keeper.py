@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hubs import HISTORY_BYTES, LIMIT, hub_process
 
 from microws.local import directory as directory_module
 from microws.local.directory import HubDirectory, HubDirectoryError, socket_path
-from microws.local.wire import ANSWER, ASK, HELLO, LENGTH, PROTOCOL, PROTOCOL_OF, Op, frame
+from microws.local.wire import ANSWER, ASK, HELLO, LENGTH, PROTOCOL, PROTOCOL_OF, PUBLISH, Op, frame
 from microws.server import hub_keeper
 from microws.server.control import signal_socket
 
@@ -133,6 +134,32 @@ def test_a_client_of_another_version_is_told_whatever_else_it_sends(hub):
         sock.send(struct.pack("=IHH", 8, Op.HELLO, PROTOCOL + 1))
         assert PROTOCOL_OF.unpack_from(sock.recv(64))[0] == PROTOCOL
         assert sock.recv(64) == b""
+    hub.check()
+    assert hub.starts == 1
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        struct.pack("=IH", 2, Op.BEGIN),
+        frame(LENGTH, Op.HELLO),
+        frame(LENGTH, Op.READ),
+        frame(LENGTH, Op.ASK),
+        frame(LENGTH, Op.PUBLISH),
+        PUBLISH.pack(PUBLISH.size, Op.PUBLISH, 0, 3, 60_000, 60_000, 1),
+        frame(PUBLISH, Op.PUBLISH, 0, 1, 0, 0, 1, tail=bytes(HISTORY_BYTES // 4)),
+    ],
+)
+def test_a_client_that_sends_nonsense_is_dropped_alone(hub, nonsense):
+    with connect(hub.path) as other, connect(hub.path) as client:
+        other.send(hello())
+        client.send(hello())
+        assert (len(other.recv(64)), len(client.recv(64))) == (40, 40)
+        client.sendall(nonsense)
+        with suppress(ConnectionResetError):
+            assert client.recv(64) == b""
+        other.send(frame(LENGTH, Op.BEGIN))
+        assert len(other.recv(64)) == 40
     hub.check()
     assert hub.starts == 1
 

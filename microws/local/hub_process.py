@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from typing import Final, final
@@ -158,7 +159,7 @@ class HubProcess:
             if events & selectors.EVENT_WRITE:
                 writable.append(client)
             if events & selectors.EVENT_READ:
-                self._read(client)
+                self._call(self._read, client)
         # Before anything is told: what was told is in the log.
         self._log.commit()
         self._all_topics = set(self._batch_topics)
@@ -167,7 +168,7 @@ class HubProcess:
             self._flush(client)
         for client in list(self._clients.values()):
             if not client.output and client.place is not None:
-                self._serve(client, client.place)
+                self._call(self._serve, client, client.place)
         self._batch.clear()
         self._batch_topics.clear()
         self._whole_batch = b""
@@ -179,6 +180,13 @@ class HubProcess:
     @property
     def _serves_workers(self) -> bool:
         return any(client.serves for client in self._clients.values())
+
+    def _call(self, function: Callable[..., None], client: _Client, *args: int) -> None:
+        """Call ``function``. A client that has sent what is not of this protocol is dropped, and the others go on."""
+        try:
+            function(client, *args)
+        except (struct.error, ValueError):
+            self._drop(client)
 
     # What comes in
 

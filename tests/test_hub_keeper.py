@@ -147,6 +147,7 @@ def test_a_client_of_another_version_is_told_whatever_else_it_sends(hub):
         frame(LENGTH, Op.ASK),
         frame(LENGTH, Op.PUBLISH),
         PUBLISH.pack(PUBLISH.size, Op.PUBLISH, 0, 3, 60_000, 60_000, 1),
+        frame(PUBLISH, Op.PUBLISH, 99, 0, 0, 0, 1),
         frame(PUBLISH, Op.PUBLISH, 0, 1, 0, 0, 1, tail=bytes(HISTORY_BYTES // 4)),
     ],
 )

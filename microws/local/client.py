@@ -61,6 +61,9 @@ _LINGER: Final = 5.0
 _RETRY: Final = 0.02
 _FIRST_CONNECT: Final = 10.0
 
+# Of the head of a record.
+_PLACE: Final = struct.Struct("=16xQ")
+
 _log = logging.getLogger("microws.hub")
 
 
@@ -295,7 +298,12 @@ class LocalBackplane:
             if size - at < length:
                 break
             if op < _HELLO:
-                self._deliver(data, at)
+                try:
+                    self._deliver(data, at)
+                except Exception:
+                    # Of an app of another version. The next messages are none the worse.
+                    _log.exception("a message of another process cannot be delivered here")
+                self._place = _PLACE.unpack_from(data, at)[0] + length
                 if receiver.is_busy:
                     await receiver.relax()
             else:
@@ -308,7 +316,7 @@ class LocalBackplane:
 
     def _deliver(self, data: bytes, at: int) -> None:
         (
-            length, kind, topic_size, key_size, conflation_size, size, place, publisher, number, offset, _, written
+            _, kind, topic_size, key_size, conflation_size, size, place, publisher, number, offset, _, written
         ) = HEAD.unpack_from(data, at)  # fmt: skip
         pending = self._awaited.get(number) if publisher == self._id else None
         start = at + HEAD.size
@@ -329,7 +337,6 @@ class LocalBackplane:
         self._receiver.deliver(payload, None if pending is None else pending.skip, entry)
         if pending is not None and kind & HAS_HISTORY:
             pending.resolve(place, position_of(offset, place, publisher, number).encode())
-        self._place = place + length
 
     def _follow(self, op: int, data: bytes) -> None:
         """Follow a frame that is not a message."""

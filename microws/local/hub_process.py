@@ -16,7 +16,7 @@ from contextlib import suppress
 from math import inf
 from typing import Final, final
 
-from microws.hub.log import HAS_HISTORY, START, Log
+from microws.hub.log import HAS_HISTORY, KINDS, START, Log
 from microws.interfaces import Payload
 from microws.local.wire import (
     ACK,
@@ -200,6 +200,9 @@ class HubProcess:
             self._selector.unregister(self._listener)
             self._accept_at = time.monotonic() + _ACCEPT_PAUSE
             return
+        if not _is_same_user(sock):
+            sock.close()
+            return
         sock.setblocking(False)
         client = self._clients[sock.fileno()] = _Client(sock)
         self._selector.register(sock, selectors.EVENT_READ, client)
@@ -250,8 +253,10 @@ class HubProcess:
             if size - at < length:
                 break
             if op == _PUBLISH:
-                self._publish(client, data, at)
-            elif not self._follow(client, op, data[at : at + length]):
+                is_valid = self._publish(client, data, at)
+            else:
+                is_valid = self._follow(client, op, data[at : at + length])
+            if not is_valid:
                 self._drop(client)
                 return
             at += length
@@ -259,10 +264,12 @@ class HubProcess:
         client.input = [data[at:]] if rest else []
         client.missing = (length if rest >= least else least) - rest
 
-    def _publish(self, client: _Client, data: bytes, at: int) -> None:
+    def _publish(self, client: _Client, data: bytes, at: int) -> bool:
         length, _, kind, topic_size, key_size, conflation_size, number = PUBLISH.unpack_from(data, at)
         if number <= client.number:
-            return  # sent again after a cut
+            return True  # sent again after a cut
+        if kind & ~HAS_HISTORY >= len(KINDS):
+            return False
         client.number = number
         body = data[at + PUBLISH.size : at + length]
         topic = body[:topic_size]
@@ -272,6 +279,7 @@ class HubProcess:
             self._batch_topics.append(topic)
         if kind & HAS_HISTORY:
             client.stored.append((number, place, topic if record else None))
+        return True
 
     def _follow(self, client: _Client, op: int, data: bytes) -> bool:
         """Do what a frame other than ``PUBLISH`` asks for. ``False``: the client speaks another protocol."""
@@ -436,3 +444,11 @@ class HubProcess:
         self._selector.unregister(client.sock)
         del self._clients[client.sock.fileno()]
         client.sock.close()
+
+
+def _is_same_user(sock: socket.socket) -> bool:
+    """Whether the client runs as this user, or as root. The modes of the directory and the socket ask for the same."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid in (0, os.getuid())

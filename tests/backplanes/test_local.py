@@ -112,6 +112,23 @@ async def test_a_topic_is_delivered_to_processes_that_subscribe(hub):
         assert other.texts == ["end"]
 
 
+async def test_a_message_that_cannot_be_delivered_stops_no_others(hub, caplog, monkeypatch):
+    async with connected(hub, ("t",), ()) as (one, other):
+        deliver = one.deliver
+
+        def fail_once(payload, skip=None, entry=None):
+            if payload.data == b"1":
+                raise KeyError("of another version")
+            return deliver(payload, skip, entry)
+
+        monkeypatch.setattr(one, "deliver", fail_once)
+        for n in range(3):
+            await publish(other, n)
+        await one.wait_delivered(2)
+        assert one.texts == ["0", "2"]
+    assert "a message of another process cannot be delivered here" in caplog.text
+
+
 async def test_a_topic_that_was_left_is_given_up_after_a_while(hub, monkeypatch):
     assert client._LINGER == 5
     monkeypatch.setattr(client, "_LINGER", 0.1)

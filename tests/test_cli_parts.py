@@ -612,7 +612,10 @@ def test_a_mistake_is_one_line_and_its_exit_code(capsys, arguments, code, line):
 
 
 def test_an_interrupted_publish_does_not_say_that_the_server_has_the_message(monkeypatch):
-    monkeypatch.setattr("microws.cli.publish.connect_hub", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt  # not the signal, which a job in the background ignores
+
+    monkeypatch.setattr("microws.cli.publish.connect_hub", interrupted)
     assert main(["publish", "t", "v", "--hub", "local:x"]) == 1
 
 

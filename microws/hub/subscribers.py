@@ -16,7 +16,7 @@ from microws.hub.published import Published, TopicSettings
 
 __all__ = ["Announce", "Subscriber", "Topic"]
 
-# Seconds for which a window is kept when nobody resumes: clients that lost a server come back one after the other.
+# Seconds for which a window is kept after the last resume: clients that lost a server come back one after the other.
 _WINDOW_IDLE = 5.0
 
 

@@ -249,7 +249,7 @@ async def kill_at_lines(path, step):
     """
     The hub process is killed at every n-th line from a publish on, again and again, until it gets to the end.
 
-    Each message arrives once, in one order; each publisher is told of it; nobody is told of a loss.
+    Each message arrives once, in one order; each publisher is told of it; no client is told of a loss.
     """
     armed = step
 
@@ -312,7 +312,7 @@ async def test_a_kill_between_commit_and_forward_loses_and_doubles_nothing(tmp_p
 
 @pytest.mark.parametrize("is_tail", [False, True], ids=["another run of the machine", "an older copy"])
 async def test_everybody_is_told_of_a_lost_log(tmp_path, monkeypatch, is_tail):
-    """The machine ended meanwhile; or somebody took a copy of the file, whose places are used again."""
+    """The machine ended meanwhile; or a copy of the file was put back, whose places are used again."""
     with hub_process(tmp_path / "hub") as hub:
         async with connected(hub, ("t",), ("t",)) as processes:
             kept = (await publish(processes[0], "kept")).id

@@ -71,7 +71,7 @@ class Member:
 
     async def wait(self):
         with anyio.fail_after(6 * LIMIT):
-            while self.process.poll() is None:  # noqa: ASYNC110 - a process tells nobody of its end
+            while self.process.poll() is None:  # noqa: ASYNC110 - a process does not signal its end
                 await anyio.sleep(0.02)
         return self.process.returncode
 

@@ -52,7 +52,7 @@ def whole(whole, part):
 
 @pytest.mark.parametrize("is_saturated", [False, True], ids=["steady", "saturated"])
 async def test_hub_is_killed_under_load(tmp_path, report, is_saturated):
-    """No message is lost, doubled or out of order, and nobody is told."""
+    """No message is lost, doubled or out of order, and no client is told of a loss."""
     if is_saturated and not WHOLE:
         pytest.skip("make chaos runs it")
     rng = random.Random(SEED)

@@ -199,7 +199,7 @@ class ForeignName:
         self._advice = advice
 
     def __get__(self, instance: object, owner: type[Any]) -> NoReturn:
-        # With a name but no object, Python appends no "Did you mean: 'after_serving'?", which is no better.
+        # Python gets the name, but not the object: so it appends no "Did you mean: 'after_serving'?" to the advice.
         raise AttributeError(f"{owner.__name__} has no {self._name!r}: {self._advice}", name=self._name)
 
 

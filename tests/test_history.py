@@ -870,7 +870,7 @@ class Search:
         assert_empty(self.hub)
 
     async def publish(self, topic, count):
-        # Without the gate: in the order of the log, whoever waits.
+        # Without the gate: the messages arrive in the order of the log, even if subscribers wait.
         for _ in range(count):
             payload = Codecs().payload(self.published[topic], topic)
             self.published[topic] += 1

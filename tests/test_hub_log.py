@@ -84,7 +84,7 @@ class Sent(NamedTuple):
 
 
 class Handed(NamedTuple):
-    """A position that somebody has: it names what is before the ``index``-th message of all."""
+    """A position that a client has: it names what is before the ``index``-th message of all."""
 
     position: str
     topic: str

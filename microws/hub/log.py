@@ -86,7 +86,7 @@ def position_of(offset: int, place: int, publisher: int, number: int) -> str:
 
 
 def place_of(position: str) -> int:
-    """The place that a position names, whether or not the log has it; -1 if it is no position."""
+    """The place that a position names, whether or not the log has it; -1 if the position is malformed."""
     matched = _POSITION.fullmatch(position)
     return -1 if matched is None else int(matched.group(2), 16)
 

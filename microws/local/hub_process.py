@@ -2,8 +2,8 @@
 The hub process: writes what clients publish into the log, then tells those that subscribe to it.
 
 It has one thread and one place that waits. A client that does not read costs nothing but its place in the log: when it
-reads again, the log has what it missed. Only what is committed is told. So the process may be killed at any point; the
-next one goes on with the same log.
+reads again, the log has what it missed. The process sends only messages that it has committed. So it may be killed at
+any point, and the next process goes on with the same log.
 """
 
 import os

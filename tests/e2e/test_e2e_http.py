@@ -78,7 +78,7 @@ async def test_a_body_that_is_too_long_by_its_own_word_is_413_before_it_comes(cl
 
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_a_chunked_body_that_no_view_reads_leaves_nothing_behind(client, at_once):
-    """What Hypercorn's queue of 10 would else hold for ever; ``client`` looks at what is left."""
+    """Hypercorn's queue of 10 events would block otherwise; the fixture ``client`` checks what is left."""
     chunks = [b"1\r\nx\r\n"] * 80
     async with tcp(client.server) as stream:
         if at_once:

@@ -590,6 +590,24 @@ def say(page, text, *, label="Message", button="Send"):
     page.get_by_role("button", name=button, exact=True).click()
 
 
+def record_texts(locator):
+    """A function that waits until the element has had a text since now: a state that ends by itself may be short."""
+    element = locator.element_handle()
+    element.evaluate(
+        """element => {
+            element.texts = [];
+            const observer = new MutationObserver(() => element.texts.push(element.textContent));
+            observer.observe(element, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+
+    def await_text(text):
+        condition = "([element, text]) => element.texts.some(each => each.includes(text))"
+        locator.page.wait_for_function(condition, arg=[element, text])
+
+    return await_text
+
+
 def connected(page):
     expect(page.get_by_role("status").first).to_contain_text("Connected")
     return page
@@ -713,10 +731,10 @@ class TestPages:
                     expect(status).to_have_text("Connected")
             self.send_notification(tabs[0], HOSTILE)
             self.expect_notifications(tabs, [HOSTILE])
+            seen = [record_texts(status) for page in tabs for status in page.get_by_role("status").all()]
             server.signal(signal.SIGHUP)
-            for page in tabs:
-                for status in page.get_by_role("status").all():
-                    expect(status).to_contain_text("Disconnected")
+            for await_text in seen:
+                await_text("Disconnected")
             self.send_notification(tabs[1], "while away")
             self.expect_notifications(tabs, ["while away", HOSTILE])
             tabs[0].get_by_role("button", name="Log out everywhere").click()
@@ -742,6 +760,7 @@ class TestPages:
         with running(command) as server:
             page = connected(open_tab(server.url))
             expect(page.locator("#ticks")).not_to_have_text("0")
+            await_text = record_texts(page.get_by_role("status"))
             if fault == "cut":
                 page.get_by_role("button").click()
             elif fault == "deploy":
@@ -750,7 +769,7 @@ class TestPages:
                 for number, worker in enumerate(self.workers_of(server), 2):
                     os.kill(worker, signal.SIGKILL)
                     server.wait_for_line(r" worker \d+ serves", times=number)
-            expect(page.get_by_role("status")).to_contain_text("Disconnected")
+            await_text("Disconnected")
             expect(page.locator("#missed")).not_to_have_text("0")
             expect(page.get_by_role("status")).to_have_text("Connected")
             assert page.locator("#gaps").text_content() == "0"

@@ -37,6 +37,7 @@ REVIEWS = {
         "0.0.31",
         "CVE-2026-24486, -40347, -42561, -53537, -53538, -53539, -53540: CPU time, files outside the directory",
     ),
+    "redis": Review("4.5.4", "CVE-2023-28858, CVE-2023-28859: answers of another command"),
     "trio": Review(),
     "uvloop": Review("0.20.0", "CVE-2024-24806, in libuv"),
     "websockets": Review("9.1", "CVE-2018-1000518, CVE-2021-33880"),

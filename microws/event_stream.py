@@ -40,7 +40,7 @@ from microws.interfaces import Event, Frame, Payload, Receive, Scope, Send, Sink
 from microws.streams import Source, StreamingResponse, body_part, send_until_disconnect
 from microws.subscription import TopicQueue
 
-__all__ = ["GAP", "KEEPALIVE", "EventName", "EventStream", "ServerSentEvent", "Stream", "event_codec"]
+__all__ = ["KEEPALIVE", "EventName", "EventStream", "ServerSentEvent", "Stream", "event_codec"]
 
 EventName: TypeAlias = str | Callable[[str], str | None] | None
 
@@ -49,11 +49,9 @@ _END_OF_LINE = re.compile(r"\r\n|\r|\n")
 _END_OF_ENCODED_LINE = re.compile(rb"\r\n|\r|\n")
 _UNSAFE_IN_FIELD = re.compile(r"[\x00\r\n]")
 
-# Comments, which clients ignore. The first one tells the client that the stream is open; the last one stands where an
-# overflow policy dropped messages.
+# Comments, which clients ignore. The first one tells the client that the stream is open.
 _OPENING = b":\n"
 KEEPALIVE = b": keepalive\n\n"
-GAP = b": gap\n\n"
 
 # A position that no log knows.
 _UNKNOWN: Final = "?"
@@ -166,9 +164,8 @@ def _as_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-# Two forms each, as they are and as a chunk: index them with ``is_chunked``.
+# As it is and as a chunk: index it with ``is_chunked``.
 _KEEPALIVES: Final = (KEEPALIVE, _as_chunk(KEEPALIVE))
-_GAPS: Final = (Frame(GAP, is_encoded=True), Frame(_as_chunk(GAP), is_encoded=True))
 
 
 def _announcement(
@@ -197,11 +194,8 @@ def _gap_event(topic: str, token: str | None = None) -> bytes:
 
 
 def _gap_marker(topic: str, settings: TopicSettings, *, is_chunked: bool) -> Published:
-    """An event on a topic with history, whose clients rely on getting all; otherwise a comment."""
-    frame = _GAPS[is_chunked]
-    if settings.history:
-        event = _gap_event(topic)
-        frame = Frame(_as_chunk(event) if is_chunked else event, is_encoded=True)
+    event = _gap_event(topic)
+    frame = Frame(_as_chunk(event) if is_chunked else event, is_encoded=True)
     return Published(frame, topic, settings, is_gap=True)
 
 
@@ -363,8 +357,7 @@ class EventStream(StreamingResponse):
 
     With ``app.stream(…)`` as source, a published message is encoded once for all clients, and each client has a queue
     with the limits and the policy of ``app.topic``. The response ends where the client would miss a message. If the
-    policy drops messages, a comment, ``: gap``, tells the client before the next one; of a topic with history, an event
-    of the type ``gap``.
+    policy drops messages, an event of the type ``gap`` tells the client before the next one.
 
     Args:
         source: What ``app.stream`` returns; an async iterable of ``ServerSentEvent``, or of what its ``data`` takes; or

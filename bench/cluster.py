@@ -20,6 +20,7 @@ from typing import NamedTuple
 import uvloop
 from sampling import Watch, wait_calm
 
+from microws.hub import TopicSettings
 from microws.hub.backplane import HISTORY_BYTES
 from microws.interfaces import Payload
 from microws.local.client import LocalBackplane
@@ -55,7 +56,7 @@ class Counter:
     def __init__(self, awaited, *, has_history):
         self.count = 0
         self.awaited = awaited
-        self.has_history = lambda topic: has_history
+        self.settings = lambda topic: TopicSettings(history=int(has_history))
         self.arrived = asyncio.Event()
 
     def deliver(self, payload, skip=None, entry=None):

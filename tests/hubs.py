@@ -9,6 +9,7 @@ from itertools import count
 
 import anyio
 
+from microws.hub import TopicSettings
 from microws.local.directory import HubDirectory, socket_path
 from microws.server import hub_keeper
 from microws.server.hub_keeper import HubKeeper
@@ -161,8 +162,8 @@ class Process:
         self._change()
         return self.subscribers
 
-    def has_history(self, topic):
-        return self.keeps
+    def settings(self, topic):
+        return TopicSettings(history=1_000 if self.keeps else 0)
 
     def reach(self, topic, skip):
         return self.subscribers

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import anyio
 
 from microws.hub.log import Entry, Log, LogUsage, Replay
+from microws.hub.published import TopicSettings
 from microws.interfaces import Payload, Receipt
 
 __all__ = ["HISTORY_BYTES", "Backplane", "MemoryBackplane", "Place", "Receiver"]
@@ -32,8 +33,8 @@ class Receiver(Protocol):
         """Deliver a message to the subscribers of this process, without the one whose id is ``skip``."""
         ...
 
-    def has_history(self, topic: str) -> bool:
-        """Whether ``deliver`` takes an ``entry`` of ``topic``."""
+    def settings(self, topic: str) -> TopicSettings:
+        """How ``topic`` is kept. With history, ``deliver`` takes an ``entry`` of it."""
         ...
 
     def reach(self, topic: str, skip: str | None) -> int:

@@ -534,10 +534,6 @@ class Hub:
         """
         return self.loop.publish_from_thread(self.publish, topic, value)
 
-    def has_history(self, topic: str) -> bool:
-        """Whether ``topic`` has history."""
-        return self.settings(topic).history > 0
-
     def reach(self, topic: str, skip: str | None) -> int:
         """The number of subscribers that ``topic`` has in this process now, without ``skip``."""
         entry = self._topics.get(topic)

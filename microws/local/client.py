@@ -326,7 +326,7 @@ class LocalBackplane:
             if len(self._names) > len(self._topics) + 1024:
                 self._names.clear()
             topic = encoded[len(self._prefix) :].decode()
-            known = self._names[encoded] = topic, self._receiver.has_history(topic)
+            known = self._names[encoded] = topic, self._receiver.settings(topic).history > 0
         # As this process has it: the publisher may be of another version of the app.
         topic, has_history = known
         start += topic_size + key_size

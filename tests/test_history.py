@@ -598,6 +598,8 @@ class TestWaiting:
                     late.backplane.let()
             if call.result is not None:
                 assert not call.result.recovered
+            if end in ("leave", "refuse"):
+                assert call.result == Subscribed(False, None, ())
             assert reader.outbox.refill is reader.subscriber.resume is reader.subscriber.subscribing is None
             assert not reader.outbox
             assert_empty(late)
@@ -696,6 +698,27 @@ class TestLosses:
         await late.publish("t", 9)
         assert reader.values() == [9]
 
+    async def test_what_was_found_before_a_loss_is_found_again_after_it(self, late):
+        """Although the topic is delivered here again by then, because another one subscribed."""
+        since = {topic: (await late.publish_all(range(3), topic))[0] for topic in "tu"}
+        read, gate = late.backplane.read, anyio.Event()
+
+        async def read_late(topic, *arguments, **options):
+            if topic == "u":
+                await gate.wait()
+            return await read(topic, *arguments, **options)
+
+        late.backplane.read = read_late
+        reader = Reader(late)
+        async with calling(reader.subscribe, "t", "u", since=since) as call:
+            late.lose(["t"])
+            await Reader(late).subscribe("t")
+            await late.publish("t", 3)
+            gate.set()
+        assert call.result.recovered
+        await late.publish("t", 4)
+        assert reader.values("t") == [1, 2, 3, 4]
+
     async def test_after_a_loss_all_are_told_and_positions_are_known_again(self, late):
         [since, *_] = await late.publish_all(range(5))
         marked, plain, resuming = Reader(late, marks=True), Reader(late), Reader(late, marks=True)
@@ -712,11 +735,14 @@ class TestLosses:
 
     async def test_a_backplane_that_delivers_again_after_a_cut_brings_nothing_twice(self, late):
         await late.publish_all(range(3))
-        reader = Reader(late)
-        await reader.subscribe("t", since="start")
+        live, resuming = Reader(late), Reader(late)
+        for reader in (live, resuming):
+            await reader.subscribe("t", since="start")
+        assert live.values() == [0, 1, 2]
+        await late.publish("t", 3)
         for entry in (await late.backplane.read("t", "start", history=9, ttl=None, by_key=False)).entries:
             late.deliver(entry.payload, None, entry)
-        assert reader.values() == [0, 1, 2]
+        assert live.values() == resuming.values() == [0, 1, 2, 3]
 
 
 class TestLatest:
@@ -763,6 +789,32 @@ class TestLatest:
 
 
 class TestMemory:
+    @pytest.mark.parametrize("end", ["cancel", "leave", "unsubscribe"])
+    async def test_a_window_ends_after_one_that_went_while_it_waited(self, late, monkeypatch, end):
+        monkeypatch.setattr(microws.hub.subscribers, "_WINDOW_IDLE", 0.01)
+        since = {topic: (await late.publish_all(range(3), topic))[0] for topic in "tu"}
+        live, reader = Reader(late), Reader(late)
+        await live.subscribe("t")
+        late.backplane.hold()
+        async with calling(reader.subscribe, "t", "u", since=since) as call:
+            gate, late.backplane.gate = late.backplane.gate, anyio.Event()
+            gate.set()
+            await anyio.wait_all_tasks_blocked()
+            assert late._topics["t"].window is not None
+            if end == "cancel":
+                call.scope.cancel()
+            elif end == "leave":
+                late.leave(reader.subscriber)
+            else:
+                late.unsubscribe(reader.subscriber, "t")
+            await anyio.wait_all_tasks_blocked()
+            late.backplane.let()
+        with anyio.fail_after(5):
+            while late._topics["t"].window is not None:
+                await anyio.lowlevel.checkpoint()
+        await late.publish("t", 3)
+        assert (live.values(), reader.values()) == ([3], [])
+
     async def test_a_window_ends_when_nobody_resumes(self, hub, monkeypatch):
         monkeypatch.setattr(microws.hub.subscribers, "_WINDOW_IDLE", 0.01)
         hub.configure("t", history=10)

@@ -243,21 +243,17 @@ class Hub:
                 for topic in filter(is_waiting_for, unready):
                     entry = self._topics[topic]
                     await self._confirm(topic, entry)
-                    if topic in missed:
-                        missed.pop(topic).window.leave()
                     if topic in positions and entry.settings.history:
                         missed[topic] = await self._find_missed(topic, entry, positions[topic])
         except BaseException:
             for topic in topics:
                 self._remove(subscriber, topic)
-            for found in missed.values():
-                found.window.leave()
             raise
         finally:
             subscriber.subscribing = None
             done.set()
-        for topic in [topic for topic in missed if not is_waiting_for(topic)]:
-            missed.pop(topic).window.leave()
+            for topic in [topic for topic in missed if not is_waiting_for(topic)]:
+                missed.pop(topic).window.leave()
         return missed
 
     async def _confirm(self, topic: str, entry: Topic) -> None:

@@ -13,6 +13,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import microws.subscription
 import microws.testing
 from microws.requests import BaseRequest
 
-__all__ = ["BENCH_OPTIONS", "CLASSES", "OPTIONS", "PUBLISH_OPTIONS", "generate", "main"]
+__all__ = ["CLASSES", "OPTIONS", "generate", "main"]
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -108,12 +109,7 @@ def main() -> None:
 
 def generate(page: str) -> str:
     """Return ``page`` with new generated parts."""
-    parts = {
-        "python": _classes,
-        "options": _options,
-        "publish options": _publish_options,
-        "bench options": _bench_options,
-    }
+    parts = {"python": _classes, **{_name_of(command): partial(_table, command) for command in OPTIONS}}
     for name, part in parts.items():
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = page.partition(begin)
@@ -269,20 +265,12 @@ def _code(text: str) -> str:
     return f'```python title="Example"\n{text}\n```'
 
 
-def _options() -> str:
-    return _table(OPTIONS)
+def _name_of(command: str) -> str:
+    return "options" if command == "run" else f"{command} options"
 
 
-def _publish_options() -> str:
-    return _table(PUBLISH_OPTIONS)
-
-
-def _bench_options() -> str:
-    return _table(BENCH_OPTIONS)
-
-
-def _table(options: list[str]) -> str:
-    return "\n".join(["| option | |", "|---|---|", *options]) + "\n"
+def _table(command: str) -> str:
+    return "\n".join(["| option | |", "|---|---|", *OPTIONS[command]]) + "\n"
 
 
 def _read_options(command: str) -> Iterator[str]:
@@ -293,9 +281,7 @@ def _read_options(command: str) -> Iterator[str]:
             yield f"| {names}{value} | {action.help} |"
 
 
-OPTIONS = list(_read_options("run"))
-PUBLISH_OPTIONS = list(_read_options("publish"))
-BENCH_OPTIONS = list(_read_options("bench"))
+OPTIONS = {command: list(_read_options(command)) for command in ("run", "routes", "publish", "bench")}
 
 if __name__ == "__main__":
     main()

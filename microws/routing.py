@@ -23,6 +23,7 @@ __all__ = [
     "Match",
     "Miss",
     "Mounted",
+    "Parameter",
     "Pattern",
     "Route",
     "Router",
@@ -138,6 +139,10 @@ class Converter(NamedTuple):
     parse: Callable[[str], Any]
     format: Callable[[Any], str]
     type: type[Any] | None
+
+    def accepts(self, segment: str) -> bool:
+        """Whether ``segment`` has a value; an empty one only as the rest of a path."""
+        return self is _PATH or self.read(segment) is not _REFUSED
 
     def read(self, segment: str) -> Any:
         """The value of ``segment``, or ``_REFUSED``, as for every empty segment."""
@@ -351,7 +356,7 @@ def _format_value(parameter: Parameter, value: Any) -> str:
         shown = repr(value)[:80]
     except ValueError:  # an int with more digits than CPython prints
         shown = f"this {type(value).__name__}"
-    if value is None or (converter is not _PATH and converter.read(text) is _REFUSED):
+    if value is None or not converter.accepts(text):
         raise RoutingError(f"{name!r} cannot be {shown}: converter {converter.name!r} would not accept it back")
     for segment in text.split("/") if converter is _PATH else [text]:
         if problem := _unreachable(segment):

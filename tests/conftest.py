@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 import certifi
@@ -37,6 +38,23 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 )
 def anyio_backend(request):
     return request.param
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """An empty current directory; whatever is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name in list(os.environ):
+        if name.startswith(("MICROWS_", "PORT", "WEB_CONCURRENCY")):
+            monkeypatch.delenv(name)
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,8 @@
 """``microws run`` in this process: sources of options, environment files, finding the app, exit codes."""
 
-import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,23 +14,6 @@ from microws.cli.discovery import LoadError, find_app
 from microws.cli.options import parse_env_file, read_env_file, resolve, run_parser, unknown_variables
 from microws.cli.usage import UsageError
 from microws.server.settings import SETTINGS
-
-
-@pytest.fixture
-def directory(tmp_path, monkeypatch):
-    """An empty current directory; whatever is imported from it is forgotten afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    for name in list(os.environ):
-        if name.startswith(("MICROWS_", "PORT", "WEB_CONCURRENCY")):
-            monkeypatch.delenv(name)
-    known = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - known:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is None or Path(file).is_relative_to(tmp_path):
-            del sys.modules[name]
 
 
 def write(directory, **files):

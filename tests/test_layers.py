@@ -33,6 +33,7 @@ DEFERRED = {
     "cli -> cli.bench",
     "cli -> cli.options",
     "cli -> cli.publish",
+    "cli -> cli.routes",
     "cli -> cli.run",
     "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs

@@ -11,6 +11,7 @@ __all__ = ["command_parser", "main"]
 
 _COMMANDS = {
     "run": "serve an app",
+    "routes": "list the routes of an app, or say which one answers a request",
     "publish": "publish a message to the clients of a running server",
     "bench": "measure how much a WebSocket server can do",
 }
@@ -47,6 +48,10 @@ def command_parser(command: str | None) -> Parser:
         from microws.cli.options import run_parser
 
         return run_parser()
+    if command == "routes":
+        from microws.cli.routes import routes_parser
+
+        return routes_parser()
     if command == "publish":
         from microws.cli.publish import publish_parser
 
@@ -87,6 +92,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stderr.write(parser.format_help())
         return _USAGE
     flags = _parse(command, options)
+    if command == "routes":
+        from microws.cli.routes import routes
+
+        return routes(flags)
     if command == "publish":
         from microws.cli.publish import publish
 

@@ -35,6 +35,10 @@ class LoadError(Exception):
         super().__init__(message)
         self.traceback = traceback
 
+    def naming(self, command: str) -> str:
+        """The text for another command than ``run``: its hints are lines of that one."""
+        return str(self).replace("microws run ", f"microws {command} ")
+
 
 def find_app(name: str | None, *, factory: bool, app_dir: Path) -> tuple[str, Any]:
     """

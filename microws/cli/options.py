@@ -12,7 +12,7 @@ from microws.cli.usage import Parser, UsageError
 from microws.hints import option_hint
 from microws.server.settings import SETTINGS, Setting, SettingConflict, Settings, check_setting, parse_bool, parse_text
 
-__all__ = ["Invocation", "parse_env_file", "read_env_file", "resolve", "run_parser", "unknown_variables"]
+__all__ = ["Invocation", "add_options", "parse_env_file", "read_env_file", "resolve", "run_parser", "unknown_variables"]
 
 _PREFIX: Final = "MICROWS_"
 
@@ -44,7 +44,14 @@ def run_parser() -> Parser:
         "pyproject.toml. A flag overrides the environment, which overrides pyproject.toml. PORT and WEB_CONCURRENCY "
         "apply if MICROWS_PORT and MICROWS_WORKERS are not set.",
     )
-    for name, option in _OPTIONS.items():
+    add_options(parser, _OPTIONS)
+    return parser
+
+
+def add_options(parser: Parser, names: Iterable[str]) -> None:
+    """Add options of ``microws run``, by their names with underscores."""
+    for name in names:
+        option = _OPTIONS[name]
         if name == "app":
             parser.add_argument(name, nargs="?", metavar=option.metavar, help=option.help)
         elif option.metavar is None:
@@ -52,7 +59,6 @@ def run_parser() -> Parser:
         else:
             action = "append" if option.is_repeatable else "store"
             parser.add_argument(_flag(name), action=action, metavar=option.metavar, help=option.help)
-    return parser
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

@@ -162,8 +162,9 @@ class Subscribed(NamedTuple):
 
     Attributes:
         recovered: Whether every message after ``since`` is delivered. ``False`` without ``since``.
-        position: Where the topic was when the subscription began; of several topics, a dict. ``None`` for a topic
-            without history. What is published after it is delivered.
+        position: What was published after it is delivered, so it is a ``since`` for the next time. It is where the
+            topic was when the subscription began; with ``since``, that position; with ``"start"``, the one before the
+            oldest message that is delivered. Of several topics, a dict. ``None`` for a topic without history.
         lost: The topics of ``since`` whose missed messages are not all in the history any more. They are delivered from
             ``position`` on.
     """

@@ -15,6 +15,7 @@ from microws.codec import Codecs
 from microws.errors import PublishTimeout
 from microws.hub import Hub, MemoryBackplane, Outbox, Published, Subscriber, TopicSettings
 from microws.hub.history import Resume, Window, join_positions, split_positions
+from microws.hub.log import MIN_BYTES
 from microws.interfaces import Frame, Subscribed
 
 pytestmark = pytest.mark.anyio
@@ -235,6 +236,55 @@ class TestPositions:
         second = Reader(hub)
         assert (await second.subscribe("t", since="start")).recovered
         assert (first.values(), second.values()) == (list(range(8)), [5, 6, 7])
+
+    @pytest.mark.parametrize("overflow", ["close", "latest"])
+    @pytest.mark.parametrize("is_open", [False, True], ids=["from the log", "from the window"])
+    @pytest.mark.parametrize("before", [0, 1, 3, 4, 8])
+    async def test_the_position_of_start_brings_the_same_once_more(self, hub, before, is_open, overflow):
+        hub.configure("t", history=3, overflow=overflow, key="k" if overflow == "latest" else None)
+        for n in range(before):
+            await hub.publish("other", n)
+            await hub.publish("t", {"k": n})
+        first, second = Reader(hub), Reader(hub)
+        position = (await first.subscribe("t", since="start")).position
+        assert len(first.take()) == min(before, 3)
+        if not is_open:
+            hub.leave(first.subscriber)
+        assert await second.subscribe("t", since=position) == Subscribed(True, position, ())
+        assert second.take() == first.take()
+
+    async def test_the_position_of_start_is_before_the_oldest_message_that_is_left(self):
+        hub = RunningHub(MemoryBackplane(MIN_BYTES))
+        hub.configure("*", history=1000)
+        positions = await hub.publish_all(range(8))
+        while (await hub.backplane.read("t", "start", history=9, ttl=None, by_key=False)).entries[0].place < 400:
+            await hub.publish("o", 0)
+        first, second, late = Reader(hub), Reader(hub), Reader(hub)
+        position = (await first.subscribe("t", since="start")).position
+        assert 0 < len(first.values()) < 8
+        assert position not in positions
+        hub.leave(first.subscriber)
+        assert (await second.subscribe("t", since=position)).recovered
+        assert second.values() == first.values()
+        hub.leave(second.subscriber)
+        await hub.publish_all(["x" * 15_000] * 4, "other")
+        assert (await late.subscribe("t", since=position)).lost == ("t",)
+
+    async def test_a_topic_that_gets_its_first_message_meanwhile_has_a_position_before_it(self, late):
+        """While another topic is still read."""
+        reader = Reader(late)
+        late.backplane.hold()
+        async with calling(reader.subscribe, "t", "u", since="start") as call:
+            while late.backplane.calls["read"] < 2:
+                gate, late.backplane.gate = late.backplane.gate, anyio.Event()
+                gate.set()
+                await anyio.wait_all_tasks_blocked()
+            late.backplane.let()
+            await late.publish("t", 1)
+        position = call.result.position["t"]
+        again = Reader(late)
+        assert (await again.subscribe("t", since=position)).recovered
+        assert reader.values() == again.values() == [1]
 
     async def test_a_topic_that_was_empty_has_a_position(self, hub):
         hub.configure("t", history=3)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microws.hub import log as module
-from microws.hub.log import MIN_BYTES, START, Log, read_record
+from microws.hub.log import MIN_BYTES, START, Log, position_before, read_record
 from microws.interfaces import Payload
 
 ANY = 1 << 30
@@ -246,6 +246,10 @@ class Model:
             assert found.place == here[-1].place
             assert found.position == found.entries[-1].payload.position == self.log.position(topic.encode())
             assert found.entries[-3:] == self.log.read(topic.encode(), START, history=3).entries
+            for index in {0, len(entries) - 1}:
+                position = position_before(found.entries[index].payload.position)
+                before = self.log.read(topic.encode(), position, history=ANY)
+                assert (before.recovered, before.entries) == (True, found.entries[index:])
         by_key = self.log.read(topic.encode(), START, history=ANY, by_key=True)
         assert _contents(by_key.entries) == _newest(_contents(found.entries))
 

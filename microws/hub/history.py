@@ -15,7 +15,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, fin
 
 import anyio
 
-from microws.hub.log import START, Entry, Replay, place_of
+from microws.hub.log import START, Entry, Replay, place_of, position_before
 from microws.hub.outbox import Outbox
 from microws.hub.published import MAX_PART_BYTES, Published, TopicSettings
 from microws.interfaces import Frame, Payload
@@ -203,8 +203,13 @@ class Window:
         self._chunks.clear()
         self._size = 0
 
-    def missed(self, since: str) -> "Missed | None":
-        """What follows the message that ``since`` names; ``None`` if only the log can tell."""
+    def missed(self, since: str, position: str | None) -> "Missed | None":
+        """
+        What follows the message that ``since`` names; ``None`` if only the log can tell.
+
+        Args:
+            position: The topic's.
+        """
         entries, history, ttl = self._entries, self._settings.history, self._settings.ttl
         allowed = max(0, len(entries) - history)
         if ttl is not None:
@@ -214,7 +219,12 @@ class Window:
         # The place before the oldest message that may be delivered.
         begin = max(self.forgotten, entries[allowed - 1].place) if allowed else self.forgotten
         if since == START:
-            return Missed(self, True, begin, since) if self.is_read else None
+            if not self.is_read:
+                return None
+            if entries:
+                last = entries[max(0, allowed - 1)].payload.position or ""
+                position = last if allowed else position_before(last)
+            return Missed(self, True, begin, position)
         place = self._places.get(since)
         if self.is_by_key:
             return None if place is None else Missed(self, True, max(place, begin), since)
@@ -289,7 +299,7 @@ class Missed(NamedTuple):
     window: Window
     recovered: bool
     reached: int
-    position: str
+    position: str | None
 
 
 @dataclass(slots=True)

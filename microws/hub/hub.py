@@ -356,7 +356,7 @@ class Hub:
         by_key = settings.overflow == "latest"
         window = entry.open_window()
         try:
-            if (missed := window.missed(since)) is not None:
+            if (missed := window.missed(since, entry.position)) is not None:
                 return missed
             if since == START or window.first_since not in (None, since):
                 if not window.is_read:
@@ -365,7 +365,7 @@ class Hub:
                         START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=by_key)
                     )
                     window.fill(read.entries, is_all=True)
-                if (missed := window.missed(since)) is not None:
+                if (missed := window.missed(since, entry.position)) is not None:
                     return missed
             window.first_since = since
             history, ttl = settings.history, settings.ttl

@@ -33,6 +33,7 @@ __all__ = [
     "LogUsage",
     "Replay",
     "place_of",
+    "position_before",
     "position_of",
     "read_record",
 ]
@@ -83,6 +84,12 @@ _POSITION: Final = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})\.([0-9a-f]{1,1
 def position_of(offset: int, place: int, publisher: int, number: int) -> str:
     """The position of a message: its offset, and what only this message has."""
     return _POSITION_FORMAT % (offset, place, publisher, number)
+
+
+def position_before(position: str) -> str:
+    """The position before the message that ``position`` names: what is published after it begins with that message."""
+    offset, _, message = position.partition("-")
+    return f"{int(offset, 16) - 1:x}-{message}"
 
 
 def place_of(position: str) -> int:
@@ -434,7 +441,7 @@ class Log:
         else:
             # Before the floor, the index may have forgotten the topic once, and begun another chain.
             is_doubtful = since != START and after < self._header[_AT_FLOOR]
-            if is_doubtful and not any(place < after for place in self._chain(last)):
+            if is_doubtful and not any(place <= after for place in self._chain(last)):
                 return nothing
         return Replay(tuple(reversed(places)), True, nothing.position, nothing.place)
 
@@ -599,7 +606,7 @@ class Log:
         return bytes(self._ring[at : at + conflation])
 
     def _place_of(self, topic: bytes, position: str) -> int | None:
-        """The place after the message that ``position`` names; ``None`` if the log does not have it."""
+        """The place at which what follows ``position`` begins; ``None`` if the log does not have its message."""
         matched = _POSITION.fullmatch(position)
         if matched is None:
             return None
@@ -613,7 +620,10 @@ class Log:
         head = HEAD.unpack_from(self._ring, place % self.size)
         if head[6:9] != (place, publisher, int(number, 16)):
             return None
-        return place + 1 if not offset or (head[9] == offset and self._is_of(topic, place)) else None
+        is_of_topic = self._is_of(topic, place)
+        if is_of_topic and head[9] == offset + 1:
+            return place  # of ``position_before``
+        return place + 1 if not offset or (is_of_topic and head[9] == offset) else None
 
     def _chain(self, last: int) -> Iterator[int]:
         """The places of a topic's records, from the one at ``last - 1`` back."""

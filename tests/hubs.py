@@ -10,6 +10,7 @@ from itertools import count
 import anyio
 
 from microws.hub import TopicSettings
+from microws.local.client import LocalBackplane
 from microws.local.directory import HubDirectory, socket_path
 from microws.server import hub_keeper
 from microws.server.hub_keeper import HubKeeper
@@ -17,6 +18,11 @@ from microws.server.hub_keeper import HubKeeper
 # Seconds for what ought to take a fraction of one.
 LIMIT = 10
 HISTORY_BYTES = 8 << 20
+
+
+def backplane_of(url):
+    """The backplane of one more process of the hub ``url``."""
+    return LocalBackplane(socket_path(url.removeprefix("local:")))
 
 
 class HubHere:
@@ -33,6 +39,7 @@ class HubHere:
         self.run = run
         self.starts = 0
         self.directory = HubDirectory(str(path), history_bytes, is_temporary=is_temporary)
+        self.url = f"local:{self.directory.path}"
         self.path = socket_path(self.directory.path)
         self.keeper = self._forked(lambda: HubKeeper(self.directory))
 

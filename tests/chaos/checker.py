@@ -4,7 +4,11 @@ One checker for all schedules: a cluster of processes that write down what they 
 - Nothing comes twice to a reader, and everything in the order of the log.
 - Every hole is covered by a mark.
 - What was acknowledged was delivered to every reader that was there, or the reader was told.
+- What was refused was delivered to nobody.
 - Each ``recovered`` is true.
+
+A log that lost its end begins an era: what is published then may have the places of what was lost. A reader gets a
+message twice only in two eras, and only if it was told between them.
 """
 
 import json
@@ -14,35 +18,35 @@ import signal
 import statistics
 import subprocess
 import sys
+from bisect import bisect
 from collections import defaultdict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
 import anyio
-from hubs import LIMIT, HubHere, Process
-from member import END
+from hubs import LIMIT, HubHere, backplane_of
+from member import END, PLAIN
 
-from microws.interfaces import Payload
-from microws.local.client import LocalBackplane
+from microws import App
 
 MEMBER = Path(__file__).with_name("member.py")
 _PLACE = re.compile(r"[0-9a-f]+-([0-9a-f]+)\.")
 
 
 def place_of(position):
-    """Where in the log the message is that a position names; of an empty topic, the log's last one."""
-    return int(_PLACE.match(position)[1], 16) if not re.fullmatch(r"0-0\.[0-9a-f]+", position) else -1
+    """Where in the log the message is that a position names; of an empty topic, the log's last one, or -1."""
+    return -1 if position.startswith("0-0.") else int(_PLACE.match(position)[1], 16)
 
 
 class Member:
     """A process of the cluster, and its records."""
 
-    def __init__(self, directory, name, path, topics, **options):
+    def __init__(self, directory, name, url, topics, **options):
         self.name = name
         self.file = directory / f"{name}.jsonl"
-        arguments = json.dumps({"name": name, "path": path, "topics": topics} | options)
+        arguments = json.dumps({"name": name, "url": url, "topics": topics} | options)
         with self.file.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, MEMBER, arguments],
@@ -79,6 +83,10 @@ class Member:
         """By topic: the position of the last message that any of its readers has written down."""
         return {record[2]: record[4] for record in self.records if record[0] == "got"}
 
+    def logged(self, since=0.0):
+        """The lines that it logged since a time: the time, the level and the text of each."""
+        return [tuple(record) for kind, *record in self.records if kind == "log" and record[0] >= since]
+
     def close(self):
         self.process.kill()
         self.process.wait()
@@ -87,22 +95,23 @@ class Member:
 
 class Cluster:
     """
-    A hub process and members.
+    A hub and members.
 
     Attributes:
-        hub: Kept alive.
+        hub: Of the members; it has a ``url``.
         members: Those that were started, by name.
+        eras: When the log lost its end, or all.
     """
 
-    def __init__(self, directory, hub, tasks):
+    def __init__(self, directory, hub):
         self.directory = directory
         self.hub = hub
         self.members = {}
-        self._tasks = tasks
         self.topics = set()
+        self.eras = []
 
     async def start(self, names, topics, **options):
-        started = [Member(self.directory, name, self.hub.path, topics, **options) for name in names]
+        started = [Member(self.directory, name, self.hub.url, topics, **options) for name in names]
         self.members |= {member.name: member for member in started}
         self.topics |= set(topics)
         for member in started:
@@ -118,6 +127,10 @@ class Cluster:
         await self.hub.wait_started(starts + 1)
         return now
 
+    def begin_era(self):
+        """From now on the log may have other messages than those that were known."""
+        self.eras.append(monotonic())
+
     async def finish(self):
         """Let everybody publish what is pending and read to the end; check all; return what was found."""
         living = [member for member in self.members.values() if member.process.poll() is None]
@@ -125,31 +138,33 @@ class Cluster:
             member.go_on()
         for member in living:
             await member.wait_for("stopped")
-        backplane = LocalBackplane(self.hub.path, serves=False)
-        backplane.start(Process(backplane))
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(lambda *, task_status: backplane.run(task_status=task_status))
+        app = App()
+        app.topic(f"{PLAIN}*")
+        app.topic("*", history=1_000)
+        app.hub.use(backplane_of(self.hub.url))
+        async with app.running():
             for topic in sorted(self.topics):
-                await backplane.publish(Payload("text", END.encode(), topic), has_history=True)
-            tasks.cancel_scope.cancel()
+                await app.publish(topic, END)
         for member in living:
             assert await member.wait() == 0, member.name
-        return check({name: member.records for name, member in self.members.items()}, {m.name for m in living})
+        records = {name: member.records for name, member in self.members.items()}
+        return check(records, {member.name for member in living}, self.eras)
+
+    def close(self):
+        for member in self.members.values():
+            member.close()
 
 
 @asynccontextmanager
 async def cluster(directory, **options):
+    """Members with a hub process that is kept alive."""
     hub = HubHere(directory / "hub", **options)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hub.keep)
-            made = Cluster(directory, hub, tasks)
-            try:
+            with closing(Cluster(directory, hub)) as made:
                 yield made
-            finally:
-                for member in made.members.values():
-                    member.close()
-                tasks.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
     finally:
         hub.close()
 
@@ -160,7 +175,10 @@ class Found(NamedTuple):
 
     Attributes:
         sent, acknowledged, delivered, told, resumed, recovered: How many there were.
+        repeated: Messages that a reader got again in another era.
         arrivals: By member: when messages arrived, and when they were published.
+        failures: Of publishes: the exception's name, and how many seconds it took.
+        lag: By member: the longest time that its event loop did not run, in ms.
     """
 
     sent: int
@@ -169,7 +187,10 @@ class Found(NamedTuple):
     told: int
     resumed: int
     recovered: int
+    repeated: int
     arrivals: dict
+    failures: list
+    lag: dict
 
     def times_to_next(self, kills, *, of=max):
         """For each kill: how many ms it took until all members had a message that was published after it."""
@@ -178,11 +199,18 @@ class Found(NamedTuple):
             for kill in kills
         ]
 
+    def times_to_live(self, times):
+        """For each time: how many ms it took until all members got a message, whenever it was published."""
+        return [
+            1000 * max(min(arrived for arrived, _ in each if arrived > time) - time for each in self.arrivals.values())
+            for time in times
+        ]
 
-def check(records_of, living):
+
+def check(records_of, living, eras=()):
     """Raise if one of the invariants is not true."""
-    log, sent, acknowledged = defaultdict(dict), {}, {}
-    arrivals = defaultdict(list)
+    log, sent, acknowledged, refused = defaultdict(Messages), {}, {}, set()
+    arrivals, failures, lag = defaultdict(list), [], {}
     # All that is known of the log: what was delivered anywhere, and what was acknowledged.
     for name, records in records_of.items():
         for kind, *record in records:
@@ -190,70 +218,203 @@ def check(records_of, living):
                 assert record[1] not in sent
                 sent[record[1]] = record[0]
             elif kind == "ack":
-                acknowledged[record[1]] = record[2]
-                if record[2] is not None:
-                    _know(log, record[0], record[2], record[1])
+                topic, text, position, time = record
+                acknowledged[text] = position
+                if position is not None:
+                    log[topic].add(position, text, bisect(eras, time))
+            elif kind == "failed":
+                topic, text, error, seconds = record
+                failures.append((error, seconds))
+                if error == "HubUnavailable":
+                    refused.add(text)
             elif kind == "got":
-                _know(log, record[1], record[3], record[2])
-                if record[2] != END:
-                    arrivals[name].append((record[4], float(record[2].split()[1])))
-    for topic, messages in log.items():
-        texts = list(messages.values())
-        assert len(texts) == len(set(texts)), f"a message is twice in the log of {topic}"
-        assert all(sent.get(text, topic) == topic for text in texts)
-    missing = [
-        text for text, position in acknowledged.items() if position is None and text not in log[sent[text]].values()
-    ]
-    order = {topic: sorted(messages) for topic, messages in log.items()}
-    counts = dict.fromkeys(("delivered", "told", "resumed", "recovered"), 0)
+                _, topic, text, position, time = record
+                if position is not None:
+                    log[topic].add(position, text, bisect(eras, time))
+                if text != END:
+                    arrivals[name].append((time, float(text.split()[1])))
+            elif kind == "lag":
+                lag[name] = record[0]
+    orders = {topic: messages.order() for topic, messages in log.items()}
+    for topic, order in orders.items():
+        assert all(sent.get(text, topic) == topic for text in order.texts)
+        assert refused.isdisjoint(order.texts)
     readers = defaultdict(list)
     for name, records in records_of.items():
         for record in records:
             if record[0] in ("begin", "got", "told", "end"):
                 readers[name, record[1], record[2]].append(record)
+    counts = dict.fromkeys(("delivered", "told", "resumed", "recovered", "repeated"), 0)
+    plain = defaultdict(list)
     for (name, reader, topic), records in readers.items():
-        _check_reader(reader, records, order[topic], counts, is_living=name in living)
+        if topic.startswith(PLAIN):
+            plain[topic].append((reader, records, name in living))
+        else:
+            _check_reader(reader, records, orders[topic], eras, counts, is_living=name in living)
+    for topic, each in plain.items():
+        texts = [text for text in acknowledged if sent[text] == topic]
+        _check_plain(each, texts, refused, counts)
+    known = {text for order in orders.values() for text in order.texts}
+    missing = [
+        text for text, position in acknowledged.items()
+        if position is None and text not in known and not sent[text].startswith(PLAIN)
+    ]  # fmt: skip
     assert not missing
-    return Found(len(sent), len(acknowledged), *counts.values(), dict(arrivals))
+    return Found(len(sent), len(acknowledged), *counts.values(), dict(arrivals), failures, lag)
 
 
-def _know(log, topic, position, text):
-    place = place_of(position)
-    assert log[topic].setdefault(place, text) == text, f"two messages at {position}"
+class Messages:
+    """The messages of a topic, by position."""
+
+    def __init__(self):
+        self._found = {}
+
+    def add(self, position, text, era):
+        before, other = self._found.setdefault(position, (era, text))
+        assert other == text, f"two messages at {position}"
+        self._found[position] = min(era, before), text
+
+    def order(self):
+        return Order(sorted(((era, place_of(at)), text, at) for at, (era, text) in self._found.items()))
 
 
-def _check_reader(reader, records, order, counts, *, is_living):
-    index = {place: number for number, place in enumerate(order)}
+class Order:
+    """
+    The order of the messages of a topic.
+
+    Attributes:
+        texts: Theirs.
+        numbers: By position: the number in the order.
+    """
+
+    def __init__(self, found):
+        self._places = [place for place, _, _ in found]
+        self.texts = [text for _, text, _ in found]
+        self.numbers = {position: number for number, (_, _, position) in enumerate(found)}
+        assert len(self._places) == len(set(self._places)), "two messages at one place"
+        eras = {(era, text) for (era, _), text, _ in found}
+        assert len(eras) == len(found), "a message is twice in the log"
+        # Places that a later era uses again: by number.
+        self._lost = set()
+        newest = float("inf")
+        for number in reversed(range(len(found))):
+            era, place = self._places[number]
+            if number + 1 < len(found) and self._places[number + 1][0] > era:
+                newest = self._places[number + 1][1]
+            if place >= newest:
+                self._lost.add(number)
+
+    def number_at(self, position, era):
+        """The number of the last message up to a position that is named in an era."""
+        known = self.numbers.get(position)
+        return bisect(self._places, (era, place_of(position))) - 1 if known is None else known
+
+    def era_of(self, number):
+        return self._places[number][0]
+
+    def is_lost(self, number, era):
+        """Whether an era does not have a message of an earlier one."""
+        return number in self._lost and self.era_of(number) < era
+
+    def after(self, number, target):
+        """The number of the message after another one, in the log that has ``target``."""
+        number += 1
+        while self.is_lost(number, self.era_of(target)):
+            number += 1
+        return number
+
+
+def _check_reader(reader, records, order, eras, counts, *, is_living):
     newest = -1
-    # The number up to which the reader has everything, or was told; ``None``: it was told, and may miss any.
-    has = None
+    # The number up to which the reader has everything, or was told, and in which era that is so; ``None``: it was told,
+    # and may miss any.
+    has, since_era = None, 0
+    texts = set()
     for kind, _, _, *record in records:
         if kind == "begin":
-            since, recovered, position = record
+            since, recovered, position, time = record
             counts["resumed"] += since is not None
             counts["recovered"] += bool(recovered)
-            has = _number_at(index, order, place_of(since if recovered else position))
+            since_era = bisect(eras, time)
+            has = order.number_at(since if recovered else position, since_era)
+            assert not (recovered and order.is_lost(has, since_era)), f"{reader} recovered what was lost"
         elif kind == "got":
             counts["delivered"] += 1
             text, position, _ = record
-            number = index[place_of(position)]
+            number = order.numbers[position]
             assert number > newest, f"{reader} has {text!r} twice, or out of order"
             if has is None or number > has:
-                assert has is None or number == has + 1, f"{reader} misses {number - has - 1} before {text!r}"
-                has = number
+                era = order.era_of(number)
+                if has is not None:
+                    assert since_era == era or not order.is_lost(has, era), f"{reader} misses a loss before {text!r}"
+                    missed = number - order.after(has, number)
+                    assert not missed, f"{reader} misses {missed} before {text!r}"
+                has, since_era = number, era
             newest = number
+            counts["repeated"] += text in texts
+            texts.add(text)
         elif kind == "told":
             counts["told"] += 1
             has = None
     if is_living:
-        assert newest == len(order) - 1, f"{reader} has not got to the end"
+        assert order.texts[-1] == END, f"{reader} has not got to the end"
+        assert newest == len(order.texts) - 1, f"{reader} has not got to the end"
 
 
-def _number_at(index, order, place):
-    """The number of the last message up to a place."""
-    if place in index:
-        return index[place]
-    return sum(other <= place for other in order) - 1
+def _check_plain(readers, acknowledged, refused, counts):
+    """
+    Check the readers of a topic without history, whose messages have no positions.
+
+    They were there before the first message, and those that live got the last one.
+    """
+    known = set(acknowledged)
+    for _, records, _ in readers:
+        known.update(record[3] for record in records if record[0] == "got")
+    known.discard(END)
+    assert refused.isdisjoint(known)
+    published = defaultdict(dict)
+    for text in known:
+        publisher, number, time = _parts_of(text)
+        published[publisher][number] = time
+    orders = []
+    for reader, records, is_living in readers:
+        newest, told_at = defaultdict(int), float("-inf")
+
+        def check_missed(publisher, until, reader=reader, newest=newest):
+            missed = [
+                number for number, time in published[publisher].items()
+                if newest[publisher] < number < until and time > told_at  # noqa: B023
+            ]  # fmt: skip
+            assert not missed, f"{reader} misses {missed} of {publisher}"
+
+        got = [record[3] for record in records if record[0] == "got"]
+        assert len(got) == len(set(got)), f"{reader} has a message twice"
+        for kind, *record in records:
+            if kind == "told":
+                counts["told"] += 1
+                told_at = record[2]
+            elif kind == "got":
+                counts["delivered"] += 1
+                if record[2] == END:
+                    for publisher in published:
+                        check_missed(publisher, float("inf"))
+                    continue
+                publisher, number, _ = _parts_of(record[2])
+                assert number > newest[publisher], f"{reader} has {record[2]!r} out of order"
+                check_missed(publisher, number)
+                newest[publisher] = number
+        assert not is_living or got[-1] == END, f"{reader} has not got to the end"
+        orders.append(got)
+    for got in orders[1:]:
+        shared = set(orders[0]).intersection(got)
+        assert [text for text in got if text in shared] == [text for text in orders[0] if text in shared]
+
+
+def _parts_of(text):
+    """The publisher of a message, its number there, and when it was published."""
+    name, time = text.split()[:2]
+    publisher, _, number = name.rpartition(".")
+    return publisher, int(number), float(time)
 
 
 def describe(times):

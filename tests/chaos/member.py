@@ -3,33 +3,43 @@ A process of a cluster: publishes, subscribes, leaves and comes back, and writes
 
 The records are lines of JSON, each with its reader first:
 
-- ``["begin", reader, topic, since, recovered, position]``: it subscribes.
-- ``["got", reader, topic, text, position, time]``, ``["told", reader, topic]``: a message; that some were lost here.
+- ``["begin", reader, topic, since, recovered, position, time]``: it subscribes.
+- ``["got", reader, topic, text, position, time]``, ``["told", reader, topic, time]``: a message; that some were lost
+  here.
 - ``["end", reader, topic]``: it leaves.
-- ``["sent", topic, text]``, ``["ack", topic, text, position]``: a publish, and its answer.
+- ``["sent", topic, text]``, ``["ack", topic, text, position, time]``, ``["failed", topic, text, error, seconds]``: a
+  publish, and its answer.
+- ``["log", time, level, text]``: a line of the log.
+- ``["lag", ms]``: the longest time that the event loop did not run.
 """
 
 import json
+import logging
 import random
 import sys
+from itertools import count
 from time import monotonic
 
 import anyio
+from hubs import backplane_of
 
-from microws import App, PublishTimeout
+from microws import App, HubUnavailable, PublishTimeout
 from microws.hub import Outbox, Published, Subscriber
 from microws.interfaces import Frame
-from microws.local.client import LocalBackplane
 
 # The last message of each topic.
 END = "the end"
+# The names of topics without history begin so.
+PLAIN = "plain"
+# Seconds after which the event loop looks at the clock.
+TICK = 0.005
 
 
 class Member:
     """
     Args:
         name: Of this process.
-        path: Of the hub's socket.
+        url: Of the hub.
         topics: By name: the number of readers.
         publishers: Tasks that publish to random topics.
         pause: Seconds between two messages of a publisher.
@@ -40,7 +50,7 @@ class Member:
     """
 
     def __init__(
-        self, name, path, topics, *, publishers=4, pause=0.01, back=None, stay=0.0, history=1_000, queue=256, size=0
+        self, name, url, topics, *, publishers=4, pause=0.01, back=None, stay=0.0, history=1_000, queue=256, size=0
     ):
         self.name = name
         self.topics = topics
@@ -51,25 +61,27 @@ class Member:
         self.padding = " " + "x" * size
         self.random = random.Random(name)
         self.app = App()
+        self.app.topic(f"{PLAIN}*", queue=queue)
         self.app.topic("*", history=history, queue=queue)
-        self.app.hub.use(LocalBackplane(path))
+        self.app.hub.use(backplane_of(url))
         self.stopped = anyio.Event()
-        self.number = 0
         self.readers = sum(topics.values())
 
     def note(self, *record):
         sys.stdout.write(json.dumps(record) + "\n")
 
     async def run(self):
+        logging.basicConfig(level=logging.INFO, handlers=[Log(self)])
         async with self.app.running(), anyio.create_task_group() as tasks:
             tasks.start_soon(self.flush)
+            tasks.start_soon(self.tick)
             for topic, count in self.topics.items():
                 for number in range(count):
                     tasks.start_soon(Reader(self, f"{self.name}.{topic}.{number}", topic).run, self.back.get(topic))
             async with anyio.create_task_group() as publishing:
                 await anyio.to_thread.run_sync(sys.stdin.readline)
-                for _ in range(self.publishers):
-                    publishing.start_soon(self.publish)
+                for number in range(self.publishers):
+                    publishing.start_soon(self.publish, f"{self.name}-{number}")
                 await anyio.to_thread.run_sync(sys.stdin.readline)
                 self.stopped.set()
             self.note("stopped")
@@ -80,18 +92,39 @@ class Member:
             sys.stdout.flush()
             await anyio.sleep(0.02)
 
-    async def publish(self):
+    async def tick(self):
+        """Write down how long the event loop did not run while it published."""
+        longest, before = 0.0, monotonic()
         while not self.stopped.is_set():
+            await anyio.sleep(TICK)
+            now = monotonic()
+            longest, before = max(longest, now - before - TICK), now
+        self.note("lag", 1000 * longest)
+
+    async def publish(self, name):
+        for number in count(1):
+            if self.stopped.is_set():
+                return
             topic = self.random.choice(list(self.topics))
-            self.number += 1
-            text = f"{self.name}.{self.number} {monotonic():.6f}{self.padding}"
+            began = monotonic()
+            text = f"{name}.{number} {began:.6f}{self.padding}"
             self.note("sent", topic, text)
             try:
                 receipt = await self.app.publish(topic, text)
-            except PublishTimeout:
-                continue
-            self.note("ack", topic, text, receipt.id)
+            except (PublishTimeout, HubUnavailable) as error:
+                self.note("failed", topic, text, type(error).__name__, monotonic() - began)
+            else:
+                self.note("ack", topic, text, receipt.id, monotonic())
             await anyio.sleep(self.pause * 2 * self.random.random())
+
+
+class Log(logging.Handler):
+    def __init__(self, member):
+        super().__init__()
+        self._member = member
+
+    def emit(self, record):
+        self._member.note("log", monotonic(), record.levelname, self.format(record))
 
 
 class Reader:
@@ -120,7 +153,7 @@ class Reader:
             except PublishTimeout:
                 continue
             recovered = subscribed.recovered if since else None
-            member.note("begin", self.name, self.topic, since, recovered, subscribed.position)
+            member.note("begin", self.name, self.topic, since, recovered, subscribed.position, monotonic())
             self.position = since if recovered else subscribed.position
             until = monotonic() + 2 * member.stay * member.random.random() if member.stay else float("inf")
             while not self.is_refused and (monotonic() < until or member.stopped.is_set()):
@@ -130,7 +163,7 @@ class Reader:
                     continue
                 message = outbox.pop_published()
                 if message.is_gap:
-                    member.note("told", self.name, self.topic)
+                    member.note("told", self.name, self.topic, monotonic())
                     continue
                 text = message.frame.text
                 self.position = message.position
@@ -140,7 +173,7 @@ class Reader:
                     return
             member.app.hub.leave(subscriber)
             if self.is_refused:
-                member.note("told", self.name, self.topic)
+                member.note("told", self.name, self.topic, monotonic())
             member.note("end", self.name, self.topic)
             since = self.position
             if member.stay:

@@ -46,7 +46,8 @@ from microws.local.wire import (
 
 __all__ = ["LocalBackplane"]
 
-_MAX_READ: Final = 256 << 10
+# For a buffer of 128 KiB or more, malloc maps memory at each read: that takes 13 µs instead of 1.3.
+_MAX_READ: Final = 64 << 10
 # As numbers: a look at a member of an enum takes five times as long.
 _HELLO: Final = int(Op.HELLO)
 _PUBLISH: Final = int(Op.PUBLISH)

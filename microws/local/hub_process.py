@@ -39,7 +39,10 @@ from microws.local.wire import (
 
 __all__ = ["HubProcess"]
 
-# The most that is read from a client, or sent to it, before the others have their turn.
+# The most that is read from a client before the others have their turn. For a buffer of 128 KiB or more, malloc maps
+# memory at each read: that takes 13 µs instead of 1.3.
+_MAX_READ: Final = 64 << 10
+# The most that is sent to a client before the others have their turn.
 _MAX_BYTES: Final = 256 << 10
 # Records of the log that are looked at for a client that is behind, before the others have their turn.
 _MAX_RECORDS: Final = 4096
@@ -229,7 +232,7 @@ class HubProcess:
     def _read(self, client: _Client) -> None:
         data = b""
         try:
-            data = client.sock.recv(_MAX_BYTES)
+            data = client.sock.recv(_MAX_READ)
         except BlockingIOError:
             return
         except OSError:

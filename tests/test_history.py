@@ -771,7 +771,7 @@ class TestLosses:
 
     async def test_after_a_loss_all_are_told_and_positions_are_known_again(self, late):
         [since, *_] = await late.publish_all(range(5))
-        marked, plain, resuming = Reader(late, marks=True), Reader(late), Reader(late, marks=True)
+        marked, plain, resuming = Reader(late, marks=True), Reader(late), Reader(late)
         await marked.subscribe("t")
         await plain.subscribe("t")
         await resuming.subscribe("t", since=since)
@@ -782,6 +782,33 @@ class TestLosses:
         assert subscribed.position == await late.position("t")
         await late.publish("t", 5)
         assert marked.values() == [GAP, 5]
+
+    @pytest.mark.parametrize("topics", [["t"], ["u"], None])
+    async def test_one_that_resumes_is_told_and_goes_on(self, late, topics):
+        late._patterns.clear()
+        late.configure("*", history=2000)
+        since = {topic: (await late.publish_all(range(1000), topic))[0] for topic in "tu"}
+        reader = Reader(late, marks=True)
+        await reader.subscribe("t", "u", since=since)
+        late.lose(topics)
+        late.lose(topics)
+        for topic in "tu":
+            await late.publish_all(range(1000, 1010), topic)
+        reader.take()
+        for topic in "tu":
+            await late.publish_all([1010], topic)
+            values = reader.values(topic)
+            if topics is not None and topic not in topics:
+                assert values == list(range(1, 1011))
+            else:
+                gap = values.index(GAP)
+                assert gap <= 256
+                assert values == [*range(1, gap + 1), GAP, 1010]
+        assert reader.subscriber.resume is None
+        assert reader.refusals == []
+        assert late.losses == {"lost": 2 if topics is None else 1}
+        late.leave(reader.subscriber)
+        assert_empty(late)
 
     async def test_a_backplane_that_delivers_again_after_a_cut_brings_nothing_twice(self, late):
         await late.publish_all(range(3))

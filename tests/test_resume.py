@@ -224,6 +224,32 @@ class TestEvents:
                         break
         assert app.hub.statistics().topics == 0
 
+    @pytest.mark.parametrize("topics", [["t"], None])
+    async def test_no_id_says_more_than_the_client_has_after_a_loss_meanwhile(self, app, client, topics):
+        """Of a stream of several topics, which still gets what it missed."""
+        first = {topic: await publish(app, range(600), topic) for topic in "tu"}
+        token = f"{first['t'][0]}_{first['u'][0]}_"
+        count = 0
+        async with client.stream("GET", "/several", headers={"last-event-id": token}, max_queue=1) as response:
+            app.hub.lose(topics)
+            gaps = set()
+            async for event in response.events():
+                count += 1
+                if event.event == "gap":
+                    gaps.add(event.json()["topic"])
+                    if gaps >= set(topics or "tu"):
+                        break
+                else:
+                    reached = dict(zip("tu", event.id.split("_"), strict=False))
+                    [topic] = [topic for topic in "tu" if reached[topic] != token.split("_")["tu".index(topic)]]
+                    assert first[topic].index(reached[topic]) == int(event.data)
+                    token = event.id
+            [end] = await publish(app, ["end"], "t")
+            events = aiter(response.events())
+            while (event := await anext(events)).data != "end":
+                assert topics is None
+            assert event.id.split("_") == [end, first["u"][-1] if topics else "", ""]
+
     async def test_of_a_topic_whose_position_was_unknown_a_client_is_told(self, app, client):
         positions = await publish(app, range(3))
         [event] = await self.read(client, "/several", 1, f"{positions[2]}__")

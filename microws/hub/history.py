@@ -7,7 +7,7 @@ comes twice.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, KeysView, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from time import time
@@ -309,6 +309,7 @@ class _Part:
     is_shared: bool
     window: Window
     reached: int
+    is_lost: bool = False
 
 
 @final
@@ -340,7 +341,7 @@ class Resume:
         self._parts: dict[str, _Part] = {}
 
     @property
-    def topics(self) -> Iterable[str]:
+    def topics(self) -> KeysView[str]:
         """Those on which it catches up."""
         return self._parts.keys()
 
@@ -362,6 +363,10 @@ class Resume:
         if part is not None:
             part.window.leave()
 
+    def lose(self, topic: str) -> None:
+        """Queue no more of a topic: messages were lost. The subscriber, which can be told, is told at the end."""
+        self._parts[topic].is_lost = True
+
     def begin(self) -> None:
         """Queue the first messages, behind those that are pending."""
         self._outbox.hold()
@@ -378,7 +383,7 @@ class Resume:
     def refill(self) -> None:
         """Queue the next messages; or, if none is missing, let the subscriber get what is published from now on."""
         outbox = self._outbox
-        for part in list(self._parts.values()):
+        for part in [part for part in self._parts.values() if not part.is_lost]:
             chunk = self._chunk(part)
             if chunk is None:
                 return
@@ -389,6 +394,8 @@ class Resume:
                 outbox.feed(messages)
                 return
         topics = list(self._parts)
+        for topic in [topic for topic in topics if self._parts[topic].is_lost]:
+            self._lose(topic)
         self.end()
         self._join(topics)
 

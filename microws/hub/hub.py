@@ -419,14 +419,11 @@ class Hub:
         """
         Tell the subscribers of ``topics``, by default of all, that messages were lost here.
 
-        A client that asked for gap markers gets one, and later messages. The connection of another, and of one that is
-        still getting what it missed, is closed with 1012, so that it comes back.
+        A client that asked for gap markers gets one, and later messages. If it is still getting what it missed, that is
+        once it has all of its other topics. The connection of another is closed with 1012, so that it comes back.
         """
         lost = dict.fromkeys(self._topics if topics is None else topics)
-        for subscriber in list(self._subscribers.values()):
-            if subscriber.resume is not None and not lost.keys().isdisjoint(subscriber.resume.topics):
-                self.losses["lost"] += 1
-                subscriber.refuse(CloseCode.SERVICE_RESTART, "messages were lost")
+        resuming = [each for each in self._subscribers.values() if each.resume is not None]
         for topic in lost:
             entry = self._topics.get(topic)
             if entry is None:
@@ -436,6 +433,13 @@ class Hub:
                 for subscriber in list(group.values()):
                     if self._lose(subscriber, topic):
                         subscriber.wake()
+            for subscriber in resuming:
+                if subscriber.resume is None or topic not in subscriber.resume.topics:
+                    continue
+                if subscriber.outbox.has_marker:
+                    subscriber.resume.lose(topic)
+                else:
+                    self._lose(subscriber, topic)
 
     def _lose(self, subscriber: Subscriber, topic: str) -> bool:
         """Tell ``subscriber`` of a loss. ``True``: by a gap marker."""

@@ -133,6 +133,11 @@ class Outbox:
         return bool(self._items or self.batch)
 
     @property
+    def has_marker(self) -> bool:
+        """Whether the client asked for gap markers."""
+        return self._marker is not None
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Changes when the client takes something: messages taken out so far, and bytes that the sink still buffers."""
         return self._taken, 0 if self.sink is None else self.sink.buffered()

@@ -15,7 +15,7 @@ from microws.connection.bulk_writes import BulkWriter
 from microws.connection.tasks import task_group
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import Hub, check_topic, encode_key, running_loop
-from microws.hub_url import check_hub, directory_of
+from microws.hub_url import HUB_VARIABLE, check_hub, directory_of
 from microws.interfaces import Payload, Receipt
 from microws.local.client import LocalBackplane
 from microws.local.directory import socket_path
@@ -262,7 +262,7 @@ def connect_hub(
         ValueError: An invalid ``url``, or none.
         FeatureUnavailable: This version does not have that kind of hub.
     """
-    url = url or os.environ.get("MICROWS_HUB", "")
+    url = url or os.environ.get(HUB_VARIABLE, "")
     if not url:
         raise ValueError("expected the hub of a server as local:PATH, or in MICROWS_HUB, got none")
     directory = directory_of(check_hub(url))

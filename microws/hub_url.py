@@ -1,11 +1,17 @@
 """What ``App(hub=)``, ``--hub`` and ``MICROWS_HUB`` take: the name of what carries published messages."""
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Final, Protocol
 
 from microws.errors import FeatureUnavailable
 
-__all__ = ["OPEN_HUB", "HubOpener", "check_hub", "directory_of"]
+__all__ = ["HUB_VARIABLE", "INHERITED_VARIABLE", "OPEN_HUB", "HubOpener", "check_hub", "directory_of", "inherits_hub"]
+
+# The option of a server. Workers also set it, for ``connect_hub`` in the programs that the app starts. The second
+# variable has the same value then, so that a server among these programs does not take it for its own option.
+HUB_VARIABLE: Final = "MICROWS_HUB"
+INHERITED_VARIABLE: Final = "MICROWS_INHERITED_HUB"
 
 
 class HubOpener(Protocol):
@@ -27,6 +33,11 @@ class HubOpener(Protocol):
 
 # That of the server around this. Not in the scope of a lifespan, because another framework may serve the app.
 OPEN_HUB: Final[ContextVar[HubOpener | None]] = ContextVar("OPEN_HUB", default=None)
+
+
+def inherits_hub(environ: Mapping[str, str]) -> bool:
+    """Whether ``MICROWS_HUB`` names the hub of a server that started this program, and is not its own option."""
+    return environ.get(HUB_VARIABLE) is not None and environ[HUB_VARIABLE] == environ.get(INHERITED_VARIABLE)
 
 
 def check_hub(url: str) -> str:

@@ -24,6 +24,29 @@ def write(directory, **files):
 # Where options come from
 
 
+OUTER = "local:/outer"
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "expected"),
+    [
+        ({"MICROWS_HUB": OUTER}, [], OUTER),
+        ({"MICROWS_HUB": OUTER, "MICROWS_INHERITED_HUB": OUTER}, [], None),
+        ({"MICROWS_HUB": OUTER, "MICROWS_INHERITED_HUB": OUTER}, ["--hub", OUTER], OUTER),
+        ({"MICROWS_HUB": "local:/own", "MICROWS_INHERITED_HUB": OUTER}, [], "local:/own"),
+        ({"MICROWS_INHERITED_HUB": OUTER}, [], None),
+        ({"MICROWS_HUB": OUTER, "MICROWS_INHERITED_HUB": OUTER}, ["--env-file", "own"], "local:/own"),
+        ({"MICROWS_HUB": OUTER, "MICROWS_INHERITED_HUB": OUTER}, ["--env-file", "outer"], None),
+        ({"MICROWS_HUB": OUTER}, ["--env-file", "own"], OUTER),
+    ],
+)
+def test_the_hub_of_a_server_above_is_not_an_option(directory, variables, flags, expected):
+    (directory / "own").write_text("MICROWS_HUB=local:/own")
+    (directory / "outer").write_text(f"MICROWS_HUB={OUTER}")
+    assert given_by(*flags, environ=variables).settings.hub == expected
+    assert unknown_variables(variables) == []
+
+
 def given_by(*arguments, environ=None):
     return resolve(vars(run_parser().parse_args(arguments)), {} if environ is None else environ)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.cli.usage import Parser, UsageError
 from microws.hints import option_hint
+from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, inherits_hub
 from microws.server.settings import SETTINGS, Setting, SettingConflict, Settings, check_setting, parse_bool, parse_text
 
 __all__ = ["Invocation", "add_options", "parse_env_file", "read_env_file", "resolve", "run_parser", "unknown_variables"]
@@ -63,7 +64,7 @@ def add_options(parser: Parser, names: Iterable[str]) -> None:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line on each variable ``MICROWS_…`` that is not an option, because a misspelt one is easy to miss."""
-    known = {*map(_variable, _OPTIONS), "MICROWS_BULK_WRITES"}
+    known = {*map(_variable, _OPTIONS), INHERITED_VARIABLE, "MICROWS_BULK_WRITES"}
     return [
         f"{name} is not an option" + option_hint(name.removeprefix(_PREFIX).lower(), _OPTIONS, written=_variable)
         for name in sorted(environ)
@@ -84,8 +85,10 @@ def resolve(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.env
     """
     flag_level = {name: _Given("APP" if name == "app" else _flag(name), value) for name, value in flags.items()}
     levels = [flag_level, _from_environment(environ), _from_pyproject(Path("pyproject.toml"))]
+    inherited = (HUB_VARIABLE,) if inherits_hub(environ) else ()
     for key, value in (_value(levels, "env_file") or {}).items():
-        environ.setdefault(key, value)
+        if key not in environ or key in inherited:
+            environ[key] = value
     levels[1] = _from_environment(environ)
     return Invocation(
         # The contract puts pyproject.toml before MICROWS_APP.
@@ -117,6 +120,8 @@ def _variable(name: str) -> str:
 def _from_environment(environ: Mapping[str, str]) -> _Level:
     # Platforms set the first two for every program. The variables of microws are more specific.
     names = {"PORT": "port", "WEB_CONCURRENCY": "workers"} | {_variable(name): name for name in _OPTIONS}
+    if inherits_hub(environ):
+        del names[HUB_VARIABLE]
     return {name: _Given(variable, environ[variable]) for variable, name in names.items() if environ.get(variable)}
 
 

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
-from microws.hub_url import OPEN_HUB, directory_of
+from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, OPEN_HUB, directory_of
 from microws.interfaces import ASGIApplication, Limits
 from microws.local.directory import socket_path
 from microws.server.acceptor import Acceptor, Share
@@ -311,7 +311,7 @@ def _open_hub(
     path = directory_of(settings.hub or url)
     directory = control.ask_for_hub(HubRequest(None if path is None else str(Path(path).absolute()), history_bytes))
     # For the programs that the app starts.
-    os.environ["MICROWS_HUB"] = f"local:{directory}"
+    os.environ[HUB_VARIABLE] = os.environ[INHERITED_VARIABLE] = f"local:{directory}"
     return socket_path(directory)
 
 

@@ -21,6 +21,8 @@ from microws import HubUnavailable, connect_hub
 
 APP = """
 import os
+import subprocess
+import sys
 
 from microws import App, EventStream
 
@@ -55,6 +57,19 @@ async def events(topic):
 @app.get("/hub")
 async def hub():
     return os.environ["MICROWS_HUB"]
+
+
+@app.post("/server")
+def server():
+    # Another server: the start of its log.
+    command = [sys.executable, "-m", "microws", "run", "chat:app", "--workers", "2", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        log = ""
+        while "Ctrl-C" not in log and (line := process.stderr.readline()):
+            log += line
+        process.terminate()
+        process.communicate()
+    return log
 
 
 @app.post("/disconnect")
@@ -210,6 +225,15 @@ def test_a_disconnect_reaches_the_connections_of_all_workers(server):
         for ws, name in named:
             assert request(server, "/disconnect", {"id": name}) == (200, "1")
             assert ending_of(ws) == (4001, "bye")
+
+
+def test_a_server_that_the_app_starts_has_a_hub_of_its_own(server):
+    status, log = request(server, "/server", {})
+    assert status == 200
+    assert "with 2 workers" in log
+    assert "is not an option" not in log
+    [hub] = re.findall(r"hub process at (local:\S+)", log)
+    assert hub != server.hub
 
 
 def test_a_hub_process_that_is_stopped_or_killed_is_noticed_and_replaced(server):

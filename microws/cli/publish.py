@@ -1,6 +1,7 @@
 """``microws publish``: publishes one message to the hub of a running server."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,11 @@ def publish(flags: Mapping[str, Any]) -> int:
     except (FeatureUnavailable, TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
     if receipt.id is not None:
-        print(receipt.id)
+        try:
+            print(receipt.id, flush=True)
+        except BrokenPipeError:
+            # Python would flush it again at the end. Source: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

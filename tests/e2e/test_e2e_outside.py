@@ -124,12 +124,11 @@ def publish(server, *arguments, hub=None, **options):
     done = subprocess.run(
         [sys.executable, "-m", "microws", "publish", *arguments],
         env=clean | {"MICROWS_HUB": hub or server.hub},
-        capture_output=True,
         timeout=3 * LIMIT,
         check=False,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
     )
-    return done.returncode, done.stdout.decode().strip(), done.stderr.decode().strip()
+    return done.returncode, (done.stdout or b"").decode().strip(), done.stderr.decode().strip()
 
 
 def hub_process_of(server):
@@ -176,6 +175,15 @@ def test_a_mounted_app_has_topics_of_its_own(server):
         assert publish(server, "news", "for admin", "--mount", "/admin") == (0, "", "")
         assert publish(server, "news", "for all") == (0, "", "")
         assert [ws.recv(timeout=LIMIT) for ws in (*mounted, *outer)] == ["for admin"] * 2 + ["for all"] * 2
+
+
+def test_a_command_whose_output_nobody_reads_has_published(server):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with connect(f"{server.ws_url}/chat:9", proxy=None) as ws, os.fdopen(theirs, "w") as closed:
+        ws.recv(timeout=LIMIT)
+        assert publish(server, "chat:9", "hi", stdout=closed) == (0, "", "")
+        assert ws.recv(timeout=LIMIT) == "hi"
 
 
 @pytest.mark.parametrize(

@@ -730,7 +730,7 @@ class App:
 
         Returns:
             The number of connections that were closed. It lacks those of a worker that does not answer within 2
-            seconds.
+            seconds; then the log says so.
 
         Raises:
             TypeError, ValueError: The topic, code or reason is invalid, or not one of ``topic`` and ``id`` was given.

@@ -1,6 +1,7 @@
 """The directory of a hub, and the process that the supervisor keeps there."""
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -157,6 +158,7 @@ def test_a_client_that_sends_nonsense_is_dropped_alone(hub, nonsense):
         client.send(hello())
         assert (len(other.recv(64)), len(client.recv(64))) == (40, 40)
         client.sendall(nonsense)
+        assert client.recv(64) == frame(LENGTH, Op.REFUSED)
         with suppress(ConnectionResetError):
             assert client.recv(64) == b""
         other.send(frame(LENGTH, Op.BEGIN))
@@ -220,6 +222,24 @@ def test_a_process_that_cannot_be_started_ends_the_keeper_in_order(hub, monkeypa
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.parametrize("names", [hub_keeper._FILES, "/missing"], ids=["listed", "not listed"])
+def test_the_process_keeps_no_file_of_the_supervisor(tmp_path, monkeypatch, names):
+    monkeypatch.setattr(hub_keeper, "_FILES", names)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    null = os.open(os.devnull, os.O_RDONLY)
+    files = [fcntl.fcntl(null, fcntl.F_DUPFD, number) for number in (null, 300, 4000)]
+    try:
+        with hub_process(tmp_path / "hub", is_temporary=True) as hub:
+            assert is_served(hub.path)
+            open_there = [path.readlink() for path in Path(f"/proc/{hub.pid}/fd").iterdir() if int(path.name) > 2]
+            assert Path(os.devnull) not in open_there
+            # The socket of a client that has just left may be among them.
+            assert len(open_there) in (5, 6), open_there
+    finally:
+        for number in (null, *files):
+            os.close(number)
+
+
 def test_the_process_needs_no_stderr(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with hub_process(tmp_path / "hub", is_temporary=True) as hub:
@@ -249,12 +269,14 @@ def test_a_worker_that_does_not_read_is_not_asked_until_it_does(hub):
 
         def ask():
             program.sendall(frame(ASK, Op.ASK, 7, 1, tail=bytes(64 << 10)))
-            return ANSWER.unpack(receive(program, ANSWER.size))[3]
+            answer = receive(program, ANSWER.size + 1)
+            return ANSWER.unpack_from(answer)[3], answer[ANSWER.size :]
 
         questions = 0
-        while ask():
+        while (answer := ask()) == (1, b"0"):
             questions += 1
+        assert answer == (0, b"1")
         # What the socket takes, and 256 KiB.
         assert 4 < questions < 200
         receive(worker, questions * (ASK.size + (64 << 10)))
-        assert ask() == 1
+        assert ask() == (1, b"0")

@@ -639,7 +639,7 @@ class Hub:
         """
         What ``statistics`` counts in all workers, in sum.
 
-        A worker that does not answer within 2 seconds is left out.
+        A worker that does not answer within 2 seconds is left out, and the log says so.
         """
         answers = await self.backplane.ask({"statistics": True})
         topics: Counter[str] = Counter()
@@ -659,6 +659,9 @@ class Hub:
     ) -> int:
         """
         Close every connection that subscribes to ``topic``, or the one with this id, in all workers.
+
+        Returns:
+            How many they were. A worker that does not answer within 2 seconds is left out, and the log says so.
 
         Raises:
             TypeError, ValueError: An invalid argument.

@@ -24,7 +24,18 @@ import anyio.lowlevel
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import running_loop
 from microws.hub.backplane import Place, Receiver
-from microws.hub.log import HAS_HISTORY, HEAD, KINDS, Entry, Log, LogUsage, Replay, position_of, read_record
+from microws.hub.log import (
+    HAS_HISTORY,
+    HEAD,
+    KINDS,
+    MIN_BYTES,
+    Entry,
+    Log,
+    LogUsage,
+    Replay,
+    position_of,
+    read_record,
+)
 from microws.interfaces import Payload, Receipt
 from microws.local.wire import (
     ACK,
@@ -61,6 +72,8 @@ _LINGER: Final = 5.0
 # Seconds between attempts to connect, and until the first one must succeed.
 _RETRY: Final = 0.02
 _FIRST_CONNECT: Final = 10.0
+# Seconds until a process that was refused connects again: it may send the same again.
+_PAUSE_AFTER_REFUSAL: Final = 1.0
 
 # Of the head of a record.
 _PLACE: Final = struct.Struct("=16xQ")
@@ -173,10 +186,12 @@ class LocalBackplane:
         self._sock: socket.socket | None = None
         # asyncio's; ``None`` on trio.
         self._loop: asyncio.AbstractEventLoop | None = None
-        # What is sent at the end of this turn of the event loop, and what the socket has not taken.
-        # Whether the hub process is of another version; and whether it has answered ``HELLO``.
+        # Whether the hub process is of another version; whether it has answered ``HELLO``; and whether it has refused
+        # what this process sent.
         self._is_foreign = False
         self._is_welcome = False
+        self._is_refused = False
+        # What is sent at the end of this turn of the event loop, and what the socket has not taken.
         self._output: list[bytes] = []
         self._rest = b""
         self._is_flush_due = False
@@ -230,7 +245,12 @@ class LocalBackplane:
                     break
                 if self._log_id:
                     task_status = None
-                _log.warning("the hub process has ended; connecting again")
+                if self._is_refused:
+                    self._is_refused = False
+                    _log.error("the hub process refuses what this process sends; connecting again after a while")
+                    await anyio.sleep(_PAUSE_AFTER_REFUSAL)
+                else:
+                    _log.warning("the hub process has ended; connecting again")
                 sock = await self._connect()
         raise HubUnavailable(f"expected a hub process of this version of microws at {self._path}, got one of another")
 
@@ -371,6 +391,8 @@ class LocalBackplane:
             self._place = REQUEST.unpack_from(data)[3]
             _log.error("messages were lost: this process fell behind the log of the hub, or the log was lost")
             self._receiver.lose()
+        elif op == Op.REFUSED:
+            self._is_refused = True
         elif op == Op.WELCOME:
             if PROTOCOL_OF.unpack_from(data)[0] != PROTOCOL:
                 self._is_foreign = True
@@ -472,7 +494,11 @@ class LocalBackplane:
         kinds = KINDS.index(kind) | (HAS_HISTORY if has_history else 0)
         tail = b"".join((encoded, key, conflation, data))
         size = PUBLISH.size + len(tail)
-        if self._largest and HEAD.size + len(tail) + 8 > self._largest:
+        length = HEAD.size + len(tail) + 8
+        if not self._largest and length > Log.largest(MIN_BYTES):
+            # The hub process has not told how large a message may be. It refuses a process that sends a larger one.
+            await self.position(topic)
+        if self._largest and length > self._largest:
             raise ValueError(
                 f"expected a message of at most {self._largest - HEAD.size - len(encoded) - 8} bytes, got {len(data)}: "
                 "App(history_bytes=…) sets the size of the log, which holds four of the largest messages"
@@ -551,10 +577,15 @@ class LocalBackplane:
         replies = self._replies[number] = []
         try:
             data = frame(ASK, Op.ASK, self._id, number, tail=json.dumps(question).encode())
-            asked, _ = await self._wait_for(number, data)
+            asked, left_out = await self._wait_for(number, data)
             with anyio.move_on_after(_TIMEOUT):
                 while len(replies) < (min(asked, 1) if first else asked):
                     await self._reply_arrived.wait()
+            count = asked + int(left_out)
+            if len(replies) < count and not first:
+                kinds = ", ".join(question)
+                text = "%d of %d workers answered within %g s; the others are left out: %s"
+                _log.warning(text, len(replies), count, _TIMEOUT, kinds)
             return replies
         finally:
             del self._replies[number]

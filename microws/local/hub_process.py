@@ -189,6 +189,8 @@ class HubProcess:
         try:
             function(client, *args)
         except (struct.error, ValueError):
+            # Otherwise it would come back at once, and send the same again.
+            self._send(client, frame(LENGTH, Op.REFUSED))
             self._drop(client)
 
     # What comes in
@@ -251,15 +253,12 @@ class HubProcess:
         while size - at >= least:
             length, op = LENGTH.unpack_from(data, at)
             if not least <= length <= MAX_FRAME:
-                self._drop(client)
-                return
+                raise ValueError(f"expected a frame of {least} to {MAX_FRAME} bytes, got {length}")
             if size - at < length:
                 break
             if op == _PUBLISH:
-                is_valid = self._publish(client, data, at)
-            else:
-                is_valid = self._follow(client, op, data[at : at + length])
-            if not is_valid:
+                self._publish(client, data, at)
+            elif not self._follow(client, op, data[at : at + length]):
                 self._drop(client)
                 return
             at += length
@@ -267,12 +266,12 @@ class HubProcess:
         client.input = [data[at:]] if rest else []
         client.missing = (length if rest >= least else least) - rest
 
-    def _publish(self, client: _Client, data: bytes, at: int) -> bool:
+    def _publish(self, client: _Client, data: bytes, at: int) -> None:
         length, _, kind, topic_size, key_size, conflation_size, number = PUBLISH.unpack_from(data, at)
         if number <= client.number:
-            return True  # sent again after a cut
+            return  # sent again after a cut
         if kind & ~HAS_HISTORY >= len(KINDS):
-            return False
+            raise ValueError(f"expected the kind of a payload, got {kind}")
         client.number = number
         body = data[at + PUBLISH.size : at + length]
         topic = body[:topic_size]
@@ -282,7 +281,6 @@ class HubProcess:
             self._batch_topics.append(topic)
         if kind & HAS_HISTORY:
             client.stored.append((number, place, topic if record else None))
-        return True
 
     def _follow(self, client: _Client, op: int, data: bytes) -> bool:
         """Do what a frame other than ``PUBLISH`` asks for. ``False``: the client speaks another protocol."""
@@ -324,15 +322,13 @@ class HubProcess:
 
     def _ask(self, client: _Client, data: bytes) -> None:
         _, _, _, number = ASK.unpack_from(data)
+        meant = [other for other in self._clients.values() if other.serves and other.prefix == client.prefix]
         # One that does not read, such as a stopped worker, is left out: questions are not in the log.
-        asked = [
-            other
-            for other in self._clients.values()
-            if other.serves and other.prefix == client.prefix and len(other.output) < _MAX_BYTES
-        ]
+        asked = [other for other in meant if len(other.output) < _MAX_BYTES]
         for other in asked:
             self._send(other, frame(ASK, Op.ASKED, client.id, number, tail=data[ASK.size :]))
-        self._send(client, frame(ANSWER, Op.ANSWER, number, len(asked), client.known))
+        left_out = b"%d" % (len(meant) - len(asked))
+        self._send(client, frame(ANSWER, Op.ANSWER, number, len(asked), client.known, tail=left_out))
 
     # What goes out
 

@@ -5,7 +5,8 @@ A frame begins with its length and a number that says what it is. A published me
 of the log as it stands there (``Log.append``): its number is the kind of the payload, and lower than all others.
 
 A client begins with ``HELLO`` and one ``SUBSCRIBE`` per topic, then ``BEGIN``. The hub answers ``WELCOME``, and from
-then on sends the records behind the client's place, in the order of the log, of the topics that it subscribes to.
+then on sends the records behind the client's place, in the order of the log, of the topics that it subscribes to. A
+client that sends what is not of this protocol gets ``REFUSED``, and is disconnected.
 """
 
 import struct
@@ -18,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Changes with every change of the frames or of the records.
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 # A frame over this length is not one of ours.
 MAX_FRAME: Final = 1 << 30
 
@@ -45,6 +46,7 @@ class Op(IntEnum):
     ANSWER = 2051
     LOST = 2052
     ASKED = 2053
+    REFUSED = 2054
 
 
 # Of every frame: its length, and what it is.
@@ -70,7 +72,8 @@ STORED: Final = struct.Struct("=IHxxQ")
 # Who asks, and the number of the question; what is asked or replied follows.
 ASK: Final = struct.Struct("=IHxxQQ")
 # The number of the request; the topic's place, or a count; and the place up to which the client has the log. A position
-# follows; of ``READ`` also a zero byte, ``1`` if everything was recovered, else ``0``, and the records.
+# follows; of ``READ`` also a zero byte, ``1`` if everything was recovered, else ``0``, and the records. Of ``ASK``, the
+# count is of the workers that are asked, and the number of those that are not, because they do not read, follows.
 ANSWER: Final = struct.Struct("=IHxxQqQ")
 # What follows the answer to ``USAGE``, a request without a name: bytes of the log in use, and messages dropped.
 USAGE: Final = struct.Struct("=QQ")

@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Final, NoReturn, final
 
 from microws.local.directory import HubDirectory
@@ -20,6 +22,8 @@ _log = logging.getLogger("microws.server")
 # Deaths in a row, each within so many seconds of its start, after which the hub process is given up.
 _MAX_EARLY_DEATHS: Final = 5
 _STABLE_AFTER: Final = 5.0
+# Names the files that this process has open.
+_FILES: Final = "/dev/fd" if sys.platform == "darwin" else "/proc/self/fd"
 # Seconds that it has to end.
 _EXIT_TIMEOUT: Final = 2.0
 
@@ -126,8 +130,22 @@ def _become_child(*, keep: tuple[int, ...]) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    begin = 3
-    for kept in sorted(keep):
-        os.closerange(begin, kept)
-        begin = kept + 1
-    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
+    _close_files(keep=keep)
+
+
+def _close_files(*, keep: tuple[int, ...]) -> None:
+    """Close all files but the standard streams and ``keep``."""
+    try:
+        files = {int(path.name) for path in Path(_FILES).iterdir()}
+    except OSError:
+        # FreeBSD has closefrom(2).
+        begin = 3
+        for kept in sorted(keep):
+            os.closerange(begin, kept)
+            begin = kept + 1
+        os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
+        return
+    # Not ``os.closerange``: without close_range(2) it tries each number up to the limit, which may be 2^30.
+    for number in files.difference((0, 1, 2), keep):
+        with suppress(OSError):  # that of the directory itself is closed
+            os.close(number)

@@ -1,13 +1,14 @@
 """The backplane of several processes of one machine passes the suite, with the log in memory and in a file."""
 
 import os
+import re
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
 import pytest
-from conformance import BackplaneConformance, text
+from conformance import HISTORY, BackplaneConformance, text
 from hub_here import hub_in_thread
 from hubs import HISTORY_BYTES, LIMIT, Process, hub_process, kill_at_line
 
@@ -19,6 +20,7 @@ from microws.local import client
 from microws.local import hub_process as hub_process_module
 from microws.local.client import LocalBackplane
 from microws.local.directory import socket_path
+from microws.local.wire import LENGTH, Op, frame
 
 pytestmark = pytest.mark.anyio
 
@@ -199,6 +201,70 @@ async def test_a_stopped_hub_process_answers_late_for_others_only(hub, short):
         hub.signal(signal.SIGCONT)
         # The claim was made, and its caller does not know.
         assert not await other.backplane.claim("k", 60)
+
+
+async def test_one_that_the_hub_process_refuses_comes_back_after_a_pause(hub, monkeypatch, caplog):
+    assert client._PAUSE_AFTER_REFUSAL == 1
+    monkeypatch.setattr(client, "_PAUSE_AFTER_REFUSAL", 0.1)
+    async with connected(hub, ("t",), ("t",)) as (one, other):
+        began = anyio.current_time()
+        # As a message that the log does not take: it is sent again each time.
+        one.backplane._unacknowledged.append((1, nonsense := frame(LENGTH, Op.READ)))
+        one.backplane._put(nonsense)
+        with anyio.fail_after(LIMIT):
+            while (count := caplog.text.count("refuses what this process sends")) < 3:
+                await anyio.lowlevel.checkpoint()
+        assert anyio.current_time() - began >= 0.2
+        assert count == 3
+        one.backplane._unacknowledged.clear()
+        await publish(other, 1)
+        await one.wait_delivered(1)
+        assert (one.texts, one.losses) == (["1"], [])
+
+
+@HISTORY
+async def test_a_message_that_is_too_large_is_refused_before_the_limit_is_known(hub, short, has_history):
+    """The hub process would refuse the process that sends it."""
+    hub.signal(signal.SIGSTOP)
+    process = Process(LocalBackplane(hub.path))
+    errors = []
+
+    async def publish_large(size):
+        try:
+            await process.backplane.publish(Payload("bytes", bytes(size), "t"), has_history=has_history)
+        except (ValueError, PublishTimeout) as error:
+            errors.append(str(error))
+        else:
+            errors.append(size)
+
+    process.backplane.start(process)
+    with anyio.fail_after(LIMIT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(process.backplane.run)
+            async with anyio.create_task_group() as publishing:
+                publishing.start_soon(publish_large, HISTORY_BYTES // 2)
+                publishing.start_soon(publish_large, 20_000)
+                await anyio.wait_all_tasks_blocked()
+                assert errors == []
+                hub.signal(signal.SIGCONT)
+            [small] = [each for each in errors if each == 20_000]
+            [large] = [each for each in errors if each != small]
+            assert re.match(r"expected a message of at most \d+ bytes, got 4194304: App\(history_bytes", large)
+            errors.clear()
+            await process.backplane.aclose()
+            tasks.cancel_scope.cancel()
+
+
+async def test_who_asks_too_few_is_told(hub, short, monkeypatch, caplog):
+    async with connected(hub, (), (), ()) as (one, other, silent):
+        monkeypatch.setattr(silent, "answer", None)
+        with anyio.fail_after(LIMIT):
+            answers = await one.backplane.ask({"disconnect": {}})
+        assert sorted(answer["name"] for answer in answers) == sorted([one.name, other.name])
+        assert "2 of 3 workers answered within 0.3 s; the others are left out: disconnect" in caplog.text
+        caplog.clear()
+        assert len(await one.backplane.ask({"settings": True}, first=True)) == 1
+        assert "left out" not in caplog.text
 
 
 # A hub process that is killed

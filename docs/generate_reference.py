@@ -281,7 +281,7 @@ def _read_options(command: str) -> Iterator[str]:
             yield f"| {names}{value} | {action.help} |"
 
 
-OPTIONS = {command: list(_read_options(command)) for command in ("run", "routes", "publish", "bench")}
+OPTIONS = {command: list(_read_options(command)) for command in ("run", "routes", "connect", "publish", "bench")}
 
 if __name__ == "__main__":
     main()

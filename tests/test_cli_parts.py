@@ -584,7 +584,7 @@ def test_without_a_command_the_help_is_shown(capsys):
         (["--zzz", "run", "m"], 2, "error: unknown argument '--zzz'; see microws run --help"),
         (["dev", "m:app"], 2, "error: this version has no command 'dev'; to serve an app: microws run m:app"),
         (["dev"], 2, "error: this version has no command 'dev'; to serve an app: microws run chat:app"),
-        (["connect", "ws://h/"], 2, "no command 'connect'; to measure a server: microws bench ws://h/"),
+        (["conect", "ws://h/"], 2, "there is no command 'conect'; did you mean 'connect'?"),
         (["http://h/"], 2, "error: there is no command 'http://h/'; to measure a server: microws bench http://h/"),
         (["run", "--prot=1"], 2, "error: unknown argument '--prot'; did you mean '--port'?"),
         (["run", "--ssl-certfile", "x"], 2, "error: unknown argument '--ssl-certfile'; did you mean '--certfile'?"),

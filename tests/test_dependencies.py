@@ -41,6 +41,7 @@ REVIEWS = {
     "trio": Review(),
     "uvloop": Review("0.20.0", "CVE-2024-24806, in libuv"),
     "websockets": Review("9.1", "CVE-2018-1000518, CVE-2021-33880"),
+    "wsproto": Review(),
 }
 REQUIREMENTS = [
     Requirement(text)

@@ -324,7 +324,7 @@ def test_page_that_is_not_typed_has_no_files_and_no_output(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_on_the_page_exist(page: Path) -> None:
-    known = {command: {*command_parser(command).flags} for command in ("run", "publish", "bench")}
+    known = {command: {*command_parser(command).flags} for command in ("run", "routes", "connect", "publish", "bench")}
     text = page.read_text()
     for command, flags in known.items():
         lines = re.findall(rf"microws {command} [^`\n]*", text)

@@ -31,6 +31,7 @@ FLOORS = {
 DEFERRED = {
     # Each subcommand is imported when it is chosen.
     "cli -> cli.bench",
+    "cli -> cli.connect",
     "cli -> cli.options",
     "cli -> cli.publish",
     "cli -> cli.routes",

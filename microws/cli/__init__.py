@@ -12,10 +12,11 @@ __all__ = ["command_parser", "main"]
 _COMMANDS = {
     "run": "serve an app",
     "routes": "list the routes of an app, or say which one answers a request",
+    "connect": "talk to a WebSocket, or read server-sent events",
     "publish": "publish a message to the clients of a running server",
     "bench": "measure how much a WebSocket server can do",
 }
-_COMMANDS_TO_COME = ("connect", "dev")
+_COMMANDS_TO_COME = ("dev",)
 # What other programs call `run`.
 _SERVE = ("runserver", "serve", "server", "start", "up")
 _USAGE = 2
@@ -52,6 +53,10 @@ def command_parser(command: str | None) -> Parser:
         from microws.cli.routes import routes_parser
 
         return routes_parser()
+    if command == "connect":
+        from microws.cli.connect import connect_parser
+
+        return connect_parser()
     if command == "publish":
         from microws.cli.publish import publish_parser
 
@@ -96,6 +101,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         from microws.cli.routes import routes
 
         return routes(flags)
+    if command == "connect":
+        from microws.cli.connect import connect
+
+        return connect(flags)
     if command == "publish":
         from microws.cli.publish import publish
 

@@ -1,11 +1,9 @@
 """``microws bench``: its options, the run, and what it prints."""
 
-import argparse
 import asyncio
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,28 +12,13 @@ from typing import Any, Final
 from microws.bench.plan import MIN_TEXT, PLACE_OF_TEXT, Plan, parse_url
 from microws.bench.report import as_json, as_text, problem_with
 from microws.bench.run import measure
-from microws.cli.usage import Parser, UsageError
+from microws.cli.usage import HEADER, NON_NEGATIVE_SECONDS, SECONDS, SUBPROTOCOL, Parser, UsageError, option
 from microws.server.settings import parse_size
 
 __all__ = ["bench", "bench_parser", "bench_plan"]
 
 _POST: Final = f'{{"text": "{PLACE_OF_TEXT}"}}'
 _WHAT_TEXT: Final = f"{PLACE_OF_TEXT} stands for a text with the number by which a message is recognized"
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# The handshake and the POST set these themselves.
-_OWN_HEADERS: Final = r"(?i:upgrade|connection|content-length|transfer-encoding|sec-websocket-)"
-
-
-def _option(expected: str, pattern: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
-    """A type for argparse: what matches ``pattern``, converted."""
-
-    def parse(value: str) -> Any:
-        with suppress(ValueError):
-            if re.fullmatch(pattern, value, re.ASCII | re.DOTALL):
-                return convert(value)
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {value!r}")
-
-    return parse
 
 
 def _text_size(value: str) -> int:
@@ -49,40 +32,28 @@ def _url(value: str) -> str:
     return value
 
 
-def _header(value: str) -> tuple[str, str]:
-    name, _, text = value.partition(":")
-    return name, text.strip()
-
-
-_COUNT: Final = _option("a whole number, 1 or more", r"0*[1-9][0-9]{0,8}", int)
-_SECONDS: Final = _option("seconds, more than 0", r"(?=.*[1-9])[0-9]*\.?[0-9]+", float)
-_WARM_UP: Final = _option("seconds, 0 or more", r"[0-9]*\.?[0-9]+", float)
-_RATE: Final = _option("a number a second, more than 0", r"(?=.*[1-9])[0-9]*\.?[0-9]+", float)
-_MESSAGE: Final = _option(f"{PLACE_OF_TEXT} at most once", r"(?!.*\{text\}.*\{text\}).*")
-_SIZE: Final = _option(f"a size such as 64 or 16KiB, {MIN_TEXT} bytes or more", r".*", _text_size)
-_URL: Final = _option("a URL such as ws://127.0.0.1:8000/echo", r"wss?://.*", _url)
-_PUBLISH: Final = _option("a URL that begins with ws://, wss://, http:// or https://", r"(ws|http)s?://.*", _url)
-_SUBPROTOCOL: Final = _option("one name without spaces and commas (repeat the option for more)", _TOKEN)
-_HEADER: Final = _option(
-    "'Name: value' with a name that microws does not set itself", rf"(?!{_OWN_HEADERS}){_TOKEN}:[ -~]*", _header
-)
-
+_COUNT: Final = option("a whole number, 1 or more", r"0*[1-9][0-9]{0,8}", int)
+_RATE: Final = option("a number a second, more than 0", r"(?=.*[1-9])[0-9]*\.?[0-9]+", float)
+_MESSAGE: Final = option(f"{PLACE_OF_TEXT} at most once", r"(?!.*\{text\}.*\{text\}).*")
+_SIZE: Final = option(f"a size such as 64 or 16KiB, {MIN_TEXT} bytes or more", r".*", _text_size)
+_URL: Final = option("a URL such as ws://127.0.0.1:8000/echo", r"wss?://.*", _url)
+_PUBLISH: Final = option("a URL that begins with ws://, wss://, http:// or https://", r"(ws|http)s?://.*", _url)
 # Flag, type (``None``: a switch), metavar and help.
 _OPTIONS: Final = (
     ("--fan-out", None, None, "measure a broadcast: one publisher sends, all connections to URL receive"),
     ("--connects", None, None, "measure connects: connect, send a Close frame, repeat"),
     ("--publish", _PUBLISH, "URL", "with --fan-out: where to publish, by WebSocket or by POST; default: URL"),
     ("--connections", _COUNT, "N", "open at the same time; default 100"),
-    ("--seconds", _SECONDS, "SECONDS", "length of the measurement; default 10"),
-    ("--warm-up", _WARM_UP, "SECONDS", "length of the warm-up before it; default 1"),
+    ("--seconds", SECONDS, "SECONDS", "length of the measurement; default 10"),
+    ("--warm-up", NON_NEGATIVE_SECONDS, "SECONDS", "length of the warm-up before it; default 1"),
     ("--in-flight", _COUNT, "N", "unanswered messages of each connection, or of the publisher; default 1"),
     ("--rate", _RATE, "N", "send N messages a second in all, without waiting for answers"),
     ("--message", _MESSAGE, "TEXT", f"what is sent; {_WHAT_TEXT}. Default: {PLACE_OF_TEXT}; by POST {_POST}"),
     ("--size", _SIZE, "SIZE", f"of that text, as 64 (default) or 16KiB, at least {MIN_TEXT}"),
     ("--binary", None, None, "send binary messages"),
-    ("--timeout", _SECONDS, "SECONDS", "for a handshake, and until a message counts as lost; default 5"),
-    ("--subprotocol", _SUBPROTOCOL, "NAME", "to offer; may be repeated"),
-    ("--header", _HEADER, "'NAME: VALUE'", "to send with each handshake and POST; may be repeated"),
+    ("--timeout", SECONDS, "SECONDS", "for a handshake, and until a message counts as lost; default 5"),
+    ("--subprotocol", SUBPROTOCOL, "NAME", "to offer; may be repeated"),
+    ("--header", HEADER, "'NAME: VALUE'", "to send with each handshake and POST; may be repeated"),
     ("--insecure", None, None, "accept any certificate, such as a self-signed one"),
     ("--json", None, None, "print one JSON object in place of the table"),
 )

@@ -14,7 +14,7 @@ from microws.datastructures import Headers
 from microws.testing.calls import AppCall, end_block, time_limit
 from microws.testing.cookies import parse_cookie
 
-__all__ = ["ReceivedEvent", "TestResponse", "TestStream", "request"]
+__all__ = ["EventParser", "ReceivedEvent", "TestResponse", "TestStream", "request"]
 
 T = TypeVar("T")
 
@@ -77,6 +77,39 @@ class ReceivedEvent(NamedTuple):
         return loads_json(self.data)
 
 
+class EventParser:
+    """
+    Reads the events of a ``text/event-stream``.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+    """
+
+    def __init__(self) -> None:
+        # Of the event that is being read: its data lines and type. Id and retry are those of the whole stream.
+        self._data: list[str] = []
+        self._fields = {"event": "", "id": "", "retry": ""}
+
+    def feed(self, line: str) -> ReceivedEvent | None:
+        """The event that ends with ``line``, if one does."""
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            data, kind, fields = self._data, self._fields["event"], self._fields
+            self._data, fields["event"] = [], ""
+            if data:
+                retry = int(fields["retry"]) if fields["retry"] else None
+                return ReceivedEvent("\n".join(data), kind or "message", fields["id"], retry)
+        elif name == "data":
+            self._data.append(value)
+        elif (
+            name == "event"
+            or (name == "id" and "\0" not in value)
+            or (name == "retry" and value.isascii() and value.isdigit())
+        ):
+            self._fields[name] = value
+        return None
+
+
 class TestStream:
     """
     A response that a test reads while the app sends it: ``async with client.stream("GET", "/events") as response``.
@@ -99,9 +132,7 @@ class TestStream:
         utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
         self._partial_line = ""
-        # Of the event that is being read: its data lines and type. Id and retry are those of the whole stream.
-        self._data: list[str] = []
-        self._fields = {"event": "", "id": "", "retry": ""}
+        self._events = EventParser()
 
     @property
     def _call(self) -> AppCall:
@@ -162,22 +193,8 @@ class TestStream:
 
     async def _next_event(self) -> ReceivedEvent | None:
         while (line := await self._next_line()) is not None:
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if not line:
-                data, kind, fields = self._data, self._fields["event"], self._fields
-                self._data, fields["event"] = [], ""
-                if data:
-                    retry = int(fields["retry"]) if fields["retry"] else None
-                    return ReceivedEvent("\n".join(data), kind or "message", fields["id"], retry)
-            elif name == "data":
-                self._data.append(value)
-            elif (
-                name == "event"
-                or (name == "id" and "\0" not in value)
-                or (name == "retry" and value.isascii() and value.isdigit())
-            ):
-                self._fields[name] = value
+            if (event := self._events.feed(line)) is not None:
+                return event
         return None
 
 

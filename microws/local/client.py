@@ -12,6 +12,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from os import urandom
@@ -176,6 +177,15 @@ class _Reader:
             self._loop.remove_reader(self._sock)
 
 
+def _open(path: str) -> socket.socket:
+    with ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)
+        sock.connect(path)
+        undo.pop_all()
+    return sock
+
+
 class LocalBackplane:
     """
     Carries what is published through the hub process of this machine.
@@ -277,18 +287,13 @@ class LocalBackplane:
 
     async def _connect(self, *, is_first: bool = False) -> socket.socket:
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.setblocking(False)
             try:
-                sock.connect(self._path)
+                return _open(self._path)
             except OSError as error:
-                sock.close()
                 if is_first and not (self._serves or isinstance(error, BlockingIOError)):
                     raise HubUnavailable(f"expected a server with its hub at {self._path}, got: {error}") from None
-                # No hub process, or it does not accept fast enough.
+                # No hub process, or it does not accept fast enough; or no descriptor is left here.
                 await anyio.sleep(_RETRY)
-            else:
-                return sock
 
     async def _talk(
         self, sock: socket.socket, reader: _Reader, task_status: "anyio.abc.TaskStatus[None] | None"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
@@ -284,6 +285,23 @@ async def test_after_a_kill_everything_goes_on_and_nobody_is_told(hub):
         assert one.texts == [str(number // 2) for number in range(20)]
         assert other.texts == [str(number) for number in range(10)]
         assert one.losses == other.losses == []
+
+
+async def test_after_a_kill_a_process_without_descriptors_connects_once_it_has_one(hub, caplog):
+    async with connected(hub, ("t",)) as [process]:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            hub.end()
+            with anyio.fail_after(LIMIT):
+                while "connecting again" not in caplog.text:
+                    await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await hub.wait_started(2)
+        await publish(process, 1)
+        await process.wait_delivered(1)
 
 
 async def test_a_process_that_got_nothing_for_long_is_not_told_of_a_loss(small_hub):

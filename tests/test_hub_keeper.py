@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -97,6 +98,50 @@ def test_a_log_of_another_version_is_refused(tmp_path):
     (path / "log").write_bytes(b"microws0".ljust(4096, bytes(1)))
     with pytest.raises(HubDirectoryError, match="expected a log of this version of microws in"):
         HubDirectory(str(path), HISTORY_BYTES)
+
+
+ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from microws.interfaces import Payload
+from microws.local.directory import HubDirectory, HubDirectoryError
+
+path = Path(sys.argv[1]) / "hub"
+try:
+    HubDirectory(str(path), 8 << 20)
+except HubDirectoryError as error:
+    print(error)
+directory = HubDirectory(str(path), 64 << 10)
+with Path(path.parent, "file").open("wb", buffering=0) as file:
+    try:
+        while file.write(bytes(1 << 16)):
+            pass
+    except OSError:
+        print("full")
+log = directory.log()
+payload = Payload("bytes", bytes(1000), "t")
+for number in range(200):
+    log.append(b"t", payload, publisher=1, number=number)
+    log.commit()
+print(log.number_of(1))
+directory.close()
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="mounts a small file system in a namespace of its own")
+def test_a_full_disk_refuses_the_log_at_the_start_and_never_later(tmp_path):
+    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
+    in_namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*in_namespace, mount], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("may not mount")
+    program = f'{mount} && exec "$0" -c "$1" {tmp_path}'
+    found = subprocess.run(
+        [*in_namespace, program, sys.executable, ON_A_FULL_DISK],
+        capture_output=True, text=True, timeout=6 * LIMIT, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert found.stdout.splitlines() == [
+        f"cannot use {tmp_path}/hub for the hub: [Errno 28] No space left on device", "full", "199",
+    ], found.stderr  # fmt: skip
 
 
 def test_the_log_survives_its_process_where_the_system_does_not_name_its_run(tmp_path, monkeypatch):

@@ -75,6 +75,8 @@ class HubDirectory:
                     undo.callback(Path(self.path).rmdir)
                 self.log_file: int = _unnamed_file(self.path) if is_temporary else self._open_log()
                 undo.callback(os.close, self.log_file)
+                # A new log that does not fit is left empty, so that the next server may set another size.
+                undo.callback(os.ftruncate, self.log_file, os.fstat(self.log_file).st_size)
                 os.ftruncate(self.log_file, Log.block_size(history_bytes))
                 if not is_temporary and hasattr(os, "posix_fallocate"):
                     # Otherwise a full disk would end the hub process, by SIGBUS, when it writes.

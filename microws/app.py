@@ -87,7 +87,8 @@ class App:
         hub: What carries published messages. ``"memory"``: this process alone; with ``--workers``, a hub process that
             ``microws run`` starts brings them to all workers. ``"local"``: always that process, even with one worker.
             ``"local:PATH"``: its socket and log are in this directory, so that clients also resume after a full stop
-            and start. ``--hub`` and ``MICROWS_HUB`` override it. Default ``"memory"``.
+            and start. ``"redis://HOST"``: a Redis or Valkey, on any server and for any number of machines; see
+            ``docs/how-to.md``. ``--hub`` and ``MICROWS_HUB`` override it. Default ``"memory"``.
         history_bytes: The size of the log, which all topics with history share; with a hub process, all topics. The
             oldest messages make room. Default 64 MiB; memory is used as the log fills.
         redirect_slashes: Redirect with 308 if only the other form of a path, with or without a slash at the end,
@@ -426,9 +427,9 @@ class App:
                 server stops or ``check`` fails, so that a load balancer sends no clients.
             check: Called without arguments for each probe of ``ready``. It fails if it raises, returns ``False`` or
                 takes over 5 seconds. A plain function runs in a worker thread. A failure is logged, not sent.
-            hub: Also respond with 503 if the hub process does not answer within half a second. Clients that are
-                connected get no messages from other workers then, and new ones cannot subscribe. ``microws run`` starts
-                a hub process that has ended within milliseconds. Default: no.
+            hub: Also respond with 503 if the hub process, or Redis, does not answer within half a second. Clients that
+                are connected get no messages from other workers then, and new ones cannot subscribe. ``microws run``
+                starts a hub process that has ended within milliseconds. Default: no.
 
         Raises:
             RoutingError: A pattern is invalid, or another route hides it.
@@ -640,8 +641,9 @@ class App:
                 delivered.
             RuntimeError: The app is not running, or runs in another event loop. In another thread, use
                 ``publish_from_thread``.
-            PublishTimeout: The hub process did not answer within 2 seconds. The message may have been published, or may
-                be published later. To publish it once, repeat the call with the same ``key``.
+            PublishTimeout: The hub process or Redis did not answer within 2 seconds. The message may have been
+                published, or may be published later. To publish it once, repeat the call with the same ``key``.
+            HubUnavailable: Redis refuses the message, for example because its memory is full. Nothing was published.
         """
         return await self.hub.publish(topic, value, skip=skip, key=key)
 

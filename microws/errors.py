@@ -13,7 +13,7 @@ Every exception that microws raises, in one tree.
     ├── Overflow                  a subscription was read too slowly
     ├── TooManySubscriptions      a connection would exceed App(max_subscriptions=…)
     ├── PublishTimeout            TimeoutError: the message may or may not have been published
-    ├── HubUnavailable            ConnectionError: no hub process answers where one is expected
+    ├── HubUnavailable            ConnectionError: no hub process or Redis answers where one is expected
     ├── RoutingError              ValueError: an invalid pattern or name, or two routes that conflict
     └── FeatureUnavailable        NotImplementedError: this version does not have the feature
 
@@ -161,11 +161,16 @@ class TooManySubscriptions(MicrowsError):
 
 
 class PublishTimeout(MicrowsError, TimeoutError):
-    """The hub process did not answer in time: the message may have been published, or may be published later."""
+    """The hub process or Redis did not answer in time: the message may have been, or may be, published."""
 
 
 class HubUnavailable(MicrowsError, ConnectionError):
-    """No hub process is where one is expected, none of its workers answers, or it is of another version of microws."""
+    """
+    No hub process is where one is expected, none of its workers answers, or it is of another version of microws.
+
+    With Redis: there is none, it is none that can carry a hub, or it refuses something; the text has its own words.
+    Nothing was published.
+    """
 
 
 class ReceiveTimeout(TimeoutError):

@@ -94,15 +94,13 @@ class Health:
         if self._was_ready and reason:
             _log.warning("not ready: %s", reason, exc_info=error)
         elif not (self._was_ready or reason):
-            _log.info(
-                "ready again: the %s", "hub process answers" if self._check is None else "check of app.health passes"
-            )
+            _log.info("ready again: the %s", "hub answers" if self._check is None else "check of app.health passes")
         self._was_ready = not reason
         return self._was_ready
 
     async def _obstacle(self) -> tuple[str, Exception | None]:
         if self._has_hub is not None and not await self._has_hub():
-            return "the hub process does not answer", None
+            return "the hub does not answer", None
         if self._check is None:
             return "", None
         try:

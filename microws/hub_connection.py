@@ -4,6 +4,7 @@ import os
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -15,7 +16,8 @@ from microws.connection.bulk_writes import BulkWriter
 from microws.connection.tasks import task_group
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import Hub, check_topic, encode_key, running_loop
-from microws.hub_url import HUB_VARIABLE, check_hub, directory_of
+from microws.hub.backplane import Backplane
+from microws.hub_url import HUB_VARIABLE, check_hub, directory_of, redis_address
 from microws.interfaces import Payload, Receipt
 from microws.local.client import LocalBackplane
 from microws.local.directory import socket_path
@@ -42,7 +44,7 @@ class HubConnection:
     Use it in the event loop in which it was made. Any number of tasks may share it.
     """
 
-    def __init__(self, hub: Hub, codecs: Codecs, backplane: LocalBackplane) -> None:
+    def __init__(self, hub: Hub, codecs: Codecs, backplane: Backplane) -> None:
         self._hub = hub
         self._codecs = codecs
         self._backplane = backplane
@@ -182,11 +184,18 @@ class BlockingHubConnection:
 
 
 class HubConnector:
-    """What ``connect_hub`` returns: a context manager, async and plain. One block at a time may use it."""
+    """
+    What ``connect_hub`` returns: a context manager, async and plain. One block at a time may use it.
 
-    def __init__(self, path: str, *, mount: str, codecs: Codecs) -> None:
-        self._path = path
-        self._mount = mount
+    Args:
+        make: Makes the backplane.
+        shown: What errors call the hub.
+        codecs: Of what is published.
+    """
+
+    def __init__(self, make: Callable[[], Backplane], *, shown: str, codecs: Codecs) -> None:
+        self._make = make
+        self._shown = shown
         self._codecs = codecs
         self._stack = ExitStack()
 
@@ -217,7 +226,7 @@ class HubConnector:
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[HubConnection]:
-        backplane = LocalBackplane(self._path, serves=False, mount=self._mount)
+        backplane = self._make()
         hub = Hub(self._codecs, backplane, write=BulkWriter().write)
         connection = HubConnection(hub, self._codecs, backplane)
         async with task_group() as group:
@@ -227,7 +236,7 @@ class HubConnector:
                     await connection.open()
                 if limit.cancelled_caught:
                     raise HubUnavailable(
-                        f"expected an answer of the hub process at {self._path} and of a worker of the app within "
+                        f"expected an answer of {self._shown} and of a worker of the app within "
                         f"{_CONNECT_TIMEOUT:g} s, got none"
                     )
                 try:
@@ -240,7 +249,7 @@ def connect_hub(
     url: str | None = None, *, mount: str = "", json_default: Callable[[Any], Any] | None = None
 ) -> HubConnector:
     """
-    Connect to the hub of a server that runs on this machine, to publish from another program, such as a cron job.
+    Connect to the hub of a running server, to publish from another program, such as a cron job.
 
     ::
 
@@ -248,24 +257,38 @@ def connect_hub(
             hub.publish("news", {"text": "hello"})
 
     In an event loop write ``async with``; there the hub can also ``subscribe``. The app runs with ``--workers`` or with
-    ``App(hub="local:PATH")``. The program runs as the same user.
+    ``App(hub="local:PATH")``, and the program on the same machine as the same user; or the app runs with
+    ``App(hub="redis://HOST")``.
 
     Args:
-        url: ``local:PATH``, where PATH is the directory of the hub. The log of ``microws run`` names it. Default: the
-            variable ``MICROWS_HUB``, which programs that the app starts have.
+        url: ``local:PATH``, where PATH is the directory of the hub: the log of ``microws run`` names it. Or the
+            ``redis://…`` of the app. Default: the variable ``MICROWS_HUB``, which programs that the app starts have.
         mount: Where the ``App`` is mounted whose topics are meant, such as ``/admin``, or the ``mount`` of
             ``app.running``. Default: the outermost app.
         json_default: As of ``App``.
 
     Raises:
-        HubUnavailable: No server has its hub there, or it does not answer within 10 seconds. Raised on entering.
+        HubUnavailable: No server has its hub there, or it does not answer within 10 seconds; or Redis refuses the
+            login. Raised on entering.
         ValueError: An invalid ``url``, or none.
         FeatureUnavailable: This version does not have that kind of hub.
     """
     url = url or os.environ.get(HUB_VARIABLE, "")
     if not url:
-        raise ValueError("expected the hub of a server as local:PATH, or in MICROWS_HUB, got none")
-    directory = directory_of(check_hub(url))
+        raise ValueError("expected the hub of a server as local:PATH or redis://HOST, or in MICROWS_HUB, got none")
+    directory, redis = directory_of(check_hub(url)), redis_address(url)
+    codecs = Codecs(json_default)
+    if redis is not None:
+        from microws.redis_hub.backplane import RedisBackplane  # here, because it needs a package
+
+        return HubConnector(
+            partial(RedisBackplane, url, serves=False, mount=mount), shown=f"Redis at {redis.shown}", codecs=codecs
+        )
     if directory is None:
-        raise ValueError(f"expected local:PATH with the directory that the log of the server names, got {url!r}")
-    return HubConnector(socket_path(directory), mount=mount, codecs=Codecs(json_default))
+        raise ValueError(
+            f"expected local:PATH with the directory that the log of the server names, or redis://HOST, got {url!r}"
+        )
+    path = socket_path(directory)
+    return HubConnector(
+        partial(LocalBackplane, path, serves=False, mount=mount), shown=f"the hub process at {path}", codecs=codecs
+    )

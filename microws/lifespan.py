@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from microws.connection.tasks import check_function, task_group
+from microws.errors import FeatureUnavailable, HubUnavailable
 from microws.hooks import HookList, call_hook, check_hook
 from microws.hub import Hub
-from microws.hub_url import OPEN_HUB
+from microws.hub_url import OPEN_HUB, redis_address
 from microws.interfaces import Receive, Scope, Send
 from microws.routing import Mounted, Router
 from microws.server.lifespan import LifespanRunner
@@ -162,7 +163,7 @@ class Lifespan:
             self._runs.append(run)
             stack.callback(self._runs.remove, run)
             self._has_run = True
-            self._connect_hub(extension.get("mount", ""))
+            hub_url = self._connect_hub(extension.get("mount", ""), extension.get("hub", self._hub_url))
             group = await stack.enter_async_context(task_group())
             await group.start(self._hub.backplane.run)
             stack.push_async_callback(self._hub.backplane.aclose)
@@ -176,7 +177,7 @@ class Lifespan:
                     stack.push_async_callback(call_hook, hook)
                 async with AsyncExitStack() as mounted:
                     for mounts in _by_app(app, self._router.mounts):
-                        await mounted.enter_async_context(_run_mounted(mounts, scope))
+                        await mounted.enter_async_context(_run_mounted(mounts, scope, hub_url))
                     run.is_serving = True
                     try:
                         yield scope.get("state") or {}
@@ -199,25 +200,34 @@ class Lifespan:
                 phase = "shutdown"
                 await receive()
         except (Exception, SystemExit) as failure:
-            await send({"type": f"lifespan.{phase}.failed", "message": "".join(traceback.format_exception(failure))})
+            is_known = isinstance(failure, HubUnavailable | FeatureUnavailable)
+            message = str(failure) if is_known else "".join(traceback.format_exception(failure))
+            await send({"type": f"lifespan.{phase}.failed", "message": message})
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _connect_hub(self, mount: str) -> None:
-        """Let the hub use the backplane that the server has. Apps that are mounted share it, but no topics."""
+    def _connect_hub(self, mount: str, url: str) -> str:
+        """
+        Let the hub use Redis, or the backplane that the server has. Apps that are mounted share it, but no topics.
+
+        Returns:
+            The ``hub=`` of apps that are mounted and have none themselves.
+        """
         open_hub = OPEN_HUB.get()
-        if open_hub is None:
-            if self._hub_url.startswith("local"):
-                raise RuntimeError(
-                    f"expected the server of microws for hub={self._hub_url!r}, got another one: use `microws run`"
-                )
-            return
-        path = open_hub(self._hub_url, self._history_bytes, mount, self._hub)
-        if path is not None:
-            # Imported here, because an app in one process does not need it.
+        if open_hub is None and url.startswith("local"):
+            raise RuntimeError(f"expected the server of microws for hub={url!r}, got another one: use `microws run`")
+        path = url if open_hub is None else open_hub(url, self._history_bytes, mount, self._hub)
+        # Imported here, because an app in one process needs neither.
+        if path is not None and redis_address(path) is not None:
+            from microws.redis_hub.backplane import RedisBackplane
+
+            self._hub.use(RedisBackplane(path, mount=mount))
+            return path
+        if open_hub is not None and path is not None:
             from microws.local.client import LocalBackplane
 
             self._hub.use(LocalBackplane(path, mount=mount))
+        return ""
 
 
 class _MountedLifespan(LifespanRunner):
@@ -238,13 +248,14 @@ def _by_app(outer: Any, mounts: list[Mounted]) -> list[list[Mounted]]:
 
 
 @asynccontextmanager
-async def _run_mounted(mounts: list[Mounted], scope: Scope) -> AsyncIterator[None]:
+async def _run_mounted(mounts: list[Mounted], scope: Scope, hub_url: str) -> AsyncIterator[None]:
     path = mounts[0].path
     name = f"the app mounted at {path}"
     outer = scope.get("extensions") or {}
     extension = outer.get("microws") or {}
     # An app that is mounted at several places runs once, with the first of them as its name in the hub.
-    extensions = {**outer, "microws": {**extension, "mount": extension.get("mount", "") + (path or "/")}}
+    extension = {**extension, "mount": extension.get("mount", "") + (path or "/")}
+    extensions = {**outer, "microws": extension | ({"hub": hub_url} if hub_url else {})}
     lifespan = _MountedLifespan(mounts[0].endpoint.app, name=name, extensions=extensions)
     async with task_group() as group:
         group.start_soon(lifespan.run)

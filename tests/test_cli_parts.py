@@ -599,7 +599,11 @@ def test_without_a_command_the_help_is_shown(capsys):
         (["publish", "t", "v", "--json", "--text"], 2, "error: expected --json or --text, got both"),
         (["publish", "t", "--file", "missing"], 2, "error: --file: [Errno 2] No such file or directory: 'missing'"),
         (["publish", "t", "{", "--json"], 2, "error: --json: invalid JSON"),
-        (["publish", "t", "v"], 2, "error: expected the hub of a server as local:PATH, or in MICROWS_HUB, got none"),
+        (
+            ["publish", "t", "v"],
+            2,
+            "error: expected the hub of a server as local:PATH or redis://HOST, or in MICROWS_HUB",
+        ),
         (["publish", "t", "v", "--hub", "local"], 2, "error: expected local:PATH"),
         (["publish", "t", "v", "--hub", "local:missing"], 1, "error: expected a server with its hub at missing/hub"),
         (["publish", "t", "v", "--kye", "k"], 2, "error: unknown argument '--kye'; did you mean '--key'?"),

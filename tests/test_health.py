@@ -315,4 +315,4 @@ async def test_an_app_is_not_ready_while_its_hub_process_does_not_answer(tmp_pat
             hub.signal(signal.SIGCONT)
             assert await statuses() == [200, 200]
     told = [text for text in messages(caplog, logging.INFO, logging.WARNING) if "ready" in text]
-    assert told == ["not ready: the hub process does not answer", "ready again: the hub process answers"]
+    assert told == ["not ready: the hub does not answer", "ready again: the hub answers"]

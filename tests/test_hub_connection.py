@@ -299,13 +299,13 @@ class TestConnecting:
     @pytest.mark.parametrize(
         ("url", "error", "message"),
         [
-            (None, ValueError, "local:PATH, or in MICROWS_HUB, got none"),
+            (None, ValueError, "local:PATH or redis://HOST, or in MICROWS_HUB, got none"),
             ("", ValueError, "got none"),
             ("local", ValueError, "expected local:PATH"),
             ("local:", ValueError, "local:PATH"),
             ("memory", ValueError, "expected local:PATH"),
             ("/run/chat", ValueError, "local:PATH"),
-            ("redis://localhost", FeatureUnavailable, "this version"),
+            ("redis+cluster://localhost", FeatureUnavailable, "a Redis Cluster"),
         ],
     )
     async def test_an_invalid_url_is_an_error(self, url, error, message, monkeypatch):

@@ -17,7 +17,7 @@ FLOORS = {
     0: "interfaces errors closing datastructures hints version",
     1: "callables codec/ cookies deflate forms framing/ handshake hub_url page_cache routing state upgrade",
     2: "bench/ cors hub/ requests responses templates testing/ threads",
-    3: "answers connection/ local/ streams",
+    3: "answers connection/ local/ redis_hub/ streams",
     4: "files hooks server/ settings subscription websocket",
     5: "event_stream hub_connection views",
     6: "dispatch/ health lifespan",
@@ -44,7 +44,9 @@ DEFERRED = {
     "app -> health",
     "app -> server.worker",
     "app -> testing",
+    "hub_connection -> redis_hub.backplane",
     "lifespan -> local.client",
+    "lifespan -> redis_hub.backplane",
     "requests -> forms",
     "connection.bulk_writes -> connection.aio",  # with ctypes, which only many sockets of one topic need
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server

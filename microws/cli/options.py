@@ -64,7 +64,7 @@ def add_options(parser: Parser, names: Iterable[str]) -> None:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line on each variable ``MICROWS_…`` that is not an option, because a misspelt one is easy to miss."""
-    known = {*map(_variable, _OPTIONS), INHERITED_VARIABLE, "MICROWS_BULK_WRITES"}
+    known = {*map(_variable, _OPTIONS), INHERITED_VARIABLE, "MICROWS_BULK_WRITES", "MICROWS_HUB_PASSWORD"}
     return [
         f"{name} is not an option" + option_hint(name.removeprefix(_PREFIX).lower(), _OPTIONS, written=_variable)
         for name in sorted(environ)

@@ -34,7 +34,9 @@ def publish_parser() -> Parser:
     parser.add_argument("--file", metavar="FILE", help="publish the bytes of this file, in place of VALUE; - is stdin")
     parser.add_argument("--key", metavar="KEY", help="publish only if the history has no message with this key")
     parser.add_argument(
-        "--hub", metavar="URL", help="local:PATH, as the log of the server names it; default: the variable MICROWS_HUB"
+        "--hub",
+        metavar="URL",
+        help="local:PATH, as the log of the server names it, or redis://HOST; default: the variable MICROWS_HUB",
     )
     parser.add_argument("--mount", metavar="PATH", help="where the App of the topic is mounted; default: the outermost")
     return parser

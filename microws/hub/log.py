@@ -32,6 +32,7 @@ __all__ = [
     "Log",
     "LogUsage",
     "Replay",
+    "parse_position",
     "place_of",
     "position_before",
     "position_of",
@@ -90,6 +91,15 @@ def position_before(position: str) -> str:
     """The position before the message that ``position`` names: what is published after it begins with that message."""
     offset, _, message = position.partition("-")
     return f"{int(offset, 16) - 1:x}-{message}"
+
+
+def parse_position(position: str) -> tuple[int, int, int, int] | None:
+    """Offset, place, publisher and number of a position; ``None`` if it names no message."""
+    matched = _POSITION.fullmatch(position)
+    if matched is None or matched.group(4) is None:
+        return None
+    offset, place, publisher, number = (int(part, 16) for part in matched.groups())
+    return offset, place, publisher, number
 
 
 def place_of(position: str) -> int:

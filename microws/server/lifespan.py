@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import anyio
 
+from microws.errors import FeatureUnavailable, HubUnavailable
 from microws.interfaces import ASGIApplication, Event
 from microws.server.failures import is_failure
 
@@ -117,7 +118,7 @@ class LifespanRunner:
     async def report_failure(self, phase: str) -> None:
         """Log why a phase failed."""
         error, message = await self.failure(phase)
-        if error is not None:
+        if error is not None and not isinstance(error, HubUnavailable | FeatureUnavailable):
             _log.error("%s's %s failed", self.name, phase, exc_info=error)
         else:
             _log.error("%s's %s failed:%s%s", self.name, phase, "\n" if "\n" in message else " ", message)

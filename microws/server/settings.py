@@ -370,7 +370,10 @@ class Settings:
     # As nginx's `keepalive_timeout`, and longer than the 60 of common load balancers.
     keep_alive: float = _seconds(75, "close a connection after this long without a request; 0: after each response")
     hub: str | None = _setting(
-        None, _hub, "URL", "what carries published messages: memory, local or local:PATH; default: what the app says"
+        None,
+        _hub,
+        "URL",
+        "what carries published messages: memory, local, local:PATH or redis://HOST; default: what the app says",
     )
     # The file's owner and group may connect.
     unix_mode: int = _setting("0660", _unix_mode, "MODE", "permissions of the socket file of unix:PATH")

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from microws.errors import FeatureUnavailable
-from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, OPEN_HUB, directory_of
+from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, OPEN_HUB, directory_of, redis_address
 from microws.interfaces import ASGIApplication, Limits
 from microws.local.directory import socket_path
 from microws.server.acceptor import Acceptor, Share
@@ -291,7 +291,7 @@ def _open_hub(
     owner: object,
 ) -> str | None:
     """
-    Have the supervisor run the hub process that an app needs. See ``HubOpener``.
+    Say where an app's Redis is, or have the supervisor run the hub process that it needs. See ``HubOpener``.
 
     Args:
         owners: By name, those that have asked for it.
@@ -299,16 +299,21 @@ def _open_hub(
     Raises:
         ValueError: A mounted app wants a hub of its own, or two apps have one name.
     """
-    if settings.hub == "memory" or (control is None and not url.startswith("local")):
+    chosen = settings.hub or url
+    redis = redis_address(chosen)
+    if redis is None and (settings.hub == "memory" or (control is None and not url.startswith("local"))):
         return None
-    if control is None:
+    if redis is None and control is None:
         raise ValueError(f"expected hub= at the outermost app, got hub={url!r} at a mounted one")
     if owners.setdefault(name, owner) is not owner:
         raise ValueError(
             "expected one App with app.running() in this process, got two, whose topics would be the same: write "
             'app.running(mount="/live") with another name for each'
         )
-    path = directory_of(settings.hub or url)
+    if redis is not None or control is None:
+        os.environ[HUB_VARIABLE] = os.environ[INHERITED_VARIABLE] = chosen
+        return chosen
+    path = directory_of(chosen)
     directory = control.ask_for_hub(HubRequest(None if path is None else str(Path(path).absolute()), history_bytes))
     # For the programs that the app starts.
     os.environ[HUB_VARIABLE] = os.environ[INHERITED_VARIABLE] = f"local:{directory}"

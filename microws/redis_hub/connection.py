@@ -1,0 +1,279 @@
+"""
+One connection to Redis, for commands and for what is subscribed: so answers and messages come in one order.
+
+In version 3 of Redis' protocol, what was published is told apart from answers by its type.
+"""
+
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from os import environ
+from typing import Any, Final, TypeAlias
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from microws.errors import FeatureUnavailable, HubUnavailable
+from microws.hub.backplane import Receiver
+from microws.hub_url import RedisAddress
+
+try:
+    import hiredis
+except ImportError:
+    raise FeatureUnavailable("redis:// needs a package: pip install 'microws[redis]'") from None
+
+__all__ = ["Answer", "Connection", "connect", "is_refusal", "tls_context"]
+
+# What an answer is passed to; of a command that failed it is a ``hiredis.ReplyError``.
+Answer: TypeAlias = Callable[[Any], None]
+
+_MAX_READ: Final = 256 << 10
+# Seconds for the answer of a Sentinel.
+_SENTINEL_TIMEOUT: Final = 0.5
+# These errors end by themselves, or on another server.
+_NOT_NOW: Final = (
+    "NOSCRIPT",
+    "EPOCH",
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "BUSY ",
+    "TRYAGAIN",
+    "ERR max number of clients",
+)
+
+
+# What a stream raises at its end, besides a parser that cannot go on.
+_ENDED: Final = (
+    anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, hiredis.ProtocolError, ssl.SSLError,
+)  # fmt: skip
+
+
+class Connection:
+    """
+    A connection after its handshake.
+
+    Attributes:
+        is_quiet: Set by others; a message clears it.
+        reason: Why it has ended.
+    """
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+        self._reader = hiredis.Reader()
+        self._answers: deque[Answer] = deque()
+        self._output: list[bytes] = []
+        self._is_woken = False
+        self._woken = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self.is_quiet = False
+        self.reason = ""
+
+    def tell(self, *command: bytes | int) -> None:
+        """Send a command that has no answer: what confirms it comes with the messages."""
+        self._output.append(_pack(command))
+        self.wake()
+
+    def post(self, answer: Answer, *command: bytes | int) -> None:
+        """Send a command. ``answer`` is called in the order of what arrives."""
+        self._answers.append(answer)
+        self.tell(*command)
+
+    def wake(self) -> None:
+        """Have ``fill`` called, and everything sent, in the next turn of the event loop."""
+        if not self._is_woken:
+            self._is_woken = True
+            self._woken.set()
+
+    def cut(self, reason: str) -> None:
+        """Let ``run`` end."""
+        self.reason = self.reason or reason
+        self._scope.cancel()
+
+    async def run(self, fill: Callable[[], None], take: Callable[[bytes, bytes], None], receiver: Receiver) -> None:
+        """
+        Send and receive until the connection ends.
+
+        Args:
+            fill: Called before something is sent; may post more.
+            take: Called with the channel and the data of each message.
+            receiver: Is relaxed while it is busy.
+        """
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write, fill)
+                try:
+                    while True:
+                        self._reader.feed(await self._stream.receive(_MAX_READ))
+                        while (item := self._reader.gets()) is not False:
+                            if type(item) is not hiredis.PushNotification:
+                                self._answers.popleft()(item)
+                            elif item[0] == b"message":
+                                self.is_quiet = False
+                                take(item[1], item[2])
+                                if receiver.is_busy:
+                                    await receiver.relax()
+                except _ENDED as error:
+                    self.cut(_reason(error))
+
+    async def _write(self, fill: Callable[[], None]) -> None:
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken = anyio.Event()
+                self._is_woken = False
+                fill()
+                data = b"".join(self._output)
+                self._output.clear()
+                await self._stream.send(data)
+        except _ENDED as error:
+            self.cut(_reason(error))
+
+    async def aclose(self) -> None:
+        """Close it. Never waits for Redis."""
+        await anyio.aclose_forcefully(self._stream)
+
+    async def converse(self, *commands: tuple[bytes | int, ...]) -> list[Any]:
+        """
+        The answers to commands, before ``run``: one to each. That of SUBSCRIBE is its confirmation.
+
+        Raises:
+            HubUnavailable: Redis has refused one of them.
+            ConnectionError: It cannot answer now.
+        """
+        await self._stream.send(b"".join(map(_pack, commands)))
+        answers: list[Any] = []
+        while len(answers) < len(commands):
+            while (item := self._reader.gets()) is not False:
+                if isinstance(item, hiredis.ReplyError) and commands[len(answers)][0] != b"CONFIG":
+                    if is_refusal(item):
+                        raise HubUnavailable(_refusal(str(item)))
+                    raise ConnectionError(str(item))
+                if type(item) is not hiredis.PushNotification or item[0] == b"subscribe":
+                    answers.append(item)
+            if len(answers) < len(commands):
+                self._reader.feed(await self._stream.receive(_MAX_READ))
+        return answers
+
+
+def _pack(command: tuple[bytes | int, ...]) -> bytes:
+    # Its types say that a command is a tuple of one.
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether Redis' error will not end by itself."""
+    return not any(word in str(error) for word in _NOT_NOW)
+
+
+async def connect(
+    address: RedisAddress, tls: ssl.SSLContext | None, prepare: Callable[[Connection], Awaitable[None]]
+) -> Connection:
+    """
+    A connection that has logged in, and has passed ``prepare``. ``aclose`` it.
+
+    Raises:
+        HubUnavailable: The server is none that can carry a hub, or has refused the login.
+        OSError: There is no server now.
+    """
+    try:
+        connection = Connection(await _open(address, tls))
+    except ssl.SSLCertVerificationError as error:
+        raise HubUnavailable(f"expected a certificate of Redis that this machine trusts, got: {error}") from None
+    try:
+        password = address.password or environ.get("MICROWS_HUB_PASSWORD", "")
+        login = (b"AUTH", (address.username or "default").encode(), password.encode()) if password else ()
+        [hello] = await connection.converse((b"HELLO", 3, *login, b"SETNAME", b"microws"))
+        _check_server(hello)
+        await connection.converse((b"SELECT", address.db))
+        await prepare(connection)
+    except BaseException as error:
+        await connection.aclose()
+        if isinstance(error, _ENDED):
+            raise ConnectionError(_reason(error)) from None
+        raise
+    return connection
+
+
+async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> anyio.abc.ByteStream:
+    if address.path:
+        return await anyio.connect_unix(address.path)
+    host, port = address.hosts[0]
+    if address.service:
+        host, port = await anyio.to_thread.run_sync(partial(_ask_sentinels, address), abandon_on_cancel=True)
+    try:
+        if tls is None:
+            return await anyio.connect_tcp(host, port)
+        return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
+    except OSError as error:
+        # anyio tries all addresses of the host.
+        cause = error.__cause__
+        first = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
+        raise first if isinstance(first, OSError) else error from None
+
+
+def _ask_sentinels(address: RedisAddress) -> tuple[str, int]:
+    """Where the primary is."""
+    from redis import RedisError
+    from redis.sentinel import MasterNotFoundError, Sentinel
+
+    options = {"socket_timeout": _SENTINEL_TIMEOUT, "socket_connect_timeout": _SENTINEL_TIMEOUT, "retry": None}
+    login = {"username": address.sentinel_username or None, "password": address.sentinel_password or None}
+    tls = {} if address.tls is None else {"ssl": True, **_redis_options(address.tls)}
+    sentinel = Sentinel(address.hosts, sentinel_kwargs=options | login | tls)  # type: ignore[no-untyped-call]
+    try:
+        host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
+    except MasterNotFoundError:
+        raise ConnectionError(f"no Sentinel knows a primary {address.service!r}") from None
+    except RedisError as error:
+        raise ConnectionError(str(error)) from None
+    return str(host), int(port)
+
+
+def _redis_options(tls: dict[str, str]) -> dict[str, Any]:
+    return {name: value == "true" if name == "ssl_check_hostname" else value for name, value in tls.items()}
+
+
+def tls_context(options: dict[str, str]) -> ssl.SSLContext:
+    """
+    The TLS that a URL asks for.
+
+    Raises:
+        HubUnavailable: A file is missing or invalid.
+    """
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if certfile := options.get("ssl_certfile"):
+            context.load_cert_chain(certfile, options.get("ssl_keyfile"))
+    except OSError as error:
+        raise HubUnavailable(f"expected files of certificates for Redis, got: {error}") from None
+    level = options.get("ssl_cert_reqs", "required")
+    context.check_hostname = level == "required" and options.get("ssl_check_hostname") != "false"
+    context.verify_mode = getattr(ssl, f"CERT_{level.upper()}")
+    return context
+
+
+def _check_server(hello: dict[bytes, Any]) -> None:
+    version = hello[b"version"].decode()
+    if hello[b"mode"] == b"cluster":
+        raise HubUnavailable("a Redis Cluster cannot carry a hub: use one Redis or Sentinel, and several hubs")
+    if hello[b"mode"] == b"sentinel":
+        raise HubUnavailable("expected Redis, got a Sentinel: write redis+sentinel://HOST:26379/SERVICE")
+    if int(version.partition(".")[0]) < 6:
+        raise HubUnavailable(f"expected Redis 6 or newer, got {version}")
+
+
+def _refusal(text: str) -> str:
+    if "unknown command" in text and "HELLO" in text:
+        return "expected Redis 6 or newer, got an older one"
+    return f"Redis refused: {text}"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, hiredis.ProtocolError):
+        return f"it sent what is not of its protocol: {error}"
+    cause = error.__cause__
+    return str(cause) if isinstance(cause, OSError) and str(cause) else "it closed the connection"

@@ -1,0 +1,378 @@
+"""
+What Redis runs: Lua scripts, each atomic, over a log per topic.
+
+The keys begin with the hub's prefix:
+
+- ``e``: the epoch, 8 bytes, which names this life of the log; then what the server was when it began.
+- ``o:TOPIC``: epoch, last offset, the offset after which it has all, and the nonce of the last message.
+- ``l:TOPIC``: the last records, in order of their offsets, which have no hole. With ``overflow="latest"``, ``h:TOPIC``:
+  the newest record of each conflation key.
+- ``k:TOPIC``: the offset and nonce of each message with a key.
+- ``p:PUBLISHER``: its last number. So a publish that is sent again is known.
+- ``c:KEY``: who has claimed it.
+
+A record is its offset (8 bytes), time (8), epoch (8), the nonce of the message before it (16); then what the publisher
+made: nonce (publisher and number, 8 bytes each), kind, length of key, length of conflation key (1 byte each), key,
+conflation key, payload.
+
+An offset is never used again, even if Redis forgets its last messages: the first one of a topic is the time in
+microseconds.
+"""
+
+import struct
+from hashlib import sha1
+from typing import Final, NamedTuple
+
+__all__ = ["CLAIM", "EPOCH_SIZE", "MADE", "NONCE", "OPEN", "PUBLISH", "READ", "RECORD", "STORED", "Script", "spec_of"]
+
+EPOCH_SIZE: Final = 8
+# Offset, time, publisher, number, kind, length of the key, length of the conflation key.
+RECORD: Final = struct.Struct("<Qd24xQQBBB")
+# Publisher and number.
+NONCE: Final = struct.Struct("<QQ")
+# The part of it that the publisher makes.
+MADE: Final = struct.Struct("<QQBBB")
+# What ``k:`` has, and the answer for a message that was published before: offset, publisher, number.
+STORED: Final = struct.Struct("<QQQ")
+
+# Seconds that the last offset of a topic is kept after its last message: with history, so that clients resume; without,
+# so that it is known after a cut whether a message was missed. And the last number of a publisher.
+_KEEP_HISTORY: Final = 30 * 86_400
+_KEEP_OFFSET: Final = 3_600
+_KEEP_NUMBER: Final = 60
+# The most bytes of records in one answer, more or less: Redis disconnects a subscriber that has much pending.
+_MAX_ANSWER: Final = 256 << 10
+
+
+class Script(NamedTuple):
+    """A script. ``load`` precedes its use, once per server."""
+
+    text: bytes
+    sha: bytes
+
+
+def spec_of(history: int, ttl: float | None, *, by_key: bool) -> bytes:
+    """How scripts are told what a topic keeps; empty without history."""
+    if not history:
+        return b""
+    milliseconds = _KEEP_HISTORY * 1000 if ttl is None else ttl * 1000
+    return f"{history} {milliseconds} {by_key:d}".encode()
+
+
+def _script(text: str) -> Script:
+    for name, value in {
+        "KEEP_HISTORY": _KEEP_HISTORY,
+        "KEEP_OFFSET": _KEEP_OFFSET,
+        "KEEP_NUMBER": _KEEP_NUMBER,
+        "MAX_ANSWER": _MAX_ANSWER,
+    }.items():
+        text = text.replace(name, str(value))
+    encoded = text.encode()
+    return Script(encoded, sha1(encoded, usedforsecurity=False).hexdigest().encode())
+
+
+# Of all scripts that look at topics. ARGV[1] is the prefix.
+_COMMON: Final = """
+local call, sub, pack, unpack_bytes = redis.call, string.sub, struct.pack, struct.unpack
+local prefix = ARGV[1]
+local epoch = call('GET', prefix .. 'e')
+if not epoch then return redis.error_reply('EPOCH the log was lost') end
+epoch = sub(epoch, 1, 8)
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+-- What a topic keeps.
+local specs = {}
+local function parse(spec)
+  local found = specs[spec]
+  if not found then
+    local history, ttl, by_key = string.match(spec, '(%d+) (%S+) (%d)')
+    found = {history = tonumber(history or 0), ttl = tonumber(ttl or 0), by_key = by_key == '1'}
+    found.expires = math.ceil(found.ttl)
+    specs[spec] = found
+  end
+  return found
+end
+
+-- Where a topic is: begun now, if nothing is known of it.
+local function open(name)
+  local found = call('GET', prefix .. 'o:' .. name)
+  if found and sub(found, 1, 8) == epoch then
+    local last, floor, nonce = unpack_bytes('<I8I8c16', found, 9)
+    return {last = last, floor = floor, nonce = nonce}
+  end
+  return {last = now, floor = now, nonce = epoch .. string.rep('\\0', 8), is_new = true}
+end
+
+-- Records of another epoch, or without the offset that belongs to them.
+local function forget(name)
+  call('DEL', prefix .. 'l:' .. name, prefix .. 'h:' .. name, prefix .. 'k:' .. name)
+end
+
+local function counter(topic)
+  return epoch .. pack('<I8I8', topic.last, topic.floor) .. topic.nonce
+end
+"""
+
+# ARGV: the prefix; who the publisher is; how many of its messages, the first ones, may have been published before; the
+# last number of them; the prefix of channels; then of each message the topic, its spec, and what the publisher made.
+# Answers with the offset of each; with offset and nonce of one that the topic has already under that key; or with 0 for
+# one that was published before, and is not kept. Without messages it sends the publisher a sign of life, the way that
+# messages go.
+PUBLISH: Final = _script(
+    _COMMON
+    + """
+local number_key = prefix .. 'p:' .. ARGV[2]
+local known = tonumber(call('GET', number_key) or 0)
+-- First of all: this fails if Redis takes no writes, and then nothing is published.
+call('SET', number_key, string.format('%.0f', math.max(known, tonumber(ARGV[4]))), 'EX', KEEP_NUMBER)
+if #ARGV == 5 then
+  call('PUBLISH', prefix .. 'r:' .. ARGV[2], '')
+  return {}
+end
+local repeated = tonumber(ARGV[3])
+local channels = ARGV[5]
+local stamp = pack('<d', now / 1000000) .. epoch
+local topics, names = {}, {}
+local answers, told = {}, {}
+
+-- Offset and nonce of what the topic has, by nonce.
+local function kept(name, spec)
+  local found = {}
+  local records = spec.by_key and call('HVALS', prefix .. 'h:' .. name)
+  for _, record in ipairs(records or call('LRANGE', prefix .. 'l:' .. name, -512, -1)) do
+    found[sub(record, 41, 56)] = (unpack_bytes('<I8', record))
+  end
+  return found
+end
+
+-- The offset of the oldest message that the topic has.
+local function oldest(name, topic, spec)
+  if not topic.oldest then
+    if spec.by_key then
+      topic.oldest = call('EXISTS', prefix .. 'h:' .. name) == 1 and topic.floor + 1 or topic.before + 1
+    else
+      topic.oldest = topic.before - call('LLEN', prefix .. 'l:' .. name) + 1
+    end
+  end
+  return topic.oldest
+end
+
+for i = 6, #ARGV, 3 do
+  local name, made = ARGV[i], ARGV[i + 2]
+  local topic = topics[name]
+  if not topic then
+    topic = open(name)
+    topic.before = topic.last
+    topics[name] = topic
+    names[#names + 1] = name
+  end
+  local spec = parse(ARGV[i + 1])
+  local nonce = sub(made, 1, 16)
+  local answer
+  if #answers < repeated then
+    topic.kept = topic.kept or kept(name, spec)
+    answer = topic.kept[nonce] or (topic.nonce == nonce and topic.last)
+    if not answer and unpack_bytes('<I8', made, 9) <= known then answer = 0 end
+  end
+  local key, conflation = '', ''
+  if not answer and spec.history > 0 then
+    local key_size, conflation_size = string.byte(made, 18, 19)
+    key = sub(made, 20, 19 + key_size)
+    conflation = sub(made, 20 + key_size, 19 + key_size + conflation_size)
+    if key_size > 0 then
+      topic.keys = topic.keys or {}
+      local stored = topic.keys[key]
+      if not stored and not topic.is_new then
+        stored = call('HGET', prefix .. 'k:' .. name, key)
+        if stored and unpack_bytes('<I8', stored) < oldest(name, topic, spec) then stored = nil end
+      end
+      answer = stored or nil
+    end
+  end
+  if not answer then
+    topic.last = topic.last + 1
+    local record = pack('<I8', topic.last) .. stamp .. topic.nonce .. made
+    topic.nonce = nonce
+    topic.is_changed = true
+    if key ~= '' then topic.keys[key] = pack('<I8', topic.last) .. nonce end
+    if spec.history > 0 then
+      topic.spec = spec
+      topic.records = topic.records or {}
+      if spec.by_key then
+        topic.records[conflation] = record
+      else
+        topic.records[#topic.records + 1] = record
+      end
+    end
+    told[#told + 1] = channels .. name
+    told[#told + 1] = record
+    answer = topic.last
+  end
+  answers[#answers + 1] = answer
+end
+
+local function write_by_key(name, topic, spec)
+  local hash = prefix .. 'h:' .. name
+  if call('EXISTS', hash) == 0 then topic.floor = topic.before end
+  for conflation, record in pairs(topic.records) do call('HSET', hash, conflation, record) end
+  call('PEXPIRE', hash, spec.expires)
+  if call('HLEN', hash) > 2 * spec.history + 16 then
+    local all, offsets, by_offset = call('HGETALL', hash), {}, {}
+    for i = 1, #all, 2 do
+      local offset = unpack_bytes('<I8', all[i + 1])
+      offsets[#offsets + 1] = offset
+      by_offset[offset] = all[i]
+    end
+    table.sort(offsets)
+    for i = 1, #offsets - spec.history do call('HDEL', hash, by_offset[offsets[i]]) end
+  end
+end
+
+local function write_list(name, topic, spec)
+  local list = prefix .. 'l:' .. name
+  local length = call('RPUSH', list, unpack(topic.records))
+  -- One more than may be missed: the message that a client has last, if it has missed as many.
+  if length > spec.history + 1 then
+    length = spec.history + 1
+    call('LTRIM', list, -length, -1)
+  end
+  call('PEXPIRE', list, spec.expires)
+  topic.oldest = topic.last - length + 1
+end
+
+local function write_keys(name, topic, spec)
+  local hash = prefix .. 'k:' .. name
+  for key, stored in pairs(topic.keys) do call('HSET', hash, key, stored) end
+  call('PEXPIRE', hash, spec.expires)
+  if call('HLEN', hash) > 2 * spec.history + 16 then
+    local all, first = call('HGETALL', hash), oldest(name, topic, spec)
+    for i = 1, #all, 2 do
+      if unpack_bytes('<I8', all[i + 1]) < first then call('HDEL', hash, all[i]) end
+    end
+  end
+end
+
+for _, name in ipairs(names) do
+  local topic = topics[name]
+  if topic.is_changed then
+    local spec = topic.spec
+    if topic.is_new then forget(name) end
+    if spec then
+      if spec.by_key then write_by_key(name, topic, spec) else write_list(name, topic, spec) end
+      if topic.keys then write_keys(name, topic, spec) end
+    end
+    call('SET', prefix .. 'o:' .. name, counter(topic), 'EX', spec and KEEP_HISTORY or KEEP_OFFSET)
+  end
+end
+for i = 1, #told, 2 do call('PUBLISH', told[i], told[i + 1]) end
+return answers
+"""
+)
+
+# ARGV: the prefix; then of each topic its name, its spec, and the offset and nonce of a message; an offset of -1 is the
+# beginning of the window, and an empty one nothing. Answers for each: 1 if all that followed is there and 0 if not, or
+# 2 if more of it has to be asked for; the last offset (0 of an unknown topic without history) and nonce; then the
+# records that followed.
+READ: Final = _script(
+    _COMMON
+    + """
+local size = 0
+
+local function is_full(answer, record)
+  answer[#answer + 1] = record
+  size = size + #record
+  return size >= MAX_ANSWER
+end
+
+local function newest_by_key(name, topic, spec, since, answer)
+  local all, found = call('HVALS', prefix .. 'h:' .. name), {}
+  if #all == 0 and since >= 0 then return 0 end
+  for _, record in ipairs(all) do
+    local offset, time = unpack_bytes('<I8d', record)
+    if offset > since and time * 1000 >= now / 1000 - spec.ttl then found[#found + 1] = {offset, record} end
+  end
+  table.sort(found, function(one, other) return one[1] < other[1] end)
+  for i = math.max(1, #found - spec.history + 1), #found do
+    if is_full(answer, found[i][2]) and i < #found then return 2 end
+  end
+  return 1
+end
+
+local function after(name, topic, spec, since, nonce, answer)
+  if since == topic.last then return nonce == topic.nonce and 1 or 0 end
+  if since > topic.last then return 0 end
+  if spec.by_key then
+    if since >= 0 and since < topic.floor then return 0 end
+    return newest_by_key(name, topic, spec, since, answer)
+  end
+  local list = prefix .. 'l:' .. name
+  local length = call('LLEN', list)
+  local missed = since < 0 and math.min(length, spec.history) or topic.last - since
+  if missed > length or missed > spec.history then return 0 end
+  local oldest = now / 1000 - spec.ttl
+  while missed > 0 do
+    for _, record in ipairs(call('LRANGE', list, -missed, math.min(-1, 63 - missed))) do
+      local offset, time = unpack_bytes('<I8d', record)
+      missed = missed - 1
+      -- A position has the nonce of the message before; or, as ``position_before``, of this one.
+      local is_next = offset == since + 1 and sub(record, 17, 24) == epoch
+      if since >= 0 and not (is_next and (sub(record, 25, 40) == nonce or sub(record, 41, 56) == nonce)) then
+        return 0
+      end
+      if time * 1000 >= oldest then
+        if is_full(answer, record) and missed > 0 then return 2 end
+      elseif since >= 0 then
+        return 0
+      end
+      if since >= 0 then since, nonce = offset, sub(record, 41, 56) end
+    end
+  end
+  return 1
+end
+
+local answers = {}
+for i = 2, #ARGV, 4 do
+  local name, spec, since, nonce = ARGV[i], parse(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local topic = open(name)
+  local answer = {since and 0 or 1, topic.last, topic.nonce}
+  if topic.is_new then
+    if spec.history == 0 then
+      answer[2] = 0
+    else
+      -- So that a position of the empty topic is one as any other.
+      local kept = redis.pcall('SET', prefix .. 'o:' .. name, counter(topic), 'EX', KEEP_HISTORY)
+      if kept.err then answer[2] = 0 else forget(name) end
+      if since and since < 0 then answer[1] = 1 end
+    end
+  elseif size >= MAX_ANSWER then
+    answer[1] = 2
+  elseif since then
+    answer[1] = after(name, topic, spec, since, nonce, answer)
+    if answer[1] == 0 then answer = {0, topic.last, topic.nonce} end
+  end
+  answers[#answers + 1] = answer
+end
+return answers
+"""
+)
+
+# ARGV: the prefix, a new epoch, what the server is, and whether it writes each message to disk first. Answers with the
+# epoch. Another server, or the same one started again, may have lost its last messages unless both wrote them first.
+OPEN: Final = _script("""
+local key = ARGV[1] .. 'e'
+local before = redis.call('GET', key)
+local server, is_durable = string.sub(before or '', 10), string.sub(before or '', 9, 9)
+local epoch = ARGV[2]
+if before and (server == ARGV[3] or (is_durable == '1' and ARGV[4] == '1')) then epoch = string.sub(before, 1, 8) end
+redis.call('SET', key, epoch .. ARGV[4] .. ARGV[3])
+return epoch
+""")
+
+# ARGV: the key, who claims it, and for how many milliseconds. Answers with 1 if it is the claimant's.
+CLAIM: Final = _script("""
+local owner = redis.call('GET', ARGV[1])
+if owner then return owner == ARGV[2] and 1 or 0 end
+redis.call('SET', ARGV[1], ARGV[2], 'PX', ARGV[3])
+return 1
+""")

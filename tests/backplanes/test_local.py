@@ -224,9 +224,10 @@ async def test_one_that_the_hub_process_refuses_comes_back_after_a_pause(hub, mo
 
 
 @HISTORY
-async def test_a_message_that_is_too_large_is_refused_before_the_limit_is_known(hub, short, has_history):
+async def test_a_message_that_is_too_large_is_refused_before_the_limit_is_known(hub, has_history):
     """The hub process would refuse the process that sends it."""
     hub.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, hub.pid, os.WSTOPPED | os.WNOWAIT)
     process = Process(LocalBackplane(hub.path))
     errors = []
 

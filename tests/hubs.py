@@ -70,6 +70,11 @@ class HubHere:
     def signal(self, number):
         os.kill(self.pid, number)
 
+    def stop(self):
+        """SIGSTOP. It does nothing more."""
+        self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
     def end(self):
         """SIGKILL. ``check`` finds it dead."""
         self.signal(signal.SIGKILL)

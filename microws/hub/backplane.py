@@ -8,11 +8,11 @@ has the tests that all of them pass.
 from collections.abc import Iterable, Mapping
 from mmap import mmap
 from os import urandom
-from time import monotonic
 from typing import Any, Protocol, TypeAlias
 
 import anyio
 
+from microws.hub.claims import Claims
 from microws.hub.log import Entry, Log, LogUsage, Replay
 from microws.hub.published import TopicSettings
 from microws.interfaces import Payload, Receipt
@@ -133,8 +133,12 @@ class Backplane(Protocol):
         """
         Claim ``key`` for ``ttl`` seconds: ``True`` for one caller in all processes, ``False`` for the others.
 
+        It holds, whatever is published and whichever process is killed. If the machine ends without a shutdown, claims
+        are lost.
+
         Raises:
-            PublishTimeout: The backplane does not answer.
+            PublishTimeout: The backplane does not answer. The claim may have been made.
+            RuntimeError: Too many claims hold now.
         """
         ...
 
@@ -174,7 +178,7 @@ class MemoryBackplane:
         self._made: Log | None = None
         self._publisher = int.from_bytes(urandom(5), "little")
         self._number = 0
-        self._claims: dict[str, float] = {}
+        self._claims: Claims | None = None
 
     def start(self, receiver: Receiver) -> None:
         """See ``Backplane``."""
@@ -225,15 +229,10 @@ class MemoryBackplane:
 
     async def claim(self, key: str, ttl: float) -> bool:
         """See ``Backplane``."""
-        now = monotonic()
-        # In the order of their end, if all claims last as long: so the oldest are dropped first.
-        while self._claims and next(iter(self._claims.values())) <= now:
-            del self._claims[next(iter(self._claims))]
-        if self._claims.get(key, now) > now:
-            return False
-        self._claims.pop(key, None)
-        self._claims[key] = now + ttl
-        return True
+        if self._claims is None:
+            self._claims = Claims(memoryview(mmap(-1, Claims.block_size(self._history_bytes))))
+        self._number += 1
+        return self._claims.claim(key.encode(), ttl, maker=self._publisher, number=self._number)
 
     async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""

@@ -1,5 +1,6 @@
 """
-The log of a hub: the published messages of all topics in one ring of bytes, with an index of topics beside it.
+The log of a hub: the published messages of all topics in one ring of bytes, with an index of topics and the claims
+beside it.
 
 All of it is in one block of memory: an anonymous one, a ``memfd``, or a file. A process that is killed at any point
 leaves a log that the next process goes on with, without reading it through.
@@ -19,6 +20,7 @@ from time import time
 from typing import Any, Final, NamedTuple, final
 from zlib import crc32
 
+from microws.hub.claims import Claims
 from microws.interfaces import Payload
 
 __all__ = [
@@ -63,7 +65,7 @@ _TIME: Final = struct.Struct("=56xd")
 # The header: words of 8 bytes. A page of 4,096 bytes.
 _WORDS: Final = 512
 # At the beginning of the header.
-MAGIC: Final = int.from_bytes(b"microws1", "little")
+MAGIC: Final = int.from_bytes(b"microws2", "little")
 _AT_MAGIC, _AT_SIZE, _AT_ID, _AT_BEGIN, _AT_END, _AT_APPLIED, _AT_LAST, _AT_FLOOR, _AT_BOOT, _AT_CLEAN = range(10)
 # Publishers: three words each, the id, the last number, and the place of its record plus 1.
 _AT_PUBLISHERS: Final = 16
@@ -192,6 +194,7 @@ class Log:
             file may miss any of its pages. Default: the log does not outlive the machine.
 
     Attributes:
+        claims: See ``Claims``.
         id: Of this log; another one if the log had to be discarded.
         size: Of the ring.
         dropped: Messages that were overwritten to make room, since this object was made.
@@ -218,6 +221,7 @@ class Log:
         "_ring_at",
         "_slots",
         "_topics",
+        "claims",
         "dropped",
         "id",
         "size",
@@ -238,6 +242,9 @@ class Log:
         at += slots * 8
         self._keys = view[at : at + slots * 8].cast("Q")
         at += slots * 8
+        claims = Claims.block_size(history_bytes)
+        self.claims: Claims = Claims(view[at : at + claims])
+        at += claims
         self._ring = view[at : at + history_bytes]
         self._ring_at = at
         if header[_AT_MAGIC] != MAGIC or (not header[_AT_CLEAN] and header[_AT_BOOT] != boot):
@@ -264,7 +271,7 @@ class Log:
     @staticmethod
     def block_size(history_bytes: int) -> int:
         """The size of a log whose ring has ``history_bytes``."""
-        return _WORDS * 8 + 2 * 8 * _slots_for(history_bytes) + history_bytes
+        return _WORDS * 8 + 2 * 8 * _slots_for(history_bytes) + Claims.block_size(history_bytes) + history_bytes
 
     @property
     def end(self) -> int:
@@ -384,6 +391,7 @@ class Log:
         """Commit, and let the log outlive the machine's run. The memory can be closed then."""
         self.commit()
         self._header[_AT_CLEAN] = 1
+        self.claims.close()
         for view in (self._header, self._slots, self._keys, self._ring):
             view.release()
 
@@ -490,6 +498,7 @@ class Log:
         header = self._header
         for view in (self._slots, self._keys):
             view.cast("B")[:] = bytes(view.nbytes)
+        self.claims.discard()
         header.cast("B")[:] = bytes(header.nbytes)
         header[_AT_SIZE] = self.size
         header[_AT_ID] = int.from_bytes(urandom(5), "little") | 1

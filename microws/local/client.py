@@ -604,7 +604,10 @@ class LocalBackplane:
 
     async def claim(self, key: str, ttl: float) -> bool:
         """See ``Backplane``."""
-        return bool((await self._ask_hub(Op.CLAIM, key, struct.pack("=d", ttl)))[0])
+        answer, error = await self._ask_hub(Op.CLAIM, key, struct.pack("=d", ttl))
+        if error:
+            raise RuntimeError(error.decode())
+        return bool(answer)
 
     async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""

@@ -16,8 +16,7 @@ from contextlib import suppress
 from math import inf
 from typing import Final, final
 
-from microws.hub.log import HAS_HISTORY, KINDS, START, Log
-from microws.interfaces import Payload
+from microws.hub.log import HAS_HISTORY, KINDS, Log
 from microws.local.wire import (
     ACK,
     ANSWER,
@@ -53,8 +52,6 @@ _TOLD_PARTS: Final = 8
 _ACCEPT_PAUSE: Final = 0.1
 # As a number: a look at a member of an enum takes five times as long.
 _PUBLISH: Final = int(Op.PUBLISH)
-# A claim in the log: until when, by whom, and the number of the request.
-_CLAIM: Final = struct.Struct("=dQQ")
 
 
 @final
@@ -395,25 +392,15 @@ class HubProcess:
         name = data[REQUEST.size : REQUEST.size + size]
         if op == Op.CLAIM:
             (ttl,) = struct.unpack("=d", data[REQUEST.size + size :])
-            return frame(ANSWER, Op.ANSWER, number, self._claim(client, name, number, ttl), log.end)
+            try:
+                is_made = log.claims.claim(name, ttl, maker=client.id, number=number)
+            except RuntimeError as error:
+                return frame(ANSWER, Op.ANSWER, number, -1, log.end, tail=str(error).encode())
+            return frame(ANSWER, Op.ANSWER, number, is_made, log.end)
         if op == Op.USAGE:
             return frame(ANSWER, Op.ANSWER, number, 0, log.end, tail=USAGE.pack(*log.usage))
         found = log.find(name, None, history=0)
         return frame(ANSWER, Op.ANSWER, number, found.place, log.end, tail=found.position.encode())
-
-    def _claim(self, client: _Client, name: bytes, number: int, ttl: float) -> bool:
-        topic = b"\0claim\0" + name
-        now = time.time()
-        for entry in self._log.read(topic, START, history=1).entries:
-            until, claimer, request = _CLAIM.unpack(entry.payload.data)
-            if until > now:
-                # The same request comes again after a cut.
-                return bool((claimer, request) == (client.id, number))
-        payload = Payload("bytes", _CLAIM.pack(now + ttl, client.id, number))
-        # Of no publisher. Its number makes it another one than any that stood at this place in a lost tail.
-        self._log.append(topic, payload, publisher=0, number=int.from_bytes(os.urandom(7), "little"))
-        self._log.commit()
-        return True
 
     def _send(self, client: _Client, data: bytes) -> None:
         is_idle = not client.output

@@ -71,9 +71,10 @@ ACK: Final = struct.Struct("=IHxxQQ")
 STORED: Final = struct.Struct("=IHxxQ")
 # Who asks, and the number of the question; what is asked or replied follows.
 ASK: Final = struct.Struct("=IHxxQQ")
-# The number of the request; the topic's place, or a count; and the place up to which the client has the log. A position
-# follows; of ``READ`` also a zero byte, ``1`` if everything was recovered, else ``0``, and the records. Of ``ASK``, the
-# count is of the workers that are asked, and the number of those that are not, because they do not read, follows.
+# The number of the request; the topic's place, a count, or whether the claim was made; and the place up to which the
+# client has the log. A position follows, or the error of a claim; of ``READ`` also a zero byte, ``1`` if everything was
+# recovered, else ``0``, and the records. Of ``ASK``, the count is of the workers that are asked; the number of the
+# others, which do not read, follows.
 ANSWER: Final = struct.Struct("=IHxxQqQ")
 # What follows the answer to ``USAGE``, a request without a name: bytes of the log in use, and messages dropped.
 USAGE: Final = struct.Struct("=QQ")

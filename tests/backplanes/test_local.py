@@ -4,8 +4,11 @@ import os
 import re
 import resource
 import signal
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from itertools import chain
 
 import anyio
 import pytest
@@ -226,8 +229,7 @@ async def test_one_that_the_hub_process_refuses_comes_back_after_a_pause(hub, mo
 @HISTORY
 async def test_a_message_that_is_too_large_is_refused_before_the_limit_is_known(hub, has_history):
     """The hub process would refuse the process that sends it."""
-    hub.signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, hub.pid, os.WSTOPPED | os.WNOWAIT)
+    hub.stop()
     process = Process(LocalBackplane(hub.path))
     errors = []
 
@@ -265,7 +267,7 @@ async def test_who_asks_too_few_is_told(hub, short, monkeypatch, caplog):
         assert sorted(answer["name"] for answer in answers) == sorted([one.name, other.name])
         assert "2 of 3 workers answered within 0.3 s; the others are left out: disconnect" in caplog.text
         caplog.clear()
-        assert len(await one.backplane.ask({"settings": True}, first=True)) == 1
+        assert await one.backplane.ask({"settings": True}, first=True)
         assert "left out" not in caplog.text
 
 
@@ -328,6 +330,81 @@ async def test_after_a_kill_there_is_room_again(hub, short):
         with anyio.fail_after(LIMIT):
             await process.backplane.aclose()
         assert not process.backplane._unacknowledged
+
+
+async def test_a_claim_holds_whatever_is_published(small_hub):
+    async with connected(small_hub, (), ()) as (one, other):
+        assert await one.backplane.claim("k", 60)
+        for _ in range(100):
+            await publish(other, "x" * 2_000)
+        assert not await other.backplane.claim("k", 60)
+        await small_hub.kill()
+        assert not await other.backplane.claim("k", 60)
+
+
+async def test_too_many_claims_are_an_error_for_those_that_make_them(small_hub):
+    async with connected(small_hub, (), ()) as (one, other):
+        for number in range(1024):
+            assert await one.backplane.claim(f"{number}", 60)
+        for process in (one, other):
+            with pytest.raises(RuntimeError, match="at most 1024 claims that hold at once"):
+                await process.backplane.claim("one more", 60)
+            assert not await process.backplane.claim("7", 60)
+
+
+CLAIMER = """
+import sys
+import anyio
+from microws.local.client import LocalBackplane
+
+
+class Receiver:
+    is_busy = False
+
+
+async def claim(backplane, name):
+    if await backplane.claim(name, 60):
+        print(name)
+
+
+async def main(path):
+    backplane = LocalBackplane(path)
+    backplane.start(Receiver())
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(lambda *, task_status: backplane.run(task_status=task_status))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        async with anyio.create_task_group() as claims:
+            for number in range(500):
+                claims.start_soon(claim, backplane, f"ticket {number}")
+        tasks.cancel_scope.cancel()
+
+
+anyio.run(main, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kills", [0, 5])
+def test_of_several_processes_that_claim_at_once_one_has_each(small_hub, kills):
+    command = [sys.executable, "-c", CLAIMER, small_hub.path]
+    with ExitStack() as stack:
+        claimers = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(4)
+        ]
+        for claimer in claimers:
+            stack.callback(claimer.kill)
+        for claimer in claimers:
+            assert claimer.stdout.readline() == "ready\n"
+        for claimer in claimers:
+            claimer.stdin.write("go\n")
+            claimer.stdin.flush()
+        for _ in range(kills):
+            small_hub.end()
+            small_hub.check()
+        got = [claimer.communicate(timeout=3 * LIMIT)[0].splitlines() for claimer in claimers]
+    assert sorted(chain(*got)) == sorted(f"ticket {number}" for number in range(500))
+    assert [claimer.returncode for claimer in claimers] == [0] * 4
 
 
 async def kill_at_lines(path, step):

@@ -2,18 +2,22 @@
 
 import json
 import socket
+import ssl
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from anyio.streams.tls import TLSStream
 from raw_websocket import RawWebSocket
 from test_streams import OPENING
-from websocket_server import ASYNCIO_BACKENDS
+from websocket_server import ASYNCIO_BACKENDS, TLS
+from websockets.asyncio.client import connect
 from worker_here import serving
 from wsproto.events import CloseConnection, Message
 
 from microws import App, EventStream, Overflow, WebSocketDisconnect
 from microws.hub.backplane import MemoryBackplane
+from microws.server.listening import tls_context
 from microws.testing import TestClient
 
 pytestmark = pytest.mark.anyio
@@ -31,8 +35,8 @@ class LateBackplane(MemoryBackplane):
         return await super().subscribe(topic)
 
 
-def make_app(*, history=5000):
-    app = App()
+def make_app(*, history=5000, **options):
+    app = App(**options)
     app.topic("plain")
     app.topic("*", history=history)
     app.views = []
@@ -285,8 +289,8 @@ class TestSockets:
     TEXT = "x" * 4000
 
     @asynccontextmanager
-    async def connected(self, app, path):
-        async with serving(app, drain_timeout=1) as served:
+    async def connected(self, app, path, **options):
+        async with serving(app, drain_timeout=1, **options) as served:
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.setblocking(False)
@@ -298,11 +302,15 @@ class TestSockets:
             yield served, sock
 
     @asynccontextmanager
-    async def resuming(self, app, count):
+    async def resuming(self, app, count, *, is_secure=False):
         """A WebSocket that has got nothing yet of ``count`` messages, and its outbox."""
-        async with self.connected(app, "/ws") as (served, sock):
+        tls = tls_context(str(TLS / "localhost.pem"), str(TLS / "localhost.key")) if is_secure else None
+        async with self.connected(app, "/ws", tls=tls) as (served, sock):
             await publish(app, [f"{n} {self.TEXT}" for n in range(count)])
             async with await anyio.abc.SocketStream.from_socket(sock) as stream:
+                if is_secure:
+                    trusting = ssl.create_default_context(cafile=TLS / "localhost.pem")
+                    stream = await TLSStream.wrap(stream, hostname="localhost", ssl_context=trusting)
                 ws = RawWebSocket(stream)
                 await ws.handshake("/ws?since=start")
                 await wait_until(lambda: app.views)
@@ -323,11 +331,13 @@ class TestSockets:
                 if numbers[-1] == until:
                     return numbers, None
 
-    @pytest.mark.parametrize("is_wrapped", [False, True])
-    async def test_a_slow_client_gets_all_and_the_process_holds_a_part(self, app, is_wrapped):
+    @pytest.mark.parametrize(
+        ("is_wrapped", "is_secure"), [(False, False), (True, False), (False, True)], ids=["plain", "wrapped", "TLS"]
+    )
+    async def test_a_slow_client_gets_all_and_the_process_holds_a_part(self, app, is_wrapped, is_secure):
         if is_wrapped:
             wrap(app)
-        async with self.resuming(app, 3000) as (ws, outbox, _):
+        async with self.resuming(app, 3000, is_secure=is_secure) as (ws, outbox, _):
             await wait_until(lambda: outbox.count)
             await publish(app, ["3000 " + self.TEXT])
             assert outbox.count <= 256
@@ -336,6 +346,17 @@ class TestSockets:
             await wait_until(lambda: not outbox.count)
             await publish(app, ["3001 " + self.TEXT])
             assert await self.read(ws, until=3001) == ([3001], None)
+
+    async def test_a_client_that_compresses_gets_what_it_missed(self):
+        app = make_app(compression=True)
+        async with serving(app) as served:
+            positions = await publish(app, range(1000))
+            async with connect(f"ws://127.0.0.1:{served.port}/ws?since={positions[0]}", proxy=None) as ws:
+                assert [extension.name for extension in ws.protocol.extensions] == ["permessage-deflate"]
+                assert [int(await ws.recv()) for _ in range(999)] == list(range(1, 1000))
+                await app.views[0].send("x" * 1000)
+                await publish(app, ["live"])
+                assert [await ws.recv() for _ in range(2)] == ["x" * 1000, "live"]
 
     @pytest.mark.parametrize("is_wrapped", [False, True])
     @pytest.mark.parametrize(("end", "code"), [("close", 4000), ("drain", 1012)])

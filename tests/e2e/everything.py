@@ -9,6 +9,7 @@ import anyio
 from microws import App, EventStream, HTTPException
 
 app = App(max_body_size=64 << 10, send_timeout=0.4, accept_timeout=0.3, close_timeout=0.3)
+app.topic("kept-*", history=1000)
 
 
 class Expected(Exception):

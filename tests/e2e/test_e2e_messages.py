@@ -57,6 +57,32 @@ async def test_many_messages_come_back_in_order(client, compression):
             assert [await ws.recv() for _ in range(1000)] == [str(number) for number in range(1000)]
 
 
+@pytest.mark.parametrize("compression", [None, "deflate"])
+async def test_a_client_that_comes_back_gets_what_it_missed(client, compression):
+    topic = f"kept-{compression}"
+    path, options = f"/topics/{topic}", {"subprotocols": ["microws.v1"], "compression": compression}
+    async with client.connect(path, **options) as ws:
+        position = json.loads(await ws.recv())["id"]
+    async with client.connect(f"/topics/{topic}") as ws:
+        for number in range(600):
+            await ws.send(str(number))
+    async with client.connect(f"{path}?since={position}", **options) as ws:
+        assert json.loads(await ws.recv()) == {"topic": topic, "id": position, "recovered": True}
+        messages = [json.loads(await ws.recv()) for _ in range(600)]
+        assert [message["data"] for message in messages] == list(range(600))
+        await client.http.post(f"/publish/{topic}", json=600)
+        assert json.loads(await ws.recv())["data"] == 600
+    last = {"last-event-id": messages[99]["id"]}
+    async with client.http.stream("GET", f"/events/{topic}", headers=last) as response:
+        data = []
+        async for line in response.aiter_lines():
+            if line.startswith("data:"):
+                data.append(json.loads(line[5:]))
+                if data[-1] == 600:
+                    break
+        assert data == list(range(100, 601))
+
+
 @pytest.mark.parametrize(
     "message", ["x" * (MIB + 1), "ü" * (MIB // 2 + 1), b"x" * (MIB + 1)], ids=["ascii", "two bytes each", "binary"]
 )

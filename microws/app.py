@@ -247,7 +247,8 @@ class App:
             subscribe: One or several topics to subscribe to before the handshake is complete. Route parameters are
                 filled in: ``"chat:{room}"``.
             gaps: Send ``{"topic": …, "gap": true}`` where messages are missing: a topic's overflow policy dropped them,
-                or the history does not have them any more. Default: no, so the client does not know about the loss.
+                or the history does not have them any more. Default: only to a client that names a position by
+                ``?since=`` that is not in the history any more.
             on_invalid: What to do with an invalid message. ``"close"`` raises in the view, and closes with 1003 or 1007
                 unless the view catches the exception. ``"skip"`` waits for the next message. It logs the first message
                 that it skips and, when the connection ends, their number.

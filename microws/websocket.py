@@ -1,7 +1,7 @@
 """What a WebSocket view holds: ``ws``."""
 
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -19,7 +19,17 @@ from microws.connection.tasks import check_function
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
-from microws.hub import LIVE_CODEC, SUBPROTOCOL, Announce, FrameCodec, Hub, Outbox, Subscriber, check_topic
+from microws.hub import (
+    LIVE_CODEC,
+    SUBPROTOCOL,
+    Announce,
+    FrameCodec,
+    Hub,
+    Outbox,
+    Subscriber,
+    check_topic,
+    gap_announcement,
+)
 from microws.interfaces import Application, Event, Receipt, Scope, Subscribed
 from microws.requests import BaseRequest, Closers
 from microws.responses import JSONResponse, Response, TextResponse
@@ -488,6 +498,9 @@ class WebSocket(BaseRequest):
             raise FeatureUnavailable("this version has no presence: subscribe without presence=")
         if not topics:
             raise TypeError("subscribe takes at least one topic")
+        return await self._subscribe(self._ensure_subscriber(), topics, since)
+
+    def _ensure_subscriber(self) -> Subscriber:
         if self.closed:
             raise self._connection.unusable("subscribe")
         options = self._options
@@ -502,7 +515,12 @@ class WebSocket(BaseRequest):
                 max_topics=options.max_subscriptions,
                 announce=options.announce,
             )
-        subscribed = await options.hub.subscribe(self._subscriber, *topics, since=since)
+        return self._subscriber
+
+    async def _subscribe(
+        self, subscriber: Subscriber, topics: Sequence[str], since: str | Mapping[str, str | None] | None
+    ) -> Subscribed:
+        subscribed = await self._options.hub.subscribe(subscriber, *topics, since=since)
         if self.closed:
             raise self._connection.unusable("subscribe")
         return subscribed
@@ -561,6 +579,17 @@ class WebSocket(BaseRequest):
                 self._helpers.discard(scope)
 
     # For the app
+
+    async def subscribe_by_route(self, topics: Sequence[str], since: Mapping[str, str | None] | None) -> None:
+        """``subscribe`` to the topics of the route. A client that names positions is told what is lost of them."""
+        subscriber = self._ensure_subscriber()
+        if since is not None:
+            # Otherwise nothing would tell it. To the view, ``ws.subscribe`` returns it.
+            subscriber.announce = subscriber.announce or gap_announcement
+        try:
+            self.subscribed = await self._subscribe(subscriber, topics, since)
+        finally:
+            subscriber.announce = self._options.announce
 
     @property
     def failure(self) -> Exception | None:

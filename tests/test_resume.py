@@ -108,12 +108,33 @@ class TestWebSockets:
         positions = await publish(app, range(5))
         async with client.websocket("/ws", query={"since": since}) as ws:
             await publish(app, [5])
+            assert json.loads(await ws.receive()) == {"topic": "t", "gap": True}
             assert await ws.receive() == "5"
         assert app.views[-1].subscribed == (False, positions[4], ("t",))
         async with client.websocket("/gaps", query={"since": "x_x"}) as ws:
             await publish(app, [6])
             got = [json.loads(await ws.receive()) for _ in range(3)]
             assert got == [{"topic": "t", "gap": True}, {"topic": "u", "gap": True}, 6]
+
+    async def test_without_gaps_only_positions_of_the_client_bring_a_marker(self, app, client):
+        @app.websocket_route("/view", subscribe="t")
+        async def view(ws):
+            async with ws:
+                assert not (await ws.subscribe("u", since="x")).recovered
+
+        app.add_websocket_route(view, "/plain", subscribe="plain")
+        [first, last] = await publish(app, range(2))
+        marker = {"topic": "t", "gap": True}
+        for path, since, expected in (
+            ("/view", "", []),
+            ("/view", "start", [0, 1]),
+            ("/view", first, [1]),
+            ("/view", last, []),
+            ("/view", "yesterday", [marker]),
+            ("/plain", "yesterday", []),  # without a history the parameter is the app's own
+        ):
+            async with client.websocket(path, query={"since": since}) as ws:
+                assert [json.loads(text) async for text in ws] == expected
 
     async def test_microws_v1_begins_with_the_position_and_says_whether_it_recovered(self, app, client):
         positions = await publish(app, range(3))

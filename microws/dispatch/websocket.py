@@ -220,7 +220,7 @@ class WebSocketDispatcher(Dispatcher):
         topics = [template.format(**ws.path_params) for template in templates]
         since = split_positions(topics, ws.query.get("since")) if b"since=" in ws.scope["query_string"] else None
         try:
-            ws.subscribed = await ws.subscribe(*topics, since=since)
+            await ws.subscribe_by_route(topics, since)
         except ValueError as error:
             raise HTTPException(400, f"invalid topic: {error}") from None
 

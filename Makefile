@@ -108,7 +108,7 @@ autobahn-full: setup  ## Run every Autobahn case, including speed and compressio
 endurance: setup $(if $(SECOND_PYTHON),$(SECOND)/.ready)  ## Attack the server and print the figures: ten minutes
 	MICROWS_ENDURANCE=whole MICROWS_TEST_PYTHON=$(if $(SECOND_PYTHON),$(abspath $(SECOND))/bin/python) $(TEST) -q tests/endurance
 
-chaos: setup  ## Kill, stop and overtake the processes of a hub, and print the figures: six minutes
+chaos: setup  ## Kill, stop and overtake the processes of a hub, and Redis, and print the figures: a quarter of an hour
 	CHAOS=whole $(TEST) -q tests/chaos tests/e2e/test_e2e_hub.py
 	CHAOS=whole $(TEST) -q tests/backplanes/test_local.py -k kill
 

@@ -12,6 +12,7 @@ import anyio
 from microws.hub import TopicSettings
 from microws.local.client import LocalBackplane
 from microws.local.directory import HubDirectory, socket_path
+from microws.redis_hub.backplane import RedisBackplane
 from microws.server import hub_keeper
 from microws.server.hub_keeper import HubKeeper
 
@@ -22,6 +23,8 @@ HISTORY_BYTES = 8 << 20
 
 def backplane_of(url):
     """The backplane of one more process of the hub ``url``."""
+    if not url.startswith("local:"):
+        return RedisBackplane(url)
     return LocalBackplane(socket_path(url.removeprefix("local:")))
 
 

@@ -234,19 +234,22 @@ class Proxy:
 
     Args:
         port: Of the server on 127.0.0.1 that it forwards to.
+        splits: It knows where answers begin and end, and forwards whole ones.
 
     Attributes:
         target: As above; for new connections.
         port: Its own.
         connections: How many were accepted so far.
-        loses: ``"requests"``, ``"answers"`` or both: what arrives of them is thrown away.
+        loses: ``"requests"``, ``"answers"`` or both: what arrives of them is thrown away; or ``"messages"``: of the
+            answers only what was published, if it splits them.
         lost: Bytes that were thrown away so far.
         refuses: New connections are closed at once.
-        left: Bytes of answers that are still forwarded before all connections are cut; ``None``: no limit.
+        left: Bytes of answers that are still forwarded before all connections are cut, once; ``None``: no limit.
     """
 
-    def __init__(self, port):
+    def __init__(self, port, *, splits=False):
         self.target = port
+        self._splits = splits
         self.connections = 0
         self.loses = frozenset()
         self.lost = 0
@@ -322,8 +325,14 @@ class Proxy:
 
     def _forward(self, source, target, direction):
         try:
+            rest = b""
             while data := source.recv(1 << 16):
                 self._flows.wait()
+                if self._splits and direction == "answers":
+                    answers, rest = _split(rest + data)
+                    if "messages" in self.loses:
+                        answers = [answer for answer in answers if not answer.startswith(b">3\r\n$7\r\nmessage")]
+                    data = b"".join(answers)
                 if direction in self.loses:
                     self.lost += len(data)
                     continue
@@ -334,9 +343,37 @@ class Proxy:
                     is_last = not self.left
                 target.sendall(data)
                 if is_last:
+                    self.left = None
                     self.cut()
         except OSError:
             pass
         with suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
         source.close()
+
+
+def _split(data):
+    """The answers in ``data``, and the beginning of the next one."""
+    answers, at = [], 0
+    while True:
+        try:
+            end = _end_of(data, at)
+        except ValueError:
+            return answers, data[at:]
+        answers.append(data[at:end])
+        at = end
+
+
+def _end_of(data, at):
+    """Where the answer at ``at`` ends. ``ValueError``: later."""
+    line = data.index(b"\r\n", at)
+    end = line + 2
+    kind = data[at : at + 1]
+    if kind in b"*~>%|":
+        for _ in range(int(data[at + 1 : line]) * (2 if kind in b"%|" else 1)):
+            end = _end_of(data, end)
+    elif kind in b"$=!" and (size := int(data[at + 1 : line])) >= 0:
+        end += size + 2
+        if end > len(data):
+            raise ValueError
+    return end

@@ -23,12 +23,12 @@ def connected(port):
     return closing(socket.create_connection(("127.0.0.1", port), LIMIT))
 
 
-def ping(sock):
+def ping(sock, *, until=b"\n"):
     """What is received until the answer is complete, or the connection ends."""
     got = b""
     with suppress(ConnectionResetError, BrokenPipeError):
         sock.sendall(b"PING\r\n")
-        while not got.endswith(b"\n") and (data := sock.recv(100)):
+        while not got.endswith(until) and (data := sock.recv(100)):
             got += data
     return got
 
@@ -163,6 +163,18 @@ class TestProxy:
             self.proxy.loses = {}
             assert ping(sock) == PONG
         assert server.command("GET", "a") == expected
+
+    def test_it_loses_messages_alone(self, server):
+        with Proxy(server.port, splits=True) as proxy, connected(proxy.port) as sock:
+            sock.sendall(b"HELLO 3\r\nSUBSCRIBE a\r\n")
+            got = b""
+            while b"subscribe\r\n$1\r\na\r\n:1\r\n" not in got:
+                got += sock.recv(1 << 16)
+            for number, loses in enumerate([(), {"messages"}, ()]):
+                proxy.loses = loses
+                assert server.command("PUBLISH", "a", number) == 1
+                expected = b"" if loses else b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\n%d\r\n" % number
+                assert ping(sock, until=PONG) == expected + PONG
 
     def test_it_cuts_after_so_many_bytes(self):
         with connected(self.proxy.port) as sock:

@@ -107,10 +107,10 @@ class Member:
                 return
             topic = self.random.choice(list(self.topics))
             began = monotonic()
-            text = f"{name}.{number} {began:.6f}{self.padding}"
+            text = f"{name}.{number} {began:.6f}"
             self.note("sent", topic, text)
             try:
-                receipt = await self.app.publish(topic, text)
+                receipt = await self.app.publish(topic, text + self.padding)
             except (PublishTimeout, HubUnavailable) as error:
                 self.note("failed", topic, text, type(error).__name__, monotonic() - began)
             else:
@@ -165,7 +165,7 @@ class Reader:
                 if message.is_gap:
                     member.note("told", self.name, self.topic, monotonic())
                     continue
-                text = message.frame.text
+                text = " ".join(message.frame.text.split()[:2])
                 self.position = message.position
                 member.note("got", self.name, self.topic, text, message.position, monotonic())
                 if text == END:

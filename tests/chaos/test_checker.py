@@ -135,7 +135,7 @@ def test_a_log_may_lose_its_end(name):
 
 @pytest.mark.parametrize("name", WRONG_ERAS)
 def test_a_reader_that_is_not_told_of_a_lost_end_is_found(name):
-    with pytest.raises(AssertionError, match=r"misses|recovered what was lost"):
+    with pytest.raises(AssertionError, match="misses"):
         checked(WRONG_ERAS[name], SECOND, [2.0])
 
 

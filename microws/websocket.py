@@ -538,7 +538,12 @@ class WebSocket(BaseRequest):
             self._options.hub.unsubscribe(self._subscriber, *topics)
 
     async def publish(self, topic: str, value: Any) -> Receipt:
-        """``App.publish`` to every subscriber of ``topic`` except this connection."""
+        """
+        ``App.publish`` to every subscriber of ``topic`` except this connection.
+
+        On a topic with history, a client that speaks ``microws.v1`` gets the position of the message, so that it does
+        not get the message either when it comes back. Another client may get it then.
+        """
         return await self._options.hub.publish(topic, value, skip=self.id)
 
     # Tasks

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 from collections import Counter
 from contextlib import asynccontextmanager
 from random import Random
@@ -14,6 +15,7 @@ from microws.codec import Codecs
 from microws.errors import PublishTimeout
 from microws.hub import Hub, MemoryBackplane, Outbox, Published, Subscriber, TopicSettings
 from microws.hub.history import Resume, Window, join_positions, split_positions
+from microws.hub.live import LIVE_CODEC
 from microws.hub.log import MIN_BYTES
 from microws.interfaces import Frame, Subscribed
 
@@ -397,6 +399,37 @@ class TestPace:
         assert (reader.refusals, plain.refusals) == ([], [1012])
         hub.leave(reader.subscriber)
         assert_empty(hub)
+
+    @pytest.mark.parametrize("room", [None, 0])
+    async def test_one_that_publishes_while_it_resumes_does_not_get_its_own(self, hub, room):
+        hub.configure("*", history=2000)
+        since = {topic: (await hub.publish_all(range(300), topic))[0] for topic in "tu"}
+        reader, other = Reader(hub, room=room), Reader(hub, room=room)
+        for each in (reader, other):
+            await each.subscribe("t", "u", since=since)
+        for n in range(300, 900):
+            await hub.publish("t", n, skip=reader.subscriber.id)
+        await hub.publish("t", 900)
+        await hub.publish("t", 901, skip=reader.subscriber.id)
+        assert reader.values() == [*range(1, 300), 900]
+        assert other.values() == list(range(1, 902))
+        assert reader.values("u") == other.values("u") == list(range(1, 300))
+        assert reader.subscriber.resume is None
+
+    async def test_one_that_speaks_microws_v1_gets_the_positions_of_its_own(self, hub):
+        hub.configure("t", history=2000)
+        positions = await hub.publish_all(range(300))
+        reader = Reader(hub, codec=LIVE_CODEC)
+        await reader.subscribe("t", since=positions[0])
+        expected = [{"topic": "t", "id": positions[n], "data": n} for n in range(1, 300)]
+        for n in range(300, 500):
+            receipt = await hub.publish("t", n, skip=reader.subscriber.id if n % 3 else None)
+            expected.append({"topic": "t", "id": receipt.id} | ({} if n % 3 else {"data": n}))
+            if n == 400:
+                got = [json.loads(reader.outbox.pop().data) for _ in range(len(expected))]
+                assert reader.subscriber.resume is None
+        got += [json.loads(reader.outbox.pop().data) for _ in range(99)]
+        assert (got, len(reader.outbox)) == (expected, 0)
 
     async def test_a_busy_topic_does_not_keep_another_from_catching_up(self, hub):
         hub.configure("t", history=2000)

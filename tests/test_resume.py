@@ -4,6 +4,7 @@ import json
 import socket
 import ssl
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
@@ -145,6 +146,42 @@ class TestWebSockets:
                 assert first == {"topic": "t", "id": position, "recovered": recovered}
                 for n in expected:
                     assert json.loads(await ws.receive()) == {"topic": "t", "id": positions[n], "data": n}
+
+    @pytest.mark.parametrize("history", [0, 10])
+    async def test_an_own_message_does_not_come_when_the_client_is_back(self, history):
+        app = App()
+        if history:
+            app.topic("t", history=history)
+
+        @app.websocket_route("/chat", subscribe="t")
+        async def chat(ws):
+            async with ws:
+                async for text in ws:
+                    await ws.publish("t", text)
+
+        async with TestClient(app) as client:
+            live = partial(client.websocket, "/chat", subprotocols=["microws.v1"])
+            async with live() as one, live() as other, client.websocket("/chat") as plain:
+                if history:
+                    assert [json.loads(await ws.receive())["recovered"] for ws in (one, other)] == [False, False]
+                await other.send("from the other")
+                got = [json.loads(await one.receive())]
+                await one.send("own")
+                got += [json.loads(await other.receive()) for _ in range(1 + bool(history))]
+                assert [message.get("data") for message in got] == ["from the other", *[None] * bool(history), "own"]
+                assert [await plain.receive() for _ in range(2)] == ["from the other", "own"]
+                if not history:
+                    await other.send("next")
+                    assert json.loads(await one.receive()) == {"topic": "t", "data": "next"}
+                    return
+                assert got[1] == {"topic": "t", "id": got[0]["id"]}
+                assert json.loads(await one.receive()) == {"topic": "t", "id": got[2]["id"]}
+                await plain.send("last")
+                last = json.loads(await other.receive())
+                assert last["data"] == "last"
+            async with live(query={"since": got[2]["id"]}) as one:
+                assert json.loads(await one.receive())["recovered"]
+                assert json.loads(await one.receive()) == last
 
     @pytest.mark.parametrize(
         ("declared", "chosen"),

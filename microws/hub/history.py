@@ -7,14 +7,15 @@ comes twice.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Awaitable, Callable, Iterable, KeysView, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, KeysView, Sequence, Set
+from dataclasses import dataclass, field
 from operator import attrgetter
 from time import time
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, final
 
 import anyio
 
+from microws.hub.live import skipped_frame
 from microws.hub.log import START, Entry, Replay, place_of, position_before
 from microws.hub.outbox import Outbox
 from microws.hub.published import MAX_PART_BYTES, Published, TopicSettings
@@ -238,7 +239,9 @@ class Window:
         """Whether some messages after the place ``reached`` are not here any more."""
         return reached < self.forgotten and not self.is_by_key
 
-    def chunk(self, codec: FrameCodec, reached: int, *, is_joined: bool, is_shared: bool) -> _Chunk:
+    def chunk(
+        self, codec: FrameCodec, reached: int, *, is_joined: bool, is_shared: bool, skipped: Set[int] = frozenset()
+    ) -> _Chunk:
         """
         The messages after the place ``reached``, and the place that they reach: as many as one write may send.
 
@@ -246,6 +249,7 @@ class Window:
             codec: Frames them.
             is_joined: They leave as bytes, so one ``Published`` has them all.
             is_shared: Other subscribers have the codec, too.
+            skipped: The places of messages that the subscriber does not get.
 
         Raises:
             Exception: The codec cannot encode one of them.
@@ -253,11 +257,12 @@ class Window:
         entries = self._entries
         if not entries or reached >= entries[-1].place:
             return [], reached
-        known = self._chunks.get((codec, is_joined, reached))
+        is_shared = is_shared and not skipped
+        known = self._chunks.get((codec, is_joined, reached)) if is_shared else None
         if known is not None:
             return known
         first = bisect_right(entries, reached, key=_place)
-        messages, end, size = self._encode(codec, first)
+        messages, end, size = self._encode(codec, first, skipped)
         if is_joined and len(messages) > 1:
             joined = Frame(b"".join(message.encoded for message in messages), is_encoded=True)
             messages = [Published(joined, messages[0].topic, self._settings, key=_REPLAYED)]
@@ -270,19 +275,24 @@ class Window:
             self._chunks[codec, is_joined, reached] = chunk
         return chunk
 
-    def _encode(self, codec: FrameCodec, first: int) -> tuple[list[Published], int, int]:
+    def _encode(self, codec: FrameCodec, first: int, skipped: Set[int]) -> tuple[list[Published], int, int]:
         """The entries from the index ``first`` on as messages; the index of the next one; and their bytes."""
         settings = self._settings
         messages: list[Published] = []
         size = 0
+        end = first
         for entry in self._entries[first : first + _MAX_CHUNK]:
+            end += 1
             payload = entry.payload
-            message = Published(codec.frame(payload), payload.topic, settings, key=_REPLAYED, position=payload.position)
+            frame = skipped_frame(codec, payload) if entry.place in skipped else codec.frame(payload)
+            if frame is None:
+                continue
+            message = Published(frame, payload.topic, settings, key=_REPLAYED, position=payload.position)
             messages.append(message)
             size += message.size
             if size >= MAX_PART_BYTES:
                 break
-        return messages, first + len(messages), size
+        return messages, end, size
 
 
 class Missed(NamedTuple):
@@ -310,6 +320,7 @@ class _Part:
     window: Window
     reached: int
     is_lost: bool = False
+    skipped: set[int] = field(default_factory=set)
 
 
 @final
@@ -367,6 +378,11 @@ class Resume:
         """Queue no more of a topic: messages were lost. The subscriber, which can be told, is told at the end."""
         self._parts[topic].is_lost = True
 
+    def skip(self, topic: str, place: int) -> None:
+        """Leave out the message of a topic at this place."""
+        if topic in self._parts:
+            self._parts[topic].skipped.add(place)
+
     def begin(self) -> None:
         """Queue the first messages, behind those that are pending."""
         self._outbox.hold()
@@ -384,15 +400,18 @@ class Resume:
         """Queue the next messages; or, if none is missing, let the subscriber get what is published from now on."""
         outbox = self._outbox
         for part in [part for part in self._parts.values() if not part.is_lost]:
-            chunk = self._chunk(part)
-            if chunk is None:
-                return
-            messages, part.reached = chunk
-            if messages:
-                # The other topics are next.
-                self._parts[part.topic] = self._parts.pop(part.topic)
-                outbox.feed(messages)
-                return
+            reached: int | None = None
+            while reached != part.reached:  # all of a chunk may be skipped
+                reached = part.reached
+                chunk = self._chunk(part)
+                if chunk is None:
+                    return
+                messages, part.reached = chunk
+                if messages:
+                    # The other topics are next.
+                    self._parts[part.topic] = self._parts.pop(part.topic)
+                    outbox.feed(messages)
+                    return
         topics = list(self._parts)
         for topic in [topic for topic in topics if self._parts[topic].is_lost]:
             self._lose(topic)
@@ -409,7 +428,9 @@ class Resume:
             part.reached = window.forgotten
         try:
             is_joined = self._outbox.sink is not None
-            return window.chunk(part.codec, part.reached, is_joined=is_joined, is_shared=part.is_shared)
+            return window.chunk(
+                part.codec, part.reached, is_joined=is_joined, is_shared=part.is_shared, skipped=part.skipped
+            )
         except Exception:
             self._fail(part.topic)
             return None

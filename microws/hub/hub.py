@@ -28,6 +28,7 @@ from microws.errors import PublishTimeout, TooManySubscriptions
 from microws.hub.backplane import Backplane, MemoryBackplane
 from microws.hub.flush import Flusher, WriteMany
 from microws.hub.history import FrameCodec, Missed, Resume, SharedCalls
+from microws.hub.live import skipped_frame
 from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
@@ -563,6 +564,8 @@ class Hub:
                 return 0  # it was delivered before a cut of the backplane
             topic.note(entry)
         skipped = self._subscribers.get(skip) if skip is not None else None
+        if skipped is not None and skipped.resume is not None and entry is not None:
+            skipped.resume.skip(payload.topic, entry.place)
         try:
             key = self._key(topic.settings, payload)
         except Exception:
@@ -577,6 +580,7 @@ class Hub:
             outboxes: Collection[Outbox] = group
             if skipped is not None and skipped.outbox in group:
                 outboxes = [outbox for outbox in group if outbox is not skipped.outbox]
+                self._skip(skipped, codec, payload, topic.settings)
                 if not outboxes:
                     continue
             message = self._frame(codec, payload, topic.settings, key)
@@ -593,6 +597,15 @@ class Hub:
         self._delivered += reached
         self._deliveries_since_yield += reached
         return reached
+
+    def _skip(self, subscriber: Subscriber, codec: FrameCodec, payload: Payload, settings: TopicSettings) -> None:
+        """Tell a subscriber that does not get a message how far it has the topic, if it can be told."""
+        frame = skipped_frame(codec, payload)
+        if frame is not None:
+            # With a key of its own, it takes the place of no message.
+            message = Published(frame, payload.topic, settings, key=object(), position=payload.position)
+            for _ in self._flusher.put(message, (subscriber.outbox,)):
+                self._queue(message, subscriber)
 
     def _queue(self, message: Published, subscriber: Subscriber) -> bool:
         """Queue ``message`` by the policy of its topic. ``False``: it was lost, and the subscriber was told."""

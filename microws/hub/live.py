@@ -3,7 +3,8 @@
 
 A message is the text frame ``{"topic": …, "id": …, "data": …}``; the data of a binary message is in ``"base64"``. A
 gap marker is ``{"topic": …, "gap": true}``. A subscription begins with ``{"topic": …, "id": …, "recovered": …}`` if the
-topic has history. ``id`` is a position, which the client sends as ``since`` when it comes back.
+topic has history. ``id`` is a position, which the client sends as ``since`` when it comes back. Of a message that its
+own ``ws.publish`` has published, it gets ``{"topic": …, "id": …}``: otherwise it would get that message then.
 """
 
 from base64 import b64encode
@@ -14,7 +15,7 @@ from microws.codec import dumps_json
 from microws.hub.published import Published, TopicSettings
 from microws.interfaces import Frame, Payload
 
-__all__ = ["LIVE_CODEC", "SUBPROTOCOL", "live_announcement"]
+__all__ = ["LIVE_CODEC", "SUBPROTOCOL", "live_announcement", "skipped_frame"]
 
 SUBPROTOCOL: Final = "microws.v1"
 
@@ -36,6 +37,13 @@ class _LiveCodec:
 
 
 LIVE_CODEC: Final = _LiveCodec()
+
+
+def skipped_frame(codec: object, payload: Payload) -> Frame | None:
+    """What a subscriber with this codec gets in place of a message that it does not get; ``None``: nothing."""
+    if codec is not LIVE_CODEC or payload.position is None:
+        return None
+    return Frame(dumps_json({"topic": payload.topic, "id": payload.position}), is_text=True)
 
 
 def live_announcement(positions: Mapping[str, str], asked: Collection[str], lost: Collection[str]) -> list[Published]:

@@ -65,6 +65,12 @@ _MAX_READ: Final = 64 << 10
 _HELLO: Final = int(Op.HELLO)
 _PUBLISH: Final = int(Op.PUBLISH)
 _WELCOME: Final = int(Op.WELCOME)
+# What was put is sent after so many turns of the event loop in which nothing more was put, or after so many seconds.
+# From the arrival of a request to its publish there are two turns. Each send wakes the hub process and all workers, and
+# each subscriber is written to: that costs hundreds of times as much as the turns. With eight messages in flight, by
+# requests one after the other, to 1,000 subscribers in 4 workers, a delivery takes 1.3 µs; sent at once, 3.2.
+_QUIET_TURNS: Final = 3
+_LONGEST_WAIT: Final = 0.001
 # Bytes that the hub process has not acknowledged, above which publishers wait.
 _MAX_PENDING: Final = 1 << 20
 # Seconds after which ``publish`` and the others raise, and between two looks at that.
@@ -217,10 +223,13 @@ class LocalBackplane:
         self._is_foreign = False
         self._is_welcome = False
         self._is_refused = False
-        # What is sent at the end of this turn of the event loop, and what the socket has not taken.
+        # What is sent next, and what the socket has not taken.
         self._output: list[bytes] = []
         self._rest = b""
+        # When it is sent at the latest, and for how many turns of the event loop nothing was added.
         self._is_flush_due = False
+        self._flush_at = 0.0
+        self._quiet_turns = 0
         self._blocked = anyio.Event()
         # What has arrived and was not followed, how many bytes are missing of its first frame, and whether no more
         # arrives.
@@ -455,17 +464,26 @@ class LocalBackplane:
             self._room = None
 
     def _put(self, data: bytes) -> None:
-        """Send ``data`` at the end of this turn of the event loop; on trio, now."""
+        """Send ``data`` once no more follows at once; on trio, now."""
         if not self._is_welcome:
             return  # it is sent with the others, in their order
         self._output.append(data)
+        self._quiet_turns = 0
         if self._is_flush_due:
             return
         if self._loop is None:
             self._flush()
         else:
             self._is_flush_due = True
-            self._loop.call_soon(self._flush)
+            self._flush_at = monotonic() + _LONGEST_WAIT
+            self._loop.call_soon(self._end_turn, self._loop)
+
+    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._quiet_turns += 1
+        if self._quiet_turns > _QUIET_TURNS or monotonic() >= self._flush_at:
+            self._flush()
+        else:
+            loop.call_soon(self._end_turn, loop)
 
     def _flush(self) -> None:
         self._is_flush_due = False

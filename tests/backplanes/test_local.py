@@ -1,12 +1,14 @@
 """The backplane of several processes of one machine passes the suite, with the log in memory and in a file."""
 
+import asyncio
 import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from itertools import chain
 
@@ -269,6 +271,58 @@ async def test_who_asks_too_few_is_told(hub, short, monkeypatch, caplog):
         caplog.clear()
         assert await one.backplane.ask({"settings": True}, first=True)
         assert "left out" not in caplog.text
+
+
+# What is sent together
+
+ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Connects a process, and a socket from which to read what it sends."""
+
+    @asynccontextmanager
+    async def sent(hub):
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        async with connected(hub, ()) as (one,):
+            with ours, theirs:
+                monkeypatch.setattr(one.backplane, "_sock", ours)
+                yield one.backplane, theirs
+
+    return sent
+
+
+@ON_ASYNCIO
+async def test_what_is_published_in_turns_after_each_other_is_sent_together(hub, sent, monkeypatch):
+    monkeypatch.setattr(client, "_LONGEST_WAIT", LIMIT)
+    async with sent(hub) as (backplane, output):
+        for number in range(3):
+            await backplane.publish(text(number))
+            for _ in range(client._QUIET_TURNS):
+                await asyncio.sleep(0)
+            with pytest.raises(BlockingIOError):
+                output.recv(1)
+        await asyncio.sleep(0)
+        data = output.recv(4096)
+        lengths = []
+        while data:
+            lengths.append(LENGTH.unpack_from(data)[0])
+            data = data[lengths[-1] :]
+        assert len(lengths) == 3
+
+
+@ON_ASYNCIO
+async def test_what_is_published_in_each_turn_is_sent_soon(hub, sent, monkeypatch):
+    monkeypatch.setattr(client, "_MAX_PENDING", 1 << 40)
+    async with sent(hub) as (backplane, output):
+        is_sent = False
+        while not is_sent:
+            await backplane.publish(text(1))
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                is_sent = bool(output.recv(1))
 
 
 # A hub process that is killed

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import redis
 
-__all__ = ["Proxy", "RedisServer", "redis_server", "sentinel_of"]
+__all__ = ["TLS", "Proxy", "RedisServer", "redis_server", "sentinel_of"]
 
 # Seconds for what ought to take a fraction of one.
 LIMIT = 10
 
-_TLS = Path(__file__).with_name("tls")
+TLS = Path(__file__).with_name("tls")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -94,7 +94,7 @@ class RedisServer:
         elif self.tls:
             where = {
                 "port": 0, "bind": "127.0.0.1", "tls-port": self.port, "tls-auth-clients": "no",
-                "tls-cert-file": _TLS / "localhost.pem", "tls-key-file": _TLS / "localhost.key",
+                "tls-cert-file": TLS / "localhost.pem", "tls-key-file": TLS / "localhost.key",
             }  # fmt: skip
         settings = where | {"dir": self.directory, "daemonize": "no"} | self.settings
         file = self.directory / "redis.conf"
@@ -125,7 +125,7 @@ class RedisServer:
         if self.path:
             return redis.Redis(unix_socket_path=self.path, **options)
         if self.tls:
-            options |= {"ssl": True, "ssl_ca_certs": str(_TLS / "localhost.pem"), "ssl_check_hostname": False}
+            options |= {"ssl": True, "ssl_ca_certs": str(TLS / "localhost.pem"), "ssl_check_hostname": False}
         return redis.Redis("127.0.0.1", self.port, **options)
 
     def command(self, *arguments, timeout=LIMIT):

@@ -4,11 +4,11 @@ One connection to Redis, for commands and for what is subscribed: so answers and
 In version 3 of Redis' protocol, what was published is told apart from answers by its type.
 """
 
+import os
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from os import environ
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -184,7 +184,7 @@ async def connect(
     except ssl.SSLCertVerificationError as error:
         raise HubUnavailable(f"expected a certificate of Redis that this machine trusts, got: {error}") from None
     try:
-        password = address.password or environ.get("MICROWS_HUB_PASSWORD", "")
+        password = address.password or os.environ.get("MICROWS_HUB_PASSWORD", "")
         login = (b"AUTH", (address.username or "default").encode(), password.encode()) if password else ()
         [hello] = await connection.converse((b"HELLO", 3, *login, b"SETNAME", b"microws"))
         _check_server(hello)
@@ -208,11 +208,17 @@ async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> anyio.abc.
         if tls is None:
             return await anyio.connect_tcp(host, port)
         return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
+    except ssl.SSLError:
+        raise
     except OSError as error:
         # anyio tries all addresses of the host.
         cause = error.__cause__
         first = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
-        raise first if isinstance(first, OSError) else error from None
+        error = first if isinstance(first, OSError) else error
+        # asyncio's own text says less. A name that is not found has a negative number.
+        if error.errno is None or error.errno < 0:
+            raise error from None
+        raise ConnectionError(os.strerror(error.errno)) from None
 
 
 def _ask_sentinels(address: RedisAddress) -> tuple[str, int]:

@@ -20,6 +20,7 @@ microseconds.
 """
 
 import struct
+from functools import lru_cache
 from hashlib import sha1
 from typing import Final, NamedTuple
 
@@ -51,6 +52,7 @@ class Script(NamedTuple):
     sha: bytes
 
 
+@lru_cache
 def spec_of(history: int, ttl: float | None, *, by_key: bool) -> bytes:
     """How scripts are told what a topic keeps; empty without history."""
     if not history:

@@ -1,0 +1,386 @@
+"""Apps and programs that use Redis: where it is, how they start, and what they do without it."""
+
+import logging
+import re
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+from hubs import LIMIT, Process
+from redis_server import TLS, redis_server, sentinel_of
+
+from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, connect_hub
+from microws.hub import TopicSettings
+from microws.interfaces import Payload
+from microws.redis_hub import backplane as module
+from microws.redis_hub.backplane import RedisBackplane
+from microws.server.lifespan import LifespanRunner
+
+pytestmark = [pytest.mark.anyio, pytest.mark.sockets]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(server):
+    server.command("FLUSHALL")
+    return server
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The first connection is given up soon."""
+    assert module._FIRST_CONNECT == 5
+    monkeypatch.setattr(module, "_FIRST_CONNECT", 0.1)
+
+
+@asynccontextmanager
+async def connected(*urls, settings=None):
+    """A process for each URL, which subscribes to ``t``."""
+    processes = [Process(RedisBackplane(url)) for url in urls]
+    async with anyio.create_task_group() as tasks:
+        for process in processes:
+            if settings is not None:
+                process.settings = lambda topic: settings
+            process.backplane.start(process)
+            with anyio.fail_after(LIMIT):
+                await tasks.start(
+                    lambda process=process, *, task_status: process.backplane.run(task_status=task_status)
+                )
+            await process.backplane.subscribe("t")
+        with anyio.fail_after(3 * LIMIT):
+            yield processes
+        tasks.cancel_scope.cancel()
+
+
+async def publish(process, value, topic="t", **options):
+    payload = Payload("text", str(value).encode(), topic)
+    with anyio.fail_after(LIMIT):
+        return (await process.backplane.publish(payload, **{"has_history": True} | options)).id
+
+
+@asynccontextmanager
+async def serving(app):
+    """The lifespan of ``app``, as of a server that is not microws's."""
+    lifespan = LifespanRunner(app)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lifespan.run)
+        assert await lifespan.startup(timeout=LIMIT)
+        try:
+            yield app
+        finally:
+            with anyio.CancelScope(shield=True):
+                assert await lifespan.shutdown(timeout=LIMIT)
+
+
+def app_at(url):
+    app = App(hub=url)
+    app.topic("chat:*", history=10)
+    return app
+
+
+async def run(url):
+    """Run a backplane until it fails."""
+    process = Process(RedisBackplane(url))
+    process.backplane.start(process)
+    with anyio.fail_after(LIMIT):
+        await process.backplane.run()
+
+
+async def reach(url):
+    """A message gets from one connection to another one."""
+    async with connected(url, url) as (one, other):
+        await publish(one, "hi")
+        await other.wait_delivered(1)
+        assert other.texts == ["hi"]
+
+
+# Where it is
+
+
+async def test_a_unix_socket(tmp_path):
+    with redis_server(tmp_path, unix=True) as server:
+        await reach(f"{server.url}?db=3")
+
+
+async def test_tls(tmp_path):
+    with redis_server(tmp_path, tls=True) as server:
+        await reach(f"{server.url}?ssl_ca_certs={TLS}/localhost.pem")
+        await reach(f"{server.url}?ssl_cert_reqs=none")
+        with pytest.raises(HubUnavailable, match="expected a certificate of Redis that this machine trusts, got"):
+            await run(server.url)
+        with pytest.raises(HubUnavailable, match="expected files of certificates for Redis, got"):
+            await run(f"{server.url}?ssl_ca_certs=/missing")
+
+
+async def test_a_password(tmp_path, monkeypatch):
+    with redis_server(tmp_path, requirepass="p@ss") as server:
+        where = server.url.removeprefix("redis://")
+        await reach(f"redis://:p%40ss@{where}")
+        with pytest.raises(HubUnavailable, match="Redis refused: NOAUTH"):
+            await run(server.url)
+        with pytest.raises(HubUnavailable, match="Redis refused: WRONGPASS"):
+            await run(f"redis://:wrong@{where}")
+        monkeypatch.setenv("MICROWS_HUB_PASSWORD", "p@ss")
+        await reach(server.url)
+
+
+async def test_a_sentinel_names_the_primary(tmp_path, redis):
+    with sentinel_of(redis, tmp_path) as sentinel:
+        await reach(f"redis+sentinel://127.0.0.1:{sentinel.port}/main/1")
+        with pytest.raises(HubUnavailable, match=r"write redis\+sentinel://HOST:26379/SERVICE"):
+            await run(sentinel.url)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_service_that_no_sentinel_knows_is_an_error(tmp_path, redis):
+    with (
+        sentinel_of(redis, tmp_path) as sentinel,
+        pytest.raises(HubUnavailable, match="got: no Sentinel knows a primary 'other'"),
+    ):
+        await run(f"redis+sentinel://127.0.0.1:{sentinel.port}/other")
+
+
+async def test_a_cluster_cannot_carry_a_hub(tmp_path):
+    with (
+        redis_server(tmp_path, cluster_enabled="yes") as server,
+        pytest.raises(HubUnavailable, match="a Redis Cluster cannot carry a hub"),
+    ):
+        await run(server.url)
+
+
+async def test_databases_prefixes_and_mounts_are_separate(redis):
+    urls = [redis.url, f"{redis.url}/1", f"{redis.url}?prefix=other"]
+    async with connected(*urls) as processes:
+        mounted = RedisBackplane(redis.url, mount="/m")
+        processes.append(Process(mounted))
+        mounted.start(processes[-1])
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(lambda *, task_status: mounted.run(task_status=task_status))
+            await mounted.subscribe("t")
+            for number, process in enumerate(processes):
+                await publish(process, number)
+                assert await process.backplane.claim("separate", 60)
+                assert len(await process.backplane.ask({})) == 1
+            for number, process in enumerate(processes):
+                await process.wait_delivered(1)
+                assert process.texts == [str(number)]
+            tasks.cancel_scope.cancel()
+
+
+# How they start
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_no_server_is_one_line(caplog):
+    caplog.set_level(logging.INFO, "microws.hub")
+    with pytest.raises(
+        HubUnavailable, match=r"^expected Redis at redis://u:\*\*\*@127.0.0.1:1, got: Connection refused$"
+    ):
+        await run("redis://u:secret@127.0.0.1:1")
+    assert caplog.messages == ["waiting for Redis at redis://u:***@127.0.0.1:1: Connection refused"]
+
+
+async def test_a_server_that_comes_late_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_FIRST_CONNECT", LIMIT)
+    with redis_server(tmp_path) as server:
+        server.kill()
+        process = Process(RedisBackplane(server.url))
+        process.backplane.start(process)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, server.start)
+            with anyio.fail_after(LIMIT):
+                await tasks.start(lambda *, task_status: process.backplane.run(task_status=task_status))
+            assert await publish(process, 1)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    for name in ("backplane", "connection"):
+        monkeypatch.delitem(sys.modules, f"microws.redis_hub.{name}")
+        monkeypatch.delattr(f"microws.redis_hub.{name}")
+    with pytest.raises(FeatureUnavailable, match=re.escape("pip install 'microws[redis]'")):
+        connect_hub("redis://h")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_app_without_its_redis_does_not_start_and_shows_no_traceback(caplog):
+    lifespan = LifespanRunner(app_at("redis://127.0.0.1:1"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lifespan.run)
+        assert not await lifespan.startup(timeout=LIMIT)
+    [line] = [record for record in caplog.records if record.name == "microws.server"]
+    assert line.getMessage() == (
+        "the app's startup failed: expected Redis at redis://127.0.0.1:1, got: Connection refused"
+    )
+    assert line.exc_info is None
+
+
+# Apps
+
+
+async def test_apps_on_any_server_share_their_topics(redis):
+    async with serving(app_at(redis.url)) as one, serving(app_at(redis.url)) as other:
+        async with one.subscribe("chat:1") as messages:
+            sent = await other.publish("chat:1", {"n": 1})
+            assert await messages.__anext__() == {"n": 1}
+            assert messages.position == sent.id == await one.position("chat:1")
+        assert (await one.hub.cluster_statistics()).workers == 2
+        assert await one.hub.is_connected()
+
+
+async def test_mounted_apps_use_the_redis_of_the_outermost_one(redis):
+    async def start(stack):
+        outer, inner = app_at(redis.url), App()
+        outer.mount("/inner", inner)
+        await stack.enter_async_context(serving(outer))
+        return outer, inner
+
+    async with AsyncExitStack() as stack:
+        one, other = await start(stack), await start(stack)
+        async with one[0].subscribe("t") as outer, one[1].subscribe("t") as inner:
+            await other[0].publish("t", "outer")
+            await other[1].publish("t", "inner")
+            assert (await outer.__anext__(), await inner.__anext__()) == ("outer", "inner")
+
+
+async def test_other_programs_connect(redis):
+    async with serving(app_at(redis.url)) as app, app.subscribe("chat:1") as messages, connect_hub(redis.url) as hub:
+        sent = await hub.publish("chat:1", "hi", key="k")
+        assert await hub.publish("chat:1", "hi", key="k") == sent
+        assert sent.id == await hub.position("chat:1")
+        assert await messages.__anext__() == "hi"
+        async with hub.subscribe("chat:1", since="start") as read:
+            assert await read.__anext__() == "hi"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_other_programs_are_told_of_a_missing_redis():
+    with pytest.raises(HubUnavailable, match=r"expected Redis at redis://127\.0\.0\.1:1, got: Connection refused"):
+        async with connect_hub("redis://127.0.0.1:1"):
+            pass
+
+
+# Limits
+
+
+async def test_redis_has_its_own_words_for_a_refusal(tmp_path):
+    with redis_server(tmp_path) as server:
+        async with connected(server.url) as [process]:
+            server.set(maxmemory="1")
+            for options in ({}, {"has_history": False}):
+                with pytest.raises(HubUnavailable, match="Redis refused: OOM command not allowed"):
+                    await publish(process, 1, **options)
+            # Reading goes on, and an empty topic has no position to resume from.
+            assert (await process.backplane.subscribe("empty"))[1] == -1
+            server.set(maxmemory="0")
+            await publish(process, 2)
+            await process.wait_delivered(1)
+            assert process.texts == ["2"]
+
+
+async def test_a_paused_redis_raises_within_two_seconds(tmp_path):
+    with redis_server(tmp_path) as server:
+        async with connected(server.url) as [process]:
+            server.pause()
+            for call in (
+                lambda: publish(process, 1),
+                lambda: process.backplane.claim("k", 60),
+            ):
+                began = anyio.current_time()
+                with pytest.raises(
+                    PublishTimeout, match=r"expected an answer of Redis at redis://.* within 2 s, got none"
+                ):
+                    await call()
+                assert 1 < anyio.current_time() - began < 2.5
+            server.resume()
+            await process.backplane.aclose()
+
+
+async def test_publishers_wait_for_room(tmp_path):
+    with redis_server(tmp_path) as server:
+        async with connected(server.url) as [process]:
+            server.pause()
+            pending = []
+
+            async def send():
+                with pytest.raises(PublishTimeout):
+                    await publish(process, "x" * 200_000)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(8):
+                    tasks.start_soon(send)
+                await anyio.wait_all_tasks_blocked()
+                pending.append(process.backplane._pending_bytes)
+            assert 1_000_000 < pending[0] < 1 << 20
+            assert not process.backplane._pending_bytes
+            server.resume()
+            await publish(process, "next")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_large_histories_are_read_in_parts(redis, size):
+    async with connected(redis.url) as [process]:
+        positions = [await publish(process, f"{number} " + "x" * size, "large") for number in range(12)]
+        for since, expected in (("start", 12), (positions[1], 10)):
+            found = await process.backplane.read("large", since, history=100, ttl=None, by_key=False)
+            assert [entry.payload.data.split()[0] for entry in found.entries] == [b"%d" % n for n in range(12)][
+                -expected:
+            ]
+            assert (found.recovered, found.position) == (True, positions[-1])
+
+
+async def test_by_key_large_histories_are_read_in_parts(redis):
+    settings = TopicSettings(history=20, overflow="latest")
+    async with connected(redis.url, settings=settings) as [process]:
+        for number in range(100):
+            await publish(process, f"{number} " + "x" * 50_000, "keys", conflation=b"%d" % (number % 60))
+        read = process.backplane.read
+        found = await read("keys", "start", history=20, ttl=None, by_key=True)
+        assert [int(entry.payload.data.split()[0]) for entry in found.entries] == list(range(80, 100))
+        assert redis.command("HLEN", "microws:h:keys") <= 2 * 20 + 16
+
+
+async def test_keys_are_forgotten_with_their_messages(redis):
+    async with connected(redis.url, settings=TopicSettings(history=5)) as [process]:
+        first = await publish(process, 0, key=b"0")
+        for number in range(1, 6):
+            await publish(process, number, key=b"%d" % number)
+        assert await publish(process, "again", key=b"0") == first
+        await publish(process, 6)
+        assert await publish(process, "again", key=b"0") != first
+        for number in range(100):
+            await publish(process, number, key=b"more %d" % number)
+        assert redis.command("HLEN", "microws:k:t") <= 2 * 5 + 16
+        assert redis.command("LLEN", "microws:l:t") == 6
+
+
+async def test_a_topic_that_was_left_is_given_up_after_a_while(redis, monkeypatch):
+    assert module._LINGER == 5
+    monkeypatch.setattr(module, "_LINGER", 0.1)
+    monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.02)
+    async with connected(redis.url, redis.url) as (one, other):
+        one.backplane.unsubscribe("t")
+        await publish(other, "lingers")
+        await one.wait_delivered(1)
+        with anyio.fail_after(LIMIT):
+            while redis.command("PUBSUB", "NUMSUB", "microws:0:t:t")[1] == 2:
+                await anyio.lowlevel.checkpoint()
+        await publish(one, "gone")
+        await one.backplane.subscribe("t")
+        await publish(other, "again")
+        await one.wait_delivered(2)
+        assert one.texts == ["lingers", "again"]
+
+
+async def test_a_topic_with_one_message_takes_less_than_700_bytes(redis):
+    async with connected(redis.url) as [process]:
+        await publish(process, "x" * 64, "chat:00042")
+        keys = redis.command("KEYS", "*chat:00042")
+        assert sum(redis.command("MEMORY", "USAGE", key) for key in keys) < 700

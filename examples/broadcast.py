@@ -66,7 +66,7 @@ PAGE = """\
   form { flex-wrap: wrap; }
   label { flex: 1 1 18rem; }
   input { flex: 1; min-width: 0; }
-  input, button { padding: .4rem .8rem; font: inherit; }
+  input, button { padding: .4rem .8rem; font: inherit; border: 1px solid #8888; border-radius: .5rem; }
 </style>
 
 <h1>Broadcast</h1>
@@ -117,7 +117,7 @@ PAGE = """\
     ws.onclose = ({ code, reason }) => {
       setConnected("socket", false, `Disconnected: ${reason || "no connection"} (${code}). Trying again …`);
       form.send.disabled = true;
-      setTimeout(connect, 1000);
+      setTimeout(connect, 500 + 1000 * Math.random());
     };
     ws.onmessage = ({ data }) => show("socket", data);
   }

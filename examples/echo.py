@@ -41,7 +41,7 @@ PAGE = """\
                border: 1px solid #8886; border-radius: .5rem; }
   form, label { display: flex; gap: .5rem; align-items: center; }
   label, input { flex: 1; min-width: 0; }
-  input, button { padding: .4rem .8rem; font: inherit; }
+  input, button { padding: .4rem .8rem; font: inherit; border: 1px solid #8888; border-radius: .5rem; }
 </style>
 
 <h1>Echo</h1>
@@ -69,7 +69,7 @@ PAGE = """\
     ws.onopen = () => setConnected(true, "Connected");
     ws.onclose = ({ code, reason }) => {
       setConnected(false, `Disconnected: ${reason || "no connection"} (${code}). Trying again …`);
-      setTimeout(connect, 1000);
+      setTimeout(connect, 500 + 1000 * Math.random());
     };
     ws.onmessage = ({ data }) => {
       const line = document.createElement("li");

@@ -102,9 +102,10 @@ PAGE = """\
 <style>
   :root { color-scheme: light dark; }
   body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
-  header { display: flex; gap: 1rem; align-items: baseline; justify-content: space-between; }
+  header { display: flex; gap: 0 1rem; align-items: baseline; justify-content: space-between; flex-wrap: wrap; }
+  h1 { margin: .5rem 0; }
   h2 { margin: 0; font-size: 1rem; }
-  main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
+  main { display: grid; gap: 1rem; margin: 1rem 0; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
   main p { margin: 0; }
   section [role=status]::before { content: "● "; color: #d33; }
   section.connected [role=status]::before { color: #2a4; }
@@ -116,7 +117,7 @@ PAGE = """\
   @keyframes arrive { from { opacity: 0; transform: translateX(2rem); } }
   form { display: flex; gap: .5rem; flex-wrap: wrap; }
   input { flex: 1; min-width: 6rem; }
-  input, button { padding: .4rem .8rem; font: inherit; }
+  input, button { padding: .4rem .8rem; font: inherit; border: 1px solid #8888; border-radius: .5rem; }
   [hidden] { display: none; }
 </style>
 
@@ -186,7 +187,7 @@ PAGE = """\
     ws.onclose = ({ code, reason }) => {
       setConnected("socket", false, `Disconnected: ${reason || "no connection"} (${code})`);
       if (code === 4401) showLoggedIn(false);
-      else setTimeout(connect, 1000);
+      else setTimeout(connect, 500 + 1000 * Math.random());
     };
   }
 

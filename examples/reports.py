@@ -92,7 +92,7 @@ PAGE = """\
                margin: .5rem 0 1rem; border: 1px solid #8886; border-radius: .5rem; font-family: monospace; }
   form, label { display: flex; gap: .5rem; align-items: center; }
   label, input { flex: 1; min-width: 0; }
-  input, button { padding: .4rem .8rem; font: inherit; }
+  input, button { padding: .4rem .8rem; font: inherit; border: 1px solid #8888; border-radius: .5rem; }
   [hidden] { display: none; }
 </style>
 
@@ -156,7 +156,7 @@ PAGE = """\
         showLogin(true);
       } else {
         setConnected(false, `Disconnected: ${why}. Trying again …`);
-        setTimeout(connect, 1000, path, token);
+        setTimeout(connect, 500 + 1000 * Math.random(), path, token);
       }
     };
     ws.onmessage = ({ data }) => show(data);

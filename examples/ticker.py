@@ -82,18 +82,19 @@ PAGE = """\
 <title>Ticker</title>
 <link rel="icon" href="data:,">
 <style>
-  :root { color-scheme: light dark; --live: #2a7; --missed: #e80; }
+  :root { color-scheme: light dark; --live: light-dark(#18804d, #3c9); --missed: light-dark(#b35c00, #fa3);
+          --down: light-dark(#c22, #f66); }
   body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
   header, footer { display: flex; gap: 1rem; align-items: center; flex-wrap: wrap; }
   h1, h2, dl { margin: 0; }
   h2 { font-size: 1rem; }
-  [role=status]::before { content: "● "; color: #d33; }
+  [role=status]::before { content: "● "; color: var(--down); }
   .connected [role=status]::before { color: var(--live); }
   main { display: grid; gap: 1rem; margin: 1rem 0; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
   section { padding: 1rem; border: 1px solid #8886; border-radius: .5rem; }
   section p { margin: 0; font-size: 2rem; font-variant-numeric: tabular-nums; }
   section p.up { color: var(--live); }
-  section p.down { color: #d33; }
+  section p.down { color: var(--down); }
   svg { display: block; width: 100%; height: 6rem; overflow: visible; }
   path { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; stroke: var(--live); }
   path.missed { stroke: var(--missed); }
@@ -101,7 +102,7 @@ PAGE = """\
   dl div { display: flex; gap: .5rem; }
   dd { margin: 0; font-weight: bold; font-variant-numeric: tabular-nums; }
   .missed-key { color: var(--missed); }
-  button { padding: .4rem .8rem; font: inherit; }
+  button { padding: .4rem .8rem; font: inherit; border: 1px solid #8888; border-radius: .5rem; }
 </style>
 
 <header>

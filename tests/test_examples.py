@@ -17,7 +17,10 @@ from serving import LIMIT, ROOT, browsing, running, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-EXAMPLES = ("echo", "ping_pong", "broadcast", "reports", "chat", "duplex", "notify", "ticker")
+EXAMPLES = (
+    *("echo", "ping_pong", "broadcast", "reports", "chat", "duplex", "notify", "ticker"),
+    *("poll", "dashboard", "whiteboard"),
+)
 TOKEN = "let-me-in"
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\">'\"</script>&{{ 7 * 7 }}"
 
@@ -33,6 +36,9 @@ def serve(tmp_path_factory):
             "duplex": {"REPORTS_TOKEN": TOKEN},
             "notify": notify_environment(directory),
             "ticker": {"WEB_CONCURRENCY": "2"},
+            "poll": {"WEB_CONCURRENCY": "4", "POLL_DATABASE": f"{directory}/poll.db"},
+            "dashboard": {"WEB_CONCURRENCY": "4"},
+            "whiteboard": {"WEB_CONCURRENCY": "4"},
         }
 
         def serve(name):
@@ -556,6 +562,206 @@ class TestTicker:
             assert {next(prices)["symbol"] for _ in symbols} == symbols
 
 
+class TestPoll:
+    example = "poll"
+
+    @staticmethod
+    def vote(server, choice, voter):
+        return httpx.post(f"{server.url}/votes/{choice}", cookies={"voter": voter} if voter else {}, timeout=LIMIT)
+
+    @staticmethod
+    def load(server, voter=""):
+        return httpx.get(f"{server.url}/poll", cookies={"voter": voter}, timeout=LIMIT).json()
+
+    def test_each_voter_has_one_vote_in_all_workers(self, server):
+        before = self.load(server)["votes"]
+        with TestBroadcast.events(server) as events:
+            for voter in range(8):
+                assert self.vote(server, "bread", f"one {voter}").status_code == 204
+            for voter in range(8):
+                assert self.vote(server, "bug" if voter < 3 else "bread", f"one {voter}").status_code == 204
+            for _ in range(16):
+                tally = next(events)
+        after = self.load(server, "one 2")
+        assert {choice: count - before.get(choice, 0) for choice, count in after["votes"].items()} == {
+            **dict.fromkeys(before, 0),
+            "bread": 5,
+            "bug": 3,
+        }
+        assert (after["mine"], after["votes"], after["newest"]) == ("bug", tally["votes"], tally["newest"])
+
+    @pytest.mark.parametrize(
+        ("choice", "voter", "status"), [("bug", "", 400), ("beer", "x", 404), ("%3Cb%3E%27", "x", 404)]
+    )
+    def test_invalid_vote_is_not_counted(self, server, choice, voter, status):
+        before = self.load(server, voter)
+        assert self.vote(server, choice, voter).status_code == status
+        assert self.load(server, voter) == before
+
+    def test_page_sets_the_cookie_once(self, server):
+        with httpx.Client(base_url=server.url, timeout=LIMIT) as client:
+            assert "HttpOnly" in client.get("/").headers["set-cookie"]
+            assert "set-cookie" not in client.get("/").headers
+
+
+class TestDashboard:
+    example = "dashboard"
+
+    @staticmethod
+    def live(server, since="start"):
+        return joined(server, f"/live?since={since}", subprotocols=["microws.v1"], max_queue=None)
+
+    @staticmethod
+    def take(ws, count, last):
+        """``count`` samples; their numbers go on from those in ``last``. Returns the positions of both topics."""
+        positions = {}
+        while count:
+            message = receive(ws)
+            assert message.get("recovered", True)
+            positions[message["topic"]] = message["id"]
+            if message["topic"] == "samples" and "data" in message:
+                worker, number = message["data"]["worker"], message["data"]["number"]
+                assert number == last.get(worker, number - 1) + 1
+                last[worker] = number
+                count -= 1
+        return f"{positions['samples']}_{positions['now']}"
+
+    def test_client_that_comes_back_misses_no_sample_of_a_worker(self, server):
+        last = {}
+        with self.live(server) as ws, self.live(server) as other:
+            since = self.take(ws, 4, last)
+            self.take(other, 8, {})
+            other.close()
+        with self.live(server, since) as ws:
+            self.take(ws, 8, last)
+        assert len(last) == 4
+
+    def test_new_client_gets_the_newest_reading_of_each_worker(self, server):
+        with self.live(server) as ws:
+            self.take(ws, 8, {})
+        with self.live(server) as ws:
+            readings = []
+            while len(readings) < 4:
+                if (message := receive(ws))["topic"] == "now" and "data" in message:
+                    readings.append(message["data"])
+        assert len({reading["worker"] for reading in readings}) == 4
+        assert all(reading["cpu"] >= 0 and reading["late"] >= 0 for reading in readings)
+
+    @pytest.mark.parametrize("since", ["guess", "a_b", "%00_%F0%9F", "x" * 1000])
+    def test_invalid_position_is_not_recovered(self, server, since):
+        with self.live(server, since) as ws:
+            assert receive(ws)["recovered"] is False
+
+
+class TestWhiteboard:
+    example = "whiteboard"
+    pointer, stroke, undo, clear = range(4)
+
+    @staticmethod
+    @contextmanager
+    def drawing(server, room, name="Ada"):
+        """A person in a room, with the ID that the server has given."""
+        with joined(server, f"/rooms/{room}?name={name}") as ws:
+            ws.drawn = []  # what has arrived before
+            while not isinstance(message := ws.recv(LIMIT), str) or "you" not in message:
+                if isinstance(message, bytes):
+                    ws.drawn.append(message)
+            ws.id = json.loads(message)["you"]
+            yield ws
+
+    @staticmethod
+    def encode(kind, number, *points):
+        head = bytes([kind]) + number.to_bytes(8, "big")
+        return head + (bytes([3, 8]) if points else b"") + b"".join(part.to_bytes(2, "big") for part in points)
+
+    @staticmethod
+    def ending_of(ws):
+        """The code and reason of the server's Close frame. Before it come only messages about people."""
+
+        def read():
+            while True:
+                assert receive(ws)["id"]
+
+        with pytest.raises(ConnectionClosed) as caught:
+            read()
+        return caught.value.rcvd.code, caught.value.rcvd.reason
+
+    @staticmethod
+    def next_of(ws, kind):
+        """The next message that is ``bytes``, or the next one about a person."""
+        if kind is bytes and ws.drawn:
+            return ws.drawn.pop(0)
+        end = time.monotonic() + LIMIT
+        while not isinstance(message := ws.recv(max(0, end - time.monotonic())), kind):
+            pass
+        return message if kind is bytes else json.loads(message)
+
+    def test_strokes_reach_everyone_and_those_who_come_late(self, server):
+        sent = [self.encode(self.stroke, 1, 0, 0, 65535, 65535), self.encode(self.undo, 1), self.encode(self.clear, 2)]
+        with self.drawing(server, "late") as ada, self.drawing(server, "late") as ben:
+            for message in (sent[0], *sent[:2]):  # the first one again, as after a lost connection
+                ada.send(message)
+            for message in sent[:2]:
+                assert self.next_of(ben, bytes) == bytes.fromhex(ada.id) + message
+            ben.send(sent[2])
+            assert [self.next_of(ada, bytes)[4:] for _ in sent] == sent
+            with self.drawing(server, "late") as carla, self.drawing(server, "other") as other:
+                assert [self.next_of(carla, bytes)[4:] for _ in sent] == sent
+                other.send(sent[0])
+                assert self.next_of(other, bytes)[:4].hex() == other.id
+
+    def test_pointer_reaches_the_others_and_is_not_kept(self, server):
+        message = self.encode(self.pointer, 7, 1, 2)
+        with self.drawing(server, "pointers") as ada, self.drawing(server, "pointers") as ben:
+            ada.send(message)
+            assert self.next_of(ben, bytes) == bytes.fromhex(ada.id) + message
+            stroke = self.encode(self.stroke, 7, 1, 2)
+            ada.send(stroke)
+            assert self.next_of(ada, bytes)[4:] == stroke
+            with self.drawing(server, "pointers") as carla:
+                assert self.next_of(carla, bytes)[4:] == stroke
+
+    def test_room_has_eight_people_in_all_workers(self, server):
+        with ExitStack() as stack:
+            people = [stack.enter_context(self.drawing(server, "full", f"p{number}")) for number in range(8)]
+            with joined(server, "/rooms/full") as ninth:
+                assert self.ending_of(ninth) == (4001, "the room is full")
+            leaving = people.pop()
+            leaving.close()
+            while (message := self.next_of(people[0], str))["here"] or message["id"] != leaving.id:
+                pass
+            with self.drawing(server, "full", "again") as again:
+                assert self.next_of(again, str)["here"]
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            b"",
+            b"\0",
+            b"\1" + bytes(8),
+            b"\1" + bytes(10),
+            b"\1" + bytes(13),
+            b"\2" + bytes(9),
+            b"\4" + bytes(8),
+            b"\xff" * 15,
+        ],
+    )
+    def test_invalid_message_closes_and_reaches_nobody(self, server, message):
+        with self.drawing(server, "invalid") as ben:
+            with self.drawing(server, "invalid") as ada:
+                ada.send(message)
+                assert self.ending_of(ada)[0] == 1007
+            pointer = self.encode(self.pointer, 1, 1, 1)
+            with self.drawing(server, "invalid") as carla:
+                carla.send(pointer)
+                assert self.next_of(ben, bytes)[4:] == pointer
+
+    @pytest.mark.parametrize("room", ["a%2Fb", "%0A", "x" * 33, "%3Cb%3E"])
+    def test_invalid_room_is_404(self, server, room):
+        assert rejection_of(server, f"/rooms/{room}")[0] == 404
+        assert httpx.get(f"{server.url}/rooms/{room}", timeout=LIMIT).status_code == 404
+
+
 @pytest.fixture(scope="module")
 def browser():
     expect.set_options(timeout=LIMIT * 1000)
@@ -784,6 +990,132 @@ class TestPages:
             if len(workers := {int(match[1]) for match in server.find_lines(r" \[(\d+)\] ")}) == 2:
                 return workers
         pytest.fail("\n".join(server.output))
+
+    def test_poll_moves_the_bars_in_every_browser(self, serve, open_tab):
+        server = serve("poll")
+        before = TestPoll.load(server)["votes"]
+        ada, ben = (connected(open_tab(server.url)) for _ in range(2))
+        self.choice(ada, "Baking bread").click()
+        self.choice(ben, "Baking bread").press("Enter")
+        for page in (ada, ben):
+            expect(self.choice(page, "Baking bread")).to_contain_text(f"{before.get('bread', 0) + 2} votes")
+            expect(self.choice(page, "Baking bread")).to_have_attribute("aria-pressed", "true")
+        self.choice(ada, "Watching films").click()
+        films = before.get("films", 0) + 1
+        expect(self.choice(ben, "Watching films")).to_contain_text(f"{films} vote{'s' if films > 1 else ''}")
+        expect(self.choice(ben, "Watching films")).to_have_attribute("aria-pressed", "false")
+        ada.reload()
+        expect(connected(ada).locator("[aria-pressed=true]")).to_contain_text("Watching films")
+        expect(ada).to_have_title("What is a rainy Sunday for?")
+
+    @staticmethod
+    def choice(page, name):
+        return page.get_by_role("button", name=name)
+
+    def test_poll_keeps_the_vote_and_says_that_another_did_not_arrive(self, open_tab, tmp_path):
+        database = str(tmp_path / "poll.db")
+        with serving("examples/poll.py", POLL_DATABASE=database) as server:
+            page = connected(open_tab(server.url))
+            self.choice(page, "Reading a book").click()
+            expect(page.locator("#total")).to_have_text("1 vote in total")
+        expect(page.get_by_role("status")).to_contain_text("Disconnected")
+        self.choice(page, "Baking bread").click()
+        expect(page.get_by_role("alert")).to_contain_text("Your vote did not arrive: ")
+        with serving("examples/poll.py", port=server.port, POLL_DATABASE=database):
+            expect(connected(page).locator("[aria-pressed=true]")).to_contain_text("Reading a book")
+            self.choice(page, "Baking bread").click()
+            expect(self.choice(page, "Baking bread")).to_contain_text("100 %")
+            expect(page.get_by_role("alert")).to_be_hidden()
+
+    def test_dashboard_fills_the_charts_after_a_disconnect(self, serve, open_tab):
+        page = connected(open_tab(serve("dashboard").url))
+        sockets = page.locator("figure", has_text="WebSockets").locator("b")
+        expect(page.locator("tbody tr")).to_have_count(4)
+        expect(page.locator("path")).to_have_count(16)
+        page.get_by_role("button", name="Unplug").click()
+        expect(page.get_by_role("status")).to_have_text("Unplugged")
+        with page.expect_response("**/work") as work:
+            page.get_by_role("button", name="Work").click()
+        assert work.value.ok
+        expect(connected(page).locator("rect")).to_have_count(4)
+        expect(page.locator("#caught")).to_have_text(re.compile("^[1-9]"))
+        page.get_by_role("button", name="+ 20").click()
+        expect(sockets).to_have_text(re.compile("^2[1-9]$"))
+        page.get_by_role("button", name="+ 20").click()
+        expect(sockets).to_have_text(re.compile("^[1-9]$"))
+        chart = page.get_by_role("slider").first
+        chart.press("ArrowLeft")
+        chart.press("ArrowLeft")
+        expect(chart).to_have_attribute("aria-valuetext", re.compile("^[0-9]+ % of a core, 2 s ago$"))
+        assert [page.locator(f"#{count}").text_content() for count in ("missing", "twice")] == ["0", "0"]
+
+    def test_whiteboard_shows_strokes_and_pointers_of_everyone(self, serve, open_tab):
+        url = f"{serve('whiteboard').url}/rooms/shared"
+        ada, ben = (connected(open_tab(url)) for _ in range(2))
+        ada.get_by_label("Your name").fill(HOSTILE)
+        ada.get_by_label("Your name").press("Enter")
+        name = HOSTILE[:24]
+        expect(ben.get_by_role("listitem").filter(has_text=name)).to_be_visible()
+        connected(ada).get_by_label("Red").check()
+        self.draw(ada, (0.2, 0.2), (0.4, 0.4))
+        self.expect_ink(ben, 0.3, 0.3)
+        expect(ben.locator(".pointer[data-person]")).to_have_text(name)
+        expect(ben).to_have_title("shared")
+        ben.locator("#board").focus()
+        for key in ("Space", "Shift+ArrowRight", "Shift+ArrowRight", "Space"):
+            ben.keyboard.press(key)
+        self.expect_ink(ada, 0.55, 0.5)
+        carla = connected(open_tab(url))
+        self.expect_ink(carla, 0.3, 0.3)
+        self.expect_ink(carla, 0.55, 0.5)
+        ada.get_by_role("button", name="Undo").click()
+        self.expect_ink(carla, 0.3, 0.3, inked=False)
+        carla.on("dialog", lambda dialog: dialog.accept())
+        carla.get_by_role("button", name="Clear").click()
+        self.expect_ink(ada, 0.55, 0.5, inked=False)
+
+    def test_whiteboard_keeps_what_was_drawn_without_a_connection(self, open_tab, tmp_path):
+        hub = f"local:{tmp_path}/hub"
+        with serving("examples/whiteboard.py", MICROWS_HUB=hub) as server:
+            page = connected(open_tab(server.url))
+            self.draw(page, (0.2, 0.2), (0.4, 0.4))
+            self.expect_ink(page, 0.3, 0.3)
+        expect(page.get_by_role("status")).to_contain_text("Disconnected")
+        self.draw(page, (0.6, 0.2), (0.8, 0.4))
+        with serving("examples/whiteboard.py", port=server.port, MICROWS_HUB=hub):
+            for tab in (connected(page), connected(open_tab(server.url))):
+                self.expect_ink(tab, 0.3, 0.3)
+                self.expect_ink(tab, 0.7, 0.3)
+
+    def test_whiteboard_waits_until_the_room_has_a_place(self, serve, open_tab):
+        server = serve("whiteboard")
+        with ExitStack() as stack:
+            people = [stack.enter_context(TestWhiteboard.drawing(server, "popular")) for _ in range(8)]
+            page = open_tab(f"{server.url}/rooms/popular")
+            expect(page.get_by_role("status")).to_have_text("The room is full. Trying again …")
+            people[0].close()
+            connected(page)
+
+    @staticmethod
+    def draw(page, begin, end):
+        box = page.locator("#board").bounding_box()
+        places = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (begin, end)]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        page.mouse.move(*places[1], steps=5)
+        page.mouse.up()
+
+    @staticmethod
+    def expect_ink(page, x, y, *, inked=True):
+        """Wait until a finished stroke covers a place, or none does."""
+        page.wait_for_function(
+            """([x, y, inked]) => {
+                const canvas = document.querySelector("canvas");
+                const place = [x * canvas.width, y * canvas.height].map(Math.round);
+                return (canvas.getContext("2d").getImageData(...place, 1, 1).data[3] > 0) === inked;
+            }""",
+            arg=[x, y, inked],
+        )
 
     @pytest.mark.parametrize("name", ["echo", "broadcast", "reports", "chat"])
     def test_page_shows_a_lost_connection_and_reconnects(self, open_tab, name):

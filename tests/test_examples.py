@@ -971,10 +971,11 @@ class TestPages:
                 page.get_by_role("button").click()
             elif fault == "deploy":
                 server.signal(signal.SIGHUP)
+                server.wait_for_line("all 2 workers are new", within=6 * LIMIT)
             else:
                 for number, worker in enumerate(self.workers_of(server), 2):
                     os.kill(worker, signal.SIGKILL)
-                    server.wait_for_line(r" worker \d+ serves", times=number)
+                    server.wait_for_line(r" worker \d+ serves", times=number, within=6 * LIMIT)
             await_text("Disconnected")
             expect(page.locator("#missed")).not_to_have_text("0")
             expect(page.get_by_role("status")).to_have_text("Connected")

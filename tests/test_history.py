@@ -807,9 +807,13 @@ class TestLosses:
         await marked.subscribe("t")
         await plain.subscribe("t")
         await resuming.subscribe("t", since=since)
+        await late.publish_all(range(5), "other")
+        elsewhere = Reader(late)
+        await elsewhere.subscribe("other", since="start")
         late.backplane.forget()
         late.lose(iter(["t", "u"]))
         assert (marked.refusals, plain.refusals, resuming.refusals) == ([], [1012], [1012])
+        assert (elsewhere.refusals, late.losses) == ([], {"lost": 3})
         subscribed = await Reader(late).subscribe("t")
         assert subscribed.position == await late.position("t")
         await late.publish("t", 5)
@@ -898,17 +902,19 @@ class TestLatest:
 
 
 class TestMemory:
+    @pytest.mark.parametrize("is_read", [False, True])
     @pytest.mark.parametrize("end", ["cancel", "leave", "unsubscribe"])
-    async def test_a_window_ends_after_one_that_went_while_it_waited(self, late, monkeypatch, end):
+    async def test_a_window_ends_after_one_that_went_while_it_waited(self, late, monkeypatch, end, is_read):
         monkeypatch.setattr(microws.hub.subscribers, "_WINDOW_IDLE", 0.01)
         since = {topic: (await late.publish_all(range(3), topic))[0] for topic in "tu"}
         live, reader = Reader(late), Reader(late)
         await live.subscribe("t")
         late.backplane.hold()
         async with calling(reader.subscribe, "t", "u", since=since) as call:
-            gate, late.backplane.gate = late.backplane.gate, anyio.Event()
-            gate.set()
-            await anyio.wait_all_tasks_blocked()
+            if is_read:  # and now it waits for the other topic
+                gate, late.backplane.gate = late.backplane.gate, anyio.Event()
+                gate.set()
+                await anyio.wait_all_tasks_blocked()
             assert late._topics["t"].window is not None
             if end == "cancel":
                 call.scope.cancel()

@@ -59,9 +59,10 @@ class Member:
         # The last line of a process that was killed may be incomplete.
         return [json.loads(line) for line in self.file.read_bytes().split(b"\n")[:-1]]
 
-    async def wait_for(self, kind):
+    async def wait_for(self, kind, *, times=1):
+        begin = b'["%b"' % kind.encode()
         with anyio.fail_after(6 * LIMIT):
-            while not any(record[0] == kind for record in self.records):
+            while self.file.read_bytes().count(begin) < times:
                 assert self.process.poll() is None, self.name
                 await anyio.sleep(0.1)
 
@@ -80,8 +81,9 @@ class Member:
         return self.process.returncode
 
     def last_positions(self):
-        """By topic: the position of the last message that any of its readers has written down."""
-        return {record[2]: record[4] for record in self.records if record[0] == "got"}
+        """By topic: the last position that any of its readers has written down."""
+        at = {"begin": 5, "got": 4}
+        return {record[2]: record[at[record[0]]] for record in self.records if record[0] in at}
 
     def logged(self, since=0.0):
         """The lines that it logged since a time: the time, the level and the text of each."""

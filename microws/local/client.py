@@ -38,6 +38,7 @@ from microws.hub.log import (
     position_of,
     read_record,
 )
+from microws.hub.pending import Pending, Replies
 from microws.interfaces import Payload, Receipt
 from microws.local.wire import (
     ACK,
@@ -90,51 +91,25 @@ _PLACE: Final = struct.Struct("=16xQ")
 _log = logging.getLogger("microws.hub")
 
 
-class _Pending:
+class _Pending(Pending[tuple[int, bytes]]):
     """
-    A message, or a question, whose publisher waits or names a connection to skip.
-
-    On asyncio a future is waited for: an event takes three times as long.
+    A message, or a question, whose publisher waits or names a connection to skip. Its answer is a place or count, and
+    what follows.
 
     Args:
         frame: A question.
     """
 
-    __slots__ = ("_answer", "_waiter", "deadline", "frame", "skip")
+    __slots__ = ("frame", "skip")
 
     def __init__(self, frame: bytes = b"", *, skip: str | None = None) -> None:
+        super().__init__(_TIMEOUT)
         self.frame = frame
         self.skip = skip
-        self.deadline = monotonic() + _TIMEOUT
-        self._answer: tuple[int, bytes] | None = None
-        self._waiter: asyncio.Future[None] | anyio.Event | None = None
 
-    async def wait(self) -> tuple[int, bytes]:
-        """Wait for the answer, which does not come in this turn: a place or count, and what follows."""
-        loop = running_loop()
-        if loop is None:
-            self._waiter = anyio.Event()
-            await self._waiter.wait()
-        else:
-            self._waiter = loop.create_future()
-            await self._waiter
-        if self._answer is None:
-            raise PublishTimeout(f"expected an answer of the hub process within {_TIMEOUT:g} s, got none")
-        return self._answer
-
-    def resolve(self, number: int, tail: bytes = b"") -> None:
-        """Let ``wait`` return this, unless it has an answer."""
-        if self._answer is None:
-            self._answer = number, tail
-            self.end()
-
-    def end(self) -> None:
-        """Let ``wait`` end: it raises without an answer."""
-        waiter = self._waiter
-        if isinstance(waiter, anyio.Event):
-            waiter.set()
-        elif waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def give_up(self) -> None:
+        """Let ``wait`` raise."""
+        self.end(PublishTimeout(f"expected an answer of the hub process within {_TIMEOUT:g} s, got none"))
 
 
 class _Reader:
@@ -246,8 +221,7 @@ class LocalBackplane:
         self._topics: set[str] = set()
         # Topics without subscribers here, and when they are given up; the oldest first.
         self._left: dict[str, float] = {}
-        self._replies: dict[int, list[Any]] = {}
-        self._reply_arrived = anyio.Event()
+        self._replies = Replies()
         # The log that this process knows, the place up to which it has that, and the largest message.
         self._log_id = self._place = self._largest = 0
         # What names stand for: the topic, and whether it has history here.
@@ -401,7 +375,7 @@ class LocalBackplane:
         entry = Entry(place, payload, data[start:body], written) if has_history else None
         self._receiver.deliver(payload, None if pending is None else pending.skip, entry)
         if pending is not None and kind & HAS_HISTORY:
-            pending.resolve(place, position_of(offset, place, publisher, number).encode())
+            pending.resolve((place, position_of(offset, place, publisher, number).encode()))
 
     def _follow(self, op: int, data: bytes) -> None:
         """Follow a frame that is not a message."""
@@ -411,12 +385,12 @@ class LocalBackplane:
         elif op == Op.STORED:
             pending = self._awaited.get(STORED.unpack_from(data)[2])
             if pending is not None:
-                pending.resolve(0, data[STORED.size :])
+                pending.resolve((0, data[STORED.size :]))
         elif op == Op.ANSWER:
             _, _, number, place, reached = ANSWER.unpack_from(data)
             self._place = max(self._place, reached)
             if (request := self._requests.pop(number, None)) is not None:
-                request.resolve(place, data[ANSWER.size :])
+                request.resolve((place, data[ANSWER.size :]))
         elif op == Op.ASKED:
             try:
                 answer = json.dumps(self._receiver.answer(json.loads(data[ASK.size :])))
@@ -426,11 +400,7 @@ class LocalBackplane:
                 return
             self._put(frame(ASK, Op.REPLY, *ASK.unpack_from(data)[2:], tail=answer.encode()))
         elif op == Op.REPLY:
-            replies = self._replies.get(ASK.unpack_from(data)[3])
-            if replies is not None:
-                replies.append(json.loads(data[ASK.size :]))
-                self._reply_arrived.set()
-                self._reply_arrived = anyio.Event()
+            self._replies.add(ASK.unpack_from(data)[3], json.loads(data[ASK.size :]))
         elif op == Op.LOST:
             self._place = REQUEST.unpack_from(data)[3]
             _log.error("messages were lost: this process fell behind the log of the hub, or the log was lost")
@@ -458,7 +428,7 @@ class LocalBackplane:
             self._pending_bytes -= len(data)
             if awaited and (pending := awaited.pop(acknowledged, None)) is not None:
                 # It is in the log. Its position may have been lost in a cut, or with the ring.
-                pending.resolve(0)
+                pending.resolve((0, b""))
         if self._room is not None:
             self._room.set()
             self._room = None
@@ -518,11 +488,11 @@ class LocalBackplane:
                 if request.deadline > now:
                     break
                 del self._requests[number]
-                request.end()
+                request.give_up()
             for pending in self._awaited.values():
                 if pending.deadline > now:
                     break
-                pending.end()
+                pending.give_up()
             for topic, deadline in list(self._left.items()):
                 if deadline > now:
                     break
@@ -630,22 +600,13 @@ class LocalBackplane:
     async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""
         number = next(self._numbers_of_requests)
-        replies = self._replies[number] = []
-        try:
+
+        async def ask() -> tuple[int, int]:
             data = frame(ASK, Op.ASK, self._id, number, tail=json.dumps(question).encode())
             asked, left_out = await self._wait_for(number, data)
-            with anyio.move_on_after(_TIMEOUT):
-                while len(replies) < (min(asked, 1) if first else asked):
-                    await self._reply_arrived.wait()
-            count = asked + int(left_out)
-            if len(replies) < count and not first:
-                kinds = ", ".join(question)
-                text = "%d of %d workers answered within %g s; the others are left out: %s"
-                _log.warning(text, len(replies), count, _TIMEOUT, kinds)
-            # One read may bring several.
-            return replies[:1] if first else replies
-        finally:
-            del self._replies[number]
+            return asked, int(left_out)
+
+        return await self._replies.collect(number, question, ask, first=first, timeout=_TIMEOUT)
 
     def usage(self) -> LogUsage:
         """See ``Backplane``."""

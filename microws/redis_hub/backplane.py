@@ -23,7 +23,7 @@ import anyio.abc
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub.backplane import Place, Receiver
 from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, parse_position, position_of
-from microws.hub.pending import Pending
+from microws.hub.pending import Pending, Replies
 from microws.hub.published import TopicSettings
 from microws.hub_url import redis_address
 from microws.interfaces import Payload, Receipt
@@ -205,8 +205,7 @@ class RedisBackplane:
         self._topics: dict[bytes, _Topic] = {}
         # Topics without subscribers here, and when they are given up; the oldest first.
         self._left: dict[_Topic, float] = {}
-        self._replies: dict[int, list[Any]] = {}
-        self._reply_arrived = anyio.Event()
+        self._replies = Replies()
 
     def start(self, receiver: Receiver) -> None:
         """See ``Backplane``."""
@@ -483,10 +482,7 @@ class RedisBackplane:
             self._reply(data)
         elif channel == self._channel_of_replies and data:
             number, _, reply = data.partition(b" ")
-            if (replies := self._replies.get(int(number))) is not None:
-                replies.append(json.loads(reply))
-                self._reply_arrived.set()
-                self._reply_arrived = anyio.Event()
+            self._replies.add(int(number), json.loads(reply))
 
     def _deliver(self, topic: _Topic, data: bytes) -> None:
         offset, time, publisher, number, kind, key_size, conflation_size = RECORD.unpack_from(data)
@@ -627,16 +623,12 @@ class RedisBackplane:
     async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:
         """See ``Backplane``."""
         number = next(self._numbers)
-        replies = self._replies[number] = []
-        try:
+
+        async def ask() -> tuple[int, int]:
             data = b"%b %d %b" % (self._me, number, json.dumps(question).encode())
-            asked = await self._ask(_Request((b"PUBLISH", self._channel_of_questions, data)))
-            with anyio.move_on_after(_TIMEOUT):
-                while len(replies) < (min(asked, 1) if first else asked):
-                    await self._reply_arrived.wait()
-            return replies
-        finally:
-            del self._replies[number]
+            return await self._ask(_Request((b"PUBLISH", self._channel_of_questions, data))), 0
+
+        return await self._replies.collect(number, question, ask, first=first, timeout=_TIMEOUT)
 
     def usage(self) -> LogUsage:
         """See ``Backplane``."""

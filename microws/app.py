@@ -148,6 +148,7 @@ class App:
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
         self._templates = Templates(self._directory / templates, url_for=self.url_for)
+        self._page_folders = [self._directory / templates]
         self._asgi: ASGIApplication | None = None
         self._http = HTTPDispatcher(self, router=self._router, hooks=self._hooks, settings=settings)
         self._websocket = WebSocketDispatcher(
@@ -392,6 +393,7 @@ class App:
             if self._added_codecs.get(name) is not codec:
                 self.add_codec(name, codec)
         self._hub.include(other_app._hub)
+        self._page_folders.extend(other_app._page_folders)
         self._state_values.update({**other_app._state_values, **self._state_values})
 
     def static(self, prefix: str, directory: str | Path) -> None:
@@ -407,7 +409,9 @@ class App:
         """
         from microws.files import StaticFiles
 
-        self.add_route(StaticFiles(self._directory / directory).static, f"{prefix.rstrip('/')}/{{path:path}}")
+        files = StaticFiles(self._directory / directory)
+        self.add_route(files.static, f"{prefix.rstrip('/')}/{{path:path}}")
+        self._page_folders.append(files.directory)
 
     def health(
         self,
@@ -843,6 +847,27 @@ class App:
         if kind == "lifespan":
             return self._lifespan.serve(scope, receive, send, app=self)
         raise RuntimeError(f"expected a scope of type http, websocket or lifespan, got {kind!r}")
+
+    def _develop(self) -> tuple[list[Path], list[str]]:
+        """
+        For ``microws dev``: show errors, let every localhost origin pass, and leave ``Host`` to the command.
+
+        Returns:
+            The directories of templates and static files, and what ``allowed_hosts`` has allowed; mounted apps
+            included.
+        """
+        settings = self._settings
+        if settings.any_localhost:
+            return [], []  # it is mounted twice, or in itself
+        folders, hosts = list(self._page_folders), list(settings.allowed_hosts or ())
+        settings.debug = settings.any_localhost = True
+        settings.allowed_hosts = None
+        for mounted in self._router.mounts:
+            if isinstance(mounted.endpoint.app, App):
+                more_folders, more_hosts = mounted.endpoint.app._develop()
+                folders += more_folders
+                hosts += more_hosts
+        return folders, hosts
 
     @property
     def _root(self) -> "App":

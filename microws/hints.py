@@ -28,7 +28,7 @@ _OPTION_ADVICE: Final = {
     "app_dir env_file factory": "only the command has it: microws run",
     "debug": "write App(debug=True)",
     "http2_websockets no_http2_websockets": "leave it out: WebSockets are served over HTTP/1.1",
-    "reload use_reloader": "this version does not reload, so start it again after a change",
+    "reload use_reloader": "to reload the app when a file changes: microws dev",
 }
 
 _ON_STARTUP = "use @app.on_startup, @app.on_shutdown or @app.lifespan"

@@ -46,6 +46,9 @@ class AppSettings:
     threads: int
     redirect_slashes: bool
 
+    # Set by ``microws dev``: every localhost origin passes.
+    any_localhost = False
+
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         values = {name: arguments[name] for name in AppSettings.__annotations__}
         for name in ("max_message_size", "max_fragments", "receive_queue", "max_subscriptions", "threads"):

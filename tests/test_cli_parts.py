@@ -221,7 +221,7 @@ def test_an_unknown_variable_is_named_with_the_nearest_option():
     assert unknown_variables(dict.fromkeys(names, "1")) == [
         "MICROWS_Host is not an option; did you mean 'MICROWS_HOST'?",
         "MICROWS_LOGLEVEL is not an option; did you mean 'MICROWS_LOG_LEVEL'?",
-        "MICROWS_RELOAD is not an option; this version does not reload, so start it again after a change",
+        "MICROWS_RELOAD is not an option; to reload the app when a file changes: microws dev",
     ]
 
 
@@ -546,10 +546,12 @@ def test_a_package_that_is_the_app_dir_gets_a_hint_to_its_parent(directory):
 
 
 def test_help_names_every_setting_as_a_flag(capsys):
-    for arguments in (["--help"], ["run", "--help"]):
+    for arguments in (["--help"], ["dev", "--help"], ["run", "--help"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 0
+        if "dev" in arguments:
+            assert {"--allow-host", "--no-show-locals", "--port"} <= set(capsys.readouterr().out.split())
     text = capsys.readouterr().out
     for name in (*SETTINGS, "env_file", "factory", "app_dir", "no_access_log"):
         assert f" --{name.replace('_', '-')}" in text
@@ -582,15 +584,15 @@ def test_without_a_command_the_help_is_shown(capsys):
         (["--port=1", "m:app"], 2, "error: --port stands before the command; write: microws run --port=1 m:app"),
         (["--host", "::", "run", "m"], 2, "--host stands before the command; write: microws run --host :: m"),
         (["--zzz", "run", "m"], 2, "error: unknown argument '--zzz'; see microws run --help"),
-        (["dev", "m:app"], 2, "error: this version has no command 'dev'; to serve an app: microws run m:app"),
-        (["dev"], 2, "error: this version has no command 'dev'; to serve an app: microws run chat:app"),
+        (["dev", "--workers", "2"], 2, "error: unknown argument '--workers'"),
+        (["dev", "--allow-host", "a b"], 2, "error: --allow-host: "),
         (["conect", "ws://h/"], 2, "there is no command 'conect'; did you mean 'connect'?"),
         (["http://h/"], 2, "error: there is no command 'http://h/'; to measure a server: microws bench http://h/"),
         (["run", "--prot=1"], 2, "error: unknown argument '--prot'; did you mean '--port'?"),
         (["run", "--ssl-certfile", "x"], 2, "error: unknown argument '--ssl-certfile'; did you mean '--certfile'?"),
         (["run", "-w", "4"], 2, "error: unknown argument '-w'; did you mean '--workers'?"),
         (["run", "--no-acces-log"], 2, "error: unknown argument '--no-acces-log'; did you mean '--no-access-log'?"),
-        (["run", "--reload"], 2, "'--reload'; this version does not reload, so start it again after a change"),
+        (["run", "--reload"], 2, "'--reload'; to reload the app when a file changes: microws dev"),
         (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),
         (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, got 'x'"),
         (["publish"], 2, "error: the following arguments are required: TOPIC; see microws publish --help"),

@@ -40,6 +40,7 @@ REVIEWS = {
     "redis": Review("4.5.4", "CVE-2023-28858, CVE-2023-28859: answers of another command"),
     "trio": Review(),
     "uvloop": Review("0.20.0", "CVE-2024-24806, in libuv"),
+    "watchfiles": Review(),
     "websockets": Review("9.1", "CVE-2018-1000518, CVE-2021-33880"),
     "wsproto": Review(),
 }

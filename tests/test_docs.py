@@ -194,7 +194,7 @@ class Desk:
             self._serve(command._replace(text=f"microws run {PROJECT / 'examples/broadcast.py'}", shown=""))
         elif command.text.startswith(self.PREPARING):
             return
-        elif command.text.startswith("microws run"):
+        elif command.text.startswith(("microws run", "microws dev")):
             self._serve(command)
         elif command.text.startswith("curl -N"):
             self._stream(command)
@@ -322,9 +322,12 @@ def test_page_that_is_not_typed_has_no_files_and_no_output(page: Path) -> None:
         assert not any(command.shown for command in commands_of(block)), f"{block} would not be tested"
 
 
+COMMANDS = ("run", "dev", "routes", "connect", "publish", "bench")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_on_the_page_exist(page: Path) -> None:
-    known = {command: {*command_parser(command).flags} for command in ("run", "routes", "connect", "publish", "bench")}
+    known = {command: {*command_parser(command).flags} for command in COMMANDS}
     text = page.read_text()
     for command, flags in known.items():
         lines = re.findall(rf"microws {command} [^`\n]*", text)

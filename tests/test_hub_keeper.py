@@ -241,13 +241,13 @@ def cpu_time(pid):
 
 
 def test_a_signal_to_the_group_reaches_the_supervisor_once(tmp_path, monkeypatch):
-    become_child = hub_keeper._become_child
+    become_child = hub_keeper.become_child
 
     def interrupted(**options):
         os.kill(os.getpid(), signal.SIGTERM)
         become_child(**options)
 
-    monkeypatch.setattr(hub_keeper, "_become_child", interrupted)
+    monkeypatch.setattr(hub_keeper, "become_child", interrupted)
     with signal_socket([signal.SIGTERM]) as received:
         with hub_process(tmp_path / "hub", is_temporary=True) as hub:
             assert is_served(hub.path)

@@ -19,7 +19,7 @@ FLOORS = {
     2: "bench/ cors hub/ requests responses templates testing/ threads",
     3: "answers connection/ local/ redis_hub/ streams",
     4: "files hooks server/ settings subscription websocket",
-    5: "event_stream hub_connection views",
+    5: "dev/ event_stream hub_connection views",
     6: "dispatch/ health lifespan",
     7: "app",
     8: "__init__",
@@ -32,6 +32,7 @@ DEFERRED = {
     # Each subcommand is imported when it is chosen.
     "cli -> cli.bench",
     "cli -> cli.connect",
+    "cli -> cli.dev",
     "cli -> cli.options",
     "cli -> cli.publish",
     "cli -> cli.routes",

@@ -11,12 +11,12 @@ __all__ = ["command_parser", "main"]
 
 _COMMANDS = {
     "run": "serve an app",
+    "dev": "serve an app while you write it, and reload it when a file changes",
     "routes": "list the routes of an app, or say which one answers a request",
     "connect": "talk to a WebSocket, or read server-sent events",
     "publish": "publish a message to the clients of a running server",
     "bench": "measure how much a WebSocket server can do",
 }
-_COMMANDS_TO_COME = ("dev",)
 # What other programs call `run`.
 _SERVE = ("runserver", "serve", "server", "start", "up")
 _USAGE = 2
@@ -57,6 +57,10 @@ def command_parser(command: str | None) -> Parser:
         from microws.cli.connect import connect_parser
 
         return connect_parser()
+    if command == "dev":
+        from microws.cli.options import dev_parser
+
+        return dev_parser()
     if command == "publish":
         from microws.cli.publish import publish_parser
 
@@ -113,6 +117,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         from microws.cli.bench import bench
 
         return bench(flags)
+    if command == "dev":
+        from microws.cli.dev import dev
+
+        return dev(flags)
     from microws.cli.run import run
 
     return run(flags, arguments)
@@ -126,7 +134,7 @@ def _parse(command: str, options: list[str]) -> dict[str, object]:
     from microws.hints import did_you_mean, option_hint
 
     word = unknown[0].partition("=")[0]
-    if command != "run":
+    if command not in ("run", "dev"):
         hint = did_you_mean(word, parser.flags)
     else:
         names = {flag.removeprefix("--").replace("-", "_"): flag for flag in parser.flags}
@@ -139,8 +147,6 @@ def _wrong_command(command: str, words: list[str], options: list[str]) -> UsageE
     """The error for a command that does not exist, with the line to write instead."""
     from microws.hints import did_you_mean
 
-    if command in _COMMANDS_TO_COME:
-        return UsageError(f"this version has no command {command!r}{_right_command(options)}")
     hint = "" if command in _SERVE else did_you_mean(command, _COMMANDS)
     if not hint:
         is_app = ":" in command or any(map(os.path.isfile, (command, f"{command}.py", f"{command}/__init__.py")))

@@ -29,11 +29,13 @@ class LoadError(Exception):
 
     Attributes:
         traceback: Of the user's code, if that failed; else empty.
+        error: What it raised then.
     """
 
-    def __init__(self, message: str, *, traceback: str = "") -> None:
+    def __init__(self, message: str, *, traceback: str = "", error: BaseException | None = None) -> None:
         super().__init__(message)
         self.traceback = traceback
+        self.error = error
 
     def naming(self, command: str) -> str:
         """The text for another command than ``run``: its hints are lines of that one."""
@@ -233,7 +235,7 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 def _failed(message: str, error: BaseException) -> LoadError:
     report = TracebackException.from_exception(error)
     _keep_users_frames(report)
-    return LoadError(f"{message}: {type(error).__name__}", traceback="".join(report.format()))
+    return LoadError(f"{message}: {type(error).__name__}", traceback="".join(report.format()), error=error)
 
 
 def _keep_users_frames(report: TracebackException | None) -> None:

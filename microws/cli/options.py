@@ -9,43 +9,80 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.cli.usage import Parser, UsageError
+from microws.handshake import check_hosts_setting
 from microws.hints import option_hint
 from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, inherits_hub
 from microws.server.settings import SETTINGS, Setting, SettingConflict, Settings, check_setting, parse_bool, parse_text
 
-__all__ = ["Invocation", "add_options", "parse_env_file", "read_env_file", "resolve", "run_parser", "unknown_variables"]
+__all__ = [
+    "Invocation",
+    "add_options",
+    "dev_parser",
+    "parse_env_file",
+    "read_env_file",
+    "resolve",
+    "run_parser",
+    "unknown_variables",
+]
 
 _PREFIX: Final = "MICROWS_"
 
 
 class Invocation(NamedTuple):
     """
-    One ``microws run``, from all sources.
+    One ``microws run`` or ``microws dev``, from all sources.
 
     Attributes:
         app: What names the app; ``None``: look for it.
         factory: Call what ``app`` names.
         app_dir: What goes first on ``sys.path``.
         settings: For the server.
+        allow_host, show_locals: As of ``microws dev``.
     """
 
     app: str | None
     factory: bool
     app_dir: Path
     settings: Settings
+    allow_host: tuple[str, ...]
+    show_locals: bool
+
+
+_EPILOG: Final = (
+    "Every option is also a variable, MICROWS_HOST for --host, and a key of [tool.microws] in pyproject.toml. A flag "
+    "overrides the environment, which overrides pyproject.toml."
+)
 
 
 def run_parser() -> Parser:
     """The parser of ``microws run``."""
-    parser = Parser(
-        prog="microws run",
-        usage="microws run [APP] [options]",
-        description="Serve an app: microws run chat:app",
-        epilog="Every option is also a variable, MICROWS_HOST for --host, and a key of [tool.microws] in "
-        "pyproject.toml. A flag overrides the environment, which overrides pyproject.toml. PORT and WEB_CONCURRENCY "
-        "apply if MICROWS_PORT and MICROWS_WORKERS are not set.",
+    return _parser(
+        "run",
+        [name for name in _OPTIONS if name not in _DEV_ONLY],
+        "Serve an app: microws run chat:app",
+        f"{_EPILOG} PORT and WEB_CONCURRENCY apply if MICROWS_PORT and MICROWS_WORKERS are not set.",
     )
-    add_options(parser, _OPTIONS)
+
+
+def dev_parser() -> Parser:
+    """The parser of ``microws dev``."""
+    return _parser(
+        "dev",
+        [name for name in _OPTIONS if name not in _RUN_ONLY],
+        "Serve an app while you write it, and reload it when a file changes: microws dev chat:app",
+        f"{_EPILOG} PORT applies if MICROWS_PORT is not set. MICROWS_EDITOR_URL is the link from a traceback to your "
+        "editor, such as idea://open?file={file}&line={line}; default vscode://file/{file}:{line}.",
+    )
+
+
+def _parser(command: str, names: Iterable[str], description: str, epilog: str) -> Parser:
+    parser = Parser(
+        prog=f"microws {command}",
+        usage=f"microws {command} [APP] [options]",
+        description=description,
+        epilog=epilog,
+    )
+    add_options(parser, names)
     return parser
 
 
@@ -64,7 +101,8 @@ def add_options(parser: Parser, names: Iterable[str]) -> None:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """A line on each variable ``MICROWS_…`` that is not an option, because a misspelt one is easy to miss."""
-    known = {*map(_variable, _OPTIONS), INHERITED_VARIABLE, "MICROWS_BULK_WRITES", "MICROWS_HUB_PASSWORD"}
+    others = ("MICROWS_BULK_WRITES", "MICROWS_EDITOR_URL", "MICROWS_HUB_PASSWORD")
+    known = {*map(_variable, _OPTIONS), INHERITED_VARIABLE, *others}
     return [
         f"{name} is not an option" + option_hint(name.removeprefix(_PREFIX).lower(), _OPTIONS, written=_variable)
         for name in sorted(environ)
@@ -96,6 +134,8 @@ def resolve(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.env
         factory=_value(levels, "factory"),
         app_dir=_value(levels, "app_dir") or Path.cwd(),
         settings=_settings(levels),
+        allow_host=_value(levels, "allow_host"),
+        show_locals=_value(levels, "show_locals"),
     )
 
 
@@ -253,7 +293,21 @@ def _directory(value: object) -> Path:
     raise ValueError(f"expected a directory that exists, got {value!r}")
 
 
-# The options of the command: those of the app, and the settings of the server.
+def _hosts(value: object) -> tuple[str, ...]:
+    hosts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(hosts, Sequence):
+        raise ValueError(f"expected names and addresses, one or a list of them, got {value!r}")
+    check_hosts_setting(hosts)
+    return tuple(hosts)
+
+
+# Options of one of the commands alone.
+_DEV_ONLY: Final = ("allow_host", "show_locals")
+_RUN_ONLY: Final = (
+    "workers", "worker_timeout", "stop_delay", "drain_timeout", "shutdown_timeout",
+)  # fmt: skip
+
+# The options of both commands: those of the app, and the settings of the server.
 _OPTIONS: Final = {
     "app": Setting(
         None,
@@ -265,4 +319,11 @@ _OPTIONS: Final = {
     "env_file": Setting(None, read_env_file, "FILE", "set missing variables from KEY=VALUE lines"),
     "factory": Setting(False, parse_bool, None, "call the function APP, and serve what it returns"),
     "app_dir": Setting(None, _directory, "DIR", "directory of APP; default: the current one"),
+    "allow_host": Setting(
+        (),
+        _hosts,
+        "NAME",
+        "answer requests with this Host, too; default: localhost, and this machine if --host says so",
+    ),
+    "show_locals": Setting(False, parse_bool, None, "show the variables of each frame of a traceback"),
 }

@@ -146,10 +146,11 @@ class Dispatcher:
     def _check_origin(self, scope: Scope, headers: Headers, path: str) -> None:
         """Log a request or handshake from a foreign origin, and refuse it with ``HTTPException``."""
         allowed, owner = self._origins_of(scope)
+        any_localhost = self._settings.any_localhost
         if scope["type"] == "websocket":
-            refusal = check_handshake_origin(headers, allowed=allowed)
+            refusal = check_handshake_origin(headers, allowed=allowed, any_localhost=any_localhost)
         else:
-            refusal = check_request_origin(scope["method"], headers, allowed=allowed)
+            refusal = check_request_origin(scope["method"], headers, allowed=allowed, any_localhost=any_localhost)
         if refusal is not None:
             if owner is not None:
                 refusal = refusal._replace(log=f"{refusal.log} of the app mounted at {owner or '/'}")

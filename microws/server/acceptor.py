@@ -74,6 +74,7 @@ class Acceptor:
     def __post_init__(self) -> None:
         timeouts = {"ssl_handshake_timeout": _HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT}
         self._tls_options: dict[str, Any] = {} if self.tls is None else {"ssl": self.tls, **timeouts}
+        self._may_exceed = self.share is None or self.share.may_exceed
         self._loop: Any = None
         self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
@@ -136,7 +137,7 @@ class Acceptor:
 
     def _accept(self, sock: socket.socket, *, is_resumed: bool = False) -> None:
         for number in range(_ACCEPTS_PER_TURN):
-            if self._should_pause() and not (is_resumed and number == 0):
+            if self._should_pause() and not (is_resumed and number == 0 and self._may_exceed):
                 self._pauses_left -= 1
                 self._pause(sock, _PAUSE)
                 return
@@ -182,7 +183,13 @@ class Share:
     Args:
         memory: A file from ``make_shared_memory``. It may be closed afterwards.
         place: This worker's place in it.
+
+    Attributes:
+        memory, place: As above.
+        may_exceed: Whether the worker accepts a connection beyond its share if the others leave it for a while.
     """
+
+    may_exceed: bool = True
 
     def __init__(self, memory: int, place: int) -> None:
         self.memory = memory

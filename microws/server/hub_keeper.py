@@ -5,17 +5,18 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, NoReturn, final
 
-from microws.local.directory import HubDirectory
+from microws.local.directory import HubDirectory, HubDirectoryError
 from microws.local.hub_process import HubProcess
-from microws.server.control import SHARED_SIGNALS
+from microws.server.control import SHARED_SIGNALS, HubRequest
 
-__all__ = ["HubKeeper"]
+__all__ = ["HubKeeper", "HubOnDemand", "become_child"]
 
 _log = logging.getLogger("microws.server")
 
@@ -71,7 +72,7 @@ class HubKeeper:
         """Be the hub process."""
         code = 1
         try:
-            _become_child(keep=(self.directory.listener.fileno(), self.directory.log_file, supervisor.fileno()))
+            become_child(keep=(self.directory.listener.fileno(), self.directory.log_file, supervisor.fileno()))
             process = HubProcess(self.directory.listener, self.directory.log(), supervisor)
             process.run()
             if process.is_orphan:
@@ -123,8 +124,74 @@ class HubKeeper:
         self.directory.close()
 
 
-def _become_child(*, keep: tuple[int, ...]) -> None:
-    """Let go of everything that the supervisor has."""
+@final
+class HubOnDemand:
+    """
+    The hub process of a supervisor, which it starts when a worker asks for it.
+
+    Attributes:
+        path: The directory of the hub, unless the app names another one.
+        has_failed: It cannot be started, or has ended and is not started again; the log says why.
+    """
+
+    def __init__(self) -> None:
+        self.path: str = str(_temporary_directory() / f"microws-{os.urandom(6).hex()}")
+        self.has_failed: bool = False
+        self._keeper: HubKeeper | None = None
+
+    def take(self, request: HubRequest) -> None:
+        """Start the process, unless it runs."""
+        if self._keeper is None:
+            self._start(request)
+            return
+        directory = self._keeper.directory
+        if (request.path or self.path, request.history_bytes) != (directory.path, directory.history_bytes):
+            _log.warning(
+                "the new code has another hub= or history_bytes=; "
+                "until the server is started again, they stay local:%s and %d",
+                directory.path,
+                directory.history_bytes,
+            )
+
+    def _start(self, request: HubRequest) -> None:
+        is_temporary = request.path is None
+        try:
+            directory = HubDirectory(request.path or self.path, request.history_bytes, is_temporary=is_temporary)
+        except HubDirectoryError as error:
+            _log.error("%s", error)
+            self.has_failed = True
+            return
+        try:
+            self._keeper = HubKeeper(directory)
+        except OSError as error:
+            _log.error("no hub process can be started: %s", error)
+            directory.close()
+            self.has_failed = True
+            return
+        _log.info("hub process at local:%s", directory.path)
+
+    def check(self) -> None:
+        """Start the process again if it has ended."""
+        if self._keeper is not None:
+            self._keeper.check()
+            self.has_failed = self._keeper.has_failed
+
+    def close(self) -> None:
+        """End the process, after the last worker."""
+        if self._keeper is not None:
+            self._keeper.close()
+
+
+def _temporary_directory() -> Path:
+    """Where temporary files are. If no such directory can be written, only what needs one fails."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/tmp")
+
+
+def become_child(*, keep: tuple[int, ...]) -> None:
+    """Let go of everything that the supervisor has, except these files. Its signals are ignored."""
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

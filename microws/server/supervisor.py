@@ -7,7 +7,6 @@ import selectors
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +14,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Final
 
 from microws.errors import FeatureUnavailable
-from microws.local.directory import HubDirectory, HubDirectoryError
 from microws.server.acceptor import Share, make_shared_memory
 from microws.server.control import SHARED_SIGNALS, HubRequest, Ready, Stage, signal_socket, worker_variable
-from microws.server.hub_keeper import HubKeeper
+from microws.server.hub_keeper import HubOnDemand
 from microws.server.listening import Listener, ListenError
 from microws.server.logs import logging_to_stderr
 from microws.server.process_end import REACTION_TIMEOUT
@@ -206,9 +203,7 @@ class _Supervisor:
         self._sockets = [listener.sock.fileno() for listener in listeners]
         self._renewal = renewal
         self._max_workers = 2 * settings.workers + 1  # while workers are renewed
-        # The directory of the hub process, unless the app names another one; and the process, once a worker needs it.
-        self._hub = str(_temporary_directory() / f"microws-{os.urandom(6).hex()}")
-        self._keeper: HubKeeper | None = None
+        self._hub = HubOnDemand()
         self._memory = make_shared_memory(self._max_workers)
         self._places = set(range(self._max_workers))
         self._selector = selectors.DefaultSelector()
@@ -257,8 +252,7 @@ class _Supervisor:
                 for worker in self._workers:
                     worker.control.close()
                 os.close(self._memory)
-                if self._keeper is not None:
-                    self._keeper.close()
+                self._hub.close()
         return self._exit_code
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
@@ -284,49 +278,21 @@ class _Supervisor:
             self._selector.unregister(worker.control)
             return
         if worker.hub_request is not None and not self._stage:
-            self._take_hub_request(worker.hub_request)
+            self._hub.take(worker.hub_request)
             worker.hub_request = None
+            if self._hub.has_failed:
+                self._give_up(1)
         if worker.ready is not None and not was_serving:
             self._failed_starts = 0
             if self._app is not None:
                 _log.info("worker %d serves", worker.process.pid)
             self._app = self._app or worker.ready.app
 
-    def _take_hub_request(self, request: HubRequest) -> None:
-        if self._keeper is None:
-            self._start_hub(request)
-            return
-        directory = self._keeper.directory
-        if (request.path or self._hub, request.history_bytes) != (directory.path, directory.history_bytes):
-            _log.warning(
-                "the new code has another hub= or history_bytes=; "
-                "until the server is started again, they stay local:%s and %d",
-                directory.path,
-                directory.history_bytes,
-            )
-
-    def _start_hub(self, request: HubRequest) -> None:
-        is_temporary = request.path is None
-        try:
-            directory = HubDirectory(request.path or self._hub, request.history_bytes, is_temporary=is_temporary)
-        except HubDirectoryError as error:
-            _log.error("%s", error)
-            self._give_up(1)
-            return
-        try:
-            self._keeper = HubKeeper(directory)
-        except OSError as error:
-            _log.error("no hub process can be started: %s", error)
-            directory.close()
-            self._give_up(1)
-            return
-        _log.info("hub process at local:%s", directory.path)
-
     def _check_hub(self) -> None:
-        if self._keeper is None or self._keeper.has_failed:
+        if self._hub.has_failed:
             return
-        self._keeper.check()
-        if self._keeper.has_failed and not self._stage:
+        self._hub.check()
+        if self._hub.has_failed and not self._stage:
             self._give_up(1)
 
     def _check_workers(self) -> None:
@@ -487,7 +453,7 @@ class _Supervisor:
                     control = theirs.fileno()
                     process = subprocess.Popen(
                         self._renewal.command or (),
-                        env=self._renewal.environ | worker_variable(control, self._sockets, share, self._hub),
+                        env=self._renewal.environ | worker_variable(control, self._sockets, share, self._hub.path),
                         pass_fds=[control, *self._sockets, share.memory],
                     )
             except OSError as error:
@@ -503,14 +469,6 @@ class _Supervisor:
 
     def _active(self) -> list[_Worker]:
         return [worker for worker in self._workers if not worker.is_stopping]
-
-
-def _temporary_directory() -> Path:
-    """Where temporary files are. If no such directory can be written, only what needs one fails."""
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError:
-        return Path("/tmp")
 
 
 def _describe_exit(code: int) -> str:

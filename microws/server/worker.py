@@ -394,8 +394,11 @@ class AsyncioServer(ServerState):
             connection.close_idle()
 
     async def wait_closed(self) -> None:
-        """Wait until every connection is closed and every app has returned. New clients have a second for a request."""
-        with anyio.move_on_after(_FIRST_REQUEST_TIMEOUT):
+        """
+        Wait until every connection is closed and every app has returned. New clients have a second for a request, or a
+        quarter of a short ``drain_timeout``.
+        """
+        with anyio.move_on_after(min(_FIRST_REQUEST_TIMEOUT, self.settings.drain_timeout / 4)):
             while self._silent or self.handshakes:  # noqa: ASYNC110 - no event tells of a failed one
                 await anyio.sleep(_LOOK_INTERVAL)
         for connection in self._silent:

@@ -3,8 +3,10 @@ Whiteboard: pointers and strokes as binary messages, in rooms for eight people.
 
     microws run examples/whiteboard.py --workers 4
 
-Then open http://127.0.0.1:8000/ in two windows and draw. Who comes late sees the drawing: it is the history of a topic.
-http://127.0.0.1:8000/rooms/tea is another room. --hub local:/tmp/whiteboard keeps the drawings when the server stops.
+Then open http://127.0.0.1:8000/ in two windows and draw. http://127.0.0.1:8000/rooms/tea is another room.
+
+Those who come late get the drawing, which is the history of a topic: the newest 5,000 strokes, as long as the log of
+the hub has them. --hub local:/tmp/whiteboard keeps it when the server stops.
 """
 
 import secrets

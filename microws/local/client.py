@@ -146,6 +146,8 @@ class _Reader:
         """Read until the task has something to do."""
         if self._loop is not None:
             self._waiter = self._loop.create_future()
+            # The event loop may have called in vain meanwhile, and uvloop calls for an error only once.
+            self._call()
             await self._waiter
             return
         await anyio.wait_readable(self._sock)
@@ -298,17 +300,17 @@ class LocalBackplane:
             while True:
                 await reader.wait()
                 # What was read is followed up to a frame after which this task has something to do.
-                while not (self._has_ended or self._is_foreign):
+                while True:
                     if self._is_welcome and task_status is not None:
                         task_status.started()
                         task_status = None
+                    if self._has_ended or self._is_foreign:
+                        tasks.cancel_scope.cancel()
+                        return
                     if self._receiver.is_busy:
                         await self._receiver.relax()
                     if self._follow_input():
                         break
-                else:
-                    tasks.cancel_scope.cancel()
-                    return
 
     def _receive(self, sock: socket.socket) -> bool:
         """Read once, and follow it. ``False``: the task that runs has something to do."""
@@ -318,12 +320,13 @@ class LocalBackplane:
             return True
         except OSError:
             data = b""
-        if not data:
-            self._has_ended = True
-            return False
+        # A hub process that was killed before it had read everything leaves an error, maybe with data before it. uvloop
+        # calls for both only once, so this read is the last one. What it does not bring is in the log.
+        self._has_ended = not data or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
         self._input.append(data)
         self._missing -= len(data)
-        return self._missing > 0 or self._follow_input()
+        goes_on = self._missing > 0 or self._follow_input()
+        return goes_on and not self._has_ended
 
     def _follow_input(self) -> bool:
         """Follow the frames that have arrived. ``False``: not all of them, the task that runs has something to do."""

@@ -26,7 +26,7 @@ from microws.local import client
 from microws.local import hub_process as hub_process_module
 from microws.local.client import LocalBackplane
 from microws.local.directory import socket_path
-from microws.local.wire import LENGTH, Op, frame
+from microws.local.wire import ACK, LENGTH, PROTOCOL, WELCOME, Op, frame
 
 pytestmark = pytest.mark.anyio
 
@@ -271,6 +271,39 @@ async def test_who_asks_too_few_is_told(hub, short, monkeypatch, caplog):
         caplog.clear()
         assert await one.backplane.ask({"settings": True}, first=True)
         assert "left out" not in caplog.text
+
+
+@pytest.mark.uvloop
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+async def test_a_hub_process_that_ends_with_messages_to_read_both_ways_is_noticed(tmp_path):
+    """uvloop calls the reader once for the error that this leaves, though there is a message to read before it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        listener.setblocking(False)
+
+        async def accept():
+            with anyio.fail_after(LIMIT):
+                await anyio.wait_readable(listener)
+                sock, _ = listener.accept()
+                await anyio.wait_readable(sock)
+                assert sock.recv(4096)
+                sock.send(frame(WELCOME, Op.WELCOME, PROTOCOL, 1, HISTORY_BYTES, 0, 0))
+                return sock
+
+        process = Process(LocalBackplane(str(tmp_path / "socket")))
+        process.backplane.start(process)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(process.backplane.run)
+            hub = await accept()
+            with hub:
+                await anyio.wait_all_tasks_blocked()
+                await process.backplane.publish(text(1))
+                with anyio.fail_after(LIMIT):
+                    await anyio.wait_readable(hub)
+                hub.send(frame(ACK, Op.ACK, 0, 0))
+            (await accept()).close()
+            tasks.cancel_scope.cancel()
 
 
 # What is sent together

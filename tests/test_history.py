@@ -75,6 +75,9 @@ class LateBackplane(MemoryBackplane):
         await self._pass("read")
         return await super().read(topic, since, **options)
 
+    def unsubscribe(self, topic):
+        self.calls["unsubscribe"] += 1
+
     def forget(self):
         """Lose the log."""
         self._made = None
@@ -808,12 +811,14 @@ class TestLosses:
         await plain.subscribe("t")
         await resuming.subscribe("t", since=since)
         await late.publish_all(range(5), "other")
-        elsewhere = Reader(late)
+        elsewhere, idle = Reader(late), Reader(late, room=9, marks=True)
         await elsewhere.subscribe("other", since="start")
+        await idle.subscribe("u")
         late.backplane.forget()
         late.lose(iter(["t", "u"]))
         assert (marked.refusals, plain.refusals, resuming.refusals) == ([], [1012], [1012])
-        assert (elsewhere.refusals, late.losses) == ([], {"lost": 3})
+        assert (elsewhere.refusals, late.losses) == ([], {"lost": 4})
+        assert idle.wire.written == [b"u gap\n"]
         subscribed = await Reader(late).subscribe("t")
         assert subscribed.position == await late.position("t")
         await late.publish("t", 5)
@@ -948,6 +953,15 @@ class TestMemory:
         await late.subscribe("t", since="start")
         assert late.values() == [0, 1, 2, 3]
         assert reader.values() == [0, 1, 2, 3]
+
+    async def test_the_backplane_is_told_once_the_last_has_left(self, late):
+        readers = Reader(late), Reader(late)
+        for reader in readers:
+            await reader.subscribe("t")
+        for told, reader in enumerate(readers):
+            assert late.backplane.calls["unsubscribe"] == 0
+            late.leave(reader.subscriber)
+            assert late.backplane.calls["unsubscribe"] == told
 
     async def test_nothing_is_kept_after_the_last_has_left(self, hub):
         hub.configure("t", history=10)

@@ -92,7 +92,7 @@ class _Message(Pending[int | bytes]):
         self.tail = tail
         self.skip = skip
         self.size = len(name) + len(tail) + MADE.size
-        # Once it was sent, and until it is known that Redis has not executed that.
+        # Once it was sent.
         self.number = 0
 
 
@@ -197,6 +197,9 @@ class RedisBackplane:
         # first, with the number that it has.
         self._queue: deque[_Message] = deque()
         self._sent: dict[int, _Message] = {}
+        # Calls that publish and are not answered yet; the last number of the newest one; and whether one has failed.
+        self._unanswered = self._last_number = 0
+        self._has_failed = False
         self._pending_bytes = 0
         self._room: anyio.Event | None = None
         # By number, connections that do not get a message, until it has come.
@@ -279,9 +282,7 @@ class RedisBackplane:
                 tasks.cancel_scope.cancel()
         finally:
             self._connection, self._is_open = None, False
-            # Redis may have executed these.
-            self._queue.extendleft(reversed(self._sent.values()))
-            self._sent.clear()
+            self._send_again()
 
     async def _catch_up(self, connection: Connection, task_status: "anyio.abc.TaskStatus[None] | None") -> None:
         """Subscribe to all topics, and get what was missed. Then go on."""
@@ -373,7 +374,7 @@ class RedisBackplane:
         self._quiet = self._quiet + 1 if connection.is_quiet else 0
         connection.is_quiet = True
         if self._quiet == _QUIET:
-            connection.post(self._follow_probe, *_call(PUBLISH, self._prefix, self._me, 0, 0, self._channels))
+            connection.post(self._follow_probe, *_call(PUBLISH, self._prefix, self._me, 0, 0, 0, self._channels))
         elif self._quiet >= _SILENT:
             connection.cut("it does not answer")
 
@@ -389,7 +390,7 @@ class RedisBackplane:
 
     def _fill(self) -> None:
         """Publish what is in the queue."""
-        if not self._is_open or self._connection is None:
+        if not self._is_open or self._connection is None or self._has_failed:
             return
         while self._queue:
             batch: list[_Message] = []
@@ -405,11 +406,15 @@ class RedisBackplane:
                 if message.skip is not None:
                     self._skips[number] = message.skip
                 arguments += message.name, message.spec, MADE.pack(self._id, number, *message.head) + message.tail
-            command = _call(PUBLISH, self._prefix, self._me, repeated, batch[-1].number, self._channels, *arguments)
+            before = self._last_number if self._unanswered else 0
+            self._last_number = number
+            self._unanswered += 1
+            command = _call(PUBLISH, self._prefix, self._me, repeated, before, number, self._channels, *arguments)
             self._connection.post(partial(self._follow_batch, batch), *command)
 
     def _follow_batch(self, batch: list[_Message], answers: Any) -> None:
         sent = self._sent
+        self._unanswered -= 1
         if not isinstance(answers, Exception):
             for message, answer in zip(batch, answers, strict=True):
                 if sent.pop(message.number, None) is not None:
@@ -419,17 +424,22 @@ class RedisBackplane:
                 # The own messages of this batch may come after this answer, those of the batches before it have come.
                 for number in [number for number in self._skips if number < batch[0].number]:
                     del self._skips[number]
-            return
-        failed = [message for message in batch if sent.pop(message.number, None) is not None]
-        if self._recover(answers):
-            for message in failed:
-                message.number = 0  # this one was not executed, and later ones may be
-            self._queue.extendleft(reversed(failed))
-            self._wake()
+        elif self._recover(answers):
+            self._has_failed = True
         else:
-            for message in failed:
-                self._release(message)
-                message.end(_refusal(answers))
+            for message in batch:
+                if sent.pop(message.number, None) is not None:
+                    self._release(message)
+                    message.end(_refusal(answers))
+        if self._has_failed and not self._unanswered:
+            self._send_again()
+            self._wake()
+
+    def _send_again(self) -> None:
+        """Queue what was sent and not answered, before everything else. Redis may have executed it."""
+        self._queue.extendleft(reversed(self._sent.values()))
+        self._sent.clear()
+        self._unanswered, self._has_failed = 0, False
 
     def _release(self, message: _Message) -> None:
         self._pending_bytes -= message.size
@@ -461,7 +471,7 @@ class RedisBackplane:
                 self._connection.post(_ignore, *load)
         elif text.startswith("EPOCH"):
             self._connection.post(self._follow_epoch, *self._begin_epoch())
-        else:
+        elif not text.startswith("BEHIND"):
             self._connection.cut(text)
         return True
 

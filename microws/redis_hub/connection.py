@@ -36,6 +36,7 @@ _SENTINEL_TIMEOUT: Final = 0.5
 _NOT_NOW: Final = (
     "NOSCRIPT",
     "EPOCH",
+    "BEHIND",
     "LOADING",
     "READONLY",
     "MASTERDOWN",

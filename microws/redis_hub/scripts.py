@@ -117,23 +117,27 @@ end
 """
 
 # ARGV: the prefix; who the publisher is; how many of its messages, the first ones, may have been published before; the
-# last number of them; the prefix of channels; then of each message the topic, its spec, and what the publisher made.
-# Answers with the offset of each; with offset and nonce of one that the topic has already under that key; or with 0 for
-# one that was published before, and is not kept. Without messages it sends the publisher a sign of life, the way that
-# messages go.
+# last number of the call before, if that is not answered yet, or 0; the last number of these messages; the prefix of
+# channels; then of each message the topic, its spec, and what the publisher made. Answers with the offset of each; with
+# offset and nonce of one that the topic has already under that key; or with 0 for one that was published before, and is
+# not kept. Without messages it sends the publisher a sign of life, the way that messages go.
+#
+# If the call before has failed, this one does, too. So a publisher's messages are published in the order of their
+# numbers, and one whose number is not above the last one was published.
 PUBLISH: Final = _script(
     _COMMON
     + """
 local number_key = prefix .. 'p:' .. ARGV[2]
 local known = tonumber(call('GET', number_key) or 0)
+if known < tonumber(ARGV[4]) then return redis.error_reply('BEHIND the call before has failed') end
 -- First of all: this fails if Redis takes no writes, and then nothing is published.
-call('SET', number_key, string.format('%.0f', math.max(known, tonumber(ARGV[4]))), 'EX', KEEP_NUMBER)
-if #ARGV == 5 then
+call('SET', number_key, string.format('%.0f', math.max(known, tonumber(ARGV[5]))), 'EX', KEEP_NUMBER)
+if #ARGV == 6 then
   call('PUBLISH', prefix .. 'r:' .. ARGV[2], '')
   return {}
 end
 local repeated = tonumber(ARGV[3])
-local channels = ARGV[5]
+local channels = ARGV[6]
 local stamp = pack('<d', now / 1000000) .. epoch
 local topics, names = {}, {}
 local answers, told = {}, {}
@@ -160,7 +164,7 @@ local function oldest(name, topic, spec)
   return topic.oldest
 end
 
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
   local name, made = ARGV[i], ARGV[i + 2]
   local topic = topics[name]
   if not topic then

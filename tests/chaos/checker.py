@@ -103,6 +103,7 @@ class Cluster:
         hub: Of the members; it has a ``url``.
         members: Those that were started, by name.
         eras: When the log lost its end, or all.
+        began: When the last member had started.
     """
 
     def __init__(self, directory, hub):
@@ -111,6 +112,7 @@ class Cluster:
         self.members = {}
         self.topics = set()
         self.eras = []
+        self.began = 0.0
 
     async def start(self, names, topics, **options):
         started = [Member(self.directory, name, self.hub.url, topics, **options) for name in names]
@@ -120,6 +122,7 @@ class Cluster:
             await member.wait_for("begin")
         for member in started:
             member.go_on()
+        self.began = monotonic()
         return started
 
     async def kill_hub(self):
@@ -129,8 +132,13 @@ class Cluster:
         await self.hub.wait_started(starts + 1)
         return now
 
-    def begin_era(self):
-        """From now on the log may have other messages than those that were known."""
+    async def begin_era(self):
+        """
+        Called after the log has ended, before there is another one, with other messages than those that were known.
+
+        Busy members may still have to write down what they had received.
+        """
+        await anyio.sleep(0.1)
         self.eras.append(monotonic())
 
     async def finish(self):
@@ -182,6 +190,7 @@ class Found(NamedTuple):
         arrivals: By member: when messages arrived, and when they were published.
         failures: Of publishes: the exception's name, and how many seconds it took.
         lag: By member: the longest time that its event loop did not run, in ms.
+        held: By member: the most CPU time between two looks at the clock in its event loop, in ms.
     """
 
     sent: int
@@ -195,6 +204,11 @@ class Found(NamedTuple):
     arrivals: dict
     failures: list
     lag: dict
+    held: dict
+
+    @property
+    def longest_lag(self):
+        return max(self.lag.values())
 
     def times_to_next(self, kills, *, of=max):
         """For each kill: how many ms it took until all members had a message that was published after it."""
@@ -214,7 +228,7 @@ class Found(NamedTuple):
 def check(records_of, living, eras=()):
     """Raise if one of the invariants is not true."""
     log, sent, acknowledged, refused = defaultdict(Messages), {}, {}, set()
-    arrivals, failures, lag = defaultdict(list), [], {}
+    arrivals, failures, lag, held = defaultdict(list), [], {}, {}
     # All that is known of the log: what was delivered anywhere, and what was acknowledged.
     for name, records in records_of.items():
         for kind, *record in records:
@@ -238,7 +252,7 @@ def check(records_of, living, eras=()):
                 if text != END:
                     arrivals[name].append((time, float(text.split()[1])))
             elif kind == "lag":
-                lag[name] = record[0]
+                lag[name], held[name] = record
     orders = {topic: messages.order() for topic, messages in log.items()}
     for topic, order in orders.items():
         assert all(sent.get(text, topic) == topic for text in order.texts)
@@ -264,7 +278,7 @@ def check(records_of, living, eras=()):
         if position is None and text not in known and not sent[text].startswith(PLAIN)
     ]  # fmt: skip
     assert not missing
-    return Found(len(sent), len(acknowledged), *counts.values(), dict(arrivals), failures, lag)
+    return Found(len(sent), len(acknowledged), *counts.values(), dict(arrivals), failures, lag, held)
 
 
 class Messages:

@@ -10,7 +10,8 @@ The records are lines of JSON, each with its reader first:
 - ``["sent", topic, text]``, ``["ack", topic, text, position, time]``, ``["failed", topic, text, error, seconds]``: a
   publish, and its answer.
 - ``["log", time, level, text]``: a line of the log.
-- ``["lag", ms]``: the longest time that the event loop did not run.
+- ``["lag", ms, held]``: the longest time that the event loop did not run, and the most CPU time between two looks at
+  the clock.
 """
 
 import json
@@ -18,7 +19,7 @@ import logging
 import random
 import sys
 from itertools import count
-from time import monotonic
+from time import monotonic, thread_time
 
 import anyio
 from hubs import backplane_of
@@ -94,12 +95,13 @@ class Member:
 
     async def tick(self):
         """Write down how long the event loop did not run while it published."""
-        longest, before = 0.0, monotonic()
+        longest = held = 0.0
         while not self.stopped.is_set():
+            before, cpu = monotonic(), thread_time()
             await anyio.sleep(TICK)
-            now = monotonic()
-            longest, before = max(longest, now - before - TICK), now
-        self.note("lag", 1000 * longest)
+            longest = max(longest, monotonic() - before - TICK)
+            held = max(held, thread_time() - cpu)
+        self.note("lag", 1000 * longest, 1000 * held)
 
     async def publish(self, name):
         for number in count(1):

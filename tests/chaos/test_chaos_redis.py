@@ -24,6 +24,7 @@ from test_chaos import NAMES, SEED, Counted, whole
 
 from microws import App
 from microws.interfaces import Payload
+from microws.redis_hub.scripts import PUBLISH
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.xdist_group("redis")]
 
@@ -32,8 +33,10 @@ TOPICS = {"t": 1, "u": 1, "plain": 1}
 LOAD = {"publishers": 4, "pause": 0.016}
 # Readers come back ten times a second.
 RESTLESS = {"t": 2, "u": 2}
-# Seconds that a publish waits, and what a busy machine may add.
-TIMEOUT = 2 + 0.5
+# Seconds that a publish waits, about.
+TIMEOUT = 2.5
+# On a busy machine a process stands still for some ms. Where one did so for longer than this, any publish may time out.
+STANDSTILL = 200
 
 
 @pytest.fixture(params=[("asyncio", {"use_uvloop": False})], ids=["asyncio"])
@@ -77,15 +80,22 @@ async def wait_until(condition):
 def check_lines(made, *, faults):
     """Of each member and fault at most a line when it is cut off, one when it is back, and one if messages are lost."""
     for member in made.members.values():
-        lines = member.logged()
+        lines = member.logged(made.began)
         counts = Counter(level for _, level, _ in lines)
         assert all(count <= faults for count in counts.values()), lines
 
 
 def check_failures(found, *errors):
     """Each publish that raised did so in time, and with one of these exceptions."""
+    if found.longest_lag > STANDSTILL:
+        errors = (*errors, "PublishTimeout")
     assert {error for error, _ in found.failures} <= {*errors}
-    assert max((seconds for _, seconds in found.failures), default=0) <= TIMEOUT
+    assert max((seconds for _, seconds in found.failures), default=0) <= TIMEOUT + 2 * found.longest_lag / 1000
+
+
+def check_live(found, live, within=1_000):
+    """All processes had a message within so many ms after each fault."""
+    assert max(live) <= within + 2 * found.longest_lag
 
 
 # Redis ends
@@ -103,7 +113,7 @@ async def test_redis_is_killed_under_load(tmp_path, report, durability):
             await anyio.sleep(0.5 + 0.5 * rng.random())
             server.kill()
             if durability != "always":
-                made.begin_era()
+                await made.begin_era()
             server.start()
             back.append(monotonic())
         await anyio.sleep(1.5)
@@ -116,7 +126,7 @@ async def test_redis_is_killed_under_load(tmp_path, report, durability):
         f"{len(back)} kills of Redis, appendfsync {durability}, {found.sent / took:.0f} messages/s: live in all "
         f"processes after {describe(live)}; told {found.told} times, {found.repeated} messages again after that"
     )
-    assert max(live) <= 1_000
+    check_live(found, live)
     if durability == "always":
         assert found.told == found.repeated == 0
     else:
@@ -136,7 +146,7 @@ async def test_lost_tail_whose_offsets_are_used_again(tmp_path, report, durabili
             await anyio.sleep(0.5)
             server.kill()
             server.put_back(copy)
-            made.begin_era()
+            await made.begin_era()
             server.start()
             await anyio.sleep(0.8)
         found = await made.finish()
@@ -159,15 +169,14 @@ async def test_a_lagging_replica_is_promoted(tmp_path, report, has_sentinel):
             await anyio.sleep(1)
             lag()
             await anyio.sleep(0.5)
-            made.begin_era()
-            back = await promote()
+            back = await promote(made)
             await anyio.sleep(2)
             found = await made.finish()
     assert found.told >= 8
     check_lines(made, faults=1)
     live = found.times_to_live([back])
     report(f"a lagging replica promoted: told {found.told} times; live in all processes after {describe(live)}")
-    assert max(live) <= (3_000 if has_sentinel else 1_000)
+    check_live(found, live, 3_000 if has_sentinel else 1_000)
 
 
 @asynccontextmanager
@@ -181,8 +190,9 @@ async def promoted_replica(directory, *, has_sentinel):
     ):
         replica.replicate(between)
 
-        async def by_hand():
+        async def by_hand(made):
             master.kill()
+            await made.begin_era()
             replica.promote()
             front.target = replica.port
             front.cut()
@@ -200,8 +210,9 @@ async def promoted_replica(directory, *, has_sentinel):
                 with suppress(redis.ConnectionError):
                     return replica.info("replication")["role"] == "master"
 
-            async def by_sentinel():
+            async def by_sentinel(made):
                 master.kill()
+                await made.begin_era()
                 await wait_until(is_promoted)
                 return monotonic()
 
@@ -230,19 +241,19 @@ async def check_outage(made, report, what, begin, end, *, seconds):
     # Without history, what was sent before and executed later is lost, and is told.
     assert found.told == 0
     check_failures(found, "PublishTimeout")
-    assert bool(found.failures) == (seconds > TIMEOUT)
+    assert found.failures or seconds < TIMEOUT
     check_lines(made, faults=1)
     noticed = [1000 * (member.logged(began)[0][0] - began) for member in made.members.values()]
     live = found.times_to_live([back])
     raised = max(took for _, took in found.failures)
     report(
         f"{what} for {seconds} s: noticed after {describe(noticed)}; publish raised within {raised:.2f} s; longest lag "
-        f"{max(found.lag.values()):.0f} ms; live in all processes after {describe(live)}"
+        f"{found.longest_lag:.0f} ms, of CPU time {max(found.held.values()):.0f} ms; live in all processes after "
+        f"{describe(live)}"
     )
-    assert max(noticed) <= 3_500
-    assert max(live) <= 1_000
-    # On a busy machine one may wait for others; what the hub does, all of them would do.
-    assert min(found.lag.values()) <= 50
+    check_live(found, noticed, 3_500)
+    check_live(found, live)
+    assert max(found.held.values()) <= 50
 
 
 async def test_redis_is_paused(tmp_path, report, server):
@@ -303,7 +314,7 @@ async def test_scripts_are_flushed(tmp_path, report, server):
 
         found = await check_fault(made, flush, times=whole(10, 3))
     assert found.told == found.told_plain == 0
-    assert not found.failures
+    check_failures(found)
     assert found.recovered == found.resumed > 0
     check_lines(made, faults=0)
     report(f"SCRIPT FLUSH: {found.sent} messages, none lost, no client told")
@@ -339,7 +350,7 @@ async def test_redis_is_a_replica_for_a_time(tmp_path, report, server, seconds):
 
         found = await check_fault(made, demote, times=1)
     assert found.told == 0
-    assert bool(found.failures) == (seconds > TIMEOUT)
+    assert found.failures or seconds < TIMEOUT
     check_failures(found, "HubUnavailable", "PublishTimeout")
     check_lines(made, faults=1)
     report(f"READONLY for {seconds} s: {len(found.failures)} of {found.sent} publishes raised")
@@ -409,7 +420,7 @@ async def test_subscribers_are_disconnected(tmp_path, report, server):
 
         found = await check_fault(made, disconnect, times=whole(20, 5))
     assert found.told == 0
-    assert not found.failures
+    check_failures(found)
     assert found.recovered == found.resumed > 0
     check_lines(made, faults=len(times))
     report(f"CLIENT KILL TYPE pubsub: live in all processes after {describe(found.times_to_live(times))}")
@@ -532,6 +543,33 @@ async def test_the_answer_is_lost_after_the_commit(report, server, proxy, keeps,
     report(f"{times} answers lost after the commit: none published twice, acknowledged after {describe(took)}")
 
 
+@pytest.mark.parametrize("keeps", [True, False], ids=["with history", "without history"])
+async def test_an_error_is_lost_before_a_later_publish(server, proxy, keeps):
+    """What failed is sent again, though Redis has executed what followed."""
+    async with processes(proxy.url, server.url, keeps=keeps) as (one, other):
+
+        async def publish(text):
+            await one.backplane.publish(Payload("text", text.encode(), "t"), has_history=keeps)
+
+        async with anyio.create_task_group() as tasks:
+            proxy.loses = {"answers"}
+            server.command("SCRIPT", "FLUSH")
+            tasks.start_soon(publish, "fails")
+            # NOSCRIPT
+            await wait_until(lambda: proxy.lost)
+            server.command("SCRIPT", "LOAD", PUBLISH.text)
+            lost = proxy.lost
+            tasks.start_soon(publish, "follows")
+            await wait_until(lambda: proxy.lost > lost)
+            proxy.loses = ()
+            proxy.cut()
+        await other.wait_delivered(2)
+        assert other.texts == ["fails", "follows"]
+        await one.wait_delivered(2)
+        assert one.texts == ["fails", "follows"]
+        assert one.losses == other.losses == []
+
+
 async def test_messages_do_not_arrive_though_redis_answers(report, server):
     """Its own sign of life is missing: so the process connects again."""
     with Proxy(server.port, splits=True) as proxy:
@@ -547,7 +585,7 @@ async def test_messages_do_not_arrive_though_redis_answers(report, server):
             await one.wait_until(lambda one: one.texts == ["end"])
             assert one.losses == []
     report(f"no messages though Redis answers: connects again after {describe(took)}")
-    assert max(took) <= 3_500
+    assert max(took) <= whole(3_500, 10_000)
 
 
 async def test_10_000_topics_catch_up(report, server, proxy):

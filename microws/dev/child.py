@@ -153,6 +153,7 @@ class _Child:
             hosts=None if allowed is None else (*_LOCALHOST, *_own_addresses(settings), *hosts, *allowed),
             folder=options.folder,
             show_locals=options.show_locals,
+            is_stale=self.has_changed,
             on_problem=self._report,
             follow=self._follow,
         )
@@ -185,7 +186,7 @@ class _Child:
             with suppress(BlockingIOError):
                 if not self._line.recv(4096):
                     return
-                around.pages.set()
+                around.reload_pages()
 
     def _send(self, **values: Any) -> None:
         with suppress(OSError):

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-__all__ = ["SCRIPT", "Problem", "error_page", "script_tag"]
+__all__ = ["SCRIPT", "Problem", "error_box", "error_page", "script_tag"]
 
 # The address of the script and of the WebSocket that reload pages.
 SCRIPT: Final = "/.microws/dev.js"
@@ -21,6 +21,7 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 _CONTEXT: Final = 4
 _MAX_FRAMES: Final = 40
 _MAX_LOCAL: Final = 200
+_LIBRARY: Final = re.compile(r".*[\\/](site-packages|dist-packages|lib[\\/]python[\d.]+)[\\/]")
 _SECRET: Final = re.compile(r"pass|secret|token|key|auth|cookie|credential", re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ class _Place(NamedTuple):
     @property
     def is_own(self) -> bool:
         """Whether the file is the app's, and not of a library."""
-        return not re.search(r"[\\/](site-packages|dist-packages|lib[\\/]python[\d.]+)[\\/]|^<", self.file)
+        return not (self.file.startswith("<") or _LIBRARY.search(self.file))
 
 
 class Problem(NamedTuple):
@@ -98,6 +99,8 @@ def _places(error: BaseException) -> Iterator[_Place]:
 
 
 def _short(file: str, folder: Path) -> str:
+    if match := _LIBRARY.search(file):
+        return file[match.end() :]
     return os.path.relpath(file, folder) if Path(file).is_relative_to(folder) else file
 
 
@@ -120,7 +123,13 @@ def error_page(problem: Problem, *, process: str, show_locals: bool = False) -> 
         process: As of ``script_tag``.
         show_locals: Show the variables of each frame.
     """
-    parts = [f'<main id="microws-error"><p class="title">{html.escape(problem.title)}</p>']
+    box = error_box(problem, show_locals=show_locals)
+    return _PAGE.format(title=html.escape(problem.reason), box=box, script=script_tag(process))
+
+
+def error_box(problem: Problem, *, show_locals: bool = False) -> str:
+    """What is laid over a page."""
+    parts = [f'<style>{_STYLE}</style><main><div><p class="title">{html.escape(problem.title)}</p>']
     parts.append(f"<h1>{html.escape(problem.reason)}</h1>")
     error, intro, seen = problem.error, "", set[int]()
     while error is not None and id(error) not in seen:
@@ -140,9 +149,8 @@ def error_page(problem: Problem, *, process: str, show_locals: bool = False) -> 
             (error.__cause__, "because of") if error.__cause__ is not None else
             (None if error.__suppress_context__ else error.__context__, "while handling")
         )  # fmt: skip
-    parts.append("</main>")
-    title = html.escape(problem.reason)
-    return _PAGE.format(title=title, style=_STYLE, body="".join(parts), script=script_tag(process))
+    parts.append('<p class="title">Esc closes this.</p></div></main>')
+    return "".join(parts)
 
 
 def _frame(place: _Place, folder: Path, *, is_open: bool, show_locals: bool) -> str:
@@ -180,18 +188,24 @@ def _value(name: str, value: object) -> str:
 
 _PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{style}</style>
-<body>{body}{script}</body></html>
+<title>{title}</title><meta name="color-scheme" content="light dark">
+<body><p>This page could not be made.</p><div id="microws-error">{box}</div>{script}</body></html>
 """
 
+# Also in a shadow root, which has neither html nor body.
 _STYLE: Final = """
-:root { color-scheme: light dark; --line: #d8dbe2; --soft: #5b6472; --bad: #b3261e; --mark: #fde9e7; --code: #f6f7f9 }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3a4150; --soft: #9aa4b5; --bad: #ff8a80; --mark: #4a2523; --code: #1b1f27 }
-  body { background: #12151b; color: #e6e9ef }
+main {
+  --line: #d8dbe2; --soft: #5b6472; --bad: #b3261e; --mark: #fde9e7; --code: #f6f7f9;
+  position: fixed; inset: 0; z-index: 2147483647; overflow: auto; background: #fff; color: #1b1f27;
+  font: 16px/1.5 system-ui, sans-serif; text-align: left; color-scheme: light;
 }
-body { margin: 0; font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 70rem; margin: 0 auto; padding: clamp(1rem, 4vw, 3rem) }
+@media (prefers-color-scheme: dark) {
+  main {
+    --line: #3a4150; --soft: #9aa4b5; --bad: #ff8a80; --mark: #4a2523; --code: #1b1f27;
+    background: #12151b; color: #e6e9ef; color-scheme: dark;
+  }
+}
+main > div { max-width: 70rem; margin: 0 auto; padding: clamp(1rem, 4vw, 3rem) }
 h1 { font-size: clamp(1.2rem, 3.5vw, 1.7rem); line-height: 1.3; color: var(--bad); margin: 0 0 1.5rem }
 h2 { font-size: 1.05rem; margin: 2rem 0 .8rem }
 h1, h2, summary, dd { overflow-wrap: anywhere }

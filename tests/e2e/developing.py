@@ -83,7 +83,7 @@ class Developing:
             headers = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request("GET", path, headers={"connection": "close"} | headers)
             response = connection.getresponse()
-            return response.status, response.read().decode(), response.headers
+            return response.status, response.read().decode(errors="replace"), response.headers
         finally:
             connection.close()
 

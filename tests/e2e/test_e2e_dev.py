@@ -1,5 +1,6 @@
 """``microws dev``: real processes, sockets and files."""
 
+import http.client
 import os
 import signal
 import socket
@@ -81,6 +82,19 @@ def test_it_reloads_in_every_way(way, tmp_path):
         dev.server.wait_for_line(r"chat\.py changed; reloaded", times=4)
         dev.server.signal(signal.SIGINT)
         assert dev.server.wait() == 0
+
+
+def test_a_request_on_an_old_connection_is_sent_to_a_new_one(dev):
+    connection = http.client.HTTPConnection("127.0.0.1", dev.port, timeout=LIMIT)
+    connection.request("GET", "/")
+    assert connection.getresponse().read().startswith(b'{"version":1,')
+    dev.save(before="VERSION = 1\n", after="VERSION = 2\n")
+    connection.request("POST", "/?x=%2f", body=b"data")
+    response = connection.getresponse()
+    assert (response.status, response.headers["location"]) == (307, "/?x=%2f")
+    response.read()
+    connection.close()
+    assert dev.version == 2
 
 
 def test_without_a_request_the_file_system_tells_of_a_change(dev):

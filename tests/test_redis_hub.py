@@ -384,3 +384,211 @@ async def test_a_topic_with_one_message_takes_less_than_700_bytes(redis):
         await publish(process, "x" * 64, "chat:00042")
         keys = redis.command("KEYS", "*chat:00042")
         assert sum(redis.command("MEMORY", "USAGE", key) for key in keys) < 700
+
+
+# Cuts
+
+
+def disconnect(redis):
+    assert redis.command("CLIENT", "KILL", "TYPE", "pubsub") > 0
+
+
+async def wait_for(condition):
+    with anyio.fail_after(LIMIT):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+async def wait_open(process, before):
+    """Until it has caught up on another connection."""
+    backplane = process.backplane
+    await wait_for(lambda: backplane._connection not in (None, before) and backplane._is_open)
+
+
+@asynccontextmanager
+async def cut_off(redis, process):
+    """A process without its connection, until the end of the block."""
+    backplane = process.backplane
+    connect, gate, before = module.connect, anyio.Event(), backplane._connection
+
+    async def connect_later(*args):
+        await gate.wait()
+        return await connect(*args)
+
+    module.connect = connect_later
+    try:
+        before.cut("of the test")
+        await wait_for(lambda: backplane._connection is None)
+        yield
+    finally:
+        module.connect = connect
+        gate.set()
+    await wait_open(process, before)
+
+
+@pytest.mark.parametrize("size", [1, 100_000], ids=["at once", "in parts"])
+async def test_after_a_cut_what_was_missed_is_delivered_and_nobody_is_told(redis, size, caplog):
+    caplog.set_level(logging.INFO, "microws.hub")
+    async with connected(redis.url, redis.url) as (one, other):
+        await publish(other, 0)
+        await one.wait_delivered(1)
+        async with cut_off(redis, one):
+            for number in range(1, 8):
+                await publish(other, f"{number} " + "x" * size)
+        await publish(other, 8)
+        await one.wait_delivered(9)
+        assert [text.split()[0] for text in one.texts] == [str(number) for number in range(9)]
+        assert one.losses == other.losses == []
+    assert [line.split(": ")[-1] for line in caplog.messages[:1]] == ["of the test; connecting again"]
+    assert re.fullmatch(r"connected to Redis at .* again after \d\.\d s", caplog.messages[1])
+    assert len(caplog.messages) == 2
+
+
+async def test_after_a_cut_those_who_missed_too_much_are_told_once(redis, caplog):
+    async with connected(redis.url, redis.url, settings=TopicSettings(history=3)) as (one, other):
+        await publish(other, 0)
+        await one.wait_delivered(1)
+        async with cut_off(redis, one):
+            for number in range(1, 6):
+                await publish(other, number)
+        await publish(other, 6)
+        await one.wait_delivered(2)
+        assert (one.texts, one.losses) == (["0", "6"], [1])
+    assert "messages were lost: Redis does not have all that followed the last ones of 1 topics" in caplog.messages
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["nothing published before", "published before"])
+@pytest.mark.parametrize("missed", [0, 1])
+async def test_without_history_those_who_missed_something_are_told(redis, missed, begins):
+    async with connected(redis.url, redis.url, settings=TopicSettings()) as (one, other):
+        if begins:
+            await publish(other, 0, has_history=False)
+            await one.wait_delivered(1)
+        async with cut_off(redis, one):
+            for _ in range(missed):
+                await publish(other, "missed", has_history=False)
+        await publish(other, 1, has_history=False)
+        await one.wait_delivered(begins + 1)
+        assert one.texts == ["0", "1"][not begins :]
+        assert len(one.losses) == missed
+
+
+@pytest.mark.parametrize("has_history", [False, True])
+async def test_a_restart_without_a_safe_log_is_told_to_all(tmp_path, has_history):
+    with redis_server(tmp_path) as server:
+        settings = TopicSettings(history=5 if has_history else 0)
+        async with connected(server.url, settings=settings) as [process]:
+            before = process.backplane._connection
+            position = await publish(process, 0, has_history=has_history)
+            await anyio.to_thread.run_sync(server.restart)
+            await wait_open(process, before)
+            assert process.losses == [1]
+            if has_history:
+                found = await process.backplane.read("t", position, history=5, ttl=None, by_key=False)
+                assert not found.recovered
+
+
+async def test_a_restart_that_loses_nothing_is_told_to_nobody(tmp_path):
+    with redis_server(tmp_path, appendfsync="always") as server:
+        async with connected(server.url) as [process]:
+            before = process.backplane._connection
+            position = await publish(process, 0)
+            await anyio.to_thread.run_sync(server.restart)
+            await wait_open(process, before)
+            await publish(process, 1)
+            await process.wait_delivered(2)
+            assert (process.texts, process.losses) == (["0", "1"], [])
+            found = await process.backplane.read("t", position, history=5, ttl=None, by_key=False)
+            assert found.recovered
+
+
+async def test_what_was_not_answered_before_a_cut_is_published_once(redis):
+    async with connected(redis.url, redis.url) as (one, other):
+        backplane = one.backplane
+        ids = []
+
+        async def send(number, key=b""):
+            ids.append(await publish(one, number, key=key))
+
+        # Redis gets the messages, and its answers do not arrive any more.
+        real = backplane._follow_batch
+        backplane._follow_batch = lambda *_: None
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(send, number)
+            await other.wait_delivered(3)
+            backplane._follow_batch = real
+            disconnect(redis)
+        await publish(one, "end")
+        await other.wait_delivered(4)
+        assert sorted(other.texts) == ["0", "1", "2", "end"]
+        assert len(set(ids)) == 3
+
+
+async def test_a_flush_and_forgotten_scripts_stop_nobody(redis, caplog):
+    async with connected(redis.url, redis.url) as (one, other):
+        old = await publish(one, 0)
+        redis.command("FLUSHALL")
+        await publish(one, 1)
+        assert not (await one.backplane.read("t", old, history=5, ttl=None, by_key=False)).recovered
+        redis.command("SCRIPT", "FLUSH")
+        assert await other.backplane.claim("k", 60)
+        await publish(one, 2)
+        redis.command("SCRIPT", "FLUSH")
+        await publish(one, 3)
+        for process in (one, other):
+            await process.wait_delivered(4)
+            assert (process.texts, process.losses) == (["0", "1", "2", "3"], [])
+    assert [line for line in caplog.messages if "has lost its messages" in line] == caplog.messages
+
+
+async def test_a_replica_is_left(tmp_path, redis):
+    with redis_server(tmp_path) as server:
+        async with connected(server.url) as [process]:
+            await publish(process, 0)
+            server.command("REPLICAOF", "127.0.0.1", redis.port)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(publish, process, 1)
+                await wait_for(lambda: process.backplane._connection is None)
+                server.promote()
+            await process.wait_delivered(2)
+            assert process.texts == ["0", "1"]
+
+
+async def test_a_silent_redis_is_left(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(module, "_CONNECT_TIMEOUT", 0.1)
+    with redis_server(tmp_path) as server:
+        async with connected(server.url) as [process]:
+            backplane, answers = process.backplane, []
+            before = backplane._connection
+            monkeypatch.setattr(backplane, "_follow_probe", answers.append)
+            # A quiet connection is kept as long as probes come back.
+            await wait_for(lambda: len(answers) > 3 or backplane._connection is not before)
+            assert backplane._connection is before
+            server.pause()
+            await wait_for(lambda: backplane._connection is None)
+            server.resume()
+            await wait_open(process, before)
+            await publish(process, 1)
+            await process.wait_delivered(1)
+    assert "it does not answer; connecting again" in caplog.text
+
+
+async def test_what_another_version_sends_stops_nobody(redis, caplog):
+    async with connected(redis.url, redis.url) as (one, other):
+        deliver, answer = one.deliver, one.answer
+
+        def fail(*_):
+            raise KeyError("of another version")
+
+        one.deliver, one.answer = fail, fail
+        await publish(other, 0)
+        assert len(await other.backplane.ask({}, first=True)) == 1
+        await one.backplane.position("t")
+        one.deliver, one.answer = deliver, answer
+        await publish(other, 1)
+        await one.wait_delivered(1)
+        assert one.texts == ["1"]
+    assert "a message of another process cannot be delivered here" in caplog.text
+    assert "a question of another process cannot be answered" in caplog.text

@@ -476,7 +476,11 @@ class RedisBackplane:
         return True
 
     def _follow_epoch(self, epoch: Any) -> None:
-        if isinstance(epoch, bytes) and epoch != self._known[0]:
+        if isinstance(epoch, Exception):
+            # A replica that has been emptied, for example. What waits for the epoch would fail again and again.
+            if self._connection is not None:
+                self._connection.cut(str(epoch))
+        elif epoch != self._known[0]:
             self._known = epoch, self._known[1]
             _log.warning("Redis at %s has lost its messages: clients cannot resume", self._address.shown)
 

@@ -94,8 +94,8 @@ def server(tmp_path_factory):
         assert server.stop() == 0
 
 
-def request(server, path, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
+def request(server, path, body=None, *, timeout=LIMIT):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
     with contextlib.closing(connection):
         data = None if body is None else json.dumps(body)
         connection.request("GET" if body is None else "POST", path, data, {"content-type": "application/json"})
@@ -236,7 +236,7 @@ def test_a_disconnect_reaches_the_connections_of_all_workers(server):
 
 
 def test_a_server_that_the_app_starts_has_a_hub_of_its_own(server):
-    status, log = request(server, "/server", {})
+    status, log = request(server, "/server", {}, timeout=6 * LIMIT)
     assert status == 200
     assert "with 2 workers" in log
     assert "is not an option" not in log

@@ -190,7 +190,7 @@ def test_a_command_whose_output_nobody_reads_has_published(server):
     ("arguments", "code", "error"),
     [
         (["news", "x", "--hub", "local:/nowhere"], 1, "error: expected a server with its hub at /nowhere/hub.sock"),
-        (["news", "x", "--hub", "redis://h"], 2, "error: this version has no 'redis' backplane"),
+        (["news", "x", "--hub", "nats://h"], 2, "error: this version has no 'nats' backplane"),
         (["news", "x", "--key", "k"], 2, "error: expected a topic with history for key=, got 'news'"),
         (["price:1", "{}", "--json"], 2, "error: expected a message that key= of app.topic takes, got KeyError"),
     ],

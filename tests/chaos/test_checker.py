@@ -144,6 +144,16 @@ def test_a_topic_without_history_is_right(name):
     assert checked(RIGHT_PLAIN[name], PLAIN).delivered == len(RIGHT_PLAIN[name]) - 1 - (name != "all")
 
 
+def test_a_message_without_history_comes_again_only_after_a_lost_end():
+    begin, first, second, third, last = RIGHT_PLAIN["all"]
+    records = [begin, first, second, told(2.5, "plain"), second, third, last]
+    assert checked(records, PLAIN, [2.0]).repeated == 1
+    with pytest.raises(AssertionError, match="twice"):
+        checked(records, PLAIN)
+    with pytest.raises(AssertionError, match="was not told"):
+        checked([record for record in records if record[0] != "told"], PLAIN, [2.0])
+
+
 @pytest.mark.parametrize("expected", WRONG_PLAIN)
 def test_a_fault_of_a_topic_without_history_is_found(expected):
     with pytest.raises(AssertionError, match=expected):

@@ -444,6 +444,23 @@ async def test_after_a_cut_what_was_missed_is_delivered_and_nobody_is_told(redis
     assert len(caplog.messages) == 2
 
 
+async def test_after_a_cut_many_topics_catch_up_part_by_part(redis, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_TOPICS", 2)
+    topics = [f"topic {number}" for number in range(15)]
+    async with connected(redis.url, redis.url) as (one, other):
+        for topic in topics:
+            await one.backplane.subscribe(topic)
+        async with cut_off(redis, one):
+            for number, topic in enumerate(topics):
+                await publish(other, number, topic)
+        await one.wait_delivered(15)
+        assert sorted(map(int, one.texts)) == list(range(15))
+        for topic in topics:
+            await publish(other, "live", topic)
+        await one.wait_delivered(30)
+        assert (one.texts[15:], one.losses) == (["live"] * 15, [])
+
+
 async def test_after_a_cut_those_who_missed_too_much_are_told_once(redis, caplog):
     async with connected(redis.url, redis.url, settings=TopicSettings(history=3)) as (one, other):
         await publish(other, 0)

@@ -66,6 +66,8 @@ _RETRY: Final = 0.02
 _MAX_RETRY: Final = 0.5
 # Topics that are subscribed again with one call.
 _MAX_TOPICS: Final = 512
+# Such calls that are sent before the first of them is answered. Their answers have about 256 KiB each at most.
+_PARTS_AT_ONCE: Final = 3
 
 _LOADS: Final = tuple((b"SCRIPT", b"LOAD", script.text) for script in (PUBLISH, READ, OPEN, CLAIM))
 # What ``READ`` says of a topic, besides that all is there.
@@ -289,16 +291,24 @@ class RedisBackplane:
         known = [topic for topic in self._topics.values() if topic.nonce]
         for topic in known:
             topic.is_behind = True
-        try:
-            for start in range(0, len(known), _MAX_TOPICS):
-                behind = known[start : start + _MAX_TOPICS]
+        parts = iter([known[start : start + _MAX_TOPICS] for start in range(0, len(known), _MAX_TOPICS)])
+
+        async def follow() -> None:
+            for part in parts:
+                behind = part
                 connection.tell(b"SUBSCRIBE", *(topic.channel for topic in behind))
-                while behind:
+                while behind and not connection.reason:
                     request = _Request(_read(self._prefix, *behind), follow=partial(self._follow_up, behind))
                     self._post(request)
-                    behind = await request.wait()
-        except HubUnavailable as error:
-            connection.cut(str(error))
+                    try:
+                        behind = await request.wait()
+                    except HubUnavailable as error:
+                        connection.cut(str(error))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(_PARTS_AT_ONCE):
+                tasks.start_soon(follow)
+        if connection.reason:
             return
         if self._lost:
             _log.error(

@@ -347,8 +347,11 @@ async def test_what_is_published_in_turns_after_each_other_is_sent_together(hub,
 
 
 @ON_ASYNCIO
-async def test_what_is_published_in_each_turn_is_sent_soon(hub, sent, monkeypatch):
+@pytest.mark.parametrize("other", ["_MAX_FRAMES", "_LONGEST_WAIT"])
+async def test_what_is_published_in_each_turn_is_sent_soon(hub, sent, monkeypatch, other):
+    """After some messages, and after a while."""
     monkeypatch.setattr(client, "_MAX_PENDING", 1 << 40)
+    monkeypatch.setattr(client, other, 1 << 40)
     async with sent(hub) as (backplane, output):
         is_sent = False
         while not is_sent:

@@ -511,12 +511,23 @@ CLUSTER = Suite(
         "microws": Contender(
             "microws, 4 workers", [*microws_run(MICROWS, "uvloop"), *CLUSTER_WORKERS], MICROWS_PACKAGES, options=BY_POST
         ),
+        "one-view": Contender(
+            "microws, one worker, by WebSocket", microws_run(MICROWS, "uvloop"), MICROWS_PACKAGES, ("fan1", "fan8")
+        ),
+        "microws-view": Contender(
+            "microws, 4 workers, by WebSocket",
+            [*microws_run(MICROWS, "uvloop"), *CLUSTER_WORKERS],
+            MICROWS_PACKAGES,
+            ("fan1", "fan8"),
+        ),
         **PEERS_OVER_REDIS,
     },
     tables=(Table(("fan1", "fan8", "fan-p99"), "one"),),
     goals=[
         Goal("fan1", "microws", 0.85, ("one",)),
         Goal("fan8", "microws", 0.85, ("one",)),
+        Goal("fan1", "microws-view", 0.85, ("one-view",)),
+        Goal("fan8", "microws-view", 0.85, ("one-view",)),
         *(Goal(test, "microws", 1.00, (*PEERS_OVER_REDIS,)) for test in ("fan1", "fan8", "fan-p99")),
     ],
     on_request=frozenset(),

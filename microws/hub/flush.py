@@ -143,8 +143,9 @@ class Flusher:
             budget -= cost
             if budget <= 0:
                 break
-        for batch, writes in Counter(others).items():
-            self.sizes[len(batch)] += writes
+        if others:  # to count none takes as long as to put a message
+            for batch, writes in Counter(others).items():
+                self.sizes[len(batch)] += writes
         for batch, sinks in sinks_by_batch.items():
             if sinks:
                 self.sizes[len(batch)] += len(sinks)

@@ -292,7 +292,6 @@ class LocalBackplane:
             *(self._request(Op.SUBSCRIBE, 0, topic) for topic in self._topics),
             frame(LENGTH, Op.BEGIN),
         ]
-        self._is_welcome = False
         self._loop = running_loop()
         self._blocked = anyio.Event()
         async with anyio.create_task_group() as tasks:

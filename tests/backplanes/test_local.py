@@ -158,6 +158,27 @@ async def test_a_topic_that_was_left_is_given_up_after_a_while(hub, monkeypatch)
         await one.wait_until(lambda one: one.texts[-1] == "again")
 
 
+async def test_names_of_topics_that_were_left_are_forgotten(hub, monkeypatch):
+    monkeypatch.setattr(client, "_LINGER", 0.01)
+    monkeypatch.setattr(client, "_CHECK_INTERVAL", 0.02)
+    async with connected(hub, ()) as [process]:
+        backplane = process.backplane
+        for part in range(3):
+            topics = [f"{part}.{number}" for number in range(600)]
+            async with anyio.create_task_group() as tasks:
+                for topic in topics:
+                    tasks.start_soon(backplane.subscribe, topic)
+            for topic in topics:
+                await backplane.publish(text("hi", topic))
+            await process.wait_delivered(600 * (part + 1))
+            for topic in topics:
+                backplane.unsubscribe(topic)
+            with anyio.fail_after(LIMIT):
+                while backplane._topics:
+                    await anyio.lowlevel.checkpoint()
+        assert len(backplane._names) <= 1024 + 600
+
+
 # A hub process that does not answer
 
 
@@ -408,18 +429,21 @@ async def test_a_process_that_got_nothing_for_long_is_not_told_of_a_loss(small_h
         assert (one.texts, one.losses) == (["hi"], [])
 
 
-async def test_after_a_kill_there_is_room_again(hub, short):
-    """Its acknowledgements may be lost with it."""
+@pytest.mark.parametrize("is_read", [False, True], ids=["not read", "read"])
+async def test_after_a_kill_there_is_room_again(hub, short, caplog, is_read):
+    """Its acknowledgements may be lost with it. What the socket did not take is no beginning for the next one."""
     async with connected(hub, ()) as [process]:
         hub.signal(signal.SIGSTOP)
         payload = Payload("bytes", bytes(500_000), "t")
         for _ in range(2):
             await process.backplane.publish(payload)
-        hub.signal(signal.SIGCONT)
+        if is_read:
+            hub.signal(signal.SIGCONT)
         await hub.kill()
         with anyio.fail_after(LIMIT):
             await process.backplane.aclose()
         assert not process.backplane._unacknowledged
+        assert "refuses" not in caplog.text
 
 
 async def test_a_claim_holds_whatever_is_published(small_hub):

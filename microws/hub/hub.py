@@ -200,7 +200,8 @@ class Hub:
         self._join(subscriber, [topic for topic in added if topic not in missed] if missed else added)
         known = {topic: missed[topic].position if topic in missed else self.known_position(topic) for topic in topics}
         asked = [topic for topic in positions if topic in added] if positions else []
-        lost = tuple(topic for topic in asked if positions[topic] != START and not _is_recovered(topic, missed))
+        recovered = {topic for topic in missed if missed[topic].recovered}
+        lost = tuple(topic for topic in asked if positions[topic] != START and topic not in recovered)
         if subscriber.announce is not None:
             begun = {topic: position for topic in added if (position := known[topic]) is not None}
             if begun and (messages := subscriber.announce(begun, asked, lost)):
@@ -311,10 +312,10 @@ class Hub:
                 left -= self._leave_some(subscriber, left)
             if not (subscriber.has_left and subscriber.topics):
                 self._leaving.popleft()
-        self._leaving_loop = None
         if self._leaving:
-            self._leaving_loop = asyncio.get_running_loop()
-            self._leaving_loop.call_soon(self._go_on_leaving)
+            asyncio.get_running_loop().call_soon(self._go_on_leaving)
+        else:
+            self._leaving_loop = None
 
     def _leave_some(self, subscriber: Subscriber, count: int) -> int:
         topics = list(islice(subscriber.topics, count))
@@ -785,10 +786,6 @@ _NOT_SUBSCRIBED: Final = Subscribed(recovered=False)
 _DEFAULTS: Final = TopicSettings()
 _NO_MISSED: Final[Mapping[str, Missed]] = {}
 _NO_POSITIONS: Final[Mapping[str, str]] = {}
-
-
-def _is_recovered(topic: str, missed: Mapping[str, Missed]) -> bool:
-    return topic in missed and missed[topic].recovered
 
 
 def _positions(topics: Sequence[str], since: str | Mapping[str, str | None]) -> Mapping[str, str]:

@@ -530,7 +530,7 @@ class Log:
             if head[7]:
                 self._numbers[head[7]] = (head[8], place)
             if head[3]:
-                self._new_keys.append((place, topic, self._key_at(place)))
+                self._new_keys.append((place, topic, self._keys_at(place)[0]))
         self._update_indexes()
 
     def _update_indexes(self) -> None:
@@ -610,19 +610,14 @@ class Log:
         return bytes(self._ring[at + _HEAD_SIZE : at + _HEAD_SIZE + length]) == topic
 
     def _has_key(self, topic: bytes, key: bytes, place: int) -> bool:
-        return self._is_of(topic, place) and self._key_at(place) == key
+        return self._is_of(topic, place) and self._keys_at(place)[0] == key
 
-    def _key_at(self, place: int) -> bytes:
-        at = place % self.size
-        _, _, topic, key, *_ = HEAD.unpack_from(self._ring, at)
-        at += _HEAD_SIZE + topic
-        return bytes(self._ring[at : at + key])
-
-    def _conflation_at(self, place: int) -> bytes:
+    def _keys_at(self, place: int) -> tuple[bytes, bytes]:
+        """The key and the conflation key of the message at ``place``."""
         at = place % self.size
         _, _, topic, key, conflation, *_ = HEAD.unpack_from(self._ring, at)
-        at += _HEAD_SIZE + topic + key
-        return bytes(self._ring[at : at + conflation])
+        at += _HEAD_SIZE + topic
+        return bytes(self._ring[at : at + key]), bytes(self._ring[at + key : at + key + conflation])
 
     def _place_of(self, topic: bytes, position: str) -> int | None:
         """The place at which what follows ``position`` begins; ``None`` if the log does not have its message."""
@@ -657,7 +652,7 @@ class Log:
             # A process before this one has written them.
             latest = {}
             for place in self._chain(last):
-                latest.setdefault(self._conflation_at(place), place)
+                latest.setdefault(self._keys_at(place)[1], place)
             latest = self._latest[topic] = dict(reversed(latest.items()))
         begin = self.begin
         for key in [key for key, place in latest.items() if place < begin]:

@@ -448,6 +448,27 @@ class App:
             self._router, live=live, ready=ready
         )
 
+    def metrics(self, pattern: str = "/metrics") -> None:
+        """
+        Add a route with metrics for Prometheus. They are those of all workers, whichever of them responds.
+
+        It has WebSockets, messages, bytes, close codes, subscribers, pending and dropped messages, the time that
+        publishing takes, workers that were replaced, and the hub; see docs/how-to.md, "Monitor a server". The route is
+        behind the hooks of the app, and open to everybody unless one of them or a proxy restricts it.
+
+        Args:
+            pattern: Of the route.
+
+        Raises:
+            FeatureUnavailable: prometheus-client is not installed.
+            RoutingError: The pattern is invalid, or another route hides it.
+        """
+        from microws.metrics import Metrics
+
+        metrics = Metrics(lambda: self._root._hub)
+        self.add_route(metrics.view, pattern, name="metrics")
+        self.on_startup(lambda: self.start_soon(metrics.keep_looking))
+
     def url_for(self, name: str, /, **params: Any) -> str:
         """
         Return the path of the route with that name.

@@ -8,6 +8,7 @@ import pytest
 from websocket_server import ASYNCIO_BACKENDS, serving, until
 
 from microws import App
+from microws.counters import COUNTERS
 
 pytestmark = [
     pytest.mark.anyio,
@@ -97,6 +98,18 @@ async def test_middleware_sees_each_message_once_per_connection_in_order():
         await room.publish("4")
         assert await room.clients[0].read_payloads(3) == [b"3", b"own", b"4"]
     assert seen == {0: ["1", "2", "3", "own", "4"]} | {n: ["1", "2", "3", "4"] for n in range(1, MANY)}
+
+
+async def test_messages_through_middleware_are_counted_once(monkeypatch):
+    monkeypatch.setattr(COUNTERS, "is_on", True)
+    async with opened(forward) as room:
+        before = COUNTERS.sent, COUNTERS.sent_bytes
+        await room.publish("1", "2")
+        await room.connections[0].send("own")
+        await room.read(2)
+        assert await room.clients[0].read_payloads(1) == [b"own"]
+        after = COUNTERS.sent, COUNTERS.sent_bytes
+    assert (after[0] - before[0], after[1] - before[1]) == (2 * MANY + 1, 2 * MANY * 3 + 5)
 
 
 async def test_middleware_needs_no_extra_task_per_connection():

@@ -33,6 +33,7 @@ REVIEWS = {
     "hypercorn": Review(),
     "jinja2": Review("3.1.6", "CVE-2024-56201, CVE-2024-56326, CVE-2025-27516: ways out of the sandbox"),
     "orjson": Review("3.11.6", "CVE-2024-27454, CVE-2025-67221: unlimited recursion"),
+    "prometheus-client": Review(),
     "python-multipart": Review(
         "0.0.31",
         "CVE-2026-24486, -40347, -42561, -53537, -53538, -53539, -53540: CPU time, files outside the directory",

@@ -36,6 +36,7 @@ APP = {
     "include",
     "lifespan",
     "members",
+    "metrics",
     "mount",
     "position",
     "on_shutdown",
@@ -95,7 +96,7 @@ def imported_by(*arguments):
 NOT_FOR_AN_APP = (
     "anyio.abc anyio.from_thread anyio._core._synchronization argparse ctypes decimal difflib email.utils http "
     "mimetypes microws.bench microws.cli microws.connection.aio microws.event_stream microws.files microws.forms "
-    "microws.health microws.server.logs microws.server.settings microws.server.worker microws.streams "
+    "microws.health microws.metrics microws.server.logs microws.server.settings microws.server.worker microws.streams "
     "microws.testing secrets tempfile typing_extensions"
 )
 AN_APP = """

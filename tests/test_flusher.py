@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microws.connection.bulk_writes import MAX_SOCKETS, BulkWriter
+from microws.counters import COUNTERS
 from microws.hub import BACKED_UP, MAX_PART_BYTES, Batch, Outbox, Published, TopicSettings
 from microws.hub.flush import Flusher
 from microws.interfaces import Frame
@@ -72,6 +73,26 @@ def frames(*texts):
 
 async def turn():
     await asyncio.sleep(0)
+
+
+async def test_each_message_that_leaves_is_counted_once_with_its_bytes(monkeypatch):
+    monkeypatch.setattr(COUNTERS, "is_on", True)
+    counted = []
+    monkeypatch.setattr(COUNTERS, "send", lambda messages, size: counted.append((messages, size)))
+    flusher = Flusher(BulkWriter().write)
+    fast, slow, closing = outboxes = [connection(), connection(room=1), connection()]
+    for text in ("a", "bb"):
+        flusher.put(published(text), outboxes)
+    # Before the end of the turn: by the connection itself, or because it closes.
+    slow.flush()
+    closing.sink.write(closing.take_all())
+    await turn()
+    flusher.put(published("ccc"), [fast, slow])
+    await turn()
+    assert counted == [(2, 7), (2, 7), (0, 0), (2, 7), (1, 5)]
+    slow.sink.room = 2
+    slow.drain()
+    assert counted[5:] == [(1, 5)]
 
 
 async def test_messages_of_one_turn_are_one_write_of_shared_bytes():

@@ -15,12 +15,12 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures hints version",
-    1: "callables codec/ cookies deflate forms framing/ handshake hub_url page_cache routing state upgrade",
+    1: "callables codec/ cookies counters deflate forms framing/ handshake hub_url page_cache routing state upgrade",
     2: "bench/ cors hub/ requests responses templates testing/ threads",
     3: "answers connection/ local/ redis_hub/ streams",
     4: "files hooks server/ settings subscription websocket",
     5: "dev/ event_stream hub_connection views",
-    6: "dispatch/ health lifespan",
+    6: "dispatch/ health lifespan metrics",
     7: "app",
     8: "__init__",
     9: "cli/",
@@ -43,6 +43,7 @@ DEFERRED = {
     "app -> event_stream",
     "app -> files",
     "app -> health",
+    "app -> metrics",
     "app -> server.worker",
     "app -> testing",
     "hub_connection -> redis_hub.backplane",

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from microws.closing import CloseCode
 from microws.connection.connection import Connection
 from microws.connection.deadlines import Deadlines
+from microws.counters import COUNTERS
 from microws.deflate import Deflater, negotiate
 from microws.framing.frames import (
     BINARY,
@@ -59,6 +60,8 @@ _MAX_CONTROL_FRAMES: Final = 100
 _BIG_BYTES: Final = 64 << 10
 # After so many sends without a wait the view yields, so that other tasks run.
 _MAX_SENDS: Final = 64
+# Seconds until the memory of all workers has what was counted. A worker that is killed loses what it counted since.
+_COUNT_DELAY: Final = 0.01
 _ANSWERED: Final = Upgrade(b"", (), {})
 _FORBIDDEN: Final = 403
 
@@ -199,11 +202,17 @@ class SocketConnection(Connection, asyncio.Protocol):
         inbox = self._inbox
         if inbox is None:
             inbox = self._inbox = deque()
+        before = len(inbox)
         for item in self._parser.feed(data):
             if not isinstance(item, (str, bytes)):
                 self._handle(item)
             elif self.state is OPEN:
                 inbox.append(item)
+        if COUNTERS.is_on:
+            COUNTERS.received += len(inbox) - before
+            COUNTERS.received_bytes += len(data)
+            if not COUNTERS.is_due:
+                self._write_counters_soon()
         if inbox:
             if self._deflater is None:
                 self._inbox_bytes += len(data)
@@ -219,6 +228,10 @@ class SocketConnection(Connection, asyncio.Protocol):
                 and self.state is OPEN
             ):
                 self._pause_reading()
+
+    def _write_counters_soon(self) -> None:
+        COUNTERS.is_due = True
+        self._loop.call_later(_COUNT_DELAY, COUNTERS.write_traffic)
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
         match item:
@@ -311,13 +324,18 @@ class SocketConnection(Connection, asyncio.Protocol):
         else:
             payload, opcode = message, BINARY
         if self._deflater is not None and (deflated := self._deflater.deflate(payload)) is not None:
-            self.write(encode_frame(deflated, opcode, compressed=True))
+            payload = encode_frame(deflated, opcode, compressed=True)
         elif len(payload) < _BIG_BYTES:
-            self.write(encode_frame(payload, opcode))
+            payload = encode_frame(payload, opcode)
         else:
             # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
             self.write(encode_head(len(payload), opcode))
-            self.write(payload)
+        if COUNTERS.is_on:
+            COUNTERS.sent += 1
+            COUNTERS.sent_bytes += len(payload)
+            if not COUNTERS.is_due:
+                self._write_counters_soon()
+        self.write(payload)
 
     def takes_carried(self, payload: str | bytes) -> bool:
         """
@@ -327,6 +345,8 @@ class SocketConnection(Connection, asyncio.Protocol):
         if carried is not None and payload is carried[0] and self.unwritten is not None:
             self.carried = None
             self.unwritten.append(carried[1])
+            if COUNTERS.is_on:
+                COUNTERS.send(1, len(carried[1]))
             return True
         self.write_unwritten()
         return False

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
+from microws.closing import CloseCode
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.connection import AppCall, connect
 from microws.connection.tasks import AsyncioTasks, GroupTasks, Tasks, task_group
+from microws.counters import COUNTERS, Number
 from microws.datastructures import Headers
 from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, refused
 from microws.errors import HTTPException, WebSocketDisconnect
@@ -121,6 +123,9 @@ class WebSocketDispatcher(Dispatcher):
         connection = connect(AppCall(scope, receive, send, tasks, self._limits, options.make_outbox))
         ws = WebSocket(scope, connection, self._app, path, params, options)
         options.hub.connections += 1
+        if COUNTERS.is_on:
+            COUNTERS.add(Number.CONNECTIONS)
+            COUNTERS.add(Number.OPEN)
         try:
             with tasks:
                 if self._settings.json_default is not None:
@@ -147,6 +152,9 @@ class WebSocketDispatcher(Dispatcher):
                 await ws.finish()
         finally:
             options.hub.connections -= 1
+            if COUNTERS.is_on:
+                COUNTERS.add(Number.OPEN, -1)
+                COUNTERS.close(connection.close_code or CloseCode.ABNORMAL_CLOSURE)
             try:
                 ending = connection.detach()
                 if ending is not None:

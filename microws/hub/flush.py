@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from operator import length_hint
 from typing import TypeAlias, final
 
+from microws.counters import COUNTERS
 from microws.hub.outbox import Outbox
 from microws.hub.published import BACKED_UP, MAX_PART_BYTES, Batch, Published
 from microws.interfaces import Sink
@@ -149,6 +150,8 @@ class Flusher:
         for batch, sinks in sinks_by_batch.items():
             if sinks:
                 self.sizes[len(batch)] += len(sinks)
+                if COUNTERS.is_on:
+                    COUNTERS.send(len(batch) * len(sinks), len(batch.encoded) * len(sinks))
                 self._write(batch.encoded, sinks)
         flushed = len(due) - length_hint(pending)
         del self._due[:flushed]

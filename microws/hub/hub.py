@@ -17,6 +17,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import islice
 from threading import get_ident
+from time import perf_counter_ns
 from typing import Any, Final
 
 import anyio
@@ -24,6 +25,7 @@ import anyio.lowlevel
 
 from microws.closing import CloseCode, check_close
 from microws.codec import Codecs, dumps_json
+from microws.counters import COUNTERS, Number
 from microws.errors import PublishTimeout, TooManySubscriptions
 from microws.hub.backplane import Backplane, MemoryBackplane
 from microws.hub.flush import Flusher, WriteMany
@@ -33,7 +35,7 @@ from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import Published, TopicSettings
-from microws.hub.statistics import ClusterStatistics, Statistics
+from microws.hub.statistics import ClusterStatistics, Losses, Statistics
 from microws.hub.subscribers import Subscriber, Topic
 from microws.hub.topics import (
     MAX_TOPIC_BYTES,
@@ -61,6 +63,8 @@ _PUBLISH_COST = 64
 # turn of the event loop: one or two milliseconds.
 _MAX_LEFT_AT_ONCE = 16
 _MAX_LEFT_IN_A_TURN = 1 << 11
+# Outboxes that are counted in a turn of the event loop: half a millisecond.
+_COUNTED_AT_ONCE = 1 << 10
 # Seconds that a hub process has to answer a probe. Kubernetes gives its probes 1.
 _PROBE_TIMEOUT = 0.5
 _log = logging.getLogger("microws.hub")
@@ -105,7 +109,7 @@ class Hub:
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.connections = 0
         self.disconnects: dict[str, Callable[[int, str], None]] = {}
-        self.losses: Counter[str] = Counter()
+        self.losses: Counter[str] = Losses()
 
     def use(self, backplane: Backplane) -> None:
         """Let ``backplane`` carry what is published. Not while the hub has subscribers."""
@@ -476,6 +480,7 @@ class Hub:
             self.loop.check("app.publish_from_thread(topic, value)")
         if type(topic) is not str or topic not in self._topics:
             check_topic(topic)
+        began = perf_counter_ns() if COUNTERS.is_on else 0
         payload = self._codecs.payload(value, topic)
         self._published += 1
         self._deliveries_since_yield += _PUBLISH_COST
@@ -490,6 +495,8 @@ class Hub:
             if self.backplane.spans_processes:
                 self._key(settings, payload)  # it raises here, and not in other processes
             receipt = await self.backplane.publish(payload, skip=skip)
+        if began:
+            COUNTERS.publish(perf_counter_ns() - began)
         if self.is_busy:
             await self.relax()
         return receipt
@@ -596,6 +603,8 @@ class Hub:
             for outbox in backed_up:
                 reached += self._queue(message, group[outbox])
         self._delivered += reached
+        if COUNTERS.is_on:
+            COUNTERS.add(Number.DELIVERED, reached)
         self._deliveries_since_yield += reached
         return reached
 
@@ -727,6 +736,18 @@ class Hub:
             history_bytes=usage.bytes,
             history_dropped=usage.dropped,
         )
+
+    async def count_pending(self) -> tuple[int, int, int, int, int]:
+        """Topics, subscribers, subscriptions, messages that are pending, and those in the longest outbox. Yields."""
+        subscriptions = queued = longest = 0
+        for number, subscriber in enumerate(list(self._subscribers.values()), start=1):
+            count = subscriber.outbox.count
+            subscriptions += len(subscriber.topics)
+            queued += count
+            longest = max(longest, count)
+            if number % _COUNTED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+        return len(self._topics), len(self._subscribers), subscriptions, queued, longest
 
     def _conflation(self, settings: TopicSettings, payload: Payload) -> bytes:
         """The conflation key as the log has it; empty without one."""

@@ -14,6 +14,7 @@ from math import inf
 from typing import Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode
+from microws.counters import COUNTERS
 from microws.hub.published import BACKED_UP, MAX_PART_BYTES, Batch, Published, TopicSettings
 from microws.interfaces import Frame, Sink
 
@@ -223,6 +224,8 @@ class Outbox:
         while self._items and size < max_bytes:
             frames.append(self.pop_published().encoded)
             size += len(frames[-1])
+        if COUNTERS.is_on:
+            COUNTERS.send(len(frames), size)
         return b"".join(frames)
 
     def take_all(self) -> bytes:
@@ -230,7 +233,10 @@ class Outbox:
         self.refill = None
         parts = self.batch.parts if self.batch else []
         self.batch = BACKED_UP
-        return b"".join([self.take(), *[part.encoded for part in parts]])
+        encoded = b"".join([part.encoded for part in parts])
+        if COUNTERS.is_on:
+            COUNTERS.send(sum(len(part.messages) for part in parts), len(encoded))
+        return self.take() + encoded
 
     def release(self) -> None:
         """
@@ -276,6 +282,8 @@ class Outbox:
             if sink.is_lost:
                 return
             if sink.is_writable and not self._items:
+                if COUNTERS.is_on:
+                    COUNTERS.send(len(part.messages), len(part.encoded))
                 sink.write(part.encoded)
                 continue
             self.batch = BACKED_UP

@@ -1,8 +1,20 @@
 """What a hub counts: in this process, and in all workers."""
 
+from collections import Counter
 from typing import NamedTuple
 
-__all__ = ["ClusterStatistics", "Statistics"]
+from microws.counters import COUNTERS
+
+__all__ = ["ClusterStatistics", "Losses", "Statistics"]
+
+
+class Losses(Counter[str]):
+    """Messages that subscribers did not get, by reason."""
+
+    def __setitem__(self, reason: str, count: int) -> None:
+        if COUNTERS.is_on:
+            COUNTERS.drop(reason, count - self[reason])
+        super().__setitem__(reason, count)
 
 
 class Statistics(NamedTuple):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
+from microws.counters import SLOT_BYTES
 from microws.server.listening import BACKLOG
 
 __all__ = ["Acceptor", "Share", "make_shared_memory"]
@@ -42,6 +43,9 @@ _PAUSE: Final = 0.005
 # are blocked, and do not count until they accept again: they do not delay a burst. These are pauses and not seconds,
 # because it may be this process that got no CPU for 0.1 s.
 _MAX_PAUSES: Final = 20
+
+# Of a count and a time.
+_PLACE_BYTES: Final = 16
 
 
 @dataclass(eq=False)
@@ -187,15 +191,20 @@ class Share:
     Attributes:
         memory, place: As above.
         may_exceed: Whether the worker accepts a connection beyond its share if the others leave it for a while.
+        counters: What all workers count for ``app.metrics``; ``None`` if this one counts alone.
     """
 
     may_exceed: bool = True
+    counters: memoryview | None = None
 
     def __init__(self, memory: int, place: int) -> None:
         self.memory = memory
         self.place = place
+        mapped = memoryview(mmap.mmap(memory, 0))
+        start = len(mapped) // (_PLACE_BYTES + SLOT_BYTES) * _PLACE_BYTES
         # Each place holds a count and the time at which the worker wrote it; the time is 0 if the place has no worker.
-        self._numbers = memoryview(mmap.mmap(memory, 0)).cast("d")
+        self._numbers = mapped[:start].cast("d")
+        self.counters = mapped[start:]
 
     def write(self, count: int, now: float) -> None:
         """Tell the other workers how many connections this one has."""
@@ -221,7 +230,7 @@ class Share:
 
 def make_shared_memory(places: int) -> int:
     """
-    A file without a path, with a number for each of so many workers; its file descriptor.
+    A file without a path, with the numbers of so many workers; its file descriptor.
 
     Raises:
         OSError: The system gives no file.
@@ -231,5 +240,5 @@ def make_shared_memory(places: int) -> int:
     else:
         file, path = tempfile.mkstemp()
         os.unlink(path)  # noqa: PTH108
-    os.ftruncate(file, 16 * places)
+    os.ftruncate(file, (_PLACE_BYTES + SLOT_BYTES) * places)
     return file

@@ -16,6 +16,7 @@ from functools import partial
 from math import inf
 from typing import Final
 
+from microws.counters import forget_worker
 from microws.errors import FeatureUnavailable
 from microws.server.acceptor import Share, make_shared_memory
 from microws.server.control import SHARED_SIGNALS, HubRequest, Ready, Stage, signal_socket, worker_variable
@@ -316,12 +317,15 @@ class _Supervisor:
 
     def _forget(self, worker: _Worker, code: int) -> None:
         worker.share.leave()
+        is_replaced = not (worker.is_stopping or self._stage)
+        if worker.share.counters is not None:
+            forget_worker(worker.share.counters, worker.share.place, is_replaced=is_replaced)
         self._workers.remove(worker)
         if worker.control in self._selector.get_map():
             self._selector.unregister(worker.control)
         worker.control.close()
         exited = f"worker {worker.process.pid} {_describe_exit(code)}"
-        if worker.is_stopping or self._stage:
+        if not is_replaced:
             if code not in (0, -signal.SIGTERM):
                 _log.error("%s", exited)
                 if self._stage:

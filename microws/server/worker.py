@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
+from microws.counters import COUNTERS
 from microws.errors import FeatureUnavailable
 from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, OPEN_HUB, directory_of, redis_address
 from microws.interfaces import ASGIApplication, Limits
@@ -241,6 +242,9 @@ async def serve(
         The exit code, as from ``run``.
     """
     OPEN_HUB.set(partial(_open_hub, settings, control, {}))
+    share = None if control is None else control.share
+    if share is not None and share.counters is not None:
+        COUNTERS.use(share.counters, share.place, pid=os.getpid())
     lifespan = LifespanRunner(app)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lifespan.run)
@@ -257,7 +261,6 @@ async def serve(
             code = 1
         else:
             code = 0
-            share = None if control is None else control.share
             server = _prepare(app, settings, lifespan.state, tls, share, shutdown)
             await tasks.start(server.serve, [listener.sock for listener in listeners])
             if control is None:

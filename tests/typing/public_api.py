@@ -615,6 +615,9 @@ app.health(live="/live", ready="/ready", check=lambda: True)
 app.health(check=dict)
 app.health("/live")  # type: ignore[call-arg]
 app.health(check=1)  # type: ignore[arg-type]
+app.metrics()
+app.metrics("/internal/metrics")
+app.metrics(1)  # type: ignore[arg-type]
 uvicorn.run(app)
 httpx.ASGITransport(app=app)
 an_asgi_app: ASGIApplication = app

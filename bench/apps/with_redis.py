@@ -1,4 +1,4 @@
-"""Starts a Redis server, whose URL is in the environment as ``REDIS_URL``, and then the command in the arguments."""
+"""Starts a Redis server, names it in the environment, and then runs the command in the arguments."""
 
 import os
 import socket
@@ -22,7 +22,8 @@ def main():
             if time.monotonic() > end:
                 raise
             time.sleep(0.05)
-    sys.exit(subprocess.call(sys.argv[1:], env={**os.environ, "REDIS_URL": f"redis://127.0.0.1:{port}"}))
+    url = f"redis://127.0.0.1:{port}"
+    sys.exit(subprocess.call(sys.argv[1:], env={**os.environ, "REDIS_URL": url, "MICROWS_HUB": url}))
 
 
 if __name__ == "__main__":

@@ -869,9 +869,12 @@ class App:
             return self._lifespan.serve(scope, receive, send, app=self)
         raise RuntimeError(f"expected a scope of type http, websocket or lifespan, got {kind!r}")
 
-    def _develop(self) -> tuple[list[Path], list[str]]:
+    def _develop(self, on_hub: Callable[[Hub], None]) -> tuple[list[Path], list[str]]:
         """
         For ``microws dev``: show errors, let every localhost origin pass, and leave ``Host`` to the command.
+
+        Args:
+            on_hub: Called with the hub of each app.
 
         Returns:
             The directories of templates and static files, and what ``allowed_hosts`` has allowed; mounted apps
@@ -883,9 +886,10 @@ class App:
         folders, hosts = list(self._page_folders), list(settings.allowed_hosts or ())
         settings.debug = settings.any_localhost = True
         settings.allowed_hosts = None
+        on_hub(self._hub)
         for mounted in self._router.mounts:
             if isinstance(mounted.endpoint.app, App):
-                more_folders, more_hosts = mounted.endpoint.app._develop()
+                more_folders, more_hosts = mounted.endpoint.app._develop(on_hub)
                 folders += more_folders
                 hosts += more_hosts
         return folders, hosts

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import anyio
 
+from microws.dev.lines import CountingWebSocket, formatter_of, log_publishes
 from microws.dev.middleware import Development
 from microws.dev.problem import Problem
 from microws.dev.watching import LoadedFiles, files_below
@@ -21,6 +22,7 @@ from microws.server.acceptor import Share
 from microws.server.control import ControlSocket
 from microws.server.renewal import Renewal
 from microws.server.settings import InternetAddress, Settings
+from microws.server.websockets import WebSockets
 from microws.server.worker import run
 
 __all__ = ["DevOptions", "Load", "Unloadable", "serve_in_child"]
@@ -136,7 +138,8 @@ class _Child:
             except Unloadable as failure:
                 problem = Problem(str(failure), failure.error, options.folder)
                 is_mistake = failure.error is None
-        folders, hosts = getattr(app, "_develop", lambda: ((), ()))()
+        develop: Any = getattr(app, "_develop", None)  # it may be another framework's
+        folders, hosts = develop(log_publishes) if develop else ((), ())
         self._loaded.look()
         self._report(problem, folders=list(map(str, folders)), is_mistake=is_mistake)
         self._read_line()
@@ -146,6 +149,7 @@ class _Child:
         settings.drain_timeout = _DRAIN_TIMEOUT
         if settings.hub is None and getattr(app, "hub_url", "memory") == "memory":
             settings.hub = "memory"
+        WebSockets.connection_type = CountingWebSocket
         allowed = check_hosts_setting(options.allow_host)
         around = Development(
             app,
@@ -157,7 +161,9 @@ class _Child:
             on_problem=self._report,
             follow=self._follow,
         )
-        return run(around, settings, name=name, control=control, renewal=Renewal(None))
+        return run(
+            around, settings, name=name, control=control, renewal=Renewal(None), formatter=formatter_of(settings)
+        )
 
     def has_changed(self) -> bool:
         """Whether a file has changed since it was loaded. Then the supervisor is told, and this process stops."""

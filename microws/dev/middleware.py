@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 import anyio
 
@@ -89,6 +90,7 @@ class Development:
         self._follow = follow
         self._process = os.urandom(6).hex()
         self.max_message_size: object = getattr(app, "max_message_size", None)
+        self._answered: WeakSet[Any] = WeakSet()
         self._news = ""
         self._change = Signal()
 
@@ -104,7 +106,7 @@ class Development:
         elif scope["path"] == scope["root_path"] + SCRIPT:
             scope["microws.is_probe"] = True
             await self._serve_script(scope, receive, send)
-        elif self._is_stale():
+        elif self._is_stale() and self._is_redirectable(scope):
             # On a connection from before the change. The next one is answered by the next process.
             target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
             more = (b"location", target), (b"connection", b"close")
@@ -115,6 +117,8 @@ class Development:
             await self._serve_page(scope, receive, send)
         else:
             assert self._app is not None
+            if (exchange := scope.get("microws.exchange")) is not None:
+                self._answered.add(exchange.connection)
             try:
                 await self._app(scope, receive, send)
             except Exception as error:
@@ -135,6 +139,14 @@ class Development:
                 await self._answer(scope, receive, send, 500, text, "text/html", (b"content-security-policy", _POLICY))
             raise
         await page.release()
+
+    def _is_redirectable(self, scope: Scope) -> bool:
+        """
+        Whether the client goes to a new connection: a browser, and who has had an answer on this one. Others have just
+        connected, before the change.
+        """
+        connection = getattr(scope.get("microws.exchange"), "connection", None)
+        return connection in self._answered or any(name == b"sec-fetch-mode" for name, _ in scope["headers"])
 
     def _problem_of(self, error: Exception, scope: Scope) -> Problem:
         return Problem(f"{method_of(scope)} {scope['path']} failed", error_of(error), self._folder)

@@ -19,6 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
+from microws.dev.lines import formatter_of
 from microws.dev.watching import Signature, clock, files_below, has_changed, signature, signatures
 from microws.errors import FeatureUnavailable
 from microws.server.acceptor import Share, make_shared_memory
@@ -81,7 +82,7 @@ def develop(settings: Settings, serve: Serve, *, folder: Path, fork: bool | None
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("reload needs the main thread, which receives signals; write reload=False")
     with ExitStack() as logs:
-        logs.enter_context(logging_to_stderr(settings))
+        logs.enter_context(logging_to_stderr(settings, formatter=formatter_of(settings)))
         try:
             listeners = bind(settings.addresses, secure=settings.certfile is not None, unix_mode=settings.unix_mode)
             for listener in listeners:

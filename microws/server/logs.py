@@ -37,6 +37,9 @@ __all__ = [
 _package = logging.getLogger("microws")
 _access = logging.getLogger("microws.access")
 
+# Of a probe, and of the WebSocket by which a page is reloaded.
+_SUCCESSES: Final = (200, 101)
+
 # Characters of the access log that one turn of the event loop collects; more are written immediately.
 _MAX_TURN: Final = 1 << 16
 
@@ -120,7 +123,7 @@ def log_access(scope: Scope, status: int | None, began: float, *, close_code: in
         began: ``time.perf_counter()`` when the request was received.
         close_code: Of a WebSocket that ended; 0 if it is unknown.
     """
-    level = logging.DEBUG if status == 200 and scope.get("microws.is_probe") else logging.INFO
+    level = logging.DEBUG if status in _SUCCESSES and scope.get("microws.is_probe") else logging.INFO
     if not _access.isEnabledFor(level):
         return
     entry = AccessEntry(
@@ -534,7 +537,9 @@ class ShortageFilter(logging.Filter):
 
 
 @contextmanager
-def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[None]:
+def logging_to_stderr(
+    settings: Settings, *, process: bool = False, formatter: logging.Formatter | None = None
+) -> Iterator[None]:
     """
     Log to stderr within the block, in the format and from the level of ``settings``.
 
@@ -544,10 +549,12 @@ def logging_to_stderr(settings: Settings, *, process: bool = False) -> Iterator[
     Args:
         settings: Of these, ``log_level``, ``log_format`` and ``access_log``.
         process: Add the process id to each line.
+        formatter: Default: that of ``settings``.
     """
     _open_standard_files()
     handler: _Handler = PipeHandler(sys.stderr) if is_pipe(sys.stderr) else _Handler(sys.stderr)
-    handler.setFormatter((JSONFormatter if settings.log_format == "json" else TextFormatter)(process=process))
+    default = JSONFormatter if settings.log_format == "json" else TextFormatter
+    handler.setFormatter(formatter or default(process=process))
     root = logging.getLogger()
     shortage = ShortageFilter()
     with ExitStack() as undo:

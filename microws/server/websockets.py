@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
 from microws.connection.connection import AppCall, Connection
@@ -105,10 +105,13 @@ class ServerWebSocket(SocketConnection):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         if self._status == _SWITCHING:
-            code = self.close_code or CloseCode.ABNORMAL_CLOSURE
-            log_access(self.scope, _SWITCHING, self._began, close_code=code)
+            self.log_end(self.close_code or CloseCode.ABNORMAL_CLOSURE)
         self._websockets.forget(self)
         self.scope = {}
+
+    def log_end(self, code: int) -> None:
+        """Log the end of the connection."""
+        log_access(self.scope, _SWITCHING, self._began, close_code=code)
 
     def _start_refusal(self, status: int, headers: Headers) -> None:
         self.start_response(final_response(status, headers))
@@ -204,7 +207,10 @@ class WebSockets:
 
     Attributes:
         shared: Limits and timers of the connections.
+        connection_type: The class of the connections.
     """
+
+    connection_type: ClassVar[type[ServerWebSocket]] = ServerWebSocket
 
     def __init__(
         self, app: ASGIApplication, settings: Settings, *, limits: Limits, extension: Mapping[str, Any]
@@ -242,7 +248,7 @@ class WebSockets:
         scheme = "ws" if transport.get_extra_info("sslcontext") is None else "wss"
         extensions = {"websocket.http.response": {}, "microws": self._extension}
         scope = scope_of(upgrade, scheme=scheme, client=client, server=server, state=state, extensions=extensions)
-        connection = scope["microws.connection"] = ServerWebSocket(transport, upgrade, scope, self)
+        connection = scope["microws.connection"] = self.connection_type(transport, upgrade, scope, self)
         self._open.add(connection)
         if early:
             connection.data_received(early)

@@ -80,6 +80,7 @@ def run(
     name: str = "the app",
     control: ControlSocket | None = None,
     renewal: Renewal | None = None,
+    formatter: logging.Formatter | None = None,
     **options: Any,
 ) -> int:
     """
@@ -101,6 +102,7 @@ def run(
         name: What the log calls the app.
         control: What this process has from its supervisor. Default: what it finds.
         renewal: Runs the program again after a SIGHUP. Default: a new one, which does so when the program ends.
+        formatter: Of the log. Default: as ``settings`` says.
         options: The fields of ``Settings``, if ``settings`` is omitted.
 
     Returns:
@@ -132,7 +134,7 @@ def run(
             stack.callback(control.close)
         elif settings.workers > 1 or str(settings.hub or getattr(app, "hub_url", "")).startswith("local"):
             return supervise(settings, renewal)
-        stack.enter_context(logging_to_stderr(settings, process=control is not None))
+        stack.enter_context(logging_to_stderr(settings, process=control is not None, formatter=formatter))
         try:
             tls = None if settings.certfile is None else tls_context(settings.certfile, settings.keyfile)
             make_listeners = partial(renewal.listeners, settings) if control is None else control.listeners

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -182,7 +183,7 @@ def test_code_that_fails_is_answered_with_503_until_it_is_mended(dev, kind):
     assert status == 503
     assert text.startswith(line)
     assert headers["content-type"] == "text/plain; charset=utf-8"
-    dev.server.wait_for_line(rf"error {line[:20].replace('(', '.')}.*; 503 until it is mended")
+    dev.server.wait_for_line(rf"error +{line[:20].replace('(', '.')}.*; 503 until it is mended")
     status, page, headers = dev.get(accept="text/html,*/*;q=0.8")
     assert (status, headers["content-type"]) == (503, "text/html; charset=utf-8")
     assert 'id="microws-error"' in page
@@ -329,3 +330,21 @@ def test_children_are_found():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         assert child.pid in children_of(os.getpid())
         child.communicate(b"\n")
+
+
+def test_the_lines_of_a_websocket_count_its_messages(tmp_path):
+    text = APP.replace('"/echo"', '"/echo", subscribe="news"').replace(
+        "            await ws.send(message)\n",
+        "            await ws.send(message)\n            await app.publish('news', message * 9000)\n",
+    )
+    with developed(tmp_path, text=text) as dev:
+        with connect(f"ws://127.0.0.1:{dev.port}/echo?token=s3cret", proxy=None) as ws:
+            for _ in range(3):
+                ws.send("12345678")
+                assert ws.recv(LIMIT) == "12345678"
+                assert ws.recv(LIMIT) == "12345678" * 9000
+        line = dev.server.wait_for_line(r"WS  .*in ").string
+        assert re.search(r"WS      /echo\?token=\*+ +1000 +\S+ms  in 3, out 6$", line), line
+        dev.server.wait_for_line(r"PUB     news +\S+ms  1 subscriber$", times=3)
+        dev.server.wait_for_line(r"WS      /echo\?token=\*+ +open ")
+        assert not dev.server.find_lines("s3cret")

@@ -22,6 +22,9 @@ __all__ = ["dev"]
 
 _USAGE: Final = 2
 
+# Seconds.
+_WARN_BLOCKED: Final = 0.5
+
 # What apps import later, imported once by the supervisor.
 _PRELOADED: Final = (
     "anyio._backends._asyncio", "jinja2", "microws.event_stream", "microws.files", "microws.forms", "microws.health",
@@ -40,7 +43,7 @@ def dev(flags: Mapping[str, Any]) -> int:
         The exit code, as of ``microws.cli.main``.
     """
     try:
-        invocation = resolve(flags)
+        invocation = resolve(flags, defaults={"warn_blocked": _WARN_BLOCKED})
         for module in (choose_loop(invocation.settings), *_PRELOADED):
             with suppress(ImportError):
                 import_module(module)

@@ -110,12 +110,18 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
-def resolve(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.environ) -> Invocation:
+def resolve(
+    flags: Mapping[str, Any],
+    environ: MutableMapping[str, str] = os.environ,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Invocation:
     """
     Combine flags, environment and the pyproject.toml of the current directory.
 
     Args:
         flags: The flags that were given, parsed.
+        defaults: Of the command, in place of those of the table.
         environ: The environment, to which ``--env-file`` adds the variables that are missing.
 
     Raises:
@@ -123,6 +129,7 @@ def resolve(flags: Mapping[str, Any], environ: MutableMapping[str, str] = os.env
     """
     flag_level = {name: _Given("APP" if name == "app" else _flag(name), value) for name, value in flags.items()}
     levels = [flag_level, _from_environment(environ), _from_pyproject(Path("pyproject.toml"))]
+    levels.append({name: _Given("default", value) for name, value in (defaults or {}).items()})
     inherited = (HUB_VARIABLE,) if inherits_hub(environ) else ()
     for key, value in (_value(levels, "env_file") or {}).items():
         if key not in environ or key in inherited:

@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 
 from microws.server.renewal import Renewal, run_exit_functions
 
-__all__ = ["REACTION_TIMEOUT", "ProcessEnd"]
+__all__ = ["REACTION_TIMEOUT", "ProcessEnd", "blocked_code"]
 
 _log = logging.getLogger("microws.server")
 
@@ -170,7 +170,7 @@ class ProcessEnd:
                     text = _summary(calls.values(), loop=loop) or "a task that ignores its cancellation"
                     _prepare_exit(code, self._renewal)(text)
                 explain_at = inf
-                if not has_reacted() and (place := _blocked_calls(loop_has_ended=False).get(main)):
+                if not has_reacted() and (place := blocked_code()):
                     _log.warning(_BLOCKED, place)
                 continue
             if order is None:
@@ -180,6 +180,11 @@ class ProcessEnd:
                 deadline, code = order
             else:
                 explain_at, has_reacted = time.monotonic() + _REACTION_TIME, order
+
+
+def blocked_code() -> str | None:
+    """The view and the line of the app that the event loop of the main thread is in; ``None`` if it is in neither."""
+    return _blocked_calls(loop_has_ended=False).get(threading.main_thread().ident)
 
 
 def _wait_for_pools(threads: Iterable[threading.Thread], *, within: float = _GRACE) -> dict[threading.Thread, str]:

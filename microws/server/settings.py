@@ -287,6 +287,7 @@ class RunOptions(TypedDict, total=False):
     bind: str | Sequence[str]
     workers: int
     worker_timeout: float
+    warn_blocked: float
     server: _Server | None
     loop: _Loop
     certfile: str | None
@@ -333,6 +334,8 @@ class Settings:
     workers: int = _setting(1, _integer("a number of workers", 1, 1024), "N", "processes that share the port")
     # As in gunicorn. A supervisor does not count the time that the app takes to start.
     worker_timeout: float = _seconds(30, "replace a worker whose event loop is blocked for this long; 0: never")
+    # A thread looks at the loop ten times as often.
+    warn_blocked: float = _seconds(0, "warn of the line that blocks the event loop for this long; 0: never")
     # The default on trio is hypercorn. It is slower.
     server: _Server = _setting(
         None, _choice(_Server), "SERVER", "microws (default; HTTP/1.1) or hypercorn (HTTP/2, trio)"

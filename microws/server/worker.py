@@ -24,6 +24,7 @@ from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, OPEN_HUB, director
 from microws.interfaces import ASGIApplication, Limits
 from microws.local.directory import socket_path
 from microws.server.acceptor import Acceptor, Share
+from microws.server.blocked import warn_of_blocks
 from microws.server.control import ControlSocket, HubRequest, Ready, Shutdown, Stage, watch_signals
 from microws.server.http1 import HTTP1, ServerState
 from microws.server.lifespan import LifespanRunner
@@ -270,6 +271,8 @@ async def serve(
                 _log.info("microws %s serving %s on %s (Ctrl-C stops)", __version__, name, urls)
             else:
                 control.send_ready(Ready(name))
+            if settings.warn_blocked and threading.current_thread() is threading.main_thread():
+                tasks.start_soon(warn_of_blocks, settings.warn_blocked)
             task_status.started()
             await shutdown.requested.wait()
             await _delay(server, shutdown, settings)

@@ -348,3 +348,13 @@ def test_the_lines_of_a_websocket_count_its_messages(tmp_path):
         dev.server.wait_for_line(r"PUB     news +\S+ms  1 subscriber$", times=3)
         dev.server.wait_for_line(r"WS      /echo\?token=\*+ +open ")
         assert not dev.server.find_lines("s3cret")
+
+
+def test_a_view_that_blocks_the_event_loop_is_named(dev):
+    dev.save(
+        APP.replace("def who(request):", "async def who(request):"),
+        before="    return {",
+        after="    time.sleep(1)\n    return {",
+    )
+    assert dev.version == 1
+    dev.server.wait_for_line(r"warning the event loop was blocked for [\d.]+ s.*who\(\) at .*chat\.py:15$")

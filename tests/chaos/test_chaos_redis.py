@@ -7,11 +7,13 @@ A member logs one line when it is cut off, and one when it is back.
 import os
 import random
 import signal
+import statistics
 import sys
 from collections import Counter
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
-from time import monotonic
+from itertools import count
+from time import monotonic, thread_time
 
 import anyio
 import anyio.lowlevel
@@ -34,7 +36,7 @@ LOAD = {"publishers": 4, "pause": 0.016}
 # Readers come back ten times a second.
 RESTLESS = {"t": 2, "u": 2}
 # Seconds that a publish waits, about.
-TIMEOUT = 2.5
+TIMEOUT = 2.2
 # On a busy machine a process stands still for some ms. Where one did so for longer than this, any publish may time out.
 STANDSTILL = 200
 
@@ -90,7 +92,7 @@ def check_failures(found, *errors):
     if found.longest_lag > STANDSTILL:
         errors = (*errors, "PublishTimeout")
     assert {error for error, _ in found.failures} <= {*errors}
-    assert max((seconds for _, seconds in found.failures), default=0) <= TIMEOUT + 2 * found.longest_lag / 1000
+    assert max((seconds for _, seconds in found.failures), default=0) <= TIMEOUT + found.longest_lag / 1000
 
 
 def check_live(found, live, within=1_000):
@@ -302,8 +304,10 @@ async def test_everything_is_flushed(tmp_path, report, server):
         found = await check_fault(made, flush, times=whole(10, 3))
     check_failures(found)
     check_lines(made, faults=whole(10, 3))
+    assert not any("disconnected" in text for member in made.members.values() for _, _, text in member.logged())
     report(f"FLUSHALL: {found.recovered} of {found.resumed} readers recovered, in truth; told {found.told} times")
-    assert 0 < found.recovered < found.resumed
+    # A few times may hit no reader that is away.
+    assert 0 < found.recovered <= found.resumed - whole(1, 0)
 
 
 async def test_scripts_are_flushed(tmp_path, report, server):
@@ -523,24 +527,110 @@ async def test_the_answer_is_lost_after_the_commit(report, server, proxy, keeps,
             async with anyio.create_task_group() as tasks:
                 proxy.loses = {"answers"}
                 tasks.start_soon(publish, str(number))
-                await other.wait_delivered(number + 1)
+                await other.wait_delivered(2 * number + 1)
                 if is_evicted:
                     server.command("DEL", *server.command("KEYS", "*:p:*"))
+                # So it is not the last one.
+                await other.backplane.publish(Payload("text", b"more", "t"), has_history=keeps)
                 proxy.loses = ()
                 began = monotonic()
                 proxy.cut()
             took.append(1000 * (monotonic() - began))
-        expected = [str(number) for number in range(times)]
+        expected = [text for number in range(times) for text in (str(number), "more")]
+        await other.wait_delivered(2 * times)
         assert other.texts == expected
         assert other.losses == []
         if keeps:
-            await one.wait_delivered(times)
+            await one.wait_delivered(2 * times)
             assert one.texts == expected
             assert one.losses == []
-            assert ids == [payload.position for payload, _, _ in other.delivered]
-        else:
-            assert len({*one.texts}) == len(one.texts)
+            assert ids == [payload.position for payload, _, _ in other.delivered[::2]]
     report(f"{times} answers lost after the commit: none published twice, acknowledged after {describe(took)}")
+
+
+async def test_the_connection_is_cut_while_messages_arrive(report, server, proxy):
+    """What comes between subscribing again and catching up is neither lost nor delivered twice."""
+    times = whole(200, 20)
+    async with processes(proxy.url, server.url) as (one, other):
+        published, is_over = set(), False
+
+        async def publish(name):
+            for number in count():
+                if is_over:
+                    return
+                published.add(f"{name} {number}")
+                await other.backplane.publish(Payload("text", f"{name} {number}".encode(), "t"), has_history=True)
+
+        async with anyio.create_task_group() as tasks:
+            for name in "abcdefgh":
+                tasks.start_soon(publish, name)
+            for _ in range(times):
+                before = proxy.connections
+                proxy.cut()
+                await wait_until(lambda before=before: proxy.connections > before)
+                await one.wait_delivered(len(one.delivered) + 1)
+            is_over = True
+        for process in (one, other):
+            await process.wait_delivered(len(published))
+            assert process.losses == []
+            assert {*process.texts} == published
+        assert one.texts == other.texts
+    report(f"cut {times} times while {len(published)} messages arrived: all in order, nobody told")
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["as many messages", "one more"])
+async def test_offsets_of_lost_messages_are_used_again(tmp_path, more):
+    """A process that has a lost message is told; so is who comes back with its position."""
+    with redis_server(tmp_path / "redis", appendfsync="always") as server, Proxy(server.port) as proxy:
+        async with processes(proxy.url, server.url) as (one, other):
+
+            async def publish(*texts):
+                ids = []
+                for text in texts:
+                    receipt = await other.backplane.publish(Payload("text", text.encode(), "t"), has_history=True)
+                    ids.append(receipt.id)
+                return ids
+
+            kept = await publish("a", "b")
+            server.copy_files(tmp_path / "copy")
+            lost = await publish("c", "d")
+            await one.wait_delivered(4)
+            proxy.refuses = True
+            proxy.cut()
+            server.kill()
+            server.put_back(tmp_path / "copy")
+            server.start()
+            again = await publish(*("efg"[: 2 + more]))
+            assert [each.partition("-")[0] for each in lost] == [each.partition("-")[0] for each in again][:2]
+            proxy.refuses = False
+            await one.wait_until(lambda one: one.losses)
+            await publish("end")
+            await one.wait_until(lambda one: one.texts[-1] == "end")
+            assert one.losses == [4]
+            assert one.texts == ["a", "b", "c", "d", "end"]
+            assert other.losses == [4]
+            for position in (*kept, *lost):
+                found = await one.backplane.read("t", position, history=10, ttl=None, by_key=False)
+                assert found.recovered == (position in kept)
+
+
+@pytest.mark.parametrize("is_expired", [False, True], ids=["Redis started again", "topic expired"])
+async def test_redis_does_not_know_a_topic_without_history(tmp_path, is_expired):
+    """After an hour without a message nobody is told; if messages may be lost, everybody is."""
+    with redis_server(tmp_path / "redis") as server, Proxy(server.port) as proxy:
+        async with processes(proxy.url, keeps=False) as (one,):
+            await one.backplane.publish(Payload("text", b"a", "t"))
+            await one.wait_delivered(1)
+            connections = proxy.connections
+            if is_expired:
+                server.command("DEL", *server.command("KEYS", "*:o:*"))
+                proxy.cut()
+            else:
+                server.restart()
+            await wait_until(lambda: proxy.connections > connections)
+            await one.backplane.publish(Payload("text", b"b", "t"))
+            await one.wait_delivered(2)
+            assert one.losses == ([] if is_expired else [1])
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["with history", "without history"])
@@ -602,7 +692,7 @@ async def test_10_000_topics_catch_up(report, server, proxy):
         reader = Counted(app, "", app.hub._codecs.get("text"))
         for number in range(0, len(topics), 1_000):
             await app.hub.subscribe(reader.subscriber, *topics[number:][:1_000])
-        took, lags = [], []
+        took, held = [], []
         for turn in range(whole(5, 1)):
             proxy.refuses = True
             proxy.cut()
@@ -613,18 +703,19 @@ async def test_10_000_topics_catch_up(report, server, proxy):
             reader.told, before = 0, proxy.connections
             proxy.refuses = False
             await wait_until(lambda before=before: proxy.connections > before)
-            began = now = monotonic()
-            longest = 0.0
+            began, now, longest = monotonic(), thread_time(), 0.0
             with anyio.fail_after(LIMIT):
                 while len(reader.got) < missed or reader.told < missed:
                     await anyio.lowlevel.checkpoint()
-                    longest, now = max(longest, monotonic() - now), monotonic()
-            took.append(1000 * (now - began))
-            lags.append(1000 * longest)
+                    longest, now = max(longest, thread_time() - now), thread_time()
+            took.append(1000 * (monotonic() - began))
+            held.append(1000 * longest)
             assert sorted(frame.text for frame in reader.got) == sorted(expected[:missed])
             assert reader.told == missed
             await other.publish(topics[-1], "live")
             await wait_until(lambda: reader.got[-1].text == "live")
-    report(f"{len(topics)} topics caught up after {describe(took)}; longest lag {max(lags):.0f} ms")
-    assert max(took) <= whole(300, 1_000)
-    assert max(lags) <= whole(20, 100)
+    report(
+        f"{len(topics)} topics caught up after {describe(took)}; at most {max(held):.0f} ms of CPU time at a stretch"
+    )
+    assert statistics.median(took) <= whole(300, 1_000)
+    assert max(held) <= whole(20, 100)

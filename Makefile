@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup run fmt lint types mypy pyright test compiled-tests cover docs examples autobahn autobahn-full \
 	servers endurance chaos fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub bench-cluster-setup \
-	bench-cluster overhead check clean
+	bench-cluster bench-dev overhead check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -148,6 +148,10 @@ bench-cluster-setup: setup  ## Install the peers of bench-cluster; redis-server 
 bench-cluster: setup  ## Measure the hub process, and compare 4 workers with one and with peers over Redis: ten minutes
 	-$(BIN)/python bench/cluster.py
 	$(BIN)/python bench/run.py --suite cluster
+
+bench-dev: setup  ## Measure reloads of microws dev, uvicorn and fastapi: five minutes
+	$(BIN)/python -m pip install --quiet fastapi-cli
+	$(BIN)/python bench/dev.py
 
 overhead: bench-setup  ## Measure what the framework adds, in memory
 	$(BIN)/python bench/overhead.py

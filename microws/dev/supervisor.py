@@ -39,7 +39,7 @@ _log = logging.getLogger("microws.server")
 VARIABLE: Final = "MICROWS_DEV_SOCKET"
 
 # Seconds that the old process has to end its connections and the app. Then it is killed.
-_STOP_TIMEOUT: Final = 0.3
+_STOP_TIMEOUT: Final = 0.25
 
 # Seconds between two looks at files if the system does not notify of changes, or the code fails: what mends it may be a
 # new file in a new folder.

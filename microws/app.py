@@ -773,7 +773,14 @@ class App:
 
     # Running
 
-    def run(self, host: str | None = None, port: int | None = None, **options: "Unpack[RunOptions]") -> None:
+    def run(
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        reload: bool = False,
+        **options: "Unpack[RunOptions]",
+    ) -> None:
         """
         Serve the app until SIGTERM or Ctrl-C, like ``microws run``. Blocks; call it in the main thread.
 
@@ -786,6 +793,8 @@ class App:
         Args:
             host: Address to listen on. ``"0.0.0.0"`` listens on every network of this machine. Default 127.0.0.1.
             port: Port to listen on; 0 is any free port. Default 8000.
+            reload: Serve as ``microws dev`` does: run the script again when a file changes. What runs before this call
+                runs once more at the start. Default: no.
             options: The other flags of ``microws run``, as keywords: ``access_log=False``. ``bind`` replaces host and
                 port: ``bind="unix:/run/app.sock"``. With ``workers``, each worker runs the script again.
 
@@ -796,7 +805,10 @@ class App:
             RuntimeError: ``microws run`` is importing the script, and will serve the app. Write ``if __name__ ==
                 "__main__":`` above the call.
         """
-        from microws.server.worker import run
+        if reload:
+            from microws.dev.script import run_and_reload as run
+        else:
+            from microws.server.worker import run
 
         if code := run(self, host=host, port=port, **options):
             raise SystemExit(code)

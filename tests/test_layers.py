@@ -40,6 +40,7 @@ DEFERRED = {
     "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs
     # Which not every app needs.
+    "app -> dev.script",
     "app -> event_stream",
     "app -> files",
     "app -> health",

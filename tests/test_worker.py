@@ -417,7 +417,7 @@ def test_run_logs_json_one_object_a_line(capfd):
         ("prot", "did you mean 'port'?"),
         ("Host", "did you mean 'host'?"),
         ("ssl_certfile", "did you mean 'certfile'?"),
-        ("reload", "to reload the app when a file changes: microws dev"),
+        ("use_reloader", "to reload the app when a file changes: microws dev"),
         ("debug", "write App(debug=True)"),
         ("env_file", "only the command has it: microws run"),
         ("zzz", "expected one of bind, host, port, workers,"),

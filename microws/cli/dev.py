@@ -12,10 +12,9 @@ from typing import Any, Final
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.options import Invocation, resolve, unknown_variables
 from microws.cli.usage import UsageError
-from microws.dev.child import DevOptions, Unloadable, serve_in_child
+from microws.dev.child import DevOptions, ServeApp, Unloadable, serve_in_child
 from microws.dev.supervisor import develop
 from microws.errors import FeatureUnavailable
-from microws.interfaces import ASGIApplication
 from microws.server.worker import choose_loop, loading
 
 __all__ = ["dev"]
@@ -57,12 +56,13 @@ def dev(flags: Mapping[str, Any]) -> int:
         return _USAGE
 
 
-def _load(invocation: Invocation) -> tuple[str, ASGIApplication]:
+def _load(invocation: Invocation, serve: ServeApp) -> int:
     try:
         with loading():
-            return find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir)
+            name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir)
     except LoadError as error:
         raise Unloadable(str(error), error.error) from None
+    return serve(name, app)
 
 
 def _folder(invocation: Invocation) -> Path:

@@ -25,15 +25,17 @@ from microws.server.settings import InternetAddress, Settings
 from microws.server.websockets import WebSockets
 from microws.server.worker import run
 
-__all__ = ["DevOptions", "Load", "Unloadable", "serve_in_child"]
+__all__ = ["DevOptions", "Load", "ServeApp", "Unloadable", "serve_in_child"]
 
 _LOCALHOST: Final = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 
 # Seconds that requests have to end when a file has changed.
 _DRAIN_TIMEOUT: Final = 0.2
 
-# Loads the app: its name, and the app.
-Load = Callable[[], tuple[str, ASGIApplication]]
+# Serves an app, which has a name. Returns the exit code.
+ServeApp = Callable[[str, ASGIApplication], int]
+# Loads the app and serves it. Raises ``Unloadable``.
+Load = Callable[[ServeApp], int]
 
 
 class Unloadable(Exception):
@@ -100,7 +102,7 @@ def serve_in_child(
     Args:
         settings: Of the command.
         options: As above.
-        load: Loads the app; raises ``Unloadable``.
+        load: As above.
         control, line: The sockets to the supervisor.
 
     Returns:
@@ -128,16 +130,25 @@ class _Child:
         self._is_stale = False
 
     def serve(self, load: Load, control: ControlSocket) -> int:
-        options, settings = self._options, self._settings
-        name, app, problem, is_mistake = "the app", None, None, False
+        folder = self._options.folder
         if self._crash:
-            problem = Problem(self._crash, None, options.folder)
-        else:
-            try:
-                name, app = load()
-            except Unloadable as failure:
-                problem = Problem(str(failure), failure.error, options.folder)
-                is_mistake = failure.error is None
+            return self._serve("the app", None, Problem(self._crash, None, folder), control)
+        try:
+            return load(lambda name, app: self._serve(name, app, None, control))
+        except Unloadable as failure:
+            problem = Problem(str(failure), failure.error, folder)
+            return self._serve("the app", None, problem, control, is_mistake=failure.error is None)
+
+    def _serve(
+        self,
+        name: str,
+        app: ASGIApplication | None,
+        problem: Problem | None,
+        control: ControlSocket,
+        *,
+        is_mistake: bool = False,
+    ) -> int:
+        options, settings = self._options, self._settings
         develop: Any = getattr(app, "_develop", None)  # it may be another framework's
         folders, hosts = develop(log_publishes) if develop else ((), ())
         self._loaded.look()

@@ -92,7 +92,7 @@ def _places(error: BaseException) -> Iterator[_Place]:
     tracebacks: TracebackType | None = error.__traceback__
     for frame, line in traceback.walk_tb(tracebacks):
         file = frame.f_code.co_filename
-        if not file.startswith((_PACKAGE, "<frozen importlib")) and not file.endswith(f"importlib{os.sep}__init__.py"):
+        if not file.startswith((_PACKAGE, "<frozen ")) and not file.endswith(f"importlib{os.sep}__init__.py"):
             yield _Place(file, line, frame.f_code.co_qualname, frame.f_locals)
     if isinstance(error, SyntaxError) and error.filename:
         yield _Place(error.filename, error.lineno or 1, "", {})

@@ -37,7 +37,7 @@ from microws.server.settings import Settings
 from microws.server.supervisor import supervise
 from microws.version import __version__
 
-__all__ = ["RunWhileLoading", "choose_loop", "loading", "run", "serve"]
+__all__ = ["RunWhileLoading", "check_loading", "choose_loop", "loading", "run", "serve"]
 
 _log = logging.getLogger("microws.server")
 
@@ -72,6 +72,19 @@ def loading() -> Iterator[None]:
         yield
     finally:
         _is_loading.reset(token)
+
+
+def check_loading() -> None:
+    """
+    Raises:
+        RunWhileLoading: Within the block of ``loading``.
+    """
+    if _is_loading.get():
+        # The app would be served again after Ctrl-C, with other settings.
+        raise RunWhileLoading(
+            "app.run() is called while `microws run` loads the app, which would be served twice; write above the call: "
+            'if __name__ == "__main__":'
+        )
 
 
 def run(
@@ -117,12 +130,7 @@ def run(
         RunWhileLoading: The command ``microws run`` is loading the app, which it will serve itself.
         FeatureUnavailable: The loop asked for is not installed.
     """
-    if _is_loading.get():
-        # The app would be served again after Ctrl-C, with other settings.
-        raise RunWhileLoading(
-            "app.run() is called while `microws run` loads the app, which would be served twice; write above the call: "
-            'if __name__ == "__main__":'
-        )
+    check_loading()
     if settings is None:
         settings = Settings(**options)
     elif options:

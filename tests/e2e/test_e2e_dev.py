@@ -34,10 +34,10 @@ from microws.dev import child, supervisor
 from microws.server.settings import Settings
 
 
-def load():
+def load(serve):
     import chat
 
-    return "chat:app", chat.app
+    return serve("chat:app", chat.app)
 
 
 if __name__ == "__main__":
@@ -358,3 +358,34 @@ def test_a_view_that_blocks_the_event_loop_is_named(dev):
     )
     assert dev.version == 1
     dev.server.wait_for_line(r"warning the event loop was blocked for [\d.]+ s.*who\(\) at .*chat\.py:15$")
+
+
+def test_a_script_is_run_again(tmp_path):
+    text = f"""import sys
+{APP}
+print("arguments", sys.argv[1:], flush=True)
+if __name__ == "__main__":
+    app.run(port=int(sys.argv[1]), reload=True)
+    print("after", flush=True)
+"""
+    with developed(tmp_path, text=text, program=[sys.executable, "chat.py", "0", "x"]) as dev:
+        dev.server.wait_for_line(r"arguments \['0', 'x'\]")
+        for version in (2, 3):
+            dev.save(text, before="VERSION = 1\n", after=f"VERSION = {version}\n")
+            assert dev.version == version
+        dev.save(text, before="VERSION = 1\n", after="VERSION = absent\n")
+        assert dev.get()[1].startswith("chat.py:11: NameError: name 'absent' is not defined")
+        dev.save(text, before="VERSION = 1\n", after="VERSION = 4\n")
+        assert dev.version == 4
+        dev.server.signal(signal.SIGINT)
+        assert dev.server.wait() == 0
+        dev.server.wait_for_line("^after$")
+
+
+def test_a_module_is_run_again(tmp_path):
+    text = APP + "\n\nif __name__ == '__main__':\n    app.run(port=0, reload=True)\n"
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "rooms" / "serve.py").write_text(text)
+    with developed(tmp_path, program=[sys.executable, "-m", "rooms.serve"]) as dev:
+        dev.save(text, before="VERSION = 1\n", after="VERSION = 2\n", name="rooms/serve.py")
+        assert dev.version == 2

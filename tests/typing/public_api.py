@@ -693,7 +693,8 @@ def run() -> None:
     app.run(forwarded_allow_ips="*", server="hypercorn", keep_alive=30, max_head_size="8KiB", unix_mode=0o660)
     app.run(server="uvicorn")  # type: ignore[arg-type]
     app.run(8000)  # type: ignore[arg-type]
-    app.run(reload=True)  # type: ignore[call-arg]
+    app.run(reload=True, port=0)
+    app.run(reload="chat")  # type: ignore[arg-type]
     app.run(loop="gevent")  # type: ignore[arg-type]
 
 

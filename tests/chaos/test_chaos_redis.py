@@ -558,8 +558,10 @@ async def test_the_connection_is_cut_while_messages_arrive(report, server, proxy
             for number in count():
                 if is_over:
                     return
-                published.add(f"{name} {number}")
-                await other.backplane.publish(Payload("text", f"{name} {number}".encode(), "t"), has_history=True)
+                # So large that what was missed needs several answers.
+                text = f"{name} {number} " + "x" * 20_000
+                published.add(text)
+                await other.backplane.publish(Payload("text", text.encode(), "t"), has_history=True)
 
         async with anyio.create_task_group() as tasks:
             for name in "abcdefgh":

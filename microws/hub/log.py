@@ -34,6 +34,7 @@ __all__ = [
     "Log",
     "LogUsage",
     "Replay",
+    "new",
     "parse_position",
     "place_of",
     "position_before",
@@ -108,6 +109,10 @@ def place_of(position: str) -> int:
     """The place that a position names, whether or not the log has it; -1 if the position is malformed."""
     matched = _POSITION.fullmatch(position)
     return -1 if matched is None else int(matched.group(2), 16)
+
+
+# Makes a named tuple from a tuple of all its fields: its class takes twice as long.
+new: Final = tuple.__new__
 
 
 class Entry(NamedTuple):

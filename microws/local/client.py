@@ -35,6 +35,7 @@ from microws.hub.log import (
     Log,
     LogUsage,
     Replay,
+    new,
     position_of,
     read_record,
 )
@@ -375,8 +376,8 @@ class LocalBackplane:
         start += topic_size + key_size
         body = start + conflation_size
         position = position_of(offset, place, publisher, number) if has_history else None
-        payload = Payload(KINDS[kind & ~HAS_HISTORY], data[body : body + size], topic, position)
-        entry = Entry(place, payload, data[start:body], written) if has_history else None
+        payload = new(Payload, (KINDS[kind & ~HAS_HISTORY], data[body : body + size], topic, position))
+        entry = new(Entry, (place, payload, data[start:body], written)) if has_history else None
         self._receiver.deliver(payload, None if pending is None else pending.skip, entry)
         if pending is not None and kind & HAS_HISTORY:
             pending.resolve((place, position_of(offset, place, publisher, number).encode()))

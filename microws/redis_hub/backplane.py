@@ -22,7 +22,7 @@ import anyio.abc
 
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub.backplane import Place, Receiver
-from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, parse_position, position_of
+from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, new, parse_position, position_of
 from microws.hub.pending import Pending, Replies
 from microws.hub.published import TopicSettings
 from microws.hub_url import redis_address
@@ -520,10 +520,10 @@ class RedisBackplane:
         try:
             if topic.has_history:
                 position = position_of(offset, offset, publisher, number)
-                payload = Payload(KINDS[kind], data[body:], topic.name, position)
-                self._receiver.deliver(payload, skip, Entry(offset, payload, data[start:body], time))
+                payload = new(Payload, (KINDS[kind], data[body:], topic.name, position))
+                self._receiver.deliver(payload, skip, new(Entry, (offset, payload, data[start:body], time)))
             else:
-                self._receiver.deliver(Payload(KINDS[kind], data[body:], topic.name, None), skip)
+                self._receiver.deliver(new(Payload, (KINDS[kind], data[body:], topic.name, None)), skip)
         except Exception:
             # Of an app of another version. The next messages are none the worse.
             _log.exception("a message of another process cannot be delivered here")

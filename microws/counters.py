@@ -5,7 +5,6 @@ Only one worker writes each number, in one piece: so no lock is needed, and the 
 was killed can be read. The worker after it goes on from them.
 """
 
-import struct
 from bisect import bisect_left
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -49,8 +48,8 @@ _FIRST_CODE: Final = 1000
 _CODES: Final = 4000
 _SLOT: Final = _CODES_AT + _CODES
 SLOT_BYTES: Final = 8 * _SLOT
-# Native, because it then writes each number in one piece.
-_TRAFFIC: Final = struct.Struct("4Q")
+# Plain numbers, because these are used for each message.
+_RECEIVED, _RECEIVED_BYTES, _SENT, _SENT_BYTES = map(int, list(Number)[:4])
 
 
 class Counters:
@@ -59,35 +58,30 @@ class Counters:
 
     Attributes:
         is_on: Whether an app shows them; otherwise nothing is counted.
-        received, received_bytes, sent, sent_bytes: Messages and bytes. Here and not in memory, because each message
-            would take longer; ``write_traffic`` follows.
-        is_due: Whether a call of ``write_traffic`` is on its way.
     """
 
     def __init__(self) -> None:
         self.is_on = False
-        self.is_due = False
         self.use(memoryview(bytearray(SLOT_BYTES)), 0, pid=1)
 
     def use(self, memory: memoryview, place: int, *, pid: int) -> None:
         """Count in a slot of ``memory`` from now on, and go on from what is there."""
         self._memory = memory
         self._place = place
-        self._start = place * SLOT_BYTES
         self._numbers = memory.cast("Q")[place * _SLOT : (place + 1) * _SLOT]
-        self.received, self.received_bytes, self.sent, self.sent_bytes = self._numbers[:4]
         self._numbers[Number.PID] = pid
 
-    def send(self, messages: int, size: int) -> None:
-        """Count messages to clients."""
-        self.sent += messages
-        self.sent_bytes += size
-        self.write_traffic()
+    def receive(self, messages: int, size: int) -> None:
+        """Count messages of clients."""
+        numbers = self._numbers
+        numbers[_RECEIVED] += messages
+        numbers[_RECEIVED_BYTES] += size
 
-    def write_traffic(self) -> None:
-        """Bring the attributes into the memory."""
-        self.is_due = False
-        _TRAFFIC.pack_into(self._memory, self._start, self.received, self.received_bytes, self.sent, self.sent_bytes)
+    def send(self, messages: int, size: int) -> None:
+        """Count messages to clients, before they leave: so none that a client gets is missing."""
+        numbers = self._numbers
+        numbers[_SENT] += messages
+        numbers[_SENT_BYTES] += size
 
     def add(self, number: Number, count: int = 1) -> None:
         """Count something else; a negative count only for a number of this moment."""
@@ -114,7 +108,6 @@ class Counters:
 
     def slots(self) -> "list[Slot]":
         """What each worker has counted. A place that no worker has had is left out."""
-        self.write_traffic()
         numbers = self._memory.cast("Q").tolist()
         slots = [Slot(at // _SLOT, numbers[at : at + _SLOT]) for at in range(0, len(numbers), _SLOT)]
         return [slot for slot in slots if any(slot.numbers)]

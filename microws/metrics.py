@@ -78,13 +78,12 @@ class Metrics:
         return Response(encode(registry), content_type=content_type)
 
     async def keep_looking(self) -> None:
-        """Have in memory what is pending in this worker, and what it has received."""
+        """Have in memory what is pending in this worker."""
         while True:
             await self._look()
             await anyio.sleep(_LOOK_INTERVAL)
 
     async def _look(self) -> None:
-        COUNTERS.write_traffic()
         counts = await self._hub().count_pending()
         for number, count in zip(_MOMENT, counts, strict=True):
             COUNTERS.set(number, count)

@@ -34,14 +34,6 @@ def test_each_worker_counts_in_its_slot_and_sees_all(memory):
     assert sum(other.buckets) == 1
 
 
-def test_what_is_counted_in_attributes_is_in_memory_after_write_traffic(memory):
-    counters = counters_in(memory, 1)
-    counters.received += 1
-    assert memory.cast("Q")[SLOT_BYTES // 8] == 0
-    counters.write_traffic()
-    assert memory.cast("Q")[SLOT_BYTES // 8] == 1
-
-
 def test_the_next_worker_goes_on_and_the_numbers_of_the_moment_begin_anew(memory):
     killed = counters_in(memory, 1)
     killed.send(5, 50)

@@ -266,6 +266,7 @@ def test_workers_are_counted_together_also_if_one_is_blocked_or_killed(tmp_path)
         pids = [int(ask(ws, "pid")) for ws in sockets]
         assert len(set(pids)) == 2
         assert [ask(ws, "hello") for ws in sockets] == ["hello"] * 4
+        assert sockets[0].ping(b"not a message").wait(LIMIT)
         assert httpx.post(f"{server.url}/publish").status_code == 200
         for ws in sockets:
             assert ws.recv(timeout=LIMIT) == "published"
@@ -274,7 +275,7 @@ def test_workers_are_counted_together_also_if_one_is_blocked_or_killed(tmp_path)
             "microws_websockets_open": 4,
             "microws_messages_received_total": 8,
             "microws_messages_sent_total": 12,
-            "microws_received_bytes_total": 4 * (6 + len("pid") + 6 + len("hello")),
+            "microws_received_bytes_total": 4 * (6 + len("pid") + 6 + len("hello")) + 6 + len("not a message"),
             "microws_deliveries_total": 4,
             "microws_publish_seconds_count": 1,
             "microws_subscribers": 4,
@@ -284,20 +285,19 @@ def test_workers_are_counted_together_also_if_one_is_blocked_or_killed(tmp_path)
         texts = scrape_until(server.url, lambda values: expected.items() <= values.items())
         assert set(re.findall(r'worker="(\d)"', texts[-1])) == {"0", "1"}
 
-        # What a worker counts of messages is in memory 10 ms later: this message is not, because it blocks the worker.
         sockets[0].send("block")
         other = next(ws for ws, pid in zip(sockets, pids, strict=True) if pid != pids[0])
         assert ask(other, "more") == "more"
-        texts += scrape_until(server.url, lambda values: values["microws_messages_received_total"] == 9)
+        texts += scrape_until(server.url, lambda values: values["microws_messages_received_total"] == 10)
 
         os.kill(pids[0], signal.SIGKILL)
         texts += scrape_until(server.url, lambda values: values["microws_worker_restarts_total"] == 1)
         values = values_of(texts[-1])
-        assert (values["microws_messages_received_total"], values["microws_messages_sent_total"]) == (9, 13)
+        assert (values["microws_messages_received_total"], values["microws_messages_sent_total"]) == (10, 13)
         killed = values["microws_websockets_closed_total code=1006"]
         assert killed + values["microws_websockets_open"] == values["microws_websockets_total"] == 4
         server.wait_for_line("worker [0-9]+ serves", within=LIMIT)
         with connect(f"{server.ws_url}/echo") as ws:
             assert ask(ws, "again") == "again"
-        texts += scrape_until(server.url, lambda values: values["microws_messages_received_total"] == 10)
+        texts += scrape_until(server.url, lambda values: values["microws_messages_received_total"] == 11)
         never_falls(texts)

@@ -78,9 +78,9 @@ def connect_parser() -> Parser:
     add("-s", "--subprotocol", action="append", type=SUBPROTOCOL, metavar="NAME", help="to offer; may be repeated")
     add("-o", "--origin", type=_ORIGIN, metavar="ORIGIN", help="to send, as browsers do: https://app.example")
     add("-x", "--send", action="append", metavar="MSG", help="send this and read no input; may be repeated")
-    wait = "of reading after -x or the end of a pipe, default 2; of an event stream: in all, default unlimited"
+    wait = "seconds to read after -x or the end of a pipe, default 2; of an event stream: in all, default unlimited"
     add("-w", "--wait", type=NON_NEGATIVE_SECONDS, metavar="SECS", help=wait)
-    add("--json", action="store_true", help="send only what is JSON")
+    add("--json", action="store_true", help="send only messages that are JSON")
     add("--binary", action="store_true", help="send binary messages")
     add("--insecure", action="store_true", help="accept any certificate, such as a self-signed one")
     return parser

@@ -60,8 +60,6 @@ _MAX_CONTROL_FRAMES: Final = 100
 _BIG_BYTES: Final = 64 << 10
 # After so many sends without a wait the view yields, so that other tasks run.
 _MAX_SENDS: Final = 64
-# Seconds until the memory of all workers has what was counted. A worker that is killed loses what it counted since.
-_COUNT_DELAY: Final = 0.01
 _ANSWERED: Final = Upgrade(b"", (), {})
 _FORBIDDEN: Final = 403
 
@@ -202,17 +200,14 @@ class SocketConnection(Connection, asyncio.Protocol):
         inbox = self._inbox
         if inbox is None:
             inbox = self._inbox = deque()
-        before = len(inbox)
-        for item in self._parser.feed(data):
+        incoming = self._parser.feed(data)
+        if COUNTERS.is_on:
+            COUNTERS.receive(len(incoming), len(data))
+        for item in incoming:
             if not isinstance(item, (str, bytes)):
                 self._handle(item)
             elif self.state is OPEN:
                 inbox.append(item)
-        if COUNTERS.is_on:
-            COUNTERS.received += len(inbox) - before
-            COUNTERS.received_bytes += len(data)
-            if not COUNTERS.is_due:
-                self._write_counters_soon()
         if inbox:
             if self._deflater is None:
                 self._inbox_bytes += len(data)
@@ -229,11 +224,9 @@ class SocketConnection(Connection, asyncio.Protocol):
             ):
                 self._pause_reading()
 
-    def _write_counters_soon(self) -> None:
-        COUNTERS.is_due = True
-        self._loop.call_later(_COUNT_DELAY, COUNTERS.write_traffic)
-
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
+        if COUNTERS.is_on:
+            COUNTERS.receive(-1, 0)  # it is no message
         match item:
             case Close(code, reason):
                 self._receive_close(code, reason)
@@ -331,10 +324,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             # Not by ``writelines``: asyncio's before 3.12.9 and 3.13.2 never pauses the protocol, CVE-2024-12254.
             self.write(encode_head(len(payload), opcode))
         if COUNTERS.is_on:
-            COUNTERS.sent += 1
-            COUNTERS.sent_bytes += len(payload)
-            if not COUNTERS.is_due:
-                self._write_counters_soon()
+            COUNTERS.send(1, len(payload))
         self.write(payload)
 
     def takes_carried(self, payload: str | bytes) -> bool:

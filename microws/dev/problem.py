@@ -69,10 +69,9 @@ class Problem(NamedTuple):
 
     @property
     def files(self) -> set[str]:
-        """The files that may have to be mended."""
-        return (
-            set() if self.error is None else {place.file for place in _places(self.error) if Path(place.file).is_file()}
-        )
+        """The files of the app that may have to be mended."""
+        places = () if self.error is None else _places(self.error)
+        return {place.file for place in places if place.is_own and Path(place.file).is_file()}
 
     @property
     def text(self) -> str:

@@ -93,6 +93,7 @@ _NOT_CONSTRUCTED = {
 _INTERNAL = {
     microws.WebSocket: {"failure", "finish", "reject_with", "run"},
     microws.Request: {"body_complete", "drain", "receive_event"},
+    microws.Response: {"with_own_headers"},
     microws.hub_connection.HubConnection: {"close", "open"},
     microws.Codec: {"frames"},
 }

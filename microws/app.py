@@ -1,7 +1,9 @@
 """The app: registers views, hooks and settings, and passes requests on to the rest of microws."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -28,6 +30,7 @@ from microws.websocket import WebSocket
 if TYPE_CHECKING:
     from microws.event_stream import EventName, Stream
     from microws.server.settings import RunOptions
+    from microws.signing import Signing
     from microws.testing import ClientOptions, TestClient
 
 __all__ = ["App"]
@@ -101,10 +104,16 @@ class App:
         threads: Worker threads for plain ``def`` views. Plain hooks with error handlers, and plain generators of
             streams, have as many. Calls wait while all threads are busy. Default 40, as in anyio and Starlette.
         templates: Directory of the templates, relative to the file that creates the app.
+        secret: Signs ``request.session``; 32 random bytes or more, for example ``os.environ["SECRET"]``, and the same
+            in all workers. Of a list, the first one signs and all verify: to change the secret, put a new one before
+            the old one, and remove the old one after ``session_max_age``. It needs ``pip install
+            'microws[sessions]'``. Default: none; ``microws dev`` makes one.
+        session_max_age: Seconds for which ``request.session`` is valid after its last change. Default 14 days, as in
+            Django and Starlette.
 
     Raises:
         TypeError, ValueError: A setting is invalid.
-        FeatureUnavailable: This version does not have a setting.
+        FeatureUnavailable: This version does not have a setting, or ``secret`` needs itsdangerous.
     """
 
     def __init__(
@@ -129,12 +138,18 @@ class App:
         json_default: Callable[[Any], Any] | None = None,
         threads: int = 40,
         templates: str | Path = "templates",
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        session_max_age: int = 14 * 24 * 3600,
     ) -> None:
         # First of all: so far the arguments are the only local names.
         self._settings = settings = AppSettings(locals())
         self.close_timeout = close_timeout
         self.max_message_size = max_message_size
         self.threads: Threads = Threads(threads)
+        self.session_max_age = session_max_age
+        self.signing: Signing | None = None
+        if settings.secret is not None:
+            self._sign_with(settings.secret)
         self._directory = directory_of_caller()
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
@@ -898,6 +913,9 @@ class App:
         folders, hosts = list(self._page_folders), list(settings.allowed_hosts or ())
         settings.debug = settings.any_localhost = True
         settings.allowed_hosts = None
+        secret = os.environ.get("MICROWS_DEV_SECRET")
+        if self.signing is None and secret and find_spec("itsdangerous"):
+            self._sign_with([secret.encode()])
         on_hub(self._hub)
         for mounted in self._router.mounts:
             if isinstance(mounted.endpoint.app, App):
@@ -905,6 +923,11 @@ class App:
                 folders += more_folders
                 hosts += more_hosts
         return folders, hosts
+
+    def _sign_with(self, secrets: Sequence[bytes]) -> None:
+        from microws.signing import Signing
+
+        self.signing = Signing(secrets)
 
     @property
     def _root(self) -> "App":

@@ -77,7 +77,6 @@ _REQUEST: Final = _CONNECTION | {
     "content_type mimetype is_json": 'use request.headers.get("content-type")',
     "content_length": 'use request.headers.get("content-length")',
     "is_disconnected": "write `await request.wait_disconnect()`",
-    "session": "use request.cookies and response.set_cookie(name, value), or add ASGI middleware for sessions",
 }
 _WEBSOCKET: Final = _CONNECTION | {
     "recv receive_data receive_message get_message": "write `await ws.receive()`",
@@ -96,7 +95,6 @@ _WEBSOCKET: Final = _CONNECTION | {
     "ping pong": "start the server with --ping-interval; it sends pings itself",
     "disconnect": "write `await ws.close(code, reason)`",
     "selected_subprotocol requested_subprotocols": "use ws.subprotocol and ws.subprotocols",
-    "session": "use ws.cookies, or add ASGI middleware for sessions",
 }
 _RESPONSE: Final = {
     "status_code": "use response.status",

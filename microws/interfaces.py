@@ -250,6 +250,14 @@ class Application(Protocol):
     def threads(self) -> Any:
         """The worker threads of the app."""
 
+    @property
+    def session_max_age(self) -> int:
+        """Seconds for which a session is valid."""
+
+    @property
+    def signing(self) -> Any:
+        """Signs and verifies with the secrets of the app; ``None`` if it has none."""
+
     def url_for(self, name: str, /, **params: Any) -> str:
         """The path of the route of that name."""
 

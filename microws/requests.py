@@ -1,6 +1,7 @@
 """``Request``, and ``BaseRequest``, which HTTP requests and WebSockets share."""
 
 import re
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
@@ -15,7 +16,9 @@ from microws.routing import encode_path, root_path
 if TYPE_CHECKING:
     from microws.forms import UploadFile
 
-__all__ = ["OVER", "Address", "BaseRequest", "Closers", "Request"]
+__all__ = ["OVER", "SESSION_COOKIE", "Address", "BaseRequest", "Closers", "Request"]
+
+SESSION_COOKIE: Final = "session"
 
 # RFC 3986 §3.3, §3.4: keep the characters of the client, except those that are not allowed in a URL.
 _PATH_CHARACTERS = "/%!$&'()*+,;=:@"
@@ -171,6 +174,19 @@ class BaseRequest:
             raise RuntimeError("on_close was called after the end: call it in the view or in a hook")
         self.closers.append((function, args))
 
+    def _read_session(self, name: str) -> tuple[bytes, dict[str, Any]]:
+        """The session in the client's cookie, as JSON and decoded; empty without a valid cookie."""
+        signing = self.app.signing
+        if signing is None:
+            raise RuntimeError(f"{name} needs App(secret=…): 32 random bytes or more, such as os.environ['SECRET']")
+        signed = self.cookies.get(SESSION_COOKIE)
+        data = None if signed is None else signing.session.verify(signed, context=root_path(self.scope))
+        if data is not None:
+            written, text = data[1:-1].split(b",", 1)
+            if time.time() - int(written) <= self.app.session_max_age:
+                return text, loads_json(text)
+        return b"{}", {}
+
     def _server(self) -> str:
         host, port = self.scope.get("server") or ("localhost", None)
         if port is None:
@@ -201,7 +217,18 @@ class Request(BaseRequest):
         max_body_size: Maximum bytes of the body; 0 allows none, ``None`` is unlimited.
     """
 
-    __slots__ = ("_body", "_chunks", "_complete", "_consumed", "_disconnected", "_max_body_size", "_receive", "_size")
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_complete",
+        "_consumed",
+        "_disconnected",
+        "_max_body_size",
+        "_receive",
+        "_session",
+        "_size",
+        "session_before",
+    )
 
     def __init__(
         self,
@@ -219,6 +246,8 @@ class Request(BaseRequest):
         self.path_params = path_params
         self._headers = self._query = self._cookies = self._state = None
         self.closers: Closers = None
+        # The session that the client sent, as JSON; ``None`` until it is used.
+        self.session_before: bytes | None = None
         self._receive = receive
         self._max_body_size = max_body_size
         self._chunks: list[bytes] = []
@@ -232,6 +261,28 @@ class Request(BaseRequest):
     def method(self) -> str:
         """The method, in upper case."""
         return str(self.scope["method"])
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """
+        Values that the client's later requests and WebSockets have, too: JSON values, by name.
+
+        They are in a cookie that is signed with ``App(secret=…)``: the client can read it, but not change it. The
+        response sets the cookie if the values have changed, and deletes it if there are none. The cookie is hidden from
+        JavaScript, and not sent with unsafe requests of foreign pages. It is sent over TLS only, if the request was.
+        Browsers send it to this app alone, if it is mounted; ``session`` of another app is not this one. It holds 4 KiB
+        at most: a larger one is a ``ValueError`` after the view. After ``App(session_max_age=…)`` seconds without a
+        change, or if the cookie is not valid, the session is empty. A copy of the cookie is valid until then, even if
+        the session was emptied.
+
+        Raises:
+            RuntimeError: The app has no secret.
+
+        Source: Flask's and Starlette's sessions; RFC 6265 §6.1.
+        """
+        if self.session_before is None:
+            self.session_before, self._session = self._read_session("request.session")
+        return self._session
 
     async def body(self) -> bytes:
         """

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import MutableMapping
+from copy import copy
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 from microws.codec import dumps_json
@@ -140,6 +141,14 @@ class Response:
         if self._headers is None:
             self._headers = self._make_headers(None)
         return self._headers
+
+    def with_own_headers(self) -> Self:
+        """A copy whose headers can be changed without a change of these."""
+        twin = copy(self)
+        if self._headers is not None:
+            twin._headers = ResponseHeaders()  # noqa: SLF001
+            twin._headers._items = self._headers._items.copy()  # noqa: SLF001
+        return twin
 
     def _raw_headers(self) -> list[tuple[bytes, bytes]]:
         """``headers`` as ASGI takes them."""

@@ -45,6 +45,8 @@ class AppSettings:
     json_default: JSONDefault | None
     threads: int
     redirect_slashes: bool
+    secret: tuple[bytes, ...] | None
+    session_max_age: int
 
     # Set by ``microws dev``: every localhost origin passes.
     any_localhost = False
@@ -53,6 +55,7 @@ class AppSettings:
         values = {name: arguments[name] for name in AppSettings.__annotations__}
         for name in ("max_message_size", "max_fragments", "receive_queue", "max_subscriptions", "threads"):
             _check_count(name, values[name], minimum=1)
+        _check_count("session_max_age", values["session_max_age"], minimum=1)
         _check_count("max_body_size", values["max_body_size"], minimum=0)
         for name in ("send_timeout", "accept_timeout", "close_timeout"):
             _check_seconds(name, values[name])
@@ -68,6 +71,10 @@ class AppSettings:
         check_hub(values["hub"])
         if values["json_default"] is not None:
             check_json_default(values["json_default"])
+        if values["secret"] is not None:
+            from microws.signing import check_secret
+
+            values["secret"] = check_secret(values["secret"])
         values["origins"] = check_origins_setting(values["origins"])
         values["allowed_hosts"] = check_hosts_setting(values["allowed_hosts"])
         vars(self).update(values)

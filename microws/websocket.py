@@ -7,7 +7,7 @@ from functools import cache
 from itertools import count
 from os import urandom
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NoReturn, Self
 
 import anyio
 
@@ -41,6 +41,18 @@ _log = logging.getLogger("microws.websocket")
 # To look it up in its class takes longer than the rest of a close.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _numbers = count(1)
+
+
+class _Session(dict[str, Any]):
+    """A session that cannot be changed."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "ws.session is read-only, because a WebSocket has no response to set a cookie with: write to "
+            "request.session in an HTTP view"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
 
 # Without the methods that nothing calls, because creating them takes as long as importing a module.
@@ -102,6 +114,7 @@ class WebSocket(BaseRequest):
         "_helpers",
         "_id",
         "_options",
+        "_session",
         "_skipped",
         "_subscriber",
         "subscribed",
@@ -124,6 +137,7 @@ class WebSocket(BaseRequest):
         self._headers = self._query = self._cookies = self._state = None
         self.closers: Closers = None
         self._options = options
+        self._session: Mapping[str, Any] | None = None
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._helpers: set[anyio.CancelScope] | None = None
@@ -148,6 +162,18 @@ class WebSocket(BaseRequest):
     def subprotocols(self) -> list[str]:
         """The subprotocols that the client offers, its preferred one first."""
         return list(self.scope.get("subprotocols") or ())
+
+    @property
+    def session(self) -> Mapping[str, Any]:
+        """
+        ``request.session`` as it was at the handshake, read-only: a WebSocket has no response to set a cookie with.
+
+        Raises:
+            RuntimeError: The app has no secret.
+        """
+        if self._session is None:
+            self._session = _Session(self._read_session("ws.session")[1])
+        return self._session
 
     @property
     def accepted(self) -> bool:

@@ -31,6 +31,7 @@ REVIEWS = {
     "h11": Review("0.16.0", "CVE-2025-43859: request smuggling"),
     "h2": Review("4.4.1", "CVE-2025-57804, CVE-2026-71554: request smuggling"),
     "hypercorn": Review(),
+    "itsdangerous": Review(),
     "jinja2": Review("3.1.6", "CVE-2024-56201, CVE-2024-56326, CVE-2025-27516: ways out of the sandbox"),
     "orjson": Review("3.11.6", "CVE-2024-27454, CVE-2025-67221: unlimited recursion"),
     "prometheus-client": Review(),

@@ -15,9 +15,10 @@ PACKAGE = PROJECT / "microws"
 # import within itself.
 FLOORS = {
     0: "interfaces errors closing datastructures hints version",
-    1: "callables codec/ cookies counters deflate forms framing/ handshake hub_url page_cache routing state upgrade",
+    1: "callables codec/ cookies counters deflate forms framing/ handshake hub_url page_cache routing signing state "
+    "upgrade",
     2: "bench/ cors hub/ requests responses templates testing/ threads",
-    3: "answers connection/ local/ redis_hub/ streams",
+    3: "answers connection/ local/ redis_hub/ sessions streams",
     4: "files hooks server/ settings subscription websocket",
     5: "dev/ event_stream hub_connection views",
     6: "dispatch/ health lifespan metrics",
@@ -46,17 +47,19 @@ DEFERRED = {
     "app -> health",
     "app -> metrics",
     "app -> server.worker",
+    "app -> signing",
     "app -> testing",
     "hub_connection -> redis_hub.backplane",
     "lifespan -> local.client",
     "lifespan -> redis_hub.backplane",
     "requests -> forms",
+    "settings -> signing",
     "connection.bulk_writes -> connection.aio",  # with ctypes, which only many sockets of one topic need
     "server.worker -> server.hypercorn",  # which imports Hypercorn, of no use to the default server
 }
 
 # Imports of own modules for type checkers only, besides those of `__init__`, which imports a module on first use.
-FOR_TYPES = {"app -> event_stream", "app -> server.settings", "app -> testing", "requests -> forms"}
+FOR_TYPES = {"app -> event_stream", "app -> server.settings", "app -> signing", "app -> testing", "requests -> forms"}
 
 # Floors that these packages may import from besides themselves; they know nothing of apps.
 OUTSIDE = ("server/", "bench/")

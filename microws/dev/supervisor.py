@@ -75,6 +75,8 @@ def develop(settings: Settings, serve: Serve, *, folder: Path, fork: bool | None
     """
     if not hasattr(signal, "pthread_sigmask"):
         raise FeatureUnavailable("microws dev needs a Unix system; write: microws run")
+    # For apps without a secret of their own. The same in each child, so that a reload logs nobody out.
+    os.environ.setdefault("MICROWS_DEV_SECRET", os.urandom(32).hex())
     if (number := os.environ.pop(VARIABLE, None)) is not None:
         control = ControlSocket.from_environment()
         if control is not None:

@@ -16,6 +16,7 @@ from microws.interfaces import Event, Receive, Scope, Send, reported_id
 from microws.requests import OVER, Request
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, encode_path, path_of
+from microws.sessions import save_session
 from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
 __all__ = ["HTTPDispatcher"]
@@ -69,6 +70,8 @@ class HTTPDispatcher(Dispatcher):
                     response = await self._answer(answer, error, hooks)
                 if hooks.after_request.chain:
                     response = await self._call_after(answer, response, hooks)
+                if request.session_before is not None:
+                    response = save_session(request, response)
             elif isinstance(found, Mounted):
                 mount: MountEndpoint = found.endpoint
                 name_route(scope, found, mount.app, {})

@@ -80,6 +80,9 @@ App(
 )
 App(threads=100, json_default=str)
 App(json_default="str")  # type: ignore[arg-type]
+App(secret="x" * 32, session_max_age=3600)
+App(secret=[b"x" * 32, "y" * 32])
+App(secret=1)  # type: ignore[arg-type]
 App(1024)  # type: ignore[call-arg]
 App(origin=["*"])  # type: ignore[call-arg]
 App(max_message_size="1MiB")  # type: ignore[arg-type]

@@ -481,7 +481,7 @@ class App:
         from microws.metrics import Metrics
 
         metrics = Metrics(lambda: self._root._hub)
-        self.add_route(metrics.view, pattern, name="metrics")
+        self.add_route(metrics.metrics, pattern)
         self.on_startup(lambda: self.start_soon(metrics.keep_looking))
 
     def url_for(self, name: str, /, **params: Any) -> str:

@@ -66,7 +66,7 @@ class Metrics:
         self._hub = hub
         COUNTERS.is_on = True
 
-    async def view(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Respond with the metrics of all workers, in the format that the client accepts."""
         await self._look()
         usage = None

@@ -197,7 +197,10 @@ def test_the_exit_code_is_0_only_after_1000(ws_url, capsys, message, code, line)
     ("path", "lines"),
     [
         ("/rejects", ["403 Forbidden: refused the handshake", "not today\\x1b"]),
-        ("/nothing", ["404 Not Found: refused the handshake", "Not Found"]),
+        (
+            "/nothing",
+            ["404 Not Found: refused the handshake; to see what is near: microws routes WS /nothing", "Not Found"],
+        ),
         ("/events", ["405 Method Not Allowed: refused the handshake; for server-sent events: microws connect http://"]),
     ],
 )
@@ -223,6 +226,10 @@ def test_events_are_read_for_as_long_as_w_says(server, capsys):
     ("path", "line"),
     [
         ("/breaks", "the server broke off the stream"),
+        (
+            "/nothing",
+            "404 Not Found: expected a text/event-stream, got text/plain; charset=utf-8; to see what is near: m",
+        ),
         ("/page", "200 OK: expected a text/event-stream, got text/html; charset=utf-8\n<h1>page</h1>"),
         ("/moved", "307 Temporary Redirect: expected a text/event-stream, got none; it redirects to /events"),
         (

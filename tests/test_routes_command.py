@@ -51,6 +51,7 @@ app.add_route(View(), "/object/")
 app.add_route("{path}".format, "/c/{path:path}", methods=["PUT"])
 app.static("/static", ".")
 app.health()
+app.metrics()
 app.mount("/admin", admin)
 
 async def raw(scope, receive, send): ...
@@ -104,12 +105,13 @@ def test_all_routes_are_listed_with_their_views_and_places(routes):
             "GET       /object/             View        app.py:40",
             "PUT       /c/{path:path}       format",
             "GET       /static/{path:path}  static      .",
-            "GET       /healthz             health",
-            "GET       /readyz              health",
+            "GET       /healthz             live",
+            "GET       /readyz              ready",
+            "GET       /metrics             metrics",
             "MOUNT     /admin               App",
             "  GET     /admin/              index       admin.py:5",
             "  WS      /admin/live/         live        admin.py:8",
-            "MOUNT     /raw                 raw         app.py:48",
+            "MOUNT     /raw                 raw         app.py:49",
             "MOUNT     /other               Other",
         ],
     )
@@ -140,7 +142,7 @@ def test_json_has_absolute_files(routes, directory):
         (["PUT", "/c/a/b"], "PUT  /c/{path:path}  format    path='a/b'"),
         (["/users/7"], "GET  /users/{id:int}  user  app.py:21  id=7"),
         (["/admin/"], "GET  /admin/  index  admin.py:5"),
-        (["PATCH", "/raw/x"], "MOUNT  /raw  raw  app.py:48  answers all paths below"),
+        (["PATCH", "/raw/x"], "MOUNT  /raw  raw  app.py:49  answers all paths below"),
         (["/other/x"], "MOUNT  /other  Other    answers all paths below"),
         (["admin:app", "WS", "/live/"], "WS  /live/  live  admin.py:8"),
     ],

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import h11
 from websockets.headers import build_host
@@ -396,6 +397,10 @@ def _refusal(what: str, url: str, status: int, headers: Iterable[tuple[bytes, by
         other = f"for a WebSocket: microws connect ws{url[4:]}"
     elif location:
         other = f"it redirects to {location}"
+    elif status == 404:
+        other = (
+            f"to see what is near: microws routes {'WS' if url.startswith('ws') else 'GET'} {urlsplit(url).path or '/'}"
+        )
     text = body[:_MAX_BODY].decode(errors="replace").strip()
     return _Refused(f"{status} {phrase}: {what}{other and '; '}{other}" + (text and f"\n{text}"))
 

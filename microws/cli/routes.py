@@ -148,7 +148,7 @@ def _view(view: Any) -> tuple[str, str | None, int | None]:
     file = Path(code.co_filename)
     if file.is_relative_to(_PACKAGE):
         directory = getattr(getattr(view, "__self__", None), "directory", None)  # of App.static
-        return ("health" if directory is None else "static"), directory and _shown(directory), None
+        return name.lstrip("_"), directory and _shown(directory), None
     return name, _shown(file), code.co_firstlineno
 
 

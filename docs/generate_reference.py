@@ -24,6 +24,7 @@ import microws.hub
 import microws.hub_connection
 import microws.subscription
 import microws.testing
+import microws.tickets
 from microws.requests import BaseRequest
 
 __all__ = ["CLASSES", "OPTIONS", "generate", "main"]
@@ -33,7 +34,7 @@ REFERENCE = Path(__file__).with_name("reference.md")
 # Heading -> its classes and functions, in this order.
 CLASSES: dict[str, list[Any]] = {
     "App": [microws.App],
-    "WebSocket": [microws.WebSocket],
+    "WebSocket": [microws.WebSocket, microws.tickets.Ticket],
     "Request": [microws.Request, microws.UploadFile],
     "Responses": [
         microws.Response,
@@ -77,6 +78,7 @@ _NOT_CONSTRUCTED = {
     microws.UploadFile,
     microws.Receipt,
     microws.Subscribed,
+    microws.tickets.Ticket,
     microws.subscription.Subscription,
     microws.hub.Statistics,
     microws.hub.ClusterStatistics,

@@ -17,13 +17,14 @@ from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_m
 from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
-from microws.requests import Request
+from microws.requests import Request, no_secret
 from microws.responses import Response
 from microws.routing import Pattern, Router
 from microws.settings import AppSettings
 from microws.subscription import Subscription
 from microws.templates import Templates, directory_of_caller
 from microws.threads import Threads
+from microws.tickets import issue_ticket
 from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
 
@@ -104,9 +105,9 @@ class App:
         threads: Worker threads for plain ``def`` views. Plain hooks with error handlers, and plain generators of
             streams, have as many. Calls wait while all threads are busy. Default 40, as in anyio and Starlette.
         templates: Directory of the templates, relative to the file that creates the app.
-        secret: Signs ``request.session``; 32 random bytes or more, for example ``os.environ["SECRET"]``, and the same
-            in all workers. Of a list, the first one signs and all verify: to change the secret, put a new one before
-            the old one, and remove the old one after ``session_max_age``. It needs ``pip install
+        secret: Signs ``request.session`` and tickets; 32 random bytes or more, for example ``os.environ["SECRET"]``,
+            and the same in all workers. Of a list, the first one signs and all verify: to change the secret, put a new
+            one before the old one, and remove the old one after ``session_max_age``. It needs ``pip install
             'microws[sessions]'``. Default: none; ``microws dev`` makes one.
         session_max_age: Seconds for which ``request.session`` is valid after its last change. Default 14 days, as in
             Django and Starlette.
@@ -616,6 +617,31 @@ class App:
     def state(self) -> State:
         """State that the views of the app share."""
         return self._root._state
+
+    def ticket(self, value: Any, *, path: str, ttl: float = 30) -> str:
+        """
+        Return a ticket that lets one client into one WebSocket, once: ``ws.take_ticket()`` there returns ``value``.
+
+        For clients that cannot send a header or cookie with a WebSocket: they ask for a ticket in a request, which can,
+        and then connect to ``/chat?ticket=…``. It is signed, so that nothing is stored until it is used. The client can
+        read ``value``. The logs of microws show ``***`` in its place; those of a proxy may show it, so keep ``ttl``
+        short.
+
+        Args:
+            value: A JSON value, such as the name of the user.
+            path: The path of the WebSocket, as ``ws.path`` there: decoded, and below the mount if the app is mounted.
+                Only this app takes the ticket, whatever other apps have the same secret and path.
+            ttl: Seconds for which it is valid, and for which its use is remembered. The clocks of two machines may
+                differ by 5 seconds.
+
+        Raises:
+            TypeError, ValueError: JSON does not support the value, or another argument is invalid.
+            RuntimeError: The app has no secret.
+        """
+        root = self._root
+        if root.signing is None:
+            raise RuntimeError(no_secret("app.ticket"))
+        return issue_ticket(root.signing.ticket, value, path=path, ttl=ttl, mount=root._hub.mount)
 
     # Topics
 

@@ -267,6 +267,9 @@ class Application(Protocol):
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """Run ``function(*args)`` as a background task of the app."""
 
+    def ticket(self, value: Any, *, path: str, ttl: float = 30) -> str:
+        """A ticket for the WebSocket at ``path``."""
+
     async def publish(self, topic: str, value: Any) -> Receipt:
         """Send ``value`` to every subscriber of ``topic``."""
 

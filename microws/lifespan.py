@@ -163,7 +163,8 @@ class Lifespan:
             self._runs.append(run)
             stack.callback(self._runs.remove, run)
             self._has_run = True
-            hub_url = self._connect_hub(extension.get("mount", ""), extension.get("hub", self._hub_url))
+            self._hub.mount = extension.get("mount", "")
+            hub_url = self._connect_hub(extension.get("hub", self._hub_url))
             group = await stack.enter_async_context(task_group())
             await group.start(self._hub.backplane.run)
             stack.push_async_callback(self._hub.backplane.aclose)
@@ -206,7 +207,7 @@ class Lifespan:
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _connect_hub(self, mount: str, url: str) -> str:
+    def _connect_hub(self, url: str) -> str:
         """
         Let the hub use Redis, or the backplane that the server has. Apps that are mounted share it, but no topics.
 
@@ -216,17 +217,17 @@ class Lifespan:
         open_hub = OPEN_HUB.get()
         if open_hub is None and url.startswith("local"):
             raise RuntimeError(f"expected the server of microws for hub={url!r}, got another one: use `microws run`")
-        path = url if open_hub is None else open_hub(url, self._history_bytes, mount, self._hub)
+        path = url if open_hub is None else open_hub(url, self._history_bytes, self._hub.mount, self._hub)
         # Imported here, because an app in one process needs neither.
         if path is not None and redis_address(path) is not None:
             from microws.redis_hub.backplane import RedisBackplane
 
-            self._hub.use(RedisBackplane(path, mount=mount))
+            self._hub.use(RedisBackplane(path, mount=self._hub.mount))
             return path
         if open_hub is not None and path is not None:
             from microws.local.client import LocalBackplane
 
-            self._hub.use(LocalBackplane(path, mount=mount))
+            self._hub.use(LocalBackplane(path, mount=self._hub.mount))
         return ""
 
 

@@ -16,7 +16,7 @@ from microws.routing import encode_path, root_path
 if TYPE_CHECKING:
     from microws.forms import UploadFile
 
-__all__ = ["OVER", "SESSION_COOKIE", "Address", "BaseRequest", "Closers", "Request"]
+__all__ = ["OVER", "SESSION_COOKIE", "Address", "BaseRequest", "Closers", "Request", "no_secret"]
 
 SESSION_COOKIE: Final = "session"
 
@@ -37,6 +37,11 @@ _CHARSET = (
 # The ``closers`` of a request or connection that is over: nothing can be added.
 OVER: Final = ()
 Closers: TypeAlias = list[tuple[Callable[..., Any], tuple[Any, ...]]] | tuple[()] | None
+
+
+def no_secret(name: str) -> str:
+    """The error of what needs a secret, in an app without one."""
+    return f"{name} needs App(secret=…): 32 random bytes or more, such as os.environ['SECRET']"
 
 
 class Address(NamedTuple):
@@ -178,7 +183,7 @@ class BaseRequest:
         """The session in the client's cookie, as JSON and decoded; empty without a valid cookie."""
         signing = self.app.signing
         if signing is None:
-            raise RuntimeError(f"{name} needs App(secret=…): 32 random bytes or more, such as os.environ['SECRET']")
+            raise RuntimeError(no_secret(name))
         signed = self.cookies.get(SESSION_COOKIE)
         data = None if signed is None else signing.session.verify(signed, context=root_path(self.scope))
         if data is not None:

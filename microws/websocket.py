@@ -31,9 +31,10 @@ from microws.hub import (
     gap_announcement,
 )
 from microws.interfaces import Application, Event, Receipt, Scope, Subscribed
-from microws.requests import BaseRequest, Closers
+from microws.requests import BaseRequest, Closers, no_secret
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
+from microws.tickets import Ticket, take_ticket
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 
@@ -174,6 +175,28 @@ class WebSocket(BaseRequest):
         if self._session is None:
             self._session = _Session(self._read_session("ws.session")[1])
         return self._session
+
+    async def take_ticket(self) -> Ticket:
+        """
+        Take the ticket in ``?ticket=…``, which ``app.ticket`` has issued for this path: before ``accept``, once.
+
+        The ticket is used up, in all workers and on all machines that share the hub.
+
+        Returns:
+            ``Ticket(value)``, with the value that ``app.ticket`` was given.
+
+        Raises:
+            HTTPException: 401 and always the same text: the ticket is missing, too old, of another path, of an unknown
+                secret, changed, or was used before. 503: the hub process or Redis does not answer; the ticket may be
+                used up.
+            RuntimeError: The handshake was accepted before, or the app has no secret.
+        """
+        if self.accepted:
+            raise RuntimeError("take the ticket before the handshake is accepted: it refuses the client with a 401")
+        if self.app.signing is None:
+            raise RuntimeError(no_secret("ws.take_ticket"))
+        signed = self.query.get("ticket", "")
+        return await take_ticket(self.app.signing.ticket, signed, path=self.path, hub=self._options.hub)
 
     @property
     def accepted(self) -> bool:

@@ -56,6 +56,7 @@ APP = {
     "stream",
     "subscribe",
     "test_client",
+    "ticket",
     "topic",
     "url_for",
     "websocket_route",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from microws import App, EventStream, FileResponse, HTTPException, JSONResponse, RedirectResponse, StreamingResponse
 from microws.closing import check_close
+from tests.test_tickets import count_passed
 
 # Each example is a request through the whole app: a fixed few, unless `make fuzz` looks for new ones.
 SETTINGS = (
@@ -414,3 +415,9 @@ def test_the_app_answers_a_plain_request(backend):
     scope = scope_of("http", "/", b"", [], root="", raw=b"/", method="GET")
     status, data, _ = anyio.run(http, scope, [{"type": "http.request"}], backend=backend)
     assert (status, data) == (200, b"<h1>home</h1>")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_none_of_100_000_mutated_tickets_passes(anyio_backend):
+    assert await count_passed(100_000, seed=1) == 0

@@ -22,7 +22,7 @@ _CONTEXT: Final = 4
 _MAX_FRAMES: Final = 40
 _MAX_LOCAL: Final = 200
 _LIBRARY: Final = re.compile(r".*[\\/](site-packages|dist-packages|lib[\\/]python[\d.]+)[\\/]")
-_SECRET: Final = re.compile(r"pass|secret|token|key|auth|cookie|credential", re.IGNORECASE)
+_SECRET: Final = re.compile(r"pass|secret|token|ticket|key|auth|cookie|credential|session", re.IGNORECASE)
 
 
 class _Place(NamedTuple):

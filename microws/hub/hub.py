@@ -87,6 +87,7 @@ class Hub:
         disconnects: By id, the function that closes a connection with a code and a reason: of each event stream, and of
             each WebSocket whose id was read. Never waits.
         loop: The event loop that the app runs in.
+        mount: Where the app is mounted; empty for the outermost one.
         losses: Messages that subscribers did not get, by reason.
     """
 
@@ -108,6 +109,7 @@ class Hub:
         self._leaving: deque[Subscriber] = deque()
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.connections = 0
+        self.mount = ""
         self.disconnects: dict[str, Callable[[int, str], None]] = {}
         self.losses: Counter[str] = Losses()
 

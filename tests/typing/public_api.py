@@ -83,6 +83,9 @@ App(json_default="str")  # type: ignore[arg-type]
 App(secret="x" * 32, session_max_age=3600)
 App(secret=[b"x" * 32, "y" * 32])
 App(secret=1)  # type: ignore[arg-type]
+ticket: str = app.ticket({"user": "anna"}, path="/chat", ttl=10)
+app.ticket("anna")  # type: ignore[call-arg]
+app.ticket("anna", "/chat")  # type: ignore[call-arg]
 App(1024)  # type: ignore[call-arg]
 App(origin=["*"])  # type: ignore[call-arg]
 App(max_message_size="1MiB")  # type: ignore[arg-type]

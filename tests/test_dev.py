@@ -1,14 +1,19 @@
 """``microws dev``: real processes, sockets and files."""
 
+import fcntl
 import http.client
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
-from contextlib import ExitStack
+import urllib.request
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from developing import APP, command, developed, is_running
@@ -262,6 +267,22 @@ def test_more_hosts_can_be_allowed(tmp_path):
         assert dev.get(host="evil.example")[0] == 421
 
 
+def test_a_server_for_every_network_answers_to_the_names_of_the_machine(tmp_path):
+    with developed(tmp_path, "chat:app", "--host", "0.0.0.0") as dev:
+        name = socket.gethostname().lower()
+        for host in (name, f"{name}.local:80", "0.0.0.0", "localhost"):
+            assert dev.get(host=host)[0] == 200, host
+        assert dev.get(host="evil.example")[0] == 421
+
+
+def test_a_port_in_use_is_one_line(dev):
+    with process(dev.folder, command("chat:app", "--port", str(dev.port))) as started:
+        output = started.stdout.read()
+        assert started.wait(LIMIT) == 1
+    assert "is in use" in output
+    assert len(output.splitlines()) == 1
+
+
 def test_every_localhost_origin_may_connect(dev):
     with connect(f"ws://127.0.0.1:{dev.port}/echo", origin="http://localhost:5173", proxy=None) as ws:
         ws.send("x")
@@ -389,3 +410,40 @@ def test_a_module_is_run_again(tmp_path):
     with developed(tmp_path, program=[sys.executable, "-m", "rooms.serve"]) as dev:
         dev.save(text, before="VERSION = 1\n", after="VERSION = 2\n", name="rooms/serve.py")
         assert dev.version == 2
+
+
+def test_the_benchmark_finds_nothing_refused_nothing_stale_and_nothing_left():
+    script = Path(__file__).parents[1] / "bench" / "dev.py"
+    options = ("--saves", "3", "--websockets", "10", "--streams", "2", "--pause", "0")
+    done = subprocess.run(
+        [sys.executable, script, "microws dev", *options], capture_output=True, text=True, timeout=6 * LIMIT, check=True
+    )
+    row = done.stdout.splitlines()[-1].split(" | ")
+    assert row[:2] == ["| microws dev", "3"]
+    assert row[-4:] == ["0", "0", "0", "0 |"]
+
+
+def test_a_terminal_shows_colors_and_ctrl_c_leaves_no_traceback(tmp_path):
+    (tmp_path / "chat.py").write_text(APP)
+    ours, theirs = pty.openpty()
+    environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    with (
+        os.fdopen(ours, "rb", 0) as terminal,
+        subprocess.Popen(
+            command("chat:app"), cwd=tmp_path, env=environ, stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        ) as started,
+    ):  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while not (match := re.search(rb"http://127.0.0.1:(\d+)", shown)):
+            shown += terminal.read(4096)
+        urllib.request.urlopen(f"http://127.0.0.1:{match[1].decode()}/", timeout=LIMIT).close()
+        while b"\x1b[32m200" not in shown:
+            shown += terminal.read(4096)
+        os.write(ours, b"\x03")
+        with suppress(OSError):  # the end of the terminal
+            while data := terminal.read(4096):
+                shown += data
+        assert started.wait(LIMIT) == 0
+    assert b"Traceback" not in shown

@@ -267,8 +267,12 @@ class _Supervisor:
         if find_spec("watchfiles") is None:
             _log.debug("watchfiles is not installed: files are looked at every %g s", _POLL)
             return
+        # In a session of its own, which gets no Ctrl-C: it ends when its input does.
         self._watcher = subprocess.Popen(
-            [sys.executable, "-m", "microws.dev.watcher"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "microws.dev.watcher"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         assert self._watcher.stdout is not None
         self._selector.register(self._watcher.stdout, selectors.EVENT_READ, "watcher")

@@ -7,7 +7,6 @@ list of folders, which replaces the one before. Its output is an empty line for 
 
 import json
 import os
-import signal
 import sys
 from queue import SimpleQueue
 from threading import Thread
@@ -36,7 +35,6 @@ class _Folders(SimpleQueue[list[str]]):
 
 def main() -> None:
     """Tell of changes until the end of the input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     folders = _Folders()
     Thread(target=folders.read, daemon=True).start()
     while True:

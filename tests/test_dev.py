@@ -201,6 +201,29 @@ def test_code_that_fails_is_answered_with_503_until_it_is_mended(dev, kind):
     assert dev.version == 2
 
 
+def test_a_start_up_that_fails_in_a_large_folder_is_mended(dev):
+    for number in range(3000):
+        (dev.folder / f"{'module' * 15}{number}.py").write_text("")
+    dev.save(before="VERSION = 1\n", after="app.on_startup(lambda: 1 / 0)\n")
+    assert dev.get()[1].startswith("chat.py:10: ZeroDivisionError")
+    dev.save(before="VERSION = 1\n", after="VERSION = 2\n")
+    assert dev.version == 2
+
+
+def test_a_crash_after_a_file_was_removed_is_not_repeated(dev):
+    dev.save("x = 1\n", name="other.py")
+    dev.save(before="VERSION = 1\n", after="VERSION = 1\nimport other\n")
+    assert dev.version == 1
+    (dev.folder / "other.py").unlink()
+    assert dev.get()[1].startswith("chat.py:11: ModuleNotFoundError: No module named 'other'")
+    dev.save(before="VERSION = 1\n", after="os._exit(5)\n")
+    assert dev.get()[1].startswith("the app's process ended with exit code 5")
+    dev.get()
+    assert len(dev.server.find_lines("exit code 5")) == 1
+    dev.save(before="VERSION = 1\n", after="VERSION = 2\n")
+    assert dev.version == 2
+
+
 def test_code_that_fails_from_the_start_is_mended_by_a_new_file(tmp_path):
     text = APP.replace("VERSION = 1", "from parts.version import VERSION")
     with developed(tmp_path, text=text) as dev:

@@ -32,6 +32,9 @@ _LOCALHOST: Final = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 # Seconds that requests have to end when a file has changed.
 _DRAIN_TIMEOUT: Final = 0.2
 
+# Seconds that the supervisor has to read a line.
+_SEND_TIMEOUT: Final = 5.0
+
 # Serves an app, which has a name. Returns the exit code.
 ServeApp = Callable[[str, ASGIApplication], int]
 # Loads the app and serves it. Raises ``Unloadable``.
@@ -126,7 +129,7 @@ class _Child:
         self._crash: str = start["crash"]
         self._loaded = LoadedFiles(options.folder, start["before"], start["since"])
         if self._crash:
-            self._loaded.add(start["before"])
+            self._loaded.add(path for path, before in start["before"].items() if before is not None)
         self._is_stale = False
 
     def serve(self, load: Load, control: ControlSocket) -> int:
@@ -206,8 +209,12 @@ class _Child:
                 around.reload_pages()
 
     def _send(self, **values: Any) -> None:
+        # Whole lines, which may be longer than the socket's buffer.
+        timeout = self._line.gettimeout()
+        self._line.settimeout(_SEND_TIMEOUT)
         with suppress(OSError):
             self._line.sendall(json.dumps(values).encode() + b"\n")
+        self._line.settimeout(timeout)
 
     def _read_line(self) -> str:
         while b"\n" not in self._unread:

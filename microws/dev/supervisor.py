@@ -361,7 +361,8 @@ class _Supervisor:
         for sock in (ours, our_line):
             self._selector.register(sock, selectors.EVENT_READ, child)
         # The child reads this before anything else.
-        our_line.sendall(json.dumps({"before": before, "since": since, "crash": crash}).encode() + b"\n")
+        with suppress(OSError):  # it has ended already
+            our_line.sendall(json.dumps({"before": before, "since": since, "crash": crash}).encode() + b"\n")
         for sock in (ours, our_line):
             sock.setblocking(False)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.util import cache_from_source, find_spec
 from math import inf
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 from microws.dev.lines import formatter_of
 from microws.dev.watching import Signature, clock, files_below, has_changed, signature, signatures
@@ -80,6 +80,7 @@ def develop(settings: Settings, serve: Serve, *, folder: Path, fork: bool | None
     if (number := os.environ.pop(VARIABLE, None)) is not None:
         control = ControlSocket.from_environment()
         if control is not None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             return serve(control, socket.socket(fileno=int(number)))
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("reload needs the main thread, which receives signals; write reload=False")
@@ -99,38 +100,13 @@ def develop(settings: Settings, serve: Serve, *, folder: Path, fork: bool | None
             return _Supervisor(listeners, serve, folder, logs, fork=fork).run()
 
 
-class _Process(Protocol):
-    """What a forked process and ``subprocess.Popen`` have in common."""
-
-    @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-    def send_signal(self, number: int, /) -> None: ...
-
-
-class _Forked:
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._code: int | None = None
-
-    def poll(self) -> int | None:
-        if self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self._code = os.waitstatus_to_exitcode(status) if pid else None
-        return self._code
-
-    def send_signal(self, number: int, /) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-
 @dataclass(eq=False)
 class _Child:
     """
     A process that serves the app, or the reason why that cannot be served.
 
     Attributes:
-        process: The process.
+        pid: The process.
         control: As a worker has it: the hub process, that it serves, stages of the shutdown.
         line: The other socket, for what only ``microws dev`` has.
         began: ``time.monotonic()`` at its start.
@@ -141,9 +117,10 @@ class _Child:
         name: What the log calls the app, as soon as it serves.
         problem: Why it serves no app.
         deadline: When it is killed, if it was told to stop.
+        code: The exit code, if ``poll`` has seen it.
     """
 
-    process: _Process
+    pid: int
     control: socket.socket
     line: socket.socket
     began: float
@@ -155,7 +132,20 @@ class _Child:
     name: str | None = None
     problem: str | None = None
     deadline: float = inf
+    code: int | None = None
     unread: dict[socket.socket, bytes] = field(default_factory=dict)
+
+    def poll(self) -> int | None:
+        """The exit code; ``None`` while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def kill(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def read(self, sock: socket.socket) -> list[Any] | None:
         """The JSON values that were received; ``None`` at the end of the socket."""
@@ -176,7 +166,7 @@ class _Child:
             self.deadline = time.monotonic() + _STOP_TIMEOUT
             self.send(self.control, b"%d" % Stage.DRAIN)
             if self.name is None:
-                self.process.send_signal(signal.SIGTERM)
+                self.kill(signal.SIGTERM)
 
     def close(self) -> None:
         self.control.close()
@@ -354,10 +344,11 @@ class _Supervisor:
                 # A signal that the child gets before it handles it would reach the supervisor a second time.
                 masked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
                 unblock.callback(signal.pthread_sigmask, signal.SIG_SETMASK, masked)
-                start = self._run_child if self._fork else self._spawn
-                process = start(theirs, their_line)
+                pid = os.fork()
+                if not pid:
+                    self._run_child(theirs, their_line)
             undo.pop_all()
-        child = self._app = _Child(process, ours, our_line, began, before, since, reason)
+        child = self._app = _Child(pid, ours, our_line, began, before, since, reason)
         for sock in (ours, our_line):
             self._selector.register(sock, selectors.EVENT_READ, child)
         # The child reads this before anything else.
@@ -366,13 +357,13 @@ class _Supervisor:
         for sock in (ours, our_line):
             sock.setblocking(False)
 
-    def _run_child(self, control: socket.socket, line: socket.socket) -> _Process:
-        if pid := os.fork():
-            return _Forked(pid)
+    def _run_child(self, control: socket.socket, line: socket.socket) -> NoReturn:
         code = 1
         try:
-            self._logs.close()
             sockets = [listener.sock for listener in self._listeners]
+            if not self._fork:
+                self._run_program(control, line, [sock.fileno() for sock in sockets])
+            self._logs.close()
             become_child(keep=tuple(sock.fileno() for sock in (control, line, *sockets)))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             for number in SHARED_SIGNALS:
@@ -385,14 +376,14 @@ class _Supervisor:
             # Nothing of the supervisor's is cleaned up here.
             _end(code)
 
-    def _spawn(self, control: socket.socket, line: socket.socket) -> _Process:
-        sockets = [listener.sock.fileno() for listener in self._listeners]
+    def _run_program(self, control: socket.socket, line: socket.socket, sockets: list[int]) -> NoReturn:
+        """Run the program again, in this process."""
+        assert self._command is not None
+        for number in (control.fileno(), line.fileno(), self._memory, *sockets):
+            os.set_inheritable(number, True)
         variable = worker_variable(control.fileno(), sockets, Share(self._memory, 0), self._hub.path)
-        return subprocess.Popen(
-            self._command or (),
-            env=self._environ | variable | {VARIABLE: str(line.fileno())},
-            pass_fds=[control.fileno(), line.fileno(), self._memory, *sockets],
-        )
+        environ = self._environ | variable | {VARIABLE: str(line.fileno())}
+        os.execve(self._command[0], self._command, environ)
 
     def _read(self, child: _Child, sock: Any) -> bool:
         """Read what a child has sent. Returns whether files may have changed."""
@@ -441,9 +432,9 @@ class _Supervisor:
     def _check_children(self) -> None:
         now = time.monotonic()
         for child in self._children:
-            if (code := child.process.poll()) is None:
+            if (code := child.poll()) is None:
                 if child.deadline <= now:
-                    child.process.send_signal(signal.SIGKILL)
+                    child.kill(signal.SIGKILL)
                     child.deadline = inf
                 continue
             for sock in (child.control, child.line):

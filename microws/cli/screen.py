@@ -70,7 +70,6 @@ class Screen:
             readline.set_history_length(_MAX_HISTORY)
             with suppress(OSError):
                 self._history.parent.mkdir(parents=True, exist_ok=True)
-                self._history.touch(0o600)
                 readline.write_history_file(self._history)
 
     def lines(self) -> Iterator[str]:

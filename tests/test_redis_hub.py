@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import pytest
 from hubs import LIMIT, Process
-from redis_server import TLS, redis_server, sentinel_of
+from redis_server import TLS, Proxy, free_port, redis_server, sentinel_of
 
 from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, connect_hub
 from microws.hub import TopicSettings
@@ -324,6 +324,20 @@ async def test_publishers_wait_for_room(tmp_path):
             await publish(process, "next")
 
 
+async def test_a_publish_raises_in_time_though_a_younger_one_is_before_it(redis, monkeypatch):
+    """It waited for room before."""
+    async with connected(redis.url) as [process], anyio.create_task_group() as tasks:
+        async with cut_off(redis, process):
+            tasks.start_soon(publish, process, "younger")
+            await anyio.wait_all_tasks_blocked()
+            monkeypatch.setattr(module, "_TIMEOUT", 0.01)
+            process.backplane._queue[0].deadline += LIMIT
+            with pytest.raises(PublishTimeout):
+                await publish(process, "older")
+        await process.wait_delivered(1)
+        assert process.texts == ["younger"]
+
+
 @pytest.mark.parametrize("size", [10, 100_000])
 async def test_large_histories_are_read_in_parts(redis, size):
     async with connected(redis.url) as [process]:
@@ -519,6 +533,36 @@ async def test_a_restart_that_loses_nothing_is_told_to_nobody(tmp_path):
             assert found.recovered
 
 
+@pytest.mark.parametrize("is_back", [False, True], ids=["replica", "replica, and back"])
+async def test_what_a_replica_lacked_when_it_was_promoted_is_told(tmp_path, is_back):
+    """Also of servers that write all to disk, and of one that was the primary before."""
+    with (
+        redis_server(tmp_path / "master", appendfsync="always") as master,
+        Proxy(master.port) as front,
+        Proxy(master.port) as between,
+        redis_server(tmp_path / "replica", appendfsync="always") as replica,
+    ):
+        replica.replicate(between)
+        async with connected(front.url) as [process]:
+            before = process.backplane._connection
+            position = await publish(process, 0)
+            await wait_for(lambda: replica.command("EXISTS", "microws:l:t"))
+            between.freeze()
+            await publish(process, 1)
+            front.refuses = True
+            front.cut()
+            replica.promote()
+            if is_back:
+                master.replicate(replica)
+                master.promote()
+            else:
+                front.target = replica.port
+            front.refuses = False
+            await wait_open(process, before)
+            assert process.losses == [2]
+            assert not (await process.backplane.read("t", position, history=5, ttl=None, by_key=False)).recovered
+
+
 async def test_what_was_not_answered_before_a_cut_is_published_once(redis):
     async with connected(redis.url, redis.url) as (one, other):
         backplane = one.backplane
@@ -559,17 +603,18 @@ async def test_a_flush_and_forgotten_scripts_stop_nobody(redis, caplog):
     assert [line for line in caplog.messages if "has lost its messages" in line] == caplog.messages
 
 
-async def test_a_replica_is_left(tmp_path, redis):
+async def test_a_replica_is_left(tmp_path):
     with redis_server(tmp_path) as server:
         async with connected(server.url) as [process]:
             await publish(process, 0)
-            server.command("REPLICAOF", "127.0.0.1", redis.port)
+            server.command("REPLICAOF", "127.0.0.1", free_port())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(publish, process, 1)
                 await wait_for(lambda: process.backplane._connection is None)
                 server.promote()
             await process.wait_delivered(2)
-            assert process.texts == ["0", "1"]
+            # It had no data of the other one.
+            assert (process.texts, process.losses) == (["0", "1"], [])
 
 
 async def test_a_silent_redis_is_left(tmp_path, monkeypatch, caplog):

@@ -186,9 +186,10 @@ class RedisBackplane:
         self._is_open = False
         # Looks at it since the last message came.
         self._quiet = 0
-        # What Redis is: which run of which server, and whether it writes each message to disk first. Its epoch and the
-        # count of keys that it evicted; and whether these are as they were at the connection before.
-        self._server = (b"", b"0")
+        # What Redis is: whether it writes each message to disk first; which run of which server, with which data, and
+        # with which data before it was promoted. Its epoch and the count of keys that it evicted; and whether these are
+        # as they were at the connection before.
+        self._server = (b"0", b"", b"")
         self._known: tuple[bytes, bytes | None] = (b"", None)
         self._is_trusted = False
         # Topics of which messages were lost in the last cut.
@@ -262,8 +263,12 @@ class RedisBackplane:
         """Learn what Redis is, and begin an epoch if its last messages may be lost."""
         info, config, *_ = await connection.converse((b"INFO",), (b"CONFIG", b"GET", b"appendfsync"), *_LOADS)
         server = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-        is_durable = server.get(b"aof_enabled") == b"1" and config == {b"appendfsync": b"always"}
-        self._server = server.get(b"run_id") or server[b"master_replid"], b"%d" % is_durable
+        # One that was a replica may have lacked messages when it was promoted. Its files lack them, too.
+        was_primary = server.get(b"second_repl_offset") == b"-1"
+        is_durable = server.get(b"aof_enabled") == b"1" and config == {b"appendfsync": b"always"} and was_primary
+        data, data_before = server[b"master_replid"], server.get(b"master_replid2", b"")
+        run = server.get(b"run_id", b"")
+        self._server = b"%d" % is_durable, b"%b %b" % (run, data), b"%b %b" % (run, data_before)
         channels = [self._channel_of_replies, *([self._channel_of_questions] if self._serves else [])]
         subscribe = [(b"SUBSCRIBE", channel) for channel in channels]
         *_, epoch = await connection.converse(*subscribe, self._begin_epoch())
@@ -369,12 +374,12 @@ class RedisBackplane:
 
     def _late(self, now: float) -> list[_Message]:
         """Forget the messages that were not answered in time."""
-        late = [message for message in self._sent.values() if message.deadline <= now]
+        late = [message for message in (*self._sent.values(), *self._queue) if message.deadline <= now]
+        if late:
+            # Not in order: one that waited for room has waited before it came into the queue.
+            self._queue = deque(message for message in self._queue if message.deadline > now)
         for message in late:
-            del self._sent[message.number]
-        while self._queue and self._queue[0].deadline <= now:
-            late.append(self._queue.popleft())
-        for message in late:
+            self._sent.pop(message.number, None)
             self._release(message)
         return late
 

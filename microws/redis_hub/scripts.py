@@ -363,15 +363,16 @@ return answers
 """
 )
 
-# ARGV: the prefix, a new epoch, what the server is, and whether it writes each message to disk first. Answers with the
-# epoch. Another server, or the same one started again, may have lost its last messages unless both wrote them first.
+# ARGV: the prefix, a new epoch, whether the server writes each message to disk first, what it is, and what it was
+# before it was promoted. Answers with the epoch. Another server, or the same one started again or with data of another
+# one, may lack the last messages unless both wrote them first.
 OPEN: Final = _script("""
 local key = ARGV[1] .. 'e'
-local before = redis.call('GET', key)
-local server, is_durable = string.sub(before or '', 10), string.sub(before or '', 9, 9)
+local before = redis.call('GET', key) or ''
+local is_durable, server = string.sub(before, 9, 9), string.sub(before, 10)
 local epoch = ARGV[2]
-if before and (server == ARGV[3] or (is_durable == '1' and ARGV[4] == '1')) then epoch = string.sub(before, 1, 8) end
-redis.call('SET', key, epoch .. ARGV[4] .. ARGV[3])
+if server == ARGV[4] or server == ARGV[5] or is_durable .. ARGV[3] == '11' then epoch = string.sub(before, 1, 8) end
+redis.call('SET', key, epoch .. ARGV[3] .. ARGV[4])
 return epoch
 """)
 

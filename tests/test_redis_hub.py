@@ -361,6 +361,42 @@ async def test_by_key_large_histories_are_read_in_parts(redis):
         assert redis.command("HLEN", "microws:h:keys") <= 2 * 20 + 16
 
 
+async def test_a_history_of_any_ttl_is_kept(redis):
+    settings = TopicSettings(history=5, ttl=1e300)
+    async with connected(redis.url, settings=settings) as [process]:
+        first = await publish(process, 0)
+        await publish(process, 1)
+        found = await process.backplane.read("t", first, history=5, ttl=1e300, by_key=False)
+        assert [entry.payload.data for entry in found.entries] == [b"1"]
+    year = 365 * 86_400
+    async with connected(redis.url, settings=settings._replace(ttl=year)) as [process]:
+        await publish(process, 0, "year")
+    for key in ("o:year", "l:year"):
+        assert redis.command("TTL", f"microws:{key}") > year - LIMIT
+
+
+@pytest.mark.parametrize("history", [0, 5])
+async def test_a_topic_of_which_versions_of_an_app_keep_different_messages(redis, history):
+    """A client of the version with ``overflow="latest"`` is told of what the other one has published."""
+    async with connected(redis.url, settings=TopicSettings(history=history)) as [process]:
+
+        async def read(position):
+            return await process.backplane.read("versions", position, history=5, ttl=None, by_key=True)
+
+        async def publish_by_key():
+            process.settings = lambda topic: TopicSettings(history=5)
+            return await publish(process, "new", "versions", conflation=b"k")
+
+        first = await publish_by_key()
+        process.settings = lambda topic: TopicSettings(history=history)
+        await publish(process, "old", "versions", has_history=history > 0)
+        assert not (await read(first)).recovered
+        second = await publish_by_key()
+        third = await publish_by_key()
+        found = await read(second)
+        assert (found.recovered, found.position) == (True, third)
+
+
 async def test_keys_are_forgotten_with_their_messages(redis):
     async with connected(redis.url, settings=TopicSettings(history=5)) as [process]:
         first = await publish(process, 0, key=b"0")

@@ -36,11 +36,14 @@ MADE: Final = struct.Struct("<QQBBB")
 # What ``k:`` has, and the answer for a message that was published before: offset, publisher, number.
 STORED: Final = struct.Struct("<QQQ")
 
-# Seconds that the last offset of a topic is kept after its last message: with history, so that clients resume; without,
-# so that it is known after a cut whether a message was missed. And the last number of a publisher.
-_KEEP_HISTORY: Final = 30 * 86_400
-_KEEP_OFFSET: Final = 3_600
-_KEEP_NUMBER: Final = 60
+# Milliseconds that the last offset of a topic is kept after its last message: with history, so that clients resume (its
+# ttl if that is longer); without, so that it is known after a cut whether a message was missed. And the last number of
+# a publisher.
+_KEEP_HISTORY: Final = 30 * 86_400_000
+_KEEP_OFFSET: Final = 3_600_000
+_KEEP_NUMBER: Final = 60_000
+# The most milliseconds that Redis is told, exactly.
+_MAX_TTL: Final = 1 << 53
 # The most bytes of records in one answer, more or less: Redis disconnects a subscriber that has much pending.
 _MAX_ANSWER: Final = 256 << 10
 
@@ -57,7 +60,7 @@ def spec_of(history: int, ttl: float | None, *, by_key: bool) -> bytes:
     """How scripts are told what a topic keeps; empty without history."""
     if not history:
         return b""
-    milliseconds = _KEEP_HISTORY * 1000 if ttl is None else ttl * 1000
+    milliseconds = _KEEP_HISTORY if ttl is None else min(ttl * 1000, _MAX_TTL)
     return f"{history} {milliseconds} {by_key:d}".encode()
 
 
@@ -131,7 +134,7 @@ local number_key = prefix .. 'p:' .. ARGV[2]
 local known = tonumber(call('GET', number_key) or 0)
 if known < tonumber(ARGV[4]) then return redis.error_reply('BEHIND the call before has failed') end
 -- First of all: this fails if Redis takes no writes, and then nothing is published.
-call('SET', number_key, string.format('%.0f', math.max(known, tonumber(ARGV[5]))), 'EX', KEEP_NUMBER)
+call('SET', number_key, string.format('%.0f', math.max(known, tonumber(ARGV[5]))), 'PX', KEEP_NUMBER)
 if #ARGV == 6 then
   call('PUBLISH', prefix .. 'r:' .. ARGV[2], '')
   return {}
@@ -268,7 +271,8 @@ for _, name in ipairs(names) do
       if spec.by_key then write_by_key(name, topic, spec) else write_list(name, topic, spec) end
       if topic.keys then write_keys(name, topic, spec) end
     end
-    call('SET', prefix .. 'o:' .. name, counter(topic), 'EX', spec and KEEP_HISTORY or KEEP_OFFSET)
+    local expires = spec and math.max(spec.expires, KEEP_HISTORY) or KEEP_OFFSET
+    call('SET', prefix .. 'o:' .. name, counter(topic), 'PX', expires)
   end
 end
 for i = 1, #told, 2 do call('PUBLISH', told[i], told[i + 1]) end
@@ -292,12 +296,14 @@ local function is_full(answer, record)
 end
 
 local function newest_by_key(name, topic, spec, since, answer)
-  local all, found = call('HVALS', prefix .. 'h:' .. name), {}
-  if #all == 0 and since >= 0 then return 0 end
-  for _, record in ipairs(all) do
+  local found, newest = {}, 0
+  for _, record in ipairs(call('HVALS', prefix .. 'h:' .. name)) do
     local offset, time = unpack_bytes('<I8d', record)
+    newest = math.max(newest, offset)
     if offset > since and time * 1000 >= now / 1000 - spec.ttl then found[#found + 1] = {offset, record} end
   end
+  -- It was lost; or another version of the app has published it, for which the topic keeps all messages, or none.
+  if since >= 0 and newest ~= topic.last then return 0 end
   table.sort(found, function(one, other) return one[1] < other[1] end)
   for i = math.max(1, #found - spec.history + 1), #found do
     if is_full(answer, found[i][2]) and i < #found then return 2 end
@@ -347,7 +353,7 @@ for i = 2, #ARGV, 4 do
       answer[2] = 0
     else
       -- So that a position of the empty topic is one as any other.
-      local kept = redis.pcall('SET', prefix .. 'o:' .. name, counter(topic), 'EX', KEEP_HISTORY)
+      local kept = redis.pcall('SET', prefix .. 'o:' .. name, counter(topic), 'PX', KEEP_HISTORY)
       if kept.err then answer[2] = 0 else forget(name) end
       if since and since < 0 then answer[1] = 1 end
     end

@@ -244,6 +244,8 @@ class App:
         subscribe: str | Sequence[str] | None = None,
         gaps: bool = False,
         on_invalid: OnInvalid = "close",
+        login: Callable[[WebSocket, Any], Any] | None = None,
+        login_timeout: float = 5,
         name: str | None = None,
     ) -> Callable[[WebSocketView], WebSocketView]:
         """
@@ -269,6 +271,13 @@ class App:
             on_invalid: What to do with an invalid message. ``"close"`` raises in the view, and closes with 1003 or 1007
                 unless the view catches the exception. ``"skip"`` waits for the next message. It logs the first message
                 that it skips and, when the connection ends, their number.
+            login: Called with the WebSocket and its first message, after the hooks and before ``subscribe`` and the
+                view: ``async def``, or a plain function, which runs in a worker thread. Its result becomes
+                ``ws.state.user``. If that is false, such as ``None``, the connection is closed with 1008, and the view
+                is not called. microws accepts the handshake, and sends nothing that is published before the login: a
+                hook that subscribes the connection is an error.
+            login_timeout: Seconds that the first message and ``login`` may take together. Then the connection is closed
+                with 1008. Default 5.
             name: For ``url_for``. Default: the name of the view.
 
         Raises:
@@ -293,6 +302,8 @@ class App:
                 catch_disconnect=catch_disconnect,
                 gaps=gaps,
                 on_invalid=on_invalid,
+                login=login,
+                login_timeout=login_timeout,
             )
             endpoint.codecs(self._codecs)
             self._router.add(

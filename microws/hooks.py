@@ -12,7 +12,17 @@ from microws.callables import is_async, layers_of, name_of, signature_of
 from microws.errors import HTTPException
 from microws.interfaces import ASGIApplication, Receive, Scope, Send
 
-__all__ = ["HookList", "Hooks", "Middleware", "call_hook", "check_hook", "check_middleware", "check_mounted", "wrap"]
+__all__ = [
+    "HookList",
+    "Hooks",
+    "Middleware",
+    "call_hook",
+    "check_hook",
+    "check_middleware",
+    "check_mounted",
+    "in_thread",
+    "wrap",
+]
 
 ErrorHandler: TypeAlias = Callable[[Any, Any], Any]
 # Called with an ASGI app and these options, it returns the wrapped app.
@@ -55,7 +65,7 @@ class ViewHooks(HookList):
 
     def append(self, hook: Callable[..., Any]) -> None:
         """Add a hook that was checked."""
-        super().append(_in_thread(hook))
+        super().append(in_thread(hook))
         self._update_chain()
 
     def include(self, inner: "ViewHooks") -> None:
@@ -113,7 +123,7 @@ class Hooks:
         """Register an error handler for a status or an exception class. Raises as ``check_handled``."""
         self.check_handled(key)
         check_hook(handler, "error_handler", "connection", "error")
-        self._handlers[key] = _in_thread(handler)
+        self._handlers[key] = in_thread(handler)
 
     def find_handler(self, error: Exception) -> ErrorHandler | None:
         """
@@ -215,7 +225,7 @@ def check_mounted(app: Any, prefix: str, origins: Any) -> None:
     raise TypeError(f"expected an ASGI app to mount, got {app!r}; {hint}")
 
 
-def _in_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+def in_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``hook`` if it is ``async def``; else a function that calls it in a worker thread."""
     if is_async(hook):
         return hook

@@ -13,7 +13,7 @@ from microws.hub import MIN_BYTES
 from microws.hub_url import check_hub
 from microws.interfaces import Limits
 
-__all__ = ["AppSettings"]
+__all__ = ["AppSettings", "check_seconds"]
 
 
 class AppSettings:
@@ -58,7 +58,7 @@ class AppSettings:
         _check_count("session_max_age", values["session_max_age"], minimum=1)
         _check_count("max_body_size", values["max_body_size"], minimum=0)
         for name in ("send_timeout", "accept_timeout", "close_timeout"):
-            _check_seconds(name, values[name])
+            check_seconds(name, values[name])
         _check_count("history_bytes", values["history_bytes"], minimum=MIN_BYTES)
         if values["history_bytes"] % 4096:
             raise ValueError(f"history_bytes: expected a multiple of 4096, got {values['history_bytes']}")
@@ -119,6 +119,7 @@ def _check_count(name: str, value: Any, *, minimum: int) -> None:
         raise ValueError(f"{name}: expected a whole number, {minimum} or more, got {value!r}")
 
 
-def _check_seconds(name: str, value: Any) -> None:
+def check_seconds(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless the setting ``name`` is a number of seconds greater than 0."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
         raise ValueError(f"{name}: expected a number of seconds greater than 0, got {value!r}")

@@ -14,12 +14,13 @@ from microws.callables import LRU_CACHE, describe, function_of, layers_of, name_
 from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
 from microws.errors import RoutingError
 from microws.handshake import check_origins_setting
-from microws.hooks import Hooks
+from microws.hooks import Hooks, check_hook, in_thread
 from microws.hub import check_topic
 from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView
 from microws.requests import Request
 from microws.responses import JSONResponse, Response
 from microws.routing import Kind, Pattern
+from microws.settings import check_seconds
 from microws.websocket import WebSocket
 
 __all__ = [
@@ -59,6 +60,8 @@ class WebSocketRouteOptions(TypedDict, total=False):
     subscribe: str | Sequence[str] | None
     gaps: bool
     on_invalid: OnInvalid
+    login: Callable[[WebSocket, Any], Any] | None
+    login_timeout: float
     name: str | None
 
 
@@ -122,6 +125,8 @@ class WebSocketEndpoint:
     catch_disconnect: bool = True
     gaps: bool = False
     on_invalid: OnInvalid = "close"
+    login: Callable[[WebSocket, Any], Any] | None = None
+    login_timeout: float = 5
     view: BoundView = field(init=False)
     topics: tuple[str, ...] = field(init=False)
 
@@ -130,6 +135,10 @@ class WebSocketEndpoint:
         self.topics = bind_topics(subscribe, pattern)
         if self.on_invalid not in get_args(OnInvalid):
             raise ValueError(f'expected on_invalid="close" or "skip", got {self.on_invalid!r}')
+        if self.login is not None:
+            check_hook(self.login, "websocket_route(login=…)", "ws", "message")
+            self.login = in_thread(self.login)
+        check_seconds("login_timeout", self.login_timeout)
         if isinstance(self.subprotocols, str):
             raise ValueError(f"expected a list: subprotocols=[{self.subprotocols!r}]")
         self.origins = check_origins_setting(self.origins)

@@ -1,7 +1,7 @@
 """What a WebSocket view holds: ``ws``."""
 
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -633,6 +633,27 @@ class WebSocket(BaseRequest):
                 self._helpers.discard(scope)
 
     # For the app
+
+    async def log_in(self, check: Callable[["WebSocket", Any], Awaitable[Any]], seconds: float) -> bool:
+        """
+        Accept, and have ``check`` judge the first message; ``App.websocket_route`` documents it.
+
+        Returns:
+            Whether the view may run. Otherwise the connection is closed.
+        """
+        if self._subscriber is not None:
+            raise RuntimeError("subscribe after the login of the route, in its view, and not in a hook before it")
+        if not self.accepted:
+            await self.accept()
+        user = None
+        with anyio.move_on_after(seconds) as limit:
+            user = await check(self, await self.receive())
+        if user:
+            self.state.user = user
+            return True
+        _log.info("%r: no login %s", self.path, "in time" if limit.cancelled_caught else "with the first message")
+        await self.close(CloseCode.POLICY_VIOLATION, "log in first")
+        return False
 
     async def subscribe_by_route(self, topics: Sequence[str], since: Mapping[str, str | None] | None) -> None:
         """``subscribe`` to the topics of the route. A client that names positions is told what is lost of them."""

@@ -136,7 +136,9 @@ class WebSocketDispatcher(Dispatcher):
                     try:
                         if has_header(scope, b"origin"):
                             self._check_origin_of(ws, endpoint)
-                        if not endpoint.hooks.before_websocket.chain or await self._call_before(ws, endpoint.hooks):
+                        if (
+                            not endpoint.hooks.before_websocket.chain or await self._call_before(ws, endpoint.hooks)
+                        ) and (endpoint.login is None or await ws.log_in(endpoint.login, endpoint.login_timeout)):
                             if endpoint.topics:
                                 await self._subscribe(ws, endpoint.topics)
                             returned = await endpoint.view(ws, params)

@@ -170,6 +170,8 @@ class Point:
     subscribe=["chat:{room}", "all"],
     gaps=True,
     on_invalid="skip",
+    login=lambda ws, message: message["user"],
+    login_timeout=1.5,
     name="chat",
 )
 async def chat(ws: WebSocket, room: str) -> int:
@@ -218,6 +220,7 @@ app.websocket_route("/")(no_coroutine)  # type: ignore[type-var]
 app.websocket_route("/")(generator)  # type: ignore[type-var]
 app.websocket_route("/", "json")  # type: ignore[call-arg]
 app.websocket_route("/", on_invalid="ignore")  # type: ignore[arg-type]
+app.websocket_route("/", login="anna")  # type: ignore[arg-type]
 app.websocket_route("/", valuetype="json")  # type: ignore[call-arg]
 app.websocket_route("/", catch_disconnect="no")  # type: ignore[arg-type]
 app.websocket_route("/", subscribe=1)  # type: ignore[arg-type]

@@ -311,7 +311,7 @@ def main():
     add = parser.add_argument
     add("tests", nargs="*", metavar="TEST", help=f"some of {', '.join(map(repr, TESTS))} (all)")
     add("--rounds", type=int, default=5, help="a figure is the best of so many (%(default)s)")
-    add("--workers", type=int, default=WORKERS, metavar="N", help="processes that subscribe (%(default)s)")
+    add("--workers", type=int, default=WORKERS, metavar="N", help="processes that subscribe, from 2 on (%(default)s)")
     add("--no-wait", action="store_true", help="for a busy machine: do not wait for idle cores")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.tests if name not in TESTS]:

@@ -105,6 +105,13 @@ def test_the_app_of_the_project_is_tested_in_memory_and_served(project):
     assert code == 0
 
 
+def test_pytest_asyncio_enters_the_client_in_its_auto_mode(project):
+    used = 'async def test_it(microws_client):\n    assert (await microws_client.get("/")).status == 200\n'
+    loop_scope = "asyncio_default_fixture_loop_scope=function"
+    code, output = project(used, "-p", "asyncio", "-o", "asyncio_mode=auto", "-o", loop_scope)
+    assert (code, "1 passed" in output) == (0, True)
+
+
 def test_the_app_may_be_named_by_a_variable_or_by_a_fixture(project):
     used = "def test_it(microws_app):\n    import chat\n    assert microws_app is chat.app\n"
     assert project(used, config="", MICROWS_APP="chat")[0] == 0

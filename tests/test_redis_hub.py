@@ -569,6 +569,98 @@ async def test_a_restart_that_loses_nothing_is_told_to_nobody(tmp_path):
             assert found.recovered
 
 
+async def test_a_topic_that_is_given_up_during_catch_up_stays_so(redis, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_TOPICS", 1)
+    monkeypatch.setattr(module, "_PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "_LINGER", 0)
+    monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.01)
+    async with connected(redis.url) as [process]:
+        backplane = process.backplane
+        await backplane.subscribe("left")
+        # That of "t", before which nothing is known of the others.
+        follow_up = backplane._follow_up
+
+        def give_up(behind, answers):
+            if behind[0].name == "t":
+                del backplane._topics[b"microws:0:t:left"]
+            return follow_up(behind, answers)
+
+        monkeypatch.setattr(backplane, "_follow_up", give_up)
+        async with cut_off(redis, process):
+            pass
+        assert redis.command("PUBSUB", "CHANNELS", "microws:0:t:*") == [b"microws:0:t:t"]
+
+
+MINIMAL_RIGHTS = [
+    *("-@all", "+hello", "+auth", "+select", "+info", "+config|get", "+script|load", "+evalsha"),
+    *("+subscribe", "+unsubscribe", "+publish", "+time", "+get", "+set", "+del", "+exists", "+pexpire"),
+    *("+rpush", "+lrange", "+llen", "+ltrim", "+hset", "+hget", "+hdel", "+hlen", "+hvals", "+hgetall"),
+    *("resetkeys", "~microws:*", "resetchannels", "&microws:*"),
+]
+
+
+async def test_a_user_with_few_rights_suffices(tmp_path):
+    with redis_server(tmp_path) as server:
+        server.command("ACL", "SETUSER", "hub", "on", ">secret", *MINIMAL_RIGHTS)
+        url = server.url.replace("//", "//hub:secret@")
+        async with connected(url, url) as (one, other):
+            first = await publish(one, 0, key=b"k")
+            assert await publish(other, 1, key=b"k") == first
+            for number in range(60):
+                await publish(one, number, key=b"%d" % number)
+                await publish(one, number, "by key", conflation=b"%d" % number)
+            await publish(one, 1, "plain", has_history=False)
+            assert (await one.backplane.read("t", first, history=100, ttl=None, by_key=False)).recovered
+            await other.backplane.read("by key", None, history=1, ttl=None, by_key=True)
+            assert await one.backplane.claim("c", 60)
+            assert len(await one.backplane.ask({})) == 2
+            assert (await one.backplane.ask_for_usage()).bytes > 0
+            async with cut_off(server, other):
+                await publish(one, "missed")
+            await other.wait_delivered(62)
+            assert other.losses == []
+
+
+@pytest.mark.parametrize("takes", ["+subscribe", "+time"])
+async def test_rights_that_are_taken_away_stop_nobody(tmp_path, caplog, takes):
+    """Redis refuses what a process needs to catch up, and then not any more."""
+    caplog.set_level(logging.INFO, "microws.hub")
+    with redis_server(tmp_path) as server:
+        server.command("ACL", "SETUSER", "hub", "on", ">secret", *MINIMAL_RIGHTS)
+        async with connected(server.url.replace("//", "//hub:secret@")) as [process]:
+            for topic in ("u", "v"):
+                await process.backplane.subscribe(topic)
+            await publish(process, 0)
+            connections, connect = [], module.connect
+
+            async def connect_and_count(*args):
+                connection = await connect(*args)
+                connections.append(connection)
+                if len(connections) < 4:
+                    server.command("ACL", "SETUSER", "hub", takes.replace("+", "-"))
+                return connection
+
+            # What is asked before is allowed.
+            open_before = process.backplane._open
+
+            async def allow(connection):
+                server.command("ACL", "SETUSER", "hub", takes)
+                await open_before(connection)
+
+            process.backplane._open = allow
+            before = process.backplane._connection
+            module.connect = connect_and_count
+            try:
+                before.cut("of the test")
+                await wait_open(process, before)
+            finally:
+                module.connect = connect
+            assert len(connections) >= 4
+            await publish(process, 1)
+            await process.wait_delivered(2)
+    assert [line.partition(" ")[0] for line in caplog.messages] == ["disconnected", "connected"]
+
+
 @pytest.mark.parametrize("is_back", [False, True], ids=["replica", "replica, and back"])
 async def test_what_a_replica_lacked_when_it_was_promoted_is_told(tmp_path, is_back):
     """Also of servers that write all to disk, and of one that was the primary before."""

@@ -194,8 +194,9 @@ class RedisBackplane:
         self._is_trusted = False
         # Topics of which messages were lost in the last cut.
         self._lost = 0
-        # Why there is no connection.
+        # Why there is no connection, and since when there is none that has caught up.
         self._trouble = ""
+        self._cut_at: float | None = None
         # Messages to send; and those that are sent, by number. What was sent before a cut, and is sent again, comes
         # first, with the number that it has.
         self._queue: deque[_Message] = deque()
@@ -235,10 +236,15 @@ class RedisBackplane:
                     await self._talk(connection, task_status)
                 finally:
                     await connection.aclose()
-                since, task_status, self._trouble = monotonic(), None, connection.reason
-                _log.warning("disconnected from Redis at %s: %s; connecting again", self._address.shown, self._trouble)
+                task_status, self._trouble = None, connection.reason
+                if self._cut_at is None:
+                    self._cut_at = monotonic()
+                    text = "disconnected from Redis at %s: %s; connecting again"
+                    _log.warning(text, self._address.shown, self._trouble)
+                else:
+                    # Redis takes the connection, and refuses what is asked then.
+                    await anyio.sleep(random() * _MAX_RETRY)
                 connection = await self._connect(tls)
-                _log.info("connected to Redis at %s again after %.1f s", self._address.shown, monotonic() - since)
 
     async def _connect(self, tls: ssl.SSLContext | None, *, is_first: bool = False) -> Connection:
         began = monotonic()
@@ -300,9 +306,10 @@ class RedisBackplane:
 
         async def follow() -> None:
             for part in parts:
-                behind = part
-                connection.tell(b"SUBSCRIBE", *(topic.channel for topic in behind))
+                # Some may have been given up meanwhile.
+                behind = [topic for topic in part if topic.channel in self._topics]
                 while behind and not connection.reason:
+                    connection.tell(b"SUBSCRIBE", *(topic.channel for topic in behind))
                     request = _Request(_read(self._prefix, *behind), follow=partial(self._follow_up, behind))
                     self._post(request)
                     try:
@@ -320,6 +327,9 @@ class RedisBackplane:
                 "messages were lost: Redis does not have all that followed the last ones of %d topics", self._lost
             )
             self._lost = 0
+        if self._cut_at is not None:
+            seconds, self._cut_at = monotonic() - self._cut_at, None
+            _log.info("connected to Redis at %s again after %.1f s", self._address.shown, seconds)
         self._is_open = True
         for request in self._requests:
             self._post(request)

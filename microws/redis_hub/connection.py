@@ -9,6 +9,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
+from random import sample
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -30,6 +31,7 @@ __all__ = ["Answer", "Connection", "connect", "is_refusal", "tls_context"]
 Answer: TypeAlias = Callable[[Any], None]
 
 _MAX_READ: Final = 256 << 10
+_CONFIRMATIONS: Final = (b"subscribe", b"unsubscribe")
 # Seconds for the answer of a Sentinel.
 _SENTINEL_TIMEOUT: Final = 0.5
 # These errors end by themselves, or on another server.
@@ -73,14 +75,23 @@ class Connection:
         self.reason = ""
 
     def tell(self, *command: bytes | int) -> None:
-        """Send a command that has no answer: what confirms it comes with the messages."""
-        self._output.append(_pack(command))
-        self.wake()
+        """Send SUBSCRIBE or UNSUBSCRIBE. Each channel is confirmed; if Redis refuses, the connection is cut."""
+        self._answers.extend([self._follow_confirmation] * (len(command) - 1))
+        self._send(command)
 
     def post(self, answer: Answer, *command: bytes | int) -> None:
         """Send a command. ``answer`` is called in the order of what arrives."""
         self._answers.append(answer)
-        self.tell(*command)
+        self._send(command)
+
+    def _send(self, command: tuple[bytes | int, ...]) -> None:
+        self._output.append(_pack(command))
+        self.wake()
+
+    def _follow_confirmation(self, answer: Any) -> None:
+        # It is one answer for all channels: from here on, nothing tells which answer belongs to what.
+        if isinstance(answer, Exception):
+            self.cut(str(answer))
 
     def wake(self) -> None:
         """Have ``fill`` called, and everything sent, in the next turn of the event loop."""
@@ -109,8 +120,10 @@ class Connection:
                     while True:
                         self._reader.feed(await self._stream.receive(_MAX_READ))
                         while (item := self._reader.gets()) is not False:
-                            if type(item) is not hiredis.PushNotification:
+                            if type(item) is not hiredis.PushNotification or item[0] in _CONFIRMATIONS:
                                 self._answers.popleft()(item)
+                                if self.reason:
+                                    return
                             elif item[0] == b"message":
                                 self.is_quiet = False
                                 take(item[1], item[2])
@@ -230,7 +243,9 @@ def _ask_sentinels(address: RedisAddress) -> tuple[str, int]:
     options = {"socket_timeout": _SENTINEL_TIMEOUT, "socket_connect_timeout": _SENTINEL_TIMEOUT, "retry": None}
     login = {"username": address.sentinel_username or None, "password": address.sentinel_password or None}
     tls = {} if address.tls is None else {"ssl": True, **_redis_options(address.tls)}
-    sentinel = Sentinel(address.hosts, sentinel_kwargs=options | login | tls)  # type: ignore[no-untyped-call]
+    # Several that are gone would take all the time if they were always the first ones.
+    hosts = sample(address.hosts, len(address.hosts))
+    sentinel = Sentinel(hosts, sentinel_kwargs=options | login | tls)  # type: ignore[no-untyped-call]
     try:
         host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
     except MasterNotFoundError:

@@ -407,8 +407,16 @@ async def test_keys_are_forgotten_with_their_messages(redis):
         assert await publish(process, "again", key=b"0") != first
         for number in range(100):
             await publish(process, number, key=b"more %d" % number)
-        assert redis.command("HLEN", "microws:k:t") <= 2 * 5 + 16
+        assert redis.command("HLEN", "microws:k:t") <= 2 * 6 + 16
         assert redis.command("LLEN", "microws:l:t") == 6
+
+
+async def test_by_key_the_keys_of_messages_do_not_pile_up(redis):
+    async with connected(redis.url, settings=TopicSettings(history=5)) as [process]:
+        for number in range(100):
+            last = await publish(process, number, key=b"%d" % number, conflation=b"k")
+        assert await publish(process, "again", key=b"99", conflation=b"k") == last
+        assert redis.command("HLEN", "microws:k:t") <= 2 * 6 + 16
 
 
 async def test_a_topic_that_was_left_is_given_up_after_a_while(redis, monkeypatch):

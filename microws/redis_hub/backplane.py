@@ -24,7 +24,6 @@ from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub.backplane import Place, Receiver
 from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, new, parse_position, position_of
 from microws.hub.pending import Pending, Replies
-from microws.hub.published import TopicSettings
 from microws.hub_url import redis_address
 from microws.interfaces import Payload, Receipt
 from microws.redis_hub.connection import Connection, connect, is_refusal, tls_context
@@ -129,25 +128,22 @@ class _Topic:
     A topic that this process subscribes to.
 
     Attributes:
+        spec: What it keeps; empty without history.
         offset, nonce: Of the last message that was delivered, or was published before the subscription. ``nonce`` is
             empty until Redis has told it.
         is_behind: Some may be missing, after a cut; until they are there, only a direct successor is delivered.
     """
 
-    __slots__ = ("channel", "encoded", "has_history", "is_behind", "name", "nonce", "offset", "spec")
+    __slots__ = ("channel", "encoded", "is_behind", "name", "nonce", "offset", "spec")
 
     def __init__(self, name: str, encoded: bytes, channel: bytes) -> None:
         self.name = name
         self.encoded = encoded
         self.channel = channel
-        self.configure(TopicSettings())
+        self.spec = b""
         self.offset = 0
         self.nonce = b""
         self.is_behind = False
-
-    def configure(self, settings: TopicSettings) -> None:
-        self.has_history = settings.history > 0
-        self.spec = spec_of(settings.history, settings.ttl, by_key=settings.overflow == "latest")
 
 
 class RedisBackplane:
@@ -268,7 +264,7 @@ class RedisBackplane:
     async def _open(self, connection: Connection) -> None:
         """Learn what Redis is, and begin an epoch if its last messages may be lost."""
         info, config, *_ = await connection.converse((b"INFO",), (b"CONFIG", b"GET", b"appendfsync"), *_LOADS)
-        server = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        server = _fields(info)
         # One that was a replica may have lacked messages when it was promoted. Its files lack them, too.
         was_primary = server.get(b"second_repl_offset") == b"-1"
         is_durable = server.get(b"aof_enabled") == b"1" and config == {b"appendfsync": b"always"} and was_primary
@@ -349,7 +345,7 @@ class RedisBackplane:
                 continue
             topic.is_behind = False
             # Without history Redis forgets where a topic was, if nothing is published for long.
-            is_forgotten = self._is_trusted and not (last or topic.has_history)
+            is_forgotten = self._is_trusted and not (last or topic.spec)
             if status == _LOST and nonce != topic.nonce and not is_forgotten:
                 topic.offset, topic.nonce = last, nonce
                 lost.append(topic.name)
@@ -533,7 +529,7 @@ class RedisBackplane:
         start = RECORD.size + key_size
         body = start + conflation_size
         try:
-            if topic.has_history:
+            if topic.spec:
                 position = position_of(offset, offset, publisher, number)
                 payload = new(Payload, (KINDS[kind], data[body:], topic.name, position))
                 self._receiver.deliver(payload, skip, new(Entry, (offset, payload, data[start:body], time)))
@@ -606,7 +602,8 @@ class RedisBackplane:
             found = _Topic(topic, encoded, self._channels + encoded)
             self._topics[found.channel] = found
         self._left.pop(found, None)
-        found.configure(self._receiver.settings(topic))
+        settings = self._receiver.settings(topic)
+        found.spec = spec_of(settings.history, settings.ttl, by_key=settings.overflow == "latest")
         command = _call(READ, self._prefix, encoded, found.spec, b"", b"")
         [[_, last, nonce]] = await self._ask(_Request(command, found, partial(self._begin, found)))
         return _position(last, nonce), _place(last, nonce)
@@ -675,8 +672,7 @@ class RedisBackplane:
 
     async def ask_for_usage(self) -> LogUsage:
         """See ``Backplane``. The bytes are those of all data in Redis, and the messages are keys that it evicted."""
-        info = await self._ask(_Request((b"INFO",)))
-        counts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        counts = _fields(await self._ask(_Request((b"INFO",))))
         return LogUsage(int(counts[b"used_memory_dataset"]), int(counts[b"evicted_keys"]))
 
     async def aclose(self) -> None:
@@ -705,6 +701,10 @@ def _read(prefix: bytes, *topics: _Topic) -> tuple[bytes | int, ...]:
         READ, prefix,
         *(part for topic in topics for part in (topic.encoded, topic.spec, topic.offset, topic.nonce)),
     )  # fmt: skip
+
+
+def _fields(info: bytes) -> dict[bytes, bytes]:
+    return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
 
 
 def _entry(topic: str, record: bytes) -> Entry:

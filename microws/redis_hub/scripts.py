@@ -157,14 +157,8 @@ end
 
 -- The offset of the oldest message that the topic has.
 local function oldest(name, topic, spec)
-  if not topic.oldest then
-    if spec.by_key then
-      topic.oldest = call('EXISTS', prefix .. 'h:' .. name) == 1 and topic.floor + 1 or topic.before + 1
-    else
-      topic.oldest = topic.before - call('LLEN', prefix .. 'l:' .. name) + 1
-    end
-  end
-  return topic.oldest
+  if not spec.by_key then return topic.before - call('LLEN', prefix .. 'l:' .. name) + 1 end
+  return (call('EXISTS', prefix .. 'h:' .. name) == 1 and topic.floor or topic.before) + 1
 end
 
 for i = 7, #ARGV, 3 do
@@ -194,7 +188,8 @@ for i = 7, #ARGV, 3 do
       local stored = topic.keys[key]
       if not stored and not topic.is_new then
         stored = call('HGET', prefix .. 'k:' .. name, key)
-        if stored and unpack_bytes('<I8', stored) < oldest(name, topic, spec) then stored = nil end
+        topic.oldest = topic.oldest or oldest(name, topic, spec)
+        if stored and unpack_bytes('<I8', stored) < topic.oldest then stored = nil end
       end
       answer = stored or nil
     end
@@ -221,21 +216,25 @@ for i = 7, #ARGV, 3 do
   answers[#answers + 1] = answer
 end
 
+-- Forget the oldest fields of a hash whose values begin with their offsets, once it has twice as many as it must have.
+local function shrink(hash, size)
+  if call('HLEN', hash) <= 2 * size + 16 then return end
+  local all, offsets, by_offset = call('HGETALL', hash), {}, {}
+  for i = 1, #all, 2 do
+    local offset = unpack_bytes('<I8', all[i + 1])
+    offsets[#offsets + 1] = offset
+    by_offset[offset] = all[i]
+  end
+  table.sort(offsets)
+  for i = 1, #offsets - size do call('HDEL', hash, by_offset[offsets[i]]) end
+end
+
 local function write_by_key(name, topic, spec)
   local hash = prefix .. 'h:' .. name
   if call('EXISTS', hash) == 0 then topic.floor = topic.before end
   for conflation, record in pairs(topic.records) do call('HSET', hash, conflation, record) end
   call('PEXPIRE', hash, spec.expires)
-  if call('HLEN', hash) > 2 * spec.history + 16 then
-    local all, offsets, by_offset = call('HGETALL', hash), {}, {}
-    for i = 1, #all, 2 do
-      local offset = unpack_bytes('<I8', all[i + 1])
-      offsets[#offsets + 1] = offset
-      by_offset[offset] = all[i]
-    end
-    table.sort(offsets)
-    for i = 1, #offsets - spec.history do call('HDEL', hash, by_offset[offsets[i]]) end
-  end
+  shrink(hash, spec.history)
 end
 
 local function write_list(name, topic, spec)
@@ -247,19 +246,14 @@ local function write_list(name, topic, spec)
     call('LTRIM', list, -length, -1)
   end
   call('PEXPIRE', list, spec.expires)
-  topic.oldest = topic.last - length + 1
 end
 
 local function write_keys(name, topic, spec)
   local hash = prefix .. 'k:' .. name
   for key, stored in pairs(topic.keys) do call('HSET', hash, key, stored) end
   call('PEXPIRE', hash, spec.expires)
-  if call('HLEN', hash) > 2 * spec.history + 16 then
-    local all, first = call('HGETALL', hash), oldest(name, topic, spec)
-    for i = 1, #all, 2 do
-      if unpack_bytes('<I8', all[i + 1]) < first then call('HDEL', hash, all[i]) end
-    end
-  end
+  -- As many as the list has.
+  shrink(hash, spec.history + 1)
 end
 
 for _, name in ipairs(names) do

@@ -306,8 +306,8 @@ async def test_everything_is_flushed(tmp_path, report, server):
     check_lines(made, faults=whole(10, 3))
     assert not any("disconnected" in text for member in made.members.values() for _, _, text in member.logged())
     report(f"FLUSHALL: {found.recovered} of {found.resumed} readers recovered, in truth; told {found.told} times")
-    # A few times may hit no reader that is away.
-    assert 0 < found.recovered <= found.resumed - whole(1, 0)
+    # It is chance whether one is away at a flush: ``tests/test_redis_hub.py`` has a test of one that is.
+    assert found.recovered > 0
 
 
 async def test_scripts_are_flushed(tmp_path, report, server):

@@ -19,9 +19,10 @@ from websockets.sync.client import connect
 
 EXAMPLES = (
     *("echo", "ping_pong", "broadcast", "reports", "chat", "duplex", "notify", "ticker"),
-    *("poll", "dashboard", "whiteboard"),
+    *("poll", "dashboard", "whiteboard", "login"),
 )
 TOKEN = "let-me-in"
+SECRET = "a secret of the tests, of 32 bytes or more"
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\">'\"</script>&{{ 7 * 7 }}"
 
 
@@ -39,6 +40,7 @@ def serve(tmp_path_factory):
             "poll": {"WEB_CONCURRENCY": "4", "POLL_DATABASE": f"{directory}/poll.db"},
             "dashboard": {"WEB_CONCURRENCY": "4"},
             "whiteboard": {"WEB_CONCURRENCY": "4"},
+            "login": {"WEB_CONCURRENCY": "2", "SECRET": SECRET},
         }
 
         def serve(name):
@@ -762,6 +764,53 @@ class TestWhiteboard:
         assert httpx.get(f"{server.url}/rooms/{room}", timeout=LIMIT).status_code == 404
 
 
+class TestLogin:
+    example = "login"
+
+    @staticmethod
+    @contextmanager
+    def client_of(server, name, password, *, status=204):
+        """A client that has logged in, or tried to."""
+        with httpx.Client(base_url=server.url, timeout=LIMIT) as client:
+            assert client.post("/login", data={"name": name, "password": password}).status_code == status
+            yield client
+
+    @pytest.mark.parametrize(("name", "password"), [("ada", ""), ("ada", "hopper"), ("mallory", "lovelace"), ("", "")])
+    def test_wrong_password_gives_no_ticket(self, server, name, password):
+        with self.client_of(server, name, password, status=401) as client:
+            assert client.post("/ticket").status_code == 401
+
+    def test_ticket_lets_one_client_in(self, server):
+        with self.client_of(server, "ada", "lovelace") as client:
+            ticket = client.post("/ticket").json()["ticket"]
+            with joined(server, f"/chat?ticket={ticket}") as ws:
+                ws.send("hello")
+                assert receive(ws) == {"from": "ada", "text": "hello"}
+                for _ in range(4):  # in both workers
+                    assert rejection_of(server, f"/chat?ticket={ticket}")[0] == 401
+        assert rejection_of(server, "/chat")[0] == 401
+        server.wait_for_line(r"/chat\?ticket=\*\*\* ")
+        assert not server.find_lines(re.escape(ticket))
+
+    def test_logout_closes_the_connections_of_the_user_in_all_workers(self, server):
+        users = [("grace", "hopper"), ("grace", "hopper"), ("ada", "lovelace")]
+        with ExitStack() as stack:
+            first, second, ada = [stack.enter_context(self.client_of(server, *user)) for user in users]
+
+            def chat(client):
+                ticket = client.post("/ticket").json()["ticket"]
+                return stack.enter_context(joined(server, f"/chat?ticket={ticket}"))
+
+            sockets = [chat(client) for client in (first, second) for _ in range(4)]
+            other = chat(ada)
+            assert first.post("/logout").status_code == 204
+            assert {closing_of(ws) for ws in sockets} == {(4403, "logged out")}
+            assert first.post("/ticket").status_code == 401
+            assert first.post("/logout").status_code == 204
+            other.send("still here")
+            assert receive(other) == {"from": "ada", "text": "still here"}
+
+
 @pytest.fixture(scope="module")
 def browser():
     expect.set_options(timeout=LIMIT * 1000)
@@ -873,6 +922,37 @@ class TestPages:
         say(page, "hello", button="POST")
         expect(page.locator("#result")).to_contain_text("Not posted: ")
         expect(page.get_by_role("textbox")).to_have_value("hello")
+
+    def test_login_opens_a_chat_in_every_tab_and_logout_closes_all(self, serve, open_tab):
+        server = serve("login")
+        ada, grace = open_tab(server.url), open_tab(server.url)
+
+        def log_in(page, name, password):
+            page.get_by_label("Name").fill(name)
+            say(page, password, label="Password", button="Log in")
+
+        log_in(ada, "ada", "hopper")
+        expect(ada.get_by_role("alert")).to_have_text("Wrong name or password.")
+        expect(ada.get_by_label("Password")).to_be_focused()
+        log_in(ada, "ada", "lovelace")
+        expect(ada.get_by_role("status")).to_have_text("Logged in as ada")
+        tab = ada.context.new_page()
+        tab.goto(server.url)
+        expect(tab.get_by_role("status")).to_have_text("Logged in as ada")
+        log_in(grace, "grace", "hopper")
+        expect(grace.get_by_role("status")).to_have_text("Logged in as grace")
+        say(grace, HOSTILE)
+        for page in (ada, tab, grace):
+            expect(page.get_by_role("listitem")).to_have_text([f"grace{HOSTILE}"])
+            expect(page).to_have_title("Chat with a login")
+        tab.get_by_role("button", name="Log out").click()
+        for page in (ada, tab):
+            expect(page.get_by_role("alert")).to_have_text("You are logged out.")
+            expect(page.get_by_role("listitem")).to_have_count(0)
+            expect(page.get_by_label("Name")).to_be_focused()
+        ada.reload()
+        expect(ada.get_by_label("Name")).to_be_visible()
+        expect(grace.get_by_role("status")).to_have_text("Logged in as grace")
 
     def test_reports_requires_the_token(self, serve, open_tab):
         page = open_tab(serve("reports").url)

@@ -210,6 +210,16 @@ def test_a_start_up_that_fails_in_a_large_folder_is_mended(dev):
     assert dev.version == 2
 
 
+def test_an_app_that_loads_slowly_starts_after_a_file_was_removed(dev):
+    dev.save("x = 1\n", name="other.py")
+    # Longer than files are not looked at.
+    lines = "VERSION = 1\ntime.sleep(0.7)\ntry:\n    import other\nexcept ImportError:\n    VERSION = 2\n"
+    dev.save(before="VERSION = 1\n", after=lines)
+    assert dev.version == 1
+    (dev.folder / "other.py").unlink()
+    assert dev.version == 2
+
+
 def test_a_crash_after_a_file_was_removed_is_not_repeated(dev):
     dev.save("x = 1\n", name="other.py")
     dev.save(before="VERSION = 1\n", after="VERSION = 1\nimport other\n")

@@ -310,8 +310,13 @@ class _Supervisor:
                 self._watch()
 
     def _changed_file(self, app: _Child) -> str | None:
-        files = app.before if app.files is None else app.files
-        changed = next((path for path, before in files.items() if has_changed(path, before)), None)
+        if app.files is None:
+            # It is still loading: a file that was removed before is no change.
+            files = app.before
+            changed = next((path for path, before in files.items() if signature(path) != before), None)
+        else:
+            files = app.files
+            changed = next((path for path, before in files.items() if has_changed(path, before)), None)
         if changed is None and (app.files is None or app.problem is not None):
             for path in files_below(str(self._folder), (".py",)):
                 if path not in files and max((signature(path) or [0])[:2]) >= app.since:

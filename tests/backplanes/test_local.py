@@ -441,8 +441,8 @@ async def test_after_a_kill_there_is_room_again(hub, short, caplog, is_read):
             hub.signal(signal.SIGCONT)
         await hub.kill()
         with anyio.fail_after(LIMIT):
-            await process.backplane.aclose()
-        assert not process.backplane._unacknowledged
+            while process.backplane._unacknowledged:
+                await process.backplane.aclose()  # which may give up before the next hub process answers
         assert "refuses" not in caplog.text
 
 

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
+from hiredis import ReplyError
 from hubs import LIMIT, Process
 from redis_server import TLS, Proxy, free_port, redis_server, sentinel_of
 
@@ -283,6 +284,20 @@ async def test_redis_has_its_own_words_for_a_refusal(tmp_path):
             await publish(process, 2)
             await process.wait_delivered(1)
             assert process.texts == ["2"]
+
+
+async def test_redis_6_names_the_script_before_its_own_words(redis, monkeypatch):
+    said = "ERR Error running script (call to f_7a): @user_script:46: @user_script: 46: -OOM command not allowed"
+    async with connected(redis.url) as [process]:
+        connection, post = process.backplane._connection, process.backplane._connection.post
+
+        def refuse(answer, *command):
+            post(lambda _: answer(ReplyError(said)), *command)
+
+        monkeypatch.setattr(connection, "post", refuse)
+        with pytest.raises(HubUnavailable) as caught:
+            await publish(process, 0)
+        assert str(caught.value) == "Redis refused: OOM command not allowed"
 
 
 async def test_a_paused_redis_raises_within_two_seconds(tmp_path):

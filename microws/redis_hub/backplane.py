@@ -726,7 +726,8 @@ def _place(offset: int, nonce: bytes) -> int:
 
 
 def _refusal(error: Exception) -> HubUnavailable:
-    return HubUnavailable(f"Redis refused: {error}")
+    # Redis 6 says first in which script it was.
+    return HubUnavailable(f"Redis refused: {str(error).rpartition(': -')[2]}")
 
 
 def _ignore(answer: Any) -> None:

@@ -237,8 +237,7 @@ class RedisBackplane:
                     self._cut_at = monotonic()
                     text = "disconnected from Redis at %s: %s; connecting again"
                     _log.warning(text, self._address.shown, self._trouble)
-                else:
-                    # Redis takes the connection, and refuses what is asked then.
+                elif connection.is_refused:
                     await anyio.sleep(random() * _MAX_RETRY)
                 connection = await self._connect(tls)
 
@@ -311,7 +310,7 @@ class RedisBackplane:
                     try:
                         behind = await request.wait()
                     except HubUnavailable as error:
-                        connection.cut(str(error))
+                        connection.cut(str(error), is_refused=True)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(_PARTS_AT_ONCE):

@@ -23,6 +23,8 @@ __all__ = [
     "choose_subprotocol",
     "explain_no_subprotocol",
     "is_allowed_origin",
+    "parse_bearer",
+    "split_bearer",
 ]
 
 HeadersLike: TypeAlias = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
@@ -211,6 +213,35 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
     return next((subprotocol for subprotocol in supported if subprotocol in offered), None)
 
 
+def split_bearer(offered: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """
+    Separate the token of an offer ``bearer, TOKEN`` from the subprotocols, of which it is none.
+
+    Returns:
+        The token, ``None`` without exactly one ``bearer`` and a token behind it; and what the server may choose from.
+
+    Source: Kubernetes, for a token among subprotocols: a page cannot set another header.
+    """
+    if "bearer" not in offered:
+        return None, offered
+    place = offered.index("bearer") + 1
+    before, behind = offered[:place], offered[place:]
+    if not behind or "bearer" in behind:
+        return None, before
+    return (behind[0] if _OFFERED_TOKEN.fullmatch(behind[0]) else None), [*before, *behind[1:]]
+
+
+def parse_bearer(value: str) -> str | None:
+    """
+    The token in the value of ``Authorization``; ``None`` if it has another scheme or is malformed.
+
+    Source: RFC 6750 §2.1; RFC 9110 §11.1, for the case of the scheme.
+    """
+    scheme, _, token = value.partition(" ")
+    token = token.strip(" ")
+    return token if scheme.lower() == "bearer" and _TOKEN68.fullmatch(token) else None
+
+
 def explain_no_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str:
     """
     The log line for a client that offers subprotocols, none of which is accepted. A browser then fails the connection.
@@ -256,6 +287,8 @@ def check_accept(
         if not _TOKEN.fullmatch(subprotocol.encode(errors="replace")):
             chosen = _shown_subprotocols(offered)[offered.index(subprotocol)]
             raise ValueError(f"expected a subprotocol of letters, digits and !#$%&'*+-.^_`|~, got {chosen}")
+        if subprotocol not in split_bearer(offered)[1]:
+            raise ValueError("expected a subprotocol that the client offers, got its token; write accept('bearer')")
     checked = check_headers(headers)
     for name, _ in checked:
         if name in _HANDSHAKE_HEADERS or name.startswith(b"sec-websocket-"):
@@ -266,6 +299,9 @@ def check_accept(
     return checked
 
 
+# RFC 6750 §2.1; and what of it is a token in RFC 9110 §5.6.2, as a subprotocol must be.
+_OFFERED_TOKEN = re.compile(r"[A-Za-z0-9._~+-]+")
+_TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 # As many as fit on a line of the log.
 _SHOWN_SUBPROTOCOLS = 10
 # As in "bearer, TOKEN" and in "base64url.bearer.authorization.k8s.io.TOKEN".

@@ -10,6 +10,7 @@ from microws.codec import loads_json
 from microws.cookies import parse_cookies
 from microws.datastructures import URL, Headers, MultiDict, State, parse_options, parse_query
 from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException, InvalidMessage
+from microws.handshake import parse_bearer, split_bearer
 from microws.interfaces import Application, Event, Receive, Scope
 from microws.routing import encode_path, root_path
 
@@ -116,6 +117,25 @@ class BaseRequest:
         if self._cookies is None:
             self._cookies = parse_cookies("; ".join(self.headers.getlist("cookie")).encode("latin-1"))
         return self._cookies
+
+    @property
+    def bearer(self) -> str | None:
+        """
+        The token of ``Authorization: Bearer TOKEN``, or of a WebSocket that offers the subprotocols ``bearer, TOKEN``.
+
+        A page opens such a WebSocket with ``new WebSocket(url, ["bearer", token])``, also beside other subprotocols.
+        ``accept`` then chooses ``bearer`` if it chooses no other one, and never the token. A token with ``=`` or ``/``
+        cannot be a subprotocol: encode it as base64url without padding, or use ``take_ticket``.
+
+        ``None`` if there is no token, or it is malformed: not a token of RFC 6750, or given twice. If the header is
+        there, the subprotocols do not count. microws does not check the token, and writes it to no log.
+
+        Source: RFC 6750 §2.1; RFC 6455 §4.1, item 10.
+        """
+        values = self.headers.getlist("authorization")
+        if values:
+            return parse_bearer(values[0]) if len(values) == 1 else None
+        return split_bearer(self.scope.get("subprotocols") or ())[0]
 
     @property
     def client(self) -> Address | None:

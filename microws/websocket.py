@@ -18,7 +18,7 @@ from microws.connection import Connection
 from microws.connection.tasks import check_function
 from microws.cors import CORS
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
-from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol
+from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol, split_bearer
 from microws.hub import (
     LIVE_CODEC,
     SUBPROTOCOL,
@@ -248,7 +248,9 @@ class WebSocket(BaseRequest):
         self, subprotocol: str | None, headers: Mapping[str, str] | Iterable[tuple[str, str]] | None
     ) -> Coroutine[Any, Any, None]:
         if subprotocol is None and (offered := self.scope.get("subprotocols")):
-            subprotocol = choose_subprotocol(offered, self._options.subprotocols)
+            token, choice = split_bearer(offered)
+            supported = self._options.subprotocols
+            subprotocol = choose_subprotocol(choice, supported if token is None else (*supported, "bearer"))
             if subprotocol is None:
                 _log.info("%r: %s", self.path, explain_no_subprotocol(offered, self._options.subprotocols))
         if self._options.topic_codec is LIVE_CODEC and subprotocol != SUBPROTOCOL:

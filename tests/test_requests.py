@@ -55,6 +55,27 @@ def connect(**changes):
     return Request(scope, app=App(), path=scope["path"], path_params={}, receive=nothing, max_body_size=None)
 
 
+@pytest.mark.parametrize(
+    ("values", "token"),
+    [
+        ([], None),
+        (["Bearer aB3.-_~+/=="], "aB3.-_~+/=="),
+        (["bearer  x"], "x"),
+        (["Basic eDp5"], None),
+        (["Bearer"], None),
+        (["Bearer "], None),
+        (["Bearer a b"], None),
+        (["Bearer \u00fc"], None),
+        (["Bearer =a"], None),
+        (["Bearer a", "Bearer a"], None),
+    ],
+)
+def test_a_bearer_token_is_read_from_the_header(values, token):
+    request = connect(headers=[(b"authorization", value.encode("latin-1")) for value in values])
+    assert request.bearer == token
+    assert "aB3" not in repr(request)
+
+
 def chunks(*bodies):
     """The events of a body in these chunks."""
     events = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]

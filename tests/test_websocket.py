@@ -195,6 +195,41 @@ class TestAccept:
         async with app.test_client() as client, client.websocket("/", subprotocols=offered) as ws:
             assert ws.subprotocol == chosen
 
+    @pytest.mark.parametrize(
+        ("offered", "supported", "token", "chosen"),
+        [
+            (["bearer", "s3cret"], [], "s3cret", "bearer"),
+            (["bearer", "s3cret"], ["v1"], "s3cret", "bearer"),
+            (["bearer", "s3cret", "v1"], ["v1"], "s3cret", "v1"),
+            (["v1", "bearer", "s3cret"], ["v1"], "s3cret", "v1"),
+            (["bearer", "v1"], ["v1"], "v1", "bearer"),
+            (["bearer"], [], None, None),
+            (["v1", "bearer"], [], None, None),
+            (["bearer", "s3/cret"], [], None, None),
+            (["bearer", "v1", "bearer", "v2"], ["v1"], None, None),
+        ],
+    )
+    async def test_a_token_among_the_subprotocols_is_never_chosen(self, app, caplog, offered, supported, token, chosen):
+        @app.websocket_route("/", subprotocols=supported)
+        async def view(ws):
+            async with ws:
+                await ws.send(repr(ws.bearer))
+
+        with caplog.at_level(logging.DEBUG):
+            async with app.test_client() as client, client.websocket("/", subprotocols=offered) as ws:
+                assert (ws.subprotocol, await ws.receive()) == (chosen, repr(token))
+        assert "s3" not in caplog.text
+
+    async def test_a_view_cannot_choose_the_token(self, app):
+        @app.websocket_route("/")
+        async def view(ws):
+            with pytest.raises(ValueError, match="expected a subprotocol that the client offers") as caught:
+                await ws.accept("s3cret")
+            assert "s3cret" not in str(caught.value)
+            await ws.reject(400)
+
+        assert (await rejected(app, subprotocols=["bearer", "s3cret"])).status == 400
+
     async def test_an_offer_without_an_accepted_subprotocol_is_logged(self, app, caplog):
         caplog.set_level("INFO", logger="microws.websocket")
 
@@ -208,7 +243,7 @@ class TestAccept:
 
         async with app.test_client() as client:
             for path, offered in (
-                ("/a", ["v1", "bearer", "s3cret"]),
+                ("/a", ["v1", "Bearer", "s3cret"]),
                 ("/b", ["v1"]),
                 ("/a", ["v2"]),
                 ("/a", []),
@@ -219,7 +254,7 @@ class TestAccept:
         said = "accepted without a subprotocol, which browsers refuse; the client offers"
         fix = "write subprotocols=[…] at the route or ws.accept(subprotocol=…)"
         assert caplog.messages == [
-            f"'/a': {said} 'v1', 'bearer', '…', the route has 'v2': {fix}",
+            f"'/a': {said} 'v1', 'Bearer', '…', the route has 'v2': {fix}",
             f"'/b': {said} 'v1', the route has none: {fix}",
         ]
 

@@ -17,7 +17,7 @@ from microws.counters import COUNTERS, Number
 from microws.datastructures import Headers
 from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, refused
 from microws.errors import HTTPException, WebSocketDisconnect
-from microws.handshake import Refusal, check_handshake_origin, choose_subprotocol
+from microws.handshake import Refusal, check_handshake_origin, choose_subprotocol, split_bearer
 from microws.hooks import Hooks, call_hook
 from microws.hub import (
     LIVE_CODEC,
@@ -113,7 +113,9 @@ class WebSocketDispatcher(Dispatcher):
             name_route(scope, found.route, endpoint.function, params)
         is_live = False
         if offered := scope.get("subprotocols"):
-            is_live = choose_subprotocol(offered, endpoint.subprotocols or (SUBPROTOCOL,)) == SUBPROTOCOL
+            is_live = (
+                choose_subprotocol(split_bearer(offered)[1], endpoint.subprotocols or (SUBPROTOCOL,)) == SUBPROTOCOL
+            )
         options = self._options.get((endpoint, is_live)) or self._make_options(endpoint, is_live=is_live)
         seconds = self._limits.accept_timeout
         if group is None:

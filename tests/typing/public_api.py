@@ -243,6 +243,7 @@ async def connection(request: Request, ws: WebSocket) -> None:
         assert_type(each.headers, Headers)
         assert_type(each.headers["host"], str)
         assert_type(each.headers.get("host"), str | None)
+        assert_type(each.bearer, str | None)
         assert_type(each.query, MultiDict[str])
         assert_type(each.query.get("page", "1"), str)
         assert_type(each.query.getlist("tag"), list[str])

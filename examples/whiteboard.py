@@ -51,7 +51,7 @@ async def board(ws, room):
 
     await ws.subscribe(f"people:{room}", since="start")
     async with ws:
-        # Who comes subscribes first and counts then, in all workers. So nobody is too many, even if two come at once.
+        # Subscribe first, then count the people of all workers: so the limit holds even if two come at once.
         statistics = await app.hub.cluster_statistics()
         if statistics.topics.get(f"people:{room}", 0) > LIMIT:
             await ws.close(FULL, "the room is full")

@@ -22,7 +22,7 @@ from microws.server.worker import loading
 __all__ = ["routes", "routes_parser"]
 
 _NO_APP: Final = 3
-# Of which nobody names a module; any other method is in upper case.
+# These are never taken for the name of a module. Any other method has to be in upper case.
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS")
 _MAX_NEAR: Final = 8
 _PACKAGE: Final = Path(__file__).parents[1]

@@ -226,7 +226,7 @@ class SocketConnection(Connection, asyncio.Protocol):
 
     def _handle(self, item: Close | Violation | Ping | Pong) -> None:
         if COUNTERS.is_on:
-            COUNTERS.receive(-1, 0)  # a Close is not a message
+            COUNTERS.receive(-1, 0)  # a control frame is not a message
         match item:
             case Close(code, reason):
                 self._receive_close(code, reason)

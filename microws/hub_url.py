@@ -123,10 +123,13 @@ def redis_address(url: str) -> RedisAddress | None:
     kind = matched and matched.group(3)
     if kind == "+cluster":
         raise FeatureUnavailable(
-            "a Redis Cluster cannot carry a hub: use one Redis or Sentinel, and several hubs with ?prefix= or servers"
+            "a Redis Cluster cannot carry a hub: use one Redis or Sentinel, or several hubs on several servers"
         )
     try:
         split = urlsplit(url)
+        if split.netloc and "@" in url.partition("://")[2][len(split.netloc) :]:
+            # What follows may be a part of the password, so no text quotes it.
+            raise ValueError("expected /, ?, # and @ as %2F, %3F, %23 and %40 in the user, password and options")
         options = _options(split, is_tls=bool(matched and matched.group(2)), has_sentinel=bool(kind))
         if matched is None:
             return _unix_address(_hide(url), split, options)
@@ -155,9 +158,9 @@ def _options(split: SplitResult, *, is_tls: bool, has_sentinel: bool) -> dict[st
 
 
 def _unix_address(shown: str, split: SplitResult, options: dict[str, str]) -> RedisAddress:
-    if not split.path:
-        raise ValueError("expected unix:///path/of/the/socket, got no path")
-    username, password, _ = _login(split)
+    username, password, host = _login(split)
+    if host or not split.path:
+        raise ValueError(f"expected unix:///path/of/the/socket, got {'a host' if host else 'no path'}")
     return RedisAddress(
         shown, path=unquote(split.path), username=username, password=password, db=_number(options.pop("db", "0")),
         **options,  # type: ignore[arg-type]

@@ -48,7 +48,12 @@ def test_each_part_of_a_url_is_known(url, expected):
         ("redis://h?prefix=", "expected prefix to be a name, got ''"),
         ("redis://h?prefix=%0a", "expected prefix to be a name"),
         ("redis://h?prefix", "expected options as name=value, got 'prefix'"),
-        ("unix://", "expected unix:///path/of/the/socket"),
+        ("unix://", "expected unix:///path/of/the/socket, got no path"),
+        ("unix://run/redis.sock", "expected unix:///path/of/the/socket, got a host"),
+        *(
+            (url, "expected /, [?], # and @ as %2F, %3F, %23 and %40 in the user, password and options, in 'redis")
+            for url in ("redis://:se/cret@h", "redis://u:se#cret@h", "redis://:12?34@h", "redis://u:p@a/b@h/0")
+        ),
         ("unix:///x?db=-1", "expected the number of a database, got '-1'"),
         ("redis+sentinel://a", "expected the name of the service"),
         ("redis+sentinel://a//1", "expected the name of the service"),
@@ -68,6 +73,10 @@ def test_an_invalid_url_is_refused(url, message):
         "redis://:secret@h?foo=1",
         "redis://u:sec:ret@h/x",
         "redis://u:sec@ret@h/x",
+        "redis://u:sec/ret@h",
+        "redis://:sec#ret@h",
+        "redis://:sec?ret@h",
+        "redis://u:p@sec/ret@h",
         "unix://:secret@/x?db=x",
         "redis+sentinel://h?sentinel_password=secret",
         "http://u:secret@h",
@@ -87,5 +96,5 @@ def test_an_address_shows_no_password():
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster", "valkey+cluster"])
 def test_a_cluster_is_refused(scheme):
-    with pytest.raises(FeatureUnavailable, match="use one Redis or Sentinel, and several hubs"):
+    with pytest.raises(FeatureUnavailable, match="use one Redis or Sentinel, or several hubs on"):
         check_hub(f"{scheme}://h")

@@ -32,8 +32,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Bytes of a binary message that a terminal shows.
 _MAX_SHOWN: Final = 256
 _MAX_HISTORY: Final = 1000
-# Seconds in which readline prepares the terminal.
-_START_OF_READLINE: Final = 0.1
+# Seconds in which readline prepares the terminal, on a busy machine too.
+_START_OF_READLINE: Final = 1.0
 
 
 class Screen:

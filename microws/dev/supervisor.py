@@ -75,7 +75,7 @@ def develop(settings: Settings, serve: Serve, *, folder: Path, fork: bool | None
     """
     if not hasattr(signal, "pthread_sigmask"):
         raise FeatureUnavailable("microws dev needs a Unix system; write: microws run")
-    # For apps without a secret of their own. The same in each child, so that a reload logs nobody out.
+    # For apps without a secret. Each child has the same one, so users stay logged in over a reload.
     os.environ.setdefault("MICROWS_DEV_SECRET", os.urandom(32).hex())
     if (number := os.environ.pop(VARIABLE, None)) is not None:
         control = ControlSocket.from_environment()
@@ -311,7 +311,7 @@ class _Supervisor:
 
     def _changed_file(self, app: _Child) -> str | None:
         if app.files is None:
-            # It is still loading: a file that was removed before is no change.
+            # The app is still loading: a file that was removed before that does not count as changed.
             files = app.before
             changed = next((path for path, before in files.items() if signature(path) != before), None)
         else:

@@ -720,7 +720,7 @@ def _position(offset: int, nonce: bytes) -> str:
 
 
 def _place(offset: int, nonce: bytes) -> int:
-    """Where a topic is; it has no message if this is no publisher's number."""
+    """Where a topic is: -1 without a message, whose nonce has the number 0."""
     return offset if NONCE.unpack(nonce)[1] else -1
 
 

@@ -194,7 +194,7 @@ async def connect(
 
     Raises:
         HubUnavailable: The server is none that can carry a hub, or has refused the login.
-        OSError: There is no server now.
+        OSError: No server answers now.
     """
     try:
         connection = Connection(await _open(address, tls))

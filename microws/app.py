@@ -17,6 +17,7 @@ from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_m
 from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings
 from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
+from microws.rates import RateExcess, parse_rate
 from microws.requests import Request, no_secret
 from microws.responses import Response
 from microws.routing import Pattern, Router
@@ -246,6 +247,8 @@ class App:
         on_invalid: OnInvalid = "close",
         login: Callable[[WebSocket, Any], Any] | None = None,
         login_timeout: float = 5,
+        rate: str | None = None,
+        rate_excess: RateExcess = "wait",
         name: str | None = None,
     ) -> Callable[[WebSocketView], WebSocketView]:
         """
@@ -278,6 +281,12 @@ class App:
                 hook that subscribes the connection is an error.
             login_timeout: Seconds that the first message and ``login`` may take together. Then the connection is closed
                 with 1008. Default 5.
+            rate: How many messages of one connection the view gets: ``"20/s"`` or ``"100/min"``. It gets as many at
+                once, then one by one (a token bucket). All messages count, also those of ``login`` and invalid ones;
+                Ping and Pong frames do not, which have a limit of their own. Default: no limit.
+            rate_excess: What happens to more messages. ``"wait"``: they wait, and microws stops reading while
+                ``App(receive_queue=…)`` of them do; so the client cannot send more, and its Ping and Close frames wait
+                behind its messages. ``"close"`` closes the connection with 1008.
             name: For ``url_for``. Default: the name of the view.
 
         Raises:
@@ -304,6 +313,7 @@ class App:
                 on_invalid=on_invalid,
                 login=login,
                 login_timeout=login_timeout,
+                rate=parse_rate(rate, rate_excess),
             )
             endpoint.codecs(self._codecs)
             self._router.add(

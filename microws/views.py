@@ -17,6 +17,7 @@ from microws.handshake import check_origins_setting
 from microws.hooks import Hooks, check_hook, in_thread
 from microws.hub import check_topic
 from microws.interfaces import BYTES_LIKE, ASGIApplication, BoundView
+from microws.rates import Rate, RateExcess
 from microws.requests import Request
 from microws.responses import JSONResponse, Response
 from microws.routing import Kind, Pattern
@@ -62,6 +63,8 @@ class WebSocketRouteOptions(TypedDict, total=False):
     on_invalid: OnInvalid
     login: Callable[[WebSocket, Any], Any] | None
     login_timeout: float
+    rate: str | None
+    rate_excess: RateExcess
     name: str | None
 
 
@@ -127,6 +130,7 @@ class WebSocketEndpoint:
     on_invalid: OnInvalid = "close"
     login: Callable[[WebSocket, Any], Any] | None = None
     login_timeout: float = 5
+    rate: Rate | None = None
     view: BoundView = field(init=False)
     topics: tuple[str, ...] = field(init=False)
 

@@ -120,7 +120,10 @@ class ASGIConnection(Connection):
     # Messages in
 
     async def receive(self) -> str | bytes | None:
-        while not self._inbox:
+        while not self._inbox or (self._pace is not None and (seconds := self._pace.take())):
+            if self._inbox:
+                await anyio.sleep(seconds)
+                continue
             if self.close_code is not None:
                 self.mark_close_seen()
                 return None
@@ -181,6 +184,8 @@ class ASGIConnection(Connection):
         limit = self.limits.max_message_size
         if len(message) > self._max_chars and _size(message) > limit:
             self.close_now(CloseCode.MESSAGE_TOO_BIG, f"message over {limit} bytes")
+        elif self._cap is not None and self._cap.take():
+            self.close_now(CloseCode.POLICY_VIOLATION, self._cap.rate.reason)
         if not self._is_discarding:
             if self._inbox is None:
                 self._inbox = deque()
@@ -190,10 +195,16 @@ class ASGIConnection(Connection):
 
     async def _pause(self) -> None:
         """Wait until the view has taken a message."""
+        seconds = self.limits.send_timeout
+        if self._pace is not None:
+            # So long a view waits that does receive.
+            seconds += self._pace.interval
         while self._inbox:
             self._sent_while_paused = False
-            with anyio.move_on_after(self.limits.send_timeout):
+            with anyio.move_on_after(seconds):
                 await self._room.wait()
+                if self._cap is not None:
+                    self._cap.catch_up()
                 return
             if self._sent_while_paused:
                 # The disconnect comes behind the messages that the view does not read: it would never see it.

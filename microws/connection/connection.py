@@ -12,8 +12,9 @@ import anyio
 from microws.closing import CloseCode
 from microws.connection.tasks import Tasks
 from microws.errors import WebSocketDisconnect
-from microws.hub import Outbox, close_too_slow
+from microws.hub import Outbox, close_too_slow, running_loop
 from microws.interfaces import Frame, Limits, Receive, Scope, Send
+from microws.rates import Bucket, Rate
 from microws.state import CONNECTING, OPEN, State
 
 __all__ = ["AppCall", "Connection", "Signal"]
@@ -49,6 +50,7 @@ class AppCall(NamedTuple):
         tasks: The view with its deadline, and the tasks that run beside it.
         limits: Limits of the app. They hold for the server's own connection, too.
         make_outbox: Called once, when an outbox is first needed.
+        rate: Limits the messages of the client.
     """
 
     scope: Scope
@@ -57,6 +59,7 @@ class AppCall(NamedTuple):
     tasks: Tasks
     limits: Limits
     make_outbox: Callable[[], Outbox]
+    rate: Rate | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -90,6 +93,9 @@ class Connection(ABC):
     _make_outbox: Callable[[], Outbox] = Outbox
     # Frames of ``send`` that wait for room in the outbox, in the order of the calls.
     _senders: "deque[tuple[Frame, anyio.Event]] | None" = None
+    # With a rate: either ``receive`` waits for a token, or a message that finds none ends the connection.
+    _pace: Bucket | None = None
+    _cap: Bucket | None = None
 
     @property
     def tasks(self) -> Tasks:
@@ -102,6 +108,13 @@ class Connection(ABC):
         self._tasks = call.tasks
         self.limits = call.limits
         self._make_outbox = call.make_outbox
+        if call.rate is not None:
+            loop = running_loop()
+            bucket = Bucket(call.rate, anyio.current_time if loop is None else loop.time)
+            if call.rate.excess == "wait":
+                self._pace = bucket
+            else:
+                self._cap = bucket
         return self
 
     # The handshake

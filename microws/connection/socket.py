@@ -29,6 +29,7 @@ from microws.framing.frames import (
 from microws.framing.parser import FrameParser
 from microws.hub import MAX_PART_BYTES, Outbox
 from microws.interfaces import Frame, Limits
+from microws.rates import Bucket
 from microws.state import CLOSED, CONNECTING, OPEN, Action, step
 from microws.upgrade import Upgrade, accept_response
 
@@ -167,7 +168,10 @@ class SocketConnection(Connection, asyncio.Protocol):
     # Messages in
 
     async def receive(self) -> str | bytes | None:
-        while not self._inbox:
+        while not self._inbox or (self._pace is not None and (seconds := self._pace.take())):
+            if self._inbox:
+                await asyncio.sleep(seconds)
+                continue
             if self.state is not OPEN:
                 if self.state is CONNECTING:
                     raise self.unusable("receive")
@@ -206,7 +210,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         for item in incoming:
             if not isinstance(item, (str, bytes)):
                 self._handle(item)
-            elif self.state is OPEN:
+            elif self.state is OPEN and (self._cap is None or self._is_within(self._cap)):
                 inbox.append(item)
         if inbox:
             if self._deflater is None:
@@ -252,6 +256,13 @@ class SocketConnection(Connection, asyncio.Protocol):
             return False
         return True
 
+    def _is_within(self, cap: Bucket) -> bool:
+        """Count a message. ``False``: the client sends too many, and the connection was failed."""
+        if cap.take():
+            self.fail(CloseCode.POLICY_VIOLATION, cap.rate.reason)
+            return False
+        return True
+
     def _keep_early(self, data: bytes) -> None:
         if self.state is not CONNECTING:
             return  # refused or failed: the rest is discarded
@@ -274,6 +285,8 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
+        if self._cap is not None and not self.is_reading:
+            self._cap.catch_up()
         # What the client has sent meanwhile may be its answer to a ping.
         self.is_reading = self.was_heard = True
         if self._unread:

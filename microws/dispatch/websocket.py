@@ -122,7 +122,7 @@ class WebSocketDispatcher(Dispatcher):
             tasks: Tasks = AsyncioTasks(asyncio.get_running_loop(), scope, seconds)
         else:
             tasks = GroupTasks(group, scope, seconds)
-        connection = connect(AppCall(scope, receive, send, tasks, self._limits, options.make_outbox))
+        connection = connect(AppCall(scope, receive, send, tasks, self._limits, options.make_outbox, endpoint.rate))
         ws = WebSocket(scope, connection, self._app, path, params, options)
         options.hub.connections += 1
         if COUNTERS.is_on:

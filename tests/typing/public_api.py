@@ -172,6 +172,8 @@ class Point:
     on_invalid="skip",
     login=lambda ws, message: message["user"],
     login_timeout=1.5,
+    rate="20/s",
+    rate_excess="close",
     name="chat",
 )
 async def chat(ws: WebSocket, room: str) -> int:
@@ -221,6 +223,8 @@ app.websocket_route("/")(generator)  # type: ignore[type-var]
 app.websocket_route("/", "json")  # type: ignore[call-arg]
 app.websocket_route("/", on_invalid="ignore")  # type: ignore[arg-type]
 app.websocket_route("/", login="anna")  # type: ignore[arg-type]
+app.websocket_route("/", rate=20)  # type: ignore[arg-type]
+app.websocket_route("/", rate="20/s", rate_excess="drop")  # type: ignore[arg-type]
 app.websocket_route("/", valuetype="json")  # type: ignore[call-arg]
 app.websocket_route("/", catch_disconnect="no")  # type: ignore[arg-type]
 app.websocket_route("/", subscribe=1)  # type: ignore[arg-type]

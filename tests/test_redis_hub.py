@@ -15,6 +15,7 @@ from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, con
 from microws.hub import TopicSettings
 from microws.interfaces import Payload
 from microws.redis_hub import backplane as module
+from microws.redis_hub import publisher, topics
 from microws.redis_hub.backplane import RedisBackplane
 from microws.server.lifespan import LifespanRunner
 
@@ -332,9 +333,9 @@ async def test_publishers_wait_for_room(tmp_path):
                 for _ in range(8):
                     tasks.start_soon(send)
                 await anyio.wait_all_tasks_blocked()
-                pending.append(process.backplane._pending_bytes)
+                pending.append(process.backplane._publisher._pending_bytes)
             assert 1_000_000 < pending[0] < 1 << 20
-            assert not process.backplane._pending_bytes
+            assert not process.backplane._publisher._pending_bytes
             server.resume()
             await publish(process, "next")
 
@@ -345,8 +346,8 @@ async def test_a_publish_raises_in_time_though_a_younger_one_is_before_it(redis,
         async with cut_off(redis, process):
             tasks.start_soon(publish, process, "younger")
             await anyio.wait_all_tasks_blocked()
-            monkeypatch.setattr(module, "_TIMEOUT", 0.01)
-            process.backplane._queue[0].deadline += LIMIT
+            monkeypatch.setattr(publisher, "TIMEOUT", 0.01)
+            process.backplane._publisher._queue[0].deadline += LIMIT
             with pytest.raises(PublishTimeout):
                 await publish(process, "older")
         await process.wait_delivered(1)
@@ -435,8 +436,8 @@ async def test_by_key_the_keys_of_messages_do_not_pile_up(redis):
 
 
 async def test_a_topic_that_was_left_is_given_up_after_a_while(redis, monkeypatch):
-    assert module._LINGER == 5
-    monkeypatch.setattr(module, "_LINGER", 0.1)
+    assert topics._LINGER == 5
+    monkeypatch.setattr(topics, "_LINGER", 0.1)
     monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.02)
     async with connected(redis.url, redis.url) as (one, other):
         one.backplane.unsubscribe("t")
@@ -475,7 +476,7 @@ async def wait_for(condition):
 async def wait_open(process, before):
     """Until it has caught up on another connection."""
     backplane = process.backplane
-    await wait_for(lambda: backplane._connection not in (None, before) and backplane._is_open)
+    await wait_for(lambda: backplane._publisher.connection not in (None, before))
 
 
 @asynccontextmanager
@@ -595,20 +596,20 @@ async def test_a_restart_that_loses_nothing_is_told_to_nobody(tmp_path):
 async def test_a_topic_that_is_given_up_during_catch_up_stays_so(redis, monkeypatch):
     monkeypatch.setattr(module, "_MAX_TOPICS", 1)
     monkeypatch.setattr(module, "_PARTS_AT_ONCE", 1)
-    monkeypatch.setattr(module, "_LINGER", 0)
+    monkeypatch.setattr(topics, "_LINGER", 0)
     monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.01)
     async with connected(redis.url) as [process]:
         backplane = process.backplane
         await backplane.subscribe("left")
         # That of "t", before which nothing is known of the others.
-        follow_up = backplane._follow_up
+        catch_up = backplane._topics.catch_up
 
-        def give_up(behind, answers):
+        def give_up(behind, answers, **options):
             if behind[0].name == "t":
-                del backplane._topics[b"microws:0:t:left"]
-            return follow_up(behind, answers)
+                del backplane._topics._by_channel[b"microws:0:t:left"]
+            return catch_up(behind, answers, **options)
 
-        monkeypatch.setattr(backplane, "_follow_up", give_up)
+        monkeypatch.setattr(backplane._topics, "catch_up", give_up)
         async with cut_off(redis, process):
             pass
         assert redis.command("PUBSUB", "CHANNELS", "microws:0:t:*") == [b"microws:0:t:t"]
@@ -716,20 +717,20 @@ async def test_what_a_replica_lacked_when_it_was_promoted_is_told(tmp_path, is_b
 
 async def test_what_was_not_answered_before_a_cut_is_published_once(redis):
     async with connected(redis.url, redis.url) as (one, other):
-        backplane = one.backplane
+        publisher = one.backplane._publisher
         ids = []
 
         async def send(number, key=b""):
             ids.append(await publish(one, number, key=key))
 
         # Redis gets the messages, and its answers do not arrive any more.
-        real = backplane._follow_batch
-        backplane._follow_batch = lambda *_: None
+        real = publisher._follow
+        publisher._follow = lambda *_: None
         async with anyio.create_task_group() as tasks:
             for number in range(3):
                 tasks.start_soon(send, number)
             await other.wait_delivered(3)
-            backplane._follow_batch = real
+            publisher._follow = real
             disconnect(redis)
         await publish(one, "end")
         await other.wait_delivered(4)
@@ -775,7 +776,7 @@ async def test_a_silent_redis_is_left(tmp_path, monkeypatch, caplog):
         async with connected(server.url) as [process]:
             backplane, answers = process.backplane, []
             before = backplane._connection
-            monkeypatch.setattr(backplane, "_follow_probe", answers.append)
+            monkeypatch.setattr(backplane._publisher, "_follow_probe", lambda _, answer: answers.append(answer))
             # A quiet connection is kept as long as probes come back.
             await wait_for(lambda: len(answers) > 3 or backplane._connection is not before)
             assert backplane._connection is before

@@ -24,7 +24,20 @@ from functools import lru_cache
 from hashlib import sha1
 from typing import Final, NamedTuple
 
-__all__ = ["CLAIM", "EPOCH_SIZE", "MADE", "NONCE", "OPEN", "PUBLISH", "READ", "RECORD", "STORED", "Script", "spec_of"]
+__all__ = [
+    "CLAIM",
+    "EPOCH_SIZE",
+    "MADE",
+    "NONCE",
+    "OPEN",
+    "PUBLISH",
+    "READ",
+    "RECORD",
+    "STORED",
+    "Script",
+    "call",
+    "spec_of",
+]
 
 EPOCH_SIZE: Final = 8
 # Offset, time, publisher, number, kind, length of the key, length of the conflation key.
@@ -53,6 +66,11 @@ class Script(NamedTuple):
 
     text: bytes
     sha: bytes
+
+
+def call(script: Script, *arguments: bytes | int) -> tuple[bytes | int, ...]:
+    """The command that runs ``script``."""
+    return (b"EVALSHA", script.sha, 0, *arguments)
 
 
 @lru_cache

@@ -169,7 +169,7 @@ class HubUnavailable(MicrowsError, ConnectionError):
     No hub process is where one is expected, none of its workers answers, or it is of another version of microws.
 
     With Redis: there is none, it is none that can carry a hub, or it refuses something; the text has its own words.
-    Nothing was published.
+    Nothing was published. Or the hub has no room for one more ticket that was taken.
     """
 
 

@@ -187,8 +187,8 @@ class WebSocket(BaseRequest):
 
         Raises:
             HTTPException: 401 and always the same text: the ticket is missing, too old, of another path, of an unknown
-                secret, changed, or was used before. 503: the hub process or Redis does not answer; the ticket may be
-                used up.
+                secret, changed, or was used before. 503: the hub process or Redis does not answer, or has no room
+                for one more ticket that was taken; it may be used up.
             RuntimeError: The handshake was accepted before, or the app has no secret.
         """
         if self.accepted:

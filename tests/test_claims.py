@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from microws.errors import HubUnavailable
 from microws.hub import claims as module
 from microws.hub.claims import Claims
 from microws.hub.log import MIN_BYTES
@@ -96,13 +97,13 @@ def test_too_many_are_refused_until_one_ends(memory, clock):
     for number in range(1024):
         assert claims.claim(b"%d" % number, 10 + number, maker=1, number=number)
     for each in (claims, Claims(memory)):
-        with pytest.raises(RuntimeError, match=r"at most 1024 claims that hold at once.*history_bytes"):
+        with pytest.raises(HubUnavailable, match=r"at most 1024 claims that hold at once.*history_bytes"):
             each.claim(b"one more", 60, maker=1, number=2000)
         assert not each.claim(b"7", 60, maker=1, number=2000)
     clock[0] += 10
     for each in (claims, Claims(memory)):
         assert each.claim(b"one more", 60, maker=1, number=2000)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(HubUnavailable):
             each.claim(b"two more", 60, maker=1, number=2001)
 
 
@@ -137,7 +138,7 @@ def test_a_kill_at_any_line_forgets_none(clock, is_full):
         assert not left.claim(b"new", 60, maker=3, number=1)
         if is_full:
             # Its slot is used by the new one. One more is one too many, and not one that is known.
-            with pytest.raises(RuntimeError):
+            with pytest.raises(HubUnavailable):
                 left.claim(b"ends", 60, maker=3, number=1)
         else:
             assert left.claim(b"ends", 60, maker=3, number=1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microws import App, EventStream, FileResponse, HTTPException, JSONResponse, RedirectResponse, StreamingResponse
 from microws.closing import check_close
-from tests.test_tickets import count_passed
+from tests import test_sessions, test_tickets
 
 # Each example is a request through the whole app: a fixed few, unless `make fuzz` looks for new ones.
 SETTINGS = (
@@ -419,5 +419,6 @@ def test_the_app_answers_a_plain_request(backend):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_none_of_100_000_mutated_tickets_passes(anyio_backend):
+@pytest.mark.parametrize("count_passed", [test_tickets.count_passed, test_sessions.count_passed])
+async def test_none_of_100_000_mutated_tickets_and_cookies_passes(anyio_backend, count_passed):
     assert await count_passed(100_000, seed=1) == 0

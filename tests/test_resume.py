@@ -199,6 +199,29 @@ class TestWebSockets:
             first = json.loads(await ws.receive())
             assert (first["recovered"] is False) if chosen == "microws.v1" else (first == 1)
 
+    @pytest.mark.parametrize(
+        ("offered", "chosen"),
+        [
+            (["bearer", "microws.v1"], "bearer"),  # the token of a client that does not speak microws.v1
+            (["bearer", "microws.v1", "microws.v1"], "microws.v1"),
+            (["microws.v1", "bearer", "microws.v1"], "microws.v1"),
+        ],
+    )
+    async def test_a_token_that_is_called_microws_v1_is_no_subprotocol(self, app, client, offered, chosen):
+        bearers = []
+
+        @app.websocket_route("/bearer", subscribe="t")
+        async def view(ws):
+            bearers.append(ws.bearer)
+            async with ws:
+                await ws.wait_closed()
+
+        async with client.websocket("/bearer", subprotocols=offered) as ws:
+            assert (ws.subprotocol, bearers) == (chosen, ["microws.v1"])
+            await publish(app, [1])
+            first = json.loads(await ws.receive())
+            assert (first["recovered"] is False) if chosen == "microws.v1" else (first == 1)
+
     async def test_the_end_of_the_connection_ends_subscribe(self, app, client):
         app.hub.use(backplane := LateBackplane())
         ended = []

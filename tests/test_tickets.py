@@ -17,6 +17,7 @@ pytestmark = pytest.mark.anyio
 
 SECRET = "a secret of the tests, of 32 bytes or more"
 REFUSED = (401, b"the ticket is not valid: get a new one")
+UNKNOWN = (503, b"the ticket cannot be checked now: get a new one, and try again")
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.=+/% é\0"
 
 
@@ -148,6 +149,16 @@ async def test_old_secrets_still_verify_tickets():
         assert await enter(client, f"/chat?ticket={ticket}") == "anna"
 
 
+async def test_without_room_for_one_more_a_ticket_gets_503(caplog):
+    app = make_app(history_bytes=1 << 20)
+    for number in range(1024):
+        assert await app.hub.backplane.claim(f"{number}", 60)
+    async with app.test_client() as client:
+        ticket = app.ticket("anna", path="/chat")
+        assert await enter(client, f"/chat?ticket={ticket}") == UNKNOWN
+    assert "/chat: a ticket cannot be checked: expected at most 1024 claims that hold at once" in caplog.text
+
+
 @pytest.mark.parametrize("error", [PublishTimeout("no answer"), HubUnavailable("no hub")])
 async def test_without_an_answer_of_the_hub_a_ticket_gets_503(error, caplog):
     app = make_app()
@@ -158,8 +169,7 @@ async def test_without_an_answer_of_the_hub_a_ticket_gets_503(error, caplog):
     app.hub.backplane.claim = fail
     async with app.test_client() as client:
         ticket = app.ticket("anna", path="/chat")
-        status, body = await enter(client, f"/chat?ticket={ticket}")
-        assert (status, body) == (503, b"the ticket cannot be checked now: get a new one, and try again")
+        assert await enter(client, f"/chat?ticket={ticket}") == UNKNOWN
     assert f"/chat: a ticket cannot be checked: {error}" in caplog.text
 
 

@@ -138,7 +138,7 @@ class Backplane(Protocol):
 
         Raises:
             PublishTimeout: The backplane does not answer. The claim may have been made.
-            RuntimeError: Too many claims hold now.
+            HubUnavailable: Too many claims hold now.
         """
         ...
 

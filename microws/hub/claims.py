@@ -11,6 +11,8 @@ from heapq import heapify, heappop, heappush
 from time import time
 from typing import Final, final
 
+from microws.errors import HubUnavailable
+
 __all__ = ["Claims"]
 
 # Bytes of a claim: until when it holds, in Unix seconds; who has made it, and the number of the request; and the
@@ -63,7 +65,7 @@ class Claims:
             Whether this request has made the claim that holds now.
 
         Raises:
-            RuntimeError: Too many claims hold now.
+            HubUnavailable: Too many claims hold now.
         """
         now = time()
         if not self._slots and not self._free:
@@ -77,7 +79,7 @@ class Claims:
         if known is not None:
             return (self._makers[2 * known], self._makers[2 * known + 1]) == (maker, number)
         if not self._free:
-            raise RuntimeError(
+            raise HubUnavailable(
                 f"expected at most {self.count} claims that hold at once, got one more: App(history_bytes=…) sets how "
                 "many, one per KiB"
             )

@@ -600,7 +600,7 @@ class LocalBackplane:
         """See ``Backplane``."""
         answer, error = await self._ask_hub(Op.CLAIM, key, struct.pack("=d", ttl))
         if error:
-            raise RuntimeError(error.decode())
+            raise HubUnavailable(error.decode())
         return bool(answer)
 
     async def ask(self, question: Mapping[str, Any], *, first: bool = False) -> list[Any]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from math import inf
 from typing import Final, final
 
+from microws.errors import HubUnavailable
 from microws.hub.log import HAS_HISTORY, KINDS, Log
 from microws.local.wire import (
     ACK,
@@ -394,7 +395,7 @@ class HubProcess:
             (ttl,) = struct.unpack("=d", data[REQUEST.size + size :])
             try:
                 is_made = log.claims.claim(name, ttl, maker=client.id, number=number)
-            except RuntimeError as error:
+            except HubUnavailable as error:
                 return frame(ANSWER, Op.ANSWER, number, -1, log.end, tail=str(error).encode())
             return frame(ANSWER, Op.ANSWER, number, is_made, log.end)
         if op == Op.USAGE:

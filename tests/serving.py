@@ -33,7 +33,7 @@ _CHROMIUM_FLAGS = (
 class Server:
     """A server in another process; ``output`` are the lines that it has printed and logged so far."""
 
-    def __init__(self, process):
+    def __init__(self, process, ready):
         self.output = []
         self._process = process
         self._printed = threading.Condition()
@@ -41,7 +41,7 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         # Several processes may have to start, on a machine that does a lot besides.
-        self.url = self.wait_for_line(r"(?:serving .*|[Rr]unning) on (https?://[^\s,]+)", within=3 * LIMIT)[1]
+        self.url = self.wait_for_line(ready, within=3 * LIMIT)[1]
         self.ws_url = self.url.replace("http", "ws", 1)
         self.port = int(self.url.rpartition(":")[2])
 
@@ -96,8 +96,10 @@ def serving(app, *, port=0, **environment):
 
 
 @contextmanager
-def running(command, *, cwd=ROOT, close_fds=True, **environment):
-    """The server that ``command`` starts, for as long as the block lasts."""
+def running(
+    command, *, cwd=ROOT, close_fds=True, ready=r"(?:serving .*|[Rr]unning) on (https?://[^\s,]+)", **environment
+):
+    """The server that ``command`` starts, for as long as the block lasts. ``ready`` finds its URL in its output."""
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -109,7 +111,7 @@ def running(command, *, cwd=ROOT, close_fds=True, **environment):
         close_fds=close_fds,
     )
     try:
-        yield Server(process)
+        yield Server(process, ready)
     finally:
         # In this order: closing a pipe waits for whoever reads it.
         process.kill()

@@ -12,14 +12,16 @@ from datetime import datetime, timedelta
 
 import httpx
 import pytest
+from e2e.proxies import block_for, find, is_listening
 from playwright.sync_api import expect
+from redis_server import find_redis
 from serving import LIMIT, ROOT, browsing, running, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 EXAMPLES = (
     *("echo", "ping_pong", "broadcast", "reports", "chat", "duplex", "notify", "ticker"),
-    *("poll", "dashboard", "whiteboard", "login"),
+    *("poll", "dashboard", "whiteboard", "login", "cluster/app"),
 )
 TOKEN = "let-me-in"
 SECRET = "a secret of the tests, of 32 bytes or more"
@@ -809,6 +811,57 @@ class TestLogin:
             assert first.post("/logout").status_code == 204
             other.send("still here")
             assert receive(other) == {"from": "ada", "text": "still here"}
+
+
+class TestCluster:
+    folder = ROOT / "examples" / "cluster"
+
+    @staticmethod
+    @contextmanager
+    def running_demo():
+        """The demo until Ctrl-C, with nginx in the place of the server."""
+        find("nginx")
+        find_redis()
+        command = [sys.executable, "-u", "examples/cluster/demo.py", "--keep"]
+        with running(command, ready=r"open (http://.*)/ ") as demo:
+            try:
+                demo.wait_for_line("kill -KILL -- -.*# right")
+                yield demo
+            finally:
+                demo.signal(signal.SIGINT)
+                code = demo.wait()
+        assert code == 130
+
+    def test_clients_of_a_killed_server_go_on_with_the_other_one(self, open_tab):
+        with self.running_demo() as demo:
+            moved = demo.find_lines(r"left-\d+ → right-\d+, went on after \S+, and caught up on (\d+) messages")
+            assert len(moved) == 4
+            assert any(int(match[1]) for match in moved)
+            assert demo.find_lines("each client got 300 messages: 0 missing, 0 twice, 0 gaps")
+            page = open_tab(demo.url)
+            statuses = page.get_by_role("status")
+            expect(statuses).to_contain_text(["Connected to", "Connected to"])
+            killed, kept = ("left", "right") if statuses.filter(has_text="left").count() else ("right", "left")
+            groups = {match[2]: int(match[1]) for match in demo.find_lines(r"kill -KILL -- -(\d+)  # (\w+)")}
+            os.killpg(groups[killed], signal.SIGKILL)
+            say(page, HOSTILE)
+            for panel in ("#socket", "#events"):
+                expect(page.locator(f"{panel} li", has_text=HOSTILE)).to_have_count(1)
+                expect(page.locator(f"{panel} dd")).to_have_text(["301", re.compile("[01]"), "0", "0"])
+            expect(statuses).to_contain_text([f"Connected to {kept}"] * 2)
+        ports = [int(port) for port in re.findall(r"(?:port |:)(\d+)", demo.output[0])]
+        assert len(ports) == 4
+        end = time.monotonic() + LIMIT
+        while any(map(is_listening, ports)):
+            assert time.monotonic() < end
+
+    def test_nginx_has_all_lines_of_the_guide(self):
+        """The end-to-end tests attack the guide's, with one server."""
+        lines = [line.strip() for line in (self.folder / "nginx.conf").read_text().splitlines()]
+        others = {line.strip() for line in block_for("nginx").splitlines()}.difference(lines)
+        assert others == {
+            "upstream chat {", "server 127.0.0.1:8000;", "server_name chat.example;", "proxy_pass http://chat;",
+        }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

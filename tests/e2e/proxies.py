@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from serving import LIMIT, ROOT
 
-__all__ = ["PROXIES", "proxying"]
+__all__ = ["PROXIES", "block_for", "find", "is_listening", "proxying"]
 
 # The address of microws in the guide.
 UPSTREAM = "127.0.0.1:8000"
@@ -96,11 +96,16 @@ def find(name):
     return program
 
 
+def block_for(language):
+    """The block of the guide."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs/how-to.md").read_text(), re.M | re.S)
+    assert len(found) == 1, f"expected one block for {language} in docs/how-to.md, got {len(found)}"
+    return found[0]
+
+
 def configuration(proxy, upstream, port):
     """The block of the guide, with the changes that a test needs."""
-    found = re.findall(rf"^```{proxy.language}\n(.*?)^```$", (ROOT / "docs/how-to.md").read_text(), re.M | re.S)
-    assert len(found) == 1, f"expected one block for {proxy.language} in docs/how-to.md, got {len(found)}"
-    block = found[0]
+    block = block_for(proxy.language)
     for shown, needed in {UPSTREAM: upstream, **proxy.changes}.items():
         assert block.count(shown) == 1, f"expected {shown!r} once in the block for {proxy.language}"
         block = block.replace(shown, needed)

@@ -11,7 +11,7 @@ from microws.codec import Codecs
 from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
-from microws.errors import FeatureUnavailable
+from microws.errors import FeatureUnavailable, RoutingError
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_mounted, wrap
 from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings
@@ -23,13 +23,14 @@ from microws.responses import Response
 from microws.routing import Pattern, Router
 from microws.settings import AppSettings
 from microws.subscription import Subscription
-from microws.templates import Templates, directory_of_caller
+from microws.templates import Templates, file_of_caller
 from microws.threads import Threads
 from microws.tickets import issue_ticket
 from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
 
 if TYPE_CHECKING:
+    from microws.description import Description
     from microws.event_stream import EventName, Stream
     from microws.server.settings import RunOptions
     from microws.signing import Signing
@@ -152,7 +153,8 @@ class App:
         self.signing: Signing | None = None
         if settings.secret is not None:
             self._sign_with(settings.secret)
-        self._directory = directory_of_caller()
+        self._file = file_of_caller()
+        self._directory = self._file.parent
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
@@ -505,6 +507,31 @@ class App:
         metrics = Metrics(lambda: self._root._hub)
         self.add_route(metrics.metrics, pattern)
         self.on_startup(lambda: self.start_soon(metrics.keep_looking))
+
+    def docs(self, pattern: str = "/docs", *, public: bool = False) -> None:
+        """
+        Add a page that shows the routes of the app with their messages, and tries them: HTTP, WebSocket and events.
+
+        ``microws dev`` adds it by itself, at ``/docs``. There it also shows the hub: topics, what is published to them,
+        connections that do not keep up; it publishes, and its links open the source in the editor. The page asks no
+        other server. It is behind the hooks of the app.
+
+        Args:
+            pattern: Of the page, without parameters.
+            public: Serve it outside ``microws dev``, too: to everybody, without the hub and the source. Default: 404.
+
+        Raises:
+            RoutingError: The pattern is invalid, or another route hides it.
+        """
+        from microws.docs_page import DocsPage
+
+        if not pattern.startswith("/") or "{" in pattern or pattern.endswith("/"):
+            raise RoutingError(f'expected a pattern such as "/docs" for the page, got {pattern!r}')
+        page = DocsPage(lambda: self._root, lambda: self._description().to_json(), public=public)
+        self.add_route(page.page, pattern, name=f"docs {pattern}")
+        self.add_route(page.part, f"{pattern}/{{name}}", name=f"docs {pattern} part")
+        self.add_route(page.publish, f"{pattern}/publish", methods=["POST"], name=f"docs {pattern} publish")
+        self._has_docs = True
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """
@@ -942,6 +969,14 @@ class App:
         if kind == "lifespan":
             return self._lifespan.serve(scope, receive, send, app=self)
         raise RuntimeError(f"expected a scope of type http, websocket or lifespan, got {kind!r}")
+
+    def _description(self) -> "Description":
+        from microws.description import describe
+
+        root = self._root
+        # `chat.py` and `chat/app.py` are both the app "chat".
+        title = self._directory.name if self._file.stem in ("app", "asgi", "main", "__init__") else self._file.stem
+        return describe(title, root._router, settings=root._settings, topics=root._hub.configured)
 
     def _develop(self, on_hub: Callable[[Hub], None]) -> tuple[list[Path], list[str]]:
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 from microws.errors import FeatureUnavailable
 
-__all__ = ["Templates", "directory_of_caller"]
+__all__ = ["Templates", "file_of_caller"]
 
 
 class Templates:
@@ -48,11 +48,11 @@ class Templates:
         return text
 
 
-def directory_of_caller() -> Path:
-    """The directory of the file that called this package; without a file, the working directory."""
+def file_of_caller() -> Path:
+    """The file that called this package; without one, ``app`` in the working directory."""
     package = __name__.partition(".")[0]
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame = frame.f_back
     file = frame.f_globals.get("__file__") if frame is not None else None
-    return Path(file).resolve().parent if file else Path.cwd()
+    return Path(file).resolve() if file else Path.cwd() / "app"

@@ -28,6 +28,7 @@ APP = {
     "before_request",
     "before_websocket",
     "delete",
+    "docs",
     "disconnect",
     "error_handler",
     "get",
@@ -97,7 +98,8 @@ def imported_by(*arguments):
 NOT_FOR_AN_APP = (
     "anyio.abc anyio.from_thread anyio._core._synchronization argparse ctypes decimal difflib email.utils http "
     "mimetypes microws.bench microws.cli microws.connection.aio microws.event_stream microws.files microws.forms "
-    "microws.health microws.metrics microws.server.logs microws.server.settings microws.server.worker microws.streams "
+    "microws.description microws.docs_page microws.health microws.metrics microws.server.logs "
+    "microws.server.settings microws.server.worker microws.streams "
     "microws.testing secrets tempfile typing_extensions"
 )
 AN_APP = """

@@ -21,7 +21,7 @@ FLOORS = {
     3: "answers connection/ local/ redis_hub/ sessions streams tickets",
     4: "files hooks server/ settings subscription websocket",
     5: "dev/ event_stream hub_connection views",
-    6: "dispatch/ health lifespan metrics",
+    6: "description dispatch/ docs_page/ health lifespan metrics",
     7: "app",
     8: "__init__",
     9: "cli/",
@@ -42,6 +42,8 @@ DEFERRED = {
     "__init__ -> hints",  # which only a missing name needs
     # Which not every app needs.
     "app -> dev.script",
+    "app -> description",
+    "app -> docs_page",
     "app -> event_stream",
     "app -> files",
     "app -> health",
@@ -59,7 +61,14 @@ DEFERRED = {
 }
 
 # Imports of own modules for type checkers only, besides those of `__init__`, which imports a module on first use.
-FOR_TYPES = {"app -> event_stream", "app -> server.settings", "app -> signing", "app -> testing", "requests -> forms"}
+FOR_TYPES = {
+    "app -> description",
+    "app -> event_stream",
+    "app -> server.settings",
+    "app -> signing",
+    "app -> testing",
+    "requests -> forms",
+}
 
 # Floors that these packages may import from besides themselves; they know nothing of apps.
 OUTSIDE = ("server/", "bench/")

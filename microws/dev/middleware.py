@@ -114,8 +114,10 @@ class Development:
         elif self._problem is not None:
             await self._refuse(self._problem, scope, receive, send)
         elif scope["type"] == "http" and _accepts_html(scope):
+            scope["microws.is_development"] = True
             await self._serve_page(scope, receive, send)
         else:
+            scope["microws.is_development"] = True
             assert self._app is not None
             if (exchange := scope.get("microws.exchange")) is not None:
                 self._answered.add(exchange.connection)

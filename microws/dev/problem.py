@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-__all__ = ["SCRIPT", "Problem", "error_box", "error_page", "script_tag"]
+__all__ = ["SCRIPT", "Problem", "editor_link", "error_box", "error_page", "script_tag"]
 
 # The address of the script and of the WebSocket that reload pages.
 SCRIPT: Final = "/.microws/dev.js"
@@ -152,9 +152,14 @@ def error_box(problem: Problem, *, show_locals: bool = False) -> str:
     return "".join(parts)
 
 
-def _frame(place: _Place, folder: Path, *, is_open: bool, show_locals: bool) -> str:
+def editor_link(file: str, line: int) -> str:
+    """The URL that opens a file in the developer's editor."""
     url = os.environ.get("MICROWS_EDITOR_URL") or "vscode://file/{file}:{line}"
-    link = url.replace("{file}", quote(str(Path(place.file).absolute()))).replace("{line}", str(place.line))
+    return url.replace("{file}", quote(str(Path(file).absolute()))).replace("{line}", str(line))
+
+
+def _frame(place: _Place, folder: Path, *, is_open: bool, show_locals: bool) -> str:
+    link = editor_link(place.file, place.line)
     shown = html.escape(f"{_short(place.file, folder)}:{place.line}")
     name = f" in <b>{html.escape(place.name)}</b>" if place.name else ""
     linecache.checkcache(place.file)

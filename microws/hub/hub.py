@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from heapq import nlargest
 from itertools import islice
+from operator import attrgetter
 from threading import get_ident
 from time import perf_counter_ns
 from typing import Any, Final
@@ -35,7 +37,7 @@ from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import Published, TopicSettings
-from microws.hub.statistics import ClusterStatistics, Losses, Statistics
+from microws.hub.statistics import ClusterStatistics, Losses, Statistics, TopicStatistics
 from microws.hub.subscribers import Subscriber, Topic
 from microws.hub.topics import (
     MAX_TOPIC_BYTES,
@@ -65,6 +67,7 @@ _MAX_LEFT_AT_ONCE = 16
 _MAX_LEFT_IN_A_TURN = 1 << 11
 # Outboxes that are counted in a turn of the event loop: half a millisecond.
 _COUNTED_AT_ONCE = 1 << 10
+_SUBSCRIBERS = attrgetter("subscribers")
 # Seconds that a hub process has to answer a probe. Kubernetes gives its probes 1.
 _PROBE_TIMEOUT = 0.5
 _log = logging.getLogger("microws.hub")
@@ -89,12 +92,14 @@ class Hub:
         loop: The event loop that the app runs in.
         mount: Where the app is mounted; empty for the outermost one.
         losses: Messages that subscribers did not get, by reason.
+        configured: The patterns and settings of this process, in the order of ``configure``.
     """
 
     def __init__(self, codecs: Codecs, backplane: Backplane | None = None, *, write: WriteMany) -> None:
         self._codecs = codecs
         self.use(backplane or MemoryBackplane())
         self._patterns: list[tuple[re.Pattern[str], TopicSettings]] = []
+        self.configured: list[tuple[str, TopicSettings]] = []
         self._topics: dict[str, Topic] = {}
         self._subscribers: dict[str, Subscriber] = {}
         self._published = 0
@@ -132,10 +137,12 @@ class Hub:
         check_topic(pattern)
         check_settings(settings)
         self._patterns.append((expression_of(pattern), settings))
+        self.configured.append((pattern, settings))
 
     def include(self, other: "Hub") -> None:
         """Add the patterns of ``other`` after those of this hub."""
         self._patterns.extend(other._patterns)  # noqa: SLF001 - of the same class
+        self.configured += other.configured
 
     def learn(self, settings: Iterable[Sequence[Any]]) -> None:
         """Have the patterns of a hub in another process, which ``answer`` gave."""
@@ -573,6 +580,7 @@ class Hub:
             if entry.place <= topic.place:
                 return 0  # it was delivered before a cut of the backplane
             topic.note(entry)
+        topic.messages += 1
         skipped = self._subscribers.get(skip) if skip is not None else None
         if skipped is not None and skipped.resume is not None and entry is not None:
             skipped.resume.skip(payload.topic, entry.place)
@@ -750,6 +758,17 @@ class Hub:
             if number % _COUNTED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
         return len(self._topics), len(self._subscribers), subscriptions, queued, longest
+
+    async def largest_topics(self, most: int) -> list[TopicStatistics]:
+        """The topics with the most subscribers in this process, at most ``most``. Yields."""
+        found: list[TopicStatistics] = []
+        for number, (name, topic) in enumerate(list(self._topics.items()), start=1):
+            subscribers = topic.waiting + sum(map(len, topic.groups.values()))
+            found.append(TopicStatistics(name, subscribers, topic.messages, topic.settings.overflow))
+            if number % _COUNTED_AT_ONCE == 0:
+                found = nlargest(most, found, key=_SUBSCRIBERS)
+                await anyio.lowlevel.checkpoint()
+        return nlargest(most, found, key=_SUBSCRIBERS)
 
     def _conflation(self, settings: TopicSettings, payload: Payload) -> bytes:
         """The conflation key as the log has it; empty without one."""

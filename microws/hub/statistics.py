@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from microws.counters import COUNTERS
 
-__all__ = ["ClusterStatistics", "Losses", "Statistics"]
+__all__ = ["ClusterStatistics", "Losses", "Statistics", "TopicStatistics"]
 
 
 class Losses(Counter[str]):
@@ -50,6 +50,23 @@ class Statistics(NamedTuple):
     flush_sizes: dict[str, int]
     history_bytes: int
     history_dropped: int
+
+
+class TopicStatistics(NamedTuple):
+    """
+    What a hub counts of a topic in this process.
+
+    Attributes:
+        name: The topic.
+        subscribers: Its subscribers.
+        messages: Messages that were delivered since it had the first of them.
+        overflow: Its policy.
+    """
+
+    name: str
+    subscribers: int
+    messages: int
+    overflow: str
 
 
 class ClusterStatistics(NamedTuple):

@@ -103,7 +103,13 @@ class Subscriber:
 
 
 class Topic:
-    """A topic with subscribers in this process. ``position`` and ``place`` are of its last message, with history."""
+    """
+    A topic with subscribers in this process.
+
+    Attributes:
+        messages: Those that were delivered here since it had subscribers.
+        position, place: Of its last message, with history.
+    """
 
     __slots__ = (
         "_timer",
@@ -111,6 +117,7 @@ class Topic:
         "groups",
         "is_confirmed",
         "losses",
+        "messages",
         "place",
         "position",
         "settings",
@@ -124,6 +131,7 @@ class Topic:
         self.is_confirmed: bool = is_confirmed
         self.confirming: SharedCalls[Place] | None = None
         self.losses: int = 0
+        self.messages: int = 0
         # By codec, because it makes one message for all. A dict keeps the order of subscribing; adding and removing
         # are O(1).
         self.groups: dict[FrameCodec, dict[Outbox, Subscriber]] = {}

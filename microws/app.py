@@ -176,38 +176,46 @@ class App:
 
     # Views
 
-    def route(self, pattern: str, *, methods: Iterable[str] = ("GET",), name: str | None = None) -> Callable[[F], F]:
+    def route(
+        self, pattern: str, *, methods: Iterable[str] = ("GET",), query: Any = None, name: str | None = None
+    ) -> Callable[[F], F]:
         """Decorator: ``add_route``."""
         Pattern.check(pattern)
 
         def register(view: F) -> F:
-            self.add_route(view, pattern, methods=methods, name=name)
+            self.add_route(view, pattern, methods=methods, query=query, name=name)
             return view
 
         return register
 
-    def get(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+    def get(self, pattern: str, *, query: Any = None, name: str | None = None) -> Callable[[F], F]:
         """``route`` for GET and HEAD."""
-        return self.route(pattern, methods=["GET"], name=name)
+        return self.route(pattern, methods=["GET"], query=query, name=name)
 
-    def post(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+    def post(self, pattern: str, *, query: Any = None, name: str | None = None) -> Callable[[F], F]:
         """``route`` for POST."""
-        return self.route(pattern, methods=["POST"], name=name)
+        return self.route(pattern, methods=["POST"], query=query, name=name)
 
-    def put(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+    def put(self, pattern: str, *, query: Any = None, name: str | None = None) -> Callable[[F], F]:
         """``route`` for PUT."""
-        return self.route(pattern, methods=["PUT"], name=name)
+        return self.route(pattern, methods=["PUT"], query=query, name=name)
 
-    def patch(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+    def patch(self, pattern: str, *, query: Any = None, name: str | None = None) -> Callable[[F], F]:
         """``route`` for PATCH."""
-        return self.route(pattern, methods=["PATCH"], name=name)
+        return self.route(pattern, methods=["PATCH"], query=query, name=name)
 
-    def delete(self, pattern: str, *, name: str | None = None) -> Callable[[F], F]:
+    def delete(self, pattern: str, *, query: Any = None, name: str | None = None) -> Callable[[F], F]:
         """``route`` for DELETE."""
-        return self.route(pattern, methods=["DELETE"], name=name)
+        return self.route(pattern, methods=["DELETE"], query=query, name=name)
 
     def add_route(
-        self, view: Callable[..., Any], pattern: str, *, methods: Iterable[str] = ("GET",), name: str | None = None
+        self,
+        view: Callable[..., Any],
+        pattern: str,
+        *,
+        methods: Iterable[str] = ("GET",),
+        query: Any = None,
+        name: str | None = None,
     ) -> None:
         """
         Register an HTTP view.
@@ -218,6 +226,7 @@ class App:
                 decorator takes ``(*args, **kwargs)``, the signature of the wrapped function applies.
             pattern: For example ``/users/{id:int}``; see docs/reference.md, "Patterns".
             methods: ``GET`` includes ``HEAD``. microws responds to ``OPTIONS``.
+            query: A class of the query, such as a dataclass: ``request.typed_query`` is one. Other queries get 400.
             name: For ``url_for``. Default: the name of the view.
 
         Raises:
@@ -227,7 +236,7 @@ class App:
         self._check_registering()
         self._router.add(
             pattern,
-            HTTPEndpoint(self._hooks, view, Pattern.parse(pattern, self._router.converters)),
+            HTTPEndpoint(self._hooks, view, Pattern.parse(pattern, self._router.converters), query=query),
             kind="http",
             methods=methods,
             name=name,
@@ -238,7 +247,7 @@ class App:
         self,
         pattern: str,
         *,
-        value_type: Any = "text",
+        value_type: Any = None,
         receive_type: Any = None,
         send_type: Any = None,
         catch_disconnect: bool = True,
@@ -305,8 +314,9 @@ class App:
                 hooks=self._hooks,
                 function=view,
                 pattern=Pattern.parse(pattern, self._router.converters),
-                receive_type=value_type if receive_type is None else receive_type,
-                send_type=value_type if send_type is None else send_type,
+                value_type=value_type,
+                receive_type=receive_type,
+                send_type=send_type,
                 subprotocols=subprotocols,
                 origins=origins,
                 subscribe=subscribe,
@@ -707,9 +717,11 @@ class App:
         key: str | Callable[[Any], Any] | None = None,
         history: int = 0,
         ttl: float | None = None,
+        value_type: Any = None,
     ) -> None:
         """
-        Set how topics that match ``pattern`` treat a slow subscriber. The first matching pattern wins.
+        Set what is published to topics that match ``pattern``, and how they treat a slow subscriber. The first matching
+        pattern wins.
 
         Args:
             pattern: A topic in which ``*`` matches any characters.
@@ -724,12 +736,16 @@ class App:
                 ``ws.subscribe`` and ``app.stream``. With ``"latest"``: the keys whose newest message is kept. Default:
                 none.
             ttl: Seconds for which the client gets them. Default: as long as the log has them.
+            value_type: The type of what is published, for the documents; ``microws dev`` and the test client check it.
+                Default: any.
 
         Raises:
-            ValueError: A setting is invalid.
+            TypeError: JSON cannot carry ``value_type``.
+            ValueError: Another setting is invalid.
+            FeatureUnavailable: ``value_type`` needs msgspec.
         """
         self._check_registering()
-        self._hub.configure(pattern, TopicSettings(queue, overflow, key, history, ttl))
+        self._hub.configure(pattern, TopicSettings(queue, overflow, key, history, ttl, value_type))
 
     async def publish(self, topic: str, value: Any, *, skip: str | None = None, key: str | None = None) -> Receipt:
         """

@@ -133,7 +133,18 @@ class PayloadTypeError(MicrowsError, TypeError):
 
 
 class InvalidMessage(MicrowsError, ValueError):
-    """A codec cannot decode a message or a request's body. The text says what is wrong with it."""
+    """
+    A codec cannot decode a message or a request's body. The text says what is wrong with it.
+
+    Args:
+        detail: What is wrong.
+        path: Where: ``$.text``. Default: ``$``, the whole message.
+    """
+
+    def __init__(self, detail: str = "", *, path: str = "$") -> None:
+        self.detail = detail
+        self.path = path
+        super().__init__(detail if path == "$" else f"{detail} - at {path}")
 
 
 class Overflow(MicrowsError):

@@ -3,19 +3,31 @@
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, overload
 from urllib.parse import quote, unquote_to_bytes
 
-from microws.codec import loads_json
+from microws.codec import json_type, loads_json
 from microws.cookies import parse_cookies
 from microws.datastructures import URL, Headers, MultiDict, State, parse_options, parse_query
-from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException, InvalidMessage
+from microws.errors import ClientDisconnect, HTTPException, InvalidMessage
 from microws.handshake import parse_bearer, split_bearer
 from microws.interfaces import Application, Event, Receive, Scope
 from microws.routing import encode_path, root_path
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from microws.forms import UploadFile
+
+    # Until Python 3.13, `typing` has no defaults.
+    Body = TypeVar("Body", default=Any)
+    Query = TypeVar("Query", default=Any)
+    T = TypeVar("T")
+else:
+    from typing import TypeVar
+
+    Body, Query, T = TypeVar("Body"), TypeVar("Query"), TypeVar("T")
 
 __all__ = ["OVER", "SESSION_COOKIE", "Address", "BaseRequest", "Closers", "Request", "no_secret"]
 
@@ -233,13 +245,20 @@ class BaseRequest:
         return encoded
 
 
-class Request(BaseRequest):
+class Request(BaseRequest, Generic[Body, Query]):
     """
     One HTTP request. Its body is read when the view asks for it, by one task at a time.
+
+    ``Request[Vote]`` is one whose ``json()`` is a ``Vote``, and ``Request[Vote, Filter]`` one whose ``typed_query`` is
+    a ``Filter`` besides.
 
     Args:
         receive: ASGI's ``receive``.
         max_body_size: Maximum bytes of the body; 0 allows none, ``None`` is unlimited.
+
+    Attributes:
+        body_type: The type of the body, for ``json()``. Default: any.
+        typed_query: The query, as a value of the type that the route has for it. Default: ``None``.
     """
 
     __slots__ = (
@@ -252,8 +271,15 @@ class Request(BaseRequest):
         "_receive",
         "_session",
         "_size",
+        "body_type",
         "session_before",
+        "typed_query",
     )
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, types):
+            return GenericAlias(cls, types)
 
     def __init__(
         self,
@@ -273,6 +299,8 @@ class Request(BaseRequest):
         self.closers: Closers = None
         # The session that the client sent, as JSON; ``None`` until it is used.
         self.session_before: bytes | None = None
+        self.body_type: Any = None
+        self.typed_query: Query = None  # type: ignore[assignment]
         self._receive = receive
         self._max_body_size = max_body_size
         self._chunks: list[bytes] = []
@@ -367,22 +395,33 @@ class Request(BaseRequest):
         except UnicodeError:
             raise HTTPException(400, f"the request's body is not valid {charset}") from None
 
+    @overload
+    async def json(self) -> Body: ...
+
+    @overload
+    async def json(self, type: type[T]) -> T: ...
+
+    @overload
+    async def json(self, type: Any) -> Any: ...
+
     async def json(self, type: Any = None) -> Any:  # noqa: A002
         """
         Return the body decoded as JSON in UTF-8, whatever Content-Type is.
 
         Args:
-            type: Expected type of the value. Not in this version.
+            type: Of the value, in place of that of ``Request[…]``.
 
         Raises:
-            HTTPException: 400: invalid JSON, with the decoder's message; 413, as ``body()``.
+            HTTPException: 400: invalid JSON, or not of the type, with the decoder's message, which says where; 413, as
+                ``body()``.
             ClientDisconnect, RuntimeError: As ``body()``.
-            FeatureUnavailable: ``type`` is set.
+            TypeError: JSON cannot carry ``type``.
+            FeatureUnavailable: ``type`` needs msgspec.
         """
-        if type is not None:
-            raise FeatureUnavailable("this version has no json(type=…); check the value in the view")
+        wanted = self.body_type if type is None else type
+        body = await self.body()
         try:
-            return loads_json(await self.body())
+            return loads_json(body) if wanted is None else json_type(wanted).decode(body)
         except InvalidMessage as error:
             raise HTTPException(400, str(error)) from None
 

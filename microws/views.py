@@ -6,13 +6,14 @@ from dataclasses import InitVar, dataclass, field, is_dataclass
 from functools import partial
 from inspect import Parameter
 from string import Formatter
-from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Literal, NewType, TypeAlias, TypedDict, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 from uuid import UUID
 
+from microws.annotations import allows, arms_of, type_of_return, types_in
 from microws.callables import LRU_CACHE, describe, function_of, layers_of, name_of, signature_of
-from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
-from microws.errors import RoutingError
+from microws.codec import FRAME_TYPES, JSON_DEFAULT, Codecs, MessageCodec, json_type, lists_in, name_of_type
+from microws.errors import HTTPException, InvalidMessage, RoutingError
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks, check_hook, in_thread
 from microws.hub import check_topic
@@ -78,16 +79,57 @@ class HTTPEndpoint:
         function: The registered view.
         view: The same, bound to the pattern.
         is_health_check: Whether ``App.health`` has registered it.
+        query: As in ``App.add_route``; ``query_type`` is the same, or the second type of ``Request[Vote, Filter]``.
+        body_type: The type of the request's body: ``Vote`` of ``Request[Vote]``. ``None``: any.
+        is_typed: Whether a request must be given types by ``prepare``.
+        return_type: The type of what ``view`` returns: ``Poll`` of ``-> tuple[Poll, int]``; without ``None`` and
+            responses. ``str`` is HTML, ``bytes`` are bytes, and all others are JSON. ``None``: unknown.
     """
 
     hooks: Hooks
     function: Callable[..., Any]
     pattern: InitVar[Pattern]
     is_health_check: bool = False
+    query: InitVar[Any] = None
     view: BoundView = field(init=False)
+    body_type: Any = field(init=False, default=None)
+    query_type: Any = field(init=False, default=None)
+    return_type: Any = field(init=False, default=None)
+    is_typed: bool = field(init=False)
+    _lists: frozenset[str] = field(init=False, default=frozenset())
 
-    def __post_init__(self, pattern: Pattern) -> None:
+    def __post_init__(self, pattern: Pattern, query: Any) -> None:
         self.view = bind_view(self.function, pattern, kind="http")
+        types = [None if each is Any else each for each in _types_of(self.function, pattern, "http")]
+        self.body_type, annotated = [*types, None, None][:2]
+        if None not in (query, annotated) and query != annotated:
+            raise _contradiction(self.function, pattern, "query", query, annotated)
+        self.query_type = annotated if query is None else query
+        self.is_typed = self.body_type is not None or self.query_type is not None
+        self.return_type = type_of_return(layers_of(self.function), Response)
+        try:
+            if self.body_type is not None:
+                json_type(self.body_type)
+            if self.query_type is not None:
+                self._lists = lists_in(json_type(self.query_type))
+        except TypeError as error:
+            raise TypeError(f"the view {describe(self.function)} of {pattern.text!r}: {error}") from None
+
+    def prepare(self, request: Request) -> None:
+        """
+        Give a request the types of the route.
+
+        Raises:
+            HTTPException: 400: the query is not of its type; says where.
+        """
+        request.body_type = self.body_type
+        if self.query_type is not None:
+            query = request.query
+            values = {name: query.getlist(name) if name in self._lists else query[name] for name in query}
+            try:
+                request.typed_query = json_type(self.query_type).convert(values, is_text=True)
+            except InvalidMessage as error:
+                raise HTTPException(400, f"invalid query: {error}") from None
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -113,6 +155,10 @@ class WebSocketEndpoint:
     """
     The endpoint of a WebSocket route, with its registered view and the options of ``App.websocket_route``.
 
+    Attributes:
+        receive_type, send_type: The Python type of the messages, or the name of the codec of untyped ones.
+        receive_encoding, send_encoding: The name of the codec: of messages with a type ``"json"`` or ``"msgpack"``.
+
     Raises:
         TypeError, ValueError, RoutingError: The view or an option is invalid, or does not fit the pattern.
     """
@@ -120,8 +166,9 @@ class WebSocketEndpoint:
     hooks: Hooks
     function: Callable[..., Any]
     pattern: InitVar[Pattern]
-    receive_type: Any = "text"
-    send_type: Any = "text"
+    value_type: InitVar[Any] = None
+    receive_type: Any = None
+    send_type: Any = None
     subprotocols: Sequence[str] = ()
     origins: Sequence[str] | None = None
     subscribe: InitVar[str | Sequence[str] | None] = None
@@ -133,9 +180,22 @@ class WebSocketEndpoint:
     rate: Rate | None = None
     view: BoundView = field(init=False)
     topics: tuple[str, ...] = field(init=False)
+    receive_encoding: str = field(init=False)
+    send_encoding: str = field(init=False)
 
-    def __post_init__(self, pattern: Pattern, subscribe: str | Sequence[str] | None) -> None:
+    def __post_init__(self, pattern: Pattern, value_type: Any, subscribe: str | Sequence[str] | None) -> None:
         self.view = bind_view(self.function, pattern, kind="websocket")
+        annotated = _types_of(self.function, pattern, "websocket")
+        for index, name in enumerate(("receive", "send")):
+            given = getattr(self, f"{name}_type")
+            given = value_type if given is None else given
+            try:
+                # Without the second type, a view sends what it receives.
+                chosen, encoding = _choose_type(given, annotated[min(index, len(annotated) - 1)] if annotated else None)
+            except TypeError:
+                raise _contradiction(self.function, pattern, f"{name}_type", given, annotated) from None
+            setattr(self, f"{name}_type", chosen)
+            setattr(self, f"{name}_encoding", encoding)
         self.topics = bind_topics(subscribe, pattern)
         if self.on_invalid not in get_args(OnInvalid):
             raise ValueError(f'expected on_invalid="close" or "skip", got {self.on_invalid!r}')
@@ -152,9 +212,14 @@ class WebSocketEndpoint:
         The codecs of received and of sent messages.
 
         Raises:
-            ValueError, FeatureUnavailable: The codec does not exist.
+            TypeError: JSON cannot carry the type.
+            ValueError: The codec does not exist.
+            FeatureUnavailable: The type, or ``"msgpack"``, needs msgspec.
         """
-        return known.get(self.receive_type), known.get(self.send_type)
+        return (
+            known.get(self.receive_type, encoding=self.receive_encoding),
+            known.get(self.send_type, encoding=self.send_encoding),
+        )
 
 
 # The view
@@ -260,7 +325,7 @@ class _Signature:
             )
         ]
         self.begins_with_connection = not parameters or parameters[0].name not in pattern.parameters
-        self.globals: dict[str, Any] = getattr(function_of(layer), "__globals__", {})
+        self.layer = layer
 
 
 def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: Kind) -> str | None:
@@ -316,6 +381,53 @@ def _connection_parameter(layers: list[Any], name: str, pattern: Pattern, kind: 
 # Annotations
 
 
+def _types_of(view: Any, pattern: Pattern, kind: Kind) -> tuple[Any, ...]:
+    """The types of ``WebSocket[Say, Said]`` or ``Request[Vote]``, which a view or the function that it wraps takes."""
+    for layer in layers_of(view):
+        others = _Signature(layer, pattern, drops_self=True).others
+        if others:
+            try:
+                types = types_in(others[0], _CONNECTIONS[kind], layer)
+            except NameError as error:
+                raise RoutingError(f"the view {describe(view)} of {pattern.text!r}: {error}") from None
+            if len(types) > 2:
+                raise RoutingError(
+                    f"the view {describe(view)} of {pattern.text!r}: expected at most two types in "
+                    f"{_CONNECTIONS[kind].__name__}[…], got {len(types)}; write a union of the messages: A | B"
+                )
+            return types
+    return ()
+
+
+def _choose_type(given: Any, annotated: Any) -> tuple[Any, str]:
+    """
+    The type of messages and the name of their codec, by an option such as ``value_type`` and by the annotation.
+
+    Raises:
+        TypeError: They contradict each other.
+    """
+    frames = FRAME_TYPES.get(annotated)
+    if annotated is None or annotated is Any:
+        given = ("text" if annotated is None else "json") if given is None else given
+    elif given in (None, frames):
+        given = frames or annotated
+    elif given in ("json", "msgpack") and frames is None:
+        return annotated, given
+    elif given in ("json", "msgpack", *FRAME_TYPES.values()) or (not isinstance(given, str) and given != annotated):
+        raise TypeError
+    # The type of the values of a codec that the app has added is for type checkers only.
+    given = FRAME_TYPES.get(given, given)
+    return given, given if isinstance(given, str) else "json"
+
+
+def _contradiction(view: Any, pattern: Pattern, name: str, given: Any, annotated: Any) -> RoutingError:
+    types = annotated if isinstance(annotated, tuple) else (annotated,)
+    return RoutingError(
+        f"the view {describe(view)} of {pattern.text!r}: {name}={given if isinstance(given, type) else repr(given)} "
+        f"contradicts its annotation [{', '.join(map(name_of_type, types))}]; leave one of them out"
+    )
+
+
 def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is_wrapped: bool) -> str | None:
     """
     Why an annotation of the connection or of a route parameter, or the connection's default, is wrong; or ``None``.
@@ -326,8 +438,8 @@ def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is
     for name, converter in pattern.converters.items():
         if name not in signature.named or converter.type is None:
             continue
-        arms = _arms(signature.named[name], signature.globals)
-        if not _allows(arms, converter.type) and (not is_wrapped or _PLAIN.issuperset(arms)):
+        arms = arms_of(signature.named[name], signature.layer)
+        if not allows(arms, converter.type) and (not is_wrapped or _PLAIN.issuperset(arms)):
             written = inspect.formatannotation(signature.named[name].annotation)
             return (
                 f"its parameter {name!r} is annotated as {written}, but {{{name}:{converter.name}}} returns "
@@ -336,7 +448,7 @@ def _wrong_annotation(signature: _Signature, pattern: Pattern, kind: Kind, *, is
     if not signature.others:
         return None
     first = signature.others[0]
-    arms, connection = _arms(first, signature.globals), _CONNECTIONS[kind]
+    arms, connection = arms_of(first, signature.layer), _CONNECTIONS[kind]
     taken = "request" if kind == "http" else "ws"
     fits = [arm for arm in arms if arm is None or issubclass(connection, arm) or issubclass(arm, connection)]
     if fits:
@@ -368,42 +480,6 @@ def _converter_for(name: str, arms: tuple[type[Any] | None, ...]) -> str:
         if given in arms:
             return f"write {{{name}:{converter}}} in the pattern, or change the annotation"
     return "change the annotation, or add a converter with app.add_converter"
-
-
-def _allows(arms: Iterable[type[Any] | None], given: type[Any]) -> bool:
-    """Whether a value of the class ``given`` fits an annotation."""
-    # PEP 484, "The numeric tower": where float is written, an int may be given.
-    wider = {int: (float, complex), float: (complex,)}.get(given, ())
-    return any(arm is None or arm in wider or issubclass(given, arm) for arm in arms)
-
-
-def _arms(parameter: Parameter, namespace: Mapping[str, Any]) -> tuple[type[Any] | None, ...]:
-    """The classes of an annotation, several of a union; ``None`` for an unknown one."""
-    if parameter.annotation is Parameter.empty:
-        return (None,)
-    holder = SimpleNamespace(__annotations__={"it": parameter.annotation})
-    try:
-        # Evaluates the strings of `from __future__ import annotations`, and removes Annotated.
-        return _flatten(get_type_hints(holder, dict(namespace))["it"])
-    except Exception:
-        # For example, the name is imported for type checkers only.
-        return (None,)
-
-
-def _flatten(annotation: Any) -> tuple[type[Any] | None, ...]:
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return tuple(arm for part in get_args(annotation) for arm in _flatten(part))
-    if origin is Literal:
-        return tuple(type(value) for value in get_args(annotation))
-    if isinstance(annotation, NewType):
-        return _flatten(annotation.__supertype__)
-    if hasattr(annotation, "__value__"):
-        # Python 3.12's `type Name = …`.
-        return _flatten(annotation.__value__)
-    named = origin or annotation
-    is_class = isinstance(named, type) and named is not Any and not getattr(named, "_is_protocol", False)
-    return (named if is_class else None,)
 
 
 # Topics

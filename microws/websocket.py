@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from os import urandom
-from types import TracebackType
-from typing import Any, Final, Literal, NoReturn, Self
+from types import GenericAlias, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, overload
 
 import anyio
 
@@ -35,6 +35,18 @@ from microws.requests import BaseRequest, Closers, no_secret
 from microws.responses import JSONResponse, Response, TextResponse
 from microws.state import CONNECTING
 from microws.tickets import Ticket, take_ticket
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # Until Python 3.13, `typing` has no defaults.
+    In = TypeVar("In", default=Any)
+    Out = TypeVar("Out", default=In)
+    T = TypeVar("T")
+else:
+    from typing import TypeVar
+
+    In, Out, T = TypeVar("In"), TypeVar("Out"), TypeVar("T")
 
 __all__ = ["WebSocket", "WebSocketOptions"]
 
@@ -90,9 +102,12 @@ class WebSocketOptions:
     announce: Announce | None
 
 
-class WebSocket(BaseRequest):
+class WebSocket(BaseRequest, Generic[In, Out]):
     """
     One WebSocket connection, as its view sees it: an async context manager, and an async iterable of messages.
+
+    ``WebSocket[Say | Move, Said]`` is one that receives ``Say`` and ``Move``, and sends ``Said``. ``WebSocket[Say]``
+    sends what it receives. ``str``, ``bytes`` and ``str | bytes`` are the frames themselves, all other types are JSON.
 
     ::
 
@@ -120,6 +135,11 @@ class WebSocket(BaseRequest):
         "_subscriber",
         "subscribed",
     )
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, types):
+            return GenericAlias(cls, types)
 
     def __init__(
         self,
@@ -355,6 +375,15 @@ class WebSocket(BaseRequest):
 
     # Messages in
 
+    @overload
+    def receive(self, *, timeout: float | None = None) -> Coroutine[Any, Any, In]: ...
+
+    @overload
+    def receive(self, *, timeout: float | None = None, type: type[T]) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def receive(self, *, timeout: float | None = None, type: Any) -> Coroutine[Any, Any, Any]: ...
+
     def receive(self, *, timeout: float | None = None, type: Any = None) -> Coroutine[Any, Any, Any]:  # noqa: A002
         """
         The next message, decoded.
@@ -420,11 +449,11 @@ class WebSocket(BaseRequest):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> In:
         options = self._options
         while (message := await self._connection.receive()) is not None:
             try:
-                return options.receive_codec.decode(message)
+                return options.receive_codec.decode(message)  # type: ignore[no-any-return]
             except (PayloadTypeError, InvalidMessage) as error:
                 if not self._skips(error):
                     raise
@@ -462,6 +491,12 @@ class WebSocket(BaseRequest):
             _log.warning("%r: skipped %d messages of one connection in all", self.path, self._skipped)
 
     # Messages out
+
+    @overload
+    def send(self, value: Out) -> Coroutine[Any, Any, None]: ...
+
+    @overload
+    def send(self, value: Any, *, type: Any) -> Coroutine[Any, Any, None]: ...
 
     def send(self, value: Any, *, type: Any = None) -> Coroutine[Any, Any, None]:  # noqa: A002
         """

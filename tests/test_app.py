@@ -110,10 +110,6 @@ class TestFeaturesOfLaterVersions:
         with pytest.raises(FeatureUnavailable, match="a Redis Cluster cannot carry a hub: use one Redis or Sentinel"):
             App(hub="redis+cluster://localhost")
 
-    def test_value_types(self):
-        with pytest.raises(FeatureUnavailable, match="this version"):
-            App().websocket_route("/", value_type=Point)(wait)
-
     async def test_members(self):
         with pytest.raises(FeatureUnavailable, match="no presence"):
             await App().members("chat")

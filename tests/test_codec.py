@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from microws.closing import MAX_REASON_BYTES
 from microws.codec import AUTO, BYTES, JSON, MAX_DEPTH, TEXT, Codecs, dumps_json, loads_json
-from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
+from microws.errors import InvalidMessage, PayloadTypeError
 from microws.interfaces import Payload
 
 NAN, INF = math.nan, math.inf
@@ -548,18 +548,11 @@ class TestCodecs:
 
     def test_an_unknown_name_is_refused_with_the_known_and_nearest_names(self, codecs):
         codecs.add("cbor", Doubled())
-        message = r"^no value_type 'jsn'; there are 'text', 'bytes', 'json', 'auto', 'cbor'; did you mean 'json'\?$"
+        message = r"^no value_type 'jsn'; there are 'text', 'bytes', .*'cbor', 'msgpack'; did you mean 'json'\?$"
         with pytest.raises(ValueError, match=message):
             codecs.get("jsn")
-        with pytest.raises(ValueError, match=r"'cbor'$"):
+        with pytest.raises(ValueError, match=r"'msgpack'$"):
             codecs.get("x" * 10_000)
-
-    @pytest.mark.parametrize("value_type", ["msgpack", Point, str, list[int], int | str, Any, None, 1])
-    def test_msgpack_and_a_type_as_value_type_are_not_available(self, codecs, value_type):
-        with pytest.raises(
-            FeatureUnavailable, match=r"^this version (has no value_type=|expects a name as value_type)"
-        ):
-            codecs.get(value_type)
 
     @pytest.mark.parametrize(
         ("name", "problem"),

@@ -17,7 +17,7 @@ FLOORS = {
     0: "interfaces errors closing datastructures hints version",
     1: "callables codec/ cookies counters deflate forms framing/ handshake hub_url page_cache rates routing signing "
     "state upgrade",
-    2: "bench/ cors hub/ requests responses templates testing/ threads",
+    2: "annotations bench/ cors hub/ requests responses templates testing/ threads",
     3: "answers connection/ local/ redis_hub/ sessions streams tickets",
     4: "files hooks server/ settings subscription websocket",
     5: "dev/ event_stream hub_connection views",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microws.datastructures import URL
-from microws.errors import ClientDisconnect, FeatureUnavailable, HTTPException
+from microws.errors import ClientDisconnect, HTTPException
 from microws.forms import UploadFile
 from microws.requests import Address, Request
 
@@ -309,9 +309,10 @@ class TestJSON:
             await post(*chunks(body)).json()
         assert caught.value.status == 400
 
-    async def test_json_with_a_type_is_not_available(self):
-        with pytest.raises(FeatureUnavailable, match="type="):
-            await post().json(type=dict)
+    async def test_json_with_a_type_is_a_value_of_it_or_400(self):
+        assert await post(*chunks(b'{"a": 1}')).json(type=dict[str, int]) == {"a": 1}
+        with pytest.raises(HTTPException, match=r"^400 Expected `int`, got `str` - at \$\[\.\.\.\]$"):
+            await post(*chunks(b'{"a": "1"}')).json(type=dict[str, int])
 
 
 class TestForm:

@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from microws.codec.exact_json import JSONDefault, dumps_json, loads_json
+from microws.codec.types import JSONType, json_type
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
 from microws.hints import did_you_mean
 from microws.interfaces import BYTES_LIKE, Codec, Frame, Payload
 
-__all__ = ["AUTO", "BYTES", "JSON", "TEXT", "Codecs", "MessageCodec"]
+__all__ = ["AUTO", "BYTES", "FRAME_TYPES", "JSON", "TEXT", "Codecs", "MessageCodec"]
 
 
 class MessageCodec(ABC):
@@ -131,6 +132,82 @@ BYTES: MessageCodec = _Bytes()
 AUTO: MessageCodec = _Auto()
 JSON: MessageCodec = _JSON()
 
+# Types that are the frames themselves, and their ``value_type``.
+FRAME_TYPES: Final[dict[Any, str]] = {str: "text", bytes: "bytes", str | bytes: "auto"}
+
+
+class _MsgPack(MessageCodec):
+    """
+    MessagePack in binary frames, with msgspec.
+
+    Source: https://github.com/msgpack/msgpack/blob/master/spec.md
+    """
+
+    name = "msgpack"
+
+    def __init__(self, default: JSONDefault | None, load_json: Callable[[str], Any]) -> None:
+        try:
+            import msgspec.msgpack
+        except ImportError:
+            raise FeatureUnavailable("the value_type \"msgpack\" needs msgspec: pip install 'microws[typed]'") from None
+        self._msgspec = msgspec
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=default)
+        self._decoder = msgspec.msgpack.Decoder()
+        self._load_json = load_json
+
+    def encode(self, value: Any) -> bytes:
+        try:
+            return self._encoder.encode(value)
+        except RecursionError:
+            raise ValueError("expected a value that is not nested so deeply") from None
+        except OverflowError as error:
+            raise ValueError(f"MessagePack cannot represent an integer: {error}") from None
+
+    def decode(self, payload: str | bytes) -> Any:
+        try:
+            return self._decoder.decode(_expect_binary(payload))
+        except (self._msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidMessage(f"invalid MessagePack: {error}") from None
+        except RecursionError:
+            raise InvalidMessage("invalid MessagePack: nested too deeply") from None
+
+    def frame(self, payload: Payload) -> Frame:
+        if payload.kind == "bytes":
+            return Frame(payload.data)
+        text = payload.data.decode()
+        return Frame(self.encode(text if payload.kind == "text" else self._load_json(text)))
+
+
+class _Typed(MessageCodec):
+    """
+    Values of a Python type, in the frames of another codec.
+
+    Args:
+        codec: Encodes and decodes dicts, lists, and so on.
+        rules: Of the type.
+        known: Says whether values are checked before they are sent.
+    """
+
+    def __init__(self, codec: MessageCodec, rules: JSONType, known: "Codecs") -> None:
+        self.name = codec.name
+        self._codec = codec
+        self._rules = rules
+        self._known = known
+        self._is_binary = isinstance(codec, _MsgPack)
+        self._is_json = isinstance(codec, _JSON)
+
+    def encode(self, value: Any) -> str | bytes:
+        plain = self._rules.plain(value, is_binary=self._is_binary, checks=self._known.checks)
+        return self._codec.encode(plain)
+
+    def decode(self, payload: str | bytes) -> Any:
+        if self._is_json:
+            return self._rules.decode(payload if isinstance(payload, str) else _expect_text(payload))
+        return self._rules.convert(self._codec.decode(payload))
+
+    def frame(self, payload: Payload) -> Frame:
+        return self._codec.frame(payload)
+
 
 class _Added(MessageCodec):
     """A codec that an app added; checks its arguments and results."""
@@ -190,9 +267,15 @@ class Codecs:
 
     Args:
         json_default: The ``default`` of ``dumps_json``.
+
+    Attributes:
+        checks: Whether values with a type are checked before they are sent; in ``microws dev`` and the test client.
     """
 
     def __init__(self, json_default: JSONDefault | None = None) -> None:
+        self.checks = False
+        self._json_default = json_default
+        self._typed: dict[tuple[Any, str], MessageCodec] = {}
         self._by_name = {each.name: each for each in (TEXT, BYTES, _JSON(json_default) if json_default else JSON, AUTO)}
         self._added: set[str] = set()
         # Only a partial if it is needed, because that takes a quarter more time.
@@ -229,29 +312,37 @@ class Codecs:
             self._dump_json = added.dump
         self._by_name[name] = added
         self._added.add(name)
+        self._typed.clear()
 
-    def get(self, value_type: Any) -> MessageCodec:
+    def get(self, value_type: Any, *, encoding: str = "json") -> MessageCodec:
         """
         The codec of a ``value_type``.
 
+        Args:
+            value_type: A name or a type.
+            encoding: The name of the codec of a type.
+
         Raises:
-            FeatureUnavailable: ``"msgpack"`` or a type: this version supports neither.
+            FeatureUnavailable: ``"msgpack"`` or a type needs msgspec.
+            TypeError: JSON cannot carry the type; see ``json_type``.
             ValueError: No codec has that name; names the known ones, and the nearest.
         """
         if not isinstance(value_type, str):
-            raise FeatureUnavailable(
-                f'this version expects a name as value_type, got {_cut(value_type)}; use value_type="json" and check '
-                "the value in the view"
-            )
+            if value_type in FRAME_TYPES:
+                return self._by_name[FRAME_TYPES[value_type]]
+            typed = self._typed.get((value_type, encoding))
+            if typed is None:
+                typed = self._typed[value_type, encoding] = _Typed(self.get(encoding), json_type(value_type), self)
+            return typed
         codec = self._by_name.get(value_type)
         if codec is not None:
             return codec
         if value_type == "msgpack":
-            raise FeatureUnavailable(
-                'this version has no value_type="msgpack"; add a codec under another name with app.add_codec'
-            )
-        hint = did_you_mean(value_type, self._by_name)
-        raise ValueError(f"no value_type {_cut(value_type)}; there are {', '.join(map(repr, self._by_name))}{hint}")
+            msgpack = self._by_name[value_type] = _MsgPack(self._json_default, self._load_json)
+            return msgpack
+        names = dict.fromkeys([*self._by_name, "msgpack"])
+        hint = did_you_mean(value_type, names)
+        raise ValueError(f"no value_type {_cut(value_type)}; there are {', '.join(map(repr, names))}{hint}")
 
     def payload(self, value: Any, topic: str = "") -> Payload:
         """

@@ -65,6 +65,8 @@ class HTTPDispatcher(Dispatcher):
                         self._check_origin(scope, request.headers, path)
                     response = await _call_before(request, hooks) if hooks.before_request.chain else None
                     if response is None:
+                        if endpoint.is_typed:
+                            endpoint.prepare(request)
                         response = to_response(await endpoint.view(request, found.params), endpoint.function)
                 except Exception as error:
                     response = await self._answer(answer, error, hooks)

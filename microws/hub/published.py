@@ -29,6 +29,7 @@ class TopicSettings(NamedTuple):
         history: The most messages that a subscriber may have missed and still gets; with ``"latest"``, the keys whose
             newest message is kept. 0: none.
         ttl: The age in seconds up to which it gets them. ``None``: any.
+        value_type: The Python type of what is published. ``None``: any.
     """
 
     queue: int = MAX_MESSAGES
@@ -36,6 +37,7 @@ class TopicSettings(NamedTuple):
     key: str | Callable[[Any], Any] | None = None
     history: int = 0
     ttl: float | None = None
+    value_type: Any = None
 
 
 @final

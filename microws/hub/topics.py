@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Any, get_args
 
-from microws.codec import dumps_json
+from microws.codec import FRAME_TYPES, dumps_json, json_type
 from microws.hub.published import OverflowPolicy, Published, TopicSettings
 from microws.interfaces import Frame
 
@@ -64,9 +64,11 @@ def check_settings(settings: TopicSettings) -> None:
     Refuse invalid settings of a topic.
 
     Raises:
-        ValueError: An invalid setting.
+        TypeError: JSON cannot carry the type.
+        ValueError: Another invalid setting.
+        FeatureUnavailable: The type needs msgspec.
     """
-    queue, overflow, key, history, ttl = settings
+    queue, overflow, key, history, ttl, value_type = settings
     if overflow not in get_args(OverflowPolicy):
         raise ValueError(f"expected overflow to be one of {', '.join(get_args(OverflowPolicy))}, got {overflow!r}")
     if type(queue) is not int or queue < 1:
@@ -81,6 +83,10 @@ def check_settings(settings: TopicSettings) -> None:
         raise ValueError(f"expected ttl to be a number of seconds greater than 0, got {ttl!r}")
     if ttl is not None and not history:
         raise ValueError("expected ttl= with history= only: write app.topic(pattern, history=100, ttl=300)")
+    if isinstance(value_type, str):
+        raise TypeError(f"expected a type as value_type, such as dict[str, int], got {value_type!r}")
+    if value_type is not None and value_type not in FRAME_TYPES:
+        json_type(value_type)
     if inspect.iscoroutinefunction(key):
         raise ValueError(f"expected key to be a plain function, because publish does not wait for it, got {key!r}")
 
@@ -100,8 +106,9 @@ def encode_key(key: object, topic: str, settings: TopicSettings) -> bytes:
 
 
 def settings_to_json(settings: TopicSettings) -> tuple[Any, ...]:
-    """The settings for another process; a function stays in this one."""
-    return settings._replace(key=True) if callable(settings.key) else settings  # type: ignore[arg-type]
+    """The settings for another process; a function and a type stay in this one."""
+    queue, overflow, key, history, ttl, _ = settings
+    return queue, overflow, True if callable(key) else key, history, ttl
 
 
 def settings_from_json(fields: Sequence[Any]) -> TopicSettings:

@@ -314,7 +314,7 @@ async def use(ws: WebSocket) -> None:
     assert_type(await ws.receive_bytes(), bytes)
     assert_type(await ws.receive_json(), Any)
     assert_type(await ws.receive_event(), Event)
-    await ws.receive(1)  # type: ignore[call-arg]
+    await ws.receive(1)  # type: ignore[call-overload]
     await ws.receive_text(type="json")  # type: ignore[call-arg]
 
     await ws.send({"any": "value"})
@@ -323,7 +323,7 @@ async def use(ws: WebSocket) -> None:
     await ws.send_bytes(memoryview(b"bytes"))
     await ws.send_json([1, None])
     await ws.send_event({"type": "websocket.send", "text": ""})
-    await ws.send("x", "text")  # type: ignore[call-arg]
+    await ws.send("x", "text")  # type: ignore[call-overload]
     await ws.send_text(b"")  # type: ignore[arg-type]
     await ws.send_bytes("")  # type: ignore[arg-type]
 

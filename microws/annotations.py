@@ -1,0 +1,143 @@
+"""The annotations of a view: what classes they name, and the types of messages and bodies in them."""
+
+from collections.abc import Iterable, Iterator
+from inspect import Parameter
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
+
+from microws.callables import function_of, signature_of
+
+__all__ = ["allows", "arms_of", "type_of_return", "types_in"]
+
+# An annotation without a value, and one that cannot be evaluated.
+_UNKNOWN: Final[tuple[type[Any] | None, ...]] = (None,)
+
+
+def _namespace_of(layer: Any) -> dict[str, Any]:
+    """The names that the annotations of a function may use: of its module, and those around it that it uses itself."""
+    function = function_of(layer)
+    names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
+    code = getattr(function, "__code__", None)
+    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=False):
+        try:
+            names[name] = cell.cell_contents
+        except ValueError:
+            pass  # it has no value yet
+    return names
+
+
+def _evaluate(annotation: Any, namespace: dict[str, Any], *, include_extras: bool = False) -> Any:
+    holder = SimpleNamespace(__annotations__={"it": annotation})
+    # Evaluates the strings of `from __future__ import annotations`, and removes Annotated.
+    return get_type_hints(holder, namespace, include_extras=include_extras)["it"]
+
+
+def arms_of(parameter: Parameter, layer: Any) -> tuple[type[Any] | None, ...]:
+    """The classes of an annotation of the function ``layer``, several of a union; ``None`` for an unknown one."""
+    if parameter.annotation is Parameter.empty:
+        return _UNKNOWN
+    try:
+        return _flatten(_evaluate(parameter.annotation, _namespace_of(layer)))
+    except Exception:
+        # For example, the name is imported for type checkers only.
+        return _UNKNOWN
+
+
+def _flatten(annotation: Any) -> tuple[type[Any] | None, ...]:
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return tuple(arm for part in get_args(annotation) for arm in _flatten(part))
+    if origin is Literal:
+        return tuple(type(value) for value in get_args(annotation))
+    if isinstance(annotation, NewType):
+        return _flatten(annotation.__supertype__)
+    if hasattr(annotation, "__value__"):
+        # Python 3.12's `type Name = …`.
+        return _flatten(annotation.__value__)
+    named = origin or annotation
+    is_class = isinstance(named, type) and named is not Any and not getattr(named, "_is_protocol", False)
+    return (named if is_class else None,)
+
+
+def allows(arms: Iterable[type[Any] | None], given: type[Any]) -> bool:
+    """Whether a value of the class ``given`` fits an annotation."""
+    # PEP 484, "The numeric tower": where float is written, an int may be given.
+    wider = {int: (float, complex), float: (complex,)}.get(given, ())
+    return any(arm is None or arm in wider or issubclass(given, arm) for arm in arms)
+
+
+def types_in(parameter: Parameter, generic: type[Any], layer: Any) -> tuple[Any, ...]:
+    """
+    The types in the brackets of an annotation: ``(Say, Said)`` of ``WebSocket[Say, Said]``.
+
+    Args:
+        generic: The class before the brackets.
+        layer: The function of the parameter.
+
+    Returns:
+        Empty without brackets.
+
+    Raises:
+        NameError: A name in the brackets does not exist; the text names it.
+    """
+    written = parameter.annotation
+    if isinstance(written, str) and f"{generic.__name__}[" not in written:
+        return ()
+    try:
+        annotation = _evaluate(written, _namespace_of(layer), include_extras=True)
+    except NameError as error:
+        raise NameError(
+            f"{parameter.name}: {written} names {error.name!r}, which does not exist at runtime in the module of the "
+            "view: define or import it above the view, and not under `if TYPE_CHECKING`"
+        ) from None
+    except Exception:
+        return ()
+    arms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((get_args(arm) for arm in arms if get_origin(arm) is generic), ())
+
+
+def type_of_return(layers: Iterable[Any], response: type[Any]) -> Any:
+    """
+    The type of the body that a view returns: ``Poll`` of ``-> Poll | None``, ``-> tuple[Poll, int]`` and ``-> Poll |
+    RedirectResponse``.
+
+    Args:
+        layers: The view, and the functions that it wraps. The first one with an annotation counts.
+        response: The class of responses, which have types of their own.
+
+    Returns:
+        ``None``: it has none, or it is unknown.
+    """
+    written: Any = Parameter.empty
+    namespace: dict[str, Any] = {}
+    for layer in layers:
+        namespace |= _namespace_of(layer)
+        if written is Parameter.empty:
+            try:
+                written = signature_of(layer).return_annotation
+            except ValueError:
+                pass  # some functions that are written in C have no signature
+    if written is Parameter.empty or written is None:
+        return None
+    try:
+        bodies = [body for body in _bodies(_evaluate(written, namespace, include_extras=True)) if body is not NoneType]
+    except Exception:
+        return None  # for example, the name is imported for type checkers only
+    bodies = [body for body in bodies if not (isinstance(body, type) and issubclass(body, response))]
+    if not bodies or Any in bodies or object in bodies:
+        return None
+    return Union[tuple(bodies)]  # noqa: UP007 - of a tuple
+
+
+def _bodies(annotation: Any) -> Iterator[Any]:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        for part in parts:
+            yield from _bodies(part)
+    elif origin is tuple:
+        # With a status, or headers, or both.
+        yield from _bodies(parts[0]) if len(parts) in (2, 3) and parts[1] is not Ellipsis else (Any,)
+    elif annotation is tuple:
+        yield Any
+    else:
+        yield annotation

@@ -1,0 +1,328 @@
+"""A Python type as JSON: what decodes, checks and encodes its values, and its JSON Schema."""
+
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
+
+from microws.codec.exact_json import JSON_DEFAULT, loads_json
+from microws.errors import FeatureUnavailable, InvalidMessage
+
+__all__ = ["Direction", "JSONType", "MessageError", "json_type", "lists_in", "name_of_type"]
+
+Direction: TypeAlias = Literal["received", "sent"]
+
+# What msgspec appends to the text of an error.
+_PATH: Final = re.compile(r"(.*) - at `(.*)`", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+
+
+class MessageError(TypedDict):
+    """
+    What a client gets for an invalid message with ``on_invalid="error"``, as JSON.
+
+    Attributes:
+        type: ``"error"``.
+        detail: What is wrong with the message.
+        path: Where: ``$.text``; ``$`` is the whole message.
+    """
+
+    type: Literal["error"]
+    detail: str
+    path: str
+
+
+class JSONType(ABC):
+    """
+    What decodes, checks and encodes the values of one Python type; ``json_type`` returns it.
+
+    Attributes:
+        type: The Python type.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        self.type = annotation
+
+    @abstractmethod
+    def decode(self, data: str | bytes) -> Any:
+        """
+        Decode a JSON text, and check that it is of the type.
+
+        Raises:
+            InvalidMessage: It is not; ``path`` says where.
+        """
+
+    @abstractmethod
+    def convert(self, value: Any, *, is_text: bool = False) -> Any:
+        """
+        Make a value of the type of what another codec has decoded.
+
+        Args:
+            value: Dicts, lists, and so on.
+            is_text: Whether a ``str`` also stands for a number or ``bool``, as in a query.
+
+        Raises:
+            InvalidMessage: It is not of the type; ``path`` says where.
+        """
+
+    @abstractmethod
+    def plain(self, value: Any, *, is_binary: bool = False, checks: bool = False) -> Any:
+        """
+        Make dicts, lists, and so on, of a value of the type, as codecs encode them.
+
+        Args:
+            is_binary: Whether ``bytes`` stay ``bytes``. Default: they become base64, if the type does not say how else.
+            checks: Whether to check that the value is of the type, as far as a client can tell. Default: no.
+
+        Raises:
+            TypeError: The value is not of the type, or contains a value of an unknown type.
+        """
+
+    @abstractmethod
+    def schema(
+        self, direction: Direction, *, ref_template: str = "#/components/schemas/{name}"
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        The JSON Schema (2020-12) of the type.
+
+        Args:
+            direction: Of the messages: a type with defaults or computed fields may have two schemas.
+            ref_template: Of references to the schemas of classes.
+
+        Returns:
+            The schema, and those of the classes in it, by name.
+        """
+
+
+@lru_cache(256)
+def json_type(annotation: Any) -> JSONType:
+    """
+    What decodes, checks and encodes the values of a type as JSON.
+
+    Args:
+        annotation: A ``msgspec.Struct``, a ``Message``, a dataclass, a ``TypedDict``, a type of the standard library,
+            or a union or list of these: all need msgspec. Or a type with a pydantic model, which needs pydantic.
+
+    Raises:
+        TypeError: JSON cannot carry the type exactly; says why, and what to write instead.
+        FeatureUnavailable: msgspec is not installed.
+    """
+    if any(map(_is_pydantic, _classes_in(annotation))):
+        return _PydanticType(annotation)
+    return _MsgspecType(annotation)
+
+
+def lists_in(rules: JSONType) -> frozenset[str]:
+    """
+    The fields of a type that are lists or may be.
+
+    Raises:
+        TypeError: The type has no fields.
+    """
+    schema, components = rules.schema("received")
+    schema = components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if "properties" not in schema:
+        raise TypeError(
+            f"expected a class with a field for each parameter of the query, got {name_of_type(rules.type)}"
+        )
+    fields = schema["properties"].items()
+    return frozenset(
+        name for name, each in fields if "array" in [way.get("type") for way in (each, *each.get("anyOf", ()))]
+    )
+
+
+def name_of_type(annotation: Any) -> str:
+    """A type as it is written in a program: ``Say | Move``."""
+    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else _written(annotation)
+
+
+def _written(annotation: Any) -> str:
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", repr(annotation))
+
+
+def _classes_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _classes_in(part)
+
+
+def _is_pydantic(annotation: Any) -> bool:
+    return isinstance(annotation, type) and hasattr(annotation, "__pydantic_validator__")
+
+
+class _MsgspecType(JSONType):
+    """With msgspec."""
+
+    def __init__(self, annotation: Any) -> None:
+        try:
+            import msgspec
+            import msgspec.inspect
+        except ImportError:
+            raise FeatureUnavailable(
+                f"the type {name_of_type(annotation)} needs msgspec: pip install 'microws[typed]'"
+            ) from None
+        super().__init__(annotation)
+        self._msgspec = msgspec
+        try:
+            self._decoder = msgspec.json.Decoder(annotation)
+            info = msgspec.inspect.type_info(annotation)
+        except (TypeError, NameError, ValueError) as error:
+            raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {_advise(error)}") from None
+        for each in _infos_in(info):
+            if isinstance(each, msgspec.inspect.CustomType):
+                raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {_advise_on(each.cls)}")
+            if isinstance(each, msgspec.inspect.DictType) and not isinstance(
+                each.key_type, msgspec.inspect.StrType | msgspec.inspect.AnyType | msgspec.inspect.LiteralType
+            ):
+                raise TypeError(
+                    f"{name_of_type(annotation)} cannot be a type of messages: a key in JSON is str; write dict[str, …]"
+                )
+        types = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+        structs = [each for each in types if isinstance(each, msgspec.inspect.StructType) and each.tag is not None]
+        self._tag_field = structs[0].tag_field if structs else None
+        self._tags = ", ".join(repr(each.tag) for each in structs)
+
+    def decode(self, data: str | bytes) -> Any:
+        try:
+            return self._decoder.decode(data)
+        except self._msgspec.ValidationError as error:
+            raise self._invalid(str(error)) from None
+        except self._msgspec.DecodeError as error:
+            loads_json(data)  # which says better what is wrong
+            raise InvalidMessage(f"invalid JSON: {error}") from None
+        except RecursionError:
+            raise InvalidMessage("invalid JSON: nested too deeply") from None
+        except UnicodeDecodeError as error:
+            raise InvalidMessage(f"invalid JSON: {error}") from None
+
+    def convert(self, value: Any, *, is_text: bool = False) -> Any:
+        try:
+            return self._msgspec.convert(value, self.type, strict=not is_text)
+        except self._msgspec.ValidationError as error:
+            raise self._invalid(str(error)) from None
+        except RecursionError:
+            raise InvalidMessage("nested too deeply") from None
+
+    def plain(self, value: Any, *, is_binary: bool = False, checks: bool = False) -> Any:
+        kept = (bytes, bytearray, memoryview) if is_binary else ()
+        plain = self._msgspec.to_builtins(value, builtin_types=kept, enc_hook=JSON_DEFAULT.get())
+        if checks:
+            try:
+                self._msgspec.convert(plain, self.type)
+            except self._msgspec.ValidationError as error:
+                raise _wrong_type(self.type, value, str(error)) from None
+        return plain
+
+    def schema(
+        self, direction: Direction, *, ref_template: str = "#/components/schemas/{name}"
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        (schema,), components = self._msgspec.json.schema_components([self.type], ref_template=ref_template)
+        return schema, components
+
+    def _invalid(self, text: str) -> InvalidMessage:
+        found = _PATH.fullmatch(text)
+        detail, path = found.groups() if found else (text, "$")
+        if missing := _MISSING.fullmatch(detail):
+            path = f"{path}.{missing[1]}"
+        if path == f"$.{self._tag_field}":
+            detail = f"{detail}; expected one of {self._tags}"
+        return InvalidMessage(detail, path=path)
+
+
+def _infos_in(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """A description of a type by msgspec, and all that are in it."""
+    seen = set() if seen is None else seen
+    if id(info) in seen:
+        return
+    seen.add(id(info))
+    yield info
+    for name in info.__struct_fields__:
+        value = getattr(info, name)
+        for each in value if isinstance(value, tuple) else (value,):
+            if type(each).__module__ == "msgspec.inspect":
+                yield from _infos_in(each, seen)
+
+
+def _advise(error: Exception) -> str:
+    text = str(error).replace("__main__.", "")
+    if "union" in text:
+        text += "; in a union, write each as a microws.Message, whose tag tells them apart, or as a pydantic model"
+    return text
+
+
+def _advise_on(unknown: Any) -> str:
+    if unknown is object:
+        return "write Any in place of object"
+    if _is_pydantic(unknown):
+        return f"{unknown.__name__} is a pydantic model: write the type around it as one, too"
+    return f"{name_of_type(unknown)} has no form in JSON; write a dataclass, a TypedDict or a microws.Message"
+
+
+class _PydanticType(JSONType):
+    """With pydantic."""
+
+    def __init__(self, annotation: Any) -> None:
+        import pydantic
+
+        super().__init__(annotation)
+        self._error = pydantic.ValidationError
+        try:
+            self._adapter: Any = pydantic.TypeAdapter(annotation)
+        except (pydantic.PydanticUserError, TypeError, NameError) as error:
+            reason = str(error).partition("\n")[0]
+            raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {reason}") from None
+
+    def decode(self, data: str | bytes) -> Any:
+        # pydantic takes NaN, and numbers that no double can hold.
+        value = loads_json(data)
+        try:
+            return self._adapter.validate_json(data, strict=True)
+        except self._error as error:
+            raise _pydantic_error(error, value) from None
+
+    def convert(self, value: Any, *, is_text: bool = False) -> Any:
+        try:
+            return self._adapter.validate_python(value)
+        except self._error as error:
+            raise _pydantic_error(error, value) from None
+
+    def plain(self, value: Any, *, is_binary: bool = False, checks: bool = False) -> Any:
+        # Imported with pydantic.
+        failure = sys.modules["pydantic_core"].PydanticSerializationError
+        try:
+            warnings = "error" if checks else "none"
+            return self._adapter.dump_python(value, mode="json", by_alias=True, warnings=warnings)
+        except failure as error:
+            raise _wrong_type(self.type, value, str(error)) from None
+
+    def schema(
+        self, direction: Direction, *, ref_template: str = "#/components/schemas/{name}"
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        mode = "validation" if direction == "received" else "serialization"
+        schema = self._adapter.json_schema(mode=mode, ref_template=ref_template.replace("{name}", "{model}"))
+        return schema, schema.pop("$defs", {})
+
+
+def _pydantic_error(error: Any, value: Any) -> InvalidMessage:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = "$"
+    for key in first["loc"]:
+        # It also names the member of a union, which is not in the value.
+        inside = value[key] if isinstance(value, list) and isinstance(key, int) and key < len(value) else None
+        if isinstance(value, dict) and isinstance(key, str) and (key in value or key == first["loc"][-1]):
+            inside = value.get(key)
+            path = f"{path}.{key}"
+        elif inside is not None:
+            path = f"{path}[{key}]"
+        else:
+            continue
+        value = inside
+    return InvalidMessage(first["msg"], path=path)
+
+
+def _wrong_type(annotation: Any, value: Any, problem: str) -> TypeError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
+    return TypeError(f"expected a value of {name_of_type(annotation)}, got {shown}: {problem}")

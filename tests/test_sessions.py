@@ -221,6 +221,52 @@ async def test_every_mutated_or_truncated_cookie_gives_an_empty_session():
             assert (await client.get("/", headers={"cookie": f"session={cookie[:place]}"})).json() == {}
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/unused", {}, []),
+        ("/", {}, ["Cookie"]),
+        ("/none", {}, ["Cookie"]),
+        ("/refused", {}, ["Cookie"]),
+        ("/hook", {}, ["Cookie"]),
+        ("/own", {"vary": "Accept"}, ["Accept", "Cookie"]),
+        ("/own", {"Vary": "accept, COOKIE"}, ["accept, COOKIE"]),
+        ("/own", {"vary": "*"}, ["*"]),
+        ("/own", {"vary": "Cookie-Jar"}, ["Cookie-Jar", "Cookie"]),
+    ],
+)
+async def test_a_response_that_depends_on_the_session_tells_caches(path, headers, expected):
+    app = make_app()
+    shared = Response("for all")
+
+    @app.before_request
+    async def look(request):
+        if request.path == "/hook":
+            assert "user" not in request.session
+
+    @app.get("/none")
+    async def none(request):
+        assert "user" not in request.session
+        return shared
+
+    @app.get("/refused")
+    async def refused(request):
+        raise HTTPException(404, "" if "user" in request.session else "log in first")
+
+    @app.get("/hook")
+    async def hook():
+        return "hook"
+
+    @app.get("/own")
+    async def own(request):
+        return f"{request.session}", headers
+
+    async with app.test_client() as client:
+        response = await client.get(path)
+    assert response.headers.getlist("vary") == expected
+    assert "vary" not in shared.headers
+
+
 async def count_passed(count, seed):
     """How many of ``count`` mutated cookies give a session."""
     app = make_app()

@@ -30,10 +30,14 @@ _CHROMIUM_FLAGS = (
 )
 
 
+# Its first group is the URL.
+_READY = r"(?:serving .*|[Rr]unning) on (https?://[^\s,]+)"
+
+
 class Server:
     """A server in another process; ``output`` are the lines that it has printed and logged so far."""
 
-    def __init__(self, process, ready):
+    def __init__(self, process, ready=_READY):
         self.output = []
         self._process = process
         self._printed = threading.Condition()
@@ -96,9 +100,7 @@ def serving(app, *, port=0, **environment):
 
 
 @contextmanager
-def running(
-    command, *, cwd=ROOT, close_fds=True, ready=r"(?:serving .*|[Rr]unning) on (https?://[^\s,]+)", **environment
-):
+def running(command, *, cwd=ROOT, close_fds=True, ready=_READY, **environment):
     """The server that ``command`` starts, for as long as the block lasts. ``ready`` finds its URL in its output."""
     process = subprocess.Popen(
         command,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -541,7 +541,6 @@ class App:
         self.add_route(page.page, pattern, name=f"docs {pattern}")
         self.add_route(page.part, f"{pattern}/{{name}}", name=f"docs {pattern} part")
         self.add_route(page.publish, f"{pattern}/publish", methods=["POST"], name=f"docs {pattern} publish")
-        self._has_docs = True
 
     def url_for(self, name: str, /, **params: Any) -> str:
         """
@@ -994,12 +993,14 @@ class App:
         title = self._directory.name if self._file.stem in ("app", "asgi", "main", "__init__") else self._file.stem
         return describe(title, root._router, settings=root._settings, topics=root._hub.configured)
 
-    def _develop(self, on_hub: Callable[[Hub], None]) -> tuple[list[Path], list[str]]:
+    def _develop(self, on_hub: Callable[[Hub], None], *, is_mounted: bool = False) -> tuple[list[Path], list[str]]:
         """
-        For ``microws dev``: show errors, let every localhost origin pass, and leave ``Host`` to the command.
+        For ``microws dev``: show errors, let every localhost origin pass, leave ``Host`` to the command, and have a
+        page that shows the routes.
 
         Args:
             on_hub: Called with the hub of each app.
+            is_mounted: Within another app of microws, whose page shows the routes of both.
 
         Returns:
             The directories of templates and static files, and what ``allowed_hosts`` has allowed; mounted apps
@@ -1015,9 +1016,17 @@ class App:
         if self.signing is None and secret and find_spec("itsdangerous"):
             self._sign_with([secret.encode()])
         on_hub(self._hub)
+        if not is_mounted:
+            from microws.docs_page import DocsPage
+
+            if not any(
+                isinstance(getattr(each.endpoint.function, "__self__", None), DocsPage) for each in self._router.routes
+            ):
+                with suppress(RoutingError):  # the app has a page of its own there
+                    self.docs()
         for mounted in self._router.mounts:
             if isinstance(mounted.endpoint.app, App):
-                more_folders, more_hosts = mounted.endpoint.app._develop(on_hub)
+                more_folders, more_hosts = mounted.endpoint.app._develop(on_hub, is_mounted=True)
                 folders += more_folders
                 hosts += more_hosts
         return folders, hosts

@@ -116,7 +116,7 @@ export class Live {
     try {
       const response = await this.ask("publish", { method: "POST", body: JSON.stringify({ topic: this.topic.value, text: this.value.value }) })
       const answer = await response.json()
-      this.receipt.textContent = response.ok ? `reached ${number(answer.subscribers)} subscriber${answer.subscribers === 1 ? "" : "s"}` : answer.detail
+      this.receipt.textContent = answer.error ?? `reached ${number(answer.subscribers)} subscriber${answer.subscribers === 1 ? "" : "s"}`
     } catch (error) {
       this.receipt.textContent = error.message
     }

@@ -480,8 +480,8 @@ async def wait_open(process, before):
 
 
 @asynccontextmanager
-async def cut_off(redis, process):
-    """A process without its connection, until the end of the block."""
+async def cut_off(redis, process, *, waits=True):
+    """A process without its connection, until the end of the block, and until it has caught up if ``waits``."""
     backplane = process.backplane
     connect, gate, before = module.connect, anyio.Event(), backplane._connection
 
@@ -497,7 +497,8 @@ async def cut_off(redis, process):
     finally:
         module.connect = connect
         gate.set()
-    await wait_open(process, before)
+    if waits:
+        await wait_open(process, before)
 
 
 @pytest.mark.parametrize("size", [1, 100_000], ids=["at once", "in parts"])
@@ -683,6 +684,111 @@ async def test_rights_that_are_taken_away_stop_nobody(tmp_path, caplog, takes):
             await publish(process, 1)
             await process.wait_delivered(2)
     assert [line.partition(" ")[0] for line in caplog.messages] == ["disconnected", "connected"]
+
+
+def fill_memory(server):
+    server.set(maxmemory="1")
+    return lambda: server.set(maxmemory="0")
+
+
+def fail_to_write_files(server):
+    (server.directory / "dump.rdb").mkdir()
+    server.set(save="3600 1")
+    server.command("BGSAVE")
+    return lambda: server.set(save="")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "words"), [(fill_memory, "OOM"), (fail_to_write_files, "MISCONF")], ids=["memory", "disk"]
+)
+async def test_a_redis_that_takes_no_writes_is_connected_to(tmp_path, monkeypatch, caplog, refuse, words):
+    monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.02)
+    with redis_server(tmp_path) as server:
+        async with connected(server.url, server.url) as (one, other):
+            await publish(other, 0)
+            accept = refuse(server)
+            await wait_until_refused(other, words)
+            before = one.backplane._connection
+            before.cut("of the test")
+            await wait_open(one, before)
+            # It is quiet for longer than a connection that is dead.
+            kept, probes = one.backplane._connection, []
+            follow_probe = one.backplane._publisher._follow_probe
+            monkeypatch.setattr(
+                one.backplane._publisher, "_follow_probe", lambda *args: (probes.append(args), follow_probe(*args))
+            )
+            await wait_for(lambda: len(probes) > 3)
+            assert one.backplane._connection is kept
+            accept()
+            await publish(other, 1)
+            await one.wait_delivered(2)
+            assert (one.texts, one.losses) == (["0", "1"], [])
+    assert [line.partition(" ")[0] for line in caplog.messages] == ["disconnected"]
+
+
+async def wait_until_refused(process, words):
+    refused = ""
+    with anyio.fail_after(LIMIT):
+        while not refused:
+            try:
+                await publish(process, "probe", "other")
+            except HubUnavailable as error:
+                refused = str(error)
+    assert refused.startswith(f"Redis refused: {words}")
+
+
+async def test_a_full_redis_that_may_have_lost_messages_is_connected_to(tmp_path):
+    """That is written down, though nothing else is."""
+    with redis_server(tmp_path, appendfsync="everysec") as server:
+        async with connected(server.url) as [process]:
+            before = process.backplane._connection
+            position = await publish(process, 0)
+            await anyio.to_thread.run_sync(server.stop)
+            server.settings["maxmemory"] = 1
+            await anyio.to_thread.run_sync(server.start)
+            await wait_open(process, before)
+            assert process.losses == [1]
+            read = process.backplane.read
+            assert not (await read("t", position, history=5, ttl=None, by_key=False)).recovered
+            async with connected(server.url) as [other]:
+                server.set(maxmemory=0)
+                await publish(other, 1)
+                await process.wait_delivered(2)
+                assert (process.losses, other.losses) == ([1], [])
+
+
+@pytest.mark.parametrize("limit", [100_000, 30_000], ids=["larger than a message", "smaller"])
+async def test_a_small_output_buffer_is_given_smaller_answers_and_pauses(tmp_path, monkeypatch, caplog, limit):
+    """Redis disconnects a subscriber if more is pending."""
+    caplog.set_level(logging.INFO, "microws.hub")
+    monkeypatch.setattr(module, "random", lambda: 1)
+    with redis_server(tmp_path) as server:
+        async with connected(server.url, server.url) as (one, other):
+            await publish(other, 0)
+            await one.wait_delivered(1)
+            before, lines = one.backplane._connection, len(caplog.messages)
+            async with cut_off(server, one, waits=False):
+                for number in range(1, 20):
+                    await publish(other, f"{number} " + "x" * 40_000)
+                server.set(client_output_buffer_limit=f"pubsub {limit} 0 0")
+                connections = server.info("stats")["total_connections_received"]
+                began = anyio.current_time()
+            if limit > 40_000:
+                await wait_open(one, before)
+                await one.wait_delivered(20)
+                assert [text.split()[0] for text in one.texts] == [str(number) for number in range(20)]
+                assert one.losses == []
+                return
+            await wait_for(lambda: len(caplog.messages) >= lines + 2)
+            assert anyio.current_time() - began > 0.5
+            assert server.info("stats")["total_connections_received"] - connections < 10
+            server.set(client_output_buffer_limit="pubsub 0 0 0")
+            await wait_open(one, before)
+            await one.wait_delivered(20)
+    assert re.sub("redis://[^ ]*", "URL", caplog.messages[lines + 1]) == (
+        "disconnected from Redis at URL 5 times in a row while asking for what was missed: it closed the connection"
+    )
+    assert [line.partition(" ")[0] for line in caplog.messages[lines:]] == ["disconnected"] * 2 + ["connected"]
 
 
 @pytest.mark.parametrize("is_back", [False, True], ids=["replica", "replica, and back"])

@@ -46,8 +46,13 @@ _RETRY: Final = 0.02
 _MAX_RETRY: Final = 0.5
 # Topics that are subscribed again with one call.
 _MAX_TOPICS: Final = 512
-# Such calls that are sent before the first of them is answered. Their answers have about 256 KiB each at most.
+# Such calls that are sent before the first of them is answered, and the bytes of messages after which an answer ends:
+# Redis disconnects a subscriber that has much pending. After connections that brought nothing, it is less.
 _PARTS_AT_ONCE: Final = 3
+_MAX_ANSWER: Final = 256 << 10
+_MIN_ANSWER: Final = 16 << 10
+# Connections in a row that brought nothing, after which a line is logged.
+_FRUITLESS: Final = 5
 
 _log = logging.getLogger("microws.hub")
 
@@ -114,6 +119,8 @@ class RedisBackplane:
         # Why there is no connection, and since when there is none that has caught up.
         self._trouble = ""
         self._cut_at: float | None = None
+        # Connections in a row that ended before Redis had told any of what was missed.
+        self._fruitless = 0
         self._requests: dict[_Request, None] = {}
         self._replies = Replies()
 
@@ -144,8 +151,12 @@ class RedisBackplane:
                     self._cut_at = monotonic()
                     text = "disconnected from Redis at %s: %s; connecting again"
                     _log.warning(text, self._address.shown, self._trouble)
-                elif connection.is_refused:
-                    await anyio.sleep(random() * _MAX_RETRY)
+                else:
+                    await self._pause(self._fruitless)
+                    self._fruitless += 1
+                    if self._fruitless == _FRUITLESS:
+                        text = "disconnected from Redis at %s %d times in a row while asking for what was missed: %s"
+                        _log.warning(text, self._address.shown, _FRUITLESS, self._trouble)
                 connection = await self._connect(tls)
 
     async def _connect(self, tls: ssl.SSLContext | None, *, is_first: bool = False) -> Connection:
@@ -164,8 +175,12 @@ class RedisBackplane:
                 _log.warning("waiting for Redis at %s: %s", self._address.shown, self._trouble)
             if is_first and monotonic() - began > _FIRST_CONNECT:
                 raise HubUnavailable(f"expected Redis at {self._address.shown}, got: {self._trouble}")
-            await anyio.sleep(random() * min(_MAX_RETRY, _RETRY * 2 ** min(attempt, 8)))
+            await self._pause(attempt)
         raise AssertionError
+
+    @staticmethod
+    async def _pause(attempt: int) -> None:
+        await anyio.sleep(random() * min(_MAX_RETRY, _RETRY * 2 ** min(attempt, 8)))
 
     async def _open(self, connection: Connection) -> None:
         channels = [self._channel_of_replies, *([self._channel_of_questions] if self._serves else [])]
@@ -187,6 +202,7 @@ class RedisBackplane:
         topics = self._topics
         known = topics.begin_catch_up()
         parts = iter([known[start : start + _MAX_TOPICS] for start in range(0, len(known), _MAX_TOPICS)])
+        limit = max(_MIN_ANSWER, _MAX_ANSWER >> 2 * self._fruitless)
 
         async def follow() -> None:
             for part in parts:
@@ -194,12 +210,13 @@ class RedisBackplane:
                 while behind and not connection.reason:
                     connection.tell(b"SUBSCRIBE", *(topic.channel for topic in behind))
                     deliver = partial(topics.catch_up, behind, is_trusted=self._epoch.is_trusted)
-                    request = _Request(_read(self._prefix, *behind), follow=deliver)
+                    request = _Request(_read(self._prefix, limit, *behind), follow=deliver)
                     self._post(request)
                     try:
                         behind = await request.wait()
+                        self._fruitless = 0
                     except HubUnavailable as error:
-                        connection.cut(str(error), is_refused=True)
+                        connection.cut(str(error))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(_PARTS_AT_ONCE):
@@ -213,6 +230,7 @@ class RedisBackplane:
         if self._cut_at is not None:
             seconds, self._cut_at = monotonic() - self._cut_at, None
             _log.info("connected to Redis at %s again after %.1f s", self._address.shown, seconds)
+        self._fruitless = 0
         self._publisher.connection = connection
         for request in self._requests:
             self._post(request)
@@ -331,7 +349,7 @@ class RedisBackplane:
     async def subscribe(self, topic: str) -> Place:
         """See ``Backplane``."""
         found = self._topics.add(topic, self._mount + topic.encode(), self._receiver.settings(topic))
-        command = call(READ, self._prefix, found.encoded, found.spec, b"", b"")
+        command = call(READ, self._prefix, _MAX_ANSWER, found.encoded, found.spec, b"", b"")
         [[_, last, nonce]] = await self._ask(_Request(command, found, found.begin))
         return _position(last, nonce), _place(last, nonce)
 
@@ -351,7 +369,7 @@ class RedisBackplane:
         entries: list[Entry] = []
         status = MORE
         while status == MORE:
-            command = call(READ, self._prefix, encoded, spec, offset, nonce)
+            command = call(READ, self._prefix, _MAX_ANSWER, encoded, spec, offset, nonce)
             [[status, last, last_nonce, *records]] = await self._ask(_Request(command))
             entries += (entry_of(topic, record) for record in records)
             if records:
@@ -364,7 +382,7 @@ class RedisBackplane:
         """See ``Backplane``."""
         settings = self._receiver.settings(topic)
         spec = spec_of(settings.history, settings.ttl, by_key=False)
-        command = call(READ, self._prefix, self._mount + topic.encode(), spec, b"", b"")
+        command = call(READ, self._prefix, _MAX_ANSWER, self._mount + topic.encode(), spec, b"", b"")
         [[_, last, nonce]] = await self._ask(_Request(command))
         return _position(last, nonce)
 
@@ -398,9 +416,9 @@ class RedisBackplane:
         await self._publisher.wait_for_all()
 
 
-def _read(prefix: bytes, *topics: Topic) -> tuple[bytes | int, ...]:
+def _read(prefix: bytes, limit: int, *topics: Topic) -> tuple[bytes | int, ...]:
     return call(
-        READ, prefix,
+        READ, prefix, limit,
         *(part for topic in topics for part in (topic.encoded, topic.spec, topic.offset, topic.nonce)),
     )  # fmt: skip
 

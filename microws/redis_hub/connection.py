@@ -61,7 +61,6 @@ class Connection:
     Attributes:
         is_quiet: Set by others; a message clears it.
         reason: Why it has ended.
-        is_refused: Whether that is because Redis has refused a command: at once, it would again.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream) -> None:
@@ -74,7 +73,6 @@ class Connection:
         self._scope = anyio.CancelScope()
         self.is_quiet = False
         self.reason = ""
-        self.is_refused = False
 
     def tell(self, *command: bytes | int) -> None:
         """Send SUBSCRIBE or UNSUBSCRIBE. Each channel is confirmed; if Redis refuses, the connection is cut."""
@@ -93,7 +91,7 @@ class Connection:
     def _follow_confirmation(self, answer: Any) -> None:
         # It is one answer for all channels: from here on, nothing tells which answer belongs to what.
         if isinstance(answer, Exception):
-            self.cut(str(answer), is_refused=True)
+            self.cut(str(answer))
 
     def wake(self) -> None:
         """Have ``fill`` called, and everything sent, in the next turn of the event loop."""
@@ -101,10 +99,9 @@ class Connection:
             self._is_woken = True
             self._woken.set()
 
-    def cut(self, reason: str, *, is_refused: bool = False) -> None:
+    def cut(self, reason: str) -> None:
         """Let ``run`` end."""
         self.reason = self.reason or reason
-        self.is_refused = self.is_refused or is_refused
         self._scope.cancel()
 
     async def run(self, fill: Callable[[], None], take: Callable[[bytes, bytes], None], receiver: Receiver) -> None:

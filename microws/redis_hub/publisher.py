@@ -136,8 +136,8 @@ class Publisher:
         )
 
     def _follow_probe(self, connection: Connection, answer: Any) -> None:
-        if isinstance(answer, Exception):
-            self._recover(connection, answer)
+        if isinstance(answer, Exception) and not self._recover(connection, answer):
+            connection.is_quiet = False  # what it refuses, it has got
 
     def _follow(self, connection: Connection, batch: list[Message], answers: Any) -> None:
         self._sent.popleft()

@@ -57,8 +57,6 @@ _KEEP_OFFSET: Final = 3_600_000
 _KEEP_NUMBER: Final = 60_000
 # The most milliseconds that Redis is told, exactly.
 _MAX_TTL: Final = 1 << 53
-# The most bytes of records in one answer, more or less: Redis disconnects a subscriber that has much pending.
-_MAX_ANSWER: Final = 256 << 10
 
 
 class Script(NamedTuple):
@@ -87,7 +85,6 @@ def _script(text: str) -> Script:
         "KEEP_HISTORY": _KEEP_HISTORY,
         "KEEP_OFFSET": _KEEP_OFFSET,
         "KEEP_NUMBER": _KEEP_NUMBER,
-        "MAX_ANSWER": _MAX_ANSWER,
     }.items():
         text = text.replace(name, str(value))
     encoded = text.encode()
@@ -292,19 +289,19 @@ return answers
 """
 )
 
-# ARGV: the prefix; then of each topic its name, its spec, and the offset and nonce of a message; an offset of -1 is the
-# beginning of the window, and an empty one nothing. Answers for each: 1 if all that followed is there and 0 if not, or
-# 2 if more of it has to be asked for; the last offset (0 of an unknown topic without history) and nonce; then the
-# records that followed.
+# ARGV: the prefix; the bytes of records after which the answer ends; then of each topic its name, its spec, and the
+# offset and nonce of a message; an offset of -1 is the beginning of the window, and an empty one nothing. Answers for
+# each: 1 if all that followed is there and 0 if not, or 2 if more of it has to be asked for; the last offset (0 of an
+# unknown topic without history) and nonce; then the records that followed.
 READ: Final = _script(
     _COMMON
     + """
-local size = 0
+local size, limit = 0, tonumber(ARGV[2])
 
 local function is_full(answer, record)
   answer[#answer + 1] = record
   size = size + #record
-  return size >= MAX_ANSWER
+  return size >= limit
 end
 
 local function newest_by_key(name, topic, spec, since, answer)
@@ -356,7 +353,7 @@ local function after(name, topic, spec, since, nonce, answer)
 end
 
 local answers = {}
-for i = 2, #ARGV, 4 do
+for i = 3, #ARGV, 4 do
   local name, spec, since, nonce = ARGV[i], parse(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
   local topic = open(name)
   local answer = {since and 0 or 1, topic.last, topic.nonce}
@@ -369,7 +366,7 @@ for i = 2, #ARGV, 4 do
       if kept.err then answer[2] = 0 else forget(name) end
       if since and since < 0 then answer[1] = 1 end
     end
-  elseif size >= MAX_ANSWER then
+  elseif size >= limit then
     answer[1] = 2
   elseif since then
     answer[1] = after(name, topic, spec, since, nonce, answer)
@@ -384,13 +381,22 @@ return answers
 # ARGV: the prefix, a new epoch, whether the server writes each message to disk first, what it is, and what it was
 # before it was promoted. Answers with the epoch. Another server, or the same one started again or with data of another
 # one, may lack the last messages unless both wrote them first.
+#
+# A server that takes no writes can be subscribed to, unless it is a replica. If its memory is full, it refuses SET only
+# before the first write of a script.
 OPEN: Final = _script("""
 local key = ARGV[1] .. 'e'
 local before = redis.call('GET', key) or ''
 local is_durable, server = string.sub(before, 9, 9), string.sub(before, 10)
 local epoch = ARGV[2]
 if server == ARGV[4] or server == ARGV[5] or is_durable .. ARGV[3] == '11' then epoch = string.sub(before, 1, 8) end
-redis.call('SET', key, epoch .. ARGV[3] .. ARGV[4])
+local now = epoch .. ARGV[3] .. ARGV[4]
+local deleted = redis.pcall('DEL', key)
+if type(deleted) == 'number' then
+  redis.call('SET', key, now)
+elseif now ~= before or string.find(deleted.err, 'READONLY') then
+  return deleted
+end
 return epoch
 """)
 

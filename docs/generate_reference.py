@@ -48,6 +48,7 @@ CLASSES: dict[str, list[Any]] = {
     "Topics": [
         microws.Receipt,
         microws.Subscribed,
+        microws.OpenConnection,
         microws.subscription.Subscription,
         microws.hub.Statistics,
         microws.hub.ClusterStatistics,
@@ -78,6 +79,7 @@ _NOT_CONSTRUCTED = {
     microws.UploadFile,
     microws.Receipt,
     microws.Subscribed,
+    microws.OpenConnection,
     microws.tickets.Ticket,
     microws.subscription.Subscription,
     microws.hub.Statistics,

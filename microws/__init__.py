@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from microws.files import FileResponse
     from microws.forms import UploadFile
     from microws.hub_connection import connect_hub
-    from microws.interfaces import Codec, Receipt, Subscribed
+    from microws.interfaces import Codec, OpenConnection, Receipt, Subscribed
     from microws.requests import Request
     from microws.responses import JSONResponse, RedirectResponse, Response
     from microws.streams import StreamingResponse
@@ -64,6 +64,7 @@ __all__ = [
     "JSONResponse",
     "MicrowsError",
     "MultiDict",
+    "OpenConnection",
     "Overflow",
     "PayloadTypeError",
     "PublishTimeout",
@@ -96,7 +97,7 @@ if not TYPE_CHECKING:
         "files": ("FileResponse",),
         "forms": ("UploadFile",),
         "hub_connection": ("connect_hub",),
-        "interfaces": ("Codec", "Receipt", "Subscribed"),
+        "interfaces": ("Codec", "OpenConnection", "Receipt", "Subscribed"),
         "requests": ("Request",),
         "responses": ("JSONResponse", "RedirectResponse", "Response"),
         "streams": ("StreamingResponse",),

@@ -14,8 +14,8 @@ from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
 from microws.errors import FeatureUnavailable, RoutingError
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_mounted, wrap
-from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings
-from microws.interfaces import ASGIApplication, Codec, Receipt, Receive, Scope, Send
+from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings, check_tags
+from microws.interfaces import ASGIApplication, Codec, OpenConnection, Receipt, Receive, Scope, Send
 from microws.lifespan import Lifespan
 from microws.rates import RateExcess, parse_rate
 from microws.requests import Request, no_secret
@@ -847,16 +847,19 @@ class App:
         id: str | None = None,  # noqa: A002
         code: int = 1000,
         reason: str = "",
+        **tags: str | int,
     ) -> int:
         """
-        Close every connection that subscribes to ``topic``, or the one with this ``ws.id``, in all workers.
+        Close connections in all workers: ``await app.disconnect(user="anna", code=4403)`` when she logs out.
 
-        For example, subscribe each connection of a user to ``user:42``, and close all of them when the user logs out.
-        Clients first get what was published before. An event stream ends without code and reason; a browser then
-        requests it again. Blocks of ``app.subscribe`` are not connections and go on.
+        Clients first get what was published before. An event stream has no tags; it ends without code and reason, and a
+        browser then requests it again. Blocks of ``app.subscribe`` are not connections and go on. A WebSocket that gets
+        its tag later is not closed: check again, after ``ws.tag``, what let the client in.
 
         Args:
-            topic, id: Give one of them.
+            topic: All connections that subscribe to it.
+            id: The one with this ``ws.id``.
+            tags: All that have all these tags; see ``ws.tag``. Give one of topic, id and tags.
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 for your own codes.
             reason: At most 123 bytes in UTF-8.
 
@@ -865,11 +868,28 @@ class App:
             seconds; then the log says so.
 
         Raises:
-            TypeError, ValueError: The topic, code or reason is invalid, or not one of ``topic`` and ``id`` was given.
+            TypeError, ValueError: An argument is invalid, or not exactly one of topic, id and tags was given.
             RuntimeError: The app is not running, or runs in another event loop.
             PublishTimeout: The hub process does not answer.
         """
-        return await self.hub.disconnect(topic=topic, id=id, code=code, reason=reason)
+        return await self.hub.disconnect(topic=topic, id=id, code=code, reason=reason, **tags)
+
+    def connections(self, **tags: str | int) -> list[OpenConnection]:
+        """
+        Return the open WebSockets of this worker that have all these tags, the oldest first; those of all workers:
+        ``await app.hub.connections(user="anna")``.
+
+        Args:
+            tags: See ``ws.tag``. Default: all WebSockets.
+
+        Returns:
+            ``OpenConnection(id, path, since, tags, queued)`` for each.
+
+        Raises:
+            TypeError, ValueError: A tag is invalid.
+        """
+        check_tags(tags)
+        return list(self.hub.open.describe(tags))
 
     def members(self, topic: str) -> Any:
         """Presence. Not in this version: raises ``FeatureUnavailable``."""

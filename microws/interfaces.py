@@ -15,6 +15,7 @@ __all__ = [
     "Frame",
     "Limits",
     "Messages",
+    "OpenConnection",
     "Payload",
     "Receipt",
     "Receive",
@@ -154,6 +155,25 @@ class Receipt(NamedTuple):
 
     subscribers: int
     id: str | None = None
+
+
+class OpenConnection(NamedTuple):
+    """
+    An open WebSocket, of ``App.connections``.
+
+    Attributes:
+        id: ``ws.id``, for ``App.disconnect``.
+        path: ``ws.path``.
+        since: When the client connected, in Unix seconds.
+        tags: Those of ``ws.tag``.
+        queued: Messages that are pending for the client.
+    """
+
+    id: str
+    path: str
+    since: float
+    tags: dict[str, str | int]
+    queued: int
 
 
 class Subscribed(NamedTuple):

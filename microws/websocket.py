@@ -27,6 +27,8 @@ from microws.hub import (
     Hub,
     Outbox,
     Subscriber,
+    Tag,
+    check_tags,
     check_topic,
     gap_announcement,
 )
@@ -53,6 +55,7 @@ __all__ = ["WebSocket", "WebSocketOptions"]
 _log = logging.getLogger("microws.websocket")
 # To look it up in its class takes longer than the rest of a close.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
+_NO_TAGS: Final[dict[str, Tag]] = {}
 _numbers = count(1)
 
 
@@ -133,6 +136,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         "_session",
         "_skipped",
         "_subscriber",
+        "_tags",
         "subscribed",
     )
 
@@ -161,6 +165,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         self._session: Mapping[str, Any] | None = None
         self._id = ""
         self._subscriber: Subscriber | None = None
+        self._tags = _NO_TAGS
         self._helpers: set[anyio.CancelScope] | None = None
         self._end_returned = False
         self._skipped = 0
@@ -242,6 +247,42 @@ class WebSocket(BaseRequest, Generic[In, Out]):
     def close_reason(self) -> str:
         """The close reason, often empty."""
         return self._connection.close_reason
+
+    # Tags
+
+    @property
+    def tags(self) -> Mapping[str, Tag]:
+        """What ``tag`` was given."""
+        return self._tags
+
+    @property
+    def queued(self) -> int:
+        """Messages that are pending for the client."""
+        outbox = self._connection.outbox
+        return 0 if outbox is None else outbox.count
+
+    def tag(self, **tags: Tag | None) -> None:
+        """
+        Name this connection: ``ws.tag(user="anna")``, before or after ``accept``.
+
+        ``app.connections(user="anna")`` finds it, and ``await app.disconnect(user="anna")`` closes it, in all workers.
+
+        Args:
+            tags: ``str`` or ``int``, which replace those of the same name; ``None`` removes one. 1 is another tag than
+                ``"1"``.
+
+        Raises:
+            TypeError, ValueError: An invalid value, or a name that ``app.disconnect`` has for something else.
+            WebSocketDisconnect: The connection has ended.
+        """
+        if self.closed:
+            raise self._connection.unusable("tag")
+        check_tags({name: value for name, value in tags.items() if value is not None})
+        for name, value in tags.items():
+            self._options.hub.open.tag(self, name, value)
+            self._tags = {each: old for each, old in self._tags.items() if each != name}
+            if value is not None:
+                self._tags[name] = value
 
     # The handshake and the end
 

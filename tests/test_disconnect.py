@@ -1,5 +1,8 @@
 """``app.disconnect``: which connections it closes, and what their clients get."""
 
+import re
+import time
+
 import anyio
 import pytest
 
@@ -153,7 +156,7 @@ async def test_ids_are_forgotten_when_connections_end():
         async with client.websocket("/named"), client.websocket("/t"):
             assert sorted(app.hub.disconnects) == sorted(app.state.ids)
         with anyio.fail_after(5):
-            while app.hub.connections:
+            while app.hub.open:
                 await anyio.lowlevel.checkpoint()
         assert not app.hub.disconnects
 
@@ -161,8 +164,8 @@ async def test_ids_are_forgotten_when_connections_end():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, TypeError, "topic= or id="),
-        ({"topic": "t", "id": "1"}, TypeError, "topic= or id="),
+        ({}, TypeError, "one of topic=, id= and tags"),
+        ({"topic": "t", "id": "1"}, TypeError, "one of topic=, id= and tags"),
         ({"topic": ""}, ValueError, "at least one character"),
         ({"topic": "t", "code": 1006}, ValueError, "1006"),
         ({"topic": "t", "reason": "r" * 124}, ValueError, "123"),
@@ -178,3 +181,124 @@ async def test_an_invalid_argument_is_an_error(arguments, error, message):
 async def test_an_app_that_does_not_run_is_an_error():
     with pytest.raises(RuntimeError, match="expected a running app"):
         await make_app().disconnect(topic="t")
+
+
+def make_tagged_app():
+    app = App()
+
+    @app.websocket_route("/{user}/{device:int}")
+    async def tagged(ws, user, device):
+        ws.tag(user=user, device=device)
+        async with ws:
+            async for message in ws:
+                if message == "log out":
+                    ws.tag(user=None)
+                elif message == "slow":
+                    await ws.subscribe("t")
+                else:
+                    ws.tag(user=message)
+                await ws.send("done")
+
+    return app
+
+
+async def test_websockets_are_found_and_closed_by_their_tags():
+    app = make_tagged_app()
+    async with (
+        app.test_client() as client,
+        client.websocket("/anna/1") as first,
+        client.websocket("/anna/2") as second,
+        client.websocket("/ben/1") as other,
+    ):
+        found = app.connections(user="anna")
+        assert [(each.path, each.tags) for each in found] == [
+            ("/anna/1", {"user": "anna", "device": 1}),
+            ("/anna/2", {"user": "anna", "device": 2}),
+        ]
+        assert abs(found[0].since - time.time()) < 60
+        assert [each.path for each in app.connections(user="anna", device=2)] == ["/anna/2"]
+        assert await app.hub.connections(device=1) == app.connections(device=1)
+        assert len(app.connections()) == 3
+        assert app.connections(user="carl") == app.connections(user="anna", device=3) == []
+        assert app.connections(device="1") == []
+        assert await app.disconnect(user="anna", code=4403, reason="logged out") == 2
+        for ws in (first, second):
+            assert await ending_of(ws) == (4403, "logged out")
+        assert app.connections(user="anna") == []
+        assert await app.disconnect(user="anna") == 0
+        assert not other.closed
+    assert (len(app.hub.open), app.connections(), app.hub.disconnects) == (0, [], {})
+
+
+async def test_a_tag_is_replaced_and_removed():
+    app = make_tagged_app()
+    async with app.test_client() as client, client.websocket("/anna/1") as ws:
+        for message, tags in (
+            ("ben", {"device": 1, "user": "ben"}),
+            ("ben", {"device": 1, "user": "ben"}),
+            ("log out", {"device": 1}),
+        ):
+            await ws.send(message)
+            assert await ws.receive() == "done"
+            assert [each.tags for each in app.connections()] == [tags]
+            assert app.connections(user="anna") == []
+            assert len(app.connections(user="ben")) == ("user" in tags)
+
+
+async def test_a_connection_says_how_many_messages_are_pending():
+    app = make_tagged_app()
+    async with app.test_client() as client, client.websocket("/anna/1", max_queue=1) as ws:
+        await ws.send("slow")
+        assert await ws.receive() == "done"
+        for number in range(5):
+            await app.publish("t", str(number))
+        with anyio.fail_after(5):
+            while not app.connections()[0].queued:
+                await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("tags", "error", "text"),
+    [
+        ({"user": 1.5}, TypeError, "expected the tag 'user' as str or int, got float; write str(…)"),
+        ({"user": True}, TypeError, "got bool"),
+        ({"user": None}, TypeError, "got NoneType"),
+        ({"path": "/x"}, ValueError, "expected another name for a tag, got 'path'"),
+    ],
+)
+async def test_invalid_tags_are_refused(tags, error, text):
+    app = make_tagged_app()
+    async with app.test_client():
+        for find in (app.connections, app.hub.connections, app.disconnect):
+            with pytest.raises(error, match=re.escape(text)):
+                await find(**tags)
+
+
+async def test_a_connection_that_has_ended_gets_no_tag():
+    app = App()
+    refused = []
+
+    @app.websocket_route("/")
+    async def view(ws):
+        with pytest.raises(ValueError, match="got 'code'"):
+            ws.tag(code=1)
+        with pytest.raises(TypeError, match="list"):
+            ws.tag(user="a", device=[])
+        assert ws.tags == {}
+        async with ws:
+            pass
+        with pytest.raises(WebSocketDisconnect):
+            ws.tag(user="late")
+        refused.append(True)
+
+    async with app.test_client() as client, client.websocket("/"):
+        pass
+    assert refused
+
+
+@pytest.mark.parametrize("arguments", [{}, {"topic": "t", "user": "a"}, {"id": "1", "user": "a"}])
+async def test_disconnect_takes_one_of_topic_id_and_tags(arguments):
+    app = make_tagged_app()
+    async with app.test_client():
+        with pytest.raises(TypeError, match="expected one of topic=, id= and tags such as user="):
+            await app.disconnect(**arguments)

@@ -27,6 +27,7 @@ APP = {
     "after_websocket",
     "before_request",
     "before_websocket",
+    "connections",
     "delete",
     "docs",
     "disconnect",

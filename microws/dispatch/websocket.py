@@ -124,7 +124,7 @@ class WebSocketDispatcher(Dispatcher):
             tasks = GroupTasks(group, scope, seconds)
         connection = connect(AppCall(scope, receive, send, tasks, self._limits, options.make_outbox, endpoint.rate))
         ws = WebSocket(scope, connection, self._app, path, params, options)
-        options.hub.connections += 1
+        options.hub.open.add(ws)
         if COUNTERS.is_on:
             COUNTERS.add(Number.CONNECTIONS)
             COUNTERS.add(Number.OPEN)
@@ -155,7 +155,7 @@ class WebSocketDispatcher(Dispatcher):
             if connection.state is not CLOSED:
                 await ws.finish()
         finally:
-            options.hub.connections -= 1
+            options.hub.open.remove(ws)
             if COUNTERS.is_on:
                 COUNTERS.add(Number.OPEN, -1)
                 COUNTERS.close(connection.close_code or CloseCode.ABNORMAL_CLOSURE)

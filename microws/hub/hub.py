@@ -30,6 +30,7 @@ from microws.codec import Codecs, dumps_json
 from microws.counters import COUNTERS, Number
 from microws.errors import PublishTimeout, TooManySubscriptions
 from microws.hub.backplane import Backplane, MemoryBackplane
+from microws.hub.connections import Connections, Tag, check_tags
 from microws.hub.flush import Flusher, WriteMany
 from microws.hub.history import FrameCodec, Missed, Resume, SharedCalls
 from microws.hub.live import skipped_frame
@@ -49,7 +50,7 @@ from microws.hub.topics import (
     settings_from_json,
     settings_to_json,
 )
-from microws.interfaces import Payload, Receipt, Subscribed
+from microws.interfaces import OpenConnection, Payload, Receipt, Subscribed
 
 __all__ = ["Hub"]
 
@@ -86,7 +87,7 @@ class Hub:
 
     Attributes:
         backplane: As above. It may be replaced until the hub is used.
-        connections: WebSockets that are open or being opened; the dispatcher counts them.
+        open: WebSockets that are open or being opened; the dispatcher adds and removes them.
         disconnects: By id, the function that closes a connection with a code and a reason: of each event stream, and of
             each WebSocket whose id was read. Never waits.
         loop: The event loop that the app runs in.
@@ -113,7 +114,7 @@ class Hub:
         # Subscribers that have left, but are still listed by some topics; and the loop that will remove them.
         self._leaving: deque[Subscriber] = deque()
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
-        self.connections = 0
+        self.open: Connections = Connections()
         self.mount = ""
         self.disconnects: dict[str, Callable[[int, str], None]] = {}
         self.losses: Counter[str] = Losses()
@@ -650,12 +651,15 @@ class Hub:
 
         Returns:
             Of ``{"statistics": true}``: ``statistics()`` as a dict, with ``"topics"`` as a dict of topics and numbers
-            of subscribers. Of ``{"disconnect": …}``: the number of connections that it closed. Of ``{"settings":
-            true}``: what ``learn`` takes. Of ``{"conflation": …}``, the kind, the data in base64 and the topic of a
-            payload: ``{"conflation": …}`` in base64, or ``{"error": …}``.
+            of subscribers. Of ``{"disconnect": …}``: the number of connections that it closed. Of ``{"connections":
+            …}``: the ``OpenConnection`` of each that has these tags. Of ``{"settings": true}``: what ``learn`` takes.
+            Of ``{"conflation": …}``, the kind, the data in base64 and the topic of a payload: ``{"conflation": …}`` in
+            base64, or ``{"error": …}``.
         """
         if "disconnect" in question:
             return self._disconnect(**question["disconnect"])
+        if "connections" in question:
+            return list(self.open.describe(question["connections"]))
         if "settings" in question:
             return [(pattern.pattern, *settings_to_json(settings)) for pattern, settings in self._patterns]
         if "conflation" in question:
@@ -682,6 +686,19 @@ class Hub:
         usage = await self.backplane.ask_for_usage()
         return ClusterStatistics(len(answers), connections, dict(topics), usage.bytes, usage.dropped)
 
+    async def connections(self, **tags: Tag) -> list[OpenConnection]:
+        """
+        The open WebSockets that have all these tags, in all workers.
+
+        A worker that does not answer within 2 seconds is left out, and the log says so.
+
+        Raises:
+            TypeError, ValueError: An invalid tag.
+        """
+        check_tags(tags)
+        answers = await self.backplane.ask({"connections": tags})
+        return [OpenConnection(*each) for answer in answers for each in answer]
+
     async def disconnect(
         self,
         *,
@@ -689,9 +706,11 @@ class Hub:
         id: str | None = None,  # noqa: A002
         code: int = 1000,
         reason: str = "",
+        **tags: Tag,
     ) -> int:
         """
-        Close every connection that subscribes to ``topic``, or the one with this id, in all workers.
+        Close every connection that subscribes to ``topic``, or the one with this id, or with all these tags, in all
+        workers.
 
         Returns:
             How many they were. A worker that does not answer within 2 seconds is left out, and the log says so.
@@ -701,18 +720,29 @@ class Hub:
             RuntimeError: The app does not run, or runs in another event loop.
         """
         self.loop.check("anyio.from_thread.run(function), where the `async def` function calls app.disconnect")
-        if (topic is None) == (id is None):
-            raise TypeError("expected topic= or id=, and not both")
+        if (topic is not None) + (id is not None) + bool(tags) != 1:
+            raise TypeError("expected one of topic=, id= and tags such as user=")
+        check_tags(tags)
         if topic is not None:
             check_topic(topic)
         check_close(code, reason)
-        question = {"topic": topic, "id": id, "code": code, "reason": reason}
+        question = {"topic": topic, "id": id, "tags": tags, "code": code, "reason": reason}
         return sum(await self.backplane.ask({"disconnect": question}))
 
-    def _disconnect(self, topic: str | None, id: str | None, code: int, reason: str) -> int:  # noqa: A002
-        ids = [id] if topic is None else self._ids_of(topic)
+    def _disconnect(
+        self,
+        topic: str | None,
+        id: str | None,  # noqa: A002
+        tags: Mapping[str, Tag],
+        code: int,
+        reason: str,
+    ) -> int:
+        if topic is not None:
+            ids = self._ids_of(topic)
+        else:
+            ids = [each.id for each in self.open.find(tags)] if id is None else [id]
         # An ``app.subscribe`` block is not a connection.
-        found = [disconnect for each in ids if (disconnect := self.disconnects.get(each or "")) is not None]
+        found = [disconnect for each in ids if (disconnect := self.disconnects.get(each)) is not None]
         for disconnect in found:
             disconnect(code, reason)
         return len(found)
@@ -733,7 +763,7 @@ class Hub:
         for count, writes in sorted(self._flusher.sizes.items()):
             flush_sizes[str(1 << (count - 1).bit_length())] += writes
         return Statistics(
-            connections=self.connections,
+            connections=len(self.open),
             topics=len(self._topics),
             subscribers=len(self._subscribers),
             subscriptions=sum(len(subscriber.topics) for subscriber in self._subscribers.values()),

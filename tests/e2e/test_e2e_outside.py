@@ -49,6 +49,17 @@ async def named(ws):
     await read(ws, None)
 
 
+@app.websocket_route("/of/{user}")
+async def of(ws, user):
+    ws.tag(user=user)
+    await read(ws, None)
+
+
+@app.get("/connections/{user}")
+async def connections(user):
+    return [each._asdict() for each in await app.hub.connections(user=user)]
+
+
 @app.get("/events/{topic}")
 async def events(topic):
     return EventStream(app.stream(topic))
@@ -74,7 +85,7 @@ def server():
 
 @app.post("/disconnect")
 async def disconnect(request):
-    return str(await app.disconnect(**await request.json(), code=4001, reason="bye"))
+    return str(await app.disconnect(**{"code": 4001, "reason": "bye"} | await request.json()))
 
 
 @app.get("/statistics")
@@ -184,6 +195,20 @@ def test_a_command_whose_output_nobody_reads_has_published(server):
         ws.recv(timeout=LIMIT)
         assert publish(server, "chat:9", "hi", stdout=closed) == (0, "", "")
         assert ws.recv(timeout=LIMIT) == "hi"
+
+
+def test_the_websockets_of_a_user_are_found_and_closed_in_all_workers(server):
+    with contextlib.ExitStack() as stack:
+        anna = one_each(stack, server, "/of/anna")
+        ben = one_each(stack, server, "/of/ben")
+        found = json.loads(request(server, "/connections/anna")[1])
+        assert sorted(each["id"] for each in found) == sorted(name for _, name in anna)
+        assert {(each["path"], each["tags"]["user"], each["queued"]) for each in found} == {("/of/anna", "anna", 0)}
+        assert request(server, "/disconnect", {"user": "anna", "code": 4403, "reason": "logged out"}) == (200, "2")
+        assert [ending_of(ws) for ws, _ in anna] == [(4403, "logged out")] * 2
+        assert request(server, "/connections/anna") == (200, "[]")
+        assert request(server, "/disconnect", {"user": "ben", "code": 1000, "reason": ""}) == (200, "2")
+        assert [ending_of(ws) for ws, _ in ben] == [(1000, "")] * 2
 
 
 @pytest.mark.parametrize(

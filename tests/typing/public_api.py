@@ -31,6 +31,7 @@ from microws import (
     JSONResponse,
     MicrowsError,
     MultiDict,
+    OpenConnection,
     Overflow,
     PayloadTypeError,
     PublishTimeout,
@@ -371,6 +372,10 @@ async def topics() -> None:
             assert_type(message, Any)
     assert_type(await app.disconnect(topic="user:42", code=4001, reason="logged out"), int)
     assert_type(await app.disconnect(id="1"), int)
+    assert_type(await app.disconnect(user="anna", device=5, code=4403), int)
+    assert_type(app.connections(user="anna"), list[OpenConnection])
+    assert_type(await app.hub.connections(), list[OpenConnection])
+    app.connections(user=None)  # type: ignore[arg-type]
     await app.disconnect("user:42")  # type: ignore[call-arg]
     assert_type((await app.hub.cluster_statistics()).history_bytes, int)
     assert_type(app.state, State)

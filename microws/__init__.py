@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from microws.app import App
     from microws.closing import CloseCode
+    from microws.codec.message import Message
+    from microws.codec.types import MessageError
     from microws.datastructures import URL, Headers, MultiDict, State
     from microws.errors import (
         ClientDisconnect,
@@ -62,6 +64,8 @@ __all__ = [
     "HubUnavailable",
     "InvalidMessage",
     "JSONResponse",
+    "Message",
+    "MessageError",
     "MicrowsError",
     "MultiDict",
     "OpenConnection",
@@ -92,6 +96,8 @@ if not TYPE_CHECKING:
     _MODULES = {
         "app": ("App",),
         "closing": ("CloseCode",),
+        "codec.message": ("Message",),
+        "codec.types": ("MessageError",),
         "datastructures": ("URL", "Headers", "MultiDict", "State"),
         "event_stream": ("EventStream", "ServerSentEvent"),
         "files": ("FileResponse",),

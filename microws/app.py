@@ -102,8 +102,8 @@ class App:
         debug: Show unexpected exceptions to clients. Default: no.
         json_default: Called with each value that JSON does not support, such as a ``Decimal``, a set or a pydantic
             model, in what views return, ``ws.send``, ``publish``, ``JSONResponse`` and ``ServerSentEvent``. It returns
-            a value that JSON supports, or raises ``TypeError``, as the ``default`` of ``json.dumps`` does. Default: all
-            such values raise ``TypeError``.
+            a value that JSON supports, or raises ``TypeError``, as the ``default`` of ``json.dumps`` does. Default:
+            pydantic models are encoded as pydantic does, and all other such values raise ``TypeError``.
         threads: Worker threads for plain ``def`` views. Plain hooks with error handlers, and plain generators of
             streams, have as many. Calls wait while all threads are busy. Default 40, as in anyio and Starlette.
         templates: Directory of the templates, relative to the file that creates the app.
@@ -169,7 +169,9 @@ class App:
         self._templates = Templates(self._directory / templates, url_for=self.url_for)
         self._page_folders = [self._directory / templates]
         self._asgi: ASGIApplication | None = None
-        self._http = HTTPDispatcher(self, router=self._router, hooks=self._hooks, settings=settings)
+        self._http = HTTPDispatcher(
+            self, router=self._router, hooks=self._hooks, codecs=self._codecs, settings=settings
+        )
         self._websocket = WebSocketDispatcher(
             self, router=self._router, hooks=self._hooks, hub=self._hub, codecs=self._codecs, settings=settings
         )
@@ -271,7 +273,10 @@ class App:
         Args:
             pattern: For example ``/chat/{room}``. An HTTP view may have the same pattern.
             value_type: What ``receive`` returns and ``send`` takes: ``"text"``, ``"bytes"``, ``"json"``, ``"auto"``
-                (``str`` for text frames, ``bytes`` for binary frames), or a name of ``add_codec``.
+                (``str`` for text frames, ``bytes`` for binary frames), ``"msgpack"``, or a name of ``add_codec``. Or a
+                type of messages in JSON: a ``Message``, a dataclass, a ``TypedDict``, a pydantic model, a list or a
+                union. Default: the types of the annotation, ``ws: WebSocket[Say | Move, Said]``, else ``"text"``. An
+                annotation with ``value_type="msgpack"`` is one of messages in MessagePack.
             receive_type, send_type: The same for one direction.
             catch_disconnect: When the client disconnects, ``async for`` ends and ``async with`` catches the
                 ``WebSocketDisconnect``. ``False``: both let it through.
@@ -283,8 +288,9 @@ class App:
                 or the history does not have them any more. Default: only to a client that names a position by
                 ``?since=`` that is not in the history any more.
             on_invalid: What to do with an invalid message. ``"close"`` raises in the view, and closes with 1003 or 1007
-                unless the view catches the exception. ``"skip"`` waits for the next message. It logs the first message
-                that it skips and, when the connection ends, their number.
+                unless the view catches the exception. ``"skip"`` waits for the next message. ``"error"`` does, too, and
+                sends a ``MessageError``; 100 invalid messages in a row close with 1008. Both log the first invalid
+                message and, when the connection ends, their number.
             login: Called with the WebSocket and its first message, after the hooks and before ``subscribe`` and the
                 view: ``async def``, or a plain function, which runs in a worker thread. Its result becomes
                 ``ws.state.user``. If that is false, such as ``None``, the connection is closed with 1008, and the view
@@ -301,10 +307,11 @@ class App:
             name: For ``url_for``. Default: the name of the view.
 
         Raises:
-            TypeError: The view is not ``async def``.
-            RoutingError: The pattern is invalid, another route hides it, or the signature does not fit it.
+            TypeError: The view is not ``async def``, or JSON cannot carry a type of messages.
+            RoutingError: The pattern is invalid, another route hides it, or the signature does not fit it, or the
+                annotation contradicts ``value_type``.
             ValueError: Another argument is invalid.
-            FeatureUnavailable: This version does not have the value type.
+            FeatureUnavailable: A type of messages needs msgspec.
         """
         Pattern.check(pattern)
 
@@ -947,6 +954,7 @@ class App:
         """
         from microws.testing import TestClient
 
+        self._check_values()
         options.setdefault("base_url", f"http://{self._settings.test_host}")
         root_path = options.get("root_path", "")
         return TestClient(self, codecs=lambda path: self._websocket.codecs_of(path, root_path=root_path), **options)
@@ -1013,6 +1021,14 @@ class App:
         title = self._directory.name if self._file.stem in ("app", "asgi", "main", "__init__") else self._file.stem
         return describe(title, root._router, settings=root._settings, topics=root._hub.configured)
 
+    def _check_values(self) -> None:
+        """Check the types of what is sent and published, in mounted apps too."""
+        if not self._codecs.checks:
+            self._codecs.checks = True
+            for mounted in self._router.mounts:
+                if isinstance(mounted.endpoint.app, App):
+                    mounted.endpoint.app._check_values()
+
     def _develop(self, on_hub: Callable[[Hub], None], *, is_mounted: bool = False) -> tuple[list[Path], list[str]]:
         """
         For ``microws dev``: show errors, let every localhost origin pass, leave ``Host`` to the command, and have a
@@ -1031,6 +1047,7 @@ class App:
             return [], []  # it is mounted twice, or in itself
         folders, hosts = list(self._page_folders), list(settings.allowed_hosts or ())
         settings.debug = settings.any_localhost = True
+        self._check_values()
         settings.allowed_hosts = None
         secret = os.environ.get("MICROWS_DEV_SECRET")
         if self.signing is None and secret and find_spec("itsdangerous"):

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from microws.annotations import allows, arms_of, type_of_return, types_in
 from microws.callables import LRU_CACHE, describe, function_of, layers_of, name_of, signature_of
-from microws.codec import FRAME_TYPES, JSON_DEFAULT, Codecs, MessageCodec, json_type, lists_in, name_of_type
-from microws.errors import HTTPException, InvalidMessage, RoutingError
+from microws.codec import FRAME_TYPES, JSON_DEFAULT, Codecs, MessageCodec, json_type, lists_in, loads_json, name_of_type
+from microws.errors import FeatureUnavailable, HTTPException, InvalidMessage, RoutingError
 from microws.handshake import check_origins_setting
 from microws.hooks import Hooks, check_hook, in_thread
 from microws.hub import check_topic
@@ -35,7 +35,7 @@ __all__ = [
     "to_response",
 ]
 
-OnInvalid: TypeAlias = Literal["close", "skip"]
+OnInvalid: TypeAlias = Literal["close", "skip", "error"]
 _Call: TypeAlias = Callable[[Any, dict[str, Any]], Any]
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -131,6 +131,34 @@ class HTTPEndpoint:
             except InvalidMessage as error:
                 raise HTTPException(400, f"invalid query: {error}") from None
 
+    def check_returned(self, value: Any, response: Response) -> None:
+        """
+        Check what the view returned, and ``response`` was made of.
+
+        Raises:
+            TypeError: It is not of ``return_type``; says where.
+        """
+        body = value[0] if type(value) is tuple else value
+        if body is None or isinstance(body, Response):
+            return
+        try:
+            rules = json_type(self.return_type)
+        except (TypeError, FeatureUnavailable):
+            return  # of a class that only the app's json_default knows, or without msgspec
+        plain = (
+            loads_json(response.body)
+            if isinstance(response, JSONResponse)
+            else str(body)
+            if isinstance(body, str)
+            else bytes(body)
+        )
+        try:
+            rules.check(body, plain)
+        except TypeError as error:
+            raise TypeError(
+                f"{describe(self.function)} returned a value that is not of its annotation: {error}"
+            ) from None
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class MountEndpoint:
@@ -198,7 +226,7 @@ class WebSocketEndpoint:
             setattr(self, f"{name}_encoding", encoding)
         self.topics = bind_topics(subscribe, pattern)
         if self.on_invalid not in get_args(OnInvalid):
-            raise ValueError(f'expected on_invalid="close" or "skip", got {self.on_invalid!r}')
+            raise ValueError(f'expected on_invalid="close", "skip" or "error", got {self.on_invalid!r}')
         if self.login is not None:
             check_hook(self.login, "websocket_route(login=…)", "ws", "message")
             self.login = in_thread(self.login)
@@ -527,9 +555,9 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
     """
     The response for the value that a view, hook or error handler returned.
 
-    ``str`` is HTML; ``dict``, ``list`` and dataclasses are JSON; ``bytes`` are ``application/octet-stream``; ``None``
-    is 204; ``(body, status)``, ``(body, status, headers)`` and ``(body, headers)`` add these; a ``Response`` is kept.
-    Anything else is JSON if the app has a ``json_default``.
+    ``str`` is HTML; ``dict``, ``list``, dataclasses, Structs and pydantic models are JSON; ``bytes`` are
+    ``application/octet-stream``; ``None`` is 204; ``(body, status)``, ``(body, status, headers)`` and ``(body,
+    headers)`` add these; a ``Response`` is kept. Anything else is JSON if the app has a ``json_default``.
 
     Args:
         value: The returned value.
@@ -576,7 +604,7 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         # Response would set none for an empty body.
         response.headers.add_default("content-type", "application/octet-stream")
         return response
-    if isinstance(body, _SENT_AS_JSON) or (is_dataclass(body) and not isinstance(body, type)):
+    if isinstance(body, _SENT_AS_JSON) or (_is_of_fields(type(body)) and not isinstance(body, type)):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):
         raise TypeError("a Response has its own status and headers: return it without others")
@@ -587,6 +615,11 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
     raise TypeError(
         f"expected str, bytes, dict, list, a dataclass, None, a tuple or a Response, got {type(body).__name__}{hint}"
     )
+
+
+def _is_of_fields(kind: type[Any]) -> bool:
+    """Whether a class is a dataclass, a Struct of msgspec or a model of pydantic."""
+    return is_dataclass(kind) or hasattr(kind, "__struct_fields__") or hasattr(kind, "__pydantic_serializer__")
 
 
 def _instead_of(body: Any) -> str | None:

@@ -13,7 +13,7 @@ import anyio
 
 from microws.answers import report
 from microws.closing import CloseCode, check_close
-from microws.codec import Codecs, MessageCodec
+from microws.codec import Codecs, MessageCodec, MessageError
 from microws.connection import Connection
 from microws.connection.tasks import check_function
 from microws.cors import CORS
@@ -57,6 +57,8 @@ _log = logging.getLogger("microws.websocket")
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _NO_TAGS: Final[dict[str, Tag]] = {}
 _numbers = count(1)
+# With on_invalid="error": then the connection is closed.
+_MAX_INVALID_IN_A_ROW: Final = 100
 
 
 class _Session(dict[str, Any]):
@@ -99,7 +101,7 @@ class WebSocketOptions:
     send_codec: MessageCodec
     subprotocols: tuple[str, ...]
     catch_disconnect: bool
-    on_invalid: Literal["close", "skip"]
+    on_invalid: Literal["close", "skip", "error"]
     max_subscriptions: int
     topic_codec: FrameCodec
     announce: Announce | None
@@ -132,6 +134,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         "_failure",
         "_helpers",
         "_id",
+        "_invalid_in_a_row",
         "_options",
         "_session",
         "_skipped",
@@ -168,7 +171,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         self._tags = _NO_TAGS
         self._helpers: set[anyio.CancelScope] | None = None
         self._end_returned = False
-        self._skipped = 0
+        self._skipped = self._invalid_in_a_row = 0
         self._connection = connection
         self.subscribed: Subscribed | None = None
 
@@ -494,10 +497,14 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         options = self._options
         while (message := await self._connection.receive()) is not None:
             try:
-                return options.receive_codec.decode(message)  # type: ignore[no-any-return]
+                value: In = options.receive_codec.decode(message)
             except (PayloadTypeError, InvalidMessage) as error:
-                if not self._skips(error):
+                if self._options.on_invalid == "close":
                     raise
+                await self._skip(error)
+            else:
+                self._invalid_in_a_row = 0
+                return value
         if options.catch_disconnect:
             raise StopAsyncIteration
         raise self._connection.unusable("receive")
@@ -510,26 +517,43 @@ class WebSocket(BaseRequest, Generic[In, Out]):
     async def _receive(self, codec: MessageCodec) -> Any:
         while (message := await self._connection.receive()) is not None:
             try:
-                return codec.decode(message)
+                value = codec.decode(message)
             except (PayloadTypeError, InvalidMessage) as error:
-                if not self._skips(error):
+                if self._options.on_invalid == "close":
                     raise
+                await self._skip(error)
+            else:
+                self._invalid_in_a_row = 0
+                return value
         raise self._connection.unusable("receive")
 
-    def _skips(self, error: PayloadTypeError | InvalidMessage) -> bool:
-        """Whether the route skips a message that cannot be decoded."""
-        if self._options.on_invalid == "close":
-            return False
+    async def _skip(self, error: PayloadTypeError | InvalidMessage) -> None:
+        """Skip a message that cannot be decoded, or answer it."""
+        options = self._options
         if not self._skipped and not isinstance(self.closers, tuple):
             # A line for each message would let a client fill the log.
-            _log.warning("%r: skipped a message: %s; further ones of this connection are counted", self.path, error)
+            event = "skipped a message" if options.on_invalid == "skip" else "answered an invalid message with an error"
+            _log.warning("%r: %s: %s; further ones of this connection are counted", self.path, event, error)
             self.on_close(self._report_skipped)
         self._skipped += 1
-        return True
+        if options.on_invalid == "skip":
+            return
+        self._invalid_in_a_row += 1
+        if self._invalid_in_a_row >= _MAX_INVALID_IN_A_ROW:
+            await self._close(CloseCode.POLICY_VIOLATION, f"{_MAX_INVALID_IN_A_ROW} invalid messages in a row")
+            return
+        detail, path = (error.detail, error.path) if isinstance(error, InvalidMessage) else (str(error), "$")
+        answer: MessageError = {"type": "error", "detail": detail, "path": path}
+        codec = options.codecs.get("msgpack" if options.send_codec.name == "msgpack" else "json")
+        try:
+            await self._connection.send(codec.encode(answer))
+        except WebSocketDisconnect:
+            pass  # the next receive says so
 
     async def _report_skipped(self) -> None:
         if self._skipped > 1:
-            _log.warning("%r: skipped %d messages of one connection in all", self.path, self._skipped)
+            event = "skipped %d" if self._options.on_invalid == "skip" else "got %d invalid"
+            _log.warning(f"%r: {event} messages of one connection in all", self.path, self._skipped)
 
     # Messages out
 

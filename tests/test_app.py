@@ -211,7 +211,7 @@ class TestWebSocketRoutes:
             ({"value_type": "jsn"}, ValueError, "did you mean 'json'"),
             ({"send_type": ""}, ValueError, "no value_type"),
             ({"subprotocols": "chat"}, ValueError, r"subprotocols=\['chat'\]"),
-            ({"on_invalid": "ignore"}, ValueError, 'expected on_invalid="close" or "skip"'),
+            ({"on_invalid": "ignore"}, ValueError, 'expected on_invalid="close", "skip" or "error"'),
             ({"value_typ": "json"}, TypeError, "value_typ"),
         ],
     )

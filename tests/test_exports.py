@@ -101,7 +101,7 @@ NOT_FOR_AN_APP = (
     "mimetypes microws.bench microws.cli microws.connection.aio microws.event_stream microws.files microws.forms "
     "microws.description microws.docs_page microws.health microws.metrics microws.server.logs "
     "microws.server.settings microws.server.worker microws.streams "
-    "microws.testing secrets tempfile typing_extensions"
+    "microws.testing msgspec pydantic secrets tempfile typing_extensions"
 )
 AN_APP = """
 from microws import App, WebSocket

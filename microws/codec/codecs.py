@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any, Final
 
 from microws.codec.exact_json import JSONDefault, dumps_json, loads_json
-from microws.codec.types import JSONType, json_type
+from microws.codec.types import JSONType, json_type, name_of_type
 from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError
 from microws.hints import did_you_mean
 from microws.interfaces import BYTES_LIKE, Codec, Frame, Payload
 
-__all__ = ["AUTO", "BYTES", "FRAME_TYPES", "JSON", "TEXT", "Codecs", "MessageCodec"]
+__all__ = ["AUTO", "BYTES", "FRAME_TYPES", "JSON", "TEXT", "ClientCodec", "Codecs", "MessageCodec"]
 
 
 class MessageCodec(ABC):
@@ -23,6 +23,11 @@ class MessageCodec(ABC):
     """
 
     name: str
+
+    @property
+    def untyped(self) -> "MessageCodec":
+        """The codec without its type: what is published is framed once for all types."""
+        return self
 
     @abstractmethod
     def encode(self, value: Any) -> str | bytes:
@@ -196,9 +201,18 @@ class _Typed(MessageCodec):
         self._is_binary = isinstance(codec, _MsgPack)
         self._is_json = isinstance(codec, _JSON)
 
+    @property
+    def untyped(self) -> MessageCodec:
+        return self._codec
+
     def encode(self, value: Any) -> str | bytes:
-        plain = self._rules.plain(value, is_binary=self._is_binary, checks=self._known.checks)
+        plain = self._rules.plain(value, is_binary=self._is_binary)
+        if self._known.checks:
+            self._rules.check(value, plain)
         return self._codec.encode(plain)
+
+    def encode_unchecked(self, value: Any) -> str | bytes:
+        return self._codec.encode(self._rules.plain(value, is_binary=self._is_binary))
 
     def decode(self, payload: str | bytes) -> Any:
         if self._is_json:
@@ -259,6 +273,26 @@ class _AddedJSON(_Added):
 
     def frame(self, payload: Payload) -> Frame:
         return Frame(payload.data, is_text=True) if payload.kind == "json" else super().frame(payload)
+
+
+class ClientCodec:
+    """A codec of a route as the test client has it: a test also sends, and gets, what is not of the type."""
+
+    def __init__(self, codec: MessageCodec) -> None:
+        self._codec = codec
+
+    def encode(self, value: Any) -> str | bytes:
+        """``encode`` of the codec, without a check of the type."""
+        return self._codec.encode_unchecked(value) if isinstance(self._codec, _Typed) else self._codec.encode(value)
+
+    def decode(self, payload: str | bytes) -> Any:
+        """``decode`` of the codec, or without its type what is not of the type."""
+        try:
+            return self._codec.decode(payload)
+        except InvalidMessage:
+            if self._codec.untyped is self._codec:
+                raise
+            return self._codec.untyped.decode(payload)
 
 
 class Codecs:
@@ -344,22 +378,43 @@ class Codecs:
         hint = did_you_mean(value_type, names)
         raise ValueError(f"no value_type {_cut(value_type)}; there are {', '.join(map(repr, names))}{hint}")
 
-    def payload(self, value: Any, topic: str = "") -> Payload:
+    def payload(self, value: Any, topic: str = "", value_type: Any = None) -> Payload:
         """
         Encode a published value in its canonical form, which each process turns into frames.
 
         Args:
             topic: What it is published to.
+            value_type: The type of what is published to it. Default: any.
             value: ``bytes``, ``bytearray`` and ``memoryview`` are binary, ``str`` is text, anything else is JSON.
 
         Raises:
             TypeError, ValueError: It cannot be encoded.
         """
+        if value_type is not None:
+            value = self._plain(value, topic, value_type)
         if isinstance(value, str):
             return Payload("text", _utf8(value), topic)
         if isinstance(value, BYTES_LIKE):
             return Payload("bytes", bytes(value), topic)
         return Payload("json", self._dump_json(value), topic)
+
+    def _plain(self, value: Any, topic: str, value_type: Any) -> Any:
+        """A value of the type of a topic as ``payload`` takes it."""
+        is_frame = isinstance(value, (str, *BYTES_LIKE))
+        if value_type in FRAME_TYPES:
+            kinds = (*(() if value_type is bytes else (str,)), *(() if value_type is str else BYTES_LIKE))
+            if self.checks and not isinstance(value, kinds):
+                raise TypeError(f"{topic}: expected {name_of_type(value_type)}, got {_cut(value)}")
+            return value
+        rules = json_type(value_type)
+        # `str` and `bytes` are published as they are.
+        plain = value if is_frame else rules.plain(value)
+        if self.checks:
+            try:
+                rules.check(value, plain)
+            except TypeError as error:
+                raise TypeError(f"{topic}: {error}") from None
+        return plain
 
     def _load_json(self, text: str) -> Any:
         return self._by_name["json"].decode(text)

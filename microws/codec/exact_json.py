@@ -40,9 +40,11 @@ def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
 
     Args:
         value: What orjson encodes: ``dict`` with ``str`` keys, ``list``, ``tuple``, ``str``, ``int``, ``float``,
-            ``bool``, ``None``, dataclasses, enums, dates, times and UUIDs.
+            ``bool``, ``None``, dataclasses, enums, dates, times and UUIDs. Also Structs of msgspec, as msgspec encodes
+            them.
         default: Converts a value of any other type to one of these, or raises ``TypeError``. Default: the
-            ``json_default`` of the app that serves the current request or WebSocket.
+            ``json_default`` of the app that serves the current request or WebSocket. What it does not convert, is
+            encoded as pydantic does if it is a model.
 
     Raises:
         TypeError: ``value`` contains a type that JSON cannot represent, or a key that is not a ``str``.
@@ -52,12 +54,12 @@ def dumps_json(value: Any, default: JSONDefault | None = None) -> bytes:
     Source: RFC 8259 §6 (numbers), §8.2 (surrogates), §9 (limits).
     """
     try:
-        data = orjson.dumps(value)
+        data = orjson.dumps(value, _plain_struct)
     except TypeError:
         # orjson also refuses two things that JSON can represent: integers beyond 64 bits, and a depth over 254.
         return _dumps_slowly(value, _Conversion(default or JSON_DEFAULT.get()))
     # orjson writes NaN and Infinity as null. (`find`, because `in` takes twice as long on bytes.)
-    if data.find(b"null") >= 0 and not _is_exact([value], data.count(b"null")):
+    if data.find(b"null") >= 0 and not _is_exact([value], data.count(b"null"), has_structs=True):
         raise _explain(value, {}) or ValueError("expected a value without NaN and Infinity")
     return data
 
@@ -159,23 +161,37 @@ class _Conversion:
     def __call__(self, value: Any) -> Any:
         if self.error is not None:
             raise self.error
-        if self.default is None:
-            raise TypeError(type(value).__name__)
         if id(value) not in self.converted:
             try:
-                made = self.default(value)
-                if made is value:
-                    kind = type(value).__name__
-                    raise ValueError(f"json_default returned {kind}, which JSON cannot represent either")
+                made = self._convert(value)
             except Exception as error:
                 self.error = error
                 raise
             self.converted[id(value)] = (value, made)
         return self.converted[id(value)][1]
 
+    def _convert(self, value: Any) -> Any:
+        kind = type(value)
+        if hasattr(kind, "__struct_fields__"):
+            return _plain_struct(value, self)
+        model = getattr(kind, "__pydantic_serializer__", None)
+        if self.default is not None:
+            try:
+                made = self.default(value)
+            except TypeError:
+                if model is None:
+                    raise
+            else:
+                if made is value:
+                    raise ValueError(f"json_default returned {kind.__name__}, which JSON cannot represent either")
+                return made
+        if model is None:
+            raise TypeError(kind.__name__)
+        return model.to_python(value, mode="json", by_alias=True)
+
     def for_json(self, value: Any) -> Any:
         """The same for ``json``, which also asks for the types that only orjson knows."""
-        plain = _plain(value)
+        plain = value if hasattr(type(value), "__struct_fields__") else _plain(value)
         if plain is not value:
             return plain
         try:
@@ -190,9 +206,8 @@ def _dumps_slowly(value: Any, conversion: _Conversion) -> bytes:
     error: Exception = ValueError("expected a value that JSON can represent")
     try:
         data = None
-        if conversion.default is not None:
-            with suppress(TypeError):
-                data = orjson.dumps(value, conversion)
+        with suppress(TypeError):
+            data = orjson.dumps(value, conversion)
         nulls = None if data is None else data.count(b"null")
         if data is None:
             # It takes long integers and any depth.
@@ -220,7 +235,7 @@ _TEXT_KEYS = frozenset({str})
 _PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 
 
-def _is_exact(values: Iterable[Any], nulls: int | None) -> bool:
+def _is_exact(values: Iterable[Any], nulls: int | None, *, has_structs: bool = False) -> bool:
     """
     Whether values that C code has encoded were written exactly.
 
@@ -231,6 +246,7 @@ def _is_exact(values: Iterable[Any], nulls: int | None) -> bool:
         nulls: How many ``null`` orjson wrote: for ``None``, NaN or Infinity, or within a string. ``None``: ``json``
             wrote the values. It writes no NaN, but keys that are not ``str``, and subclasses of ``float`` and
             ``tuple``, which orjson refuses.
+        has_structs: Whether to look into Structs. Default: what was made of them is among ``values``.
     """
     is_by_json, nulls = nulls is None, nulls or 0
     untried = [values]
@@ -254,11 +270,21 @@ def _is_exact(values: Iterable[Any], nulls: int | None) -> bool:
                 untried.append(item.values())
             elif hasattr(kind, "__dataclass_fields__"):
                 untried.append(_plain(item).values())
+            elif hasattr(kind, "__struct_fields__"):
+                if has_structs:
+                    untried.append((_plain(item),))
             elif (plain := _plain(item)) is not item:
                 untried.append((plain,))
             elif is_by_json and isinstance(item, float | tuple):
                 return False
     return True
+
+
+def _plain_struct(value: Any, default: JSONDefault | None = None) -> Any:
+    """A Struct of msgspec as dicts, lists, and so on."""
+    if not hasattr(type(value), "__struct_fields__"):
+        raise TypeError(type(value).__name__)
+    return sys.modules["msgspec"].to_builtins(value, enc_hook=default)
 
 
 def _is_text(key: Any) -> bool:
@@ -274,6 +300,9 @@ def _plain(value: Any) -> Any:
         return {field.name: getattr(value, field.name) for field in fields(value) if field.name[0] != "_"}
     if isinstance(value, Enum) and not isinstance(value, str | int):
         return value.value
+    if hasattr(kind, "__struct_fields__"):
+        with suppress(TypeError):
+            return _plain_struct(value)
     if isinstance(value, dict) and kind is not dict:
         return dict.copy(value)
     return list.copy(value) if isinstance(value, list) and kind is not list else value

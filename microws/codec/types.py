@@ -1,7 +1,6 @@
 """A Python type as JSON: what decodes, checks and encodes its values, and its JSON Schema."""
 
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
@@ -68,16 +67,27 @@ class JSONType(ABC):
         """
 
     @abstractmethod
-    def plain(self, value: Any, *, is_binary: bool = False, checks: bool = False) -> Any:
+    def plain(self, value: Any, *, is_binary: bool = False) -> Any:
         """
-        Make dicts, lists, and so on, of a value of the type, as codecs encode them.
+        Make dicts, lists, and so on, of a value, as codecs encode them. It need not be of the type.
 
         Args:
             is_binary: Whether ``bytes`` stay ``bytes``. Default: they become base64, if the type does not say how else.
-            checks: Whether to check that the value is of the type, as far as a client can tell. Default: no.
 
         Raises:
-            TypeError: The value is not of the type, or contains a value of an unknown type.
+            TypeError, ValueError: It contains what the type cannot encode.
+        """
+
+    @abstractmethod
+    def check(self, value: Any, plain: Any) -> None:
+        """
+        Check that a value is of the type, as far as a client can tell.
+
+        Args:
+            plain: What is sent of it.
+
+        Raises:
+            TypeError: It is not; says where.
         """
 
     @abstractmethod
@@ -205,15 +215,15 @@ class _MsgspecType(JSONType):
         except RecursionError:
             raise InvalidMessage("nested too deeply") from None
 
-    def plain(self, value: Any, *, is_binary: bool = False, checks: bool = False) -> Any:
+    def plain(self, value: Any, *, is_binary: bool = False) -> Any:
         kept = (bytes, bytearray, memoryview) if is_binary else ()
-        plain = self._msgspec.to_builtins(value, builtin_types=kept, enc_hook=JSON_DEFAULT.get())
-        if checks:
-            try:
-                self._msgspec.convert(plain, self.type)
-            except self._msgspec.ValidationError as error:
-                raise _wrong_type(self.type, value, str(error)) from None
-        return plain
+        return self._msgspec.to_builtins(value, builtin_types=kept, enc_hook=JSON_DEFAULT.get())
+
+    def check(self, value: Any, plain: Any) -> None:
+        try:
+            self._msgspec.convert(plain, self.type)
+        except self._msgspec.ValidationError as error:
+            raise _wrong_type(self.type, value, str(error)) from None
 
     def schema(
         self, direction: Direction, *, ref_template: str = "#/components/schemas/{name}"
@@ -288,14 +298,16 @@ class _PydanticType(JSONType):
         except self._error as error:
             raise _pydantic_error(error, value) from None
 
-    def plain(self, value: Any, *, is_binary: bool = False, checks: bool = False) -> Any:
-        # Imported with pydantic.
-        failure = sys.modules["pydantic_core"].PydanticSerializationError
+    def plain(self, value: Any, *, is_binary: bool = False) -> Any:
+        return self._adapter.dump_python(value, mode="json", by_alias=True, warnings="none")
+
+    def check(self, value: Any, plain: Any) -> None:
         try:
-            warnings = "error" if checks else "none"
-            return self._adapter.dump_python(value, mode="json", by_alias=True, warnings=warnings)
-        except failure as error:
-            raise _wrong_type(self.type, value, str(error)) from None
+            self._adapter.dump_python(value, mode="json", by_alias=True, warnings="error")
+        except ValueError as error:
+            # The first line is a title.
+            problem = str(error).partition("\n")[2].strip()
+            raise _wrong_type(self.type, value, problem or str(error)) from None
 
     def schema(
         self, direction: Direction, *, ref_template: str = "#/components/schemas/{name}"
@@ -306,7 +318,10 @@ class _PydanticType(JSONType):
 
 
 def _pydantic_error(error: Any, value: Any) -> InvalidMessage:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of a union, those of the members that have another tag say nothing.
+    others = {each["loc"][:1] for each in errors if each["type"] == "literal_error"}
+    first = next((each for each in errors if each["loc"][:1] not in others), errors[0])
     path = "$"
     for key in first["loc"]:
         # It also names the member of a union, which is not in the value.

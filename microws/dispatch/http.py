@@ -7,16 +7,17 @@ from typing import Any, Final
 import anyio
 
 from microws.answers import allowed, answer_miss, error_of, prefers_json, response_for
-from microws.codec import JSON_DEFAULT
+from microws.codec import JSON_DEFAULT, Codecs
 from microws.dispatch.common import NO_NUL, Dispatcher, close_down, has_header, name_route, pass_body, refused
 from microws.errors import ClientDisconnect, HTTPException
 from microws.handshake import SAFE_METHODS, Refusal
 from microws.hooks import Hooks, call_hook
-from microws.interfaces import Event, Receive, Scope, Send, reported_id
+from microws.interfaces import Application, Event, Receive, Scope, Send, reported_id
 from microws.requests import OVER, Request
 from microws.responses import Response
-from microws.routing import Match, Miss, Mounted, encode_path, path_of
+from microws.routing import Match, Miss, Mounted, Router, encode_path, path_of
 from microws.sessions import save_session
+from microws.settings import AppSettings
 from microws.views import HTTPEndpoint, MountEndpoint, to_response
 
 __all__ = ["HTTPDispatcher"]
@@ -29,7 +30,19 @@ _NO_HOOKS = Hooks()
 
 
 class HTTPDispatcher(Dispatcher):
-    """Takes each HTTP scope to its view."""
+    """
+    Takes each HTTP scope to its view.
+
+    Args:
+        app, router, hooks, settings: See ``Dispatcher``.
+        codecs: Say whether what views return is checked.
+    """
+
+    def __init__(
+        self, app: Application, *, router: Router, hooks: Hooks, codecs: Codecs, settings: AppSettings
+    ) -> None:
+        super().__init__(app, router=router, hooks=hooks, settings=settings)
+        self._codecs = codecs
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> None:
         """
@@ -67,7 +80,10 @@ class HTTPDispatcher(Dispatcher):
                     if response is None:
                         if endpoint.is_typed:
                             endpoint.prepare(request)
-                        response = to_response(await endpoint.view(request, found.params), endpoint.function)
+                        returned = await endpoint.view(request, found.params)
+                        response = to_response(returned, endpoint.function)
+                        if self._codecs.checks and endpoint.return_type is not None:
+                            endpoint.check_returned(returned, response)
                 except Exception as error:
                     response = await self._answer(answer, error, hooks)
                 if hooks.after_request.chain:

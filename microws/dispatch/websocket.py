@@ -10,7 +10,7 @@ import anyio
 
 from microws.answers import EXPECTED, allowed, close_for, error_of, prefers_json, response_for
 from microws.closing import CloseCode
-from microws.codec import JSON_DEFAULT, Codecs, MessageCodec
+from microws.codec import JSON_DEFAULT, ClientCodec, Codecs
 from microws.connection import AppCall, connect
 from microws.connection.tasks import AsyncioTasks, GroupTasks, Tasks, task_group
 from microws.counters import COUNTERS, Number
@@ -270,10 +270,13 @@ class WebSocketDispatcher(Dispatcher):
                 await _reject(ws, response)
         return error if unexpected is None and reported_id(error) else unexpected
 
-    def codecs_of(self, path: str, *, root_path: str) -> tuple[MessageCodec, MessageCodec] | None:
-        """The codecs for receiving and sending at a path; ``None`` if no WebSocket view serves it."""
+    def codecs_of(self, path: str, *, root_path: str) -> tuple[ClientCodec, ClientCodec] | None:
+        """The codecs for receiving and sending at a path, for a test; ``None`` if no WebSocket view serves it."""
         found = self._resolve("websocket", "GET", {"path": path, "root_path": root_path})
-        return found.route.endpoint.codecs(self._codecs) if isinstance(found, Match) else None
+        if not isinstance(found, Match):
+            return None
+        receive_codec, send_codec = found.route.endpoint.codecs(self._codecs)
+        return ClientCodec(receive_codec), ClientCodec(send_codec)
 
     def _make_options(self, endpoint: WebSocketEndpoint, *, is_live: bool) -> WebSocketOptions:
         hub, codecs = self._hub, self._codecs
@@ -291,7 +294,7 @@ class WebSocketDispatcher(Dispatcher):
             catch_disconnect=endpoint.catch_disconnect,
             on_invalid=endpoint.on_invalid,
             max_subscriptions=self._settings.max_subscriptions,
-            topic_codec=LIVE_CODEC if is_live else send_codec,
+            topic_codec=LIVE_CODEC if is_live else send_codec.untyped,
             announce=live_announcement if is_live else gap_announcement if has_gaps else None,
         )
         return options

@@ -491,10 +491,10 @@ class Hub:
         if type(topic) is not str or topic not in self._topics:
             check_topic(topic)
         began = perf_counter_ns() if COUNTERS.is_on else 0
-        payload = self._codecs.payload(value, topic)
+        settings = self.settings(topic)
+        payload = self._codecs.payload(value, topic, settings.value_type)
         self._published += 1
         self._deliveries_since_yield += _PUBLISH_COST
-        settings = self.settings(topic)
         name = b"" if key is None else encode_key(key, topic, settings)
         if settings.history:
             conflation = self._conflation(settings, payload)

@@ -58,6 +58,7 @@ CLASSES: dict[str, list[Any]] = {
         microws.hub_connection.HubConnection,
         microws.hub_connection.BlockingHubConnection,
     ],
+    "Types of messages": [microws.Message, microws.MessageError],
     "Codecs": [microws.Codec],
     "Small containers": [microws.Headers, microws.MultiDict, microws.URL, microws.State],
     "Errors": [getattr(microws, name) for name in microws.errors.__all__],
@@ -86,6 +87,8 @@ _NOT_CONSTRUCTED = {
     microws.hub.ClusterStatistics,
     microws.hub_connection.HubConnection,
     microws.hub_connection.BlockingHubConnection,
+    microws.Message,
+    microws.MessageError,
     microws.Codec,
     microws.testing.TestWebSocket,
     microws.testing.TestResponse,
@@ -96,7 +99,7 @@ _NOT_CONSTRUCTED = {
 # Used by other modules of microws, but not by apps.
 _INTERNAL = {
     microws.WebSocket: {"failure", "finish", "log_in", "reject_with", "run", "subscribe_by_route"},
-    microws.Request: {"body_complete", "drain", "receive_event"},
+    microws.Request: {"body_complete", "body_type", "drain", "receive_event"},
     microws.Response: {"with_own_headers"},
     microws.hub_connection.HubConnection: {"close", "open"},
     microws.Codec: {"frames"},

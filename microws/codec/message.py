@@ -25,8 +25,9 @@ class Message(Struct, tag_field="type", tag=_tag):
         class UserJoined(Message):      # {"type": "user_joined", "name": …}
             name: str
 
-    Annotate the WebSocket of a view with such classes: ``ws: WebSocket[Say | Move, Said]``. It needs ``pip install
-    'microws[typed]'``.
+    Annotate the WebSocket of a view with such classes: ``ws: WebSocket[Say | Move, Said]``.
+
+    It needs ``pip install 'microws[typed]'``.
 
     Source: https://jcristharif.com/msgspec/structs.html#tagged-unions
     """

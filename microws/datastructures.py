@@ -5,7 +5,7 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
-__all__ = ["URL", "Headers", "MultiDict", "State", "mask_secrets", "parse_options", "parse_query"]
+__all__ = ["URL", "Headers", "MultiDict", "State", "is_secret", "mask_secrets", "parse_options", "parse_query"]
 
 V_co = TypeVar("V_co", covariant=True)
 
@@ -14,7 +14,8 @@ class MultiDict(Mapping[str, V_co], Generic[V_co]):
     """
     A read-only mapping in which a key may have several values.
 
-    ``m[key]`` and ``get`` give the **first** value; ``getlist`` gives all, in order; ``multi_items`` every pair.
+    ``m[key]`` and ``get`` give the **first** value; ``getlist`` gives all, in order; ``multi_items`` every pair. For a
+    log, ``repr`` has ``***`` in place of passwords, tokens and other secrets, which it knows by their keys.
 
     Args:
         items: ``(key, value)`` pairs in order.
@@ -80,7 +81,8 @@ class MultiDict(Mapping[str, V_co], Generic[V_co]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._items!r})"
+        items = [(name, "***" if value and is_secret(name) else value) for name, value in self._items]
+        return f"{type(self).__name__}({items!r})"
 
 
 class Headers(MultiDict[str]):
@@ -153,6 +155,8 @@ class URL:
 
 # Nearly every URL has none of these, and need not be split. The other one is compiled at its first use.
 _MAY_HOLD_SECRET = re.compile(r"token|ticket|key|secret|password|%", re.IGNORECASE)
+# A page sends a token as a subprotocol.
+_SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "sec-websocket-protocol", "set-cookie"})
 _SECRET = r"(?is)(?:.*[^a-z0-9])?(?:token|ticket|key|secret|password)"
 
 
@@ -173,7 +177,12 @@ def mask_secrets(url: str) -> str:
 
 def _masked(pair: str) -> str:
     name, _, value = pair.partition("=")
-    return f"{name}=***" if value and re.fullmatch(_SECRET, unquote_plus(name)) else pair
+    return f"{name}=***" if value and is_secret(unquote_plus(name)) else pair
+
+
+def is_secret(name: str) -> bool:
+    """Whether a header, a query parameter or a field of a form of that name has a secret as its value."""
+    return name.lower() in _SECRET_HEADERS or re.fullmatch(_SECRET, name) is not None
 
 
 class State:

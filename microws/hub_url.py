@@ -40,7 +40,8 @@ class HubOpener(Protocol):
 OPEN_HUB: Final[ContextVar[HubOpener | None]] = ContextVar("OPEN_HUB", default=None)
 
 _SERVER: Final = re.compile(r"(redis|valkey)(s?)(\+sentinel|\+cluster)?")
-_PASSWORD: Final = re.compile(r"(//[^:@/]*:).*(?=@)|(password=)[^&]*")
+# Also if the scheme or its slashes were forgotten.
+_PASSWORD: Final = re.compile(r"(//[^:@/]*:|^[^:@/]*:(?!//)).*(?=@)|(password=)[^&]*")
 _HOST: Final = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d{1,5}))?")
 _TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 _CHOICES: Final = {"ssl_cert_reqs": ("required", "optional", "none"), "ssl_check_hostname": ("true", "false")}

@@ -54,6 +54,16 @@ class TestMultiDict:
     def test_it_shows_every_pair(self):
         assert repr(MultiDict([("a", 1), ("a", 2)])) == "MultiDict([('a', 1), ('a', 2)])"
 
+    def test_its_repr_shows_no_secret(self):
+        form = MultiDict(
+            [("name", "anna"), ("password", "hunter2"), ("API_Key", ""), ("new-token", "t"), ("keys", "k")]
+        )
+        hidden = "('password', '***'), ('API_Key', ''), ('new-token', '***')"
+        assert repr(form) == f"MultiDict([('name', 'anna'), {hidden}, ('keys', 'k')])"
+        names = ["authorization", "cookie", "sec-websocket-protocol", "proxy-authorization", "set-cookie", "x-api-key"]
+        headers = Headers([(b"host", b"h"), *((name.title().encode(), b"hunter2") for name in names)])
+        assert repr(headers) == f"Headers({[('host', 'h'), *((name, '***') for name in names)]})"
+
     def test_many_different_keys_take_no_more_than_linear_time(self):
         # A million pairs squared would not end within the time-out.
         multi = MultiDict((str(i), i) for i in range(1_000_000))

@@ -80,6 +80,8 @@ def test_an_invalid_url_is_refused(url, message):
         "unix://:secret@/x?db=x",
         "redis+sentinel://h?sentinel_password=secret",
         "http://u:secret@h",
+        ":secret@h",
+        "redis:u:secret@h",
     ],
 )
 def test_no_error_shows_a_password(url):

@@ -15,7 +15,7 @@ from microws.closing import CloseCode, truncate_reason
 from microws.connection.connection import Signal
 from microws.connection.tasks import task_group
 from microws.datastructures import Headers
-from microws.dev.problem import SCRIPT, Problem, error_box, error_page, script_tag
+from microws.dev.problem import SCRIPT, Problem, error_box, error_page, script_tag, secrets_of
 from microws.handshake import check_handshake_origin, check_host
 from microws.interfaces import ASGIApplication, Event, Receive, Scope, Send
 from microws.server.request_line import method_of
@@ -151,7 +151,7 @@ class Development:
         return connection in self._answered or any(name == b"sec-fetch-mode" for name, _ in scope["headers"])
 
     def _problem_of(self, error: Exception, scope: Scope) -> Problem:
-        return Problem(f"{method_of(scope)} {scope['path']} failed", error_of(error), self._folder)
+        return Problem(f"{method_of(scope)} {scope['path']} failed", error_of(error), self._folder, secrets_of(scope))
 
     def _show(self, text: str) -> None:
         self._news = text

@@ -11,7 +11,10 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-__all__ = ["SCRIPT", "Problem", "editor_link", "error_box", "error_page", "script_tag"]
+from microws.datastructures import is_secret, parse_query
+from microws.interfaces import Scope
+
+__all__ = ["SCRIPT", "Problem", "editor_link", "error_box", "error_page", "script_tag", "secrets_of"]
 
 # The address of the script and of the WebSocket that reload pages.
 SCRIPT: Final = "/.microws/dev.js"
@@ -21,6 +24,8 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 _CONTEXT: Final = 4
 _MAX_FRAMES: Final = 40
 _MAX_LOCAL: Final = 200
+# Characters: shorter texts, such as "Bearer", may be anything.
+_MIN_SECRET: Final = 8
 _LIBRARY: Final = re.compile(r".*[\\/](site-packages|dist-packages|lib[\\/]python[\d.]+)[\\/]")
 _SECRET: Final = re.compile(r"pass|secret|token|ticket|key|auth|cookie|credential|session", re.IGNORECASE)
 
@@ -45,11 +50,13 @@ class Problem(NamedTuple):
         title: What failed.
         error: What it raised, if it did.
         folder: Paths below it are shown relative to it.
+        secrets: What the client has sent that no variable may show, the longest first.
     """
 
     title: str
     error: BaseException | None
     folder: Path
+    secrets: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -97,6 +104,15 @@ def _places(error: BaseException) -> Iterator[_Place]:
         yield _Place(error.filename, error.lineno or 1, "", {})
 
 
+def secrets_of(scope: Scope) -> tuple[str, ...]:
+    """Tokens, cookies and other secrets in the headers and in the query of a request, the longest first."""
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+    pairs += parse_query(scope["query_string"]).multi_items()
+    pieces = {piece for name, value in pairs if is_secret(name) for piece in re.split(r"[\s,;]+", value)}
+    pieces |= {piece.partition("=")[2] for piece in pieces}
+    return tuple(sorted((piece for piece in pieces if len(piece) >= _MIN_SECRET), key=len, reverse=True))
+
+
 def _short(file: str, folder: Path) -> str:
     if match := _LIBRARY.search(file):
         return file[match.end() :]
@@ -141,7 +157,7 @@ def error_box(problem: Problem, *, show_locals: bool = False) -> str:
             parts.append(f"<p class=title>{len(places)} frames, the innermost {_MAX_FRAMES} are shown</p>")
         has_own = any(place.is_own for place in places)
         parts.extend(
-            _frame(place, problem.folder, is_open=place.is_own or not has_own, show_locals=show_locals)
+            _frame(place, problem, is_open=place.is_own or not has_own, show_locals=show_locals)
             for place in places[:_MAX_FRAMES]
         )
         error, intro = (
@@ -158,9 +174,9 @@ def editor_link(file: str, line: int) -> str:
     return url.replace("{file}", quote(str(Path(file).absolute()))).replace("{line}", str(line))
 
 
-def _frame(place: _Place, folder: Path, *, is_open: bool, show_locals: bool) -> str:
+def _frame(place: _Place, problem: Problem, *, is_open: bool, show_locals: bool) -> str:
     link = editor_link(place.file, place.line)
-    shown = html.escape(f"{_short(place.file, folder)}:{place.line}")
+    shown = html.escape(f"{_short(place.file, problem.folder)}:{place.line}")
     name = f" in <b>{html.escape(place.name)}</b>" if place.name else ""
     linecache.checkcache(place.file)
     lines = []
@@ -171,7 +187,8 @@ def _frame(place: _Place, folder: Path, *, is_open: bool, show_locals: bool) -> 
     values = ""
     if show_locals and place.values:
         rows = "".join(
-            f"<dt>{html.escape(key)}<dd>{html.escape(_value(key, each))}" for key, each in place.values.items()
+            f"<dt>{html.escape(key)}<dd>{html.escape(_value(key, each, problem.secrets))}"
+            for key, each in place.values.items()
         )
         values = f"<dl>{rows}</dl>"
     return (
@@ -180,13 +197,15 @@ def _frame(place: _Place, folder: Path, *, is_open: bool, show_locals: bool) -> 
     )
 
 
-def _value(name: str, value: object) -> str:
+def _value(name: str, value: object, secrets: tuple[str, ...]) -> str:
     if _SECRET.search(name):
         return "hidden, because of its name"
     try:
         text = repr(value)
     except Exception as error:
         text = f"repr() raised {type(error).__name__}"
+    for secret in secrets:
+        text = text.replace(secret, "***")
     return text if len(text) <= _MAX_LOCAL else f"{text[:_MAX_LOCAL]}…"
 
 

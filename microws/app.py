@@ -30,7 +30,7 @@ from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpo
 from microws.websocket import WebSocket
 
 if TYPE_CHECKING:
-    from microws.description import Description
+    from microws.description import Description, Schemas
     from microws.event_stream import EventName, Stream
     from microws.server.settings import RunOptions
     from microws.signing import Signing
@@ -1013,13 +1013,14 @@ class App:
             return self._lifespan.serve(scope, receive, send, app=self)
         raise RuntimeError(f"expected a scope of type http, websocket or lifespan, got {kind!r}")
 
-    def _description(self) -> "Description":
+    def _description(self, schemas: "Schemas | None" = None) -> "Description":
         from microws.description import describe
 
         root = self._root
         # `chat.py` and `chat/app.py` are both the app "chat".
         title = self._directory.name if self._file.stem in ("app", "asgi", "main", "__init__") else self._file.stem
-        return describe(title, root._router, settings=root._settings, topics=root._hub.configured)
+        topics = root._hub.configured
+        return describe(title, root._router, settings=root._settings, topics=topics, schemas=schemas)
 
     def _check_values(self) -> None:
         """Check the types of what is sent and published, in mounted apps too."""

@@ -21,7 +21,7 @@ FLOORS = {
     3: "answers connection/ local/ redis_hub/ sessions streams tickets",
     4: "files hooks server/ settings subscription websocket",
     5: "dev/ event_stream hub_connection views",
-    6: "description dispatch/ docs_page/ health lifespan metrics",
+    6: "description/ dispatch/ docs_page/ health lifespan metrics",
     7: "app",
     8: "__init__",
     9: "cli/",

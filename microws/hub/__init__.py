@@ -28,7 +28,7 @@ from microws.hub.published import (
 )
 from microws.hub.statistics import ClusterStatistics, Statistics
 from microws.hub.subscribers import Announce, Subscriber
-from microws.hub.topics import check_topic, encode_key, gap_announcement, topic_marker
+from microws.hub.topics import check_topic, encode_key, expression_of, gap_announcement, topic_marker
 
 __all__ = [
     "BACKED_UP",
@@ -58,6 +58,7 @@ __all__ = [
     "check_topic",
     "close_too_slow",
     "encode_key",
+    "expression_of",
     "gap_announcement",
     "join_positions",
     "live_announcement",

@@ -139,6 +139,24 @@ async def test_hub_is_shown_with_its_largest_topics():
             ]
 
 
+async def test_hub_is_shown_with_its_slowest_connections():
+    app = make_app()
+    async with (
+        app.test_client() as client,
+        client.websocket("/chat/a", max_queue=1) as ws,
+        client.websocket("/chat/b"),
+        client.websocket("/chat/a", max_queue=3),
+    ):
+        for number in range(9):
+            await app.publish("chat:a", number)
+        live = (await client.get("/docs/live.json", headers=await token_of(client))).json()
+        first, second = live["slowest"]
+        assert first["queued"] > second["queued"] > 0
+        assert (first["path"], first["tags"]) == ("/chat/a", {})
+        assert 0 <= live["at"] - first["since"] < 60
+        assert await ws.receive() == 0
+
+
 async def test_hub_is_cut_to_fifty_topics():
     app = make_app(max_subscriptions=200)
 

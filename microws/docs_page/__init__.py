@@ -149,13 +149,13 @@ class DocsPage:
         hub = self._app().hub
         statistics = hub.statistics()
         return {
-            "at": time.monotonic(),
+            "at": time.time(),
             "connections": statistics.connections,
             "delivered": statistics.delivered,
             "queued": statistics.queued,
             "dropped": sum(statistics.dropped.values()),
             "topics": [each._asdict() for each in await hub.largest_topics(_MOST)],
-            "slowest": [],
+            "slowest": [each._asdict() for each in hub.open.slowest(_MOST)],
         }
 
 

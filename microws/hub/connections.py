@@ -1,6 +1,8 @@
 """The WebSockets of this process, found by the tags that views give them."""
 
 from collections.abc import Iterator, Mapping
+from heapq import nlargest
+from operator import itemgetter
 from time import time
 from typing import Any, Protocol, TypeAlias
 
@@ -94,7 +96,15 @@ class Connections:
         found = groups[0] if groups else self._since
         return [each for each in found if not each.closed and all(each in group for group in groups[1:])]
 
+    def slowest(self, most: int) -> list[OpenConnection]:
+        """Those with the most pending messages, at most ``most``; none without any."""
+        queued = ((each, count) for each in self._since if (count := each.queued))
+        return [self._describe(each) for each, _ in nlargest(most, queued, key=itemgetter(1))]
+
     def describe(self, tags: Mapping[str, Tag]) -> Iterator[OpenConnection]:
         """What ``App.connections`` returns."""
-        for each in self.find(tags):
-            yield OpenConnection(each.id, each.path, self._since[each], dict(each.tags), each.queued)
+        return map(self._describe, self.find(tags))
+
+    def _describe(self, connection: Tagged) -> OpenConnection:
+        tags = dict(connection.tags)
+        return OpenConnection(connection.id, connection.path, self._since[connection], tags, connection.queued)

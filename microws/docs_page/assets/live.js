@@ -80,7 +80,7 @@ export class Live {
     })
     if (shown.some((row, index) => row !== this.topics.children[index]) || shown.length !== this.topics.childElementCount) this.topics.replaceChildren(...(shown.length ? shown : [note(6, "No topic has subscribers.")]))
     this.slowest.replaceChildren(...(now.slowest.length ? now.slowest.map(each => h("tr", {},
-      h("td", { class: "mono wide" }, each.id), h("td", { class: "mono" }, each.path), h("td", { class: "soft" }, age(each.seconds)), h("td", { class: "n" }, number(each.queued))))
+      h("td", { class: "mono wide" }, each.id), h("td", { class: "mono" }, each.path), h("td", { class: "soft" }, age(now.at - each.since)), h("td", { class: "n" }, number(each.queued))))
       : [note(4, "No connection has messages in its queue.")]))
   }
 

@@ -758,7 +758,8 @@ class App:
         Send ``value`` to every subscriber of ``topic``, encoded for its ``send_type``.
 
         This never waits for a subscriber. ``topic`` sets what happens to a slow one. With several workers, it waits
-        until the hub process has the message, if the topic has history.
+        until the hub process or Redis has the message, if the topic has history; if not, only while more than 1 MiB is
+        on the way.
 
         Args:
             topic: 1 to 255 UTF-8 bytes without control characters.
@@ -780,7 +781,9 @@ class App:
                 ``publish_from_thread``.
             PublishTimeout: The hub process or Redis did not answer within 2 seconds. The message may have been
                 published, or may be published later. To publish it once, repeat the call with the same ``key``.
-            HubUnavailable: Redis refuses the message, for example because its memory is full. Nothing was published.
+            HubUnavailable: Redis refuses the message, for example because its memory is full. Nothing was published. If
+                the call did not wait, because the topic has no history, its subscribers are told that messages were
+                lost instead.
         """
         return await self.hub.publish(topic, value, skip=skip, key=key)
 

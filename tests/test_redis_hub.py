@@ -12,7 +12,7 @@ from hubs import LIMIT, Process
 from redis_server import TLS, Proxy, free_port, redis_server, sentinel_of
 
 from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, connect_hub
-from microws.hub import TopicSettings
+from microws.hub import TopicSettings, running_loop
 from microws.interfaces import Payload
 from microws.redis_hub import backplane as module
 from microws.redis_hub import publisher, topics
@@ -354,6 +354,158 @@ async def test_a_publish_raises_in_time_though_a_younger_one_is_before_it(redis,
         assert process.texts == ["younger"]
 
 
+# Without history
+
+
+async def publish_plain(process, value, topic="t"):
+    assert await publish(process, value, topic, has_history=False) is None
+
+
+async def test_without_history_a_publish_does_not_wait_and_nothing_is_lost(tmp_path):
+    with redis_server(tmp_path) as server, Proxy(server.port) as proxy:
+        async with connected(server.url, proxy.url) as (other, process):
+            proxy.loses = {"requests"}
+            for number in range(3):
+                await publish_plain(process, number)
+            await wait_for(lambda: proxy.lost)
+            proxy.loses = ()
+            proxy.cut()
+            await publish(other, "end")
+            for each in (other, process):
+                await each.wait_delivered(4)
+                assert {*each.texts} == {"0", "1", "2", "end"}
+                assert [text for text in each.texts if text != "end"] == ["0", "1", "2"]
+                assert each.losses == []
+
+
+async def test_without_history_publishers_wait_for_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(publisher, "TIMEOUT", 0.3)
+    with redis_server(tmp_path) as server:
+        async with connected(server.url) as [process]:
+            server.pause()
+            for number in range(5):
+                await publish_plain(process, f"{number} " + "x" * 200_000)
+            with pytest.raises(PublishTimeout, match="to keep up, got none of its answers"):
+                await publish_plain(process, "x" * 200_000)
+            server.resume()
+            await process.wait_delivered(5)
+            await publish_plain(process, "next")
+            await process.wait_delivered(6)
+            assert [text.split()[0] for text in process.texts] == [*"01234", "next"]
+
+
+async def test_without_history_a_publish_raises_while_there_is_no_connection(redis, monkeypatch):
+    monkeypatch.setattr(publisher, "TIMEOUT", 0.3)
+    async with connected(redis.url) as [process]:
+        async with cut_off(redis, process):
+            with pytest.raises(PublishTimeout, match="expected an answer of Redis"):
+                await publish_plain(process, "never")
+        await publish_plain(process, "now")
+        await process.wait_delivered(1)
+        assert process.texts == ["now"]
+
+
+async def test_without_history_what_redis_refuses_is_told_before_what_follows(tmp_path, caplog):
+    with redis_server(tmp_path) as server:
+        async with connected(server.url, server.url) as (one, other):
+            await publish_plain(one, 0)
+            await other.wait_delivered(1)
+            server.set(maxmemory="1")
+            for _ in range(2):
+                await publish_plain(one, "refused")
+            await one.wait_until(lambda one: one.losses)
+            with pytest.raises(HubUnavailable, match="Redis refused: OOM command not allowed"):
+                await publish_plain(one, "refused, too")
+            server.set(maxmemory="0")
+            # It waits, until one is taken.
+            for number in range(1, 3):
+                await publish_plain(one, number)
+            for process in (one, other):
+                await process.wait_delivered(3)
+                assert (process.texts, process.losses) == (["0", "1", "2"], [1])
+    assert [line.partition(" command")[0] for line in caplog.messages] == [
+        "messages were lost, and their subscribers are told: Redis refused: OOM"
+    ]
+
+
+async def test_without_history_a_loss_is_told_after_a_cut(tmp_path):
+    with redis_server(tmp_path) as server, Proxy(server.port) as proxy:
+        async with connected(server.url, proxy.url) as (other, process):
+            proxy.loses = {"requests"}
+            await publish_plain(process, "given up")
+            await wait_for(lambda: proxy.lost)
+            process.backplane._publisher.end_late(float("inf"), PublishTimeout("late"))
+            proxy.loses = ()
+            proxy.cut()
+            for each in (other, process):
+                await each.wait_until(lambda each: each.losses)
+                assert each.texts == []
+
+
+async def test_without_history_requests_after_each_other_are_one_call(redis, monkeypatch):
+    async with connected(redis.url) as [process]:
+        connection, calls = process.backplane._connection, []
+        post = connection.post
+
+        def count(answer, *command):
+            calls.append(command)
+            post(answer, *command)
+
+        monkeypatch.setattr(connection, "post", count)
+        for number in range(3):
+            await publish_plain(process, number)
+            await anyio.lowlevel.checkpoint()
+        await process.wait_delivered(3)
+        assert len(calls) == 1 or running_loop() is None
+
+
+async def test_without_history_what_is_asked_next_comes_after_the_message(redis):
+    async with connected(redis.url, redis.url) as (one, other):
+        other.answer = lambda question: other.texts
+        await publish_plain(one, "first")
+        assert ["first"] in await one.backplane.ask({})
+
+
+async def test_without_history_other_programs_wait_for_redis(redis):
+    async with serving(app_at(redis.url)), connect_hub(redis.url) as hub:
+        await hub.publish("t", "hi")
+        assert redis.command("EXISTS", "microws:o:t")
+
+
+async def test_what_arrives_after_it_was_sent_again_is_not_published(redis, monkeypatch):
+    """It was under way on a connection that was given up."""
+    async with connected(redis.url) as [process]:
+        connection, sent = process.backplane._connection, []
+        post = connection.post
+
+        def note(answer, *command):
+            sent.append(command)
+            post(answer, *command)
+
+        monkeypatch.setattr(connection, "post", note)
+        await publish_plain(process, 0)
+        await publish_plain(process, 1)
+        await process.wait_delivered(2)
+        await publish_plain(process, 2)
+        await process.wait_delivered(3)
+        for command in sent:
+            redis.command(*command)
+        await publish_plain(process, "end")
+        await process.wait_delivered(4)
+        assert process.texts == ["0", "1", "2", "end"]
+
+
+async def test_what_was_not_sent_when_a_process_ends_is_logged(redis, monkeypatch, caplog):
+    monkeypatch.setattr(publisher, "TIMEOUT", 0.1)
+    async with connected(redis.url) as [process]:
+        monkeypatch.setattr(process.backplane._publisher, "fill", lambda: None)
+        process.backplane._connection.cut("of the test")
+        await wait_for(lambda: process.backplane._publisher.connection is not None)
+        await publish_plain(process, 0)
+        await process.backplane.aclose()
+    assert "messages were lost: Redis at" in caplog.text
+
+
 @pytest.mark.parametrize("size", [10, 100_000])
 async def test_large_histories_are_read_in_parts(redis, size):
     async with connected(redis.url) as [process]:
@@ -572,6 +724,7 @@ async def test_a_restart_without_a_safe_log_is_told_to_all(tmp_path, has_history
         async with connected(server.url, settings=settings) as [process]:
             before = process.backplane._connection
             position = await publish(process, 0, has_history=has_history)
+            await process.wait_delivered(1)
             await anyio.to_thread.run_sync(server.restart)
             await wait_open(process, before)
             assert process.losses == [1]

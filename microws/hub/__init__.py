@@ -4,9 +4,9 @@ The hub: one message to many connections of this process. It knows no socket and
 ``hub`` publishes and delivers to ``subscribers``; ``statistics`` is what it counts, and ``topics`` checks names and
 settings; ``connections`` finds WebSockets by their tags. ``published`` is a message for many connections, and a batch
 of them; ``outbox`` is the queue of one connection, with the policies for one that does not keep up; ``flush`` decides
-when batches leave. ``backplane`` carries a publish to other processes, ``log`` keeps what was published, ``claims``
-what is claimed, and ``history`` lets a subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event loop that
-the app runs in.
+when batches leave. ``backplane`` carries a publish to other processes, ``gather`` decides when it leaves, and
+``pending`` waits for answers. ``log`` keeps what was published, ``claims`` what is claimed, and ``history`` lets a
+subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event loop that the app runs in.
 """
 
 from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane

@@ -26,6 +26,7 @@ import anyio.lowlevel
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub import running_loop
 from microws.hub.backplane import Place, Receiver
+from microws.hub.gather import Gatherer
 from microws.hub.log import (
     HAS_HISTORY,
     HEAD,
@@ -67,14 +68,6 @@ _MAX_READ: Final = 64 << 10
 _HELLO: Final = int(Op.HELLO)
 _PUBLISH: Final = int(Op.PUBLISH)
 _WELCOME: Final = int(Op.WELCOME)
-# What was put is sent after so many turns of the event loop in which nothing more was put, with so many frames, or
-# after so many seconds. From the arrival of a request to its publish there are two turns. Each send wakes the hub
-# process and all workers, and each subscriber is written to: that costs hundreds of times as much as the turns. With
-# eight messages in flight, by requests one after the other, to 1,000 subscribers in 4 workers, a delivery takes 1.8 µs
-# of CPU time; with at most 1 ms, 3.7.
-_QUIET_TURNS: Final = 3
-_MAX_FRAMES: Final = 64
-_LONGEST_WAIT: Final = 0.005
 # Bytes that the hub process has not acknowledged, above which publishers wait.
 _MAX_PENDING: Final = 1 << 20
 # Seconds after which ``publish`` and the others raise, and between two looks at that.
@@ -196,8 +189,6 @@ class LocalBackplane:
         self._numbers_of_requests = count(1)
         self._receiver: Receiver
         self._sock: socket.socket | None = None
-        # asyncio's; ``None`` on trio.
-        self._loop: asyncio.AbstractEventLoop | None = None
         # Whether the hub process is of another version; whether it has answered ``HELLO``; and whether it has refused
         # what this process sent.
         self._is_foreign = False
@@ -206,10 +197,7 @@ class LocalBackplane:
         # What is sent next, and what the socket has not taken.
         self._output: list[bytes] = []
         self._rest = b""
-        # When it is sent at the latest, and for how many turns of the event loop nothing was added.
-        self._is_flush_due = False
-        self._flush_at = 0.0
-        self._quiet_turns = 0
+        self._gatherer: Gatherer
         self._blocked = anyio.Event()
         # What has arrived and was not followed, how many bytes are missing of its first frame, and whether no more
         # arrives.
@@ -293,7 +281,7 @@ class LocalBackplane:
             *(self._request(Op.SUBSCRIBE, 0, topic) for topic in self._topics),
             frame(LENGTH, Op.BEGIN),
         ]
-        self._loop = running_loop()
+        self._gatherer = Gatherer(self._flush)
         self._blocked = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write, sock)
@@ -439,30 +427,12 @@ class LocalBackplane:
             self._room = None
 
     def _put(self, data: bytes) -> None:
-        """Send ``data`` once no more follows at once; on trio, now."""
-        if not self._is_welcome:
-            return  # it is sent with the others, in their order
-        self._output.append(data)
-        self._quiet_turns = 0
-        if self._is_flush_due:
-            return
-        if self._loop is None:
-            self._flush()
-        else:
-            self._is_flush_due = True
-            self._flush_at = monotonic() + _LONGEST_WAIT
-            self._loop.call_soon(self._end_turn, self._loop)
-
-    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._quiet_turns += 1
-        is_over = self._quiet_turns > _QUIET_TURNS or len(self._output) >= _MAX_FRAMES
-        if is_over or monotonic() >= self._flush_at:
-            self._flush()
-        else:
-            loop.call_soon(self._end_turn, loop)
+        """Send ``data`` once no more follows at once."""
+        if self._is_welcome:  # otherwise it is sent with the others, in their order
+            self._output.append(data)
+            self._gatherer.put()
 
     def _flush(self) -> None:
-        self._is_flush_due = False
         if self._sock is None:
             return
         data = b"".join([self._rest, *self._output])

@@ -281,6 +281,8 @@ class RedisBackplane:
 
     def _post(self, request: _Request) -> None:
         if self._connection is not None:
+            # What was published before may be what it asks about.
+            self._publisher.fill()
             if request.topic is not None:
                 self._connection.tell(b"SUBSCRIBE", request.topic.channel)
             self._connection.post(partial(self._follow, self._connection, request), *request.command)
@@ -325,7 +327,12 @@ class RedisBackplane:
         key: bytes = b"",
         conflation: bytes = b"",
     ) -> Receipt:
-        """See ``Backplane``. Waits for Redis without history, too."""
+        """
+        See ``Backplane``.
+
+        Without history it does not wait while Redis takes what it gets: the message is kept until Redis has answered,
+        also over a cut. If Redis refuses it, its subscribers are told that a message was lost.
+        """
         kind, data, topic, _ = payload
         if len(data) > _MAX_MESSAGE:
             raise ValueError(f"expected a message of at most {_MAX_MESSAGE} bytes, got {len(data)}")
@@ -339,7 +346,10 @@ class RedisBackplane:
         if self._publisher.is_full(message):
             await self._publisher.wait_for_room(message)
         subscribers = self._receiver.reach(topic, skip)
+        message.is_awaited = has_history or not self._serves or not self._publisher.is_healthy
         self._publisher.put(message)
+        if not message.is_awaited:
+            return Receipt(subscribers)
         answer = await message.wait()
         if not has_history or not answer:
             return Receipt(subscribers)

@@ -137,8 +137,8 @@ class Connection:
             while True:
                 await self._woken.wait()
                 self._woken = anyio.Event()
-                self._is_woken = False
                 fill()
+                self._is_woken = False
                 data = b"".join(self._output)
                 self._output.clear()
                 await self._stream.send(data)

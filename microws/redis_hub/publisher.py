@@ -1,7 +1,8 @@
 """What this process has published, in the order of its numbers, until Redis has answered."""
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from os import urandom
@@ -11,10 +12,11 @@ from typing import Any, Final, final
 import anyio
 
 from microws.errors import PublishTimeout
+from microws.hub.gather import Gatherer
 from microws.hub.pending import Pending
 from microws.redis_hub.connection import Connection
 from microws.redis_hub.epoch import refusal
-from microws.redis_hub.scripts import MADE, PUBLISH, call
+from microws.redis_hub.scripts import KEEP_NUMBER, MADE, PUBLISH, call
 
 __all__ = ["TIMEOUT", "Message", "Publisher"]
 
@@ -25,6 +27,10 @@ TIMEOUT: Final = 2.0
 _MAX_BATCH: Final = 512
 _MAX_BATCH_BYTES: Final = 256 << 10
 _MAX_PENDING: Final = 1 << 20
+# Seconds for which a message is kept that no publisher waits for. Then it is not known any more whether Redis has it.
+_KEEP: Final = KEEP_NUMBER / 1000 - 60
+
+_log = logging.getLogger("microws.hub")
 
 
 @final
@@ -34,10 +40,11 @@ class Message(Pending[int | bytes]):
 
     Attributes:
         number: Once it was sent.
+        is_awaited: Whether its publisher waits for the answer.
         is_over: It is sent no more.
     """
 
-    __slots__ = ("head", "is_over", "name", "number", "size", "skip", "spec", "tail")
+    __slots__ = ("head", "is_awaited", "is_over", "name", "number", "size", "skip", "spec", "tail")
 
     def __init__(self, name: bytes, spec: bytes, head: tuple[int, int, int], tail: bytes, skip: str | None) -> None:
         super().__init__(TIMEOUT)
@@ -48,6 +55,7 @@ class Message(Pending[int | bytes]):
         self.skip = skip
         self.size = len(name) + len(tail) + MADE.size
         self.number = 0
+        self.is_awaited = True
         self.is_over = False
 
 
@@ -88,14 +96,26 @@ class Publisher:
         self._sent: deque[list[Message]] = deque()
         self._failed: list[Message] = []
         self._last_number = 0
+        self._gatherer = Gatherer(self._wake)
         self._pending_bytes = 0
         self._room: anyio.Event | None = None
+        # Whether Redis has refused the last call, and whether the log says since that messages were lost; topics
+        # whose subscribers are to be told so, and whether Redis was asked to tell them.
+        self._is_refused = self._is_logged = False
+        self._lost: dict[bytes, bool] = {}
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing is known that keeps Redis from publishing."""
+        return self.connection is not None and not self._is_refused
 
     def put(self, message: Message) -> None:
         """Publish ``message`` after all others."""
+        if not message.is_awaited:
+            message.deadline += _KEEP
         self._queue.append(message)
         self._pending_bytes += message.size
-        self._wake()
+        self._gatherer.put()
 
     def _wake(self) -> None:
         if self.connection is not None:
@@ -104,9 +124,15 @@ class Publisher:
     def fill(self) -> None:
         """Send what is in the queue."""
         connection = self.connection
-        # What has failed is sent first, once all has been answered.
-        if connection is None or self._failed:
+        if connection is None:
             return
+        # They are told before they get what follows.
+        for name, is_asked in self._lost.items():
+            if not is_asked:
+                self._lost[name] = True
+                connection.post(partial(self._follow_loss, connection, name), b"PUBLISH", self._channels + name, b"")
+        if self._failed:
+            return  # it is sent first, once all has been answered
         while self._queue:
             batch: list[Message] = []
             arguments: list[bytes] = []
@@ -146,6 +172,7 @@ class Publisher:
                 if not message.is_over:
                     self._release(message)
                     message.resolve(answer)
+            self._is_refused = self._is_logged = False
             if self.skips:
                 # The own messages of this batch may come after this answer, those of the batches before it have come.
                 for number in [number for number in self.skips if number < batch[0].number]:
@@ -153,8 +180,8 @@ class Publisher:
         elif self._recover(connection, answers):
             self._failed += batch
         else:
-            for message in batch:
-                self._end(message, refusal(answers))
+            self._end(batch, refusal(answers))
+            self._is_refused = True
         if self._failed and not self._sent:
             self._send_again()
             self._wake()
@@ -162,6 +189,8 @@ class Publisher:
     def cut(self) -> None:
         """The connection has ended. Redis may have executed what it has not answered: that is sent again."""
         self.connection = None
+        self._gatherer = Gatherer(self._wake)
+        self._lost = dict.fromkeys(self._lost, False)
         self._send_again()
 
     def _send_again(self) -> None:
@@ -173,9 +202,7 @@ class Publisher:
 
     def end_late(self, now: float, error: PublishTimeout) -> None:
         """Let the publishers of messages raise that were not answered in time."""
-        for message in self._pending():
-            if message.deadline <= now:
-                self._end(message, error)
+        self._end([message for message in self._pending() if message.deadline <= now], error)
         # Not in order: one that waited for room has waited before it came into the queue.
         self._queue = deque(message for message in self._queue if not message.is_over)
 
@@ -183,10 +210,29 @@ class Publisher:
         for batch in (*self._sent, self._failed, self._queue):
             yield from batch
 
-    def _end(self, message: Message, error: Exception) -> None:
-        if not message.is_over:
+    def _end(self, messages: Iterable[Message], error: Exception) -> None:
+        """Tell publishers, or if they do not wait, subscribers, that messages were not published."""
+        lost = set()
+        for message in messages:
+            if message.is_over:
+                continue
             self._release(message)
-            message.end(error)
+            if message.is_awaited:
+                message.end(error)
+            else:
+                lost.add(message.name)
+        if lost:
+            self._lost |= dict.fromkeys(lost, False)
+            if not self._is_logged:
+                self._is_logged = True
+                _log.error("messages were lost, and their subscribers are told: %s", error)
+            self._wake()
+
+    def _follow_loss(self, connection: Connection, name: bytes, answer: Any) -> None:
+        if isinstance(answer, Exception) and self._recover(connection, answer):
+            self._lost[name] = False
+        else:
+            self._lost.pop(name, None)
 
     def _release(self, message: Message) -> None:
         message.is_over = True
@@ -217,6 +263,9 @@ class Publisher:
         with anyio.move_on_after(TIMEOUT):
             while self._pending_bytes:
                 await self._wait_for_answer()
+            return
+        if any(not message.is_awaited for message in self._pending()):
+            _log.error("messages were lost: Redis at %s did not answer before this process ended", self._shown)
 
     async def _wait_for_answer(self) -> None:
         self._room = self._room or anyio.Event()

@@ -15,6 +15,8 @@ A record is its offset (8 bytes), time (8), epoch (8), the nonce of the message 
 made: nonce (publisher and number, 8 bytes each), kind, length of key, length of conflation key (1 byte each), key,
 conflation key, payload.
 
+On the channel of a topic comes each record, or nothing: then messages of the topic were lost.
+
 An offset is never used again, even if Redis forgets its last messages: the first one of a topic is the time in
 microseconds.
 """
@@ -27,6 +29,7 @@ from typing import Final, NamedTuple
 __all__ = [
     "CLAIM",
     "EPOCH_SIZE",
+    "KEEP_NUMBER",
     "MADE",
     "NONCE",
     "OPEN",
@@ -51,10 +54,10 @@ STORED: Final = struct.Struct("<QQQ")
 
 # Milliseconds that the last offset of a topic is kept after its last message: with history, so that clients resume (its
 # ttl if that is longer); without, so that it is known after a cut whether a message was missed. And the last number of
-# a publisher.
+# a publisher, so that it is known whether what is sent again was published.
 _KEEP_HISTORY: Final = 30 * 86_400_000
 _KEEP_OFFSET: Final = 3_600_000
-_KEEP_NUMBER: Final = 60_000
+KEEP_NUMBER: Final = 600_000
 # The most milliseconds that Redis is told, exactly.
 _MAX_TTL: Final = 1 << 53
 
@@ -84,7 +87,7 @@ def _script(text: str) -> Script:
     for name, value in {
         "KEEP_HISTORY": _KEEP_HISTORY,
         "KEEP_OFFSET": _KEEP_OFFSET,
-        "KEEP_NUMBER": _KEEP_NUMBER,
+        "KEEP_NUMBER": KEEP_NUMBER,
     }.items():
         text = text.replace(name, str(value))
     encoded = text.encode()
@@ -154,7 +157,8 @@ if #ARGV == 6 then
   call('PUBLISH', prefix .. 'r:' .. ARGV[2], '')
   return {}
 end
-local repeated = tonumber(ARGV[3])
+-- All of a call that was under way for so long that another connection has sent its messages again.
+local repeated = unpack_bytes('<I8', ARGV[9], 9) <= known and math.huge or tonumber(ARGV[3])
 local channels = ARGV[6]
 local stamp = pack('<d', now / 1000000) .. epoch
 local topics, names = {}, {}

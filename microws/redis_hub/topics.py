@@ -150,7 +150,9 @@ class Topics:
         topic = self._by_channel.get(channel)
         if topic is None:
             return False
-        if not topic.is_behind or data[_BEFORE] == topic.nonce:
+        if not data:
+            self.receiver.lose((topic.name,))
+        elif not topic.is_behind or data[_BEFORE] == topic.nonce:
             self._deliver(topic, data)
         return True
 

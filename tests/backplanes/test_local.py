@@ -19,7 +19,7 @@ from hub_here import hub_in_thread
 from hubs import HISTORY_BYTES, LIMIT, Process, hub_process, kill_at_line
 
 from microws.errors import HubUnavailable, PublishTimeout
-from microws.hub import log
+from microws.hub import gather, log
 from microws.hub.log import MIN_BYTES
 from microws.interfaces import Payload, Receipt
 from microws.local import client
@@ -350,11 +350,11 @@ def sent(monkeypatch):
 
 @ON_ASYNCIO
 async def test_what_is_published_in_turns_after_each_other_is_sent_together(hub, sent, monkeypatch):
-    monkeypatch.setattr(client, "_LONGEST_WAIT", LIMIT)
+    monkeypatch.setattr(gather, "_LONGEST_WAIT", LIMIT)
     async with sent(hub) as (backplane, output):
         for number in range(3):
             await backplane.publish(text(number))
-            for _ in range(client._QUIET_TURNS):
+            for _ in range(gather._QUIET_TURNS):
                 await asyncio.sleep(0)
             with pytest.raises(BlockingIOError):
                 output.recv(1)
@@ -368,11 +368,11 @@ async def test_what_is_published_in_turns_after_each_other_is_sent_together(hub,
 
 
 @ON_ASYNCIO
-@pytest.mark.parametrize("other", ["_MAX_FRAMES", "_LONGEST_WAIT"])
+@pytest.mark.parametrize("other", ["_MAX_COUNT", "_LONGEST_WAIT"])
 async def test_what_is_published_in_each_turn_is_sent_soon(hub, sent, monkeypatch, other):
     """After some messages, and after a while."""
     monkeypatch.setattr(client, "_MAX_PENDING", 1 << 40)
-    monkeypatch.setattr(client, other, 1 << 40)
+    monkeypatch.setattr(gather, other, 1 << 40)
     async with sent(hub) as (backplane, output):
         is_sent = False
         while not is_sent:

@@ -231,13 +231,15 @@ class HubConnector:
         connection = HubConnection(hub, self._codecs, backplane)
         async with task_group() as group:
             with hub.loop.running():
+                missing = self._shown
                 with anyio.move_on_after(_CONNECT_TIMEOUT) as limit:
                     await group.start(backplane.run)
+                    missing = f"a worker of the app through {self._shown}"
                     await connection.open()
                 if limit.cancelled_caught:
                     raise HubUnavailable(
-                        f"expected an answer of {self._shown} and of a worker of the app within "
-                        f"{_CONNECT_TIMEOUT:g} s, got none"
+                        f"expected an answer of {missing} within {_CONNECT_TIMEOUT:g} s, got none: "
+                        "start the app with this hub"
                     )
                 try:
                     yield connection

@@ -44,10 +44,14 @@ _SERVER: Final = re.compile(r"(redis|valkey)(s?)(\+sentinel|\+cluster)?")
 _PASSWORD: Final = re.compile(r"(//[^:@/]*:|^[^:@/]*:(?!//)).*(?=@)|(password=)[^&]*")
 _HOST: Final = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d{1,5}))?")
 _TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 _CHOICES: Final = {"ssl_cert_reqs": ("required", "optional", "none"), "ssl_check_hostname": ("true", "false")}
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 _MAX_PORT: Final = 65535
+# Without colons and with one behind it, no prefix is the beginning of another one's keys.
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._-]+")
+_NAME: Final = re.compile(r"^(redis|valkey)")
 _KNOWN: Final = "memory, local, local:PATH, redis://HOST or unix:///PATH"
 
 
@@ -96,8 +100,8 @@ def check_hub(url: str) -> str:
     scheme, _, path = url.partition(":")
     if url in ("memory", "local") or (scheme == "local" and path):
         return url
-    if scheme == "nats":
-        raise FeatureUnavailable(f"this version has no {scheme!r} backplane; use {_KNOWN}")
+    if scheme.lower() == "nats":
+        raise FeatureUnavailable(f"this version has no 'nats' backplane; use {_KNOWN}")
     if redis_address(url) is None:
         raise ValueError(f"expected {_KNOWN}, got {_hide(url)!r}")
     return url
@@ -117,7 +121,7 @@ def redis_address(url: str) -> RedisAddress | None:
         FeatureUnavailable: A Redis Cluster.
         ValueError: An invalid URL.
     """
-    scheme = url.partition("://")[0] if "://" in url else ""
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
     matched = _SERVER.fullmatch(scheme)
     if scheme != "unix" and matched is None:
         return None
@@ -143,19 +147,35 @@ def _options(split: SplitResult, *, is_tls: bool, has_sentinel: bool) -> dict[st
     for part in split.query.split("&") if split.query else ():
         if "=" not in part:
             raise ValueError(f"expected options as name=value, got {part!r}")
-    options = dict(parse_qsl(split.query, keep_blank_values=True))
+    pairs = parse_qsl(split.query, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise ValueError("expected each option once")
     known = ["prefix", *(["db"] if split.scheme == "unix" else [])]
     known += _TLS_OPTIONS if is_tls else ()
-    known += ["sentinel_username", "sentinel_password"] if has_sentinel else []
+    known += _SENTINEL_OPTIONS if has_sentinel else ()
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"expected options of {', '.join(known)}, got {name!r}")
+            raise ValueError(_unknown(name, split.scheme, known))
         if value not in _CHOICES.get(name, (value,)):
             raise ValueError(f"expected {name} to be one of {', '.join(_CHOICES[name])}, got {value!r}")
     prefix = options.get("prefix", "microws")
-    if not prefix or not prefix.isprintable():
-        raise ValueError(f"expected prefix to be a name, got {prefix!r}")
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"expected prefix to have letters, digits, '.', '-' and '_' only, got {prefix!r}")
     return options
+
+
+def _unknown(option: str, scheme: str, known: list[str]) -> str:
+    """What is wrong with an option that the scheme does not have."""
+    if scheme != "unix":
+        if option == "db":
+            return "expected the number of the database as redis://HOST/1, got it as an option"
+        if option in _TLS_OPTIONS:
+            with_tls = _NAME.sub(r"\1s", scheme)
+            return f"expected {with_tls}:// for {option}, got {scheme}://"
+        if option in _SENTINEL_OPTIONS:
+            return f"expected redis+sentinel:// for {option}, got {scheme}://"
+    return f"expected the option {' or '.join(known)}, got {option!r}"
 
 
 def _unix_address(shown: str, split: SplitResult, options: dict[str, str]) -> RedisAddress:
@@ -176,7 +196,7 @@ def _address(
     for name in names.split(","):
         found = _HOST.fullmatch(name)
         if found is None:
-            raise ValueError(f"expected HOST or HOST:PORT, got {name!r}")
+            raise ValueError(f"expected HOST, HOST:PORT or [IPV6]:PORT, got {name!r}")
         port = int(found.group(2) or (_SENTINEL_PORT if has_sentinel else _PORT))
         if port > _MAX_PORT:
             raise ValueError(f"expected a port up to {_MAX_PORT}, got {port}")
@@ -202,7 +222,7 @@ def _login(split: SplitResult) -> tuple[str, str, str]:
 
 def _number(db: str) -> int:
     if not db.isdecimal():
-        raise ValueError(f"expected the number of a database, got {db!r}")
+        raise ValueError(f"expected the number of a database, 0 or more, got {db!r}")
     return int(db)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -11,7 +12,7 @@ from hiredis import ReplyError
 from hubs import LIMIT, Process
 from redis_server import TLS, Proxy, free_port, redis_server, sentinel_of
 
-from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, connect_hub
+from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, connect_hub, hub_connection
 from microws.hub import TopicSettings, running_loop
 from microws.interfaces import Payload
 from microws.redis_hub import backplane as module
@@ -114,9 +115,13 @@ async def test_tls(tmp_path):
     with redis_server(tmp_path, tls=True) as server:
         await reach(f"{server.url}?ssl_ca_certs={TLS}/localhost.pem")
         await reach(f"{server.url}?ssl_cert_reqs=none")
-        with pytest.raises(HubUnavailable, match="expected a certificate of Redis that this machine trusts, got"):
+        with pytest.raises(
+            HubUnavailable, match=r"this machine trusts, got: self-signed certificate; .* ssl_ca_certs="
+        ):
             await run(server.url)
-        with pytest.raises(HubUnavailable, match="expected files of certificates for Redis, got"):
+        with pytest.raises(
+            HubUnavailable, match="expected certificates for Redis in ssl_ca_certs=/missing, got: No such"
+        ):
             await run(f"{server.url}?ssl_ca_certs=/missing")
 
 
@@ -124,10 +129,13 @@ async def test_a_password(tmp_path, monkeypatch):
     with redis_server(tmp_path, requirepass="p@ss") as server:
         where = server.url.removeprefix("redis://")
         await reach(f"redis://:p%40ss@{where}")
-        with pytest.raises(HubUnavailable, match="Redis refused: NOAUTH"):
+        with pytest.raises(
+            HubUnavailable, match=r"refused: it expects a password; .* MICROWS_HUB_PASSWORD .redis://127"
+        ):
             await run(server.url)
-        with pytest.raises(HubUnavailable, match="Redis refused: WRONGPASS"):
-            await run(f"redis://:wrong@{where}")
+        for login in (":wrong", "user:p%40ss", "user"):
+            with pytest.raises(HubUnavailable, match=r"Redis refused: WRONGPASS .*; check the user and password"):
+                await run(f"redis://{login}@{where}")
         monkeypatch.setenv("MICROWS_HUB_PASSWORD", "p@ss")
         await reach(server.url)
 
@@ -143,15 +151,73 @@ async def test_a_sentinel_names_the_primary(tmp_path, redis):
 async def test_a_service_that_no_sentinel_knows_is_an_error(tmp_path, redis):
     with (
         sentinel_of(redis, tmp_path) as sentinel,
-        pytest.raises(HubUnavailable, match="got: no Sentinel knows a primary 'other'"),
+        pytest.raises(HubUnavailable, match=r"the Sentinel at 127.0.0.1:.* knows 'main', not 'other'; check"),
     ):
         await run(f"redis+sentinel://127.0.0.1:{sentinel.port}/other")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_is_not_the_redis_of_the_url_is_told(tmp_path, redis, monkeypatch):
+    """Another server, with or without TLS, no socket, no Sentinel, or one that refuses."""
+
+    async def refusal_of(url):
+        with pytest.raises(HubUnavailable) as caught:
+            await run(url)
+        return str(caught.value)
+
+    with redis_server(tmp_path / "tls", tls=True) as server:
+        assert "there without TLS (with TLS, write rediss://)" in await refusal_of(f"redis://127.0.0.1:{server.port}")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_CONNECT_TIMEOUT", 0.2)
+        for scheme, service in (("redis", ""), ("redis+sentinel", "/main")):
+            url = f"{scheme.replace('redis', 'rediss')}://127.0.0.1:{redis.port}{service}"
+            assert f"there with TLS (without, write {scheme}://)" in await refusal_of(url)
+    assert "got: No such file or directory; check the path" in await refusal_of(f"unix://{tmp_path}/redis.sock")
+    assert await refusal_of(f"{redis.url}/99") == (
+        "Redis refused: ERR DB index is out of range; use a lower number of the database, or set more of them as "
+        f"`databases` in Redis ({redis.url}/99)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, greet, listener)
+            assert await refusal_of(f"redis://127.0.0.1:{port}") == (
+                f"expected Redis, got something that speaks another protocol: check the port (redis://127.0.0.1:{port})"
+            )
+    where = f"127.0.0.1:{redis.port}"
+    assert await refusal_of(f"redis+sentinel://{where}/main") == (
+        f"expected a Sentinel at {where}, got Redis: write redis://HOST (redis+sentinel://{where}/main)"
+    )
+    assert "Sentinel at 127.0.0.1:1: Connection refused; check" in await refusal_of("redis+sentinel://127.0.0.1:1/main")
+    with redis_server(tmp_path / "sentinel", is_sentinel=True, requirepass="secret") as sentinel:
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+        assert "write its user and password as sentinel_username= and sentinel_password=" in await refusal_of(url)
+
+
+def greet(listener):
+    """A server of another protocol, for one client."""
+    listener.settimeout(LIMIT)
+    client, _ = listener.accept()
+    with client:
+        client.recv(1)
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+async def test_a_user_without_rights_is_told_where_they_are_listed(tmp_path):
+    with redis_server(tmp_path) as server:
+        url = server.url.replace("//", "//hub:secret@")
+        for missing in ("-evalsha", "resetkeys", "resetchannels"):
+            server.command("ACL", "SETUSER", "hub", "on", ">secret", "+@all", "~*", "&*", missing)
+            with pytest.raises(
+                HubUnavailable, match=r"Redis refused: .*; give the user the rights that the guide lists"
+            ):
+                await run(url)
 
 
 async def test_a_cluster_cannot_carry_a_hub(tmp_path):
     with (
         redis_server(tmp_path, cluster_enabled="yes") as server,
-        pytest.raises(HubUnavailable, match="a Redis Cluster cannot carry a hub"),
+        pytest.raises(HubUnavailable, match=r"a Redis Cluster cannot carry a hub: use .* \(redis://127"),
     ):
         await run(server.url)
 
@@ -182,7 +248,9 @@ async def test_databases_prefixes_and_mounts_are_separate(redis):
 async def test_no_server_is_one_line(caplog):
     caplog.set_level(logging.INFO, "microws.hub")
     with pytest.raises(
-        HubUnavailable, match=r"^expected Redis at redis://u:\*\*\*@127.0.0.1:1, got: Connection refused$"
+        HubUnavailable,
+        match=r"^expected Redis at redis://u:\*\*\*@127.0.0.1:1, got: Connection refused; check host and port, and "
+        r"that Redis runs there without TLS \(with TLS, write rediss://\)$",
     ):
         await run("redis://u:secret@127.0.0.1:1")
     assert caplog.messages == ["waiting for Redis at redis://u:***@127.0.0.1:1: Connection refused"]
@@ -218,8 +286,8 @@ async def test_an_app_without_its_redis_does_not_start_and_shows_no_traceback(ca
         tasks.start_soon(lifespan.run)
         assert not await lifespan.startup(timeout=LIMIT)
     [line] = [record for record in caplog.records if record.name == "microws.server"]
-    assert line.getMessage() == (
-        "the app's startup failed: expected Redis at redis://127.0.0.1:1, got: Connection refused"
+    assert line.getMessage().startswith(
+        "the app's startup failed: expected Redis at redis://127.0.0.1:1, got: Connection refused; check host and port"
     )
     assert line.exc_info is None
 
@@ -266,6 +334,16 @@ async def test_other_programs_connect(redis):
 async def test_other_programs_are_told_of_a_missing_redis():
     with pytest.raises(HubUnavailable, match=r"expected Redis at redis://127\.0\.0\.1:1, got: Connection refused"):
         async with connect_hub("redis://127.0.0.1:1"):
+            pass
+
+
+async def test_other_programs_are_told_of_a_missing_app(redis, monkeypatch):
+    monkeypatch.setattr(hub_connection, "_CONNECT_TIMEOUT", 0.1)
+    text = (
+        f"expected an answer of a worker of the app through Redis at {redis.url} within 0.1 s, got none: start the app"
+    )
+    with pytest.raises(HubUnavailable, match=re.escape(text)):
+        async with connect_hub(redis.url):
             pass
 
 

@@ -24,7 +24,7 @@ from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, parse_positio
 from microws.hub.pending import Pending, Replies
 from microws.hub_url import redis_address
 from microws.interfaces import Payload, Receipt
-from microws.redis_hub.connection import Connection, connect, tls_context
+from microws.redis_hub.connection import Connection, advice, connect, tls_context
 from microws.redis_hub.epoch import Epoch, fields, ignore, refusal
 from microws.redis_hub.publisher import TIMEOUT, Message, Publisher
 from microws.redis_hub.scripts import CLAIM, NONCE, READ, STORED, call, spec_of
@@ -167,14 +167,15 @@ class RedisBackplane:
                     return await connect(self._address, tls, self._open)
             except HubUnavailable as error:
                 if is_first:
-                    raise
+                    raise HubUnavailable(f"{error} ({self._address.shown})") from None
                 self._trouble = str(error)
             except OSError as error:
                 self._trouble = str(error) or f"it does not answer within {_CONNECT_TIMEOUT:g} s"
             if is_first and not attempt:
                 _log.warning("waiting for Redis at %s: %s", self._address.shown, self._trouble)
             if is_first and monotonic() - began > _FIRST_CONNECT:
-                raise HubUnavailable(f"expected Redis at {self._address.shown}, got: {self._trouble}")
+                text = f"expected Redis at {self._address.shown}, got: {self._trouble}; {advice(self._address)}"
+                raise HubUnavailable(text)
             await self._pause(attempt)
         raise AssertionError
 

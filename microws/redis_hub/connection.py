@@ -8,6 +8,7 @@ import os
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from random import sample
 from typing import Any, Final, TypeAlias
@@ -25,13 +26,22 @@ try:
 except ImportError:
     raise FeatureUnavailable("redis:// needs a package: pip install 'microws[redis]'") from None
 
-__all__ = ["Answer", "Connection", "connect", "is_refusal", "tls_context"]
+__all__ = ["Answer", "Connection", "advice", "connect", "is_refusal", "tls_context"]
 
 # What an answer is passed to; of a command that failed it is a ``hiredis.ReplyError``.
 Answer: TypeAlias = Callable[[Any], None]
 
 _MAX_READ: Final = 256 << 10
 _CONFIRMATIONS: Final = (b"subscribe", b"unsubscribe")
+_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+# What helps when Redis refuses to begin, by words of its refusal.
+_RIGHTS: Final = "give the user the rights that the guide lists in 'Run on several machines'"
+_WHAT_TO_DO: Final = {
+    "WRONGPASS": "check the user and password in the URL, or MICROWS_HUB_PASSWORD",
+    "NOPERM": _RIGHTS,
+    "can't access": _RIGHTS,
+    "DB index": "use a lower number of the database, or set more of them as `databases` in Redis",
+}
 # Seconds for the answer of a Sentinel.
 _SENTINEL_TIMEOUT: Final = 0.5
 # These errors end by themselves, or on another server.
@@ -196,29 +206,50 @@ async def connect(
     try:
         connection = Connection(await _open(address, tls))
     except ssl.SSLCertVerificationError as error:
-        raise HubUnavailable(f"expected a certificate of Redis that this machine trusts, got: {error}") from None
+        what = "name the file of its CA with ssl_ca_certs="
+        if "not valid for" in error.verify_message:
+            what = "use a host that it is valid for"
+        raise HubUnavailable(
+            f"expected a certificate of Redis that this machine trusts, got: {error.verify_message}; {what}"
+        ) from None
     try:
         password = address.password or os.environ.get("MICROWS_HUB_PASSWORD", "")
-        login = (b"AUTH", (address.username or "default").encode(), password.encode()) if password else ()
+        has_login = password or address.username
+        login = (b"AUTH", (address.username or "default").encode(), password.encode()) if has_login else ()
         [hello] = await connection.converse((b"HELLO", 3, *login, b"SETNAME", b"microws"))
         _check_server(hello)
         await connection.converse((b"SELECT", address.db))
         await prepare(connection)
     except BaseException as error:
         await connection.aclose()
+        if isinstance(error, hiredis.ProtocolError):
+            raise HubUnavailable("expected Redis, got something that speaks another protocol: check the port") from None
         if isinstance(error, _ENDED):
             raise ConnectionError(_reason(error)) from None
         raise
     return connection
 
 
-async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> anyio.abc.ByteStream:
+def advice(address: RedisAddress) -> str:
+    """What to do if Redis does not answer."""
     if address.path:
-        return await anyio.connect_unix(address.path)
-    host, port = address.hosts[0]
+        return "check the path of the socket, and that Redis runs"
+    what, runs, scheme = "host and port", "Redis runs", "://"
+    if address.service:
+        what, runs, scheme = "hosts, ports and service", "Sentinel and Redis run", "+sentinel://"
+    kind = f"without TLS (with TLS, write rediss{scheme})"
+    if address.tls is not None:
+        kind = f"with TLS (without, write redis{scheme})"
+    return f"check {what}, and that {runs} there {kind}"
+
+
+async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> anyio.abc.ByteStream:
+    host, port = address.hosts[0] if address.hosts else ("", 0)
     if address.service:
         host, port = await anyio.to_thread.run_sync(partial(_ask_sentinels, address), abandon_on_cancel=True)
     try:
+        if address.path:
+            return await anyio.connect_unix(address.path)
         if tls is None:
             return await anyio.connect_tcp(host, port)
         return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
@@ -228,31 +259,45 @@ async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> anyio.abc.
         # anyio tries all addresses of the host.
         cause = error.__cause__
         first = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
-        error = first if isinstance(first, OSError) else error
-        # asyncio's own text says less. A name that is not found has a negative number.
-        if error.errno is None or error.errno < 0:
-            raise error from None
-        raise ConnectionError(os.strerror(error.errno)) from None
+        raise ConnectionError(_words(first if isinstance(first, OSError) else error)) from None
 
 
 def _ask_sentinels(address: RedisAddress) -> tuple[str, int]:
     """Where the primary is."""
-    from redis import RedisError
-    from redis.sentinel import MasterNotFoundError, Sentinel
+    from redis import AuthenticationError, Redis, RedisError, ResponseError
 
     options = {"socket_timeout": _SENTINEL_TIMEOUT, "socket_connect_timeout": _SENTINEL_TIMEOUT, "retry": None}
     login = {"username": address.sentinel_username or None, "password": address.sentinel_password or None}
     tls = {} if address.tls is None else {"ssl": True, **_redis_options(address.tls)}
+    trouble = ""
     # Several that are gone would take all the time if they were always the first ones.
-    hosts = sample(address.hosts, len(address.hosts))
-    sentinel = Sentinel(hosts, sentinel_kwargs=options | login | tls)  # type: ignore[no-untyped-call]
-    try:
-        host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
-    except MasterNotFoundError:
-        raise ConnectionError(f"no Sentinel knows a primary {address.service!r}") from None
-    except RedisError as error:
-        raise ConnectionError(str(error)) from None
-    return str(host), int(port)
+    for host, port in sample(address.hosts, len(address.hosts)):
+        where = f"the Sentinel at {host}:{port}"
+        try:
+            with closing(Redis(host, port, **options | login | tls)) as sentinel:
+                primaries: Any = sentinel.sentinel_masters()
+        except AuthenticationError:
+            raise HubUnavailable(
+                f"{where} refused the login; write its user and password as sentinel_username= and sentinel_password="
+            ) from None
+        except ResponseError as error:
+            if "unknown command" in str(error):
+                raise HubUnavailable(f"expected a Sentinel at {host}:{port}, got Redis: write redis://HOST") from None
+            trouble = f"{where} refused: {error}"
+        except (RedisError, UnicodeError) as error:
+            cause = error.__context__
+            said = _words(cause) if isinstance(cause, OSError) else str(error)
+            if isinstance(cause, TimeoutError):
+                said = f"it does not answer within {_SENTINEL_TIMEOUT:g} s"
+            trouble = trouble or f"{where}: {said}"
+        else:
+            found = primaries.get(address.service)
+            if found and found["is_master"] and not (found["is_sdown"] or found["is_odown"]):
+                return str(found["ip"]), int(found["port"])
+            names = ", ".join(map(repr, sorted(primaries))) or "none"
+            what = "cannot reach" if found else f"knows {names}, not"
+            trouble = f"{where} {what} {address.service!r}"
+    raise ConnectionError(trouble)
 
 
 def _redis_options(tls: dict[str, str]) -> dict[str, Any]:
@@ -271,7 +316,8 @@ def tls_context(options: dict[str, str]) -> ssl.SSLContext:
         if certfile := options.get("ssl_certfile"):
             context.load_cert_chain(certfile, options.get("ssl_keyfile"))
     except OSError as error:
-        raise HubUnavailable(f"expected files of certificates for Redis, got: {error}") from None
+        files = ", ".join(f"{name}={options[name]}" for name in _FILES if name in options)
+        raise HubUnavailable(f"expected certificates for Redis in {files}, got: {_words(error)}") from None
     level = options.get("ssl_cert_reqs", "required")
     context.check_hostname = level == "required" and options.get("ssl_check_hostname") != "false"
     context.verify_mode = getattr(ssl, f"CERT_{level.upper()}")
@@ -281,7 +327,9 @@ def tls_context(options: dict[str, str]) -> ssl.SSLContext:
 def _check_server(hello: dict[bytes, Any]) -> None:
     version = hello[b"version"].decode()
     if hello[b"mode"] == b"cluster":
-        raise HubUnavailable("a Redis Cluster cannot carry a hub: use one Redis or Sentinel, and several hubs")
+        raise HubUnavailable(
+            "a Redis Cluster cannot carry a hub: use one Redis or Sentinel, or several hubs on several servers"
+        )
     if hello[b"mode"] == b"sentinel":
         raise HubUnavailable("expected Redis, got a Sentinel: write redis+sentinel://HOST:26379/SERVICE")
     if int(version.partition(".")[0]) < 6:
@@ -291,6 +339,12 @@ def _check_server(hello: dict[bytes, Any]) -> None:
 def _refusal(text: str) -> str:
     if "unknown command" in text and "HELLO" in text:
         return "expected Redis 6 or newer, got an older one"
+    text = text.partition(" script: ")[0]
+    if text.startswith("NOAUTH"):
+        return "Redis refused: it expects a password; write redis://:PASSWORD@HOST, or set MICROWS_HUB_PASSWORD"
+    for word, what in _WHAT_TO_DO.items():
+        if word in text:
+            return f"Redis refused: {text.removesuffix('.')}; {what}"
     return f"Redis refused: {text}"
 
 
@@ -298,4 +352,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, hiredis.ProtocolError):
         return f"it sent what is not of its protocol: {error}"
     cause = error.__cause__
-    return str(cause) if isinstance(cause, OSError) and str(cause) else "it closed the connection"
+    return _words(cause) if isinstance(cause, OSError) and str(cause) else "it closed the connection"
+
+
+def _words(error: OSError) -> str:
+    """An error without its number."""
+    # asyncio's own text says less than the system's. A name that is not found has a negative number.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

@@ -549,6 +549,42 @@ class App:
         self.add_route(page.part, f"{pattern}/{{name}}", name=f"docs {pattern} part")
         self.add_route(page.publish, f"{pattern}/publish", methods=["POST"], name=f"docs {pattern} publish")
 
+    def asyncapi(self, *, title: str | None = None, version: str = "0") -> dict[str, Any]:
+        """
+        Return an AsyncAPI 3.0 document of the WebSockets: their messages, parameters, close codes and refusals.
+
+        It is in the view of the app: what it receives, clients send. It has what is known: types by annotation or
+        ``value_type``, also those of ``app.topic`` for ``subscribe=``; a bearer token, session or ticket if the code of
+        the view or of a hook before it reads one. ``microws schema asyncapi`` writes it to a file.
+
+        Args:
+            title: Name of the app. Default: that of its file.
+            version: Version of the app.
+
+        Source: https://www.asyncapi.com/docs/reference/specification/v3.0.0
+        """
+        from microws.description import write_asyncapi
+
+        return write_asyncapi(self._description(), title=title, version=version)
+
+    def openapi(self, *, title: str | None = None, version: str = "0") -> dict[str, Any]:
+        """
+        Return an OpenAPI 3.1 document of the HTTP routes: their parameters, bodies, responses and errors.
+
+        It has what is known, as ``asyncapi``; the types of bodies, queries and responses are those of annotations. What
+        an error handler responds with is not known. A WebSocket is a GET that gets 101. Methods that OpenAPI does not
+        have are not in it. ``microws schema openapi`` writes it to a file.
+
+        Args:
+            title: Name of the app. Default: that of its file.
+            version: Version of the app.
+
+        Source: https://spec.openapis.org/oas/v3.1.0.html
+        """
+        from microws.description import write_openapi
+
+        return write_openapi(self._description(), title=title, version=version)
+
     def url_for(self, name: str, /, **params: Any) -> str:
         """
         Return the path of the route with that name.

@@ -179,7 +179,7 @@ def test_different_types_of_one_name_get_names_of_their_own():
     one = make_dataclass("Item", [("inner", make_dataclass("Inner", [("a", int)]))])
     other = make_dataclass("Item", [("inner", make_dataclass("Inner", [("b", int)]))])
     third = make_dataclass("Inner", [("c", int)])
-    types = [schemas.describe(each, "received") for each in (one, other, third, other, one)]
+    types = [schemas.json(each, "received") for each in (one, other, third, other, one)]
     names = [each["schema"]["$ref"].rpartition("/")[2] for each in types]
     assert names == ["Item", "Item2", "Inner3", "Item2", "Item"]
     assert sorted(schemas.components) == ["Inner", "Inner2", "Inner3", "Item", "Item2"]

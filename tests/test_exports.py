@@ -18,6 +18,8 @@ from microws import App, errors
 PROJECT = Path(__file__).parents[1]
 
 APP = {
+    "asyncapi",
+    "openapi",
     "add_codec",
     "add_converter",
     "add_middleware",

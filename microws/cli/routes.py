@@ -2,19 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from inspect import isroutine
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from microws.answers import allowed
 from microws.app import App
-from microws.callables import function_of, layers_of
 from microws.cli.discovery import LoadError, find_app
 from microws.cli.options import add_options, resolve
 from microws.cli.usage import Parser, UsageError
-from microws.event_stream import EventStream
+from microws.description import RouteDescription
 from microws.hints import nearest
 from microws.routing import Kind, Match, Miss, Mounted, Parameter, Route, Router, encode_path, path_of
 from microws.server.worker import loading
@@ -25,7 +23,6 @@ _NO_APP: Final = 3
 # These are never taken for the name of a module. Any other method has to be in upper case.
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS")
 _MAX_NEAR: Final = 8
-_PACKAGE: Final = Path(__file__).parents[1]
 
 
 def routes_parser() -> Parser:
@@ -71,10 +68,10 @@ def routes(flags: Mapping[str, Any]) -> int:
     if not isinstance(app, App):
         raise UsageError(f"expected an App of microws, whose routes are known, got {name}, a {type(app).__name__}")
     if path is None:
-        rows = list(_rows(app._router))
+        rows = _Rows(app).all
         print(json.dumps([row.as_json() for row in rows], indent=2) if "json" in flags else _table(rows))
         return 0
-    answer = _Answer(app._router, method, path)
+    answer = _Answer(app, method, path)
     print(json.dumps(answer.as_json(), indent=2) if "json" in flags else answer.as_text())
     return 0 if answer.row else 1
 
@@ -108,63 +105,44 @@ class _Row(NamedTuple):
     depth: int = 0
 
     @classmethod
-    def of_route(cls, route: Route, prefix: str, depth: int = 0) -> "_Row":
-        view = route.endpoint.function
-        methods = sorted(route.methods - {"HEAD"} if "GET" in route.methods else route.methods) or ["WS"]
-        if _is_event_stream(view):
+    def of(cls, route: RouteDescription) -> "_Row":
+        methods = [each for each in route.methods if each != "HEAD" or "GET" not in route.methods]
+        if route.kind == "sse":
             methods = ["SSE" if method == "GET" else method for method in methods]
-        return cls(methods, prefix + route.path, *_view(view), depth)
-
-    @classmethod
-    def of_mount(cls, mounted: Mounted, prefix: str, depth: int = 0) -> "_Row":
-        app = mounted.endpoint.app
-        view = _view(app) if isroutine(app) else (type(app).__name__, None, None)
-        return cls(["MOUNT"], prefix + mounted.prefix or "/", *view, depth)
+        return cls(
+            methods or [{"websocket": "WS"}.get(route.kind, "MOUNT")],
+            *(route.pattern, route.view, route.file, route.line, route.depth),
+        )
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        place = f"{self.file}:{self.line}" if self.line else self.file or ""
+        file = self.file and _shown(Path(self.file))
+        place = f"{file}:{self.line}" if self.line else file or ""
         return "  " * self.depth + ",".join(self.methods), self.path, self.view, place
 
     def as_json(self) -> dict[str, Any]:
         return {**self._asdict(), "file": self.file and str(Path(self.file).absolute())}
 
 
-def _rows(router: Router, prefix: str = "", depth: int = 0) -> Iterator[_Row]:
-    for route in router.routes:
-        yield _Row.of_route(route, prefix, depth)
-    for mounted in router.mounts:
-        yield _Row.of_mount(mounted, prefix, depth)
-        if isinstance(mounted.endpoint.app, App):
-            yield from _rows(mounted.endpoint.app._router, prefix + mounted.prefix, depth + 1)
-
-
-def _view(view: Any) -> tuple[str, str | None, int | None]:
-    """The name of a view or an app, and where it is written."""
-    code = getattr(function_of(layers_of(view)[-1]), "__code__", None)
-    name = getattr(view, "__name__", None) or type(view).__name__
-    if code is None:
-        return name, None, None
-    file = Path(code.co_filename)
-    if file.is_relative_to(_PACKAGE):
-        directory = getattr(getattr(view, "__self__", None), "directory", None)  # of App.static
-        return name.lstrip("_"), directory and _shown(directory), None
-    return name, _shown(file), code.co_firstlineno
-
-
 def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _is_event_stream(view: Any) -> bool:
-    """Whether a view names ``EventStream``, in its code or as what it returns."""
-    function = function_of(layers_of(view)[-1])
-    known = getattr(function, "__globals__", {})
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
-    returned = getattr(function, "__annotations__", {}).get("return")
-    return returned in (EventStream, "EventStream") or any(
-        name == "EventStream" or known.get(name) is EventStream for name in names
-    )
+class _Rows:
+    """The rows of an app, by its routes."""
+
+    def __init__(self, app: App) -> None:
+        described = app._description().routes
+        self.all = [_Row.of(each) for each in described]
+        keys = [(each.pattern, each.kind == "mount", each.methods) for each in described]
+        self._rows = dict(zip(keys, self.all, strict=True))
+
+    def of(self, found: Route | Mounted, prefix: str) -> _Row:
+        if isinstance(found, Mounted):
+            row = self._rows[prefix + found.prefix or "/", True, ()]
+        else:
+            row = self._rows[prefix + found.path, False, tuple(sorted(found.methods))]
+        return row._replace(depth=0)
 
 
 def _table(rows: list[_Row], *, last: list[str] | None = None) -> str:
@@ -184,7 +162,7 @@ class _Answer:
         near: Routes that nearly answer, and why they do not; the nearest first.
     """
 
-    def __init__(self, router: Router, method: str, path: str) -> None:
+    def __init__(self, app: App, method: str, path: str) -> None:
         raw = encode_path(unquote(urlsplit(path).path)) if "%" not in path else urlsplit(path).path
         scope = {"path": unquote(raw), "raw_path": raw.encode()}
         self.request = f"{method} {raw}"
@@ -192,7 +170,8 @@ class _Answer:
         self._method = method
         self.near: list[tuple[int, _Row, str]] = []
         self.row: _Row | None = None
-        self._find(router, *path_of(scope), prefix="")
+        self._rows = _Rows(app)
+        self._find(app._router, *path_of(scope), prefix="")
         self.near = sorted(self.near, key=lambda entry: entry[0])[:_MAX_NEAR]
 
     def _find(self, router: Router, path: str, segments: list[str] | None, *, prefix: str) -> None:
@@ -200,7 +179,7 @@ class _Answer:
         segments = path.split("/")[1:] if segments is None else segments
         self._add_near(router, segments, found.route if isinstance(found, Match) else None, prefix)
         if isinstance(found, Match):
-            self.row = _Row.of_route(found.route, prefix)
+            self.row = self._rows.of(found.route, prefix)
             self.result = ", ".join(f"{name}={value!r}" for name, value in found.params.items())
         elif isinstance(found, Miss):
             self.result = self._response(found, prefix)
@@ -208,16 +187,16 @@ class _Answer:
             below = segments[found.prefix.count("/") :]
             self._find(found.endpoint.app._router, "/" + "/".join(below), below, prefix=prefix + found.prefix)
         else:
-            self.row, self.result = _Row.of_mount(found, prefix), "answers all paths below"
+            self.row, self.result = self._rows.of(found, prefix), "answers all paths below"
 
     def _add_near(self, router: Router, segments: list[str], winner: Route | None, prefix: str) -> None:
         for route in router.routes:
             if route is not winner and (reason := _why_not(route, self._kind, self._method, segments, winner)):
-                self.near.append((reason[0], _Row.of_route(route, prefix), reason[1]))
+                self.near.append((reason[0], self._rows.of(route, prefix), reason[1]))
         for mounted in router.mounts:
             wrong = _misfits(mounted.prefix.split("/")[1:], segments)
             if len(wrong) == 1 and (reason := _misspelt(*wrong[0])):
-                self.near.append((*reason[:1], _Row.of_mount(mounted, prefix), reason[1]))
+                self.near.append((*reason[:1], self._rows.of(mounted, prefix), reason[1]))
 
     def _response(self, miss: Miss, prefix: str) -> str:
         if miss.allow:

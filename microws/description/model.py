@@ -35,12 +35,14 @@ class RouteDescription:
         body, query, returns: Of an HTTP route. ``None``: any, or not known. What a view returns is ``"text"`` for HTML
             and ``"bytes"``, too.
         receives, sends: The messages of a WebSocket.
-        delivers: The messages of the topics of ``subscribe``, as far as ``App.topic`` knows them.
+        delivers: What its client gets besides: the messages of the topics of ``subscribe``, as far as ``App.topic``
+            knows them, gap markers, and errors for invalid messages.
         subprotocols, subscribe, on_invalid, gaps: As given to ``App.websocket_route``.
         origins: The origins that may connect; ``None``: as ``App(origins=…)`` says.
         rate: ``20/s``, ``rate_excess`` behind it if that is not ``"wait"``. ``None``: no limit.
         login: Whether the first message logs in.
         error_close_code: After an unexpected exception.
+        is_docs: Whether it is of the page of ``App.docs``, which is in no document.
     """
 
     kind: RouteKind
@@ -71,6 +73,7 @@ class RouteDescription:
     rate: str | None = None
     login: bool = False
     error_close_code: int | None = None
+    is_docs: bool = False
 
     @property
     def summary(self) -> str | None:

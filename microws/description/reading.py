@@ -74,7 +74,7 @@ def _topic(pattern: str, settings: TopicSettings, schemas: Schemas) -> TopicDesc
         overflow=settings.overflow,
         history=settings.history,
         ttl=settings.ttl,
-        messages=schemas.describe(settings.value_type, "sent"),
+        messages=schemas.message(settings.value_type, "sent"),
     )
 
 
@@ -88,9 +88,10 @@ def _routes(
         yield _mount(mounted)
         below = getattr(mounted.endpoint.app, "_description", None)  # it may be another framework's
         for described in below(schemas).routes if below else ():
+            is_outermost = described.kind == "mount" and described.pattern == "/"
             yield replace(
                 described,
-                pattern=mounted.prefix + described.pattern,
+                pattern=mounted.prefix + ("" if is_outermost else described.pattern) or "/",
                 depth=described.depth + 1,
                 checks_host=checks_host or described.checks_host,
             )
@@ -115,15 +116,16 @@ def _route(
         max_size=settings.max_body_size,
         checks_host=settings.allowed_hosts is not None,
         handled_errors=_handled_errors(endpoint.hooks),
+        is_docs=getattr(function_of(view), "__module__", None) == "microws.docs_page",
     )
     if isinstance(endpoint, HTTPEndpoint):
         return replace(
             described,
             credentials=_credentials([*endpoint.hooks.before_request.chain, view], route.parsed.parameters),
             checks_host=described.checks_host and not endpoint.is_health_check,
-            body=endpoint.body_type and schemas.describe(endpoint.body_type, "received"),
-            query=endpoint.query_type and schemas.describe(endpoint.query_type, "received"),
-            returns=endpoint.return_type and schemas.describe(endpoint.return_type, "sent"),
+            body=None if endpoint.body_type is None else schemas.json(endpoint.body_type, "received"),
+            query=None if endpoint.query_type is None else schemas.json(endpoint.query_type, "received"),
+            returns=schemas.returned(endpoint.return_type),
         )
     login = () if endpoint.login is None else (endpoint.login,)
     return replace(
@@ -131,9 +133,9 @@ def _route(
         kind="websocket",
         max_size=settings.limits.max_message_size,
         credentials=_credentials([*endpoint.hooks.before_websocket.chain, *login, view], route.parsed.parameters),
-        receives=schemas.describe(endpoint.receive_type, "received", endpoint.receive_encoding),
-        sends=schemas.describe(endpoint.send_type, "sent", endpoint.send_encoding),
-        delivers=tuple(_delivered(endpoint.topics, topics)),
+        receives=schemas.message(endpoint.receive_type, "received", endpoint.receive_encoding),
+        sends=schemas.message(endpoint.send_type, "sent", endpoint.send_encoding),
+        delivers=tuple(_delivered(endpoint, topics, schemas)),
         subprotocols=tuple(endpoint.subprotocols),
         subscribe=endpoint.topics,
         on_invalid=endpoint.on_invalid,
@@ -176,21 +178,31 @@ def _attributes(function: Any, parameters: tuple[str, ...]) -> Iterator[str]:
             yield str(used.argval)
 
 
-def _delivered(subscribed: tuple[str, ...], topics: tuple[TopicDescription, ...]) -> Iterator[MessageType]:
-    """The types of the topics that a route subscribes to, whatever its parameters are."""
+def _delivered(
+    endpoint: WebSocketEndpoint, topics: tuple[TopicDescription, ...], schemas: Schemas
+) -> Iterator[MessageType]:
+    fitting = {topic.pattern: topic for written in endpoint.topics for topic in _fitting(written, topics)}
     seen: list[MessageType] = []
-    for written in subscribed:
-        # A parameter may have any text, so only a `*` fits it with certainty.
-        parts = [literal + ("\0" if name is not None else "") for literal, name, *_ in Formatter().parse(written)]
-        template = "".join(parts)
-        for topic in topics:
-            if not _may_fit(topic.pattern, template):
-                continue
-            if topic.messages is not None and topic.messages not in seen:
-                seen.append(topic.messages)
-            if expression_of(topic.pattern).fullmatch(template):
-                break
+    for topic in fitting.values():
+        if topic.messages is not None and topic.messages not in seen:
+            seen.append(topic.messages)
     yield from seen
+    if endpoint.gaps or any(topic.history for topic in fitting.values()):
+        yield schemas.gap_marker()
+    if endpoint.on_invalid == "error":
+        yield schemas.message_error()
+
+
+def _fitting(subscribed: str, topics: tuple[TopicDescription, ...]) -> Iterator[TopicDescription]:
+    """The settings that a topic of ``subscribe`` may have: which they are may depend on the parameters of the path."""
+    # A parameter may be any text, and only a `*` fits it with certainty.
+    parts = Formatter().parse(subscribed)
+    template = "".join(literal + ("" if name is None else "\0") for literal, name, *_ in parts)
+    for topic in topics:
+        if _may_fit(topic.pattern, template):
+            yield topic
+        if expression_of(topic.pattern).fullmatch(template):
+            break
 
 
 def _may_fit(pattern: str, template: str) -> bool:

@@ -87,6 +87,9 @@ App(secret=1)  # type: ignore[arg-type]
 ticket: str = app.ticket({"user": "anna"}, path="/chat", ttl=10)
 app.ticket("anna")  # type: ignore[call-arg]
 app.ticket("anna", "/chat")  # type: ignore[call-arg]
+assert_type(app.asyncapi(title="Chat", version="1.2"), dict[str, Any])
+assert_type(app.openapi(), dict[str, Any])
+app.openapi("Chat")  # type: ignore[call-arg]
 App(1024)  # type: ignore[call-arg]
 App(origin=["*"])  # type: ignore[call-arg]
 App(max_message_size="1MiB")  # type: ignore[arg-type]

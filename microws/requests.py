@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
+from importlib.util import find_spec
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, overload
 from urllib.parse import quote, unquote_to_bytes
@@ -54,7 +55,9 @@ Closers: TypeAlias = list[tuple[Callable[..., Any], tuple[Any, ...]]] | tuple[()
 
 def no_secret(name: str) -> str:
     """The error of what needs a secret, in an app without one."""
-    return f"{name} needs App(secret=…): 32 random bytes or more, such as os.environ['SECRET']"
+    # `microws dev` makes a secret, but not without this package.
+    also = "" if find_spec("itsdangerous") else "; and pip install 'microws[sessions]'"
+    return f"{name} needs App(secret=…): 32 random bytes or more, such as os.environ['SECRET']{also}"
 
 
 class Address(NamedTuple):

@@ -423,9 +423,19 @@ try:
     App(secret="x" * 32)
 except FeatureUnavailable as error:
     print(error)
+try:
+    App().ticket("anna", path="/")
+except RuntimeError as error:
+    print(error)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    assert result.stdout == "sessions and tickets need itsdangerous: pip install 'microws[sessions]'\n"
+    assert result.stdout.splitlines() == [
+        "sessions and tickets need itsdangerous: pip install 'microws[sessions]'",
+        (
+            "app.ticket needs App(secret=…): 32 random bytes or more, such as os.environ['SECRET']; and pip install "
+            "'microws[sessions]'"
+        ),
+    ]
 
 
 def test_an_app_without_a_secret_imports_nothing_for_it():

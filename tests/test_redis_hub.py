@@ -7,6 +7,7 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
+import httpx
 import pytest
 from hiredis import ReplyError
 from hubs import LIMIT, Process
@@ -318,6 +319,21 @@ async def test_mounted_apps_use_the_redis_of_the_outermost_one(redis):
             await other[0].publish("t", "outer")
             await other[1].publish("t", "inner")
             assert (await outer.__anext__(), await inner.__anext__()) == ("outer", "inner")
+
+
+async def test_an_app_that_asks_for_its_hub_is_not_ready_while_redis_is_silent(tmp_path):
+    with redis_server(tmp_path) as server:
+        app = app_at(server.url)
+        app.health(hub=True)
+        transport = httpx.ASGITransport(app)
+        async with serving(app), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.get("/readyz")).status_code == 200
+            server.pause()
+            assert (await client.get("/readyz")).status_code == 503
+            server.resume()
+            with anyio.fail_after(LIMIT):
+                while (await client.get("/readyz")).status_code != 200:
+                    pass
 
 
 async def test_other_programs_connect(redis):

@@ -17,7 +17,7 @@ from microws import App, EventStream, HTTPException
 
 app = App()
 app.topic("messages", history=1000)
-app.health(hub=True)  # /readyz
+app.health()  # /readyz
 
 # Each worker is a process.
 PROCESS = f"{os.environ.get('MACHINE') or socket.gethostname()}-{os.getpid()}"

@@ -3,9 +3,12 @@
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from itertools import count
+from math import isfinite
 from os import urandom
+from time import time
 from types import GenericAlias, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, overload
 
@@ -21,6 +24,7 @@ from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError,
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol, split_bearer
 from microws.hub import (
     LIVE_CODEC,
+    LOOK_INTERVAL,
     SUBPROTOCOL,
     Announce,
     FrameCodec,
@@ -31,6 +35,7 @@ from microws.hub import (
     check_tags,
     check_topic,
     gap_announcement,
+    running_loop,
 )
 from microws.interfaces import Application, Event, Receipt, Scope, Subscribed
 from microws.requests import BaseRequest, Closers, no_secret
@@ -131,6 +136,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
     __slots__ = (
         "_connection",
         "_end_returned",
+        "_expiry",
         "_failure",
         "_helpers",
         "_id",
@@ -169,6 +175,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._tags = _NO_TAGS
+        self._expiry: tuple[float, int, str] | None = None
         self._helpers: set[anyio.CancelScope] | None = None
         self._end_returned = False
         self._skipped = self._invalid_in_a_row = 0
@@ -286,6 +293,51 @@ class WebSocket(BaseRequest, Generic[In, Out]):
             self._tags = {each: old for each, old in self._tags.items() if each != name}
             if value is not None:
                 self._tags[name] = value
+
+    # Expiry
+
+    def expire(self, at: float | datetime | None, *, code: int = 4401, reason: str = "expired") -> None:
+        """
+        Close this connection at a time of the clock, such as the end of the session that let the client in.
+
+        Call it again to prolong or shorten the time. If ``at`` has passed, the connection is closed now. It is closed
+        within a second of that time, also if the clock is set or the machine has slept. The view gets
+        ``WebSocketDisconnect`` with this code. Before ``accept``, the client gets 403.
+
+        Args:
+            at: Unix seconds, as of ``time.time()``, or a ``datetime`` with a time zone; ``None``: never.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999. Default 4401, after HTTP's 401: the client logs in again.
+            reason: At most 123 bytes in UTF-8.
+
+        Raises:
+            TypeError, ValueError: ``at``, ``code`` or ``reason`` is invalid, such as a ``datetime`` without time zone.
+            WebSocketDisconnect: The connection has ended.
+        """
+        if self.closed:
+            raise self._connection.unusable("expire")
+        seconds = None if at is None else _unix_seconds(at)
+        check_close(code, reason)
+        was_set = self._expiry is not None
+        self._expiry = None if seconds is None else (seconds, code, reason)
+        if running_loop() is not None:
+            self._options.hub.open.expire(self, seconds)
+        elif not was_set and seconds is not None:
+            self.start_soon(self._expire_later)
+
+    async def _expire_later(self) -> None:
+        """On trio, which has no timers."""
+        while self._expiry is not None:
+            seconds = self._expiry[0] - time()
+            if seconds <= 0:
+                self.close_expired()
+                return
+            await anyio.sleep(min(seconds, LOOK_INTERVAL))
+
+    def close_expired(self) -> None:
+        """Close at the time of ``expire``. Never waits."""
+        if self._expiry is not None and not self.closed:
+            _, code, reason = self._expiry
+            self._disconnect(code, reason)
 
     # The handshake and the end
 
@@ -796,6 +848,18 @@ class WebSocket(BaseRequest, Generic[In, Out]):
                 scope.cancel()
         if self.accepted:
             await connection.drain_input()
+
+
+def _unix_seconds(at: object) -> float:
+    if isinstance(at, datetime):
+        if at.utcoffset() is None:
+            raise ValueError("expected a datetime with a time zone, such as datetime.now(UTC) + timedelta(hours=1)")
+        return at.timestamp()
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        raise TypeError(f"expected Unix seconds or a datetime with a time zone, got {type(at).__name__}")
+    if not isfinite(at):
+        raise ValueError(f"expected Unix seconds, got {at}; write None for never")
+    return float(at)
 
 
 @cache

@@ -11,6 +11,7 @@ subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event loop that t
 
 from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane
 from microws.hub.connections import Tag, check_tags
+from microws.hub.expiry import LOOK_INTERVAL
 from microws.hub.history import FrameCodec, join_positions, split_positions
 from microws.hub.hub import Hub
 from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement
@@ -34,6 +35,7 @@ __all__ = [
     "BACKED_UP",
     "HISTORY_BYTES",
     "LIVE_CODEC",
+    "LOOK_INTERVAL",
     "MAX_BYTES",
     "MAX_MESSAGES",
     "MAX_PART_BYTES",

@@ -6,6 +6,7 @@ from operator import itemgetter
 from time import time
 from typing import Any, Protocol, TypeAlias
 
+from microws.hub.expiry import Expiries
 from microws.interfaces import OpenConnection
 
 __all__ = ["Connections", "Tag", "Tagged", "check_tags"]
@@ -40,6 +41,10 @@ class Tagged(Protocol):
         """Whether it has ended, or is being closed."""
         ...
 
+    def close_expired(self) -> None:
+        """Close it: its time has come. Never waits."""
+        ...
+
 
 def check_tags(tags: Mapping[str, Any]) -> None:
     """
@@ -63,6 +68,7 @@ class Connections:
         self._since: dict[Tagged, float] = {}
         # By name and value. Dicts keep the order of tagging.
         self._tagged: dict[tuple[str, Tag], dict[Tagged, None]] = {}
+        self._expiries: Expiries[Tagged] = Expiries(lambda connection: connection.close_expired())
 
     def __len__(self) -> int:
         return len(self._since)
@@ -76,6 +82,15 @@ class Connections:
         del self._since[connection]
         for tag in connection.tags.items():
             self._untag(connection, tag)
+        if self._expiries:
+            self._expiries.remove(connection)
+
+    def expire(self, connection: Tagged, at: float | None) -> None:
+        """Call ``close_expired`` of ``connection`` at this time, in Unix seconds; ``None``: never. Not on trio."""
+        if at is None:
+            self._expiries.remove(connection)
+        else:
+            self._expiries.set(connection, at)
 
     def tag(self, connection: Tagged, name: str, value: Tag | None) -> None:
         """Replace the tag ``name`` of ``connection``, before the connection says so itself; ``None`` removes it."""

@@ -336,6 +336,14 @@ async def use(ws: WebSocket) -> None:
     assert_type(await ws.publish("a", {"any": "value"}), Receipt)
     await ws.subscribe(["a", "b"])  # type: ignore[arg-type]
 
+    ws.tag(user="anna", device=5, phone=None)
+    ws.tag("anna")  # type: ignore[call-arg]
+    ws.tag(user=1.5)  # type: ignore[arg-type]
+    ws.expire(datetime.now(UTC), code=4401, reason="log in again")
+    ws.expire(1e9)
+    ws.expire(None)
+    ws.expire("2030-01-01")  # type: ignore[arg-type]
+
     ws.start_soon(announce, ws, "x")
     await ws.wait_closed()
     ws.on_close(announce, ws, "x")

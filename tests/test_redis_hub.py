@@ -13,7 +13,7 @@ from hiredis import ReplyError
 from hubs import LIMIT, Process
 from redis_server import TLS, Proxy, free_port, redis_server, sentinel_of
 
-from microws import App, FeatureUnavailable, HubUnavailable, PublishTimeout, connect_hub, hub_connection
+from microws import App, FeatureUnavailable, HubUnavailable, Overflow, PublishTimeout, connect_hub, hub_connection
 from microws.hub import TopicSettings, running_loop
 from microws.interfaces import Payload
 from microws.redis_hub import backplane as module
@@ -659,6 +659,62 @@ async def test_a_topic_of_which_versions_of_an_app_keep_different_messages(redis
         assert (found.recovered, found.position) == (True, third)
 
 
+KINDS = {
+    "plain": TopicSettings(),
+    "list": TopicSettings(history=100),
+    "latest": TopicSettings(history=100, overflow="latest"),
+}
+
+
+@pytest.mark.parametrize("one", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+async def test_while_versions_of_an_app_are_mixed_what_is_missing_is_told(redis, one, other):
+    """A deploy changes what a topic keeps. Only who gets all that both have published is told ``recovered``."""
+    async with connected(redis.url, redis.url) as processes:
+        for process, kind in zip(processes, (one, other), strict=True):
+            process.settings = lambda topic, settings=KINDS[kind]: settings
+        seen = {}
+
+        async def publish_with(number, text):
+            kind = (one, other)[number]
+            options = {"has_history": kind != "plain", "conflation": text.encode() if kind == "latest" else b""}
+            await publish(processes[number], text, **options)
+            await processes[0].wait_delivered(len(texts))
+
+        texts = []
+        for number in (0, 0, 1, 0, 1, 1, 0, 0):
+            texts.append(str(len(texts)))
+            await publish_with(number, texts[-1])
+            for reader, kind in ((0, one), (1, other)):
+                if kind == "plain":
+                    continue
+                settings, read = KINDS[kind], processes[reader].backplane.read
+                by_key = settings.overflow == "latest"
+                for since, count in [("start", 0), *seen.items()]:
+                    found = await read("t", since, history=100, ttl=None, by_key=by_key)
+                    got = [entry.payload.data.decode() for entry in found.entries]
+                    if found.recovered:
+                        # What was kept in another way before the first of them is not in the window.
+                        assert got == (texts[count:] if since != "start" else texts[len(texts) - len(got) :])
+                        assert got or since != "start"
+                    position = found.position
+                seen[position] = len(texts)
+                again = await read("t", position, history=100, ttl=None, by_key=by_key)
+                assert (again.recovered, again.entries) == (True, ())
+
+
+async def test_who_starts_with_messages_of_another_version_is_told(redis):
+    async with serving(app_at(redis.url)) as one, connected(redis.url) as [other]:
+        other.settings = lambda topic: KINDS["latest"]
+        await one.publish("chat:1", "as a list")
+        await publish(other, "by key", "chat:1", conflation=b"k")
+        async with one.subscribe("chat:1", since="start") as messages:
+            with pytest.raises(Overflow):
+                await messages.__anext__()
+            await one.publish("chat:1", "next")
+            assert await messages.__anext__() == "next"
+
+
 async def test_keys_are_forgotten_with_their_messages(redis):
     async with connected(redis.url, settings=TopicSettings(history=5)) as [process]:
         first = await publish(process, 0, key=b"0")
@@ -671,6 +727,43 @@ async def test_keys_are_forgotten_with_their_messages(redis):
             await publish(process, number, key=b"more %d" % number)
         assert redis.command("HLEN", "microws:k:t") <= 2 * 6 + 16
         assert redis.command("LLEN", "microws:l:t") == 6
+
+
+@pytest.mark.parametrize("by_key", [False, True], ids=["all messages", "newest by key"])
+@pytest.mark.parametrize("lost", ["k:t", "l:t h:t", "o:t", "e"])
+async def test_a_key_is_known_though_redis_has_lost_a_part(redis, lost, by_key):
+    """Evicted, or its last messages after it was started again."""
+    size = 600 if lost == "k:t" else 20  # of a list, 512 are read at once
+    async with connected(redis.url, settings=TopicSettings(history=700)) as [process]:
+
+        async def publish_again(number):
+            options = {"key": b"%d" % number} if number % 2 else {}
+            return await publish(process, number, conflation=b"%d" % number if by_key else b"", **options)
+
+        positions = {}
+
+        async def publish_first(number):
+            positions[number] = await publish_again(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(size):
+                tasks.start_soon(publish_first, number)
+        redis.command("DEL", *(f"microws:{name}" for name in lost.split()))
+        for number in (size - 1, 1):
+            assert await publish_again(number) == positions[number]
+        await publish_again(size)
+        for number in (1, size // 2 + 1, size - 1):
+            assert await publish_again(number) == positions[number]
+        await process.wait_delivered(size + 1)
+        assert len(process.delivered) == size + 1
+
+
+async def test_a_key_of_an_expired_message_is_not_taken_from_the_log(redis):
+    async with connected(redis.url, settings=TopicSettings(history=10)) as [process]:
+        first = await publish(process, 0, key=b"k")
+        process.settings = lambda topic: TopicSettings(history=10, ttl=1e-6)
+        redis.command("DEL", "microws:k:t")
+        assert await publish(process, 1, key=b"k") != first
 
 
 async def test_by_key_the_keys_of_messages_do_not_pile_up(redis):

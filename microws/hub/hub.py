@@ -215,7 +215,9 @@ class Hub:
         known = {topic: missed[topic].position if topic in missed else self.known_position(topic) for topic in topics}
         asked = [topic for topic in positions if topic in added] if positions else []
         recovered = {topic for topic in missed if missed[topic].recovered}
-        lost = tuple(topic for topic in asked if positions[topic] != START and topic not in recovered)
+        lost = tuple(
+            topic for topic in asked if topic not in recovered and (topic in missed or positions[topic] != START)
+        )
         if subscriber.announce is not None:
             begun = {topic: position for topic in added if (position := known[topic]) is not None}
             if begun and (messages := subscriber.announce(begun, asked, lost)):
@@ -380,7 +382,8 @@ class Hub:
                     read = await window.reads.call(
                         START, partial(self.backplane.read, topic, START, history=history, ttl=None, by_key=by_key)
                     )
-                    window.fill(read.entries, is_all=True)
+                    if read.recovered:
+                        window.fill(read.entries, is_all=True)
                 if (missed := window.missed(since, entry.position)) is not None:
                     return missed
             window.first_since = since

@@ -4,10 +4,11 @@ What Redis runs: Lua scripts, each atomic, over a log per topic.
 The keys begin with the hub's prefix:
 
 - ``e``: the epoch, 8 bytes, which names this life of the log; then what the server was when it began.
-- ``o:TOPIC``: epoch, last offset, the offset after which it has all, and the nonce of the last message.
+- ``o:TOPIC``: epoch; last offset, the offset after which it has all, the offset with which it began; the nonce of the
+  last message; and what is kept: 0 for nothing, 1 for ``l:``, 2 for ``h:``.
 - ``l:TOPIC``: the last records, in order of their offsets, which have no hole. With ``overflow="latest"``, ``h:TOPIC``:
   the newest record of each conflation key.
-- ``k:TOPIC``: the offset and nonce of each message with a key.
+- ``k:TOPIC``: the offset and nonce of each message with a key. It outlives the epoch.
 - ``p:PUBLISHER``: its last number. So a publish that is sent again is known.
 - ``c:KEY``: who has claimed it.
 
@@ -112,6 +113,7 @@ local function parse(spec)
     local history, ttl, by_key = string.match(spec, '(%d+) (%S+) (%d)')
     found = {history = tonumber(history or 0), ttl = tonumber(ttl or 0), by_key = by_key == '1'}
     found.expires = math.ceil(found.ttl)
+    found.kind = found.history == 0 and 0 or found.by_key and 2 or 1
     specs[spec] = found
   end
   return found
@@ -121,19 +123,20 @@ end
 local function open(name)
   local found = call('GET', prefix .. 'o:' .. name)
   if found and sub(found, 1, 8) == epoch then
-    local last, floor, nonce = unpack_bytes('<I8I8c16', found, 9)
-    return {last = last, floor = floor, nonce = nonce}
+    local last, floor, begin, nonce, kind = unpack_bytes('<I8I8I8c16B', found, 9)
+    return {last = last, floor = floor, begin = begin, nonce = nonce, kind = kind}
   end
-  return {last = now, floor = now, nonce = epoch .. string.rep('\\0', 8), is_new = true}
+  return {last = now, floor = now, begin = now, nonce = epoch .. string.rep('\\0', 8), kind = 0, is_new = true}
 end
 
--- Records of another epoch, or without the offset that belongs to them.
+-- Records of another epoch, without the offset that belongs to them, or without the messages that another version of
+-- the app has published, for which the topic keeps them in another way.
 local function forget(name)
-  call('DEL', prefix .. 'l:' .. name, prefix .. 'h:' .. name, prefix .. 'k:' .. name)
+  call('DEL', prefix .. 'l:' .. name, prefix .. 'h:' .. name)
 end
 
 local function counter(topic)
-  return epoch .. pack('<I8I8', topic.last, topic.floor) .. topic.nonce
+  return epoch .. pack('<I8I8I8', topic.last, topic.floor, topic.begin) .. topic.nonce .. pack('B', topic.kind)
 end
 """
 
@@ -174,10 +177,28 @@ local function kept(name, spec)
   return found
 end
 
--- The offset of the oldest message that the topic has.
-local function oldest(name, topic, spec)
-  if not spec.by_key then return topic.before - call('LLEN', prefix .. 'l:' .. name) + 1 end
-  return (call('EXISTS', prefix .. 'h:' .. name) == 1 and topic.floor or topic.before) + 1
+-- Offset and nonce of the messages with keys that the log has, if Redis has evicted ``k:``.
+local function kept_keys(name, spec)
+  local found = {}
+  if call('EXISTS', prefix .. 'k:' .. name) == 1 then return found end
+  local oldest = now / 1000 - spec.ttl
+  local first = spec.by_key and 0 or -512
+  repeat
+    local records = spec.by_key and call('HVALS', prefix .. 'h:' .. name)
+      or call('LRANGE', prefix .. 'l:' .. name, first, first + 511)
+    local is_over = spec.by_key or #records < 512
+    for _, record in ipairs(records) do
+      local _, time = unpack_bytes('<I8d', record)
+      local size = string.byte(record, 58)
+      if time * 1000 < oldest then
+        is_over = true
+      elseif size > 0 then
+        found[sub(record, 60, 59 + size)] = sub(record, 1, 8) .. sub(record, 41, 56)
+      end
+    end
+    first = first - 512
+  until is_over
+  return found
 end
 
 for i = 7, #ARGV, 3 do
@@ -203,14 +224,14 @@ for i = 7, #ARGV, 3 do
     key = sub(made, 20, 19 + key_size)
     conflation = sub(made, 20 + key_size, 19 + key_size + conflation_size)
     if key_size > 0 then
-      topic.keys = topic.keys or {}
-      local stored = topic.keys[key]
-      if not stored and not topic.is_new then
-        stored = call('HGET', prefix .. 'k:' .. name, key)
-        topic.oldest = topic.oldest or oldest(name, topic, spec)
-        if stored and unpack_bytes('<I8', stored) < topic.oldest then stored = nil end
+      topic.keys = topic.keys or kept_keys(name, spec)
+      local stored = topic.keys[key] or call('HGET', prefix .. 'k:' .. name, key)
+      if stored then
+        -- The list has left it behind. What was published before the topic began is remembered until ``k:`` expires.
+        local offset = unpack_bytes('<I8', stored)
+        local is_left = not spec.by_key and offset > topic.begin and offset < topic.before - spec.history
+        if not is_left then answer = stored end
       end
-      answer = stored or nil
     end
   end
   if not answer then
@@ -279,7 +300,9 @@ for _, name in ipairs(names) do
   local topic = topics[name]
   if topic.is_changed then
     local spec = topic.spec
-    if topic.is_new then forget(name) end
+    local kind = spec and spec.kind or 0
+    if topic.is_new or kind ~= topic.kind then forget(name) end
+    topic.kind = kind
     if spec then
       if spec.by_key then write_by_key(name, topic, spec) else write_list(name, topic, spec) end
       if topic.keys then write_keys(name, topic, spec) end
@@ -315,7 +338,7 @@ local function newest_by_key(name, topic, spec, since, answer)
     newest = math.max(newest, offset)
     if offset > since and time * 1000 >= now / 1000 - spec.ttl then found[#found + 1] = {offset, record} end
   end
-  -- It was lost; or another version of the app has published it, for which the topic keeps all messages, or none.
+  -- Lost.
   if since >= 0 and newest ~= topic.last then return 0 end
   table.sort(found, function(one, other) return one[1] < other[1] end)
   for i = math.max(1, #found - spec.history + 1), #found do
@@ -372,7 +395,7 @@ for i = 3, #ARGV, 4 do
     end
   elseif size >= limit then
     answer[1] = 2
-  elseif since then
+  elseif since and (since >= 0 or topic.kind == spec.kind or topic.last == topic.begin) then
     answer[1] = after(name, topic, spec, since, nonce, answer)
     if answer[1] == 0 then answer = {0, topic.last, topic.nonce} end
   end

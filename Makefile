@@ -62,12 +62,17 @@ lint: setup types  ## Check style and types, and the lowest dependency versions 
 	$(BIN)/ruff check .
 	$(TEST) -q tests/test_dependencies.py
 
+TYPED_APP := tests/typing/typed_app.py
+
 types: mypy pyright  ## Check types, strictly, and that other type checkers know at least 98 % of the public ones
 
 mypy: setup
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.13 $(TYPED_APP)
 
 pyright: setup
+	PATH="$(abspath $(BIN)):$$PATH" pyright --pythonversion 3.11 $(TYPED_APP)
+	PATH="$(abspath $(BIN)):$$PATH" pyright --pythonversion 3.13 $(TYPED_APP)
 	PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes microws --ignoreexternal --outputjson | $(BIN)/python -c \
 		"import json, sys; score = json.load(sys.stdin)['typeCompleteness']['completenessScore']; \
 		print(f'pyright knows {score:.1%} of the public types'); sys.exit(score < 0.98)"

@@ -198,6 +198,7 @@ class _Typed(MessageCodec):
         self._codec = codec
         self._rules = rules
         self._known = known
+        self._default = known.json_default
         self._is_binary = isinstance(codec, _MsgPack)
         self._is_json = isinstance(codec, _JSON)
 
@@ -206,13 +207,17 @@ class _Typed(MessageCodec):
         return self._codec
 
     def encode(self, value: Any) -> str | bytes:
-        plain = self._rules.plain(value, is_binary=self._is_binary)
         if self._known.checks:
-            self._rules.check(value, plain)
-        return self._codec.encode(plain)
+            self._rules.check(value, self._plain(value))
+        return self.encode_unchecked(value)
 
     def encode_unchecked(self, value: Any) -> str | bytes:
-        return self._codec.encode(self._rules.plain(value, is_binary=self._is_binary))
+        if self._is_json:
+            return self._rules.dump(value, default=self._default).decode()
+        return self._codec.encode(self._plain(value))
+
+    def _plain(self, value: Any) -> Any:
+        return self._rules.plain(value, default=self._default, is_binary=self._is_binary)
 
     def decode(self, payload: str | bytes) -> Any:
         if self._is_json:
@@ -303,12 +308,13 @@ class Codecs:
         json_default: The ``default`` of ``dumps_json``.
 
     Attributes:
+        json_default: As above.
         checks: Whether values with a type are checked before they are sent; in ``microws dev`` and the test client.
     """
 
     def __init__(self, json_default: JSONDefault | None = None) -> None:
         self.checks = False
-        self._json_default = json_default
+        self.json_default = json_default
         self._typed: dict[tuple[Any, str], MessageCodec] = {}
         self._by_name = {each.name: each for each in (TEXT, BYTES, _JSON(json_default) if json_default else JSON, AUTO)}
         self._added: set[str] = set()
@@ -372,7 +378,7 @@ class Codecs:
         if codec is not None:
             return codec
         if value_type == "msgpack":
-            msgpack = self._by_name[value_type] = _MsgPack(self._json_default, self._load_json)
+            msgpack = self._by_name[value_type] = _MsgPack(self.json_default, self._load_json)
             return msgpack
         names = dict.fromkeys([*self._by_name, "msgpack"])
         hint = did_you_mean(value_type, names)
@@ -408,7 +414,7 @@ class Codecs:
             return value
         rules = json_type(value_type)
         # `str` and `bytes` are published as they are.
-        plain = value if is_frame else rules.plain(value)
+        plain = value if is_frame else rules.plain(value, default=self.json_default)
         if self.checks:
             try:
                 rules.check(value, plain)

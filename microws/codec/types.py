@@ -2,11 +2,11 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
-from microws.codec.exact_json import JSON_DEFAULT, loads_json
+from microws.codec.exact_json import JSONDefault, dumps_json, loads_json
 from microws.errors import FeatureUnavailable, InvalidMessage
 
 __all__ = ["Direction", "JSONType", "MessageError", "json_type", "lists_in", "name_of_type"]
@@ -67,16 +67,29 @@ class JSONType(ABC):
         """
 
     @abstractmethod
-    def plain(self, value: Any, *, is_binary: bool = False) -> Any:
+    def plain(self, value: Any, *, default: JSONDefault | None = None, is_binary: bool = False) -> Any:
         """
         Make dicts, lists, and so on, of a value, as codecs encode them. It need not be of the type.
 
         Args:
+            default: ``App(json_default=…)``.
             is_binary: Whether ``bytes`` stay ``bytes``. Default: they become base64, if the type does not say how else.
 
         Raises:
             TypeError, ValueError: It contains what the type cannot encode.
         """
+
+    def dump(self, value: Any, *, default: JSONDefault | None = None) -> bytes:
+        """
+        Encode a value as JSON, exactly or not at all.
+
+        Args:
+            default: As of ``plain``.
+
+        Raises:
+            TypeError, ValueError: As ``plain`` and ``dumps_json``.
+        """
+        return dumps_json(self.plain(value, default=default), default)
 
     @abstractmethod
     def check(self, value: Any, plain: Any) -> None:
@@ -175,11 +188,15 @@ class _MsgspecType(JSONType):
             ) from None
         super().__init__(annotation)
         self._msgspec = msgspec
+        self._encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
         try:
-            self._decoder = msgspec.json.Decoder(annotation)
+            self._decode = msgspec.json.Decoder(annotation).decode
             info = msgspec.inspect.type_info(annotation)
         except (TypeError, NameError, ValueError) as error:
             raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {_advise(error)}") from None
+        # Of a dict, or of Any, msgspec would write keys that are not ``str`` as ``str``.
+        kinds = (msgspec.inspect.DictType, msgspec.inspect.TypedDictType, msgspec.inspect.AnyType)
+        self._has_dicts = any(isinstance(each, kinds) for each in _infos_in(info))
         for each in _infos_in(info):
             if isinstance(each, msgspec.inspect.CustomType):
                 raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {_advise_on(each.cls)}")
@@ -196,7 +213,7 @@ class _MsgspecType(JSONType):
 
     def decode(self, data: str | bytes) -> Any:
         try:
-            return self._decoder.decode(data)
+            return self._decode(data)
         except self._msgspec.ValidationError as error:
             raise self._invalid(str(error)) from None
         except self._msgspec.DecodeError as error:
@@ -215,9 +232,24 @@ class _MsgspecType(JSONType):
         except RecursionError:
             raise InvalidMessage("nested too deeply") from None
 
-    def plain(self, value: Any, *, is_binary: bool = False) -> Any:
+    def plain(self, value: Any, *, default: JSONDefault | None = None, is_binary: bool = False) -> Any:
         kept = (bytes, bytearray, memoryview) if is_binary else ()
-        return self._msgspec.to_builtins(value, builtin_types=kept, enc_hook=JSON_DEFAULT.get())
+        try:
+            return self._msgspec.to_builtins(value, builtin_types=kept, enc_hook=default)
+        except RecursionError:
+            raise ValueError("expected a value that is not nested so deeply, or does not contain itself") from None
+
+    def dump(self, value: Any, *, default: JSONDefault | None = None) -> bytes:
+        if not self._has_dicts:
+            try:
+                data = self._encode(value)
+            except (TypeError, ValueError, RecursionError):
+                pass  # it is encoded below, or the error there says more
+            else:
+                # msgspec writes NaN and Infinity as null.
+                if data.find(b"null") < 0:
+                    return data
+        return super().dump(value, default=default)
 
     def check(self, value: Any, plain: Any) -> None:
         try:
@@ -298,7 +330,7 @@ class _PydanticType(JSONType):
         except self._error as error:
             raise _pydantic_error(error, value) from None
 
-    def plain(self, value: Any, *, is_binary: bool = False) -> Any:
+    def plain(self, value: Any, *, default: JSONDefault | None = None, is_binary: bool = False) -> Any:
         return self._adapter.dump_python(value, mode="json", by_alias=True, warnings="none")
 
     def check(self, value: Any, plain: Any) -> None:

@@ -289,7 +289,10 @@ def _read_options(command: str) -> Iterator[str]:
             yield f"| {names}{value} | {action.help} |"
 
 
-OPTIONS = {command: list(_read_options(command)) for command in ("run", "dev", "routes", "connect", "publish", "bench")}
+OPTIONS = {
+    command: list(_read_options(command))
+    for command in ("run", "dev", "routes", "schema", "connect", "publish", "bench")
+}
 OPTIONS["dev"] = [option for option in OPTIONS["dev"] if option not in OPTIONS["run"]]
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def test_page_that_is_not_typed_has_no_files_and_no_output(page: Path) -> None:
         assert not any(command.shown for command in commands_of(block)), f"{block} would not be tested"
 
 
-COMMANDS = ("run", "dev", "routes", "connect", "publish", "bench")
+COMMANDS = ("run", "dev", "routes", "schema", "connect", "publish", "bench")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

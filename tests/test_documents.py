@@ -103,17 +103,20 @@ class TestAsyncAPI:
 
         assert app.asyncapi()["components"]["messages"]["Say"]["contentType"] == "application/msgpack"
 
-    def test_discriminators_of_other_documents_are_left_out(self):
+    def test_schemas_are_those_of_draft_7(self):
         app = App()
 
         @app.websocket_route("/")
-        async def view(ws: WebSocket[list[Say | Move]]): ...
+        async def view(ws: WebSocket[tuple[int, Say | Move]]): ...
 
         messages = app.asyncapi()["components"]["messages"]
         assert list(messages) == ["view.message"]
         assert messages["view.message"]["payload"] == {
             "type": "array",
-            "items": {"anyOf": [{"$ref": f"{REF}Say"}, {"$ref": f"{REF}Move"}]},
+            "items": [{"type": "integer"}, {"anyOf": [{"$ref": f"{REF}Say"}, {"$ref": f"{REF}Move"}]}],
+            "additionalItems": False,
+            "minItems": 2,
+            "maxItems": 2,
         }
 
     def test_close_codes_and_refusals_are_those_that_may_happen(self):
@@ -316,10 +319,13 @@ def test_types_of_routes_have_names():
     async def plain(ws): ...
 
     document = write_types(app._description())
-    assert sorted(document["$defs"]) == ["Move", "Said", "Say", "TheGameReceives", "TheGameSends"]
-    assert document["$defs"]["TheGameReceives"] == {
+    assert sorted(document["definitions"]) == ["Move", "Said", "Say", "TheGameReceives", "TheGameSends"]
+    assert document["definitions"]["TheGameReceives"] == {
         "title": "TheGameReceives",
-        "anyOf": [{"$ref": "#/$defs/Say"}, {"$ref": "#/$defs/Move"}],
+        "anyOf": [{"$ref": "#/definitions/Say"}, {"$ref": "#/definitions/Move"}],
     }
-    assert document["$defs"]["TheGameSends"] == {"title": "TheGameSends", "anyOf": [{"$ref": "#/$defs/Said"}]}
+    assert document["definitions"]["TheGameSends"] == {
+        "title": "TheGameSends",
+        "anyOf": [{"$ref": "#/definitions/Said"}],
+    }
     assert "/components/" not in json.dumps(document)

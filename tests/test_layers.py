@@ -38,6 +38,7 @@ DEFERRED = {
     "cli -> cli.publish",
     "cli -> cli.routes",
     "cli -> cli.run",
+    "cli -> cli.schema",
     "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs
     # Which not every app needs.

@@ -13,6 +13,7 @@ _COMMANDS = {
     "run": "serve an app",
     "dev": "serve an app while you write it, and reload it when a file changes",
     "routes": "list the routes of an app, or say which one answers a request",
+    "schema": "write an AsyncAPI or OpenAPI document of an app, or the JSON Schema of its types",
     "connect": "talk to a WebSocket, or read server-sent events",
     "publish": "publish a message to the clients of a running server",
     "bench": "measure how much a WebSocket server can do",
@@ -53,6 +54,10 @@ def command_parser(command: str | None) -> Parser:
         from microws.cli.routes import routes_parser
 
         return routes_parser()
+    if command == "schema":
+        from microws.cli.schema import schema_parser
+
+        return schema_parser()
     if command == "connect":
         from microws.cli.connect import connect_parser
 
@@ -105,6 +110,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         from microws.cli.routes import routes
 
         return routes(flags)
+    if command == "schema":
+        from microws.cli.schema import schema
+
+        return schema(flags)
     if command == "connect":
         from microws.cli.connect import connect
 

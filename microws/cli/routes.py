@@ -1,7 +1,6 @@
 """``microws routes``: lists the routes of an app, or says which of them answers a request."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -9,17 +8,15 @@ from urllib.parse import unquote, urlsplit
 
 from microws.answers import allowed
 from microws.app import App
-from microws.cli.discovery import LoadError, find_app
-from microws.cli.options import add_options, resolve
+from microws.cli.loading import APP_OPTIONS, NO_APP, load_app
+from microws.cli.options import add_options
 from microws.cli.usage import Parser, UsageError
 from microws.description import RouteDescription
 from microws.hints import nearest
 from microws.routing import Kind, Match, Miss, Mounted, Parameter, Route, Router, encode_path, path_of
-from microws.server.worker import loading
 
 __all__ = ["routes", "routes_parser"]
 
-_NO_APP: Final = 3
 # These are never taken for the name of a module. Any other method has to be in upper case.
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS")
 _MAX_NEAR: Final = 8
@@ -39,7 +36,7 @@ def routes_parser() -> Parser:
     parser.add_argument("method", nargs="?", metavar="METHOD", help="of the request, or WS; default: GET")
     parser.add_argument("path", nargs="?", metavar="PATH", help="of the request, such as /chat/x")
     parser.add_argument("--json", action="store_true", help="print one JSON object or array in place of the table")
-    add_options(parser, ["factory", "app_dir", "env_file"])
+    add_options(parser, APP_OPTIONS)
     return parser
 
 
@@ -57,16 +54,9 @@ def routes(flags: Mapping[str, Any]) -> int:
         UsageError: A mistake in the command, or the app is not an ``App``.
     """
     app_name, method, path = _words([flags[name] for name in ("app", "method", "path") if name in flags])
-    given = {name: flags[name] for name in ("factory", "app_dir", "env_file") if name in flags}
-    invocation = resolve(given if app_name is None else {"app": app_name, **given})
-    try:
-        with loading():
-            name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir)
-    except LoadError as error:
-        sys.stderr.write(f"{error.traceback}error: {error.naming('routes')}\n")
-        return _NO_APP
-    if not isinstance(app, App):
-        raise UsageError(f"expected an App of microws, whose routes are known, got {name}, a {type(app).__name__}")
+    app = load_app("routes", app_name, flags)
+    if app is None:
+        return NO_APP
     if path is None:
         rows = _Rows(app).all
         print(json.dumps([row.as_json() for row in rows], indent=2) if "json" in flags else _table(rows))

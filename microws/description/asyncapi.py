@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 from microws.description.answers import close_codes, handshake_errors
 from microws.description.model import Credential, Description, MessageType, RouteDescription
 from microws.description.names import Names, address_of, parameter_names
-from microws.description.schemas import members_of
+from microws.description.schemas import as_draft_7, members_of
 from microws.requests import SESSION_COOKIE
 
 __all__ = ["write_asyncapi"]
@@ -52,7 +52,7 @@ class _Writer:
         channels = dict(self._channel(each) for each in self._description.routes if each.kind == "websocket")
         components = {
             "messages": self._messages,
-            "schemas": _without_discriminators(self._description.schemas),
+            "schemas": as_draft_7(self._description.schemas),
             "securitySchemes": {name: each for name, each in _SCHEMES.items() if name in self._credentials},
         }
         return {
@@ -118,7 +118,7 @@ class _Writer:
             written = (
                 member["$ref"].rpartition("/")[2] if "$ref" in member else member.get("title", f"{channel}.message")
             )
-            yield self._message(written, encoding, _without_discriminators(member))
+            yield self._message(written, encoding, as_draft_7(member))
 
     def _message(self, name: str, encoding: str, schema: dict[str, Any]) -> str:
         """The name of a message in the document."""
@@ -163,16 +163,3 @@ def _parameter(parameter: dict[str, Any]) -> dict[str, str]:
 def _query(route: RouteDescription) -> dict[str, Any]:
     names = [*(["since"] if route.subscribe else []), *(["ticket"] if "ticket" in route.credentials else [])]
     return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
-
-
-def _without_discriminators(schema: Any) -> Any:
-    """AsyncAPI has another kind of discriminator, with names of schemas in place of tags."""
-    if isinstance(schema, dict):
-        return {
-            key: _without_discriminators(each)
-            for key, each in schema.items()
-            if not (key == "discriminator" and isinstance(each, dict) and "propertyName" in each)
-        }
-    if isinstance(schema, list):
-        return [_without_discriminators(each) for each in schema]
-    return schema

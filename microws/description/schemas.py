@@ -10,7 +10,7 @@ from microws.codec import FRAME_TYPES, Direction, json_type
 from microws.description.model import MessageType
 from microws.errors import FeatureUnavailable
 
-__all__ = ["Schemas", "members_of", "replace_names"]
+__all__ = ["Schemas", "as_draft_7", "members_of", "replace_names"]
 
 _PLACE: Final = "#/components/schemas/"
 
@@ -139,3 +139,27 @@ def members_of(described: MessageType | None) -> list[dict[str, Any]]:
     schema = described["schema"]
     members: list[dict[str, Any]] = schema.get("anyOf") or schema.get("oneOf") or []
     return members if members and all("$ref" in each for each in members) else [schema]
+
+
+def as_draft_7(schema: Any) -> Any:
+    """
+    A copy of a JSON Schema of 2020-12, for what knows draft 7 only: AsyncAPI, and tools for other languages.
+
+    The discriminators of OpenAPI are left out: AsyncAPI has other ones, with names of schemas in place of tags.
+
+    Source: https://json-schema.org/draft/2020-12/release-notes (``prefixItems``)
+    """
+    if isinstance(schema, list):
+        return [as_draft_7(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy = {
+        key: as_draft_7(each)
+        for key, each in schema.items()
+        if not (key == "discriminator" and isinstance(each, dict) and "propertyName" in each)
+    }
+    if isinstance(copy.get("prefixItems"), list):
+        if "items" in copy:
+            copy["additionalItems"] = copy.pop("items")
+        copy["items"] = copy.pop("prefixItems")
+    return copy

@@ -5,23 +5,23 @@ from typing import Any, Final
 
 from microws.description.model import Description
 from microws.description.names import Names
-from microws.description.schemas import members_of, replace_names
+from microws.description.schemas import as_draft_7, members_of, replace_names
 
 __all__ = ["write_types"]
 
-_PLACE: Final = "#/$defs/"
+_PLACE: Final = "#/definitions/"
 # What is no JSON. Other codecs carry any value.
 _FRAMES: Final = frozenset({"text", "bytes", "auto"})
 
 
 def write_types(description: Description) -> dict[str, Any]:
     """
-    Write a JSON Schema whose ``$defs`` are the types of messages and bodies.
+    Write a JSON Schema, of draft 7, whose ``definitions`` are the types of messages and bodies.
 
     A WebSocket route ``game`` with types also has ``GameReceives`` and ``GameSends``: all the JSON that it receives and
     sends.
 
-    Source: https://json-schema.org/draft/2020-12/json-schema-core
+    Source: https://json-schema.org/draft-07
     """
     names = Names()
     types = {names.take(name): each for name, each in description.schemas.items()}
@@ -34,7 +34,9 @@ def write_types(description: Description) -> dict[str, Any]:
             if members and _FRAMES.issuperset(each for each in described if isinstance(each, str)):
                 types[names.take(base + suffix)] = {"anyOf": members}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": "http://json-schema.org/draft-07/schema#",
         "title": description.title,
-        "$defs": {name: replace_names({**each, "title": name}, str, _PLACE) for name, each in types.items()},
+        "definitions": {
+            name: replace_names(as_draft_7({**each, "title": name}), str, _PLACE) for name, each in types.items()
+        },
     }

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +32,7 @@ from websockets.sync.client import connect
 FOLDER = Path(__file__).parent
 MESSAGES, KILLED_AFTER = 300, 100
 LIMIT = 20  # seconds for what takes one or two
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Around nginx.conf, which is made for /etc/nginx/conf.d.
 FRAME = """\
@@ -124,6 +125,20 @@ class EventClient(Client):
                     return
 
 
+@contextmanager
+def uninterrupted():
+    """Let Ctrl-C wait until the block ends: otherwise a program might be started that nobody knows."""
+    received = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
+
+
 class Programs:
     """The programs that were started, each with the processes that it starts in a group of its own."""
 
@@ -135,11 +150,12 @@ class Programs:
         return self
 
     def __exit__(self, *_):
-        for name in [*self.running]:
-            self.kill(name)
+        with uninterrupted():
+            for name in [*self.running]:
+                self.kill(name)
 
     def start(self, name, *command, **environment):
-        with (self.folder / f"{name}.log").open("ab") as log:
+        with (self.folder / f"{name}.log").open("ab") as log, uninterrupted():
             self.running[name] = subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -279,8 +295,8 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:

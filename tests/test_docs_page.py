@@ -171,6 +171,14 @@ async def test_hub_is_cut_to_fifty_topics():
         assert len(live["topics"]) == 50
 
 
+async def test_documents_have_no_token_and_no_places():
+    async with make_app(public=True, develops=False).test_client() as client:
+        asyncapi = (await client.get("/docs/asyncapi.json")).json()
+        openapi = (await client.get("/docs/openapi.json")).json()
+        assert (asyncapi["asyncapi"], openapi["openapi"][:3]) == ("3.0.0", "3.1")
+        assert "/docs" not in json.dumps([asyncapi, openapi])
+
+
 @pytest.mark.parametrize(
     ("message", "error"),
     [

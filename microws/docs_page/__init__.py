@@ -46,6 +46,14 @@ class DocumentedApp(Protocol):
         """Its hub."""
         ...
 
+    def asyncapi(self) -> dict[str, Any]:
+        """``App.asyncapi``."""
+        ...
+
+    def openapi(self) -> dict[str, Any]:
+        """``App.openapi``."""
+        ...
+
     def stream(self, *topics: str) -> Stream:
         """``App.stream``."""
         ...
@@ -97,12 +105,15 @@ class DocsPage:
         request.scope["microws.is_probe"] = True  # the page asks each second, which is not worth a line
         if name in _TYPES:
             return Response(_asset(name), headers=_NO_STORE, content_type=_TYPES[name])
+        if name == "asyncapi.json":
+            return JSONResponse(self._app().asyncapi(), headers=_NO_STORE)
+        if name == "openapi.json":
+            return JSONResponse(self._app().openapi(), headers=_NO_STORE)
         if is_developing:
             self._check_token(request)
         if name == "app.json":
             described = self._describe()
-            own = request.path.rpartition("/")[0]
-            routes = [route for route in described["routes"] if not f"{route['pattern']}/".startswith(f"{own}/")]
+            routes = [route for route in described["routes"] if not route["is_docs"]]
             place = _with_link if is_developing else _without_place
             return JSONResponse(described | {"routes": [place(route) for route in routes]}, headers=_NO_STORE)
         if is_developing and name == "live.json":

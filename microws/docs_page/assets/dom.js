@@ -10,7 +10,7 @@ export function h(tag, properties = {}, ...children) {
     else if (value === true) element.setAttribute(name, "")
     else if (value !== false && value != null) element.setAttribute(name, value)
   }
-  element.append(...children.flat(9).filter(child => child != null && child !== false))
+  element.append(...children.flat(9).filter(child => child != null && typeof child !== "boolean"))
   return element
 }
 

@@ -15,9 +15,10 @@ export function tryIt(route, base) {
   const input = (name, properties = {}) => h("input", { name, autocomplete: "off", spellcheck: "false", ...properties })
   const parameters = route.parameters.map(({ name, schema }) => field(name, input(name, { "data-in": "path", value: schema ? exampleOf(schema, name) : "" })))
   const query = route.query ? fieldsOf(route.query.schema).map(({ name, schema, required }) => field(name, input(name, { "data-in": "query", value: required ? exampleOf(schema, name) : "", placeholder: required ? "" : "optional" }))) : []
+  const credentials = [["bearer", "bearer token"], ...(isSocket ? [["ticket", "ticket"]] : [])].map(([name, label]) => [route.credentials.includes(name), field(label, input(name))])
   const more = h("details", {}, h("summary", {}, "More"), h("div", { class: "fields" },
-    field("query", input("query", { placeholder: "name=anna" })), field("bearer token", input("bearer")),
-    isSocket ? [field("ticket", input("ticket")), field("subprotocols", input("subprotocols", { value: route.subprotocols.join(", ") }))]
+    field("query", input("query", { placeholder: "name=anna" })), credentials.map(([isRead, each]) => isRead || each),
+    isSocket ? field("subprotocols", input("subprotocols", { value: route.subprotocols.join(", ") }))
       : isStream ? field("Last-Event-ID", input("last-event-id")) : field("header", input("header", { placeholder: "X-Name: value" }))))
   const methods = route.methods?.filter(method => method !== "HEAD") ?? []
   const method = methods.length > 1 ? field("method", h("select", { name: "method" }, methods.map(each => h("option", {}, each)))) : null
@@ -191,7 +192,7 @@ export function tryIt(route, base) {
   }
 
   const form = h("div", { class: "card" },
-    h("div", { class: "fields" }, method, parameters, query), more,
+    h("div", { class: "fields" }, method, parameters, query, credentials.map(([isRead, each]) => isRead && each)), more,
     h("div", { class: "row" }, state, go), editor, send && h("div", { class: "row end" }, send),
     h("div", { class: "row" }, log.filter, h("span", {}, button("Copy as test", copy, { class: "plain", id: "copy" }), button("Clear", () => log.clear(), { class: "plain" }))),
     log.element)

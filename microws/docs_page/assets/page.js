@@ -3,7 +3,7 @@
 import { $, $$, button, h, number, span } from "./dom.js"
 import { tryIt } from "./exchange.js"
 import { Live } from "./live.js"
-import { documentation, messagesOf, typeText, useSchemas } from "./schema.js"
+import { documentation, typeText, useSchemas } from "./schema.js"
 
 const GROUPS = [["WebSocket", "websocket"], ["Server-sent events", "sse"], ["HTTP", "http"], ["Other", "mount"]]
 const root = document.documentElement, { pattern, token } = root.dataset
@@ -31,21 +31,16 @@ function list() {
     GROUPS.map(([title, kind]) => group(title, app.routes.filter(route => route.kind === kind && `${route.pattern} ${route.doc ?? ""}`.toLowerCase().includes(word))
       .map(route => link(idOf(route), labelOf(route), route.pattern, route === shown)))),
     live && group("Hub", [link("#/live", "hub", "Live", !shown)]),
-    group("Documents", (app.documents ?? []).map(name => link(new URL(name, import.meta.url).href, "json", name))),
+    group("Documents", ["asyncapi.json", "openapi.json"].map(name => link(new URL(name, import.meta.url).href, "json", name))),
   ].flat(9).filter(Boolean))
 }
 
 const marked = text => text.split(/(\{[^}]*\})/).map(part => part[0] === "{" ? span("type", part) : part)
 
-// The topics that the route subscribes to may have a type of their own.
-function topicTypes(route) {
-  const matches = (pattern, topic) => new RegExp(`^${pattern.split("*").map(part => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*")}$`).test(topic)
-  const known = JSON.stringify(route.sends ?? null)
-  return app.topics.filter(({ message, pattern }) => message && route.subscribe?.some(topic => matches(pattern, topic)) && messagesOf(message).some(({ schema }) => !known.includes(JSON.stringify(schema))))
-}
+const CREDENTIALS = { bearer: "bearer token", session: "session cookie", ticket: "ticket" }
 
 function facts(route) {
-  const { limits } = app, size = bytes => bytes % 1024 ? `${number(bytes)} bytes` : bytes % 1048576 ? `${bytes / 1024} KiB` : `${bytes / 1048576} MiB`
+  const size = bytes => bytes % 1024 ? `${number(bytes)} bytes` : bytes % 1048576 ? `${bytes / 1024} KiB` : `${bytes / 1048576} MiB`
   const invalid = { close: "close with 1003 or 1007, unless the view catches them", skip: "are skipped", error: "are answered with an error message; 100 in a row close with 1008" }
   const rows = route.kind === "websocket" ? [
     ["topics", route.subscribe?.length && route.subscribe.map((topic, index) => [index ? ", " : "", h("code", {}, marked(topic))])],
@@ -53,25 +48,25 @@ function facts(route) {
     ["invalid messages", invalid[route.on_invalid]],
     ["rate", route.rate && `${route.rate}, then ${route.rate_excess === "close" ? "close with 1008" : "reading pauses"}`],
     ["log in", route.login && "with the first message"],
-    ["largest message", limits?.max_message_size && size(limits.max_message_size)],
+    ["largest message", size(route.max_size)],
   ] : [
     ["methods", route.methods?.join(", ")],
-    ["largest body", route.methods?.some(method => !["GET", "HEAD"].includes(method)) && limits?.max_body_size && size(limits.max_body_size)],
+    ["largest body", route.methods?.some(method => !["GET", "HEAD"].includes(method)) && size(route.max_size)],
   ]
+  rows.push(["reads", route.credentials?.map(each => CREDENTIALS[each]).join(", ")])
   return h("dl", {}, rows.filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))
 }
 
 function describe(route) {
   const part = (title, ...content) => content.flat().some(Boolean) ? [h("h2", {}, title), ...content] : []
-  const type = value => value != null && documentation(value)
+  const types = (...values) => documentation(values.filter(value => value != null))
   const rows = route.parameters?.map(({ name, converter, schema }) => h("tr", {}, h("td", { class: "mono" }, name), h("td", { class: "mono type" }, schema ? typeText(schema) : converter), h("td", { class: "soft" }, "path")))
   return h("section", { class: "docs" },
     route.doc?.split(/\n{2,}/).map(text => h("p", {}, text)), facts(route),
     part("Parameters", rows?.length && h("table", {}, rows)),
-    part("Query", type(route.query)),
-    part("You send", type(route.kind === "websocket" ? route.receives : route.body)),
-    part("You get", type(route.kind === "websocket" ? route.sends : route.returns)),
-    topicTypes(route).map(({ pattern, message }) => part(`From ${pattern}`, type(message))))
+    part("Query", types(route.query)),
+    part("You send", types(route.kind === "websocket" ? route.receives : route.body)),
+    part("You get", types(route.kind === "websocket" ? route.sends : route.returns, ...route.delivers)))
 }
 
 function show() {

@@ -84,9 +84,9 @@ const WORDS = {
   auto: "Text frames and binary frames.", msgpack: "Any MessagePack, in binary frames.",
 }
 
-// A type with its members as chips, its fields as a table, and an example.
-export function documentation(type) {
-  const messages = messagesOf(type), box = h("div")
+// The messages of some types as chips, with their fields as a table, and an example.
+export function documentation(types) {
+  const messages = [...new Map(types.flatMap(messagesOf).map(each => [JSON.stringify(each), each])).values()], box = h("div")
   const show = index => {
     const { name, schema } = messages[index]
     if (!schema) return box.replaceChildren(h("p", {}, WORDS[name] ?? `Messages of the codec ${name}.`))
@@ -98,6 +98,7 @@ export function documentation(type) {
       h("pre", { class: "json" }, colored(exampleText({ schema }))))
   }
   if (messages.length > 1) return [chips(messages.map(each => each.name), show), box]
-  if (messages.length) show(0)
-  return [messages[0]?.schema && span("chip", messages[0].name), box]
+  if (!messages.length) return null
+  show(0)
+  return [messages[0].schema && span("chip", messages[0].name), box]
 }

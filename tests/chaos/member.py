@@ -34,6 +34,8 @@ END = "the end"
 PLAIN = "plain"
 # Seconds after which the event loop looks at the clock.
 TICK = 0.005
+# The most seconds that a publisher makes up for.
+ARREARS = 1.0
 
 
 class Member:
@@ -43,7 +45,7 @@ class Member:
         url: Of the hub.
         topics: By name: the number of readers.
         publishers: Tasks that publish to random topics.
-        pause: Seconds between two messages of a publisher.
+        pause: Seconds between two messages of a publisher, about.
         back: Of readers: the position that each comes back with, by topic.
         stay: Seconds after which a reader leaves to come back, about. 0: it stays.
         history, queue: The topics'.
@@ -104,6 +106,7 @@ class Member:
         self.note("lag", 1000 * longest, 1000 * held)
 
     async def publish(self, name):
+        due = monotonic()
         for number in count(1):
             if self.stopped.is_set():
                 return
@@ -117,7 +120,9 @@ class Member:
                 self.note("failed", topic, text, type(error).__name__, monotonic() - began)
             else:
                 self.note("ack", topic, text, receipt.id, monotonic())
-            await anyio.sleep(self.pause * 2 * self.random.random())
+            # The pace is kept, whatever an answer takes, and after an outage it is made up for.
+            due = max(due + self.pause * 2 * self.random.random(), monotonic() - ARREARS)
+            await anyio.sleep(max(0.0, due - monotonic()))
 
 
 class Log(logging.Handler):

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def _many_files():
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 16384), most))
 
 
 @pytest.fixture

@@ -40,6 +40,13 @@ async def count(user):
     return str(len(await app.hub.connections(user=user)))
 
 
+@app.websocket_route("/until/{at:float}")
+async def until(ws, at):
+    ws.expire(at)
+    async with ws:
+        await ws.wait_closed()
+
+
 @app.post("/log-out/{user}")
 async def log_out(user):
     return str(await app.disconnect(user=user, code=4403, reason="logged out"))

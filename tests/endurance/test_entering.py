@@ -1,12 +1,13 @@
 """Who may enter and stay, with thousands of connections: tickets, and the end of a session."""
 
 import json
+import selectors
 import time
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from byte_client import ByteClient, upgrade
+from byte_client import LIMIT, ByteClient, upgrade
 from endurance import PATIENCE, enduring, share
 from redis_server import redis_server
 
@@ -112,7 +113,35 @@ def test_log_out_closes_all_connections_of_a_user_in_all_workers(figure):
         seconds = time.monotonic() - began
         figure(f"{count} connections of 4 workers: answer after {answered:.3f} s, all closed after {seconds:.3f} s")
         assert answer == str(count)
-        assert seconds <= 1 * PATIENCE
+        assert seconds <= PATIENCE
         assert (ask(asking, "GET", "/of/anna"), ask(asking, "GET", "/of/ben")) == ("0", str(others))
+        stack.close()
+        process.stop()
+
+
+def test_connections_end_within_a_second_of_their_time(figure):
+    count = share(10_000)
+    late = []
+    with serve() as process, ExitStack() as stack, selectors.DefaultSelector() as selector:
+        # Half of them at the same time, and the others spread over two seconds.
+        first = time.time() + count / 1000 + 1
+        for number in range(count):
+            at = first + (1 if number % 2 else 2 * number / count)
+            client = stack.enter_context(ByteClient(process.port))
+            client.open(f"/until/{at!r}")
+            selector.register(client.sock, selectors.EVENT_READ, (client, at))
+        assert time.time() < first
+        while len(late) < count:
+            ready = selector.select(LIMIT)
+            assert ready, f"{count - len(late)} connections are open after their time"
+            now = time.time()
+            for key, _ in ready:
+                client, at = key.data
+                selector.unregister(client.sock)
+                late.append(now - at)
+                assert client.read_close() == (4401, "expired")
+        figure(f"{count} connections: {min(late):.3f} to {max(late):.3f} s after their time")
+        assert min(late) > -0.01
+        assert max(late) <= PATIENCE
         stack.close()
         process.stop()

@@ -340,9 +340,9 @@ class TestChat:
 
     def test_room_gets_messages_in_one_order(self, server):
         with joined(server, "/rooms/order?name=Ada") as ada:
-            assert receive(ada) == {"name": "Ada", "event": "joined"}
+            assert receive(ada) == {"type": "joined", "name": "Ada"}
             with joined(server, "/rooms/order?name=Ben") as ben:
-                assert receive(ada) == receive(ben) == {"name": "Ben", "event": "joined"}
+                assert receive(ada) == receive(ben) == {"type": "joined", "name": "Ben"}
                 for number in range(50):
                     ada.send(f"a{number}")
                     ben.send(f"b{number}")
@@ -351,18 +351,18 @@ class TestChat:
                 for name, letter in [("Ada", "a"), ("Ben", "b")]:
                     said = [message["text"] for message in heard if message["name"] == name]
                     assert said == [f"{letter}{number}" for number in range(50)]
-            assert receive(ada) == {"name": "Ben", "event": "left"}
+            assert receive(ada) == {"type": "left", "name": "Ben"}
 
     def test_rooms_are_separate(self, server):
         with joined(server, "/rooms/tea?name=Ada") as tea, joined(server, "/rooms/t%C3%A9%2Fa?name=Ben") as other:
             assert receive(tea)["name"] == "Ada"
             other.send("hello")
             assert [receive(other) for _ in range(2)] == [
-                {"name": "Ben", "event": "joined"},
-                {"name": "Ben", "text": "hello"},
+                {"type": "joined", "name": "Ben"},
+                {"type": "said", "name": "Ben", "text": "hello"},
             ]
             tea.send("alone")
-            assert receive(tea) == {"name": "Ada", "text": "alone"}
+            assert receive(tea) == {"type": "said", "name": "Ada", "text": "alone"}
 
     @pytest.mark.parametrize("query", ["", "?name=", "?name=%20%09", "?nom=Ada"])
     def test_missing_name_is_400(self, server, query):
@@ -377,16 +377,16 @@ class TestChat:
     def test_binary_message_closes_and_publishes_left(self, server):
         with joined(server, "/rooms/binary?name=Ada") as ada, joined(server, "/rooms/binary?name=Ben") as ben:
             ben.send(b"hello")
-            assert [receive(ben)["event"] for _ in range(2)] == ["joined", "left"]
+            assert [receive(ben)["type"] for _ in range(2)] == ["joined", "left"]
             assert closing_of(ben)[0] == 1003
-            assert [receive(ada)["event"] for _ in range(3)] == ["joined", "joined", "left"]
+            assert [receive(ada)["type"] for _ in range(3)] == ["joined", "joined", "left"]
 
     def test_page_and_websocket_share_a_path(self, server):
         response = httpx.get(f"{server.url}/rooms/tea")
         assert response.headers["content-type"] == "text/html; charset=utf-8"
         assert "<h1>tea</h1>" in response.text
         with joined(server, "/rooms/tea?name=Ada") as ws:
-            assert receive(ws) == {"name": "Ada", "event": "joined"}
+            assert receive(ws) == {"type": "joined", "name": "Ada"}
 
     def test_root_page_is_the_lobby(self, server):
         page = httpx.get(f"{server.url}/", params={"name": "Ada"}).text

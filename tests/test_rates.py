@@ -201,6 +201,22 @@ async def test_a_view_gets_no_more_after_the_end_either_and_is_cancelled_in_time
 
 
 @on_virtual_clock
+async def test_a_client_that_hangs_up_is_noticed_while_reading_pauses():
+    counting = Counting("20/s")
+    async with opened(counting) as (_, client):
+        flood = asyncio.ensure_future(client.send(*[frame(message.zfill(1000)) for message in MESSAGES]))
+        await asyncio.sleep(1)
+        assert not client.server.is_reading()
+        flood.cancel()
+        await asyncio.sleep(0)
+        await client.hang_up()
+        await asyncio.sleep(0.051)
+        assert counting.connections[0].close_code == 1006
+        await asyncio.sleep(5)
+    assert counting.ends == [(True, 1006)]
+
+
+@on_virtual_clock
 async def test_the_wait_counts_for_a_timeout_which_loses_no_message():
     counting = Counting("1/min")
     got = []

@@ -170,6 +170,8 @@ class SocketConnection(Connection, asyncio.Protocol):
     async def receive(self) -> str | bytes | None:
         while not self._inbox or (self._pace is not None and (seconds := self._pace.take())):
             if self._inbox:
+                if not self.is_reading and self.state is OPEN and self.has_hung_up:
+                    self.abort()
                 await asyncio.sleep(seconds)
                 continue
             if self.state is not OPEN:

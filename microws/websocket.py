@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from itertools import count
-from math import isfinite
+from math import inf
 from os import urandom
 from time import time
 from types import GenericAlias, TracebackType
@@ -61,6 +61,8 @@ _log = logging.getLogger("microws.websocket")
 # To look it up in its class takes longer than the rest of a close.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _NO_TAGS: Final[dict[str, Tag]] = {}
+# Seconds since 1970: the year 33658. Milliseconds of today are more.
+_MAX_TIME: Final = 10**12
 _numbers = count(1)
 # With on_invalid="error": then the connection is closed.
 _MAX_INVALID_IN_A_ROW: Final = 100
@@ -315,17 +317,17 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         """
         if self.closed:
             raise self._connection.unusable("expire")
-        seconds = None if at is None else _unix_seconds(at)
+        seconds = inf if at is None else _unix_seconds(at)
         check_close(code, reason)
-        was_set = self._expiry is not None
-        self._expiry = None if seconds is None else (seconds, code, reason)
+        is_first = self._expiry is None
+        self._expiry = (seconds, code, reason)
         if running_loop() is not None:
             self._options.hub.open.expire(self, seconds)
-        elif not was_set and seconds is not None:
+        elif is_first:
             self.start_soon(self._expire_later)
 
     async def _expire_later(self) -> None:
-        """On trio, which has no timers."""
+        """On trio, which has no timers. Runs as long as the connection: it may get another time at any moment."""
         while self._expiry is not None:
             seconds = self._expiry[0] - time()
             if seconds <= 0:
@@ -857,8 +859,8 @@ def _unix_seconds(at: object) -> float:
         return at.timestamp()
     if isinstance(at, bool) or not isinstance(at, int | float):
         raise TypeError(f"expected Unix seconds or a datetime with a time zone, got {type(at).__name__}")
-    if not isfinite(at):
-        raise ValueError(f"expected Unix seconds, got {at}; write None for never")
+    if not -_MAX_TIME < at < _MAX_TIME:
+        raise ValueError(f"expected Unix seconds, got {at}; divide milliseconds by 1000; write None for never")
     return float(at)
 
 

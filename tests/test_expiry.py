@@ -1,5 +1,6 @@
 """``ws.expire``: a connection ends at a time of the clock."""
 
+import asyncio
 import gc
 import re
 import time
@@ -7,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
+import trio
 
 from microws import App, WebSocketDisconnect, WebSocketRejected
-from microws.hub import expiry
+from microws.hub import expiry, running_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -101,6 +103,30 @@ async def test_time_is_prolonged_shortened_and_taken_back():
         assert await ending_of(ws) == (4000, "expired")
 
 
+async def test_time_that_is_set_again_and_again_takes_one_task_on_trio():
+    app = App()
+    tasks = []
+
+    @app.websocket_route("/")
+    async def view(ws):
+        async with ws:
+            ws.expire(time.time() + 60)
+            await anyio.lowlevel.checkpoint()
+            tasks.append(count_tasks())
+            for _ in range(20):
+                ws.expire(None)
+                ws.expire(time.time() + 60)
+            await anyio.lowlevel.checkpoint()
+            tasks.append(count_tasks())
+
+    def count_tasks():
+        return len(asyncio.all_tasks()) if running_loop() else trio.lowlevel.current_statistics().tasks_living
+
+    async with app.test_client() as client, client.websocket("/") as ws:
+        await ws.wait_closed()
+    assert tasks[0] == tasks[1]
+
+
 async def test_clock_that_is_set_forward_is_noticed(monkeypatch):
     for module in ("microws.hub.expiry", "microws.websocket"):
         monkeypatch.setattr(f"{module}.LOOK_INTERVAL", 0.02)
@@ -119,7 +145,13 @@ async def test_clock_that_is_set_forward_is_noticed(monkeypatch):
         ((datetime(2030, 1, 1),), ValueError, "expected a datetime with a time zone"),
         (("2030-01-01",), TypeError, "expected Unix seconds or a datetime with a time zone, got str"),
         ((True,), TypeError, "got bool"),
-        ((float("inf"),), ValueError, "expected Unix seconds, got inf; write None for never"),
+        (
+            (float("inf"),),
+            ValueError,
+            "expected Unix seconds, got inf; divide milliseconds by 1000; write None for never",
+        ),
+        ((1_764_560_000_000,), ValueError, "got 1764560000000; divide milliseconds by 1000"),
+        ((-(10**400),), ValueError, "expected Unix seconds"),
         ((float("nan"),), ValueError, "got nan"),
         ((1, {"code": 999}), ValueError, "999"),
         ((1, {"reason": "x" * 124}), ValueError, "123"),
@@ -184,3 +216,23 @@ async def test_times_are_kept_in_order_with_one_timer(monkeypatch):
     for item in range(1, 1000, 2):
         expiries.remove(item)
     assert (len(expiries), expiries._entries, expiries._timer) == (0, [], None)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_failure_of_one_does_not_keep_the_others(monkeypatch):
+    clock, due, failures = Clock(monkeypatch), [], []
+
+    def end(item):
+        if item == 1:
+            raise ZeroDivisionError
+        due.append(item)
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    expiries = expiry.Expiries(end)
+    for item in range(3):
+        expiries.set(item, 2000)
+    clock.now = 2000
+    with anyio.fail_after(5):
+        while len(due) < 2:
+            await anyio.lowlevel.checkpoint()
+    assert (due, [type(each) for each in failures]) == ([0, 2], [ZeroDivisionError])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from heapq import nlargest
+from math import inf
 from operator import itemgetter
 from time import time
 from typing import Any, Protocol, TypeAlias
@@ -85,9 +86,9 @@ class Connections:
         if self._expiries:
             self._expiries.remove(connection)
 
-    def expire(self, connection: Tagged, at: float | None) -> None:
-        """Call ``close_expired`` of ``connection`` at this time, in Unix seconds; ``None``: never. Not on trio."""
-        if at is None:
+    def expire(self, connection: Tagged, at: float) -> None:
+        """Call ``close_expired`` of ``connection`` at this time, in Unix seconds; ``inf``: never. Not on trio."""
+        if at == inf:
             self._expiries.remove(connection)
         else:
             self._expiries.set(connection, at)

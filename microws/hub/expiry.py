@@ -67,13 +67,16 @@ class Expiries(Generic[T]):
         self._timer = None
         now = time()
         due = 0
-        while self._entries and self._entries[0][0] <= now and due < _MOST_AT_ONCE:
-            _, number, item = heappop(self._entries)
-            if self._valid.get(item) == number:
-                del self._valid[item]
-                due += 1
-                self._on_due(item)
-        if not self._valid:
-            self._entries.clear()
-        elif self._timer is None:
-            self._start_timer(loop)
+        try:
+            while self._entries and self._entries[0][0] <= now and due < _MOST_AT_ONCE:
+                _, number, item = heappop(self._entries)
+                if self._valid.get(item) == number:
+                    del self._valid[item]
+                    due += 1
+                    self._on_due(item)
+        finally:
+            # Also after a failure of one: the others still end at their time.
+            if not self._valid:
+                self._entries.clear()
+            elif self._timer is None:
+                self._start_timer(loop)

@@ -381,6 +381,28 @@ async def test_redis_has_its_own_words_for_a_refusal(tmp_path):
             assert process.texts == ["2"]
 
 
+@pytest.mark.parametrize(("name", "conflation"), [("l:bad", b""), ("h:bad", b"k")])
+async def test_a_topic_that_redis_cannot_write_stops_no_other_one(redis, name, conflation):
+    async with connected(redis.url) as [process]:
+        await publish(process, "bad", "bad", conflation=conflation)
+        redis.command("SET", f"microws:{name}", "of another program")
+        refused = []
+
+        async def publish_bad():
+            with pytest.raises(HubUnavailable, match=r"^Redis refused: WRONGTYPE") as caught:
+                await publish(process, "bad", "bad", conflation=conflation)
+            refused.append(str(caught.value))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(publish, process, number)
+                tasks.start_soon(publish_bad)
+        await publish(process, "end")
+        await process.wait_delivered(4)
+        assert sorted(process.texts) == ["0", "1", "2", "end"]
+        assert len(refused) == 3
+
+
 async def test_redis_6_names_the_script_before_its_own_words(redis, monkeypatch):
     said = "ERR Error running script (call to f_7a): @user_script:46: @user_script: 46: -OOM command not allowed"
     async with connected(redis.url) as [process]:

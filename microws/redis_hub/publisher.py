@@ -169,7 +169,9 @@ class Publisher:
         self._sent.popleft()
         if not isinstance(answers, Exception):
             for message, answer in zip(batch, answers, strict=True):
-                if not message.is_over:
+                if isinstance(answer, Exception):
+                    self._end([message], refusal(answer))
+                elif not message.is_over:
                     self._release(message)
                     message.resolve(answer)
             self._is_refused = self._is_logged = False

@@ -143,8 +143,9 @@ end
 # ARGV: the prefix; who the publisher is; how many of its messages, the first ones, may have been published before; the
 # last number of the call before, if that is not answered yet, or 0; the last number of these messages; the prefix of
 # channels; then of each message the topic, its spec, and what the publisher made. Answers with the offset of each; with
-# offset and nonce of one that the topic has already under that key; or with 0 for one that was published before, and is
-# not kept. Without messages it sends the publisher a sign of life, the way that messages go.
+# offset and nonce of one that the topic has already under that key; with 0 for one that was published before, and is
+# not kept; or with the error of one whose topic cannot be written, for example because a key has another type. Without
+# messages it sends the publisher a sign of life, the way that messages go.
 #
 # If the call before has failed, this one does, too. So a publisher's messages are published in the order of their
 # numbers, and one whose number is not above the last one was published.
@@ -165,7 +166,7 @@ local repeated = unpack_bytes('<I8', ARGV[9], 9) <= known and math.huge or tonum
 local channels = ARGV[6]
 local stamp = pack('<d', now / 1000000) .. epoch
 local topics, names = {}, {}
-local answers, told = {}, {}
+local answers, topic_of, told = {}, {}, {}
 
 -- Offset and nonce of what the topic has, by nonce.
 local function kept(name, spec)
@@ -249,11 +250,13 @@ for i = 7, #ARGV, 3 do
         topic.records[#topic.records + 1] = record
       end
     end
+    told[#told + 1] = topic
     told[#told + 1] = channels .. name
     told[#told + 1] = record
     answer = topic.last
   end
   answers[#answers + 1] = answer
+  topic_of[#answers] = topic
 end
 
 -- Forget the oldest fields of a hash whose values begin with their offsets, once it has twice as many as it must have.
@@ -296,22 +299,30 @@ local function write_keys(name, topic, spec)
   shrink(hash, spec.history + 1)
 end
 
+local function write(name, topic)
+  local spec = topic.spec
+  local kind = spec and spec.kind or 0
+  if topic.is_new or kind ~= topic.kind then forget(name) end
+  topic.kind = kind
+  if spec then
+    if spec.by_key then write_by_key(name, topic, spec) else write_list(name, topic, spec) end
+    if topic.keys then write_keys(name, topic, spec) end
+  end
+  local expires = spec and math.max(spec.expires, KEEP_HISTORY) or KEEP_OFFSET
+  call('SET', prefix .. 'o:' .. name, counter(topic), 'PX', expires)
+end
+
 for _, name in ipairs(names) do
   local topic = topics[name]
   if topic.is_changed then
-    local spec = topic.spec
-    local kind = spec and spec.kind or 0
-    if topic.is_new or kind ~= topic.kind then forget(name) end
-    topic.kind = kind
-    if spec then
-      if spec.by_key then write_by_key(name, topic, spec) else write_list(name, topic, spec) end
-      if topic.keys then write_keys(name, topic, spec) end
-    end
-    local expires = spec and math.max(spec.expires, KEEP_HISTORY) or KEEP_OFFSET
-    call('SET', prefix .. 'o:' .. name, counter(topic), 'PX', expires)
+    local is_written, why = pcall(write, name, topic)
+    if not is_written then topic.failure = type(why) == 'table' and why or redis.error_reply(why) end
   end
 end
-for i = 1, #told, 2 do call('PUBLISH', told[i], told[i + 1]) end
+for i = 1, #told, 3 do
+  if not told[i].failure then call('PUBLISH', told[i + 1], told[i + 2]) end
+end
+for i, topic in ipairs(topic_of) do answers[i] = topic.failure or answers[i] end
 return answers
 """
 )

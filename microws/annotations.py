@@ -1,7 +1,7 @@
 """The annotations of a view: what classes they name, and the types of messages and bodies in them."""
 
-from collections.abc import Iterable, Iterator
-from inspect import Parameter
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import Parameter, formatannotation
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -78,25 +78,29 @@ def types_in(parameter: Parameter, generic: type[Any], layer: Any) -> tuple[Any,
         Empty without brackets.
 
     Raises:
-        NameError: A name in the brackets does not exist; the text names it.
+        TypeError: The annotation cannot be evaluated; names the name that does not exist.
     """
-    written = parameter.annotation
-    if isinstance(written, str) and f"{generic.__name__}[" not in written:
-        return ()
     try:
-        annotation = _evaluate(written, _namespace_of(layer), include_extras=True)
-    except NameError as error:
-        raise NameError(
-            f"{parameter.name}: {written} names {error.name!r}, which does not exist at runtime in the module of the "
-            "view: define or import it above the view, and not under `if TYPE_CHECKING`"
-        ) from None
-    except Exception:
-        return ()
+        annotation = _evaluate(parameter.annotation, _namespace_of(layer), include_extras=True)
+    except Exception as error:
+        annotation = parameter.annotation
+        written = annotation if isinstance(annotation, str) else formatannotation(annotation)
+        if f"{generic.__name__}[" not in written:
+            return ()  # for example, the name is imported for type checkers only
+        problem = f"cannot be evaluated: {error}"
+        if isinstance(error, NameError):
+            problem = (
+                f"names {error.name!r}, which does not exist at runtime in the module of the view: define or import it "
+                "above the view, and not under `if TYPE_CHECKING`"
+            )
+        raise TypeError(f"{parameter.name}: {written} {problem}") from None
+    # Python 3.12's `type Name = …`.
+    annotation = getattr(annotation, "__value__", annotation)
     arms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return next((get_args(arm) for arm in arms if get_origin(arm) is generic), ())
 
 
-def type_of_return(layers: Iterable[Any], response: type[Any]) -> Any:
+def type_of_return(layers: Sequence[Any], response: type[Any]) -> Any:
     """
     The type of the body that a view returns: ``Poll`` of ``-> Poll | None``, ``-> tuple[Poll, int]`` and ``-> Poll |
     RedirectResponse``.
@@ -108,17 +112,12 @@ def type_of_return(layers: Iterable[Any], response: type[Any]) -> Any:
     Returns:
         ``None``: it has none, or it is unknown.
     """
-    written: Any = Parameter.empty
+    written = next((each for layer in layers if (each := _return_of(layer)) is not Parameter.empty), Parameter.empty)
+    if written is Parameter.empty:
+        return None
     namespace: dict[str, Any] = {}
     for layer in layers:
         namespace |= _namespace_of(layer)
-        if written is Parameter.empty:
-            try:
-                written = signature_of(layer).return_annotation
-            except ValueError:
-                pass  # some functions that are written in C have no signature
-    if written is Parameter.empty or written is None:
-        return None
     try:
         bodies = [body for body in _bodies(_evaluate(written, namespace, include_extras=True)) if body is not NoneType]
     except Exception:
@@ -127,6 +126,13 @@ def type_of_return(layers: Iterable[Any], response: type[Any]) -> Any:
     if not bodies or Any in bodies or object in bodies:
         return None
     return Union[tuple(bodies)]  # noqa: UP007 - of a tuple
+
+
+def _return_of(layer: Any) -> Any:
+    try:
+        return signature_of(layer).return_annotation
+    except ValueError:
+        return Parameter.empty  # some functions that are written in C have no signature
 
 
 def _bodies(annotation: Any) -> Iterator[Any]:

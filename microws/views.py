@@ -416,7 +416,7 @@ def _types_of(view: Any, pattern: Pattern, kind: Kind) -> tuple[Any, ...]:
         if others:
             try:
                 types = types_in(others[0], _CONNECTIONS[kind], layer)
-            except NameError as error:
+            except TypeError as error:
                 raise RoutingError(f"the view {describe(view)} of {pattern.text!r}: {error}") from None
             if len(types) > 2:
                 raise RoutingError(

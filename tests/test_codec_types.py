@@ -71,6 +71,10 @@ class Left(BaseModel):
     why: str
 
 
+class Level(BaseModel):
+    height: float
+
+
 @pydantic_dataclass
 class Pair:
     a: int
@@ -136,7 +140,8 @@ def test_an_error_says_what_is_wrong_and_where(annotation, text, detail, path):
 
 @pytest.mark.parametrize("annotation", [dict[str, Any], Price, Joined | Left])
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"a":NaN}', '{"a":1e400}', '{"a":"\\ud800"}', '{"kids":[' * 5000, b'{"a":"\xff"}', "[01]"]
+    "text",
+    ["", "{", '"\ud800"', '{"a":NaN}', '{"a":1e400}', '{"a":"\\ud800"}', '{"kids":[' * 5000, b'{"a":"\xff"}', "[01]"],
 )
 def test_what_is_no_exact_json_is_invalid_with_any_type(annotation, text):
     with pytest.raises(InvalidMessage):
@@ -178,6 +183,36 @@ def test_a_value_of_another_type_is_found_before_it_is_sent(annotation, value, p
     rules = json_type(annotation)
     with pytest.raises(TypeError, match=problem):
         rules.check(value, rules.plain(value))
+
+
+def test_a_value_that_is_too_deep_is_refused():
+    tree = Tree()
+    for _ in range(5000):
+        tree = Tree([tree])
+    with pytest.raises(ValueError, match="not nested so deeply"):
+        json_type(Tree).dump(tree)
+    with pytest.raises(InvalidMessage, match="nested too deeply"):
+        json_type(Tree).decode('{"kids":[' * 5000)
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"kids": [deep]}
+    with pytest.raises(InvalidMessage, match="nested too deeply"):
+        json_type(Tree).convert(deep)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "problem"),
+    [
+        (Say | Move, Move(nan), r"^value\.x is nan"),
+        (Say | Move, Say("\ud800"), r"^value\.text contains a lone surrogate"),
+        (dict[str, Any], {1: 2}, "^value has a key of type int"),
+        (Any, Say({1: 2}), r"^value\.text has a key of type int"),
+        (Level, Level(height=nan), r"^value\.height is nan"),
+    ],
+)
+def test_a_value_that_json_cannot_represent_is_refused(annotation, value, problem):
+    with pytest.raises((TypeError, ValueError), match=problem):
+        json_type(annotation).dump(value)
 
 
 def test_a_model_has_a_schema_for_each_direction():
@@ -234,10 +269,9 @@ class TestMsgPack:
 
     def test_what_it_cannot_encode_is_refused(self):
         codec = Codecs().get("msgpack")
-        deep: list[Any] = []
-        for _ in range(5000):
-            deep = [deep]
-        for value, error in ((2**70, ValueError), (deep, ValueError), (object(), TypeError)):
+        endless: list[Any] = []
+        endless.append(endless)
+        for value, error in ((2**70, ValueError), (endless, ValueError), (object(), TypeError)):
             with pytest.raises(error):
                 codec.encode(value)
 

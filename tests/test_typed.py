@@ -49,6 +49,9 @@ class Vote:
     choice: int
 
 
+Game = WebSocket[Say, Said]
+
+
 class Poll(TypedDict):
     votes: int
 
@@ -158,10 +161,27 @@ class TestWebSockets:
         app.add_websocket_route(local, "/{room}/x")
         assert [route.endpoint.receive_type for route in app._router.routes] == [Say, Say, Local]
 
+    def test_an_alias_has_types_and_other_annotations_have_none(self):
+        async def aliased(ws: Game):
+            """A view."""
+
+        async def unknown(ws: Nowhere):
+            """A view."""
+
+        app = App()
+        app.add_websocket_route(aliased, "/a")
+        app.add_websocket_route(unknown, "/b")
+        assert [route.endpoint.receive_type for route in app._router.routes] == [Say, "text"]
+
     def test_a_name_that_does_not_exist_at_runtime_is_named(self):
         async def view(ws: WebSocket[Say | Nowhere]):
             """A view."""
 
+        async def attribute(ws: WebSocket[logging.Nowhere]):
+            """A view."""
+
+        with pytest.raises(RoutingError, match=r": ws: WebSocket\[logging.Nowhere\] cannot be evaluated: .* 'Nowhere'"):
+            App().add_websocket_route(attribute, "/")
         with pytest.raises(
             RoutingError, match=r"view \(.*test_typed.py:\d+\) .* names 'Nowhere', which does not exist"
         ):

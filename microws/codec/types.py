@@ -216,13 +216,11 @@ class _MsgspecType(JSONType):
             return self._decode(data)
         except self._msgspec.ValidationError as error:
             raise self._invalid(str(error)) from None
-        except self._msgspec.DecodeError as error:
+        except (self._msgspec.DecodeError, UnicodeEncodeError) as error:
             loads_json(data)  # which says better what is wrong
             raise InvalidMessage(f"invalid JSON: {error}") from None
         except RecursionError:
             raise InvalidMessage("invalid JSON: nested too deeply") from None
-        except UnicodeDecodeError as error:
-            raise InvalidMessage(f"invalid JSON: {error}") from None
 
     def convert(self, value: Any, *, is_text: bool = False) -> Any:
         try:

@@ -551,7 +551,7 @@ def _no_topic(value: object) -> TypeError:
 # The response
 
 
-def to_response(value: Any, source: Callable[..., Any]) -> Response:
+def to_response(value: Any, source: Callable[..., Any], return_type: Any = None) -> Response:
     """
     The response for the value that a view, hook or error handler returned.
 
@@ -562,6 +562,7 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
     Args:
         value: The returned value.
         source: The function that returned it, for the text of an error.
+        return_type: Says how to encode what JSON does not support, such as a ``Decimal`` in a dataclass.
 
     Raises:
         TypeError: Any other value.
@@ -588,6 +589,9 @@ def to_response(value: Any, source: Callable[..., Any]) -> Response:
             f"({', '.join(type(item).__name__ for item in value)})"
         )
     except (TypeError, ValueError) as error:
+        plain = None if return_type is None else _plain_of(value, return_type)
+        if plain is not None:
+            return to_response(plain, source)
         kind = TypeError if isinstance(error, TypeError) else ValueError
         # Keeps the traceback of an error in the app's json_default.
         cause = None if JSON_DEFAULT.get() is None else error
@@ -604,7 +608,7 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
         # Response would set none for an empty body.
         response.headers.add_default("content-type", "application/octet-stream")
         return response
-    if isinstance(body, _SENT_AS_JSON) or (_is_of_fields(type(body)) and not isinstance(body, type)):
+    if _is_json(body):
         return JSONResponse(body, status, headers)
     if isinstance(body, Response):
         raise TypeError("a Response has its own status and headers: return it without others")
@@ -617,9 +621,24 @@ def _to_response(body: Any, status: int, headers: Any) -> Response:
     )
 
 
-def _is_of_fields(kind: type[Any]) -> bool:
-    """Whether a class is a dataclass, a Struct of msgspec or a model of pydantic."""
+def _is_json(body: Any) -> bool:
+    """Whether a body is JSON: a dict, a list, a dataclass, a Struct of msgspec or a model of pydantic."""
+    if isinstance(body, _SENT_AS_JSON):
+        return True
+    kind = type(body)
     return is_dataclass(kind) or hasattr(kind, "__struct_fields__") or hasattr(kind, "__pydantic_serializer__")
+
+
+def _plain_of(value: Any, return_type: Any) -> Any:
+    """A value that a view returned, with its body as the type says; ``None`` if that says nothing of it."""
+    body, *rest = value if type(value) is tuple else (value,)
+    if not _is_json(body):
+        return None
+    try:
+        plain = json_type(return_type).plain(body, default=JSON_DEFAULT.get())
+    except (TypeError, ValueError, FeatureUnavailable):
+        return None
+    return (plain, *rest) if rest else plain
 
 
 def _instead_of(body: Any) -> str | None:

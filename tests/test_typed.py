@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
@@ -430,6 +431,27 @@ class TestRequests:
         app.add_route(view, "/")
         assert endpoint_of(app, "http").return_type == expected
 
+    async def test_a_returned_dataclass_is_encoded_as_its_type_says(self):
+        @dataclass
+        class Price:
+            amount: Decimal
+
+        async def view(request):
+            return Price(Decimal("1.50")), 201
+
+        async def untyped(request):
+            return Price(Decimal("1.50"))
+
+        view.__annotations__["return"] = tuple[Price, int]
+        app = App()
+        app.add_route(view, "/")
+        app.add_route(untyped, "/untyped")
+        async with app.test_client() as client:
+            response = await client.get("/")
+            assert (response.status, response.json()) == (201, {"amount": "1.50"})
+            with pytest.raises(TypeError, match=r"value.amount is of type Decimal"):
+                await client.get("/untyped")
+
     @pytest.mark.parametrize(
         ("annotation", "value", "problem"),
         [
@@ -463,6 +485,20 @@ class TestRequests:
             else:
                 with pytest.raises(TypeError, match=problem):
                     await client.get("/")
+
+
+class TestChecks:
+    def test_dev_and_the_test_client_check_mounted_apps_too(self):
+        app, inner = App(), App()
+        app.mount("/inner", inner)
+        assert (app._codecs.checks, inner._codecs.checks) == (False, False)
+        app._develop(lambda hub: None)
+        assert (app._codecs.checks, inner._codecs.checks) == (True, True)
+
+        app, inner = App(), App()
+        app.mount("/inner", inner)
+        app.test_client()
+        assert (app._codecs.checks, inner._codecs.checks) == (True, True)
 
 
 class TestInvalidMessage:

@@ -81,7 +81,7 @@ class HTTPDispatcher(Dispatcher):
                         if endpoint.is_typed:
                             endpoint.prepare(request)
                         returned = await endpoint.view(request, found.params)
-                        response = to_response(returned, endpoint.function)
+                        response = to_response(returned, endpoint.function, endpoint.return_type)
                         if self._codecs.checks and endpoint.return_type is not None:
                             endpoint.check_returned(returned, response)
                 except Exception as error:

@@ -44,13 +44,14 @@ async def ticket(request):
 async def logout(request):
     user = request.session.pop("user", None)
     if user is not None:
-        await app.disconnect(topic=f"user:{user}", code=4403, reason="logged out")
+        await app.disconnect(user=user, code=4403, reason="logged out")
 
 
 @app.websocket_route("/chat", receive_type="text", send_type="json")
 async def chat(ws):
     user = (await ws.take_ticket()).value
-    await ws.subscribe("chat", f"user:{user}")
+    ws.tag(user=user)  # for the log-out
+    await ws.subscribe("chat")
     async with ws:
         async for text in ws:
             await app.publish("chat", {"from": user, "text": text[:500]})

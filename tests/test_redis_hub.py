@@ -1008,6 +1008,32 @@ async def test_a_user_with_few_rights_suffices(tmp_path):
             assert other.losses == []
 
 
+@pytest.mark.parametrize("refused", ["script|load", "evalsha", "subscribe", "info"])
+async def test_a_right_that_is_missing_at_first_is_one_line(redis, refused):
+    redis.command("ACL", "SETUSER", "few", "on", ">secret", "reset")
+    redis.command(
+        "ACL", "SETUSER", "few", "on", ">secret", *(right for right in MINIMAL_RIGHTS if right[1:] != refused)
+    )
+    with pytest.raises(HubUnavailable, match=f"Redis refused: .*{re.escape(refused)}"):
+        await run(redis.url.replace("//", "//few:secret@"))
+
+
+async def test_a_command_that_was_renamed_is_one_line(tmp_path):
+    refusal = pytest.raises(HubUnavailable, match="Redis refused: ERR unknown command 'EVALSHA'")
+    with redis_server(tmp_path, rename_command='EVALSHA ""') as server, refusal:
+        await run(server.url)
+
+
+async def test_a_redis_whose_settings_cannot_be_read_may_lose_messages(tmp_path):
+    with redis_server(tmp_path, appendfsync="always", rename_command='CONFIG ""') as server:
+        async with connected(server.url) as [process]:
+            before = process.backplane._connection
+            await publish(process, 0)
+            await anyio.to_thread.run_sync(server.restart)
+            await wait_open(process, before)
+            assert process.losses == [1]
+
+
 @pytest.mark.parametrize("takes", ["+subscribe", "+time"])
 async def test_rights_that_are_taken_away_stop_nobody(tmp_path, caplog, takes):
     """Redis refuses what a process needs to catch up, and then not any more."""
@@ -1255,6 +1281,22 @@ async def test_a_silent_redis_is_left(tmp_path, monkeypatch, caplog):
             await publish(process, 1)
             await process.wait_delivered(1)
     assert "it does not answer; connecting again" in caplog.text
+
+
+async def test_what_another_program_publishes_on_the_channels_stops_nobody(redis, caplog):
+    async with connected(redis.url) as [process]:
+        before = process.backplane._connection
+        for channel in ("0:t:t", "0:ask:", f"r:{process.backplane._publisher.name.decode()}"):
+            assert redis.command("PUBLISH", f"microws:{channel}", "hello")
+        await publish(process, 1)
+        await process.wait_delivered(1)
+        assert (process.texts, process.losses) == (["1"], [])
+        assert process.backplane._connection is before
+    assert sorted(caplog.messages) == [
+        "a message of another process cannot be delivered here",
+        "a question of another process cannot be answered",
+        "a reply of another process cannot be read",
+    ]
 
 
 async def test_what_another_version_sends_stops_nobody(redis, caplog):

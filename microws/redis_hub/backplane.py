@@ -303,12 +303,15 @@ class RedisBackplane:
         if channel == self._channel_of_questions:
             self._reply(data)
         elif channel == self._channel_of_replies and data:
-            number, _, reply = data.partition(b" ")
-            self._replies.add(int(number), json.loads(reply))
+            try:
+                number, _, reply = data.partition(b" ")
+                self._replies.add(int(number), json.loads(reply))
+            except ValueError:
+                _log.exception("a reply of another process cannot be read")
 
     def _reply(self, question: bytes) -> None:
-        asker, number, text = question.split(b" ", 2)
         try:
+            asker, number, text = question.split(b" ", 2)
             answer = json.dumps(self._receiver.answer(json.loads(text))).encode()
         except Exception:
             # Of a program with another version. The next question may be one that this process knows.

@@ -1,6 +1,7 @@
 """The topics that this process subscribes to, where they are, and the delivery of what arrives."""
 
 import logging
+import struct
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, final
@@ -22,6 +23,8 @@ MORE: Final = 2
 # In a record: the nonce of the message before it, and its own.
 _BEFORE: Final = slice(24, 40)
 _NONCE: Final = slice(40, 56)
+
+_UNREADABLE: Final = "a message of another process cannot be delivered here"
 
 _log = logging.getLogger("microws.hub")
 
@@ -157,7 +160,11 @@ class Topics:
         return True
 
     def _deliver(self, topic: Topic, data: bytes) -> None:
-        offset, time, publisher, number, kind, key_size, conflation_size = RECORD.unpack_from(data)
+        try:
+            offset, time, publisher, number, kind, key_size, conflation_size = RECORD.unpack_from(data)
+        except struct.error:
+            _log.exception(_UNREADABLE)
+            return
         if offset <= topic.offset:
             self.receiver.lose((topic.name,))  # another log
         topic.offset = offset
@@ -175,7 +182,7 @@ class Topics:
                 self.receiver.deliver(new(Payload, (KINDS[kind], data[body:], topic.name, None)), skip)
         except Exception:
             # Of an app of another version. The next messages are none the worse.
-            _log.exception("a message of another process cannot be delivered here")
+            _log.exception(_UNREADABLE)
 
 
 def entry_of(topic: str, record: bytes) -> Entry:

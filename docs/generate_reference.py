@@ -98,7 +98,7 @@ _NOT_CONSTRUCTED = {
 
 # Used by other modules of microws, but not by apps.
 _INTERNAL = {
-    microws.WebSocket: {"failure", "finish", "log_in", "reject_with", "run", "subscribe_by_route"},
+    microws.WebSocket: {"close_expired", "failure", "finish", "log_in", "reject_with", "run", "subscribe_by_route"},
     microws.Request: {"body_complete", "body_type", "drain", "receive_event"},
     microws.Response: {"with_own_headers"},
     microws.hub_connection.HubConnection: {"close", "open"},

@@ -245,6 +245,25 @@ async def test_a_tag_is_replaced_and_removed():
             assert len(app.connections(user="ben")) == ("user" in tags)
 
 
+async def test_a_handshake_is_rejected_by_its_tag():
+    app = App()
+    log = []
+
+    @app.websocket_route("/", catch_disconnect=False)
+    async def view(ws):
+        ws.tag(user="anna")
+        log.append(await app.disconnect(user="anna", code=4403))
+        with pytest.raises(WebSocketDisconnect):
+            await ws.accept()
+
+    async with app.test_client() as client:
+        with pytest.raises(WebSocketRejected) as caught:
+            await client.websocket("/").__aenter__()
+        assert caught.value.status == 403
+        assert log == [1]
+        assert await app.disconnect(user="anna") == 0
+
+
 async def test_a_connection_says_how_many_messages_are_pending():
     app = make_tagged_app()
     async with app.test_client() as client, client.websocket("/anna/1", max_queue=1) as ws:

@@ -95,9 +95,12 @@ def test_ticket_taken_in_two_workers_at_once_lets_one_in(serve_two, tmp_path, fi
 # The end of a session
 
 
-def test_log_out_closes_all_connections_of_a_user_in_all_workers(figure):
+@pytest.mark.parametrize("hub", ["local", "redis"])
+def test_log_out_closes_all_connections_of_a_user_in_all_workers(hub, tmp_path, figure):
     count, others = 1000, 100
-    with serve("--workers", "4") as process, ExitStack() as stack:
+    with ExitStack() as servers, ExitStack() as stack:
+        flags = ["--hub", servers.enter_context(redis_server(tmp_path)).url] if hub == "redis" else []
+        process = servers.enter_context(serve("--workers", "4", *flags))
         users = ["anna"] * count + ["ben"] * others
         clients = [stack.enter_context(ByteClient(process.port)) for _ in users]
         for client, user in zip(clients, users, strict=True):

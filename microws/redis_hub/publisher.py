@@ -48,15 +48,15 @@ class Message(Pending[int | bytes]):
 
     def __init__(self, name: bytes, spec: bytes, head: tuple[int, int, int], tail: bytes, skip: str | None) -> None:
         super().__init__(TIMEOUT)
-        self.name = name
-        self.spec = spec
-        self.head = head
-        self.tail = tail
-        self.skip = skip
-        self.size = len(name) + len(tail) + MADE.size
-        self.number = 0
-        self.is_awaited = True
-        self.is_over = False
+        self.name: bytes = name
+        self.spec: bytes = spec
+        self.head: tuple[int, int, int] = head
+        self.tail: bytes = tail
+        self.skip: str | None = skip
+        self.size: int = len(name) + len(tail) + MADE.size
+        self.number: int = 0
+        self.is_awaited: bool = True
+        self.is_over: bool = False
 
 
 @final

@@ -44,13 +44,13 @@ class Topic:
     __slots__ = ("channel", "encoded", "is_behind", "name", "nonce", "offset", "spec")
 
     def __init__(self, name: str, encoded: bytes, channel: bytes) -> None:
-        self.name = name
-        self.encoded = encoded
-        self.channel = channel
-        self.spec = b""
-        self.offset = 0
-        self.nonce = b""
-        self.is_behind = False
+        self.name: str = name
+        self.encoded: bytes = encoded
+        self.channel: bytes = channel
+        self.spec: bytes = b""
+        self.offset: int = 0
+        self.nonce: bytes = b""
+        self.is_behind: bool = False
 
     def begin(self, answers: list[list[Any]]) -> list[list[Any]]:
         """Learn from an answer of ``READ`` where the topic is."""

@@ -277,7 +277,10 @@ def connect_hub(
     """
     url = url or os.environ.get(HUB_VARIABLE, "")
     if not url:
-        raise ValueError("expected the hub of a server as local:PATH or redis://HOST, or in MICROWS_HUB, got none")
+        raise ValueError(
+            "expected the hub of a server as local:PATH or redis://HOST, or in MICROWS_HUB, got none; the log of "
+            "microws run --workers 2 names it"
+        )
     directory, redis = directory_of(check_hub(url)), redis_address(url)
     codecs = Codecs(json_default)
     if redis is not None:

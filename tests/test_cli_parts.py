@@ -186,7 +186,7 @@ def test_an_env_file_adds_missing_variables(directory):
             "--loop: expected auto, asyncio or uvloop with the server microws",
         ),
         (["--server=microws", "--loop=trio"], {}, "", "got 'trio'; for trio set --server to hypercorn"),
-        (["--loop"], {}, "", "argument --loop: expected one argument; see microws run --help"),
+        (["--loop"], {}, "", "--loop: expected one argument; see microws run --help"),
     ],
 )
 def test_an_invalid_option_is_one_line_that_names_its_source(directory, arguments, environ, toml, message):
@@ -368,6 +368,8 @@ def test_without_a_name_and_an_app_the_error_says_where_it_looked(directory):
         ("shpo.web:app", "no module 'shpo' in DIR; did you mean: microws run shop.web:app"),
         ("web:server", "no module 'web' in DIR; did you mean: microws run shop.web:server"),
         ("chat.app", "no module 'chat.app' in DIR; did you mean: microws run chat:app"),
+        ("chat.pyy", "no module 'chat.pyy' in DIR; did you mean: microws run chat"),
+        ("cht.app", "no module 'cht' in DIR; did you mean: microws run chat"),
         ("cht.py", "no file cht.py in DIR; did you mean: microws run chat.py"),
         ("cht.py:app", "no file cht.py in DIR; did you mean: microws run chat.py:app"),
         ("none/cht.py", "no file none/cht.py in DIR"),
@@ -442,7 +444,7 @@ def test_a_missing_app_is_one_line_with_the_command_to_write(directory, argument
         (
             "import missing_thing\n",
             "chat:app",
-            "chat failed while it was imported: ModuleNotFoundError",
+            f"chat failed while it was imported: ModuleNotFoundError; if it is a package, install it in {sys.prefix}",
             ['  File "DIR/chat.py", line 1, in <module>', "    import missing_thing"],
         ),
         (
@@ -551,7 +553,9 @@ def test_help_names_every_setting_as_a_flag(capsys):
             main(arguments)
         assert ended.value.code == 0
         if "dev" in arguments:
-            assert {"--allow-host", "--no-show-locals", "--port"} <= set(capsys.readouterr().out.split())
+            text = capsys.readouterr().out
+            assert {"--allow-host", "--no-show-locals", "--port"} <= set(text.split())
+            assert "0: never; default 0.5" in " ".join(text.split())
     text = capsys.readouterr().out
     for name in (*SETTINGS, "env_file", "factory", "app_dir", "no_access_log"):
         assert f" --{name.replace('_', '-')}" in text
@@ -593,13 +597,18 @@ def test_without_a_command_the_help_is_shown(capsys):
         (["run", "-w", "4"], 2, "error: unknown argument '-w'; did you mean '--workers'?"),
         (["run", "--no-acces-log"], 2, "error: unknown argument '--no-acces-log'; did you mean '--no-access-log'?"),
         (["run", "--reload"], 2, "'--reload'; to reload the app when a file changes: microws dev"),
+        (["run", "chat", "8001"], 2, "error: unknown argument '8001'; for another port write --port 8001"),
+        (["run", "--bind", "localhost"], 2, "got 'localhost'; for the host alone write --host localhost"),
+        (["run", "--show-locals"], 2, "error: unknown argument '--show-locals'; only microws dev has it"),
+        (["dev", "--workers", "2"], 2, "error: unknown argument '--workers'; only microws run has it"),
+        (["dev", "--reload"], 2, "error: unknown argument '--reload'; leave it out: microws dev always reloads"),
         (["run", "chat", "zzz"], 2, "error: unknown argument 'zzz'; see microws run --help"),
         (["run", "--port", "x"], 2, "error: --port: expected a port, 0 to 65535, got 'x'"),
-        (["publish"], 2, "error: the following arguments are required: TOPIC; see microws publish --help"),
+        (["publish"], 2, "error: expected TOPIC, got none; see microws publish --help"),
         (["publish", "t", "--hub", "local:x"], 2, "error: expected VALUE or --file FILE, got none"),
         (["publish", "t", "v", "--file", "-"], 2, "error: expected VALUE or --file FILE, got both"),
         (["publish", "t", "v", "--json", "--text"], 2, "error: expected --json or --text, got both"),
-        (["publish", "t", "--file", "missing"], 2, "error: --file: [Errno 2] No such file or directory: 'missing'"),
+        (["publish", "t", "--file", "missing"], 2, "error: --file: missing: No such file or directory"),
         (["publish", "t", "{", "--json"], 2, "error: --json: invalid JSON"),
         (
             ["publish", "t", "v"],
@@ -666,6 +675,7 @@ def test_a_failed_start_up_is_exit_code_1_with_the_users_traceback(directory, ca
 
 def test_a_failed_import_is_exit_code_3_with_the_users_frames_alone(directory, capsys):
     write(directory, helper="import chta\n", main="import helper\n")
+    error = f"ModuleNotFoundError; if it is a package, install it in {sys.prefix}"
     assert main(["run", "main:app"]) == 3
     assert capsys.readouterr().err.splitlines() == [
         "Traceback (most recent call last):",
@@ -674,7 +684,7 @@ def test_a_failed_import_is_exit_code_3_with_the_users_frames_alone(directory, c
         f'  File "{directory}/helper.py", line 1, in <module>',
         "    import chta",
         "ModuleNotFoundError: No module named 'chta'",
-        "error: main failed while it was imported: ModuleNotFoundError",
+        f"error: main failed while it was imported: {error}",
     ]
 
 

@@ -199,9 +199,15 @@ def test_the_exit_code_is_0_only_after_1000(ws_url, capsys, message, code, line)
         ("/rejects", ["403 Forbidden: refused the handshake", "not today\\x1b"]),
         (
             "/nothing",
-            ["404 Not Found: refused the handshake; to see what is near: microws routes WS /nothing", "Not Found"],
+            [
+                "404 Not Found: refused the handshake; to see what is near: microws routes chat:app WS /nothing",
+                "Not Found",
+            ],
         ),
-        ("/events", ["405 Method Not Allowed: refused the handshake; for server-sent events: microws connect http://"]),
+        (
+            "/events",
+            ["405 Method Not Allowed: refused the handshake; if it has server-sent events: microws connect http://"],
+        ),
     ],
 )
 def test_a_refused_handshake_shows_its_status_and_body(ws_url, capsys, path, lines):
@@ -456,24 +462,26 @@ def test_a_server_that_does_not_answer_the_close_is_named(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        ([], 2, "the following arguments are required: URL; see microws connect --help"),
+        ([], 2, "expected URL, got none; see microws connect --help"),
         (
             ["localhost:8000/chat"],
             2,
-            "argument URL: expected a URL such as ws://127.0.0.1:8000/chat, or http://127.0.0",
+            "URL: expected a URL such as ws://127.0.0.1:8000/chat, or http://127.0.0",
         ),
-        (["ftp://h/"], 2, "argument URL: expected a URL such as ws://127.0.0.1:8000/chat, or http://127.0.0.1:8000/ev"),
-        (["ws://"], 2, "argument URL: ws:// isn't a valid URI: hostname isn't provided; see microws connect --help"),
-        (["ws://anna:pw@h/"], 2, "argument URL: a name and password belong in --header 'Authorization: Basic …'"),
-        (["ws://h/", "-H", "X"], 2, "argument -H/--header: expected 'Name: value' with a name that microws does not"),
-        (["ws://h/", "-H", "Upgrade: x"], 2, "argument -H/--header: expected 'Name: value' with a name that microws"),
-        (["ws://h/", "-s", "a b"], 2, "argument -s/--subprotocol: expected one name without spaces and commas"),
+        (["ftp://h/"], 2, "URL: expected a URL such as ws://127.0.0.1:8000/chat, or http://127.0.0.1:8000/ev"),
+        (["ws://"], 2, "URL: ws:// isn't a valid URI: hostname isn't provided; see microws connect --help"),
+        (["ws://h:port/"], 2, "URL: ws://h:port/ isn't a valid URI: expected a port, 0 to 65535, after the colon; see"),
+        (["ws://h/", "hi"], 2, "unknown argument 'hi'; to send a message: -x hi"),
+        (["ws://anna:pw@h/"], 2, "URL: a name and password belong in --header 'Authorization: Basic …'"),
+        (["ws://h/", "-H", "X"], 2, "--header: expected 'Name: value' with a name that microws does not"),
+        (["ws://h/", "-H", "Upgrade: x"], 2, "--header: expected 'Name: value' with a name that microws"),
+        (["ws://h/", "-s", "a b"], 2, "--subprotocol: expected one name without spaces and commas"),
         (
             ["ws://h/", "-o", "a b"],
             2,
-            "argument -o/--origin: expected an origin such as https://app.example, got 'a b'",
+            "--origin: expected an origin such as https://app.example, got 'a b'",
         ),
-        (["ws://h/", "-w", "long"], 2, "argument -w/--wait: expected seconds, 0 or more, got 'long'"),
+        (["ws://h/", "-w", "long"], 2, "--wait: expected seconds, 0 or more, got 'long'"),
         (["ws://h/", "--jsn"], 2, "unknown argument '--jsn'; did you mean '--json'?"),
         (["ws://h/", "--json", "--binary"], 2, "expected --json or --binary, got both; leave out one of them"),
         (["http://h/", "-x", "hi"], 2, "--send: expected a URL that begins with ws, got http://h/"),

@@ -328,7 +328,7 @@ def test_an_app_that_does_not_exist_ends_the_command(tmp_path):
         output = started.stdout.read()
         assert started.wait(LIMIT) == 3
     assert "no module 'chatt'" in output
-    assert "did you mean" in output
+    assert "did you mean: microws dev chat" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

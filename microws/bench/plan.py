@@ -126,6 +126,9 @@ def parse_url(url: str) -> WebSocketURI:
         uri = parse_uri((f"ws{url[4:]}" if url.startswith("http") else url).replace(" ", "%20"))
     except InvalidURI as error:
         raise ValueError(str(error)) from None
+    except ValueError as error:
+        reason = "expected a port, 0 to 65535, after the colon" if "Port" in str(error) else error
+        raise ValueError(f"{url} isn't a valid URI: {reason}") from None
     if uri.user_info:
         raise ValueError("a name and password belong in --header 'Authorization: Basic …'")
     return uri

@@ -143,8 +143,17 @@ def _parse(command: str, options: list[str]) -> dict[str, object]:
     from microws.hints import did_you_mean, option_hint
 
     word = unknown[0].partition("=")[0]
-    if command not in ("run", "dev"):
+    other = {"run": "dev", "dev": "run"}.get(command)
+    if other is None:
         hint = did_you_mean(word, parser.flags)
+        if command == "connect" and not word.startswith("-"):
+            hint = f"; to send a message: -x {word}"
+    elif word.isdecimal():
+        hint = f"; for another port write --port {word}"
+    elif (command, word) == ("dev", "--reload"):
+        hint = "; leave it out: microws dev always reloads"
+    elif word in command_parser(other).flags:
+        hint = f"; only microws {other} has it"
     else:
         names = {flag.removeprefix("--").replace("-", "_"): flag for flag in parser.flags}
         name = word.lstrip("-").replace("-", "_")

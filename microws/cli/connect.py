@@ -44,6 +44,12 @@ _COMMANDS: Final = ("/ping", "/close", "/bin")
 # Bytes of the body of a refusal that are shown; RFC 6455 §5.5 limits a ping.
 _MAX_BODY: Final = 4096
 _MAX_PING: Final = 125
+# What to do about a refusal.
+_HINTS: Final = {
+    401: "to log in: -H 'Authorization: Bearer TOKEN'",
+    500: "see the server's log",
+    503: "try again, or see the server's log",
+}
 
 
 def _url(value: str) -> str:
@@ -390,17 +396,18 @@ def _headers(uri: WebSocketURI, flags: Mapping[str, Any]) -> tuple[str, list[tup
 def _refusal(what: str, url: str, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> _Refused:
     phrase = HTTPStatus(status).phrase if status in list(HTTPStatus) else ""
     location = dict(headers).get(b"location", b"").decode(errors="replace")
-    other = ""
+    other = _HINTS.get(status, "")
     if url.startswith("ws") and (status == 405 or status < 300):
-        other = f"for server-sent events: microws connect http{url[2:]}"
+        other = f"if it has server-sent events: microws connect http{url[2:]}"
     elif url.startswith("http") and status == 426:
         other = f"for a WebSocket: microws connect ws{url[4:]}"
     elif location:
         other = f"it redirects to {location}"
+    elif status == 403 and body.startswith(b"origin not allowed"):
+        other = "to allow it: App(origins=[…]), as the server's log says"
     elif status == 404:
-        other = (
-            f"to see what is near: microws routes {'WS' if url.startswith('ws') else 'GET'} {urlsplit(url).path or '/'}"
-        )
+        method = "WS" if url.startswith("ws") else "GET"
+        other = f"to see what is near: microws routes chat:app {method} {urlsplit(url).path or '/'}"
     text = body[:_MAX_BODY].decode(errors="replace").strip()
     return _Refused(f"{status} {phrase}: {what}{other and '; '}{other}" + (text and f"\n{text}"))
 

@@ -13,6 +13,7 @@ from microws.cli.discovery import LoadError, find_app
 from microws.cli.options import Invocation, resolve, unknown_variables
 from microws.cli.usage import UsageError
 from microws.dev.child import DevOptions, ServeApp, Unloadable, serve_in_child
+from microws.dev.defaults import DEFAULTS
 from microws.dev.supervisor import develop
 from microws.errors import FeatureUnavailable
 from microws.server.worker import choose_loop, loading
@@ -20,9 +21,6 @@ from microws.server.worker import choose_loop, loading
 __all__ = ["dev"]
 
 _USAGE: Final = 2
-
-# Seconds.
-_WARN_BLOCKED: Final = 0.5
 
 # What apps import later, imported once by the supervisor.
 _PRELOADED: Final = (
@@ -42,7 +40,7 @@ def dev(flags: Mapping[str, Any]) -> int:
         The exit code, as of ``microws.cli.main``.
     """
     try:
-        invocation = resolve(flags, defaults={"warn_blocked": _WARN_BLOCKED})
+        invocation = resolve(flags, defaults=DEFAULTS)
         for module in (choose_loop(invocation.settings), *_PRELOADED):
             with suppress(ImportError):
                 import_module(module)
@@ -61,7 +59,7 @@ def _load(invocation: Invocation, serve: ServeApp) -> int:
         with loading():
             name, app = find_app(invocation.app, factory=invocation.factory, app_dir=invocation.app_dir)
     except LoadError as error:
-        raise Unloadable(str(error), error.error) from None
+        raise Unloadable(error.naming("dev"), error.error) from None
     return serve(name, app)
 
 

@@ -151,6 +151,8 @@ def _suggest(target: _Target, app_dir: Path) -> str:
     while len(parts) > 1 and (folder / parts[0]).is_dir():
         folder /= parts.pop(0)
     near = nearest(parts[0], [path.stem for path in folder.glob("[!._]*") if path.suffix == ".py" or path.is_dir()])
+    if near and folder.joinpath(f"{near}.py").is_file():
+        del parts[1:]  # what follows the name of a file names no module
     found = [folder.joinpath(near, *parts[1:])] if near else []
     path = escape("/".join([*parents, last]))
     found += [file for depth in ("*", "*/*") for file in app_dir.glob(f"{depth}/{path}.py")]
@@ -235,7 +237,8 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 def _failed(message: str, error: BaseException) -> LoadError:
     report = TracebackException.from_exception(error)
     _keep_users_frames(report)
-    return LoadError(f"{message}: {type(error).__name__}", traceback="".join(report.format()), error=error)
+    hint = f"; if it is a package, install it in {sys.prefix}" if isinstance(error, ModuleNotFoundError) else ""
+    return LoadError(f"{message}: {type(error).__name__}{hint}", traceback="".join(report.format()), error=error)
 
 
 def _keep_users_frames(report: TracebackException | None) -> None:

@@ -6,9 +6,11 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.cli.usage import Parser, UsageError
+from microws.dev.defaults import DEFAULTS
 from microws.handshake import check_hosts_setting
 from microws.hints import option_hint
 from microws.hub_url import HUB_VARIABLE, INHERITED_VARIABLE, inherits_hub
@@ -59,6 +61,7 @@ def run_parser() -> Parser:
     return _parser(
         "run",
         [name for name in _OPTIONS if name not in _DEV_ONLY],
+        {},
         "Serve an app: microws run chat:app",
         f"{_EPILOG} PORT and WEB_CONCURRENCY apply if MICROWS_PORT and MICROWS_WORKERS are not set.",
     )
@@ -69,27 +72,34 @@ def dev_parser() -> Parser:
     return _parser(
         "dev",
         [name for name in _OPTIONS if name not in _RUN_ONLY],
+        DEFAULTS,
         "Serve an app while you write it, and reload it when a file changes: microws dev chat:app",
         f"{_EPILOG} PORT applies if MICROWS_PORT is not set. MICROWS_EDITOR_URL is the link from a traceback to your "
         "editor, such as idea://open?file={file}&line={line}; default vscode://file/{file}:{line}.",
     )
 
 
-def _parser(command: str, names: Iterable[str], description: str, epilog: str) -> Parser:
+def _parser(command: str, names: Iterable[str], defaults: Mapping[str, Any], description: str, epilog: str) -> Parser:
     parser = Parser(
         prog=f"microws {command}",
         usage=f"microws {command} [APP] [options]",
         description=description,
         epilog=epilog,
     )
-    add_options(parser, names)
+    add_options(parser, names, defaults=defaults)
     return parser
 
 
-def add_options(parser: Parser, names: Iterable[str]) -> None:
-    """Add options of ``microws run``, by their names with underscores."""
+def add_options(parser: Parser, names: Iterable[str], *, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """
+    Add options of ``microws run``, by their names with underscores.
+
+    Args:
+        defaults: That the help shows in place of those of ``microws run``.
+    """
     for name in names:
         option = _OPTIONS[name]
+        option = option._replace(default=defaults.get(name, option.default))
         if name == "app":
             parser.add_argument(name, nargs="?", metavar=option.metavar, help=option.help)
         elif option.metavar is None:

@@ -90,7 +90,7 @@ def _value(flags: Mapping[str, Any]) -> Any:
         try:
             return sys.stdin.buffer.read() if flags["file"] == "-" else Path(flags["file"]).read_bytes()
         except OSError as error:
-            raise UsageError(f"--file: {error}") from None
+            raise UsageError(f"--file: {flags['file']}: {error.strerror}") from None
     if "json" not in flags:
         return flags["value"]
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from shutil import get_terminal_size
+from threading import Lock
 from types import ModuleType
 from typing import Any, Final, TextIO
 
@@ -49,6 +50,8 @@ class Screen:
         self.is_interactive: bool = self._is_terminal and sys.stdin.isatty()
         self._has_color = self._is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._is_prompting = False
+        # Held from the look at whether there is a prompt to the end of the output: no prompt begins in between.
+        self._lock = Lock()
         self._mode: Any = termios.tcgetattr(sys.stdin) if self.is_interactive and termios else None
         self._history = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "microws/history"
         if self.is_interactive and readline:
@@ -76,7 +79,8 @@ class Screen:
         """The lines that a person types, until Ctrl-D."""
         with suppress(EOFError):
             while True:
-                self._is_prompting = True
+                with self._lock:
+                    self._is_prompting = True
                 line = input(_PROMPT)
                 self._is_prompting = False
                 yield line
@@ -126,17 +130,17 @@ class Screen:
 
     def _print(self, text: str, stream: TextIO) -> None:
         """Print above the prompt, and show the prompt again with what is typed so far."""
-        if self._is_prompting:
-            typed = readline.get_line_buffer() if readline else ""
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
+        with self._lock:
+            is_prompting = self._is_prompting
+            if is_prompting:
+                sys.stdout.write("\r\x1b[K")
+                sys.stdout.flush()
             stream.write(f"{text}\n")
             stream.flush()
-            sys.stdout.write(f"{_PROMPT}{typed}")
-            sys.stdout.flush()
-        else:
-            stream.write(f"{text}\n")
-            stream.flush()
+            if is_prompting:
+                typed = readline.get_line_buffer() if readline else ""
+                sys.stdout.write(f"{_PROMPT}{typed}")
+                sys.stdout.flush()
 
 
 def _escaped(text: str) -> str:

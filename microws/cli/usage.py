@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        # As the other texts: the longest name of the option, then what was expected.
+        message = re.sub(r"^argument (?:\S+/)?(\S+): ", r"\1: ", message)
+        message = re.sub(r"^the following arguments are required: (.*)", r"expected \1, got none", message)
         raise UsageError(f"{message}; see {self.prog} --help")
 
     @property

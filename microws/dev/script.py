@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from microws.dev.child import DevOptions, ServeApp, Unloadable, serve_in_child
+from microws.dev.defaults import DEFAULTS
 from microws.dev.supervisor import develop
 from microws.interfaces import ASGIApplication
 from microws.server.settings import Settings
@@ -20,9 +21,6 @@ __all__ = ["main", "run_and_reload"]
 # What the supervisor runs, as JSON.
 _VARIABLE: Final = "MICROWS_DEV_SCRIPT"
 _COMMAND: Final = "from microws.dev.script import main; main()"
-
-# Seconds.
-_WARN_BLOCKED: Final = 0.5
 
 # Serves an app in this process, which runs the script.
 _serve: ServeApp | None = None
@@ -60,7 +58,7 @@ def _become_supervisor(options: dict[str, Any]) -> NoReturn:
         "module": spec and spec.name,
         "file": str(Path(file).absolute()),
         "arguments": sys.argv,
-        "options": {"warn_blocked": _WARN_BLOCKED, **options},
+        "options": {**DEFAULTS, **options},
     }
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -91,7 +91,8 @@ def parse_address(text: str) -> Address:
         return InternetAddress(match[1] or match[2], _PORT(match[3]))
     elif text.isascii() and text.isdigit():
         raise ValueError(f"{_BIND_FORMS}, got {text!r}; for the port alone write --port {text}")
-    raise ValueError(f"{_BIND_FORMS}, got {text!r}")
+    hint = f"; for the host alone write --host {text}" if re.fullmatch(r"[\w.-]+", text) else ""
+    raise ValueError(f"{_BIND_FORMS}, got {text!r}{hint}")
 
 
 # Values: each function takes what a flag, a variable, TOML or Python gives, and returns the value, or raises a

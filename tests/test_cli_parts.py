@@ -636,6 +636,8 @@ def test_an_interrupted_publish_does_not_say_that_the_server_has_the_message(mon
 
     monkeypatch.setattr("microws.cli.publish.connect_hub", interrupted)
     assert main(["publish", "t", "v", "--hub", "local:x"]) == 1
+    monkeypatch.setattr("pathlib.Path.read_bytes", interrupted)
+    assert main(["publish", "t", "--file", "slow", "--hub", "local:x"]) == 1
 
 
 def test_a_loop_that_is_not_installed_is_a_usage_error(directory, capsys, monkeypatch):

@@ -55,8 +55,8 @@ def publish(flags: Mapping[str, Any]) -> int:
     Raises:
         UsageError: A mistake in the command.
     """
-    value = _value(flags)
     try:
+        value = _value(flags)
         connector = connect_hub(flags.get("hub"), mount=flags.get("mount", ""))
         receipt = asyncio.run(_publish(connector, flags["topic"], value, flags.get("key")))
     except (HubUnavailable, PublishTimeout) as error:

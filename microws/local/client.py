@@ -267,9 +267,10 @@ class LocalBackplane:
                 return _open(self._path)
             except OSError as error:
                 if is_first and not (self._serves or isinstance(error, BlockingIOError)):
-                    is_absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
-                    reason = "no server; the log of the server names the path" if is_absent else error
-                    raise HubUnavailable(f"expected a server with its hub at {self._path}, got: {reason}") from None
+                    raise HubUnavailable(
+                        f"expected a server with its hub at {self._path}, got: {error.strerror or error}; the log of "
+                        "the server names the path"
+                    ) from None
                 # No hub process, or it does not accept fast enough; or no descriptor is left here.
                 await anyio.sleep(_RETRY)
 

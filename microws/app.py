@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from microws.codec import Codecs
 from microws.connection.bulk_writes import BulkWriter
@@ -256,6 +256,7 @@ class App:
         subprotocols: Sequence[str] = (),
         origins: Sequence[str] | None = None,
         subscribe: str | Sequence[str] | None = None,
+        since: Literal["start"] | None = None,
         gaps: bool = False,
         on_invalid: OnInvalid = "close",
         login: Callable[[WebSocket, Any], Any] | None = None,
@@ -284,6 +285,8 @@ class App:
             origins: Replaces ``App(origins=…)`` for this route.
             subscribe: One or several topics to subscribe to before the handshake is complete. Route parameters are
                 filled in: ``"chat:{room}"``.
+            since: ``"start"``: a client that connects without ``?since=`` first gets all of the history of these
+                topics. Default: it gets what is published from then on.
             gaps: Send ``{"topic": …, "gap": true}`` where messages are missing: a topic's overflow policy dropped them,
                 or the history does not have them any more. Default: only to a client that names a position by
                 ``?since=`` that is not in the history any more.
@@ -327,6 +330,7 @@ class App:
                 subprotocols=subprotocols,
                 origins=origins,
                 subscribe=subscribe,
+                since=since,
                 catch_disconnect=catch_disconnect,
                 gaps=gaps,
                 on_invalid=on_invalid,

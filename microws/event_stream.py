@@ -92,15 +92,19 @@ class ServerSentEvent:
                     raise ValueError(f"expected an event's {name} without line ends and NUL, got {value!r}")
                 lines.append(f"{name}: {value}")
         if self.retry is not None:
-            if self.retry < 0:
-                raise ValueError(f"expected retry to be a number of milliseconds, 0 or more, got {self.retry}")
-            lines.append(f"retry: {int(self.retry)}")
+            lines.append(_retry_line(self.retry))
         if isinstance(self.data, str):
             text = self.data
         else:
             text = (self.data if isinstance(self.data, bytes) else dumps_json(self.data)).decode()
         lines.extend(f"data: {line}" for line in _END_OF_LINE.split(text))
         object.__setattr__(self, "encoded", "\n".join([*lines, "", ""]).encode())
+
+
+def _retry_line(retry: int) -> str:
+    if retry < 0:
+        raise ValueError(f"expected retry to be a number of milliseconds, 0 or more, got {retry}")
+    return f"retry: {int(retry)}"
 
 
 # Published values as events
@@ -364,6 +368,7 @@ class EventStream(StreamingResponse):
             a plain iterable, which is run in worker threads.
         headers: A mapping or ``(name, value)`` pairs.
         keepalive: Seconds. Default 15, as the specification recommends.
+        retry: Milliseconds that a browser waits before it reconnects. Default: what the browser does, such as 3,000.
 
     Raises:
         TypeError, ValueError: As ``StreamingResponse`` and ``ServerSentEvent``.
@@ -376,7 +381,12 @@ class EventStream(StreamingResponse):
     _opening = _OPENING
 
     def __init__(
-        self, source: AsyncIterable[Any] | Iterable[Any], *, headers: HeadersLike | None = None, keepalive: float = 15.0
+        self,
+        source: AsyncIterable[Any] | Iterable[Any],
+        *,
+        headers: HeadersLike | None = None,
+        keepalive: float = 15.0,
+        retry: int | None = None,
     ) -> None:
         if not keepalive > 0:
             raise ValueError(f"expected keepalive to be a number of seconds above 0, got {keepalive}")
@@ -387,6 +397,8 @@ class EventStream(StreamingResponse):
         # Without it nginx collects the events in its buffer.
         self.headers.add_default("x-accel-buffering", "no")
         self._keepalive = keepalive
+        if retry is not None:
+            self._opening = _OPENING + f"{_retry_line(retry)}\n\n".encode()
 
     # Not ``async def``: each of many clients would keep one more coroutine.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
@@ -401,7 +413,7 @@ class EventStream(StreamingResponse):
         else:
             events = _PortableEvents(source, self._keepalive)
         last_event_id = Headers(scope["headers"]).get("last-event-id")
-        return events.send(self._start(), receive, send, last_event_id)
+        return events.send([self._start(), body_part(self._opening)], receive, send, last_event_id)
 
     async def _send_source(self, source: Source, receive: Receive, send: Send) -> bool:
         lock = anyio.Lock(fast_acquire=True)
@@ -521,13 +533,14 @@ class _PortableEvents(_TopicEvents):
         self.is_writable = self._has_ended = self._has_left = False
         super().__init__(stream, keepalive, self, is_chunked=False)
 
-    async def send(self, start: Event, receive: Receive, send: Send, last_event_id: str | None) -> None:
-        """Send the response, until the client disconnects or would miss a message."""
+    async def send(self, head: list[Event], receive: Receive, send: Send, last_event_id: str | None) -> None:
+        """Send the response, which begins with ``head``, until the client disconnects or would miss a message."""
         try:
             await self._attach(last_event_id)
+            start, opening = head
             await send(start)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send_events, send, tasks.cancel_scope)
+                tasks.start_soon(self._send_events, opening, send, tasks.cancel_scope)
                 if self._loop is None:
                     tasks.start_soon(self._keep_alive)
                 while (await receive())["type"] != "http.disconnect":
@@ -543,9 +556,9 @@ class _PortableEvents(_TopicEvents):
         finally:
             self._detach()
 
-    async def _send_events(self, send: Send, response: "anyio.CancelScope") -> None:
+    async def _send_events(self, opening: Event, send: Send, response: "anyio.CancelScope") -> None:
         try:
-            await send(body_part(_OPENING))
+            await send(opening)
             if self._loop is None:
                 # On trio there are no batches.
                 self._outbox.retire()
@@ -624,14 +637,14 @@ class _DirectEvents(_TopicEvents):
         self._end = asyncio.get_running_loop().create_future()
         super().__init__(stream, keepalive, exchange.connection, is_chunked=exchange.takes_chunks)
 
-    async def send(self, start: Event, receive: Receive, send: Send, last_event_id: str | None) -> None:
-        """Send the response, until the client disconnects or would miss a message."""
+    async def send(self, head: list[Event], receive: Receive, send: Send, last_event_id: str | None) -> None:
+        """Send the response, which begins with ``head``, until the client disconnects or would miss a message."""
         try:
             await self._attach(last_event_id)
-            await send(start)
-            # It would be kept for the whole life of the stream.
-            del start
-            await send(body_part(_OPENING))
+            for event in head:
+                await send(event)
+            # They would be kept for the whole life of the stream.
+            del head, event
             self._connection.on_writable = self._outbox.drain
             self._start()
             self._exchange.watch_end(self._leave)

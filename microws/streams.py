@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from functools import partial
 from types import AsyncGeneratorType, coroutine
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -64,7 +64,7 @@ class StreamingResponse(Response):
             raise TypeError(f"{name} expected an iterator, such as an async generator, got {type(source).__name__}")
 
     # Sent at once: some servers hold the headers back until something follows them.
-    _opening: ClassVar[bytes] = b""
+    _opening: bytes = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until the source ends or the client disconnects. Cancelled, it closes the source."""

@@ -60,6 +60,7 @@ class WebSocketRouteOptions(TypedDict, total=False):
     subprotocols: Sequence[str]
     origins: Sequence[str] | None
     subscribe: str | Sequence[str] | None
+    since: Literal["start"] | None
     gaps: bool
     on_invalid: OnInvalid
     login: Callable[[WebSocket, Any], Any] | None
@@ -200,6 +201,7 @@ class WebSocketEndpoint:
     subprotocols: Sequence[str] = ()
     origins: Sequence[str] | None = None
     subscribe: InitVar[str | Sequence[str] | None] = None
+    since: str | None = None
     catch_disconnect: bool = True
     gaps: bool = False
     on_invalid: OnInvalid = "close"
@@ -225,6 +227,12 @@ class WebSocketEndpoint:
             setattr(self, f"{name}_type", chosen)
             setattr(self, f"{name}_encoding", encoding)
         self.topics = bind_topics(subscribe, pattern)
+        if self.since not in (None, "start"):
+            raise ValueError(
+                f'expected since=None or "start", got {self.since!r}; a client names a position by ?since='
+            )
+        if self.since is not None and not self.topics:
+            raise ValueError('expected subscribe= too, got since="start" alone')
         if self.on_invalid not in get_args(OnInvalid):
             raise ValueError(f'expected on_invalid="close", "skip" or "error", got {self.on_invalid!r}')
         if self.login is not None:

@@ -237,6 +237,22 @@ class TestSlowClients:
         await leave(app, client)
 
 
+class TestRetry:
+    @pytest.mark.parametrize("is_topic", [True, False])
+    async def test_the_stream_begins_with_the_time_until_a_browser_reconnects(self, app, tasks, is_topic):
+        client = await connect(tasks, EventStream(app.stream("t") if is_topic else ["x"], retry=1500))
+        if is_topic:
+            await app.publish("t", "x")
+        await client.wait_for(b"data: x\n\n")
+        assert client.events[1]["body"] == b":\nretry: 1500\n\n"
+        if is_topic:
+            await leave(app, client)
+
+    def test_a_negative_time_is_refused(self):
+        with pytest.raises(ValueError, match="expected retry to be a number of milliseconds, 0 or more, got -1"):
+            EventStream([], retry=-1)
+
+
 class TestSilence:
     async def test_silence_is_broken_by_comments(self, app, tasks):
         client = await connect(tasks, EventStream(app.stream("t"), keepalive=0.01))

@@ -104,6 +104,25 @@ class TestWebSockets:
             assert [await ws.receive() for _ in range(3)] == ["3", "4", "5"]
         assert app.views[-1].subscribed == (True, positions[2], ())
 
+    async def test_a_route_with_since_start_sends_the_history_to_a_client_that_names_no_position(self, app, client):
+        @app.websocket_route("/start", subscribe=["t", "plain"], since="start")
+        async def start(ws):
+            async with ws:
+                await ws.wait_closed()
+
+        positions = await publish(app, range(3))
+        for query, expected in (("", ["0", "1", "2"]), ("since=", ["0", "1", "2"]), (f"since={positions[1]}_", ["2"])):
+            async with client.websocket(f"/start?{query}") as ws:
+                await publish(app, ["behind"], "plain")
+                assert [await ws.receive() for _ in (*expected, "behind")] == [*expected, "behind"]
+
+    @pytest.mark.parametrize(("subscribe", "since"), [("t", "1-1.1.1"), (None, "start"), ("t", "")])
+    def test_since_of_a_route_is_start_for_topics(self, subscribe, since):
+        async def view(ws): ...
+
+        with pytest.raises(ValueError, match="since="):
+            App().add_websocket_route(view, "/", subscribe=subscribe, since=since)
+
     @pytest.mark.parametrize("since", ["x", "_", "1-0.1.1", "€", "start_start"])
     async def test_an_unknown_position_is_told_to_the_view_and_by_gap_markers(self, app, client, since):
         positions = await publish(app, range(5))

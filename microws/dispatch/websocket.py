@@ -142,7 +142,7 @@ class WebSocketDispatcher(Dispatcher):
                             not endpoint.hooks.before_websocket.chain or await self._call_before(ws, endpoint.hooks)
                         ) and (endpoint.login is None or await ws.log_in(endpoint.login, endpoint.login_timeout)):
                             if endpoint.topics:
-                                await self._subscribe(ws, endpoint.topics)
+                                await self._subscribe(ws, endpoint.topics, endpoint.since)
                             returned = await endpoint.view(ws, params)
                             if returned is not None and not (ws.accepted or ws.closed):
                                 await _reject(ws, to_response(returned, endpoint.function))
@@ -228,9 +228,10 @@ class WebSocketDispatcher(Dispatcher):
         return unexpected
 
     @staticmethod
-    async def _subscribe(ws: WebSocket, templates: tuple[str, ...]) -> None:
+    async def _subscribe(ws: WebSocket, templates: tuple[str, ...], default: str | None) -> None:
         topics = [template.format(**ws.path_params) for template in templates]
-        since = split_positions(topics, ws.query.get("since")) if b"since=" in ws.scope["query_string"] else None
+        named = ws.query.get("since") if b"since=" in ws.scope["query_string"] else None
+        since = split_positions(topics, named or default)
         try:
             await ws.subscribe_by_route(topics, since)
         except ValueError as error:

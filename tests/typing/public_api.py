@@ -232,6 +232,8 @@ app.websocket_route("/", rate="20/s", rate_excess="drop")  # type: ignore[arg-ty
 app.websocket_route("/", valuetype="json")  # type: ignore[call-arg]
 app.websocket_route("/", catch_disconnect="no")  # type: ignore[arg-type]
 app.websocket_route("/", subscribe=1)  # type: ignore[arg-type]
+app.websocket_route("/", subscribe="chat", since="start")
+app.websocket_route("/", subscribe="chat", since="begin")  # type: ignore[arg-type]
 app.websocket_route("/", methods=["GET"])  # type: ignore[call-arg]
 app.add_websocket_route(no_coroutine, "/")  # type: ignore[arg-type]
 app.add_websocket_route(echo, "/", anything)  # type: ignore[call-arg]
@@ -431,7 +433,7 @@ async def events(request: Request) -> EventStream:
     app.stream("chat:1", event=lambda topic: None if topic == "chat:1" else topic)
     app.stream("chat:1", event=7)  # type: ignore[arg-type]
     app.stream(["chat:1", "chat:2"])  # type: ignore[arg-type]
-    return EventStream(app.stream("chat:1"), keepalive=30)
+    return EventStream(app.stream("chat:1"), keepalive=30, retry=1000)
 
 
 async def topics_of_a_blueprint(request: Request) -> EventStream:

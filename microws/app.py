@@ -26,6 +26,7 @@ from microws.subscription import Subscription
 from microws.templates import Templates, file_of_caller
 from microws.threads import Threads
 from microws.tickets import issue_ticket
+from microws.topic_hooks import TopicHooks
 from microws.views import HTTPEndpoint, MountEndpoint, OnInvalid, WebSocketEndpoint, WebSocketRouteOptions
 from microws.websocket import WebSocket
 
@@ -158,6 +159,7 @@ class App:
         self._parent: App | None = None
         self._router = Router(redirect_slashes=redirect_slashes)
         self._hooks = Hooks()
+        self.topic_hooks: TopicHooks = TopicHooks()
         self._middleware: list[Middleware] = []
         self._codecs = Codecs(json_default)
         self._added_codecs: dict[str, Codec] = {}
@@ -409,6 +411,94 @@ class App:
         check_mounted(asgi_app, prefix, origins)
         self._router.mount(prefix, MountEndpoint(asgi_app, origins and not isinstance(asgi_app, App), origins))
 
+    def live(self, pattern: str) -> None:
+        """
+        Add a path where clients choose their topics: ``app.live("/live")``, for ``microws.js`` and other clients.
+
+        ``on_subscribe`` and ``on_publish`` say who may subscribe and publish; without them, nobody may. It serves three
+        routes: a WebSocket with the subprotocol ``microws.v1``; by GET, server-sent events for clients whose network
+        blocks WebSockets; by POST, what these clients publish. docs/live-protocol.md describes the protocol.
+
+        Any other WebSocket route speaks the same protocol with a client that offers the subprotocol, if it has no
+        ``subprotocols`` of its own: then the client may choose topics besides.
+
+        Args:
+            pattern: Of the three routes. It may have parameters, for hooks: ``connection.path_params``.
+
+        Raises:
+            RoutingError: The pattern is invalid, or another route hides it.
+        """
+        from microws.event_stream import Stream
+        from microws.live_views import LiveViews
+
+        def make_stream(*topics: str, since: str | None) -> Stream:
+            return Stream(self.hub, self._root._codecs.get("text"), topics, None, since, has_envelope=True)
+
+        views = LiveViews(make_stream, max_topics=self._settings.max_subscriptions)
+        self.add_websocket_route(views.socket, pattern)
+        self.add_route(views.events, pattern)
+        self.add_route(views.publish, pattern, methods=["POST"])
+
+    def on_subscribe(self, pattern: str) -> Callable[[F], F]:
+        """
+        Decorator: say who may subscribe to the topics that match ``pattern``.
+
+        ::
+
+            @app.on_subscribe("chat:{room}")
+            async def may_read(connection, room):
+                return room in rooms_of(connection.state.user)
+
+        The hook gets the WebSocket, or the request of an event stream, then the parameters in their order. A plain
+        function runs in a worker thread. If it returns a true value, the client subscribes. Otherwise, or if no pattern
+        matches, it gets the error 4403. ``raise HTTPException(404)`` makes it 4404. The first pattern that matches
+        counts.
+
+        Args:
+            pattern: A topic, with parameters that match one or more characters other than ``:``.
+
+        Raises:
+            RoutingError: The pattern is invalid, or has a hook.
+            TypeError: The function does not take these arguments.
+
+        Source: the channel authorization of Laravel.
+        """
+
+        def register(hook: F) -> F:
+            self._check_registering()
+            self.topic_hooks.on_subscribe(pattern, hook)
+            return hook
+
+        return register
+
+    def on_publish(self, pattern: str) -> Callable[[F], F]:
+        """
+        Decorator: say who may publish what to the topics that match ``pattern``.
+
+        ::
+
+            @app.on_publish("chat:{room}")
+            async def may_write(connection, room, message):
+                return {"from": connection.state.user, "text": message["text"][:500]}
+
+        The hook gets what ``on_subscribe`` gets, and the message: a value of JSON, or ``bytes``. What it returns is
+        published, to the client that sent it as well. If it returns ``None``, nothing is published, and the client gets
+        the error 4403.
+
+        Args:
+            pattern: As for ``on_subscribe``.
+
+        Raises:
+            RoutingError, TypeError: As ``on_subscribe``.
+        """
+
+        def register(hook: F) -> F:
+            self._check_registering()
+            self.topic_hooks.on_publish(pattern, hook)
+            return hook
+
+        return register
+
     def include(self, other_app: "App", prefix: str = "") -> None:
         """
         Include everything that is registered with another app, as a blueprint.
@@ -448,6 +538,7 @@ class App:
 
     def _take_over(self, other_app: "App") -> None:
         self._hooks.include(other_app._hooks)
+        self.topic_hooks.include(other_app.topic_hooks)
         self._lifespan.include(other_app._lifespan)
         for name, codec in other_app._added_codecs.items():
             if self._added_codecs.get(name) is not codec:

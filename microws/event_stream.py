@@ -25,6 +25,7 @@ from microws.datastructures import Headers
 from microws.errors import Overflow
 from microws.handshake import HeadersLike
 from microws.hub import (
+    LIVE_CODEC,
     FrameCodec,
     Hub,
     Outbox,
@@ -33,6 +34,7 @@ from microws.hub import (
     TopicSettings,
     check_topic,
     join_positions,
+    live_announcement,
     running_loop,
     split_positions,
 )
@@ -115,19 +117,31 @@ class _EventCodec:
     """
     Frames published values as events of one type, for a response that is sent in chunks or not.
 
-    ``token`` makes an event's id of the payload, if the stream has several topics. Default: its position.
+    ``token`` makes an event's id of the payload, if the stream has several topics. Default: its position. With
+    ``has_envelope`` the data are the frames of ``microws.v1``.
     """
 
-    __slots__ = ("__weakref__", "_head", "_is_chunked", "_token")
+    __slots__ = ("__weakref__", "_has_envelope", "_head", "_is_chunked", "_token")
 
-    def __init__(self, event: str | None, *, is_chunked: bool, token: Callable[[Payload], str] | None = None) -> None:
+    def __init__(
+        self,
+        event: str | None,
+        *,
+        is_chunked: bool,
+        token: Callable[[Payload], str] | None = None,
+        has_envelope: bool = False,
+    ) -> None:
         self._head = b"data: " if event is None else f"event: {event}\ndata: ".encode()
         self._is_chunked = is_chunked
         self._token = token
+        self._has_envelope = has_envelope
 
     def frame(self, payload: Payload) -> Frame:
         """A text message as it is, ``bytes`` as base64, anything else as JSON."""
-        data = b64encode(payload.data) if payload.kind == "bytes" else payload.data
+        if self._has_envelope:
+            data = LIVE_CODEC.frame(payload).data
+        else:
+            data = b64encode(payload.data) if payload.kind == "bytes" else payload.data
         if b"\n" in data or b"\r" in data:
             data = _END_OF_ENCODED_LINE.sub(b"\ndata: ", data)
         event = self._head + data + b"\n\n"
@@ -137,11 +151,18 @@ class _EventCodec:
         return Frame(_as_chunk(event) if self._is_chunked else event, is_encoded=True)
 
 
-_codecs: WeakValueDictionary[tuple[str | None, bool, Hub | None, tuple[str, ...]], _EventCodec] = WeakValueDictionary()
+_codecs: WeakValueDictionary[tuple[str | None, bool, Hub | None, tuple[str, ...], bool], _EventCodec] = (
+    WeakValueDictionary()
+)
 
 
 def event_codec(
-    event: str | None, *, is_chunked: bool, hub: Hub | None = None, topics: tuple[str, ...] = ()
+    event: str | None,
+    *,
+    is_chunked: bool,
+    hub: Hub | None = None,
+    topics: tuple[str, ...] = (),
+    has_envelope: bool = False,
 ) -> FrameCodec:
     """
     The codec of an event's type: all streams share it, so that a published message is framed once for all.
@@ -149,12 +170,13 @@ def event_codec(
     Args:
         hub, topics: Those of a stream of several topics with history: an id holds the positions of all. Default: an id
             is the position of the message.
+        has_envelope: As of ``Stream``.
     """
-    key = event, is_chunked, hub, topics
+    key = event, is_chunked, hub, topics, has_envelope
     codec = _codecs.get(key)
     if codec is None:
         token = None if hub is None else partial(_token, topics, hub.known_position)
-        codec = _codecs[key] = _EventCodec(event, is_chunked=is_chunked, token=token)
+        codec = _codecs[key] = _EventCodec(event, is_chunked=is_chunked, token=token, has_envelope=has_envelope)
     return codec
 
 
@@ -175,6 +197,7 @@ _KEEPALIVES: Final = (KEEPALIVE, _as_chunk(KEEPALIVE))
 def _announcement(
     topics: tuple[str, ...],
     is_chunked: bool,
+    has_envelope: bool,
     positions: Mapping[str, str],
     asked: Collection[str],
     lost: Collection[str],
@@ -186,8 +209,13 @@ def _announcement(
     it comes back, even if it has got no event.
     """
     token = join_positions(positions.get(topic) for topic in topics)
-    events = [_gap_event(topic, token) for topic in lost]
-    if not asked:
+    if has_envelope:
+        events = [
+            ServerSentEvent(each.frame.text, id=token).encoded for each in live_announcement(positions, asked, lost)
+        ]
+    elif asked:
+        events = [_gap_event(topic, token) for topic in lost]
+    else:
         events = [f"id: {token}\n\n".encode()]
     frames = [Frame(_as_chunk(event) if is_chunked else event, is_encoded=True) for event in events]
     return [Published(frame, "", TopicSettings(), is_gap=True) for frame in frames]
@@ -197,8 +225,8 @@ def _gap_event(topic: str, token: str | None = None) -> bytes:
     return ServerSentEvent({"topic": topic, "gap": True}, event="gap", id=token).encoded
 
 
-def _gap_marker(topic: str, settings: TopicSettings, *, is_chunked: bool) -> Published:
-    event = _gap_event(topic)
+def _gap_marker(topic: str, settings: TopicSettings, *, is_chunked: bool, has_envelope: bool) -> Published:
+    event = ServerSentEvent({"topic": topic, "gap": True}).encoded if has_envelope else _gap_event(topic)
     frame = Frame(_as_chunk(event) if is_chunked else event, is_encoded=True)
     return Published(frame, topic, settings, is_gap=True)
 
@@ -208,12 +236,13 @@ class Stream:
     Some topics as server-sent events: what ``app.stream`` returns and ``EventStream`` takes.
 
     A text message is sent as it is, ``bytes`` as base64, anything else as JSON. If the app itself iterates over it, it
-    subscribes when the iteration begins, and the iteration ends where a message was lost.
+    subscribes when the iteration begins, and the iteration ends where a message was lost. With ``has_envelope``, the
+    data of each event is a frame of ``microws.v1``.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
-    __slots__ = ("_codec", "_events", "_hub", "_queue", "since")
+    __slots__ = ("_codec", "_events", "_has_envelope", "_hub", "_queue", "since")
 
     def __init__(
         self,
@@ -222,6 +251,8 @@ class Stream:
         topics: tuple[str, ...],
         event: EventName,
         since: str | None = None,
+        *,
+        has_envelope: bool = False,
     ) -> None:
         if not topics:
             raise TypeError("expected at least one topic, got none: app.stream(topic)")
@@ -232,6 +263,7 @@ class Stream:
         self._codec = codec
         self._queue: TopicQueue | None = None
         self.since: str | None = since
+        self._has_envelope = has_envelope
 
     def subscriber(self, *, is_chunked: bool, refuse: Callable[[int, str], None]) -> Subscriber:
         """
@@ -250,18 +282,21 @@ class Stream:
         has_token = len(topics) > 1 and any(hub.settings(topic).history for topic in topics)
         shared: tuple[Hub | None, tuple[str, ...]] = (hub, topics) if has_token else (None, ())
         codecs = {
-            topic: event_codec(event, is_chunked=is_chunked, hub=shared[0], topics=shared[1])
+            topic: event_codec(
+                event, is_chunked=is_chunked, hub=shared[0], topics=shared[1], has_envelope=self._has_envelope
+            )
             for topic, event in self._events.items()
         }
         distinct = set(codecs.values())
-        outbox = Outbox(marker=partial(_gap_marker, is_chunked=is_chunked), losses=hub.losses)
+        marker = partial(_gap_marker, is_chunked=is_chunked, has_envelope=self._has_envelope)
+        outbox = Outbox(marker=marker, losses=hub.losses)
         return Subscriber(
             id=f"events-{next(_numbers)}",
             codec=codecs if len(distinct) > 1 else distinct.pop(),
             outbox=outbox,
             wake=outbox.drain,
             refuse=refuse,
-            announce=partial(_announcement, topics, is_chunked),
+            announce=partial(_announcement, topics, is_chunked, self._has_envelope),
         )
 
     async def attach(
@@ -287,7 +322,7 @@ class Stream:
             since |= {topic: _UNKNOWN for topic in topics if not since[topic] and self._hub.settings(topic).history}
             # Until it has all that it missed, its ids have the positions that it has reached.
             reached: dict[str, str | None] = {}
-            announce = partial(_announcement, topics, is_chunked)
+            announce = partial(_announcement, topics, is_chunked, self._has_envelope)
 
             def begin(positions: Mapping[str, str], asked: Collection[str], lost: Collection[str]) -> list[Published]:
                 reached.update(positions)
@@ -299,7 +334,8 @@ class Stream:
 
             subscriber.announce = begin
             subscriber.replay_codecs = {
-                topic: _EventCodec(event, is_chunked=is_chunked, token=token) for topic, event in self._events.items()
+                topic: _EventCodec(event, is_chunked=is_chunked, token=token, has_envelope=self._has_envelope)
+                for topic, event in self._events.items()
             }
         await self._hub.subscribe(subscriber, *topics, since=since)
 

@@ -271,6 +271,10 @@ class Application(Protocol):
         """The worker threads of the app."""
 
     @property
+    def topic_hooks(self) -> Any:
+        """Who may subscribe and publish."""
+
+    @property
     def session_max_age(self) -> int:
         """Seconds for which a session is valid."""
 

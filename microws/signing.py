@@ -101,8 +101,8 @@ class Signing:
     __slots__ = ("session", "ticket")
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
-        self.session: Signatures = Signatures(secrets, b"microws.session")
-        self.ticket: Signatures = Signatures(secrets, b"microws.ticket")
+        self.session = Signatures(secrets, b"microws.session")
+        self.ticket = Signatures(secrets, b"microws.ticket")
 
 
 def _signed(text: bytes, context: str) -> bytes:

@@ -143,6 +143,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         "_helpers",
         "_id",
         "_invalid_in_a_row",
+        "_next",
         "_options",
         "_session",
         "_skipped",
@@ -182,6 +183,8 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         self._end_returned = False
         self._skipped = self._invalid_in_a_row = 0
         self._connection = connection
+        # The next message for the view.
+        self._next: Callable[[], Coroutine[Any, Any, str | bytes | None]] = connection.receive
         self.subscribed: Subscribed | None = None
 
     # Attributes
@@ -521,7 +524,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         The next message as a raw ASGI event. At the end it returns the disconnect event, then raises
         ``WebSocketDisconnect``.
         """
-        message = await self._connection.receive()
+        message = await self._next()
         if message is None:
             if self._end_returned:
                 raise self._connection.unusable("receive_event")
@@ -541,7 +544,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         """
         if self._connection.state is CONNECTING:
             raise self._connection.unusable("wait_closed")
-        while await self._connection.receive() is not None:
+        while await self._next() is not None:
             pass
 
     def __aiter__(self) -> Self:
@@ -549,7 +552,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
 
     async def __anext__(self) -> In:
         options = self._options
-        while (message := await self._connection.receive()) is not None:
+        while (message := await self._next()) is not None:
             try:
                 value: In = options.receive_codec.decode(message)
             except (PayloadTypeError, InvalidMessage) as error:
@@ -569,7 +572,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         raise ReceiveTimeout(seconds)
 
     async def _receive(self, codec: MessageCodec) -> Any:
-        while (message := await self._connection.receive()) is not None:
+        while (message := await self._next()) is not None:
             try:
                 value = codec.decode(message)
             except (PayloadTypeError, InvalidMessage) as error:
@@ -598,9 +601,8 @@ class WebSocket(BaseRequest, Generic[In, Out]):
             return
         detail, path = (error.detail, error.path) if isinstance(error, InvalidMessage) else (str(error), "$")
         answer: MessageError = {"type": "error", "detail": detail, "path": path}
-        codec = options.codecs.get("msgpack" if options.send_codec.name == "msgpack" else "json")
         try:
-            await self._connection.send(codec.encode(answer))
+            await self.send(answer, type="msgpack" if options.send_codec.name == "msgpack" else "json")
         except WebSocketDisconnect:
             pass  # the next receive says so
 
@@ -723,9 +725,13 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         return self._subscriber
 
     async def _subscribe(
-        self, subscriber: Subscriber, topics: Sequence[str], since: str | Mapping[str, str | None] | None
+        self,
+        subscriber: Subscriber,
+        topics: Sequence[str],
+        since: str | Mapping[str, str | None] | None,
+        announce: Announce | None = None,
     ) -> Subscribed:
-        subscribed = await self._options.hub.subscribe(subscriber, *topics, since=since)
+        subscribed = await self._options.hub.subscribe(subscriber, *topics, since=since, announce=announce)
         if self.closed:
             raise self._connection.unusable("subscribe")
         return subscribed
@@ -813,14 +819,9 @@ class WebSocket(BaseRequest, Generic[In, Out]):
 
     async def subscribe_by_route(self, topics: Sequence[str], since: Mapping[str, str | None] | None) -> None:
         """``subscribe`` to the topics of the route. A client that names positions is told what is lost of them."""
-        subscriber = self._ensure_subscriber()
-        if since is not None:
-            # Otherwise nothing would tell it. To the view, ``ws.subscribe`` returns it.
-            subscriber.announce = subscriber.announce or gap_announcement
-        try:
-            self.subscribed = await self._subscribe(subscriber, topics, since)
-        finally:
-            subscriber.announce = self._options.announce
+        # Otherwise nothing would tell it. To the view, ``ws.subscribe`` returns it.
+        announce = self._options.announce or (None if since is None else gap_announcement)
+        self.subscribed = await self._subscribe(self._ensure_subscriber(), topics, since, announce)
 
     @property
     def failure(self) -> Exception | None:

@@ -71,6 +71,8 @@ def server(serve, request):
 @contextmanager
 def joined(server, path, **options):
     with connect(server.ws_url + path, open_timeout=LIMIT, close_timeout=LIMIT, **options) as ws:
+        if ws.subprotocol == "microws.v1":
+            assert list(receive(ws)) == ["hello"]
         yield ws
 
 

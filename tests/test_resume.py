@@ -96,6 +96,11 @@ async def wait_until(condition):
             await anyio.lowlevel.checkpoint()
 
 
+async def greeted(ws):
+    """The first frame of ``microws.v1``."""
+    assert list(json.loads(await ws.receive())) == ["hello"]
+
+
 class TestWebSockets:
     async def test_since_in_the_query_brings_what_was_missed(self, app, client):
         positions = await publish(app, range(5))
@@ -160,6 +165,7 @@ class TestWebSockets:
         positions = await publish(app, range(3))
         for since, recovered, expected in (("", False, []), (positions[0], True, [1, 2]), ("x", False, [])):
             async with client.websocket("/ws", query={"since": since}, subprotocols=["microws.v1"]) as ws:
+                await greeted(ws)
                 first = json.loads(await ws.receive())
                 position = positions[0] if recovered else positions[2]
                 assert first == {"topic": "t", "id": position, "recovered": recovered}
@@ -181,16 +187,18 @@ class TestWebSockets:
         async with TestClient(app) as client:
             live = partial(client.websocket, "/chat", subprotocols=["microws.v1"])
             async with live() as one, live() as other, client.websocket("/chat") as plain:
+                await greeted(one)
+                await greeted(other)
                 if history:
                     assert [json.loads(await ws.receive())["recovered"] for ws in (one, other)] == [False, False]
-                await other.send("from the other")
+                await other.send('{"data": "from the other"}')
                 got = [json.loads(await one.receive())]
-                await one.send("own")
+                await one.send('{"data": "own"}')
                 got += [json.loads(await other.receive()) for _ in range(1 + bool(history))]
                 assert [message.get("data") for message in got] == ["from the other", *[None] * bool(history), "own"]
                 assert [await plain.receive() for _ in range(2)] == ["from the other", "own"]
                 if not history:
-                    await other.send("next")
+                    await other.send('{"data": "next"}')
                     assert json.loads(await one.receive()) == {"topic": "t", "data": "next"}
                     return
                 assert got[1] == {"topic": "t", "id": got[0]["id"]}
@@ -199,6 +207,7 @@ class TestWebSockets:
                 last = json.loads(await other.receive())
                 assert last["data"] == "last"
             async with live(query={"since": got[2]["id"]}) as one:
+                await greeted(one)
                 assert json.loads(await one.receive())["recovered"]
                 assert json.loads(await one.receive()) == last
 
@@ -214,6 +223,8 @@ class TestWebSockets:
 
         async with client.websocket("/declared", subprotocols=["own", "microws.v1"]) as ws:
             assert ws.subprotocol == chosen
+            if chosen == "microws.v1":
+                await greeted(ws)
             await publish(app, [1])
             first = json.loads(await ws.receive())
             assert (first["recovered"] is False) if chosen == "microws.v1" else (first == 1)
@@ -237,6 +248,8 @@ class TestWebSockets:
 
         async with client.websocket("/bearer", subprotocols=offered) as ws:
             assert (ws.subprotocol, bearers) == (chosen, ["microws.v1"])
+            if chosen == "microws.v1":
+                await greeted(ws)
             await publish(app, [1])
             first = json.loads(await ws.receive())
             assert (first["recovered"] is False) if chosen == "microws.v1" else (first == 1)

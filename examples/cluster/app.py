@@ -182,9 +182,9 @@ PAGE = """\
     ws.onopen = () => socket.open();
     ws.onmessage = ({ data }) => {
       const message = JSON.parse(data);
-      if (message.process) socket.showProcess(message.process);
       if (message.gap || message.recovered === false) socket.showGap();
-      if (message.data) socket.show(message.data);
+      if (message.data && message.topic) socket.show(message.data);
+      else if (message.data) socket.showProcess(message.data.process);  // from the view
       last = message.id ?? last;
     };
     ws.onclose = () => {

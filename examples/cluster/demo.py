@@ -96,8 +96,8 @@ class WebSocketClient(Client):
             self.open()
             for data in ws:
                 message = json.loads(data)
-                if "process" in message:
-                    self.processes.append(message["process"])
+                if "data" in message and "topic" not in message:  # from the view
+                    self.processes.append(message["data"]["process"])
                 elif "data" in message:
                     self.take(message["id"], message["data"])
                 elif message.get("gap") or message.get("recovered") is False:

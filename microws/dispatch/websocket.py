@@ -31,6 +31,7 @@ from microws.hub import (
     topic_marker,
 )
 from microws.interfaces import Application, Receive, Scope, Send, reported_id
+from microws.live import LiveWebSocket
 from microws.requests import OVER
 from microws.responses import Response
 from microws.routing import Match, Miss, Mounted, Pattern, Router, encode_path, path_of
@@ -123,7 +124,8 @@ class WebSocketDispatcher(Dispatcher):
         else:
             tasks = GroupTasks(group, scope, seconds)
         connection = connect(AppCall(scope, receive, send, tasks, self._limits, options.make_outbox, endpoint.rate))
-        ws = WebSocket(scope, connection, self._app, path, params, options)
+        make = LiveWebSocket if is_live else WebSocket
+        ws = make(scope, connection, self._app, path, params, options)
         options.hub.open.add(ws)
         if COUNTERS.is_on:
             COUNTERS.add(Number.CONNECTIONS)

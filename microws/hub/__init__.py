@@ -14,7 +14,7 @@ from microws.hub.connections import Tag, check_tags
 from microws.hub.expiry import LOOK_INTERVAL
 from microws.hub.history import FrameCodec, join_positions, split_positions
 from microws.hub.hub import Hub
-from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement
+from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement, live_frame
 from microws.hub.log import MIN_BYTES, START
 from microws.hub.loop import running_loop
 from microws.hub.outbox import MAX_BYTES, Outbox, close_too_slow
@@ -64,6 +64,7 @@ __all__ = [
     "gap_announcement",
     "join_positions",
     "live_announcement",
+    "live_frame",
     "running_loop",
     "split_positions",
     "topic_marker",

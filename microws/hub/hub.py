@@ -39,7 +39,7 @@ from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
 from microws.hub.published import Published, TopicSettings
 from microws.hub.statistics import ClusterStatistics, Losses, Statistics, TopicStatistics
-from microws.hub.subscribers import Subscriber, Topic
+from microws.hub.subscribers import Announce, Subscriber, Topic
 from microws.hub.topics import (
     MAX_TOPIC_BYTES,
     check_settings,
@@ -160,7 +160,11 @@ class Hub:
         return _DEFAULTS
 
     async def subscribe(
-        self, subscriber: Subscriber, *topics: str, since: str | Mapping[str, str | None] | None = None
+        self,
+        subscriber: Subscriber,
+        *topics: str,
+        since: str | Mapping[str, str | None] | None = None,
+        announce: Announce | None = None,
     ) -> Subscribed:
         """
         Deliver what is published to ``topics`` from now on. Subscribing a second time changes nothing.
@@ -172,6 +176,7 @@ class Hub:
         Args:
             since: The position from which on one topic was missed, or a position for each of several; ``"start"`` for
                 all of its history. Default: nothing was missed.
+            announce: In place of that of the subscriber.
 
         Raises:
             TypeError, ValueError: An invalid topic or position; then no topic is subscribed.
@@ -218,9 +223,10 @@ class Hub:
         lost = tuple(
             topic for topic in asked if topic not in recovered and (topic in missed or positions[topic] != START)
         )
-        if subscriber.announce is not None:
+        announce = announce or subscriber.announce
+        if announce is not None:
             begun = {topic: position for topic in added if (position := known[topic]) is not None}
-            if begun and (messages := subscriber.announce(begun, asked, lost)):
+            if begun and (messages := announce(begun, asked, lost)):
                 subscriber.outbox.hold()
                 subscriber.outbox.feed(messages)
                 subscriber.wake()

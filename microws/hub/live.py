@@ -9,15 +9,16 @@ own ``ws.publish`` has published, it gets ``{"topic": …, "id": …}``: otherwi
 
 from base64 import b64encode
 from collections.abc import Collection, Mapping
-from typing import Final, final
+from typing import Any, Final, final
 
 from microws.codec import dumps_json
 from microws.hub.published import Published, TopicSettings
 from microws.interfaces import Frame, Payload
 
-__all__ = ["LIVE_CODEC", "SUBPROTOCOL", "live_announcement", "skipped_frame"]
+__all__ = ["LIVE_CODEC", "SUBPROTOCOL", "live_announcement", "live_frame", "skipped_frame"]
 
 SUBPROTOCOL: Final = "microws.v1"
+_NO_TOPIC: Final = TopicSettings()
 
 
 @final
@@ -50,6 +51,11 @@ def live_announcement(positions: Mapping[str, str], asked: Collection[str], lost
     """The beginning of a subscription to topics with history, for the client; see ``Announce``."""
     messages = []
     for topic, position in positions.items():
-        data = dumps_json({"topic": topic, "id": position, "recovered": topic in asked and topic not in lost})
-        messages.append(Published(Frame(data, is_text=True), "", TopicSettings(), is_gap=True))
+        is_recovered = topic in asked and topic not in lost
+        messages.append(live_frame({"topic": topic, "id": position, "recovered": is_recovered}))
     return messages
+
+
+def live_frame(values: Mapping[str, Any]) -> Published:
+    """A frame for one client, to be queued before what is published from now on. No policy drops it."""
+    return Published(Frame(dumps_json(values), is_text=True), "", _NO_TOPIC, is_gap=True)

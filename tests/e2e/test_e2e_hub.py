@@ -166,6 +166,8 @@ class Client:
             await anyio.sleep(0.05 * random.random())
 
     def follow(self, message):
+        if "hello" in message:
+            return
         if "recovered" in message:
             if self.begin is None:
                 self.begin = message["id"]

@@ -62,11 +62,13 @@ async def test_a_client_that_comes_back_gets_what_it_missed(client, compression)
     topic = f"kept-{compression}"
     path, options = f"/topics/{topic}", {"subprotocols": ["microws.v1"], "compression": compression}
     async with client.connect(path, **options) as ws:
+        assert list(json.loads(await ws.recv())) == ["hello"]
         position = json.loads(await ws.recv())["id"]
     async with client.connect(f"/topics/{topic}") as ws:
         for number in range(600):
             await ws.send(str(number))
     async with client.connect(f"{path}?since={position}", **options) as ws:
+        assert list(json.loads(await ws.recv())) == ["hello"]
         assert json.loads(await ws.recv()) == {"topic": topic, "id": position, "recovered": True}
         messages = [json.loads(await ws.recv()) for _ in range(600)]
         assert [message["data"] for message in messages] == list(range(600))

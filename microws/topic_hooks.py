@@ -1,0 +1,111 @@
+"""Who may subscribe and publish: ``@app.on_subscribe`` and ``@app.on_publish``."""
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from microws.answers import report
+from microws.errors import HTTPException, RoutingError
+from microws.hooks import check_hook, in_thread
+from microws.hub import check_topic
+from microws.requests import BaseRequest
+
+__all__ = ["TopicHooks"]
+
+_PARAMETER: Final = re.compile(r"\{([^{}]*)\}")
+# What a client has as presence: ``None`` without it.
+Presence: TypeAlias = dict[str, Any] | None
+
+
+class _Hook(NamedTuple):
+    pattern: str
+    expression: re.Pattern[str]
+    function: Callable[..., Any]
+
+
+class TopicHooks:
+    """The hooks of an app. Of those for one topic, the first one is called."""
+
+    def __init__(self) -> None:
+        self._on_subscribe: list[_Hook] = []
+        self._on_publish: list[_Hook] = []
+
+    def on_subscribe(self, pattern: str, function: Callable[..., Any]) -> None:
+        """
+        Call ``function(connection, *parameters)`` when a client wants to subscribe to a topic that matches ``pattern``.
+
+        Raises:
+            RoutingError: The pattern is invalid, or has a hook.
+            TypeError: The function does not take these arguments.
+        """
+        self._on_subscribe.append(_hook(self._on_subscribe, "on_subscribe", pattern, function))
+
+    def on_publish(self, pattern: str, function: Callable[..., Any]) -> None:
+        """Call ``function(connection, *parameters, message)`` when a client wants to publish; see ``on_subscribe``."""
+        self._on_publish.append(_hook(self._on_publish, "on_publish", pattern, function, "message"))
+
+    def include(self, other: "TopicHooks") -> None:
+        """Add the hooks of an included app after these."""
+        self._on_subscribe += other._on_subscribe  # noqa: SLF001 - of the same class
+        self._on_publish += other._on_publish  # noqa: SLF001
+
+    async def check_subscribe(self, connection: BaseRequest, topic: str) -> Presence:
+        """
+        Ask whether the client may subscribe.
+
+        Returns:
+            Its presence, if the hook returned a dict.
+
+        Raises:
+            HTTPException: It may not.
+        """
+        answer = await _call(self._on_subscribe, "subscribe", connection, topic)
+        if not answer and not isinstance(answer, dict):
+            raise HTTPException(403, f"not allowed to subscribe to {topic[:60]!r}")
+        return answer if isinstance(answer, dict) else None
+
+    async def check_publish(self, connection: BaseRequest, topic: str, message: Any) -> Any:
+        """
+        What is published in place of what the client sent.
+
+        Raises:
+            HTTPException: It may not publish this.
+        """
+        value = await _call(self._on_publish, "publish", connection, topic, message)
+        if value is None:
+            raise HTTPException(403, f"not allowed to publish to {topic[:60]!r}")
+        return value
+
+
+def _hook(hooks: list[_Hook], decorator: str, pattern: str, function: Callable[..., Any], *more: str) -> _Hook:
+    if not isinstance(pattern, str):
+        raise TypeError(f'expected a pattern such as "chat:{{room}}" for @app.{decorator}, got {pattern!r}')
+    try:
+        check_topic(pattern)
+    except ValueError as error:
+        raise RoutingError(f"pattern of @app.{decorator}: {error}") from None
+    names = _PARAMETER.findall(pattern)
+    literals = _PARAMETER.split(pattern)[::2]
+    if any("{" in part or "}" in part for part in literals) or not all(map(str.isidentifier, names)):
+        raise RoutingError(f'expected a pattern such as "chat:{{room}}" for @app.{decorator}, got {pattern!r}')
+    if len(set(names)) < len(names):
+        raise RoutingError(f"the pattern {pattern!r} of @app.{decorator} has a parameter more than once")
+    if any(each.pattern == pattern for each in hooks):
+        raise RoutingError(f"{pattern!r} has a hook of @app.{decorator} already")
+    check_hook(function, f"{decorator}({pattern!r})", "connection", *names, *more)
+    expression = "([^:]+)".join(map(re.escape, literals))
+    return _Hook(pattern, re.compile(expression), in_thread(function))
+
+
+async def _call(hooks: list[_Hook], verb: str, connection: BaseRequest, topic: str, *more: Any) -> Any:
+    for hook in hooks:
+        if (match := hook.expression.fullmatch(topic)) is None:
+            continue
+        try:
+            return await hook.function(connection, *match.groups(), *more)
+        except HTTPException:
+            raise
+        except Exception as error:
+            error_id = report(error, connection.path, f"the hook of {hook.pattern!r} failed")
+            raise HTTPException(500, f"internal error, error id {error_id}") from None
+    raise HTTPException(403, f"nobody may {verb} to {topic[:60]!r}")

@@ -8,7 +8,6 @@ from functools import cache
 from itertools import count
 from math import inf
 from os import urandom
-from time import time
 from types import GenericAlias, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, overload
 
@@ -24,7 +23,6 @@ from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError,
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol, split_bearer
 from microws.hub import (
     LIVE_CODEC,
-    LOOK_INTERVAL,
     SUBPROTOCOL,
     Announce,
     FrameCodec,
@@ -35,7 +33,6 @@ from microws.hub import (
     check_tags,
     check_topic,
     gap_announcement,
-    running_loop,
 )
 from microws.interfaces import Application, Event, Receipt, Scope, Subscribed
 from microws.requests import BaseRequest, Closers, no_secret
@@ -61,6 +58,7 @@ _log = logging.getLogger("microws.websocket")
 # To look it up in its class takes longer than the rest of a close.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
 _NO_TAGS: Final[dict[str, Tag]] = {}
+_NO_EXPIRY: Final = (0, "")
 # Seconds since 1970: the year 33658. Milliseconds of today are more.
 _MAX_TIME: Final = 10**12
 _numbers = count(1)
@@ -178,7 +176,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         self._id = ""
         self._subscriber: Subscriber | None = None
         self._tags = _NO_TAGS
-        self._expiry: tuple[float, int, str] | None = None
+        self._expiry = _NO_EXPIRY
         self._helpers: set[anyio.CancelScope] | None = None
         self._end_returned = False
         self._skipped = self._invalid_in_a_row = 0
@@ -322,27 +320,13 @@ class WebSocket(BaseRequest, Generic[In, Out]):
             raise self._connection.unusable("expire")
         seconds = inf if at is None else _unix_seconds(at)
         check_close(code, reason)
-        is_first = self._expiry is None
-        self._expiry = (seconds, code, reason)
-        if running_loop() is not None:
-            self._options.hub.open.expire(self, seconds)
-        elif is_first:
-            self.start_soon(self._expire_later)
-
-    async def _expire_later(self) -> None:
-        """On trio, which has no timers. Runs as long as the connection: it may get another time at any moment."""
-        while self._expiry is not None:
-            seconds = self._expiry[0] - time()
-            if seconds <= 0:
-                self.close_expired()
-                return
-            await anyio.sleep(min(seconds, LOOK_INTERVAL))
+        self._expiry = (code, reason)
+        self._options.hub.open.expire(self, seconds)
 
     def close_expired(self) -> None:
         """Close at the time of ``expire``. Never waits."""
-        if self._expiry is not None and not self.closed:
-            _, code, reason = self._expiry
-            self._disconnect(code, reason)
+        if not self.closed:
+            self._disconnect(*self._expiry)
 
     # The handshake and the end
 

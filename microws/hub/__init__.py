@@ -2,16 +2,16 @@
 The hub: one message to many connections of this process. It knows no socket and no server.
 
 ``hub`` publishes and delivers to ``subscribers``; ``statistics`` is what it counts, and ``topics`` checks names and
-settings; ``connections`` finds WebSockets by their tags. ``published`` is a message for many connections, and a batch
-of them; ``outbox`` is the queue of one connection, with the policies for one that does not keep up; ``flush`` decides
-when batches leave. ``backplane`` carries a publish to other processes, ``gather`` decides when it leaves, and
-``pending`` waits for answers. ``log`` keeps what was published, ``claims`` what is claimed, and ``history`` lets a
-subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event loop that the app runs in.
+settings; ``connections`` finds WebSockets by their tags, and ``expiry`` closes them at their time. ``published`` is a
+message for many connections, and a batch of them; ``outbox`` is the queue of one connection, with the policies for one
+that does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a publish to other processes,
+``gather`` decides when it leaves, and ``pending`` waits for answers. ``log`` keeps what was published, ``claims`` what
+is claimed, and ``history`` lets a subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event loop that the
+app runs in.
 """
 
 from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane
 from microws.hub.connections import Tag, check_tags
-from microws.hub.expiry import LOOK_INTERVAL
 from microws.hub.history import FrameCodec, join_positions, split_positions
 from microws.hub.hub import Hub
 from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement, live_frame
@@ -35,7 +35,6 @@ __all__ = [
     "BACKED_UP",
     "HISTORY_BYTES",
     "LIVE_CODEC",
-    "LOOK_INTERVAL",
     "MAX_BYTES",
     "MAX_MESSAGES",
     "MAX_PART_BYTES",

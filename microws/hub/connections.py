@@ -87,7 +87,7 @@ class Connections:
             self._expiries.remove(connection)
 
     def expire(self, connection: Tagged, at: float) -> None:
-        """Call ``close_expired`` of ``connection`` at this time, in Unix seconds; ``inf``: never. Not on trio."""
+        """Call ``close_expired`` of ``connection`` at this time, in Unix seconds; ``inf``: never."""
         if at == inf:
             self._expiries.remove(connection)
         else:

@@ -181,9 +181,9 @@ def granian(app):
     return python("granian", "--interface", "asgi", "--port", "{port}", *options, "--log-level", "warning", app)
 
 
-def microws_run(app, loop, *log):
+def microws_run(app, loop, *log, port=("--port", "{port}")):
     log = log or ("--no-access-log", "--log-level", "warning")
-    return python("microws", "run", app, "--port", "{port}", "--loop", loop, *log)
+    return python("microws", "run", app, *port, "--loop", loop, *log)
 
 
 BARE = "bench.apps.bare:app"
@@ -471,8 +471,8 @@ BY_POST = {"fan": ("-u", "/json/sub", "-U", "/json/pub", "-J")}
 CLUSTER_WORKERS = ["--workers", "4"]
 
 
-def over_redis(command, *environment):
-    return ["env", *environment, *python("bench.apps.with_redis"), *command, *CLUSTER_WORKERS]
+def over_redis(command, *environment, workers=CLUSTER_WORKERS):
+    return ["env", *environment, *python("bench.apps.with_redis"), *command, *workers]
 
 
 def channels(layer):
@@ -526,6 +526,15 @@ CLUSTER = Suite(
             (*MICROWS_PACKAGES, "redis"),
             options=BY_POST,
         ),
+        "microws-redis-two": Contender(
+            "microws, 2 servers of 2 workers over Redis",
+            over_redis(
+                [*python("bench.apps.twice"), "{port}", *microws_run(MICROWS, "uvloop", port=()), "--workers", "2"],
+                workers=(),
+            ),
+            (*MICROWS_PACKAGES, "redis"),
+            options=BY_POST,
+        ),
         **PEERS_OVER_REDIS,
     },
     tables=(Table(("fan1", "fan8", "fan-p99"), "one"),),
@@ -536,6 +545,8 @@ CLUSTER = Suite(
         Goal("fan8", "microws-view", 0.85, ("one-view",)),
         Goal("fan1", "microws-redis", 0.8, ("microws",)),
         Goal("fan8", "microws-redis", 0.8, ("microws",)),
+        Goal("fan1", "microws-redis-two", 0.8, ("microws",)),
+        Goal("fan8", "microws-redis-two", 0.8, ("microws",)),
         *(
             Goal(test, contender, 1.00, (*PEERS_OVER_REDIS,))
             for test in ("fan1", "fan8", "fan-p99")

@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import anyio
 
-from microws.errors import PublishTimeout
 from microws.hub.loop import running_loop
 
 __all__ = ["Pending", "Replies"]
@@ -22,8 +21,6 @@ class Pending(Generic[T]):
     """
     A message, or a question, that one task waits for.
 
-    On asyncio a future is waited for: an event takes three times as long.
-
     Args:
         timeout: Seconds after which its owner calls ``end``.
 
@@ -31,44 +28,62 @@ class Pending(Generic[T]):
         deadline: That moment.
     """
 
-    __slots__ = ("_answers", "_error", "_waiter", "deadline")
+    __slots__ = ("_waiter", "deadline")
 
     def __init__(self, timeout: float) -> None:
         self.deadline = monotonic() + timeout
-        self._answers: list[T] = []
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | anyio.Event | None = None
+        self._waiter: asyncio.Future[T] | _Future[T] | None = None
 
-    async def wait(self) -> T:
-        """Wait for the answer, which does not come in this turn of the event loop."""
+    def wait(self) -> Awaitable[T]:
+        """To be awaited at once: the answer, which does not come in this turn of the event loop."""
         loop = running_loop()
-        if loop is None:
-            self._waiter = anyio.Event()
-            await self._waiter.wait()
-        else:
-            self._waiter = loop.create_future()
-            await self._waiter
-        if self._answers:
-            return self._answers[0]
-        raise self._error or PublishTimeout("expected an answer in time, got none")
+        # An event, and a coroutine that waits for it, take three times as long.
+        waiter = self._waiter = _Future[T]() if loop is None else loop.create_future()
+        return waiter
 
     def resolve(self, answer: T) -> None:
-        """Let ``wait`` return this, unless it has an answer."""
-        if not self._answers:
-            self._answers.append(answer)
-            self._wake()
+        """Let the task go on with this, if it waits."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(answer)
 
     def end(self, error: Exception) -> None:
-        """Let ``wait`` raise this, unless it has an answer."""
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
+        """Let the task raise this, if it waits."""
         waiter = self._waiter
-        if isinstance(waiter, anyio.Event):
-            waiter.set()
-        elif waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+            waiter.exception()  # otherwise asyncio logs it, if the task is cancelled in this turn
+
+
+class _Future(Generic[T]):
+    """asyncio's, on trio."""
+
+    __slots__ = ("_done", "_error", "_result")
+
+    def __init__(self) -> None:
+        self._done = anyio.Event()
+        self._result: list[T] = []
+        self._error: Exception | None = None
+
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def set_result(self, result: T) -> None:
+        self._result.append(result)
+        self._done.set()
+
+    def set_exception(self, error: Exception) -> None:
+        self._error = error
+        self._done.set()
+
+    def exception(self) -> Exception | None:
+        return self._error
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        yield from self._done.wait().__await__()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
 
 
 class Replies:

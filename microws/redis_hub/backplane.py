@@ -20,7 +20,7 @@ import anyio.abc
 
 from microws.errors import HubUnavailable, PublishTimeout
 from microws.hub.backplane import Place, Receiver
-from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, parse_position, position_of
+from microws.hub.log import KINDS, START, Entry, LogUsage, Replay, new, parse_position, position_of
 from microws.hub.pending import Pending, Replies
 from microws.hub_url import redis_address
 from microws.interfaces import Payload, Receipt
@@ -109,7 +109,7 @@ class RedisBackplane:
         channels = separate + b"t:"
         self._epoch = Epoch(self._prefix, address.shown)
         self._publisher = Publisher(self._prefix, channels, address.shown, self._epoch.recover)
-        self._topics = Topics(channels, self._publisher)
+        self._topics = Topics(channels, self._publisher, self._take_other)
         self._channel_of_questions = separate + b"ask:" + self._mount
         self._channel_of_replies = self._prefix + b"r:" + self._publisher.name
         self._receiver: Receiver
@@ -192,7 +192,7 @@ class RedisBackplane:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._catch_up, connection, task_status)
-                await connection.run(self._publisher.fill, self._take, self._receiver)
+                await connection.run(self._publisher.fill, self._topics.take, self._receiver)
                 tasks.cancel_scope.cancel()
         finally:
             self._connection = None
@@ -296,10 +296,8 @@ class RedisBackplane:
         elif self._publisher.connection is not None or request not in self._requests:
             self._post(request)
 
-    def _take(self, channel: bytes, data: bytes) -> None:
-        """Follow what was published."""
-        if self._topics.take(channel, data):
-            return
+    def _take_other(self, channel: bytes, data: bytes) -> None:
+        """Follow what was published, but not to a topic."""
         if channel == self._channel_of_questions:
             self._reply(data)
         elif channel == self._channel_of_replies and data:
@@ -358,7 +356,7 @@ class RedisBackplane:
         if not has_history or not answer:
             return Receipt(subscribers)
         stored = STORED.unpack(answer) if isinstance(answer, bytes) else (answer, self._publisher.id, message.number)
-        return Receipt(subscribers, position_of(stored[0], *stored))
+        return new(Receipt, (subscribers, position_of(stored[0], *stored)))
 
     async def subscribe(self, topic: str) -> Place:
         """See ``Backplane``."""

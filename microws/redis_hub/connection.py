@@ -123,22 +123,24 @@ class Connection:
             take: Called with the channel and the data of each message.
             receiver: Is relaxed while it is busy.
         """
+        gets, pushed = self._reader.gets, hiredis.PushNotification
         with self._scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, fill)
                 try:
                     while True:
                         self._reader.feed(await self._stream.receive(_MAX_READ))
-                        while (item := self._reader.gets()) is not False:
-                            if type(item) is not hiredis.PushNotification or item[0] in _CONFIRMATIONS:
-                                self._answers.popleft()(item)
-                                if self.reason:
-                                    return
-                            elif item[0] == b"message":
+                        while (item := gets()) is not False:
+                            is_pushed = type(item) is pushed
+                            if is_pushed and item[0] == b"message":
                                 self.is_quiet = False
                                 take(item[1], item[2])
                                 if receiver.is_busy:
                                     await receiver.relax()
+                            elif not is_pushed or item[0] in _CONFIRMATIONS:
+                                self._answers.popleft()(item)
+                                if self.reason:
+                                    return
                 except _ENDED as error:
                     self.cut(_reason(error))
 

@@ -168,12 +168,15 @@ class Publisher:
     def _follow(self, connection: Connection, batch: list[Message], answers: Any) -> None:
         self._sent.popleft()
         if not isinstance(answers, Exception):
+            size = 0
             for message, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, Exception):
                     self._end([message], refusal(answer))
                 elif not message.is_over:
-                    self._release(message)
+                    message.is_over = True
+                    size += message.size
                     message.resolve(answer)
+            self._release(size)
             self._is_refused = self._is_logged = False
             if self.skips:
                 # The own messages of this batch may come after this answer, those of the batches before it have come.
@@ -218,7 +221,8 @@ class Publisher:
         for message in messages:
             if message.is_over:
                 continue
-            self._release(message)
+            message.is_over = True
+            self._release(message.size)
             if message.is_awaited:
                 message.end(error)
             else:
@@ -236,9 +240,8 @@ class Publisher:
         else:
             self._lost.pop(name, None)
 
-    def _release(self, message: Message) -> None:
-        message.is_over = True
-        self._pending_bytes -= message.size
+    def _release(self, size: int) -> None:
+        self._pending_bytes -= size
         if self._room is not None:
             self._room.set()
             self._room = None

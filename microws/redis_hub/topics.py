@@ -2,12 +2,12 @@
 
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, final
 
 from microws.hub.backplane import Receiver
-from microws.hub.log import KINDS, Entry, new, position_of
+from microws.hub.log import KINDS, POSITION_FORMAT, Entry, new, position_of
 from microws.hub.published import TopicSettings
 from microws.interfaces import Payload
 from microws.redis_hub.publisher import Publisher
@@ -67,17 +67,19 @@ class Topics:
     Args:
         channels: The prefix of their channels.
         publisher: What it publishes arrives here, too.
+        take_other: Called with the channel and the data of what is published to none of the topics.
 
     Attributes:
         receiver: Gets what is delivered.
         lost: Of how many topics messages were lost in the last cut.
     """
 
-    def __init__(self, channels: bytes, publisher: Publisher) -> None:
+    def __init__(self, channels: bytes, publisher: Publisher, take_other: Callable[[bytes, bytes], None]) -> None:
         self.receiver: Receiver
         self.lost = 0
         self._channels = channels
         self._publisher = publisher
+        self._take_other = take_other
         self._by_channel: dict[bytes, Topic] = {}
         # Without subscribers here, and when they are given up; the oldest first.
         self._left: dict[Topic, float] = {}
@@ -148,16 +150,15 @@ class Topics:
             self.receiver.lose(lost)
         return rest
 
-    def take(self, channel: bytes, data: bytes) -> bool:
-        """Deliver what was published. ``False``: to none of the topics."""
+    def take(self, channel: bytes, data: bytes) -> None:
+        """Deliver what was published."""
         topic = self._by_channel.get(channel)
         if topic is None:
-            return False
-        if not data:
+            self._take_other(channel, data)
+        elif not data:
             self.receiver.lose((topic.name,))
         elif not topic.is_behind or data[_BEFORE] == topic.nonce:
             self._deliver(topic, data)
-        return True
 
     def _deliver(self, topic: Topic, data: bytes) -> None:
         try:
@@ -175,7 +176,7 @@ class Topics:
         body = start + conflation_size
         try:
             if topic.spec:
-                position = position_of(offset, offset, publisher, number)
+                position = POSITION_FORMAT % (offset, offset, publisher, number)
                 payload = new(Payload, (KINDS[kind], data[body:], topic.name, position))
                 self.receiver.deliver(payload, skip, new(Entry, (offset, payload, data[start:body], time)))
             else:

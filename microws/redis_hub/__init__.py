@@ -3,5 +3,5 @@ The ``redis`` backplane: the processes of several machines, with Redis or Valkey
 
 ``backplane`` is that, and asks Redis what has to be asked. ``publisher`` has what was published and not answered,
 ``topics`` delivers what arrives, and ``epoch`` knows whether Redis has lost something. ``connection`` is one connection
-to Redis, and ``scripts`` what Redis runs, with the keys that hold the log.
+to Redis, over the bytes of ``line``, and ``scripts`` what Redis runs, with the keys that hold the log.
 """

@@ -19,7 +19,9 @@ import anyio.to_thread
 
 from microws.errors import FeatureUnavailable, HubUnavailable
 from microws.hub.backplane import Receiver
+from microws.hub.loop import running_loop
 from microws.hub_url import RedisAddress
+from microws.redis_hub.line import Line, open_line
 
 try:
     import hiredis
@@ -31,7 +33,6 @@ __all__ = ["Answer", "Connection", "advice", "connect", "is_refusal", "tls_conte
 # What an answer is passed to; of a command that failed it is a ``hiredis.ReplyError``.
 Answer: TypeAlias = Callable[[Any], None]
 
-_MAX_READ: Final = 256 << 10
 _CONFIRMATIONS: Final = (b"subscribe", b"unsubscribe")
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # What helps when Redis refuses to begin, by words of its refusal.
@@ -73,14 +74,16 @@ class Connection:
         reason: Why it has ended.
     """
 
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
-        self._stream = stream
+    def __init__(self, line: Line) -> None:
+        self._line = line
         self._reader = hiredis.Reader()
         self._answers: deque[Answer] = deque()
         self._output: list[bytes] = []
         self._is_woken = False
-        self._woken = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._fill: Callable[[], None]
+        self._take: Callable[[bytes, bytes], None]
+        self._receiver: Receiver
         self.is_quiet = False
         self.reason = ""
 
@@ -104,10 +107,24 @@ class Connection:
             self.cut(str(answer))
 
     def wake(self) -> None:
-        """Have ``fill`` called, and everything sent, in the next turn of the event loop."""
-        if not self._is_woken:
-            self._is_woken = True
-            self._woken.set()
+        """Have ``fill`` called, and everything sent, in the next turn of the event loop; on trio, at once."""
+        if self._is_woken:
+            return
+        self._is_woken = True
+        loop = running_loop()
+        if loop is None:
+            self._flush()
+        else:
+            loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self.reason:
+            return
+        self._fill()
+        self._is_woken = False
+        data = b"".join(self._output)
+        self._output.clear()
+        self._line.write(data)
 
     def cut(self, reason: str) -> None:
         """Let ``run`` end."""
@@ -123,43 +140,41 @@ class Connection:
             take: Called with the channel and the data of each message.
             receiver: Is relaxed while it is busy.
         """
-        gets, pushed = self._reader.gets, hiredis.PushNotification
+        self._fill, self._take, self._receiver = fill, take, receiver
         with self._scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write, fill)
-                try:
-                    while True:
-                        self._reader.feed(await self._stream.receive(_MAX_READ))
-                        while (item := gets()) is not False:
-                            is_pushed = type(item) is pushed
-                            if is_pushed and item[0] == b"message":
-                                self.is_quiet = False
-                                take(item[1], item[2])
-                                if receiver.is_busy:
-                                    await receiver.relax()
-                            elif not is_pushed or item[0] in _CONFIRMATIONS:
-                                self._answers.popleft()(item)
-                                if self.reason:
-                                    return
-                except _ENDED as error:
-                    self.cut(_reason(error))
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._line.run)
+                    while not self.reason:
+                        await self._line.read(self._follow)
+                        while receiver.is_busy:
+                            await receiver.relax()
+                            self._follow()
+            except* _ENDED as errors:
+                self.cut(_reason(errors.exceptions[0]))
 
-    async def _write(self, fill: Callable[[], None]) -> None:
-        try:
-            while True:
-                await self._woken.wait()
-                self._woken = anyio.Event()
-                fill()
-                self._is_woken = False
-                data = b"".join(self._output)
-                self._output.clear()
-                await self._stream.send(data)
-        except _ENDED as error:
-            self.cut(_reason(error))
+    def _follow(self, data: bytes = b"") -> bool:
+        """Follow what has arrived. ``False``: there is more, but ``run`` has something to do."""
+        reader, take, receiver = self._reader, self._take, self._receiver
+        if data:
+            reader.feed(data)
+        pushed = hiredis.PushNotification
+        while (item := reader.gets()) is not False:
+            is_pushed = type(item) is pushed
+            if is_pushed and item[0] == b"message":
+                self.is_quiet = False
+                take(item[1], item[2])
+                if receiver.is_busy:
+                    return False
+            elif not is_pushed or item[0] in _CONFIRMATIONS:
+                self._answers.popleft()(item)
+                if self.reason:
+                    return False
+        return True
 
     async def aclose(self) -> None:
         """Close it. Never waits for Redis."""
-        await anyio.aclose_forcefully(self._stream)
+        await self._line.aclose()
 
     async def converse(self, *commands: tuple[bytes | int, ...]) -> list[Any]:
         """
@@ -169,9 +184,10 @@ class Connection:
             HubUnavailable: Redis has refused one of them.
             ConnectionError: It cannot answer now.
         """
-        await self._stream.send(b"".join(map(_pack, commands)))
         answers: list[Any] = []
-        while len(answers) < len(commands):
+
+        def take(data: bytes) -> bool:
+            self._reader.feed(data)
             while (item := self._reader.gets()) is not False:
                 if isinstance(item, hiredis.ReplyError) and commands[len(answers)][0] != b"CONFIG":
                     if is_refusal(item):
@@ -179,8 +195,11 @@ class Connection:
                     raise ConnectionError(str(item))
                 if type(item) is not hiredis.PushNotification or item[0] == b"subscribe":
                     answers.append(item)
-            if len(answers) < len(commands):
-                self._reader.feed(await self._stream.receive(_MAX_READ))
+            return len(answers) < len(commands)
+
+        self._line.write(b"".join(map(_pack, commands)))
+        await self._line.flush()
+        await self._line.read(take)
         return answers
 
 
@@ -245,16 +264,13 @@ def advice(address: RedisAddress) -> str:
     return f"check {what}, and that {runs} there {kind}"
 
 
-async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> anyio.abc.ByteStream:
+async def _open(address: RedisAddress, tls: ssl.SSLContext | None) -> Line:
     host, port = address.hosts[0] if address.hosts else ("", 0)
     if address.service:
         host, port = await anyio.to_thread.run_sync(partial(_ask_sentinels, address), abandon_on_cancel=True)
     try:
-        if address.path:
-            return await anyio.connect_unix(address.path)
-        if tls is None:
-            return await anyio.connect_tcp(host, port)
-        return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
+        stream = await (anyio.connect_unix(address.path) if address.path else anyio.connect_tcp(host, port))
+        return await open_line(stream, tls, host)
     except ssl.SSLError:
         raise
     except OSError as error:

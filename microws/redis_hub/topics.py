@@ -133,13 +133,14 @@ class Topics:
         """
         rest, lost = [], []
         for topic, (status, last, nonce, *records) in zip(behind, answers, strict=True):
+            topic.is_behind = False
             for record in records:
                 if RECORD.unpack_from(record)[0] > topic.offset:
-                    self._deliver(topic, record)
+                    self.take(topic.channel, record)
             if status == MORE:
+                topic.is_behind = True
                 rest.append(topic)
                 continue
-            topic.is_behind = False
             # Without history Redis forgets where a topic was, if nothing is published for long.
             is_forgotten = is_trusted and not (last or topic.spec)
             if status == LOST and nonce != topic.nonce and not is_forgotten:
@@ -155,12 +156,12 @@ class Topics:
         topic = self._by_channel.get(channel)
         if topic is None:
             self._take_other(channel, data)
-        elif not data:
+            return
+        if not data:
             self.receiver.lose((topic.name,))
-        elif not topic.is_behind or data[_BEFORE] == topic.nonce:
-            self._deliver(topic, data)
-
-    def _deliver(self, topic: Topic, data: bytes) -> None:
+            return
+        if topic.is_behind and data[_BEFORE] != topic.nonce:
+            return
         try:
             offset, time, publisher, number, kind, key_size, conflation_size = RECORD.unpack_from(data)
         except struct.error:
@@ -178,7 +179,8 @@ class Topics:
             if topic.spec:
                 position = POSITION_FORMAT % (offset, offset, publisher, number)
                 payload = new(Payload, (KINDS[kind], data[body:], topic.name, position))
-                self.receiver.deliver(payload, skip, new(Entry, (offset, payload, data[start:body], time)))
+                conflation = data[start:body] if conflation_size else b""
+                self.receiver.deliver(payload, skip, new(Entry, (offset, payload, conflation, time)))
             else:
                 self.receiver.deliver(new(Payload, (KINDS[kind], data[body:], topic.name, None)), skip)
         except Exception:

@@ -215,6 +215,13 @@ def test_a_value_that_json_cannot_represent_is_refused(annotation, value, proble
         json_type(annotation).dump(value)
 
 
+def test_json_default_converts_what_a_type_leaves_open():
+    codec = Codecs(lambda value: sorted(value)).get(Any)
+    assert codec.encode(Say(frozenset({2, 1}))) == '{"type":"say","text":[1,2]}'
+    codec = Codecs(lambda value: str(value.real)).get(Any, encoding="msgpack")
+    assert codec.decode(codec.encode([1j])) == ["0.0"]
+
+
 def test_a_model_has_a_schema_for_each_direction():
     received, _ = json_type(Price).schema("received")
     sent, _ = json_type(Price).schema("sent")
@@ -244,6 +251,7 @@ class TestStructsAndModelsWithoutType:
             (Move(nan), r"^value.x is nan"),
             ([None, {"a": Move(nan)}], r"^value\[1\].a.x is nan"),
             ([Move(2**70), Move(nan)], r"^value\[1\].x is nan"),
+            ([[nan], Say(None), Level(height=1)], r"^value\[0\]\[0\] is nan"),
             (Say({1: None}), "^value.text has a key of type int"),
             (Say("\ud800"), "^value.text contains a lone surrogate"),
         ],

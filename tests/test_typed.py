@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import pytest
 from msgspec import Meta, msgpack
 from pydantic import BaseModel
+from typing_extensions import TypeAliasType
 
 from microws import (
     App,
@@ -23,6 +24,9 @@ from microws import (
     WebSocket,
     WebSocketDisconnect,
 )
+from microws.codec import dumps_json, loads_json
+from microws.hub import TopicSettings
+from microws.hub.topics import settings_from_json, settings_to_json
 from microws.views import HTTPEndpoint, WebSocketEndpoint
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ class Vote:
 
 
 Game = WebSocket[Say, Said]
+NamedGame = TypeAliasType("NamedGame", WebSocket[Say, Said])
 
 
 class Poll(TypedDict):
@@ -166,13 +171,16 @@ class TestWebSockets:
         async def aliased(ws: Game):
             """A view."""
 
+        async def named(ws: NamedGame):
+            """A view."""
+
         async def unknown(ws: Nowhere):
             """A view."""
 
         app = App()
-        app.add_websocket_route(aliased, "/a")
-        app.add_websocket_route(unknown, "/b")
-        assert [route.endpoint.receive_type for route in app._router.routes] == [Say, "text"]
+        for view in (aliased, named, unknown):
+            app.add_websocket_route(view, f"/{view.__name__}")
+        assert [route.endpoint.receive_type for route in app._router.routes] == [Say, Say, "text"]
 
     def test_a_name_that_does_not_exist_at_runtime_is_named(self):
         async def view(ws: WebSocket[Say | Nowhere]):
@@ -217,13 +225,15 @@ class TestWebSockets:
                     await ws.send(message)
 
         app = App()
+        app.add_websocket_route(echo, "/before", name="before")
         app.add_codec("json", Reversed())
         app.add_websocket_route(echo, "/json")
         app.add_websocket_route(echo, "/msgpack", value_type="msgpack", name="msgpack")
         async with app.test_client() as client:
-            async with client.websocket("/json") as ws:
-                await ws.send_text("x")
-                assert await ws.receive_text() == '{"type":"say","text":"x"}'[::-1]
+            for path in ("/before", "/json"):
+                async with client.websocket(path) as ws:
+                    await ws.send_text("x")
+                    assert await ws.receive_text() == '{"type":"say","text":"x"}'[::-1]
             async with client.websocket("/msgpack") as ws:
                 await ws.send_bytes(msgpack.encode({"type": "say", "text": "x"}))
                 assert msgpack.decode(await ws.receive_bytes()) == {"type": "say", "text": "x"}
@@ -295,6 +305,38 @@ class TestOnInvalidError:
             assert error["type"] == "error"
             assert error["detail"].startswith("invalid MessagePack: ")
 
+    async def test_a_route_of_frames_answers_in_json(self):
+        app = App()
+
+        @app.websocket_route("/", value_type="bytes", on_invalid="error")
+        async def view(ws):
+            async with ws:
+                async for message in ws:
+                    await ws.send(message)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send_text("text")
+            error = {"type": "error", "detail": "expected a binary frame, got a text one", "path": "$"}
+            assert await ws.receive_json() == error
+
+    async def test_a_client_that_has_left_ends_the_loop_as_usual(self):
+        app = App()
+        ended = []
+
+        @app.websocket_route("/", value_type="json", on_invalid="error")
+        async def view(ws):
+            await ws.accept()
+            assert await ws.receive() == "wait"
+            async for _ in ws:
+                pass
+            ended.append(ws.close_code)
+
+        async with app.test_client() as client, client.websocket("/") as ws:
+            await ws.send("wait")
+            await ws.send_text("not JSON")
+            ws.abort()
+        assert ended == [1006]
+
     async def test_a_hundred_in_a_row_close_with_1008(self):
         async with self.app().test_client() as client, client.websocket("/") as ws:
             for _ in range(99):
@@ -334,12 +376,35 @@ class TestTopics:
                 with pytest.raises(TypeError, match=rf"^{topic}: expected (a value of )?(Said|str|Model)"):
                     await app.publish(topic, value)
 
+    async def test_routes_of_several_types_share_the_frame_of_a_message(self):
+        app = App()
+
+        @app.websocket_route("/said", subscribe="game")
+        async def said(ws: WebSocket[Say, Said]):
+            async with ws:
+                await ws.wait_closed()
+
+        @app.websocket_route("/json", value_type="json", subscribe="game")
+        async def untyped(ws):
+            async with ws:
+                await ws.wait_closed()
+
+        async with app.test_client() as client, client.websocket("/said") as typed, client.websocket("/json") as json:
+            await app.publish("game", Said("a", "b"))
+            assert await typed.receive() == Said("a", "b")
+            assert await json.receive() == {"type": "said", "user": "a", "text": "b"}
+            assert len(app.hub._topics["game"].groups) == 1
+
     async def test_without_a_check_a_value_of_another_type_is_published(self):
         app = App()
         app.topic("game:*", value_type=Said)
         async with app.running(), app.subscribe("game:1") as messages:
             await app.publish("game:1", Move(1, 2))
             assert await anext(messages) == {"type": "move", "x": 1, "y": 2}
+
+    def test_another_process_is_not_told_the_type(self):
+        settings = TopicSettings(history=1, value_type=Said)
+        assert settings_from_json(loads_json(dumps_json(settings_to_json(settings)))) == TopicSettings(history=1)
 
     @pytest.mark.parametrize(
         ("value_type", "problem"), [("json", "expected a type as value_type"), (dict[int, str], "a key in JSON is str")]
@@ -430,6 +495,26 @@ class TestRequests:
         app = App()
         app.add_route(view, "/")
         assert endpoint_of(app, "http").return_type == expected
+
+    def test_the_names_of_a_wrapped_view_are_those_of_its_own_module(self):
+        elsewhere: dict[str, Any] = {}
+        exec(
+            "from functools import wraps\n"
+            "def decorate(view):\n"
+            "    @wraps(view)\n"
+            "    async def wrapper(*args, **kwargs): return await view(*args, **kwargs)\n"
+            "    return wrapper\n",
+            elsewhere,
+        )
+
+        @elsewhere["decorate"]
+        async def view(request: Request[Vote]) -> Poll:
+            """A view."""
+
+        app = App()
+        app.add_route(view, "/")
+        endpoint: HTTPEndpoint = endpoint_of(app, "http")
+        assert (endpoint.body_type, endpoint.return_type) == (Vote, Poll)
 
     async def test_a_returned_dataclass_is_encoded_as_its_type_says(self):
         @dataclass

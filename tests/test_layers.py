@@ -31,14 +31,6 @@ FLOORS = {
 # Imports of own modules inside a function.
 DEFERRED = {
     # Each subcommand is imported when it is chosen.
-    "cli -> cli.bench",
-    "cli -> cli.connect",
-    "cli -> cli.dev",
-    "cli -> cli.options",
-    "cli -> cli.publish",
-    "cli -> cli.routes",
-    "cli -> cli.run",
-    "cli -> cli.schema",
     "cli -> hints",
     "__init__ -> hints",  # which only a missing name needs
     # Which not every app needs.

@@ -1,8 +1,13 @@
-"""The command ``microws``. Each subcommand is a module, which is imported when the subcommand is chosen."""
+"""
+The command ``microws``.
+
+Each subcommand is a module and a function of the same name, and is imported when it is chosen.
+"""
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from microws.cli.usage import Parser, UsageError
 from microws.version import __version__
@@ -46,34 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command_parser(command: str | None) -> Parser:
     """The parser of a command; ``None``: of ``microws`` without one."""
-    if command == "run":
-        from microws.cli.options import run_parser
-
-        return run_parser()
-    if command == "routes":
-        from microws.cli.routes import routes_parser
-
-        return routes_parser()
-    if command == "schema":
-        from microws.cli.schema import schema_parser
-
-        return schema_parser()
-    if command == "connect":
-        from microws.cli.connect import connect_parser
-
-        return connect_parser()
-    if command == "dev":
-        from microws.cli.options import dev_parser
-
-        return dev_parser()
-    if command == "publish":
-        from microws.cli.publish import publish_parser
-
-        return publish_parser()
-    if command == "bench":
-        from microws.cli.bench import bench_parser
-
-        return bench_parser()
+    if command is not None:
+        # Of run and dev without what serves an app, which takes longer to import.
+        module = import_module(f"microws.cli.{'options' if command in ('run', 'dev') else command}")
+        own: Parser = getattr(module, f"{command}_parser")()
+        return own
     parser = Parser(
         prog="microws",
         description="The decorator micro-framework for real-time Python.",
@@ -106,33 +88,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stderr.write(parser.format_help())
         return _USAGE
     flags = _parse(command, options)
-    if command == "routes":
-        from microws.cli.routes import routes
-
-        return routes(flags)
-    if command == "schema":
-        from microws.cli.schema import schema
-
-        return schema(flags)
-    if command == "connect":
-        from microws.cli.connect import connect
-
-        return connect(flags)
-    if command == "publish":
-        from microws.cli.publish import publish
-
-        return publish(flags)
-    if command == "bench":
-        from microws.cli.bench import bench
-
-        return bench(flags)
-    if command == "dev":
-        from microws.cli.dev import dev
-
-        return dev(flags)
-    from microws.cli.run import run
-
-    return run(flags, arguments)
+    run = getattr(import_module(f"microws.cli.{command}"), command)
+    code: int = run(flags, arguments) if command == "run" else run(flags)
+    return code
 
 
 def _parse(command: str, options: list[str]) -> dict[str, object]:

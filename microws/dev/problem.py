@@ -244,4 +244,9 @@ pre i { color: var(--soft); font-style: normal; user-select: none }
 dl { display: grid; grid-template-columns: fit-content(35%) 1fr; gap: .2rem 1rem; padding: .6rem .9rem }
 dt { color: var(--soft); overflow-wrap: anywhere }
 dd { margin: 0 }
+@media (max-width: 640px) {
+  pre span { width: auto; white-space: pre-wrap; overflow-wrap: anywhere; padding-left: 3.5rem; text-indent: -3.5rem }
+  dl { grid-template-columns: 1fr; gap: 0 }
+  dd { margin: 0 0 .4rem 1rem }
+}
 """

@@ -40,11 +40,11 @@ async def count(user):
     return str(len(await app.hub.connections(user=user)))
 
 
-@app.websocket_route("/until/{at:float}")
-async def until(ws, at):
-    ws.expire(at)
+@app.websocket_route("/until")
+async def until(ws):
     async with ws:
-        await ws.wait_closed()
+        async for message in ws:
+            ws.expire(float(message))
 
 
 @app.post("/log-out/{user}")

@@ -33,6 +33,7 @@ REVIEWS = {
     "hypercorn": Review(),
     "itsdangerous": Review(),
     "jinja2": Review("3.1.6", "CVE-2024-56201, CVE-2024-56326, CVE-2025-27516: ways out of the sandbox"),
+    "msgspec": Review(),
     "orjson": Review("3.11.6", "CVE-2024-27454, CVE-2025-67221: unlimited recursion"),
     "prometheus-client": Review(),
     "python-multipart": Review(

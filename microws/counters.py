@@ -50,7 +50,8 @@ _CODES: Final = 4000
 _SLOT: Final = _CODES_AT + _CODES
 SLOT_BYTES: Final = 8 * _SLOT
 # Plain numbers, because these are used for each message.
-_RECEIVED, _RECEIVED_BYTES, _SENT, _SENT_BYTES = map(int, list(Number)[:4])
+_MESSAGES: Final = 4
+_RECEIVED, _RECEIVED_BYTES, _SENT, _SENT_BYTES = map(int, list(Number)[:_MESSAGES])
 
 
 class Counters:
@@ -70,22 +71,24 @@ class Counters:
         self._memory = memory
         self._place = place
         self._numbers = memory.cast("Q")[place * _SLOT : (place + 1) * _SLOT]
+        # Also here, because Python reads an attribute in a fifth of the time.
+        self._received, self._received_bytes, self._sent, self._sent_bytes = self._numbers[:_MESSAGES].tolist()
         self._numbers[Number.PID] = pid
 
     def receive(self, messages: int, size: int) -> None:
         """Count messages of clients."""
         numbers = self._numbers
-        numbers[_RECEIVED] += messages
-        numbers[_RECEIVED_BYTES] += size
+        numbers[_RECEIVED] = self._received = self._received + messages
+        numbers[_RECEIVED_BYTES] = self._received_bytes = self._received_bytes + size
 
     def send(self, messages: int, size: int) -> None:
         """Count messages to clients, before they leave: so none that a client gets is missing."""
         numbers = self._numbers
-        numbers[_SENT] += messages
-        numbers[_SENT_BYTES] += size
+        numbers[_SENT] = self._sent = self._sent + messages
+        numbers[_SENT_BYTES] = self._sent_bytes = self._sent_bytes + size
 
     def add(self, number: Number, count: int = 1) -> None:
-        """Count something else; a negative count only for a number of this moment."""
+        """Count something but messages and their bytes; a negative count only for a number of this moment."""
         self._numbers[number] += count
 
     def set(self, number: Number, value: int) -> None:

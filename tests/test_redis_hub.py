@@ -207,8 +207,8 @@ def greet(listener):
 async def test_a_user_without_rights_is_told_where_they_are_listed(tmp_path):
     with redis_server(tmp_path) as server:
         url = server.url.replace("//", "//hub:secret@")
-        for missing in ("-evalsha", "resetkeys", "resetchannels"):
-            server.command("ACL", "SETUSER", "hub", "on", ">secret", "+@all", "~*", "&*", missing)
+        for missing in ("-evalsha", "-set", "resetkeys", "resetchannels"):
+            server.command("ACL", "SETUSER", "hub", "reset", "on", ">secret", "+@all", "~*", "&*", missing)
             with pytest.raises(
                 HubUnavailable, match=r"Redis refused: .*; give the user the rights that the guide lists"
             ):
@@ -389,7 +389,7 @@ async def test_a_topic_that_redis_cannot_write_stops_no_other_one(redis, name, c
         refused = []
 
         async def publish_bad():
-            with pytest.raises(HubUnavailable, match=r"^Redis refused: WRONGTYPE") as caught:
+            with pytest.raises(HubUnavailable, match=r"^Redis refused: WRONGTYPE .* kind of value$") as caught:
                 await publish(process, "bad", "bad", conflation=conflation)
             refused.append(str(caught.value))
 
@@ -1014,12 +1014,12 @@ async def test_a_right_that_is_missing_at_first_is_one_line(redis, refused):
     redis.command(
         "ACL", "SETUSER", "few", "on", ">secret", *(right for right in MINIMAL_RIGHTS if right[1:] != refused)
     )
-    with pytest.raises(HubUnavailable, match=f"Redis refused: .*{re.escape(refused)}"):
+    with pytest.raises(HubUnavailable, match=f"Redis refused: .*{refused[:6]}"):
         await run(redis.url.replace("//", "//few:secret@"))
 
 
 async def test_a_command_that_was_renamed_is_one_line(tmp_path):
-    refusal = pytest.raises(HubUnavailable, match="Redis refused: ERR unknown command 'EVALSHA'")
+    refusal = pytest.raises(HubUnavailable, match=r"Redis refused: ERR unknown command .EVALSHA. \(redis://")
     with redis_server(tmp_path, rename_command='EVALSHA ""') as server, refusal:
         await run(server.url)
 

@@ -5,6 +5,7 @@ In version 3 of Redis' protocol, what was published is told apart from answers b
 """
 
 import os
+import re
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -28,11 +29,13 @@ try:
 except ImportError:
     raise FeatureUnavailable("redis:// needs a package: pip install 'microws[redis]'") from None
 
-__all__ = ["Answer", "Connection", "advice", "connect", "is_refusal", "tls_context"]
+__all__ = ["Answer", "Connection", "advice", "connect", "is_refusal", "tls_context", "words_of"]
 
 # What an answer is passed to; of a command that failed it is a ``hiredis.ReplyError``.
 Answer: TypeAlias = Callable[[Any], None]
 
+# In errors: in which script it was, and what was not understood.
+_DETAILS: Final = re.compile(" script: [0-9a-f]{40}, on .*|, with args beginning with: .*", re.DOTALL)
 _CONFIRMATIONS: Final = (b"subscribe", b"unsubscribe")
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # What helps when Redis refuses to begin, by words of its refusal.
@@ -40,7 +43,8 @@ _RIGHTS: Final = "give the user the rights that the guide lists in 'Run on sever
 _WHAT_TO_DO: Final = {
     "WRONGPASS": "check the user and password in the URL, or MICROWS_HUB_PASSWORD",
     "NOPERM": _RIGHTS,
-    "can't access": _RIGHTS,
+    "script can't": _RIGHTS,
+    "ACL failure": _RIGHTS,  # Valkey
     "DB index": "use a lower number of the database, or set more of them as `databases` in Redis",
 }
 # Seconds for the answer of a Sentinel.
@@ -191,7 +195,7 @@ class Connection:
             while (item := self._reader.gets()) is not False:
                 if isinstance(item, hiredis.ReplyError) and commands[len(answers)][0] != b"CONFIG":
                     if is_refusal(item):
-                        raise HubUnavailable(_refusal(str(item)))
+                        raise HubUnavailable(_refusal(words_of(item)))
                     raise ConnectionError(str(item))
                 if type(item) is not hiredis.PushNotification or item[0] == b"subscribe":
                     answers.append(item)
@@ -207,6 +211,11 @@ def _pack(command: tuple[bytes | int, ...]) -> bytes:
     # Its types say that a command is a tuple of one.
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
     return packed
+
+
+def words_of(error: Exception) -> str:
+    """An error of Redis without details. Redis 6 says first in which script it was."""
+    return _DETAILS.sub("", str(error).rpartition(": -")[2])
 
 
 def is_refusal(error: Exception) -> bool:
@@ -357,7 +366,6 @@ def _check_server(hello: dict[bytes, Any]) -> None:
 def _refusal(text: str) -> str:
     if "unknown command" in text and "HELLO" in text:
         return "expected Redis 6 or newer, got an older one"
-    text = text.partition(" script: ")[0]
     if text.startswith("NOAUTH"):
         return "Redis refused: it expects a password; write redis://:PASSWORD@HOST, or set MICROWS_HUB_PASSWORD"
     for word, what in _WHAT_TO_DO.items():

@@ -6,7 +6,7 @@ from os import urandom
 from typing import Any, Final, final
 
 from microws.errors import HubUnavailable
-from microws.redis_hub.connection import Connection, is_refusal
+from microws.redis_hub.connection import Connection, is_refusal, words_of
 from microws.redis_hub.scripts import CLAIM, EPOCH_SIZE, OPEN, PUBLISH, READ, call
 
 __all__ = ["Epoch", "fields", "ignore", "refusal"]
@@ -92,8 +92,7 @@ def fields(info: bytes) -> dict[bytes, bytes]:
 
 def refusal(error: Exception) -> HubUnavailable:
     """An error of Redis, in its own words."""
-    # Redis 6 says first in which script it was.
-    return HubUnavailable(f"Redis refused: {str(error).rpartition(': -')[2]}")
+    return HubUnavailable(f"Redis refused: {words_of(error)}")
 
 
 def ignore(answer: Any) -> None:

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from decimal import Decimal
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -334,3 +335,9 @@ def test_without_msgspec_an_error_says_what_to_install_and_models_work():
         "the type dict[str, int]", 'the value_type "msgpack"', "Message"
     ]  # fmt: skip
     assert all(line.endswith("pip install 'microws[typed]'") for line in lines)
+
+
+@pytest.mark.parametrize("kind", [lambda fields: TypedDict("Size", dict(fields)), partial(make_dataclass, "Size")])
+def test_field_whose_name_is_not_ascii_is_found(kind):
+    name = b"gr\xc3\xb6\xc3\x9fe".decode()  # a str of its own, which was never encoded
+    assert json_type(kind([(name, int)])).decode('{"größe": 1}') is not None

@@ -198,6 +198,9 @@ class _MsgspecType(JSONType):
         kinds = (msgspec.inspect.DictType, msgspec.inspect.TypedDictType, msgspec.inspect.AnyType)
         self._has_dicts = any(isinstance(each, kinds) for each in _infos_in(info))
         for each in _infos_in(info):
+            # In a message, msgspec 0.23 finds no field of a dataclass or TypedDict whose name is not ASCII, until that
+            # very str was encoded once.
+            msgspec.json.encode([field.name for field in getattr(each, "fields", ())])
             if isinstance(each, msgspec.inspect.CustomType):
                 raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {_advise_on(each.cls)}")
             if isinstance(each, msgspec.inspect.DictType) and not isinstance(

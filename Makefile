@@ -8,7 +8,7 @@ TEST   := $(BIN)/python -m pytest
 # Most tests wait for sockets or clocks, so use more processes than cores.
 WORKERS ?= 6
 # Tests with processes, browsers and other packages, and random searches. They take long and add no coverage.
-SERVERS := tests/clients tests/chaos tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py \
+SERVERS := tests/clients tests/chaos tests/documents tests/e2e tests/endurance tests/test_examples.py tests/test_process_end.py tests/test_renewal.py \
 	tests/test_testing_plugins.py
 SEARCHES := tests/test_http1_differential.py tests/test_hub_fairness.py tests/test_hub_model.py tests/test_fuzz.py
 # Servers stop differently since Python 3.12, so `make endurance` runs on this Python as well.

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import fcntl
 import json
 import os
 import ssl
@@ -188,13 +187,3 @@ def curl(url, *, subprotocols=(), sent=b""):
 def _message(frame):
     assert frame.fin
     return frame.data.decode() if frame.opcode is Opcode.TEXT else bytes(frame.data)
-
-
-def install_node_packages():
-    """What is in the lock file, once; several processes may come here at the same time."""
-    lock = NODE / "package-lock.json"
-    with lock.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        installed = NODE / "node_modules" / ".package-lock.json"
-        if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-            subprocess.run(["npm", "ci", "--silent"], cwd=NODE, check=True, timeout=120)

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-import shutil
 import sys
 import uuid
 
 import conversing
+import node_packages
 import pytest
 from conversing import CERTIFICATE, Conversation
 from serving import browsing, running
@@ -37,10 +37,8 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def node_packages():
-    need("node")
-    need("npm")
-    conversing.install_node_packages()
+def installed_packages():
+    node_packages.install(conversing.NODE)
 
 
 @pytest.fixture(params=CLIENTS)
@@ -52,19 +50,13 @@ def converse(request, server):
         case "aiohttp":
             yield conversing.aiohttp_client
         case "ws" | "undici":
-            request.getfixturevalue("node_packages")
+            request.getfixturevalue("installed_packages")
             yield conversing.node(request.param)
         case "chromium":
             with request.getfixturevalue("chromium").new_context(ignore_https_errors=True) as context:
                 page = context.new_page()
                 page.goto(server.url)
                 yield conversing.browser(page)
-
-
-def need(program):
-    if shutil.which(program) is None:
-        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        stop(f"{program} is not installed")
 
 
 def test_text_and_binary_messages_come_back_as_what_they_were(server, converse):
@@ -100,7 +92,7 @@ def test_a_message_of_1_MiB_comes_back(server, converse, message):  # noqa: N802
 
 @pytest.fixture
 def curl():
-    need("curl")
+    node_packages.need("curl")
     return conversing.curl
 
 

@@ -104,7 +104,8 @@ def test_a_fan_out_publishes_to_the_same_url_and_posts_json_by_default():
     ("arguments", "problem"),
     [
         (["http://h/"], "URL: expected a URL such as ws://127.0.0.1:8000/echo, got 'http://h/'; see microws"),
-        (["ws://anna:pw@h/"], "URL: expected a URL such as ws://127.0.0.1:8000/echo, got"),
+        (["h:80/"], "URL: expected a URL such as ws://127.0.0.1:8000/echo, got 'h:80/'; write ws://h:80/; see microws"),
+        (["ws://anna:pw@h/"], "URL: a name and password belong in --header 'Authorization: Basic …'"),
         ([URL, "--connections", "0"], "--connections: expected a whole number, 1 or more, got '0'"),
         ([URL, "--in-flight", "many"], "--in-flight: expected a whole number, 1 or more, got 'many'"),
         ([URL, "--seconds", "0"], "--seconds: expected seconds, more than 0, got '0'"),

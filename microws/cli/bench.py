@@ -9,9 +9,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
-from microws.bench.plan import MIN_TEXT, PLACE_OF_TEXT, Plan, parse_url
+from microws.bench.plan import MIN_TEXT, PLACE_OF_TEXT, Plan
 from microws.bench.report import as_json, as_text, problem_with
 from microws.bench.run import measure
+from microws.cli.urls import url_option
 from microws.cli.usage import HEADER, NON_NEGATIVE_SECONDS, SECONDS, SUBPROTOCOL, Parser, UsageError, option
 from microws.server.settings import parse_size
 
@@ -27,17 +28,12 @@ def _text_size(value: str) -> int:
     raise ValueError
 
 
-def _url(value: str) -> str:
-    parse_url(value)
-    return value
-
-
 _COUNT: Final = option("a whole number, 1 or more", r"0*[1-9][0-9]{0,8}", int)
 _RATE: Final = option("a number a second, more than 0", r"(?=.*[1-9])[0-9]*\.?[0-9]+", float)
 _MESSAGE: Final = option(f"{PLACE_OF_TEXT} at most once", r"(?!.*\{text\}.*\{text\}).*")
 _SIZE: Final = option(f"a size such as 64 or 16KiB, {MIN_TEXT} bytes or more", r".*", _text_size)
-_URL: Final = option("a URL such as ws://127.0.0.1:8000/echo", r"wss?://.*", _url)
-_PUBLISH: Final = option("a URL that begins with ws://, wss://, http:// or https://", r"(ws|http)s?://.*", _url)
+_URL: Final = url_option("a URL such as ws://127.0.0.1:8000/echo", "wss?")
+_PUBLISH: Final = url_option("a URL that begins with ws://, wss://, http:// or https://", "(ws|http)s?")
 # Flag, type (``None``: a switch), metavar and help.
 _OPTIONS: Final = (
     ("--fan-out", None, None, "measure a broadcast: one publisher sends, all connections to URL receive"),

@@ -1,6 +1,5 @@
 """``microws connect``: talks to a WebSocket, or reads server-sent events."""
 
-import argparse
 import asyncio
 import codecs
 import io
@@ -27,6 +26,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 from microws.bench.connection import FAILURES, reason_of
 from microws.bench.plan import parse_url
 from microws.cli.screen import Screen
+from microws.cli.urls import url_option
 from microws.cli.usage import HEADER, NON_NEGATIVE_SECONDS, SUBPROTOCOL, Parser, UsageError, option
 from microws.closing import CloseCode, check_close
 from microws.codec import loads_json
@@ -52,18 +52,8 @@ _HINTS: Final = {
 }
 
 
-def _url(value: str) -> str:
-    try:
-        parse_url(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return value
-
-
-_URL: Final = option(
-    "a URL such as ws://127.0.0.1:8000/chat, or http://127.0.0.1:8000/events for server-sent events",
-    r"(ws|http)s?://.*",
-    _url,
+_URL: Final = url_option(
+    "a URL such as ws://127.0.0.1:8000/chat, or http://127.0.0.1:8000/events for server-sent events", "(ws|http)s?"
 )
 _ORIGIN: Final = option("an origin such as https://app.example", r"[!-~]+")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from microws import App, EventStream, HTTPException, Message, Request, WebSocket
 from microws.description import write_types
@@ -119,6 +120,19 @@ class TestAsyncAPI:
             "maxItems": 2,
         }
 
+    def test_model_of_pydantic_has_its_name_and_the_route_its_subprotocols(self):
+        class Model(BaseModel):
+            n: int = 0
+
+        app = App()
+
+        @app.websocket_route("/", subprotocols=["v1", "v2"])
+        async def view(ws: WebSocket[Model]): ...
+
+        document = app.asyncapi()
+        assert payloads(document, "view.receive") == [{"$ref": f"{REF}Model"}]
+        assert document["channels"]["view"]["description"] == "Subprotocols: v1, v2."
+
     def test_close_codes_and_refusals_are_those_that_may_happen(self):
         app = App(allowed_hosts=["a.example"], max_message_size=5000, error_close_code=4000)
 
@@ -217,6 +231,12 @@ class TestOpenAPI:
         @app.get("/events")
         async def events() -> EventStream: ...
 
+        @app.get("/either")
+        async def either() -> str | bytes: ...
+
+        @app.get("/own")
+        async def own() -> Exception: ...
+
         def responses(path: str) -> dict[str, Any]:
             return operation_of(app, "get", path)["responses"]
 
@@ -225,7 +245,9 @@ class TestOpenAPI:
             "500": {"$ref": "#/components/responses/Error", "description": "The view failed."},
         }
         assert list(responses("/html")["2XX"]["content"]) == ["text/html"]
+        assert list(responses("/either")["2XX"]["content"]) == ["text/html", "application/octet-stream"]
         assert "content" not in responses("/mixed")["default"]
+        assert "content" not in responses("/own")["default"]
         assert list(responses("/events")["200"]["content"]) == ["text/event-stream"]
 
     def test_errors_with_a_handler_of_the_app_have_no_content(self):
@@ -279,6 +301,27 @@ class TestOpenAPI:
             "anyOf": [{"$ref": f"{REF}Said"}, {"$ref": f"{REF}Say"}]
         }
         assert sorted(operation["responses"]) == ["101", "2XX", "400", "403", "426", "500", "503"]
+
+    def test_operation_of_several_routes_takes_what_one_of_them_takes(self):
+        app = App()
+        app.topic("news", history=5)
+
+        @app.post("/a/{x:int}")
+        async def first(request: Request[Say], x: int): ...
+
+        @app.post("/a/{y:path}")
+        async def second(request: Request[Move], y: str):
+            print(request.bearer)
+
+        @app.post("/a/{z:uuid}")
+        async def third(z): ...
+
+        operation = operation_of(app, "post", "/a/{x}")
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert schema == {"anyOf": [{"$ref": f"{REF}Say"}, {"$ref": f"{REF}Move"}]}
+        assert operation["requestBody"]["required"] is False
+        assert operation["security"] == [{}, {"bearer": []}]
+        assert "404" not in operation["responses"]
 
     def test_security_may_be_left_out_where_a_view_only_reads_it(self):
         app = App(secret=b"0" * 32)

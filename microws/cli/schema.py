@@ -10,12 +10,12 @@ from typing import Any, Final
 from microws.app import App
 from microws.cli.loading import APP_OPTIONS, NO_APP, load_app
 from microws.cli.options import add_options
-from microws.cli.usage import Parser, UsageError
+from microws.cli.usage import Parser, UsageError, option
 from microws.description import write_types
 
 __all__ = ["schema", "schema_parser"]
 
-_KINDS: Final = ("asyncapi", "openapi", "types")
+_KIND: Final = option("asyncapi, openapi or types", "asyncapi|openapi|types")
 
 
 def schema_parser() -> Parser:
@@ -28,7 +28,7 @@ def schema_parser() -> Parser:
         epilog="Exit code 0: written, or the file has it; 1: the file does not have it; 2: a mistake in the command; "
         "3: the app cannot be loaded.",
     )
-    parser.add_argument("kind", choices=_KINDS, metavar="KIND", help="asyncapi, openapi or types")
+    parser.add_argument("kind", type=_KIND, metavar="KIND", help="asyncapi, openapi or types")
     add_options(parser, ["app"])
     parser.add_argument("--output", metavar="FILE", help="write it to this file")
     parser.add_argument("--check", metavar="FILE", help="compare it with this file, and print how they differ")

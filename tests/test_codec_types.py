@@ -1,5 +1,6 @@
 """Python types as JSON: with msgspec, and with pydantic."""
 
+import json
 import os
 import subprocess
 import sys
@@ -90,6 +91,7 @@ class Unresolved(Struct):
     a: "Nowhere"  # noqa: F821
 
 
+MANY_KEYS = json.dumps({**{str(number): 1 for number in range(30)}, "a": ""})
 VALUES = [
     (Say | Move, Say("hi"), '{"type":"say","text":"hi"}'),
     (Say | Move, Move(1.5, [1]), '{"type":"move","x":1.5,"path":[1]}'),
@@ -126,6 +128,16 @@ def test_a_value_is_encoded_as_its_type_says_and_decoded_again(annotation, value
         (Say | Move, '{"type":"move","x":1,"path":[1,"a"]}', "Expected `int`, got `str`", "$.path[1]"),
         (Say | Move, '{"type":"foo"}', "Invalid value 'foo'; expected one of 'say', 'move'", "$.type"),
         (Say | Move, "{}", "Object missing required field `type`; expected one of 'say', 'move'", "$.type"),
+        (list[Say | Move], '[{"type":"foo"}]', "Invalid value 'foo'; expected one of 'say', 'move'", "$[0].type"),
+        (Point, '{"x":1,"names":{"a":"","b":2,"c":3}}', "Expected `str`, got `int`", "$.names.b"),
+        (Point, '{"x":1,"names":{"a b":2}}', "Expected `str`, got `int`", "$.names['a b']"),
+        (
+            list[dict[str, dict[str, Move]]],
+            '[{"a":{"b":{"type":"move"}}}]',
+            "Object missing required field `x`",
+            "$[0].a.b.x",
+        ),
+        (dict[str, int], MANY_KEYS, "Expected `int`, got `str`", "$[...]"),
         (Say | Move, "[]", "Expected `object`, got `array`", "$"),
         (Joined | Left, '{"type":"left","why":1}', "Input should be a valid string", "$.why"),
         (Joined | Left, '{"type":"joined","seats":["1"]}', "Input should be a valid integer", "$.seats[0]"),

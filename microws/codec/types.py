@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
@@ -16,6 +17,14 @@ Direction: TypeAlias = Literal["received", "sent"]
 # What msgspec appends to the text of an error.
 _PATH: Final = re.compile(r"(.*) - at `(.*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+
+
+# In a path, what msgspec writes for a key of a dict; and the steps of a path: names, indexes, and these keys.
+_KEY: Final = "[...]"
+_STEP: Final = re.compile(r"[^.\[\]`$]+|\.\.\.")
+# The size of a message and the number of keys among which that key is searched for: that takes less than a millisecond.
+_MAX_SEARCHED: Final = 4 << 10
+_MAX_KEYS: Final = 20
 
 
 class MessageError(TypedDict):
@@ -196,8 +205,9 @@ class _MsgspecType(JSONType):
             raise TypeError(f"{name_of_type(annotation)} cannot be a type of messages: {_advise(error)}") from None
         # Of a dict, or of Any, msgspec would write keys that are not ``str`` as ``str``.
         kinds = (msgspec.inspect.DictType, msgspec.inspect.TypedDictType, msgspec.inspect.AnyType)
-        self._has_dicts = any(isinstance(each, kinds) for each in _infos_in(info))
-        for each in _infos_in(info):
+        infos = list(_infos_in(info))
+        self._has_dicts = any(isinstance(each, kinds) for each in infos)
+        for each in infos:
             # In a message, msgspec 0.23 finds no field of a dataclass or TypedDict whose name is not ASCII, until that
             # very str was encoded once.
             msgspec.json.encode([field.name for field in getattr(each, "fields", ())])
@@ -209,8 +219,12 @@ class _MsgspecType(JSONType):
                 raise TypeError(
                     f"{name_of_type(annotation)} cannot be a type of messages: a key in JSON is str; write dict[str, …]"
                 )
-        types = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
-        structs = [each for each in types if isinstance(each, msgspec.inspect.StructType) and each.tag is not None]
+        unions = [each.types for each in infos if isinstance(each, msgspec.inspect.UnionType)] or [(info,)]
+        tagged: list[list[Any]] = [
+            [each for each in types if getattr(each, "tag", None) is not None] for types in unions
+        ]
+        # Of several unions, an error does not say which one it is of.
+        structs = tagged[0] if len(tagged) == 1 else []
         self._tag_field = structs[0].tag_field if structs else None
         self._tags = ", ".join(repr(each.tag) for each in structs)
 
@@ -218,7 +232,11 @@ class _MsgspecType(JSONType):
         try:
             return self._decode(data)
         except self._msgspec.ValidationError as error:
-            raise self._invalid(str(error)) from None
+            text = str(error)
+            if _KEY in text and len(data) <= _MAX_SEARCHED:
+                with suppress(InvalidMessage):
+                    text = self._name_keys(text, loads_json(data))
+            raise self._invalid(text) from None
         except (self._msgspec.DecodeError, UnicodeEncodeError) as error:
             loads_json(data)  # which says better what is wrong
             raise InvalidMessage(f"invalid JSON: {error}") from None
@@ -264,12 +282,53 @@ class _MsgspecType(JSONType):
         (schema,), components = self._msgspec.json.schema_components([self.type], ref_template=ref_template)
         return schema, components
 
+    def _name_keys(self, text: str, value: Any) -> str:
+        """
+        Name the keys of dicts in the path of an error, which msgspec does not.
+
+        Args:
+            text: The error.
+            value: What it is about. It is changed: only the key in the path is left in a dict.
+        """
+        found = _PATH.fullmatch(text)
+        steps = _STEP.findall(found[2]) if found else []
+        if found is None or "..." not in steps:
+            return text
+        path, node = "$", value
+        for step in steps:
+            if step == "..." and isinstance(node, dict):
+                step = next((key for key in list(node)[:_MAX_KEYS] if self._is_wrong(text, value, node, key)), step)
+                path += f".{step}" if step.isidentifier() else f"[{step[:60]!r}]" if step != "..." else "[...]"
+            else:
+                path += f"[{step}]" if step.isdecimal() or step == "..." else f".{step}"
+            try:
+                node = node[int(step) if isinstance(node, list) else step]
+            except (LookupError, TypeError, ValueError):
+                node = None
+        return f"{found[1]} - at `{path}`"
+
+    def _is_wrong(self, text: str, value: Any, node: dict[str, Any], key: str) -> bool:
+        """Whether the error is about this key of ``node``, a dict in ``value``. Then only the key is left in it."""
+        members = dict(node)
+        node.clear()
+        node[key] = members[key]
+        try:
+            self._msgspec.convert(value, self.type)
+        except self._msgspec.ValidationError as error:
+            if str(error) == text:
+                return True
+        node.clear()
+        node.update(members)
+        return False
+
     def _invalid(self, text: str) -> InvalidMessage:
         found = _PATH.fullmatch(text)
         detail, path = found.groups() if found else (text, "$")
         if missing := _MISSING.fullmatch(detail):
             path = f"{path}.{missing[1]}"
-        if path == f"$.{self._tag_field}":
+        if path == f"$.{self._tag_field}" or (
+            text.startswith("Invalid value ") and path.endswith(f".{self._tag_field}")
+        ):
             detail = f"{detail}; expected one of {self._tags}"
         return InvalidMessage(detail, path=path)
 

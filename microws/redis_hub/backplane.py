@@ -47,7 +47,8 @@ _MAX_RETRY: Final = 0.5
 # Topics that are subscribed again with one call.
 _MAX_TOPICS: Final = 512
 # Such calls that are sent before the first of them is answered, and the bytes of messages after which an answer ends:
-# Redis disconnects a subscriber that has much pending. After connections that brought nothing, it is less.
+# Redis disconnects a subscriber that has much pending. After connections that brought nothing, it is less
+# at first.
 _PARTS_AT_ONCE: Final = 3
 _MAX_ANSWER: Final = 256 << 10
 _MIN_ANSWER: Final = 16 << 10
@@ -206,6 +207,7 @@ class RedisBackplane:
         limit = max(_MIN_ANSWER, _MAX_ANSWER >> 2 * self._fruitless)
 
         async def follow() -> None:
+            nonlocal limit
             for part in parts:
                 behind = topics.remaining(part)
                 while behind and not connection.reason:
@@ -216,6 +218,7 @@ class RedisBackplane:
                     try:
                         behind = await request.wait()
                         self._fruitless = 0
+                        limit = min(2 * limit, _MAX_ANSWER)
                     except HubUnavailable as error:
                         connection.cut(str(error))
 

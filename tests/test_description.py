@@ -225,3 +225,20 @@ def test_route_delivers_the_types_of_all_topics_that_it_may_subscribe_to(topics,
 
     names = [each["schema"]["$ref"].rpartition("/")[2] for each in route(app, "/{a}").delivers]
     assert names == [f"Type{index}" for index in delivered]
+
+
+def test_outermost_app_checks_the_host_of_all_but_its_own_probes():
+    inner, middle, outer = App(), App(), App(allowed_hosts=["a.example"])
+    inner.health()
+    middle.mount("/", inner)
+    outer.health()
+    outer.mount("/in", middle)
+    assert [
+        (each.pattern, each.depth, each.checks_host) for each in described(outer).routes if each.kind == "http"
+    ] == [
+        ("/healthz", 0, False),
+        ("/readyz", 0, False),
+        ("/in/healthz", 2, True),
+        ("/in/readyz", 2, True),
+    ]
+    assert [each.pattern for each in described(outer).routes if each.kind == "mount"] == ["/in", "/in"]

@@ -77,6 +77,7 @@ def test_documents_of_an_example_have_no_errors(name, asyncapi_errors, directory
     assert openapi_errors(app.openapi()) == []
 
 
+@pytest.mark.timeout(1200)
 @settings(max_examples=APPS, suppress_health_check=list(HealthCheck))
 @given(app=apps())
 def test_documents_of_drawn_apps_have_no_errors(asyncapi_errors, app):

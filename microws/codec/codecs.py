@@ -171,7 +171,7 @@ class _MsgPack(MessageCodec):
     def decode(self, payload: str | bytes) -> Any:
         try:
             return self._decoder.decode(_expect_binary(payload))
-        except self._msgspec.DecodeError as error:
+        except (self._msgspec.DecodeError, UnicodeError) as error:
             raise InvalidMessage(f"invalid MessagePack: {error}") from None
         except RecursionError:
             raise InvalidMessage("invalid MessagePack: nested too deeply") from None

@@ -237,7 +237,7 @@ class _MsgspecType(JSONType):
                 with suppress(InvalidMessage):
                     text = self._name_keys(text, loads_json(data))
             raise self._invalid(text) from None
-        except (self._msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (self._msgspec.DecodeError, UnicodeError) as error:
             loads_json(data)  # which says better what is wrong
             raise InvalidMessage(f"invalid JSON: {error}") from None
         except RecursionError:

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NewType, Union, get_args, get_origin, ge
 
 from microws.callables import function_of, signature_of
 
-__all__ = ["allows", "arms_of", "type_of_return", "types_in"]
+__all__ = ["allows", "arms_of", "statuses_of_return", "type_of_return", "types_in"]
 
 # An annotation without a value, and one that cannot be evaluated.
 _UNKNOWN: Final[tuple[type[Any] | None, ...]] = (None,)
@@ -112,20 +112,42 @@ def type_of_return(layers: Sequence[Any], response: type[Any]) -> Any:
     Returns:
         ``None``: it has none, or it is unknown.
     """
-    written = next((each for layer in layers if (each := _return_of(layer)) is not Parameter.empty), Parameter.empty)
-    if written is Parameter.empty:
-        return None
-    namespace: dict[str, Any] = {}
-    for layer in layers:
-        namespace |= _namespace_of(layer)
-    try:
-        bodies = [body for body in _bodies(_evaluate(written, namespace, include_extras=True)) if body is not NoneType]
-    except Exception:
-        return None  # for example, the name is imported for type checkers only
+    bodies = [body for body in _bodies(_evaluate_return(layers)) if body is not NoneType]
     bodies = [body for body in bodies if not (isinstance(body, type) and issubclass(body, response))]
     if not bodies or Any in bodies or object in bodies:
         return None
     return Union[tuple(bodies)]  # noqa: UP007 - of a tuple
+
+
+def statuses_of_return(layers: Sequence[Any], response: type[Any]) -> tuple[int, ...]:
+    """
+    The statuses of what a view returns: 200 for ``-> Poll``, and 204 besides for ``-> Poll | None``.
+
+    Args:
+        layers, response: As of ``type_of_return``.
+
+    Returns:
+        Empty: it may return a status of its own, or its annotation is unknown.
+    """
+    annotation = _evaluate_return(layers)
+    arms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for arm in arms:
+        kind = get_origin(arm) or arm
+        if not isinstance(kind, type) or kind in (Any, object) or issubclass(kind, (tuple, response)):
+            return ()
+    return tuple(sorted({204 if arm is NoneType else 200 for arm in arms}))
+
+
+def _evaluate_return(layers: Sequence[Any]) -> Any:
+    """The annotation of what a view returns; ``Any``: it has none, or cannot be evaluated."""
+    written = next((each for layer in layers if (each := _return_of(layer)) is not Parameter.empty), Any)
+    namespace: dict[str, Any] = {}
+    for layer in layers:
+        namespace |= _namespace_of(layer)
+    try:
+        return _evaluate(written, namespace, include_extras=True)
+    except Exception:
+        return Any  # for example, the name is imported for type checkers only
 
 
 def _return_of(layer: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from microws import App, EventStream, HTTPException, Message, Request, WebSocket
+from microws import App, EventStream, HTTPException, Message, RedirectResponse, Request, Response, WebSocket
 from microws.description import write_types
 
 
@@ -213,8 +213,8 @@ class TestOpenAPI:
             ("tags", "query", False),
         ]
         assert operation["requestBody"]["content"] == {"application/json": {"schema": {"$ref": f"{REF}Say"}}}
-        assert operation["responses"]["2XX"]["content"] == {"application/json": {"schema": {"$ref": f"{REF}Said"}}}
-        assert sorted(operation["responses"]) == ["2XX", "400", "403", "404", "413", "500"]
+        assert operation["responses"]["200"]["content"] == {"application/json": {"schema": {"$ref": f"{REF}Said"}}}
+        assert sorted(operation["responses"]) == ["200", "204", "400", "403", "404", "413", "500"]
 
     def test_responses_without_a_known_type_have_no_content(self):
         app = App()
@@ -241,13 +241,13 @@ class TestOpenAPI:
             return operation_of(app, "get", path)["responses"]
 
         assert responses("/") == {
-            "default": {"description": "What the view responds with."},
+            "default": {"description": "What the view returns."},
             "500": {"$ref": "#/components/responses/Error", "description": "The view failed."},
         }
-        assert list(responses("/html")["2XX"]["content"]) == ["text/html"]
-        assert list(responses("/either")["2XX"]["content"]) == ["text/html", "application/octet-stream"]
-        assert "content" not in responses("/mixed")["default"]
-        assert "content" not in responses("/own")["default"]
+        assert list(responses("/html")["200"]["content"]) == ["text/html"]
+        assert list(responses("/either")["200"]["content"]) == ["text/html", "application/octet-stream"]
+        assert "content" not in responses("/mixed")["200"]
+        assert "content" not in responses("/own")["200"]
         assert list(responses("/events")["200"]["content"]) == ["text/event-stream"]
 
     def test_errors_with_a_handler_of_the_app_have_no_content(self):
@@ -297,10 +297,32 @@ class TestOpenAPI:
             "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}, {"type": "string", "format": "uuid"}]
         }
         assert [limit["required"], tags["required"]] == [False, False]
-        assert operation["responses"]["2XX"]["content"]["application/json"]["schema"] == {
+        assert operation["responses"]["200"]["content"]["application/json"]["schema"] == {
             "anyOf": [{"$ref": f"{REF}Said"}, {"$ref": f"{REF}Say"}]
         }
-        assert sorted(operation["responses"]) == ["101", "2XX", "400", "403", "426", "500", "503"]
+        assert sorted(operation["responses"]) == ["101", "200", "400", "403", "426", "500", "503"]
+
+    @pytest.mark.parametrize(
+        ("returns", "statuses"),
+        [
+            (Said, ["200"]),
+            (dict[str, int] | None, ["200", "204"]),
+            (None, ["204"]),
+            (tuple[Said, int], ["2XX"]),
+            (Said | RedirectResponse, ["2XX"]),
+            (Response, ["default"]),
+            (tuple[Any, int], ["default"]),
+            (Any, ["default"]),
+            ("Unknown", ["default"]),
+        ],
+    )
+    def test_statuses_are_those_that_an_annotation_allows(self, returns, statuses):
+        async def view(): ...
+
+        view.__annotations__["return"] = returns
+        app = App()
+        app.add_route(view, "/")
+        assert [each for each in operation_of(app, "get", "/")["responses"] if each != "500"] == statuses
 
     def test_operation_of_several_routes_takes_what_one_of_them_takes(self):
         app = App()

@@ -34,6 +34,7 @@ class RouteDescription:
         handled_errors: Statuses whose responses are those of error handlers of the app.
         body, query, returns: Of an HTTP route. ``None``: any, or not known. What a view returns is ``"text"`` for HTML
             and ``"bytes"``, too.
+        statuses: Of what the view returns. Empty: it may return others.
         receives, sends: The messages of a WebSocket.
         delivers: What its client gets besides: the messages of the topics of ``subscribe``, as far as ``App.topic``
             knows them, gap markers, and errors for invalid messages.
@@ -62,6 +63,7 @@ class RouteDescription:
     body: MessageType | None = None
     query: MessageType | None = None
     returns: MessageType | None = None
+    statuses: tuple[int, ...] = ()
     receives: MessageType | None = None
     sends: MessageType | None = None
     delivers: tuple[MessageType, ...] = ()

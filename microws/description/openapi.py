@@ -123,9 +123,12 @@ def _response(route: RouteDescription, method: str) -> dict[str, Any]:
     if route.kind == "sse" and method == "GET":
         content: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
         return {"200": {"description": "Server-sent events.", "content": content}}
-    if route.returns is None or method == "HEAD":
-        return {"default": {"description": "What the view responds with."}}
-    return {"2XX": {"description": "What the view returns.", "content": _content(route.returns)}}
+    returned: dict[str, Any] = {"description": "What the view returns."}
+    if route.returns is not None and method != "HEAD":
+        returned["content"] = _content(route.returns)
+    if route.statuses:
+        return {str(each): returned if each == 200 else {"description": "Nothing."} for each in route.statuses}
+    return {"2XX" if "content" in returned else "default": returned}
 
 
 def _content(described: MessageType) -> dict[str, Any]:

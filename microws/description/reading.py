@@ -11,6 +11,7 @@ from types import CodeType
 from typing import Any, Final
 from uuid import UUID
 
+from microws.annotations import statuses_of_return
 from microws.callables import function_of, layers_of
 from microws.description.model import Credential, Description, MessageType, RouteDescription, TopicDescription
 from microws.description.schemas import Schemas
@@ -19,6 +20,7 @@ from microws.event_stream import EventStream
 from microws.hooks import Hooks
 from microws.hub import TopicSettings, expression_of
 from microws.rates import Rate
+from microws.responses import Response
 from microws.routing import Mounted, Parameter, Route, Router
 from microws.settings import AppSettings
 from microws.views import HTTPEndpoint, WebSocketEndpoint
@@ -126,6 +128,7 @@ def _route(
             body=None if endpoint.body_type is None else schemas.json(endpoint.body_type, "received"),
             query=None if endpoint.query_type is None else schemas.json(endpoint.query_type, "received"),
             returns=schemas.returned(endpoint.return_type),
+            statuses=statuses_of_return(layers_of(view), Response),
         )
     login = () if endpoint.login is None else (endpoint.login,)
     return replace(

@@ -29,6 +29,8 @@ from microws import (
     HubUnavailable,
     InvalidMessage,
     JSONResponse,
+    Message,
+    MessageError,
     MicrowsError,
     MultiDict,
     OpenConnection,
@@ -792,3 +794,36 @@ async def test_client() -> None:
     app.test_client(anything)  # type: ignore[call-arg]
     app.test_client(time_out=5)  # type: ignore[call-arg]
     app.test_client(send_after_disconnect="drop")  # type: ignore[arg-type]
+
+
+# Types of messages; typed_app.py has an app with them
+
+
+class Said(Message):
+    user: str
+    text: str = ""
+
+
+assert_type(Said("anna").text, str)
+Said(text="hi")  # type: ignore[call-arg]
+Said(1)  # type: ignore[arg-type]
+
+wrong: MessageError = {"type": "error", "detail": "Expected `str`", "path": "$"}
+assert_type(wrong["path"], str)
+wrong = {"type": "error"}  # type: ignore[typeddict-item]
+wrong["type"] = "fault"  # type: ignore[typeddict-item]
+
+app.topic("game:*", value_type=Said)
+app.topic("game:*", value_types=Said)  # type: ignore[call-arg]
+app.get("/", query=Said)
+app.get("/", Said)  # type: ignore[call-arg]
+app.websocket_route("/", value_type=Said | list[int], on_invalid="error")
+
+
+async def typed(ws: WebSocket[Said, int], request: Request[Said]) -> None:
+    assert_type(await ws.receive(timeout=1), Said)
+    await ws.send(1)
+    await ws.send(Said("anna"))  # type: ignore[call-overload]
+    assert_type(await request.json(), Said)
+    assert_type(request.typed_query, Any)
+    assert_type(InvalidMessage("no", path="$.text").path, str)

@@ -80,7 +80,7 @@ class Expiries(Generic[T]):
             self._stop_timer = scope.cancel
             spawn_system_task(self._look_later, delay, scope)
 
-    async def _look_later(self, delay: float, scope: anyio.CancelScope) -> None:
+    async def _look_later(self, delay: float, scope: "anyio.CancelScope") -> None:
         """On trio, which has no timers, in a task of the event loop: all connections of the app share it."""
         with scope:
             await anyio.sleep(delay)

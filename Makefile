@@ -22,7 +22,7 @@ COVERAGE ?= $(CI)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run fmt lint types mypy pyright test compiled-tests cover docs examples autobahn autobahn-full \
+.PHONY: help setup run fmt lint types mypy pyright test compiled-tests cover docs client-js examples autobahn autobahn-full \
 	servers endurance chaos fuzz bench-setup bench bench-framework bench-server bench-peers bench-hub bench-cluster-setup \
 	bench-cluster bench-dev overhead check clean
 
@@ -100,6 +100,11 @@ docs: $(VENV)/.docs  ## Update docs/reference.md, check every page, and build si
 	$(BIN)/python docs/generate_reference.py
 	$(TEST) -q tests/test_docs.py
 	$(BIN)/zensical build --clean --strict
+
+client-js: setup  ## Put the JavaScript client into clients/js, also minified (needs npm)
+	cd tests/clients/node && npm ci --silent
+	cp microws/client/microws.js microws/client/microws.d.ts clients/js/
+	tests/clients/node/node_modules/.bin/esbuild clients/js/microws.js --minify --format=esm --target=es2022 --outfile=clients/js/microws.min.js
 
 examples: setup  ## Test every example over a socket and in a browser
 	$(TEST) -q tests/test_examples.py

@@ -439,6 +439,26 @@ class App:
         self.add_route(views.events, pattern)
         self.add_route(views.publish, pattern, methods=["POST"])
 
+    def client_js(self, pattern: str = "/microws.js") -> None:
+        """
+        Serve the client of ``app.live`` for browsers, a JavaScript module: ``import { connect } from "/microws.js"``.
+
+        Its types are beside it, in ``/microws.d.ts``. docs/how-to.md, "Live topics in a browser", shows its use.
+
+        Args:
+            pattern: Of the module. It ends with ``.js`` and has no parameters.
+
+        Raises:
+            RoutingError: The pattern is invalid, or another route hides it.
+        """
+        from microws.client import ClientFiles
+
+        if not pattern.endswith(".js") or "{" in pattern:
+            raise RoutingError(f'expected a pattern such as "/microws.js" for the client, got {pattern!r}')
+        files = ClientFiles()
+        self.add_route(files.script, pattern)
+        self.add_route(files.types, pattern.removesuffix("js") + "d.ts")
+
     def on_subscribe(self, pattern: str) -> Callable[[F], F]:
         """
         Decorator: say who may subscribe to the topics that match ``pattern``.

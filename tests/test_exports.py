@@ -29,6 +29,7 @@ APP = {
     "after_websocket",
     "before_request",
     "before_websocket",
+    "client_js",
     "connections",
     "delete",
     "docs",
@@ -104,7 +105,7 @@ def imported_by(*arguments):
 NOT_FOR_AN_APP = (
     "anyio.abc anyio.from_thread anyio._core._synchronization argparse ctypes decimal difflib email.utils http "
     "mimetypes microws.bench microws.cli microws.connection.aio microws.event_stream microws.files microws.forms "
-    "microws.description microws.docs_page microws.health microws.metrics microws.server.logs "
+    "microws.client microws.description microws.docs_page microws.health microws.metrics microws.server.logs "
     "microws.server.settings microws.server.worker microws.streams "
     "microws.testing msgspec pydantic secrets tempfile typing_extensions"
 )

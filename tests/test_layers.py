@@ -21,7 +21,7 @@ FLOORS = {
     3: "answers connection/ local/ redis_hub/ sessions streams tickets",
     4: "files hooks server/ settings subscription websocket",
     5: "dev/ event_stream hub_connection live topic_hooks views",
-    6: "description/ dispatch/ docs_page/ health lifespan live_views metrics",
+    6: "client/ description/ dispatch/ docs_page/ health lifespan live_views metrics",
     7: "app",
     8: "__init__",
     9: "cli/",
@@ -36,6 +36,7 @@ DEFERRED = {
     # Which not every app needs.
     "app -> dev.script",
     "app -> description",
+    "app -> client",
     "app -> docs_page",
     "app -> event_stream",
     "app -> files",

@@ -650,6 +650,8 @@ app.health(check=dict)
 app.health("/live")  # type: ignore[call-arg]
 app.health(check=1)  # type: ignore[arg-type]
 app.metrics()
+app.client_js()
+app.client_js("/static/microws.js")
 app.metrics("/internal/metrics")
 app.metrics(1)  # type: ignore[arg-type]
 uvicorn.run(app)

@@ -26,6 +26,7 @@ class Left(Message):
 
 app = App()
 app.topic("room:*", value_type=Joined | Said | Left)
+app.client_js()
 
 
 @app.get("/")

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 EXAMPLES = (
-    *("echo", "ping_pong", "broadcast", "reports", "chat", "duplex", "notify", "ticker"),
+    *("echo", "ping_pong", "broadcast", "live", "reports", "chat", "duplex", "notify", "ticker"),
     *("poll", "dashboard", "whiteboard", "login", "cluster/app"),
 )
 TOKEN = "let-me-in"
@@ -1028,6 +1028,25 @@ class TestPages:
         expect(echo.get_by_role("status")).to_have_text("Connected")
         say(page, "hello")
         expect(echo.get_by_role("listitem")).to_have_text(re.compile(r'\{"message":"hello","date":".+"\}'))
+
+    def test_live_rooms_have_a_history_and_come_back(self, open_tab):
+        with serving("examples/live.py") as server:
+            first = open_tab(server.url)
+            expect(first.get_by_role("status")).to_have_text("lobby: open")
+            say(first, "one")
+            expect(first.get_by_role("listitem")).to_have_text(["one"])
+            second, other = open_tab(server.url), open_tab(f"{server.url}/?room=tea")
+            expect(second.get_by_role("listitem")).to_have_text(["one"])
+            say(other, "elsewhere")
+            say(second, "two")
+            expect(first.get_by_role("listitem")).to_have_text(["one", "two"])
+        expect(first.get_by_role("status")).to_have_text(re.compile("lobby: (waiting|connecting)"))
+        # The log of this server ends with it.
+        with serving("examples/live.py", port=server.port):
+            expect(first.get_by_role("status")).to_have_text("lobby: open")
+            expect(first.get_by_role("listitem")).to_have_text([])
+            say(first, "three")
+            expect(second.get_by_role("listitem")).to_have_text(["three"])
 
     def test_chat_shows_messages_in_every_tab_of_a_room(self, serve, open_tab):
         server = serve("chat")

@@ -1,0 +1,38 @@
+"""
+Live topics: rooms with history over one connection, which comes back by itself.
+
+    microws run examples/live.py
+
+Open http://127.0.0.1:8000/ in two tabs, then stop the server and start it again. /?room=tea is another room.
+"""
+
+from microws import App, Response
+
+app = App()
+app.topic("room:*", history=100, ttl=3600)
+app.live("/live")
+app.client_js()
+
+
+@app.on_subscribe("room:{room}")
+async def may_read(connection, room):
+    return room.isalnum()
+
+
+@app.on_publish("room:{room}")
+async def may_write(connection, room, text):
+    return text[:500] if room.isalnum() else None
+
+
+@app.get("/")
+async def page():
+    html = """<!doctype html><title>Live</title><link rel="icon" href="data:,"><p role="status"></p><ol></ol>
+    <form><label>Message <input name="text" required></label> <button>Send</button></form><script type="module">
+    import { connect } from "/microws.js"
+    const [status, list, form] = ["p", "ol", "form"].map(name => document.querySelector(name))
+    const live = connect("/live"), room = new URLSearchParams(location.search).get("room") ?? "lobby"
+    const topic = live.subscribe(`room:${room}`, { since: "start", load: () => list.replaceChildren() })
+    topic.on("message", text => list.appendChild(document.createElement("li")).textContent = text)
+    live.on("state", state => status.textContent = `${room}: ${state}`)
+    form.onsubmit = event => { event.preventDefault(); topic.publish(form.text.value); form.reset() }</script>"""
+    return Response(html, content_type="text/html")

@@ -18,9 +18,10 @@ class RawWebSocket:
         self.events = []
         self._protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
 
-    async def handshake(self, path="/", host="127.0.0.1", headers=()):
+    async def handshake(self, path="/", host="127.0.0.1", headers=(), subprotocols=()):
         extra = [(name.encode(), value.encode()) for name, value in headers]
-        await self.stream.send(self._protocol.send(Request(host=host, target=path, extra_headers=extra)))
+        request = Request(host=host, target=path, extra_headers=extra, subprotocols=list(subprotocols))
+        await self.stream.send(self._protocol.send(request))
         return await self.next_event(AcceptConnection, RejectConnection)
 
     async def send(self, event):
@@ -61,11 +62,11 @@ class RawWebSocket:
 
 
 @asynccontextmanager
-async def connected(port, path="/"):
+async def connected(port, path="/", subprotocols=()):
     """A connection whose handshake was accepted. Leaving resets it."""
     async with await anyio.connect_tcp("127.0.0.1", port) as stream:
         ws = RawWebSocket(stream)
-        answer = await ws.handshake(path)
+        answer = await ws.handshake(path, subprotocols=subprotocols)
         assert isinstance(answer, AcceptConnection), answer
         yield ws
 

@@ -1,5 +1,7 @@
 """The shutdown of a worker: 1012 for every WebSocket, time for requests, and no client that prevents it."""
 
+import contextlib
+import re
 import ssl
 from pathlib import Path
 
@@ -45,6 +47,33 @@ async def test_every_websocket_gets_1012_then_the_app_shuts_down(caplog):
     assert order == [(1012, "service restart"), (1012, "service restart"), "shutdown"]
     assert caplog.text.count('HTTP/1.1" closed 1012 ') == 2
     assert served.exit_code == 0
+
+
+@on_own_server
+@pytest.mark.parametrize("spread", [0.0, 5.0])
+async def test_clients_of_microws_v1_are_told_when_to_come_back(spread):
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        offered = scope["subprotocols"]
+        await send({"type": "websocket.accept", "subprotocol": offered[0] if offered else None})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    async with serving(app, drain_spread=spread) as served, contextlib.AsyncExitStack() as stack:
+        live = [await stack.enter_async_context(connected(served.port, subprotocols=["microws.v1"])) for _ in range(20)]
+        plain = await stack.enter_async_context(connected(served.port))
+        served.shutdown.request()
+        reasons = [await ws.closed() for ws in live]
+        assert await plain.closed() == (1012, "service restart")
+    if not spread:
+        assert set(reasons) == {(1012, "service restart")}
+        return
+    found = [re.fullmatch(r"service restart; retry=(\d\.\d\d)", reason) for _, reason in reasons]
+    seconds = [float(match[1]) for match in found]
+    assert len(set(seconds)) > 10
+    assert max(seconds) <= spread
 
 
 @on_own_server

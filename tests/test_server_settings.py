@@ -107,6 +107,7 @@ def test_any_text_is_a_size_or_a_value_error(text):
         ("forwarded_allow_ips", [], ()),
         ("ping_interval", "0", 0),
         ("drain_timeout", 2.5, 2.5),
+        ("drain_spread", "0.5", 0.5),
         ("access_log", "off", False),
         ("access_log", "Yes", True),
         ("access_log", True, True),

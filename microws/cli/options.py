@@ -321,7 +321,7 @@ def _hosts(value: object) -> tuple[str, ...]:
 # Options of one of the commands alone.
 _DEV_ONLY: Final = ("allow_host", "show_locals")
 _RUN_ONLY: Final = (
-    "workers", "worker_timeout", "stop_delay", "drain_timeout", "shutdown_timeout",
+    "workers", "worker_timeout", "stop_delay", "drain_timeout", "drain_spread", "shutdown_timeout",
 )  # fmt: skip
 
 # The options of both commands: those of the app, and the settings of the server.

@@ -305,6 +305,7 @@ class RunOptions(TypedDict, total=False):
     unix_mode: int | str
     stop_delay: float
     drain_timeout: float
+    drain_spread: float
     startup_timeout: float
     shutdown_timeout: float
     log_level: _LogLevel
@@ -385,6 +386,8 @@ class Settings:
     stop_delay: float = _seconds(0, "accept for this long after SIGTERM, while /readyz says 503; 0: stop immediately")
     # As `docker stop` waits.
     drain_timeout: float = _seconds(10, "time for requests to finish at shutdown; 0: disconnect them immediately")
+    # 10,000 clients then come back at 2,000 a second.
+    drain_spread: float = _seconds(5, "time over which clients that speak microws.v1 come back; 0: immediately")
     # Both as in Hypercorn.
     startup_timeout: float = _seconds(60, "for the start-up of the app's lifespan")
     shutdown_timeout: float = _seconds(60, "for the shutdown of the app's lifespan")

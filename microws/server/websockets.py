@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from random import uniform
 from typing import Any, ClassVar, Final
 
 from microws.closing import DEFAULT_REASONS, CloseCode, check_close
@@ -12,6 +13,7 @@ from microws.connection.deadlines import Deadlines
 from microws.connection.socket import NO_BODY, Headers, SharedLimits, SocketConnection, addresses_of
 from microws.connection.wrapped import WrappedConnection
 from microws.handshake import check_accept, check_headers
+from microws.hub import SUBPROTOCOL
 from microws.interfaces import BYTES_LIKE, ASGIApplication, Event, Limits, Scope
 from microws.server.failures import ClientDisconnected, log_failure
 from microws.server.logs import log_access
@@ -201,7 +203,7 @@ class WebSockets:
 
     Args:
         app: Serves each WebSocket.
-        settings: Of these, ``ping_interval`` and ``ping_timeout``.
+        settings: Of these, ``ping_interval``, ``ping_timeout`` and ``drain_spread``.
         limits: Limits of a connection whose app sets none.
         extension: Value of ``extensions["microws"]`` in each scope.
 
@@ -221,6 +223,7 @@ class WebSockets:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_draining = False
+        self._drain_spread = settings.drain_spread
         self.shared: SharedLimits = SharedLimits(
             limits,
             pings=Deadlines(settings.ping_interval, self._ping),
@@ -270,9 +273,15 @@ class WebSockets:
                 connection.refuse(_UNAVAILABLE)
                 connection.close_code, connection.close_reason = CloseCode.SERVICE_RESTART, _RESTART
             else:
-                connection.close(CloseCode.SERVICE_RESTART, _RESTART)
+                connection.close(CloseCode.SERVICE_RESTART, self._restart_reason(connection))
             if not count % _DRAIN_BATCH:
                 await asyncio.sleep(0)
+
+    def _restart_reason(self, connection: ServerWebSocket) -> str:
+        """With a time to wait for a client that reads it, so that not all come back at the same moment."""
+        if connection.subprotocol != SUBPROTOCOL or not self._drain_spread:
+            return _RESTART
+        return f"{_RESTART}; retry={uniform(0, self._drain_spread):.2f}"
 
     async def wait_closed(self) -> None:
         """Wait until every connection has ended and every app has returned."""

@@ -12,7 +12,8 @@ class Proxy:
         is_silent: Nothing passes, in both directions, and new connections get no answer.
         refuses_upgrades: Handshakes of WebSockets get 403.
         cut: ``"before"``: what a client sends next closes its connection, and is lost. ``"after"``: it passes, then the
-            connection is closed. ``"answer"``: what the server sends next closes it, and is lost. Once each.
+            connection is closed. ``"answer"``: what the server sends next closes it, and is lost. Once each, on
+            WebSockets and on connections with a POST.
         upgrades: Handshakes so far.
     """
 
@@ -66,6 +67,7 @@ class Proxy:
     async def _forward(self, reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
         is_upgrade = b"\r\nupgrade: websocket" in head.lower()
+        is_post = head.startswith(b"POST ")
         self.upgrades += is_upgrade
         if is_upgrade and self.refuses_upgrades:
             writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
@@ -76,8 +78,9 @@ class Proxy:
         try:
             if not self.is_silent:
                 there_writer.write(head)
-            there = asyncio.ensure_future(self._pass_on(reader, there_writer, is_upgrade, ("before", "after")))
-            back = asyncio.ensure_future(self._pass_on(there_reader, writer, is_upgrade, ("answer",)))
+            state = {"counts": is_upgrade or is_post}
+            there = asyncio.ensure_future(self._pass_on(reader, there_writer, state, ("before", "after")))
+            back = asyncio.ensure_future(self._pass_on(there_reader, writer, state, ("answer",)))
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
             for task in (there, back):
                 task.cancel()
@@ -85,11 +88,13 @@ class Proxy:
         finally:
             there_writer.close()
 
-    async def _pass_on(self, reader, writer, is_upgrade, cuts):
+    async def _pass_on(self, reader, writer, state, cuts):
         while data := await reader.read(65536):
             if self.is_silent:
                 continue
-            cut = self.cut if is_upgrade and self.cut in cuts else None
+            # A browser uses a connection again, for other requests.
+            state["counts"] |= data.startswith(b"POST ")
+            cut = self.cut if state["counts"] and self.cut in cuts else None
             if cut:
                 self.cut = None
             if cut in ("before", "answer"):

@@ -263,7 +263,9 @@ def test_page_survives_the_death_of_its_worker(open_page, topic):
 
 
 @pytest.mark.parametrize("cut", ["before", "after", "answer"])
-def test_publish_that_is_cut_arrives_exactly_once_and_in_order(page, topic, cut):
+@pytest.mark.parametrize("is_blocked", [False, True], ids=["websocket", "post"])
+def test_publish_that_is_cut_arrives_exactly_once_and_in_order(page, topic, cut, is_blocked):
+    page.proxy.refuses_upgrades = is_blocked
     page.start(topic)
     page.wait("topics[0].since")
     page.evaluate("window.done = []")
@@ -272,6 +274,7 @@ def test_publish_that_is_cut_arrives_exactly_once_and_in_order(page, topic, cut)
         page.evaluate("n => { topics[0].publish(n).then(({ id }) => done.push(id)) }", number)
         page.evaluate("n => { topics[0].publish(n).then(({ id }) => done.push(id)) }", number + 0.5)
         page.wait(f"done.length === {2 * number + 2}")
+        assert page.proxy.cut is None
     page.wait_for([0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5])
     assert page.evaluate("loads") == 0
 

@@ -122,13 +122,13 @@ def running(command, *, cwd=ROOT, close_fds=True, ready=_READY, **environment):
 
 
 @contextmanager
-def browsing():
+def browsing(**options):
     """Chromium without a window. Where there is none the test fails under CI, and is skipped elsewhere."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         stop("pages are tested in Chromium, which is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=list(_CHROMIUM_FLAGS))
+        browser = playwright.chromium.launch(executable_path=executable, args=list(_CHROMIUM_FLAGS), **options)
         yield browser
         browser.close()

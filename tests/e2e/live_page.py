@@ -1,7 +1,5 @@
 """A page with ``microws.js``, and what it connects to."""
 
-import os
-
 from microws import App, HTTPException, Response
 
 app = App()
@@ -79,6 +77,6 @@ async def echo(ws):
             await ws.send({"echo": message})
 
 
-@app.get("/pid")
-async def pid():
-    return os.getpid()
+@app.get("/elsewhere")
+async def elsewhere():
+    return "another page"

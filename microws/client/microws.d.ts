@@ -44,7 +44,7 @@ export interface Topic<Message = any, Member = any> extends AsyncIterable<{ data
   /** The last event: refused, ended by the server, or `code` 1000. */
   on(event: "end", listener: (error: LiveError) => void): () => void
   /** Resolves when the message is in the log. */
-  publish(data: Message | unknown, options?: PublishOptions): Promise<Meta>
+  publish(data: unknown, options?: PublishOptions): Promise<Meta>
   unsubscribe(): void
 }
 

@@ -1,12 +1,15 @@
 """The size of ``microws.js``, and its types."""
 
 import gzip
+import json
 import subprocess
 
 import conversing
 import node_packages
 import pytest
 from serving import ROOT
+
+import microws
 
 pytestmark = pytest.mark.xdist_group("clients")
 
@@ -53,6 +56,10 @@ def test_client_has_at_most_3_kb_minified_and_gzipped():
     minified = run(BIN / "esbuild", CLIENT / "microws.js", "--minify", "--format=esm", "--target=es2022")
     assert minified.returncode == 0, minified.stderr
     assert len(gzip.compress(minified.stdout, 9)) <= 3 * 1024
+
+
+def test_package_has_the_version_of_its_server():
+    assert json.loads((ROOT / "clients" / "js" / "package.json").read_text())["version"] == microws.__version__
 
 
 def check_types(directory, text):

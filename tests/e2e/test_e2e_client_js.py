@@ -463,3 +463,35 @@ def test_wait_between_attempts_is_random_and_grows(page):
     delays = page.evaluate("delays")
     assert all(delay <= min(30_000, 1000 * 2**number) for number, delay in enumerate(delays))
     assert len(set(delays)) == len(delays)
+
+
+def test_client_keeps_at_most_1000_messages(page, speak):
+    def answer(frame, _):
+        if frame.get("subscribe"):
+            yield {"n": frame["n"], "id": "0-a", "recovered": False}
+            for number in range(1001):
+                yield {"topic": "chat:a", "id": f"{number}-a", "data": number}
+
+    speak(answer)
+    page.evaluate(START, ["/live", None, [], None])
+    page.evaluate(
+        """async () => {
+          const loading = []
+          window.loading = loading
+          const load = () => new Promise(resolve => loading.push(resolve))
+          const chat = live.subscribe("chat:a", { since: "old", load })
+          chat.on("message", data => got.push(data))
+          chat.on("gap", () => window.loads++)
+        }"""
+    )
+    page.wait("loads === 2")
+    page.evaluate("loading[0]()")
+    page.wait("loading.length === 2")
+    page.evaluate("loading[1]()")
+    assert page.evaluate("got") == []
+    codes = """() => {
+      const codes = []
+      for (let n = 0; n < 1001; n++) live.publish("chat:a", n).catch(({ code }) => codes.push(code))
+      return new Promise(resolve => setTimeout(() => resolve(codes), 0))
+    }"""
+    assert page.evaluate(codes) == [4429]

@@ -11,7 +11,7 @@ from microws.codec import Codecs
 from microws.connection.bulk_writes import BulkWriter
 from microws.datastructures import State
 from microws.dispatch import HTTPDispatcher, WebSocketDispatcher, guard
-from microws.errors import FeatureUnavailable, RoutingError
+from microws.errors import RoutingError
 from microws.hints import add_hints
 from microws.hooks import HookList, Hooks, Middleware, check_middleware, check_mounted, wrap
 from microws.hub import HISTORY_BYTES, MAX_MESSAGES, Hub, MemoryBackplane, OverflowPolicy, TopicSettings, check_tags
@@ -114,6 +114,9 @@ class App:
             'microws[sessions]'``. Default: none; ``microws dev`` makes one.
         session_max_age: Seconds for which ``request.session`` is valid after its last change. Default 14 days, as in
             Django and Starlette.
+        leave_after: Seconds for which a member of a topic stays when its connection breaks off, so that a page that is
+            loaded again does not leave. Default 5.
+        presence_limit: Of a topic with more members, clients are told only their number. Default 256.
 
     Raises:
         TypeError, ValueError: A setting is invalid.
@@ -144,6 +147,8 @@ class App:
         templates: str | Path = "templates",
         secret: str | bytes | Sequence[str | bytes] | None = None,
         session_max_age: int = 14 * 24 * 3600,
+        leave_after: float = 5,
+        presence_limit: int = 256,
     ) -> None:
         # First of all: so far the arguments are the only local names.
         self._settings = settings = AppSettings(locals())
@@ -165,6 +170,7 @@ class App:
         self._added_codecs: dict[str, Codec] = {}
         self.hub_url: str = hub
         self._hub = Hub(self._codecs, MemoryBackplane(history_bytes), write=BulkWriter().write)
+        self._hub.presence.leave_after, self._hub.presence.limit = leave_after, presence_limit
         self._lifespan = Lifespan(self._hub, self._router, hub_url=hub, history_bytes=history_bytes)
         self._state_values: dict[str, Any] = {}
         self._state = State(self._state_values)
@@ -1052,9 +1058,23 @@ class App:
         check_tags(tags)
         return list(self.hub.open.describe(tags))
 
-    def members(self, topic: str) -> Any:
-        """Presence. Not in this version: raises ``FeatureUnavailable``."""
-        raise FeatureUnavailable("this version has no presence: app.members is not available")
+    async def members(self, topic: str) -> dict[str, dict[str, Any]]:
+        """
+        Return who is on ``topic``, in all workers: the presence of each member by its id.
+
+        A client becomes a member if ``on_subscribe`` returns a dict, or by ``ws.subscribe(topic, presence={…})``. It
+        leaves when it unsubscribes, or closes; if its connection breaks off, after ``App(leave_after=…)``. Clients that
+        speak ``microws.v1`` are told who joins and leaves, at most four times a second.
+
+        Raises:
+            TypeError, ValueError: An invalid topic.
+            PublishTimeout: The hub process or Redis does not answer.
+        """
+        return await self.hub.presence.members(topic)
+
+    async def count(self, topic: str) -> int:
+        """Return how many members ``topic`` has; see ``members``."""
+        return len(await self.members(topic))
 
     # Running
 

@@ -98,12 +98,15 @@ class LiveWebSocket(WebSocket[Any, Any]):
             if topic in before:
                 self._put({"topic": topic, "end": _ENDED, "reason": "unsubscribed"})
 
-    def _put(self, frame: dict[str, Any]) -> None:
+    def tell_members(self, frame: Published) -> None:
         """Queue a frame that no policy drops. Never waits."""
         outbox = self._connection.ensure_outbox()
         outbox.hold()
-        outbox.feed([live_frame(frame)])
+        outbox.feed([frame])
         self._connection.wake()
+
+    def _put(self, frame: dict[str, Any]) -> None:
+        self.tell_members(live_frame(frame))
 
     def _beat(self) -> None:
         if self.closed or self._beats is None:
@@ -148,8 +151,7 @@ class LiveWebSocket(WebSocket[Any, Any]):
                     answer = await self._subscribe_for(frame)
                 case "unsubscribe":
                     topic = frame.text("unsubscribe")
-                    if self._subscriber is not None:
-                        self._options.hub.unsubscribe(self._subscriber, topic)
+                    self._unsubscribe((topic,))
                 case "publish":
                     answer = await publish_for(self, frame)
         except (HTTPException, TooManySubscriptions, PublishTimeout, HubUnavailable, TypeError, ValueError) as error:
@@ -163,9 +165,11 @@ class LiveWebSocket(WebSocket[Any, Any]):
         topic, since = frame.text("subscribe"), frame.values.get("since")
         if since is not None and not isinstance(since, str):
             raise Malformed("expected since as a string")
-        await self.app.topic_hooks.check_subscribe(self, topic)
+        presence = await self.app.topic_hooks.check_subscribe(self, topic)
         answered = _Answered(frame.number)
         subscribed = await self._subscribe(self._ensure_subscriber(), (topic,), since, answered)
+        if presence is not None:
+            self._join((topic,), presence)
         if answered.is_done:
             return None
         position = {} if subscribed.position is None else {"id": subscribed.position}

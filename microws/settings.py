@@ -47,6 +47,8 @@ class AppSettings:
     redirect_slashes: bool
     secret: tuple[bytes, ...] | None
     session_max_age: int
+    leave_after: float
+    presence_limit: int
 
     # Set by ``microws dev``: every localhost origin passes.
     any_localhost = False
@@ -56,8 +58,9 @@ class AppSettings:
         for name in ("max_message_size", "max_fragments", "receive_queue", "max_subscriptions", "threads"):
             _check_count(name, values[name], minimum=1)
         _check_count("session_max_age", values["session_max_age"], minimum=1)
+        _check_count("presence_limit", values["presence_limit"], minimum=0)
         _check_count("max_body_size", values["max_body_size"], minimum=0)
-        for name in ("send_timeout", "accept_timeout", "close_timeout"):
+        for name in ("send_timeout", "accept_timeout", "close_timeout", "leave_after"):
             check_seconds(name, values[name])
         _check_count("history_bytes", values["history_bytes"], minimum=MIN_BYTES)
         if values["history_bytes"] % 4096:

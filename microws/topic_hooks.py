@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from microws.answers import report
 from microws.errors import HTTPException, RoutingError
 from microws.hooks import check_hook, in_thread
-from microws.hub import check_topic
+from microws.hub import check_presence, check_topic
 from microws.requests import BaseRequest
 
 __all__ = ["TopicHooks"]
@@ -62,7 +62,10 @@ class TopicHooks:
         answer = await _call(self._on_subscribe, "subscribe", connection, topic)
         if not answer and not isinstance(answer, dict):
             raise HTTPException(403, f"not allowed to subscribe to {topic[:60]!r}")
-        return answer if isinstance(answer, dict) else None
+        if not isinstance(answer, dict):
+            return None
+        check_presence(answer)
+        return answer
 
     async def check_publish(self, connection: BaseRequest, topic: str, message: Any) -> Any:
         """
@@ -98,7 +101,8 @@ def _hook(hooks: list[_Hook], decorator: str, pattern: str, function: Callable[.
 
 
 async def _call(hooks: list[_Hook], verb: str, connection: BaseRequest, topic: str, *more: Any) -> Any:
-    for hook in hooks:
+    # Topics of this package itself.
+    for hook in hooks if not topic.startswith("$") else ():
         if (match := hook.expression.fullmatch(topic)) is None:
             continue
         try:

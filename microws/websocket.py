@@ -19,7 +19,7 @@ from microws.codec import Codecs, MessageCodec, MessageError
 from microws.connection import Connection
 from microws.connection.tasks import check_function
 from microws.cors import CORS
-from microws.errors import FeatureUnavailable, InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
+from microws.errors import InvalidMessage, PayloadTypeError, ReceiveTimeout, WebSocketDisconnect
 from microws.handshake import check_accept, choose_subprotocol, explain_no_subprotocol, split_bearer
 from microws.hub import (
     LIVE_CODEC,
@@ -28,8 +28,10 @@ from microws.hub import (
     FrameCodec,
     Hub,
     Outbox,
+    Published,
     Subscriber,
     Tag,
+    check_presence,
     check_tags,
     check_topic,
     gap_announcement,
@@ -57,6 +59,10 @@ __all__ = ["WebSocket", "WebSocketOptions"]
 _log = logging.getLogger("microws.websocket")
 # To look it up in its class takes longer than the rest of a close.
 _NORMAL_CLOSURE: Final = CloseCode.NORMAL_CLOSURE
+# A connection that ended with one of these may come back: RFC 6455 §7.4.1, and 1012 to 1014 of IANA's registry.
+_BROKEN_OFF: Final = (
+    CloseCode.GOING_AWAY, CloseCode.ABNORMAL_CLOSURE, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER,
+)  # fmt: skip
 _NO_TAGS: Final[dict[str, Tag]] = {}
 _NO_EXPIRY: Final = (0, "")
 # Seconds since 1970: the year 33658. Milliseconds of today are more.
@@ -141,6 +147,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         "_helpers",
         "_id",
         "_invalid_in_a_row",
+        "_is_member",
         "_next",
         "_options",
         "_session",
@@ -177,6 +184,7 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         self._subscriber: Subscriber | None = None
         self._tags = _NO_TAGS
         self._expiry = _NO_EXPIRY
+        self._is_member = False
         self._helpers: set[anyio.CancelScope] | None = None
         self._end_returned = False
         self._skipped = self._invalid_in_a_row = 0
@@ -431,6 +439,8 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         hub = self._options.hub
         del hub.disconnects[self._id]
         if self._subscriber is not None:
+            if self._is_member:
+                hub.presence.leave(self, self._subscriber.topics, lingers=self.close_code in _BROKEN_OFF)
             hub.leave(self._subscriber)
 
     async def __aenter__(self) -> Self:
@@ -657,7 +667,10 @@ class WebSocket(BaseRequest, Generic[In, Out]):
     # Topics
 
     async def subscribe(
-        self, *topics: str, since: str | Mapping[str, str | None] | None = None, presence: Any = None
+        self,
+        *topics: str,
+        since: str | Mapping[str, str | None] | None = None,
+        presence: dict[str, Any] | None = None,
     ) -> Subscribed:
         """
         Get every message that is published to ``topics`` from now on. Before ``accept`` they are kept until then.
@@ -673,23 +686,34 @@ class WebSocket(BaseRequest, Generic[In, Out]):
             since: A position of the topic: ``Receipt.id``, ``Subscribed.position``, ``app.position(topic)``, or what a
                 client sends back. Of several topics a dict. ``"start"``: all of the history. Default: only what is
                 published from now on.
-            presence: Not in this version.
+            presence: Makes the client a member of ``topics``: see ``App.members``. A dict that JSON supports, at most 4
+                KiB of it. ``"id"`` names the member, which may have several connections. Default: it is no member.
 
         Returns:
             ``Subscribed(recovered, position, lost)``.
 
         Raises:
-            FeatureUnavailable: ``presence`` was given.
-            TypeError, ValueError: An invalid topic, or ``since`` of another type; no topic is subscribed.
+            TypeError, ValueError: An invalid topic, ``since`` or ``presence``; no topic is subscribed.
             TooManySubscriptions: More topics than ``App(max_subscriptions=…)``; no topic is subscribed. If the view
                 does not catch it, the connection is closed with 1008.
             WebSocketDisconnect: The connection has ended.
         """
-        if presence is not None:
-            raise FeatureUnavailable("this version has no presence: subscribe without presence=")
         if not topics:
             raise TypeError("subscribe takes at least one topic")
-        return await self._subscribe(self._ensure_subscriber(), topics, since)
+        if presence is not None:
+            check_presence(presence)
+        subscribed = await self._subscribe(self._ensure_subscriber(), topics, since)
+        if presence is not None:
+            self._join(topics, presence)
+        return subscribed
+
+    def _join(self, topics: Iterable[str], presence: dict[str, Any]) -> None:
+        self._is_member = True
+        for topic in topics:
+            self._options.hub.presence.join(self, topic, presence, self.app.start_soon)
+
+    def tell_members(self, frame: Published) -> None:
+        """Does nothing: only a client that speaks ``microws.v1`` is told who is on a topic."""
 
     def _ensure_subscriber(self) -> Subscriber:
         if self.closed:
@@ -729,7 +753,12 @@ class WebSocket(BaseRequest, Generic[In, Out]):
         """
         for topic in topics:
             check_topic(topic)
+        self._unsubscribe(topics)
+
+    def _unsubscribe(self, topics: Sequence[str]) -> None:
         if self._subscriber is not None:
+            if self._is_member:
+                self._options.hub.presence.leave(self, topics, lingers=False)
             self._options.hub.unsubscribe(self._subscriber, *topics)
 
     async def publish(self, topic: str, value: Any) -> Receipt:

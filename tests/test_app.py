@@ -110,10 +110,6 @@ class TestFeaturesOfLaterVersions:
         with pytest.raises(FeatureUnavailable, match="a Redis Cluster cannot carry a hub: use one Redis or Sentinel"):
             App(hub="redis+cluster://localhost")
 
-    async def test_members(self):
-        with pytest.raises(FeatureUnavailable, match="no presence"):
-            await App().members("chat")
-
     def test_the_error_is_a_not_implemented_error(self):
         assert issubclass(FeatureUnavailable, NotImplementedError)
         assert issubclass(FeatureUnavailable, MicrowsError)

@@ -31,6 +31,7 @@ APP = {
     "before_websocket",
     "client_js",
     "connections",
+    "count",
     "delete",
     "docs",
     "disconnect",

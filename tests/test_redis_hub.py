@@ -1,5 +1,6 @@
 """Apps and programs that use Redis: where it is, how they start, and what they do without it."""
 
+import json
 import logging
 import re
 import socket
@@ -14,7 +15,7 @@ from hubs import LIMIT, Process
 from redis_server import TLS, Proxy, free_port, redis_server, sentinel_of
 
 from microws import App, FeatureUnavailable, HubUnavailable, Overflow, PublishTimeout, connect_hub, hub_connection
-from microws.hub import TopicSettings, running_loop
+from microws.hub import TopicSettings, presence, running_loop
 from microws.interfaces import Payload
 from microws.redis_hub import backplane as module
 from microws.redis_hub import publisher, topics
@@ -304,6 +305,45 @@ async def test_apps_on_any_server_share_their_topics(redis):
             assert messages.position == sent.id == await one.position("chat:1")
         assert (await one.hub.cluster_statistics()).workers == 2
         assert await one.hub.is_connected()
+
+
+async def until(condition):
+    with anyio.fail_after(2 * LIMIT):
+        while not condition():  # noqa: ASYNC110 - other machines change it
+            await anyio.sleep(0.01)
+
+
+class Person:
+    """A member of topics."""
+
+    queued = 0
+
+    def __init__(self, name):
+        self.id = name
+        self.members = {}
+
+    def tell_members(self, frame):
+        told = json.loads(frame.frame.text)
+        for name in told.get("leave", ()):
+            del self.members[name]
+        self.members = told["members"] if "members" in told else self.members | told["join"]
+
+
+async def test_members_are_those_of_all_machines(redis, monkeypatch):
+    for name, seconds in (("_TICK", 0.02), ("_BEAT", 0.1), ("_DEAD", 0.5)):
+        monkeypatch.setattr(presence, name, seconds)
+    anna, ben, carl = Person("anna"), Person("ben"), Person("carl")
+    async with serving(app_at(redis.url)) as one, serving(app_at(redis.url)) as other:
+        async with serving(app_at(redis.url)) as third:
+            for app, person in ((one, anna), (other, ben), (third, carl)):
+                app.hub.presence.join(person, "t", {"id": person.id}, app.start_soon)
+            await until(lambda: all(len(each.members) == 3 for each in (anna, ben, carl)))
+            assert await one.count("t") == 3
+            other.hub.presence.leave(ben, ["t"], lingers=False)
+            await until(lambda: set(anna.members) == set(carl.members) == {"anna", "carl"})
+        # The third machine is gone, without a word.
+        await until(lambda: set(anna.members) == {"anna"})
+        assert set(await other.members("t")) == {"anna"}
 
 
 async def test_mounted_apps_use_the_redis_of_the_outermost_one(redis):

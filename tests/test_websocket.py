@@ -13,7 +13,6 @@ from asgi_client import settle
 
 from microws import (
     App,
-    FeatureUnavailable,
     HTTPException,
     InvalidMessage,
     PayloadTypeError,
@@ -1036,8 +1035,6 @@ class TestTopics:
                 await ws.unsubscribe("")
             with pytest.raises(ValueError, match="control characters"):
                 await ws.publish("\0", 1)
-            with pytest.raises(FeatureUnavailable, match="without presence="):
-                await ws.subscribe("t", presence="x")
             with pytest.raises(TypeError, match="since= as a dict of 2 topics"):
                 await ws.subscribe("t", "u", since="x")
             with pytest.raises(ValueError, match="since= with topics that are subscribed, got 'u'"):

@@ -165,7 +165,8 @@ class DocsPage:
             "delivered": statistics.delivered,
             "queued": statistics.queued,
             "dropped": sum(statistics.dropped.values()),
-            "topics": [each._asdict() for each in await hub.largest_topics(_MOST)],
+            # Without those of this package itself.
+            "topics": [each._asdict() for each in await hub.largest_topics(_MOST) if not each.name.startswith("$")],
             "slowest": [each._asdict() for each in hub.open.slowest(_MOST)],
         }
 

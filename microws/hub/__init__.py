@@ -6,8 +6,8 @@ settings; ``connections`` finds WebSockets by their tags, and ``expiry`` closes 
 message for many connections, and a batch of them; ``outbox`` is the queue of one connection, with the policies for one
 that does not keep up; ``flush`` decides when batches leave. ``backplane`` carries a publish to other processes,
 ``gather`` decides when it leaves, and ``pending`` waits for answers. ``log`` keeps what was published, ``claims`` what
-is claimed, and ``history`` lets a subscriber resume; ``live`` is ``microws.v1``. ``loop`` is the event loop that the
-app runs in.
+is claimed, and ``history`` lets a subscriber resume; ``live`` is ``microws.v1``, and ``presence`` who is on a topic.
+``loop`` is the event loop that the app runs in.
 """
 
 from microws.hub.backplane import HISTORY_BYTES, Backplane, MemoryBackplane
@@ -18,6 +18,7 @@ from microws.hub.live import LIVE_CODEC, SUBPROTOCOL, live_announcement, live_fr
 from microws.hub.log import MIN_BYTES, START
 from microws.hub.loop import running_loop
 from microws.hub.outbox import MAX_BYTES, Outbox, close_too_slow
+from microws.hub.presence import check_presence
 from microws.hub.published import (
     BACKED_UP,
     MAX_MESSAGES,
@@ -55,6 +56,7 @@ __all__ = [
     "Subscriber",
     "Tag",
     "TopicSettings",
+    "check_presence",
     "check_tags",
     "check_topic",
     "close_too_slow",

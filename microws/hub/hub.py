@@ -37,6 +37,7 @@ from microws.hub.live import skipped_frame
 from microws.hub.log import START, Entry
 from microws.hub.loop import AppLoop, running_loop
 from microws.hub.outbox import Outbox, Outcome, close_too_slow
+from microws.hub.presence import Presence
 from microws.hub.published import Published, TopicSettings
 from microws.hub.statistics import ClusterStatistics, Losses, Statistics, TopicStatistics
 from microws.hub.subscribers import Announce, Subscriber, Topic
@@ -88,6 +89,7 @@ class Hub:
     Attributes:
         backplane: As above. It may be replaced until the hub is used.
         open: WebSockets that are open or being opened; the dispatcher adds and removes them.
+        presence: The members of topics.
         disconnects: By id, the function that closes a connection with a code and a reason: of each event stream, and of
             each WebSocket whose id was read. Never waits.
         loop: The event loop that the app runs in.
@@ -115,6 +117,7 @@ class Hub:
         self._leaving: deque[Subscriber] = deque()
         self._leaving_loop: asyncio.AbstractEventLoop | None = None
         self.open: Connections = Connections()
+        self.presence: Presence = Presence(self)
         self.mount = ""
         self.disconnects: dict[str, Callable[[int, str], None]] = {}
         self.losses: Counter[str] = Losses()
@@ -667,6 +670,8 @@ class Hub:
         """
         if "disconnect" in question:
             return self._disconnect(**question["disconnect"])
+        if "presence" in question:
+            return self.presence.answer(question["presence"])
         if "connections" in question:
             return list(self.open.describe(question["connections"]))
         if "settings" in question:

@@ -49,6 +49,19 @@ async def named(ws):
     await read(ws, None)
 
 
+@app.on_subscribe("room:{room}")
+async def may_enter(connection, room):
+    return {"id": connection.query["user"]}
+
+
+app.live("/live")
+
+
+@app.get("/members")
+async def members():
+    return sorted(await app.members("room:1"))
+
+
 @app.websocket_route("/of/{user}")
 async def of(ws, user):
     ws.tag(user=user)
@@ -209,6 +222,58 @@ def test_the_websockets_of_a_user_are_found_and_closed_in_all_workers(server):
         assert request(server, "/connections/anna") == (200, "[]")
         assert request(server, "/disconnect", {"user": "ben", "code": 1000, "reason": ""}) == (200, "2")
         assert [ending_of(ws) for ws, _ in ben] == [(1000, "")] * 2
+
+
+def enter(stack, server, user):
+    """A client in room 1 that reads who is there: its WebSocket."""
+    url = f"{server.ws_url}/live?user={user}"
+    ws = stack.enter_context(connect(url, proxy=None, subprotocols=["microws.v1"]))
+    ws.send('{"subscribe": "room:1"}')
+    return ws
+
+
+def follow(ws, names, within=LIMIT):
+    """Read frames until these are the members; the seconds that it took."""
+    members = getattr(ws, "members", set())
+    began = time.monotonic()
+    while members != set(names):
+        frame = json.loads(ws.recv(timeout=began + within - time.monotonic()))
+        members = (
+            set(frame["members"])
+            if "members" in frame
+            else (members - {*frame.get("leave", ())}) | {*frame.get("join", ())}
+        )
+    ws.members = members
+    return time.monotonic() - began
+
+
+def test_members_are_those_of_all_workers_and_leave_with_a_killed_one(server):
+    with contextlib.ExitStack() as stack:
+        users = [f"user-{number}" for number in range(12)]
+        clients = [enter(stack, server, user) for user in users]
+        for ws in clients:
+            follow(ws, users)
+        assert json.loads(request(server, "/members")[1]) == sorted(users)
+        pids = {
+            pid
+            for pid, _ in (
+                ws.recv(timeout=LIMIT).split()
+                for ws in (stack.enter_context(connect(f"{server.ws_url}/named", proxy=None)) for _ in range(12))
+            )
+        }
+        assert len(pids) == 2
+        os.kill(int(pids.pop()), signal.SIGKILL)
+        left = set()
+        for ws, user in zip(clients, users, strict=True):
+            with contextlib.suppress(ConnectionClosed):
+                ws.send('{"ping": 1}')
+                while json.loads(ws.recv(timeout=LIMIT)) != {}:
+                    pass
+                left.add(user)
+        assert 0 < len(left) < 12
+        for ws, user in zip(clients, users, strict=True):
+            if user in left:
+                assert follow(ws, left) < 5.5
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ async def page():
     import { connect } from "/microws.js"
     const [status, list, form] = ["p", "ol", "form"].map(name => document.querySelector(name))
     const live = connect("/live"), room = new URLSearchParams(location.search).get("room") ?? "lobby"
-    const topic = live.subscribe(`room:${room}`, { since: "start", load: () => list.replaceChildren() })
+    const topic = live.subscribe(`room:${room}`, { since: "start", load: () => location.reload() })
     topic.on("message", text => list.appendChild(document.createElement("li")).textContent = text)
     live.on("state", state => status.textContent = `${room}: ${state}`)
     form.onsubmit = event => { event.preventDefault(); topic.publish(form.text.value); form.reset() }</script>"""

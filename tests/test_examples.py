@@ -1043,8 +1043,8 @@ class TestPages:
         expect(first.get_by_role("status")).to_have_text(re.compile("lobby: (waiting|connecting)"))
         # The log of this server ends with it.
         with serving("examples/live.py", port=server.port):
-            expect(first.get_by_role("status")).to_have_text("lobby: open")
             expect(first.get_by_role("listitem")).to_have_text([])
+            expect(first.get_by_role("status")).to_have_text("lobby: open")
             say(first, "three")
             expect(second.get_by_role("listitem")).to_have_text(["three"])
 

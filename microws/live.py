@@ -18,7 +18,7 @@ from microws.errors import (
     PublishTimeout,
     TooManySubscriptions,
 )
-from microws.hub import Published, check_topic, live_frame, running_loop
+from microws.hub import Published, live_frame, running_loop
 from microws.interfaces import Application, Scope
 from microws.requests import BaseRequest
 from microws.websocket import WebSocket, WebSocketOptions
@@ -186,7 +186,6 @@ async def publish_for(connection: BaseRequest, frame: "LiveFrame") -> dict[str, 
         PublishTimeout, HubUnavailable, TypeError, ValueError: As from ``Hub.publish``.
     """
     topic, key = frame.text("publish"), frame.values.get("key")
-    check_topic(topic)
     if "base64" in frame.values:
         message: Any = frame.binary()
     elif "data" in frame.values:

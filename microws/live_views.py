@@ -53,10 +53,9 @@ class LiveViews:
                 await request.app.topic_hooks.check_subscribe(request, topic)
             except HTTPException as error:
                 return _refuse(error, topic=topic)
-        try:
-            return EventStream(self._make_stream(*topics, since=request.query.get("since")))
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
+        return EventStream(self._make_stream(*topics, since=request.query.get("since")))
 
     async def publish(self, request: Request, **_: Any) -> JSONResponse:
         """Publish a frame of the client, and respond with the answer."""

@@ -58,7 +58,9 @@ class TopicHooks:
 
         Raises:
             HTTPException: It may not.
+            ValueError: The topic is invalid. No hook is asked, because patterns take long to match a long text.
         """
+        check_topic(topic)
         answer = await _call(self._on_subscribe, "subscribe", connection, topic)
         if not answer and not isinstance(answer, dict):
             raise HTTPException(403, f"not allowed to subscribe to {topic[:60]!r}")
@@ -73,7 +75,9 @@ class TopicHooks:
 
         Raises:
             HTTPException: It may not publish this.
+            ValueError: As from ``check_subscribe``.
         """
+        check_topic(topic)
         value = await _call(self._on_publish, "publish", connection, topic, message)
         if value is None:
             raise HTTPException(403, f"not allowed to publish to {topic[:60]!r}")

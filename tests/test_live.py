@@ -125,7 +125,7 @@ async def test_question_without_number_gets_no_answer(app, live):
         ("chat:missing", 4404, "no such room"),
         ("chat:a:b", 4403, "nobody may subscribe to 'chat:a:b'"),
         ("other", 4403, "nobody may subscribe to 'other'"),
-        ("", 4403, "nobody may subscribe to ''"),
+        ("", 4400, "expected a topic of at least one character"),
         ("chat:" + "x" * 300, 4400, "expected a topic of at most 255 UTF-8 bytes, got 305"),
         ("chat:a\nb", 4400, "expected a topic without control characters"),
     ],
@@ -134,6 +134,18 @@ async def test_client_that_may_not_subscribe_is_told(live, topic, code, reason):
     answer = await live.ask(n=3, subscribe=topic)
     assert (answer["n"], answer["error"]) == (3, code)
     assert answer["reason"].startswith(reason)
+
+
+async def test_no_hook_is_asked_about_an_invalid_topic(client, live, app):
+    app.on_subscribe("{a}-{b}-{c}-{d}")(lambda connection, *parts: True)
+    app.on_publish("{a}-{b}-{c}-{d}")(lambda connection, *parts: None)
+    topic = "-" * 50_000 + ":"
+    # Matching the pattern would take years.
+    assert (await live.ask(n=1, subscribe=topic))["error"] == 4400
+    assert (await live.ask(n=2, publish=topic, data=1))["error"] == 4400
+    assert (await live.ask(n=3, subscribe="chat:\x00"))["error"] == 4400
+    assert (await client.get("/live", query=[("topic", "chat:\x00")])).status == 400
+    assert app.state.asked == []
 
 
 async def test_hook_that_fails_is_logged_and_the_client_gets_an_id(live, caplog):

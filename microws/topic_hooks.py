@@ -1,7 +1,7 @@
 """Who may subscribe and publish: ``@app.on_subscribe`` and ``@app.on_publish``."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from microws.answers import report
@@ -58,7 +58,7 @@ class TopicHooks:
 
         Raises:
             HTTPException: It may not.
-            ValueError: The topic is invalid. No hook is asked, because patterns take long to match a long text.
+            ValueError: The topic is invalid.
         """
         check_topic(topic)
         answer = await _call(self._on_subscribe, "subscribe", connection, topic)
@@ -100,17 +100,31 @@ def _hook(hooks: list[_Hook], decorator: str, pattern: str, function: Callable[.
     if any(each.pattern == pattern for each in hooks):
         raise RoutingError(f"{pattern!r} has a hook of @app.{decorator} already")
     check_hook(function, f"{decorator}({pattern!r})", "connection", *names, *more)
-    expression = "([^:]+)".join(map(re.escape, literals))
-    return _Hook(pattern, re.compile(expression), in_thread(function))
+    return _Hook(pattern, _expression_of(literals), in_thread(function))
+
+
+def _expression_of(literals: Sequence[str]) -> re.Pattern[str]:
+    """
+    The expression of the text between parameters, for a reversed topic.
+
+    The first parameter takes as much as it can. From the end, that is the shortest text for the last one, and so on:
+    the atomic groups (``(?>…)``) look for each text once, without backtracking, so that no topic takes long to match.
+    """
+    last, *between = (re.escape(text[::-1]) for text in reversed(literals))
+    if not between:
+        return re.compile(last)
+    *inner, first = between
+    return re.compile(last + "".join(f"(?>([^:]+?){text})" for text in inner) + f"([^:]+){first}")
 
 
 async def _call(hooks: list[_Hook], verb: str, connection: BaseRequest, topic: str, *more: Any) -> Any:
     # Topics of this package itself.
     for hook in hooks if not topic.startswith("$") else ():
-        if (match := hook.expression.fullmatch(topic)) is None:
+        if (match := hook.expression.fullmatch(topic[::-1])) is None:
             continue
+        parameters = [each[::-1] for each in reversed(match.groups())]
         try:
-            return await hook.function(connection, *match.groups(), *more)
+            return await hook.function(connection, *parameters, *more)
         except HTTPException:
             raise
         except Exception as error:

@@ -6,7 +6,7 @@ Dashboard: live charts of the server itself. A page that was away gets the sampl
 Then open http://127.0.0.1:8000/ and press the buttons: "Unplug" leaves a hole in the charts, which is filled when the
 page is back. Kill a worker: its line ends, and another one begins. All samples that the history has:
 
-    python -m websockets "ws://127.0.0.1:8000/live?since=start"
+    microws connect "ws://127.0.0.1:8000/live?since=start"
 """
 
 import os

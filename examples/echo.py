@@ -5,7 +5,7 @@ Echo: the server returns each message, and the page reconnects by itself.
 
 Then open http://127.0.0.1:8000/ in a browser, or send messages from a second terminal:
 
-    python -m websockets ws://127.0.0.1:8000/echo
+    microws connect ws://127.0.0.1:8000/echo
 """
 
 from microws import App

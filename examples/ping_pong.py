@@ -7,7 +7,7 @@ This example needs the extra "typed" (msgspec).
 
 Then connect in a second terminal, and type {"type": "ping"}:
 
-    python -m websockets ws://127.0.0.1:8000/ping-pong
+    microws connect ws://127.0.0.1:8000/ping-pong
 
 Other messages get an error: try {"type": "pang"}.
 """

@@ -7,7 +7,7 @@ Then open http://127.0.0.1:8000/ and press "Cut all connections", or kill a work
 newest price of each symbol, and all ticks that the history has:
 
     curl -N http://127.0.0.1:8000/prices
-    python -m websockets "ws://127.0.0.1:8000/ws?since=start"
+    microws connect "ws://127.0.0.1:8000/ws?since=start"
 """
 
 import math

@@ -6,7 +6,7 @@ clients went, and that they missed nothing.
     python examples/cluster/demo.py
     python examples/cluster/demo.py --keep      (goes on until Ctrl-C, for a look at the page)
 
-It needs redis-server, nginx, and pip install 'microws[redis]' websockets. All files are in a temporary folder.
+It needs redis-server, nginx, and pip install 'microws[redis]'. All files are in a temporary folder.
 """
 
 import argparse

@@ -166,6 +166,8 @@ class LiveWebSocket(WebSocket[Any, Any]):
         if since is not None and not isinstance(since, str):
             raise Malformed("expected since as a string")
         presence = await self.app.topic_hooks.check_subscribe(self, topic)
+        # Its first frame goes into the outbox, which takes that in any case.
+        await self._connection.wait_room()
         answered = _Answered(frame.number)
         subscribed = await self._subscribe(self._ensure_subscriber(), (topic,), since, answered)
         if presence is not None:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from microws import App, HTTPException, RoutingError, WebSocketRejected
@@ -159,6 +160,41 @@ async def test_client_has_as_many_topics_as_the_app_allows():
         await live.receive()
         answers = [await live.ask(n=number, subscribe=f"plain:{number}:x") for number in range(3)]
         assert [answer.get("error") for answer in answers] == [None, None, 4429]
+
+
+async def test_client_that_does_not_read_is_not_read_either():
+    app = make_app(send_timeout=0.2)
+    asked = read = 0
+    closed = anyio.Event()
+
+    async def receive():
+        nonlocal asked
+        await anyio.lowlevel.checkpoint()
+        if closed.is_set() or asked == 5000:
+            return {"type": "websocket.disconnect", "code": 1013}
+        asked += 1
+        if asked == 1:
+            return {"type": "websocket.connect"}
+        # Each subscription has a first frame, though nobody asked for an answer.
+        verb = ("subscribe", "unsubscribe")[asked % 2]
+        return {"type": "websocket.receive", "text": json.dumps({verb: "chat:a"})}
+
+    async def send(event):
+        nonlocal read
+        if event["type"] == "websocket.send":
+            await anyio.sleep_forever()
+        elif event["type"] == "websocket.close":
+            read = asked
+            closed.set()
+
+    scope = {
+        "type": "websocket", "asgi": {"version": "3.0"}, "path": "/live", "raw_path": b"/live", "query_string": b"",
+        "root_path": "", "headers": [(b"host", b"x")], "subprotocols": V1, "scheme": "ws",
+    }  # fmt: skip
+    async with TestClient(app):
+        with anyio.fail_after(20):
+            await app(scope, receive, send)
+    assert 512 < read < 700
 
 
 async def test_topic_that_the_view_leaves_is_ended_for_the_client(app, client):

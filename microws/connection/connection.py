@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -18,6 +18,9 @@ from microws.rates import Bucket, Rate
 from microws.state import CONNECTING, OPEN, State
 
 __all__ = ["AppCall", "Connection", "Signal"]
+
+# What ``wait_room`` waits with, in line with the frames of ``send``.
+_NO_FRAME: Final = Frame("")
 
 
 class Signal:
@@ -239,6 +242,20 @@ class Connection(ABC):
         if not self._senders and outbox.has_room(frame):
             outbox.send_nowait(frame)
             return
+        await self._wait_in_line(frame)
+
+    async def wait_room(self) -> None:
+        """
+        Wait until ``send`` would find room in the outbox, for a caller that puts a frame there itself.
+
+        Raises:
+            WebSocketDisconnect: As from ``send``.
+        """
+        if self._senders or (self.outbox is not None and not self.outbox.has_room(_NO_FRAME)):
+            self.wake()
+            await self._wait_in_line(_NO_FRAME)
+
+    async def _wait_in_line(self, frame: Frame) -> None:
         self._senders = self._senders or deque()
         sender = (frame, anyio.Event())
         self._senders.append(sender)
@@ -257,7 +274,8 @@ class Connection(ABC):
         """Move frames of waiting senders into the outbox, as far as there is room."""
         while self._senders and self.outbox is not None and self.outbox.has_room(self._senders[0][0]):
             frame, admitted = self._senders.popleft()
-            self.outbox.send_nowait(frame)
+            if frame is not _NO_FRAME:
+                self.outbox.send_nowait(frame)
             admitted.set()
 
     def _report_end(self) -> None:

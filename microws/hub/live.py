@@ -58,4 +58,4 @@ def live_announcement(positions: Mapping[str, str], asked: Collection[str], lost
 
 def live_frame(values: Mapping[str, Any]) -> Published:
     """A frame for one client, to be queued before what is published from now on. No policy drops it."""
-    return Published(Frame(dumps_json(values), is_text=True), "", _NO_TOPIC, is_gap=True)
+    return Published(Frame(dumps_json(values), is_text=True), "", _NO_TOPIC)

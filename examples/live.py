@@ -26,7 +26,10 @@ async def may_write(connection, room, text):
 
 @app.get("/")
 async def page():
-    html = """<!doctype html><title>Live</title><link rel="icon" href="data:,"><p role="status"></p><ol></ol>
+    html = """<!doctype html><title>Live</title><link rel="icon" href="data:,"><style>
+    :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+    body { max-width: 40rem; margin: 2rem auto; padding: 0 1rem } input, button { font: inherit }
+    </style><p role="status"></p><ol></ol>
     <form><label>Message <input name="text" required></label> <button>Send</button></form><script type="module">
     import { connect } from "/microws.js"
     const [status, list, form] = ["p", "ol", "form"].map(name => document.querySelector(name))

@@ -1,7 +1,6 @@
 """Accepts connections on asyncio and uvloop, so that each of several workers gets its share of them."""
 
 import asyncio
-import importlib
 import mmap
 import os
 import socket
@@ -92,10 +91,13 @@ class Acceptor:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept from ``sockets``, which listen, until ``close``."""
         self._loop = asyncio.get_running_loop()
+        # asyncio's own server drops a connection that it accepts in the turn in which it is closed, with a RST.
+        accepts = self.share is not None or isinstance(self._loop, asyncio.SelectorEventLoop)
         for sock in sockets:
-            if self.share is None:
+            if not accepts:
                 self._servers.append(await self._create_server(sock))
             else:
+                sock.setblocking(False)
                 self._sockets.append(sock)
                 self._loop.add_reader(sock.fileno(), self._accept, sock)
         self._should_pause()
@@ -114,17 +116,13 @@ class Acceptor:
             self.share.leave()
 
     async def _create_server(self, sock: socket.socket) -> asyncio.Server:
-        constants: Any = importlib.import_module("asyncio.constants")
-        constants.ACCEPT_RETRY_DELAY = _RETRY_DELAY
-        # asyncio accepts as many connections in one turn as its backlog is.
-        options = {"sock": sock, "backlog": _ACCEPTS_PER_TURN, **self._tls_options}
+        options = {"sock": sock, "backlog": BACKLOG, **self._tls_options}
         start = self._loop.create_server
         if sock.family == getattr(socket, "AF_UNIX", None):
             start = self._loop.create_unix_server
             if sys.version_info >= (3, 13):
                 options["cleanup_socket"] = False  # the listener removes the file
         server: asyncio.Server = await start(self.protocol_factory, **options)
-        sock.listen(BACKLOG)
         return server
 
     def _should_pause(self) -> bool:

@@ -134,7 +134,7 @@ def run_test(app, text):
     (app.folder / "pyproject.toml").write_text('[tool.microws]\napp = "chat:app"\n')
     (app.folder / "test_copied.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_copied.py", "-k", "asyncio"]
-    done = subprocess.run(command, cwd=app.folder, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(command, cwd=app.folder, capture_output=True, text=True, timeout=6 * LIMIT, check=False)
     assert done.returncode == 0, text + done.stdout
     assert "1 passed" in done.stdout
 

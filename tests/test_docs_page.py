@@ -210,6 +210,8 @@ async def test_watching_gets_what_is_published():
     ):
         await app.publish("chat:a", {"a": 1})
         assert (await anext(watched.events())).data == '{"a":1}'
+        response = await client.get("/docs/watch?topic=%00", headers=await token_of(client))
+        assert (response.status, "control characters" in response.text) == (400, True)
 
 
 async def test_page_has_another_place_in_an_included_and_in_a_mounted_app():

@@ -119,7 +119,10 @@ class DocsPage:
         if is_developing and name == "live.json":
             return JSONResponse(await self._look(), headers=_NO_STORE)
         if is_developing and name == "watch":
-            return EventStream(self._app().stream(request.query.get("topic", "")))
+            try:
+                return EventStream(self._app().stream(request.query.get("topic", "")))
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
         raise HTTPException(404)
 
     async def publish(self, request: Request) -> dict[str, Any]:

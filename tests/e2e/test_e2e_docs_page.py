@@ -54,6 +54,11 @@ async def item(request, n):
     return {"n": n, **await request.json(), "q": request.query.get("q")}, 201
 
 
+@app.get("/find/{query}/{method}/{größe}")
+async def find(request, query, method, größe):
+    return [query, method, größe, request.query.get("q")]
+
+
 @app.get("/text")
 async def text():
     return "<b>bold</b>"
@@ -183,6 +188,16 @@ def test_request_is_a_test(open_page, app, route, fill, status):
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".state")).to_contain_text(status)
     run_test(app, copied(page))
+
+
+def test_parameter_may_have_the_name_of_another_field(open_page):
+    page = open_page("/GET/find/{query}/{method}/{gr\u00f6\u00dfe}")
+    for name, value in (("query", "a b"), ("method", "POST"), ("gr\u00f6\u00dfe", "1")):
+        page.locator(f'[name="{name}"][data-in="path"]').fill(value)
+    page.locator("summary", has_text="More").click()
+    page.locator('[name="query"]:not([data-in])').fill("q=x")
+    page.click("#go")
+    expect(page.locator(".log")).to_contain_text('["a b","POST","1","x"]')
 
 
 def test_events_are_a_test(open_page, app):

@@ -5,7 +5,7 @@ import { Log } from "./log.js"
 import { testOf } from "./python.js"
 import { exampleText, fieldsOf, messagesOf, exampleOf } from "./schema.js"
 
-const PARAMETER = /\{(\w+)[^}]*\}/g
+const PARAMETER = /\{([^:}]+)[^}]*\}/g
 const NO_BODY = ["GET", "HEAD"]
 
 export function tryIt(route, base) {
@@ -44,11 +44,12 @@ export function tryIt(route, base) {
     }
   }
 
-  const value = name => $(`[name="${name}"]`, form)?.value ?? ""
+  // A parameter of the path may have the name of a field of this form, such as "query".
+  const value = name => $(`[name="${name}"]:not([data-in])`, form)?.value ?? ""
 
   function target() {
     const path = route.pattern.replace(PARAMETER, (whole, name) => {
-      const text = value(name)
+      const text = $(`[name="${name}"][data-in="path"]`, form).value
       return whole.includes(":path") ? text.split("/").map(encodeURIComponent).join("/") : encodeURIComponent(text)
     })
     const pairs = new URLSearchParams(value("query"))

@@ -209,10 +209,11 @@ def test_events_are_a_test(open_page, app):
 
 
 def test_hub_is_watched_and_published_to(open_page, app):
+    page = open_page("/live")
+    expect(page.get_by_text("No topic has subscribers.")).to_be_visible()
     visitor = open_page("/WS/chat/{room}")
     visitor.get_by_role("button", name="Connect").click()
     expect(visitor.locator(".state")).to_have_text("connected")
-    page = open_page("/live")
     page.get_by_role("button", name="Watch").click()
     expect(page.get_by_label("topic")).to_have_value("chat:room")
     page.get_by_label("Value").fill('{"type": "said", "text": "from the page"}')

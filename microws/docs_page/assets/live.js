@@ -5,7 +5,7 @@ import { readEvents } from "./exchange.js"
 import { Log } from "./log.js"
 
 const SECONDS = 60
-const TILES = [["connections", "connections"], ["deliveries", "deliveries a second"], ["queued", "queued now"], ["dropped", "dropped"]]
+const TILES = [["connections", "connections"], ["deliveries", "deliveries a second"], ["queued", "pending now"], ["dropped", "dropped"]]
 
 export class Live {
   constructor(ask, onPulse) {
@@ -31,7 +31,7 @@ export class Live {
         h("section", {}, h("h2", {}, "Publish"), h("div", { class: "card" }, field("topic", this.topic), this.value,
           h("div", { class: "row" }, this.receipt, button("Publish", () => this.publish(), { class: "first" })))),
         h("section", {}, h("h2", {}, "Slowest connections"), h("div", { class: "card scroll" },
-          h("table", {}, head("?id", "path", "open", "#queued"), this.slowest)))))
+          h("table", {}, head("?id", "path", "open", "#pending"), this.slowest)))))
   }
 
   // Ask now, and then once a second.
@@ -78,10 +78,10 @@ export class Live {
       $(".spark", row).replaceChildren(sparkline(rate, "small"))
       return row
     })
-    if (shown.some((row, index) => row !== this.topics.children[index]) || shown.length !== this.topics.childElementCount) this.topics.replaceChildren(...(shown.length ? shown : [note(6, "No topic has subscribers.")]))
+    if (shown.some((row, index) => row !== this.topics.children[index]) || !shown.length || shown.length !== this.topics.childElementCount) this.topics.replaceChildren(...(shown.length ? shown : [note(6, "No topic has subscribers.")]))
     this.slowest.replaceChildren(...(now.slowest.length ? now.slowest.map(each => h("tr", {},
       h("td", { class: "mono wide" }, each.id), h("td", { class: "mono" }, each.path), h("td", { class: "soft" }, age(now.at - each.since)), h("td", { class: "n" }, number(each.queued))))
-      : [note(4, "No connection has messages in its queue.")]))
+      : [note(4, "No connection has pending messages.")]))
   }
 
   topicRow({ name, overflow }) {

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import anyio
 
+from microws.answers import report
 from microws.closing import truncate_reason
 from microws.codec import dumps_json, loads_json
 from microws.connection import Connection
@@ -18,7 +19,7 @@ from microws.errors import (
     PublishTimeout,
     TooManySubscriptions,
 )
-from microws.hub import Published, live_frame, running_loop
+from microws.hub import Published, encode_key, live_frame, running_loop
 from microws.interfaces import Application, Scope
 from microws.requests import BaseRequest
 from microws.websocket import WebSocket, WebSocketOptions
@@ -197,7 +198,19 @@ async def publish_for(connection: BaseRequest, frame: "LiveFrame") -> dict[str, 
     hub = connection.app.hub
     value = await connection.app.topic_hooks.check_publish(connection, topic, message)
     # Without history, nothing remembers a key.
-    receipt = await hub.publish(topic, value, key=key if hub.settings(topic).history else None)
+    settings = hub.settings(topic)
+    if key is not None and settings.history:
+        encode_key(key, topic, settings)
+    try:
+        receipt = await hub.publish(topic, value, key=key if settings.history else None)
+    except (PublishTimeout, HubUnavailable):
+        raise
+    except Exception as error:
+        # What the client has sent may be invalid. What the app has made of it is the app's mistake.
+        if isinstance(error, TypeError | ValueError) and value is message:
+            raise
+        error_id = report(error, connection.path, f"a message for {topic!r} cannot be published")
+        raise HTTPException(500, f"internal error, error id {error_id}") from None
     return {} if receipt.id is None else {"id": receipt.id}
 
 

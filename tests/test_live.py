@@ -241,6 +241,17 @@ async def test_client_that_may_not_publish_is_told(live, frame, code):
     assert (await live.ask(n=1, **frame))["error"] == code
 
 
+async def test_what_a_hook_returns_and_cannot_be_published_is_logged(app, live, caplog):
+    app.topic("latest:*", overflow="latest", key=lambda value: value["symbol"], history=1)
+    app.on_publish("odd")(lambda connection, message: object())
+    app.on_publish("latest:{a}")(lambda connection, a, message: message)
+    for topic in ("odd", "latest:a"):
+        answer = await live.ask(n=1, publish=topic, data={}, key="k")
+        assert answer["error"] == 4500
+        assert answer["reason"].removeprefix("internal error, error id ") in caplog.text
+    assert "KeyError: 'symbol'" in caplog.text
+
+
 async def test_bytes_travel_as_base64(app, live):
     async with app.subscribe("plain:a") as messages:
         assert await live.ask(n=1, publish="plain:a", base64="AAE=", key="ignored without history") == {"n": 1}

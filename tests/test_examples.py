@@ -1283,6 +1283,7 @@ class TestPages:
                 expect(status).to_contain_text("Connected")
         for status in statuses.all():
             expect(status).to_contain_text("Disconnected")
+            assert "retry=" not in status.inner_text()
         expect(page.get_by_role("button", name="Send")).to_be_disabled()
         with serving(f"examples/{name}.py", port=server.port, REPORTS_TOKEN=TOKEN):
             for status in statuses.all():

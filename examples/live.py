@@ -1,9 +1,9 @@
 """
-Live topics: rooms with history over one connection, which comes back by itself.
+Live topics: rooms with history, and who is there, over one connection, which comes back by itself.
 
     microws run examples/live.py
 
-Open http://127.0.0.1:8000/ in two tabs, then stop the server and start it again. /?room=tea is another room.
+Open http://127.0.0.1:8000/ in two tabs, then stop the server and start it again. /?room=tea&name=Anna is another room.
 """
 
 from microws import App, Response
@@ -16,7 +16,7 @@ app.client_js()
 
 @app.on_subscribe("room:{room}")
 async def may_read(connection, room):
-    return room.isalnum()
+    return {"id": connection.query.get("name", "Guest")[:40]} if room.isalnum() else None
 
 
 @app.on_publish("room:{room}")
@@ -33,9 +33,13 @@ async def page():
     <form><label>Message <input name="text" required></label> <button>Send</button></form><script type="module">
     import { connect } from "/microws.js"
     const [status, list, form] = ["p", "ol", "form"].map(name => document.querySelector(name))
-    const live = connect("/live"), room = new URLSearchParams(location.search).get("room") ?? "lobby"
+    const asked = new URLSearchParams(location.search), room = asked.get("room") ?? "lobby"
+    const name = asked.get("name") ?? `Guest ${Math.ceil(999 * Math.random())}`
+    const live = connect(`/live?name=${encodeURIComponent(name)}`)
     const topic = live.subscribe(`room:${room}`, { since: "start", load: () => location.reload() })
     topic.on("message", text => list.appendChild(document.createElement("li")).textContent = text)
-    live.on("state", state => status.textContent = `${room}: ${state}`)
+    const show = () => status.textContent = `${room}: ${live.state}: ${[...topic.members.keys()].sort().join(", ")}`
+    live.on("state", show)
+    topic.on("members", show)
     form.onsubmit = event => { event.preventDefault(); topic.publish(form.text.value); form.reset() }</script>"""
     return Response(html, content_type="text/html")

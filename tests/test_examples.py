@@ -1031,11 +1031,12 @@ class TestPages:
 
     def test_live_rooms_have_a_history_and_come_back(self, open_tab):
         with serving("examples/live.py") as server:
-            first = open_tab(server.url)
-            expect(first.get_by_role("status")).to_have_text("lobby: open")
+            first = open_tab(f"{server.url}/?name=Ada")
+            expect(first.get_by_role("status")).to_have_text("lobby: open: Ada")
             say(first, "one")
             expect(first.get_by_role("listitem")).to_have_text(["one"])
-            second, other = open_tab(server.url), open_tab(f"{server.url}/?room=tea")
+            second, other = open_tab(f"{server.url}/?name=Ben"), open_tab(f"{server.url}/?room=tea")
+            expect(first.get_by_role("status")).to_have_text("lobby: open: Ada, Ben")
             expect(second.get_by_role("listitem")).to_have_text(["one"])
             say(other, "elsewhere")
             say(second, "two")
@@ -1044,7 +1045,7 @@ class TestPages:
         # The log of this server ends with it.
         with serving("examples/live.py", port=server.port):
             expect(first.get_by_role("listitem")).to_have_text([])
-            expect(first.get_by_role("status")).to_have_text("lobby: open")
+            expect(first.get_by_role("status")).to_have_text("lobby: open: Ada, Ben")
             say(first, "three")
             expect(second.get_by_role("listitem")).to_have_text(["three"])
 

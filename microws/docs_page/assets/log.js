@@ -18,6 +18,8 @@ export class Log {
   put(way, data, isWrong = false) {
     const entry = { way, data, at: new Date(), isWrong }
     this.entries.push(entry)
+    // What is older cannot be copied as a test any more.
+    if (this.entries.length > 20 * MOST) this.entries.splice(0, MOST)
     if (this.entries.length === 1) this.element.replaceChildren()
     const isAtEnd = this.element.scrollTop + this.element.clientHeight > this.element.scrollHeight - 30
     if (this.matches(entry)) this.element.append(row(entry))

@@ -71,7 +71,7 @@ function describe(route) {
 
 function show() {
   tried?.close()
-  shown = location.hash === "#/live" && live ? null : app.routes.find(route => idOf(route) === decodeURI(location.hash)) ?? app.routes[0] ?? null
+  shown = location.hash === "#/live" && live ? null : app.routes.find(route => new URL(idOf(route), location).hash === location.hash) ?? app.routes[0] ?? null
   list()
   root.classList.remove("open")
   $("#menu").setAttribute("aria-expanded", false)

@@ -421,7 +421,7 @@ class App:
         """
         Add a path where clients choose their topics: ``app.live("/live")``, for ``microws.js`` and other clients.
 
-        ``on_subscribe`` and ``on_publish`` say who may subscribe and publish; without them, nobody may. It serves three
+        ``on_subscribe`` and ``on_publish`` say who may subscribe and publish; without them, clients are refused. It serves three
         routes: a WebSocket with the subprotocol ``microws.v1``; by GET, server-sent events for clients whose network
         blocks WebSockets; by POST, what these clients publish. docs/live-protocol.md describes the protocol.
 

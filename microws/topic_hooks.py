@@ -130,4 +130,4 @@ async def _call(hooks: list[_Hook], verb: str, connection: BaseRequest, topic: s
         except Exception as error:
             error_id = report(error, connection.path, f"the hook of {hook.pattern!r} failed")
             raise HTTPException(500, f"internal error, error id {error_id}") from None
-    raise HTTPException(403, f"nobody may {verb} to {topic[:60]!r}")
+    raise HTTPException(403, f"no hook lets clients {verb} to {topic[:60]!r}")

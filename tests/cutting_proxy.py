@@ -49,11 +49,18 @@ class Proxy:
         self._loop.close()
 
     async def _stop(self):
+        # asyncio leaves a connection open that it has accepted, and not begun to serve, when the server is closed.
+        for sock in self._server.sockets:
+            self._loop.remove_reader(sock.fileno())
+        for _ in range(5):
+            await asyncio.sleep(0)
         self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(5):
+            await asyncio.sleep(0)  # the transports that are closed close their sockets
 
     async def _serve(self, reader, writer):
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):

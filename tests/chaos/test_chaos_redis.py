@@ -356,7 +356,8 @@ async def test_redis_is_a_replica_for_a_time(tmp_path, report, server, seconds):
             server.promote()
 
         found = await check_fault(made, demote, times=1)
-    assert found.told == 0
+    # A process that connects again just then finds a server that was promoted, and tells its readers.
+    assert found.told <= len(NAMES)
     assert found.failures or seconds < TIMEOUT
     check_failures(found, "HubUnavailable", "PublishTimeout")
     check_lines(made, faults=1)

@@ -421,9 +421,10 @@ class App:
         """
         Add a path where clients choose their topics: ``app.live("/live")``, for ``microws.js`` and other clients.
 
-        ``on_subscribe`` and ``on_publish`` say who may subscribe and publish; without them, clients are refused. It serves three
-        routes: a WebSocket with the subprotocol ``microws.v1``; by GET, server-sent events for clients whose network
-        blocks WebSockets; by POST, what these clients publish. docs/live-protocol.md describes the protocol.
+        ``on_subscribe`` and ``on_publish`` say who may subscribe and publish; without them, clients are refused. It
+        serves three routes: a WebSocket with the subprotocol ``microws.v1``; by GET, server-sent events for clients
+        whose network blocks WebSockets; by POST, what these clients publish. docs/live-protocol.md describes the
+        protocol.
 
         Any other WebSocket route speaks the same protocol with a client that offers the subprotocol, if it has no
         ``subprotocols`` of its own: then the client may choose topics besides.

@@ -9,7 +9,7 @@ from microws.callables import function_of, signature_of
 
 __all__ = ["allows", "arms_of", "statuses_of_return", "type_of_return", "types_in"]
 
-# An annotation without a value, and one that cannot be evaluated.
+# Stands for a missing annotation, and for one that Python cannot evaluate.
 _UNKNOWN: Final[tuple[type[Any] | None, ...]] = (None,)
 
 

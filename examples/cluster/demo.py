@@ -127,7 +127,7 @@ class EventClient(Client):
 
 @contextmanager
 def uninterrupted():
-    """Let Ctrl-C wait until the block ends: otherwise a program might be started that nobody knows."""
+    """Let Ctrl-C wait until the block ends: otherwise a program that has just been started would go on."""
     received = []
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
     try:

@@ -26,7 +26,7 @@ class MessageCodec(ABC):
 
     @property
     def untyped(self) -> "MessageCodec":
-        """The codec without its type: what is published is framed once for all types."""
+        """The codec without its type. All types share it, so that a published message is framed once for them."""
         return self
 
     @abstractmethod

@@ -89,7 +89,7 @@ class _Writer:
     def _operation(
         self, channel: str, action: Literal["send", "receive"], messages: list[str], route: RouteDescription
     ) -> None:
-        # A view that takes a ticket lets in nobody else, unless it also reads something else.
+        # A view that takes a ticket refuses clients without one, unless it also reads something else.
         credentials = route.credentials if "ticket" in route.credentials else ()
         self._operations[f"{channel}.{action}"] = {
             "action": action,

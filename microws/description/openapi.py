@@ -111,7 +111,7 @@ def _operation(
     }
     if route.credentials:
         security: list[dict[str, list[str]]] = [{each: []} for each in route.credentials]
-        # A view that takes a ticket lets in nobody else, unless it also reads something else.
+        # A view that takes a ticket refuses clients without one, unless it also reads something else.
         operation["security"] = security if "ticket" in route.credentials else [*security, {}]
     return operation
 
